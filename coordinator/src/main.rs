@@ -1,0 +1,2 @@
+//! The coordinator of a training cluster.
+fn main() {}

@@ -1,0 +1,1 @@
+//! What coordinator and worker agree on on disk.

@@ -1,0 +1,1 @@
+//! The wire form of what coordinator and worker agree on.

@@ -1,0 +1,113 @@
+//! All that one worker needs to know. An assignment leaves no choices: the worker interprets it
+//! and computes no plan facts.
+//!
+//! It is a document: journaled, hashed and carried in one encoding (JSON), so that its digest is
+//! its identity on both sides.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Generation, Rank, Step, WorkerId};
+use crate::job::JobSpec;
+use crate::params::ParameterRow;
+use crate::schedule::Action;
+use crate::tree::Node;
+
+/// What one rank of a generation does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The job's id.
+    pub job: String,
+    /// The formation that this belongs to.
+    pub generation: Generation,
+    /// Whose it is.
+    pub worker: WorkerId,
+    /// The worker's rank.
+    pub rank: Rank,
+    /// Number of ranks.
+    pub world: u32,
+    /// Place along the data axis.
+    pub data_index: u32,
+    /// Place along the pipeline axis: the stage.
+    pub stage: u32,
+    /// Place along the tensor axis.
+    pub tensor_index: u32,
+    /// The job, with every default resolved.
+    pub spec: JobSpec,
+    /// Threads of libtorch, the same for all ranks.
+    pub threads: u32,
+    /// The run's folder, seen by all ranks under the same path.
+    pub directory: String,
+    /// Whether this stage starts with the token embedding.
+    pub embedding: bool,
+    /// The transformer layers of this stage.
+    pub layers: Range<u32>,
+    /// Whether this stage ends with the final norm, the head and the loss.
+    pub head: bool,
+    /// Ranks along the tensor axis, in order; this one is among them.
+    pub tensor_group: Vec<u32>,
+    /// Ranks along the data axis, in order; this one is among them.
+    pub data_group: Vec<u32>,
+    /// The rank of the previous stage.
+    pub previous: Option<u32>,
+    /// The rank of the next stage.
+    pub next: Option<u32>,
+    /// What this rank holds, in table order.
+    pub parameters: Vec<ParameterRow>,
+    /// Slots for squared norms in the closing exchange.
+    pub norm_slots: u32,
+    /// The micro-batches of each run, over the whole step.
+    pub runs: Vec<Range<u32>>,
+    /// The runs that this data rank owns.
+    pub owned_runs: Range<u32>,
+    /// For each data rank, the tree nodes it reduces by itself.
+    pub data_nodes: Vec<Vec<Node>>,
+    /// The actions of a training step.
+    pub train: Vec<Action>,
+    /// The actions of one round of evaluation, forward only.
+    pub evaluate: Vec<Action>,
+    /// The tokens.
+    pub data: PreparedData,
+    /// The checkpoint to start from; `None` starts from values at birth.
+    pub resume: Option<Resume>,
+    /// How long an operation on a group may take before it fails.
+    pub operation_ms: u64,
+    /// How long a group may take to form.
+    pub forming_ms: u64,
+}
+
+/// Tokens on disk, prepared once for a job. A worker whose files have other digests refuses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PreparedData {
+    /// Digest of `tokenizer.json`; `None` where tokens are synthetic.
+    pub tokenizer_digest: Option<String>,
+    /// The tokens to train on.
+    pub train: TokenFile,
+    /// The held-out tokens; `None` where nothing is held out.
+    pub held_out: Option<TokenFile>,
+    /// Bytes of the held-out text, for bits per byte.
+    pub held_out_bytes: u64,
+}
+
+/// A file of tokens, little-endian `u32`s.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenFile {
+    /// Its path below the run's folder.
+    pub path: String,
+    /// How many tokens it holds.
+    pub tokens: u64,
+    /// Its blake3 digest, in hex.
+    pub digest: String,
+}
+
+/// A committed checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The step after which it was written.
+    pub step: Step,
+    /// Its folder below the run's folder.
+    pub path: String,
+    /// The digest of its manifest.
+    pub digest: String,
+}

@@ -1,0 +1,24 @@
+//! Checked types that coordinator and worker agree on: no prost, no I/O, no libtorch.
+//!
+//! Reading order:
+//! - [`ids`]: what is counted: ranks, steps, micro-batches, generations.
+//! - [`job`]: what the user asked for, after every check has passed.
+//! - [`params`]: the parameter table, one pure function of the model.
+//! - [`tree`]: the canonical order in which gradients are added, whatever the layout.
+//! - [`schedule`]: the actions of a step and their text form.
+//! - [`assignment`]: all that one worker needs to know; it leaves no choices.
+//! - [`status`]: what a worker says of itself and what is wanted of it.
+//!
+//! The text form of a job (YAML) belongs to `coxswain-core`, the wire form to `coxswain-proto`.
+
+pub mod assignment;
+pub mod ids;
+pub mod job;
+pub mod params;
+pub mod schedule;
+pub mod status;
+pub mod tree;
+
+pub use assignment::Assignment;
+pub use ids::{Generation, MicroBatch, Rank, Step, WorkerId};
+pub use job::JobSpec;

@@ -1,0 +1,157 @@
+//! What a worker says of itself and what is wanted of it. Both are levels, not edges: any message
+//! may be lost or repeated, and the newest tells all.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Generation, Step, WorkerId};
+
+/// What a worker is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerInfo {
+    /// Its name.
+    pub id: WorkerId,
+    /// Grows each time a process starts under the same name (nanoseconds since the epoch at its start).
+    pub incarnation: u64,
+    /// The machine it runs on.
+    pub host: String,
+    /// Its process id, for people.
+    pub pid: u32,
+    /// Cores that the machine has.
+    pub cores: u32,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// The libtorch it is linked to and what the processor offers it, as one comparable text.
+    pub runtime: String,
+}
+
+/// How far a worker has come with its assignment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// It has no assignment.
+    Idle,
+    /// It joins groups, builds its stage and loads values.
+    Preparing,
+    /// It trains.
+    Running,
+    /// It has taken the last step and its checkpoint is committed.
+    Done,
+    /// It could not go on.
+    Failed {
+        /// What happened, for people.
+        message: String,
+    },
+}
+
+/// What a worker says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Who it is.
+    pub info: WorkerInfo,
+    /// The generation of its assignment.
+    pub generation: Generation,
+    /// The digest of its assignment, if it has one.
+    pub assignment_digest: Option<String>,
+    /// How far it has come.
+    pub phase: Phase,
+    /// Steps that it has applied.
+    pub step: Step,
+    /// Lead rank only: steps that the coordinator has not acknowledged yet, oldest first.
+    pub reports: Vec<StepReport>,
+    /// The shard files it wrote for the newest checkpoint.
+    pub saved: Option<Saved>,
+    /// Lead rank only: the newest checkpoint whose manifest it has published.
+    pub published: Option<Published>,
+    /// The most bytes that tensors took at once.
+    pub peak_tensor_bytes: u64,
+}
+
+/// One step, as the lead rank saw it in the closing exchange.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// The step that was taken, counted from 1.
+    pub step: u64,
+    /// Mean loss per token, in nats.
+    pub loss: f64,
+    /// The global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// The rate that was used.
+    pub learning_rate: f64,
+    /// Tokens of the step.
+    pub tokens: u64,
+    /// Tokens a second.
+    pub tokens_per_second: f64,
+    /// Seconds that the step took.
+    pub step_seconds: f64,
+    /// The held-out loss, after steps that were followed by an evaluation.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub held_out: Option<HeldOut>,
+}
+
+/// The held-out loss.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeldOut {
+    /// Mean loss per token, in nats.
+    pub loss: f64,
+    /// The loss of the whole text over its bytes, in bits.
+    pub bits_per_byte: f64,
+}
+
+/// A rank's part of a checkpoint, on disk and synced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// After which step.
+    pub step: Step,
+    /// Its files.
+    pub files: Vec<SavedFile>,
+}
+
+/// A file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedFile {
+    /// Its name inside the checkpoint's folder.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its blake3 digest, in hex.
+    pub digest: String,
+}
+
+/// A manifest that readers can see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// After which step.
+    pub step: Step,
+    /// The manifest's blake3 digest, in hex.
+    pub digest: String,
+}
+
+/// What is wanted of a worker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Desired {
+    /// Grows with every change; the least revision that all ranks have seen rules.
+    pub revision: u64,
+    /// The generation it belongs to.
+    pub generation: Generation,
+    /// The digest of the wanted assignment; `None` wants the worker idle.
+    pub assignment_digest: Option<String>,
+    /// The assignment itself, as JSON, while the worker does not name its digest.
+    pub assignment: Option<String>,
+    /// Train up to this step.
+    pub run_to: Step,
+    /// Lead rank only: publish the manifest of this checkpoint.
+    pub publish: Option<Publish>,
+    /// Lead rank only: reports up to this step have been recorded.
+    pub acknowledged: Step,
+    /// The reason for which the worker should end its process.
+    pub leave: Option<String>,
+}
+
+/// A checkpoint that has been decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publish {
+    /// After which step.
+    pub step: Step,
+    /// The files of all ranks, by name.
+    pub files: Vec<SavedFile>,
+}

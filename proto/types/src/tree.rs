@@ -1,0 +1,139 @@
+//! The canonical order in which gradients are added, whatever the layout.
+//!
+//! The `M` micro-batches of a step form `R` runs of consecutive ones. Within a run gradients
+//! accumulate in micro-batch order; runs are combined in a fixed binary tree. A data rank owns
+//! whole runs, reduces the tree nodes that lie wholly inside them, and exchanges only those. The
+//! sum therefore has the same bits for every number of data ranks.
+//!
+//! This module knows the shape of the tree. Who owns which runs is decided by the plan.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+/// A node of the tree: the sum over the runs `first..end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Node {
+    /// The first run of the node.
+    pub first: u32,
+    /// One past the last run of the node.
+    pub end: u32,
+}
+
+impl Node {
+    /// The root of a tree over `runs` runs.
+    pub fn root(runs: u32) -> Node {
+        Node { first: 0, end: runs }
+    }
+
+    /// The leaf of one run.
+    pub fn leaf(run: u32) -> Node {
+        Node { first: run, end: run + 1 }
+    }
+
+    /// The two nodes whose sum this node is, left first; `None` for a leaf.
+    ///
+    /// The left child is the largest power of two that is smaller than the node, so a tree over a
+    /// prefix of the runs is a part of the tree over all of them.
+    pub fn children(self) -> Option<(Node, Node)> {
+        let len = self.end - self.first;
+        if len < 2 {
+            return None;
+        }
+        let half = len.next_power_of_two() / 2;
+        let middle = self.first + half;
+        Some((Node { first: self.first, end: middle }, Node { first: middle, end: self.end }))
+    }
+
+    fn lies_in(self, owned: &Range<u32>) -> bool {
+        owned.start <= self.first && self.end <= owned.end
+    }
+}
+
+/// The runs: `parts` consecutive, nearly equal parts of `0..count`.
+///
+/// The same rule splits micro-batches into runs, runs over data ranks, layers into stages of equal
+/// cost, and a vocabulary over tensor ranks.
+pub fn split(count: u32, parts: u32) -> Vec<Range<u32>> {
+    let bound = |i: u32| (u64::from(count) * u64::from(i) / u64::from(parts)) as u32;
+    (0..parts).map(|i| bound(i)..bound(i + 1)).collect()
+}
+
+/// The largest nodes of the tree over `runs` runs that lie wholly inside `owned`, left to right.
+pub fn cover(runs: u32, owned: &Range<u32>) -> Vec<Node> {
+    fn visit(node: Node, owned: &Range<u32>, found: &mut Vec<Node>) {
+        if node.lies_in(owned) {
+            found.push(node);
+        } else if let Some((left, right)) = node.children() {
+            visit(left, owned, found);
+            visit(right, owned, found);
+        }
+    }
+    let mut found = Vec::new();
+    visit(Node::root(runs), owned, &mut found);
+    found
+}
+
+/// Reduces `node` by `add(left, right)`, given the values of some nodes that cover it.
+///
+/// `take` returns the value of a node if it is at hand. `Err` names a leaf that no value covers.
+pub fn reduce<T>(
+    node: Node,
+    take: &mut impl FnMut(Node) -> Option<T>,
+    add: &mut impl FnMut(T, T) -> T,
+) -> Result<T, Node> {
+    if let Some(value) = take(node) {
+        return Ok(value);
+    }
+    let (left, right) = node.children().ok_or(node)?;
+    let left = reduce(left, take, add)?;
+    let right = reduce(right, take, add)?;
+    Ok(add(left, right))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Floating-point sums print their own association.
+    fn text(node: Node, owned: &[Vec<Node>]) -> String {
+        reduce(
+            node,
+            &mut |n| {
+                owned.iter().flatten().any(|o| *o == n).then(|| {
+                    reduce(n, &mut |m| (m.end - m.first == 1).then(|| m.first.to_string()), &mut join).unwrap()
+                })
+            },
+            &mut join,
+        )
+        .unwrap()
+    }
+
+    fn join(a: String, b: String) -> String {
+        format!("({a}+{b})")
+    }
+
+    #[test]
+    fn the_sum_is_the_same_text_for_every_number_of_data_ranks() {
+        for runs in 1..=12 {
+            let whole = text(Node::root(runs), &[cover(runs, &(0..runs))]);
+            for ranks in 1..=runs {
+                let owned: Vec<_> = split(runs, ranks).iter().map(|o| cover(runs, o)).collect();
+                assert_eq!(text(Node::root(runs), &owned), whole, "{runs} runs over {ranks} ranks");
+            }
+        }
+    }
+
+    #[test]
+    fn splits_are_consecutive_and_nearly_equal() {
+        assert_eq!(split(8, 3), vec![0..2, 2..5, 5..8]);
+        assert_eq!(split(515, 2), vec![0..257, 257..515]);
+        assert_eq!(cover(8, &(2..5)), vec![Node { first: 2, end: 4 }, Node::leaf(4)]);
+    }
+
+    #[test]
+    fn a_missing_run_is_named() {
+        let sum = reduce(Node::root(4), &mut |n| (n == Node { first: 0, end: 2 }).then_some(1), &mut |a, b| a + b);
+        assert_eq!(sum, Err(Node::leaf(2)));
+    }
+}

@@ -1,0 +1,1 @@
+//! Training and generation on one rank.

@@ -1,0 +1,2 @@
+//! One process, one device: runs what it is assigned.
+fn main() {}
