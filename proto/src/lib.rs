@@ -1,1 +1,20 @@
-//! The wire form of what coordinator and worker agree on.
+//! The wire form of what coordinator and worker agree on. Only the two shells know it: everything
+//! inside them speaks the checked types of `coxswain-types`.
+//!
+//! - [`wire`]: generated from the .proto files.
+//! - [`convert`]: wire messages to checked types and back.
+//! - [`limits`]: the bounds that both ends of a call must share.
+//! - [`channel`]: how a client reaches the coordinator, with those bounds in place.
+
+pub mod channel;
+pub mod convert;
+pub mod limits;
+
+/// The messages, clients and servers of package `coxswain.v1`; see the .proto files.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod wire {
+    tonic::include_proto!("coxswain.v1");
+}
+
+pub use channel::{ConnectError, cluster_client, cluster_server, connect, jobs_client, jobs_server};
+pub use convert::WireError;

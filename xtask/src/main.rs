@@ -1,2 +1,75 @@
-//! Set-up, demo, tests and measurements.
-fn main() {}
+//! `cargo xtask`: set-up, demo, tests and measurements, one tool in the language of the house.
+//!
+//! Table of contents:
+//! - [`libtorch`]: `setup`, libtorch 2.11.0 from pinned wheels into target/libtorch;
+//! - [`demo`]: `demo`, from nothing to a trained model and a passage generated from it;
+//! - [`test`]: `test`, everything that must hold before a change lands;
+//! - [`tidy`]: `tidy`, rules of the tree that no compiler checks;
+//! - [`bench`]: `bench`, our training step beside PyTorch's own.
+//!
+//! These lean on [`texts`] (the demo's English), [`pip`] (pinned downloads), [`repo`] (where things
+//! lie) and [`run`] (commands whose failures explain themselves).
+
+mod bench;
+mod demo;
+mod libtorch;
+mod pip;
+mod repo;
+mod run;
+mod test;
+mod texts;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use repo::Repo;
+
+/// Set-up, demo, tests and measurements of Coxswain.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    /// The repository's root; for trying this tool on a copy.
+    #[arg(long, global = true, hide = true)]
+    root: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fetch libtorch, pinned and checked; at once when it is already there.
+    Setup(libtorch::Args),
+    /// Train a small transformer on four workers, compare it with gzip, and let it write.
+    Demo(demo::Args),
+    /// Run every check and every test.
+    Test(test::Args),
+    /// Check the rules of the tree that no compiler checks.
+    Tidy,
+    /// Measure our training step beside PyTorch's own.
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match Repo::find(cli.root).and_then(|repo| dispatch(cli.command, &repo)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command, repo: &Repo) -> Result<()> {
+    match command {
+        Command::Setup(args) => libtorch::setup(repo, &args).map(drop),
+        Command::Demo(args) => demo::demo(repo, &args),
+        Command::Test(args) => test::test(repo, &args),
+        Command::Tidy => tidy::tidy(repo),
+        Command::Bench(args) => bench::bench(repo, &args),
+    }
+}

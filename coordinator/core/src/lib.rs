@@ -1,1 +1,9 @@
-//! Every decision of the coordinator, free of I/O.
+//! Every decision of the coordinator, free of I/O: no clock, no randomness, no files, no sockets.
+//!
+//! - [`spec`]: the text of a job file becomes a checked job, or a list of refusals.
+//! - [`plan`]: a job and the workers at hand become one assignment for each rank.
+//! - [`cluster`]: events become effects while the job runs.
+
+pub mod cluster;
+pub mod plan;
+pub mod spec;

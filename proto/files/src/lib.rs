@@ -1,1 +1,39 @@
-//! What coordinator and worker agree on on disk.
+//! What coordinator and worker agree on on disk: no libtorch, no RPC.
+//!
+//! Reading order:
+//! - [`atomic`]: a file is either whole and synced or not there; digests.
+//! - [`hash`]: the counter-based hash behind every pseudo-random choice here.
+//! - [`tokenizer`], [`tokens`], [`prepare`]: from text to a token file, once for a job.
+//! - [`samples`]: which tokens the n-th sample holds, a pure function.
+//! - [`region`]: slabs of a tensor and what two of them share, pure arithmetic.
+//! - [`shards`]: one rank's part of a checkpoint, a safetensors file that explains itself.
+//! - [`manifest`]: what makes shard files a checkpoint; publishing it.
+//! - [`checkpoint`]: reading one, in any other cut than it was written in.
+//! - [`folders`]: where checkpoints lie, the newest of them, and which are let go.
+//!
+//! When a checkpoint is written, and which is committed, is decided by the coordinator.
+
+pub mod atomic;
+pub mod checkpoint;
+pub mod error;
+pub mod folders;
+pub mod hash;
+pub mod manifest;
+mod map;
+pub mod prepare;
+pub mod region;
+pub mod samples;
+pub mod shards;
+pub mod tokenizer;
+pub mod tokens;
+
+pub use checkpoint::Checkpoint;
+pub use error::CheckpointError;
+pub use folders::{latest, prune};
+pub use hash::mix;
+pub use manifest::{Fingerprint, Header, Manifest, publish};
+pub use prepare::{PrepareError, prepare};
+pub use samples::{Samples, sample_index};
+pub use shards::{ShardTensor, write_shard};
+pub use tokenizer::{Tokenizer, TokenizerError};
+pub use tokens::{TokenFile, TokensError, write_tokens};

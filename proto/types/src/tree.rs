@@ -45,6 +45,18 @@ impl Node {
         Some((Node { first: self.first, end: middle }, Node { first: middle, end: self.end }))
     }
 
+    /// The node whose child `child` is, in the tree below `self`.
+    pub fn parent_of(self, child: Node) -> Option<Node> {
+        let (left, right) = self.children()?;
+        if child == left || child == right {
+            Some(self)
+        } else if child.end <= left.end {
+            left.parent_of(child)
+        } else {
+            right.parent_of(child)
+        }
+    }
+
     fn lies_in(self, owned: &Range<u32>) -> bool {
         owned.start <= self.first && self.end <= owned.end
     }
@@ -129,6 +141,15 @@ mod tests {
         assert_eq!(split(8, 3), vec![0..2, 2..5, 5..8]);
         assert_eq!(split(515, 2), vec![0..257, 257..515]);
         assert_eq!(cover(8, &(2..5)), vec![Node { first: 2, end: 4 }, Node::leaf(4)]);
+    }
+
+    #[test]
+    fn neighbours_are_siblings_only_where_the_tree_says_so() {
+        let root = Node::root(8);
+        assert_eq!(root.parent_of(Node::leaf(2)), Some(Node { first: 2, end: 4 }));
+        assert_eq!(root.parent_of(Node { first: 4, end: 6 }), Some(Node { first: 4, end: 8 }));
+        assert_eq!(root.parent_of(Node { first: 1, end: 3 }), None);
+        assert_eq!(root.parent_of(root), None);
     }
 
     #[test]

@@ -1,1 +1,21 @@
-//! The C++ shim over libtorch.
+//! The C++ shim over libtorch, and the only place of the workspace that is `unsafe` by trade.
+//!
+//! What libtorch has and tch does not expose: c10d's process group with sends and receives that can
+//! be aborted, autograd functions that file weight gradients on a tape, backward with a given
+//! gradient, the fused AdamW, and an allocator that counts bytes. All of it leaves this crate as
+//! safe functions over [`tch::Tensor`] that return errors.
+//!
+//! - [`ops`]: autograd functions, the tape, the optimizer.
+//! - [`net`]: process groups, groups of ranks, transfers.
+//! - [`memory`]: bytes that tensors take.
+//!
+//! How ranks use them is left to `coxswain-comm` and `coxswain-engine`.
+#![allow(unsafe_code)]
+
+mod error;
+mod ffi;
+pub mod memory;
+pub mod net;
+pub mod ops;
+
+pub use error::TorchError;

@@ -1,0 +1,36 @@
+//! What is wanted of each worker. It is computed from the state whenever it is asked for, so that
+//! any message may be lost or repeated.
+
+use coxswain_types::ids::{Step, WorkerId};
+use coxswain_types::status::Desired;
+
+use super::Cluster;
+
+impl Cluster {
+    /// What is wanted of `worker` now.
+    pub fn desired(&self, worker: &WorkerId) -> Desired {
+        let idle = Desired {
+            revision: self.revision,
+            generation: self.generation,
+            leave: self.dismissed.clone(),
+            ..Desired::default()
+        };
+        let Some(run) = &self.run else { return idle };
+        let Some(rank) = run.rank_of(worker) else { return idle };
+        let seat = &run.seats[rank];
+        let lead = rank == 0;
+        let named = self.members.get(worker).is_some_and(|member| {
+            member.status.generation == run.generation
+                && member.status.assignment_digest.as_ref() == Some(&seat.digest)
+        });
+        Desired {
+            generation: run.generation,
+            assignment_digest: Some(seat.digest.clone()),
+            assignment: (!named).then(|| seat.assignment.clone()),
+            run_to: run.steps,
+            publish: run.saving.publishing().filter(|_| lead).cloned(),
+            acknowledged: if lead { run.acknowledged } else { Step(0) },
+            ..idle
+        }
+    }
+}

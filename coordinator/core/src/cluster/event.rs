@@ -1,0 +1,190 @@
+//! What happens to a cluster, what follows from it, and what is written down.
+
+use coxswain_types::assignment::{PreparedData, Resume};
+use coxswain_types::ids::{Generation, Step, WorkerId};
+use coxswain_types::job::JobSpec;
+use coxswain_types::status::{Published, SavedFile, StepReport, WorkerStatus};
+use serde::{Deserialize, Serialize};
+
+use super::summary::Ending;
+
+/// A job that was asked for. Its id comes from [`super::Cluster::next_job`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Submission {
+    /// The job's id.
+    pub job: String,
+    /// What was asked for.
+    pub spec: JobSpec,
+    /// The run's folder, seen by the coordinator and all workers under this path.
+    pub directory: String,
+}
+
+/// What was found in the run's folder before the run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prepared {
+    /// The tokens.
+    pub data: PreparedData,
+    /// The newest checkpoint, if there is one.
+    pub resume: Option<Resume>,
+    /// The threads that the checkpoint was made with. They are kept where the job names none, since
+    /// another number gives other bits.
+    pub threads: Option<u32>,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A user wants a job done.
+    Submitted(Submission),
+    /// The answer to [`Effect::Prepare`].
+    Prepared {
+        /// The job's id.
+        job: String,
+        /// What was found, or why the job cannot run.
+        result: Result<Prepared, String>,
+    },
+    /// A worker says how it is.
+    Seen {
+        /// What it says.
+        status: WorkerStatus,
+    },
+    /// A worker's stream ended.
+    Lost {
+        /// Which worker.
+        worker: WorkerId,
+        /// Which of its processes.
+        incarnation: u64,
+        /// What was noticed, such as `its connection closed`.
+        why: String,
+    },
+    /// A user wants a job no more.
+    Cancelled {
+        /// The job's id.
+        job: String,
+        /// Why.
+        reason: String,
+    },
+    /// The coordinator is about to end: all workers shall leave.
+    Dismissed {
+        /// Why.
+        reason: String,
+    },
+    /// [`super::Cluster::next_deadline_ms`] has come.
+    Tick,
+}
+
+/// What follows from an event, in the order in which it has to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Write this down so that it survives a crash, before any later effect is visible to anyone.
+    Record(Entry),
+    /// Prepare the job's tokens and find its newest checkpoint, then say [`Event::Prepared`].
+    Prepare {
+        /// The job's id.
+        job: String,
+    },
+    /// What is wanted of this worker changed: send it [`super::Cluster::desired`].
+    Wake(WorkerId),
+    /// Send this process away.
+    Refuse {
+        /// The name it goes by.
+        worker: WorkerId,
+        /// Which of the processes of that name.
+        incarnation: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A step was taken: append it to the run's metrics.
+    Report {
+        /// The job's id.
+        job: String,
+        /// The step.
+        report: StepReport,
+    },
+    /// Tell people.
+    Notice(Notice),
+}
+
+/// How much a notice matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// The ordinary course of things.
+    Info,
+    /// Something a person may want to look into.
+    Warning,
+}
+
+/// Something that people should know, with what it is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// How much it matters.
+    pub weight: Weight,
+    /// The job, if it is about one.
+    pub job: Option<String>,
+    /// The generation, if it is about one.
+    pub generation: Option<Generation>,
+    /// The worker, if it is about one.
+    pub worker: Option<WorkerId>,
+    /// What happened and why.
+    pub text: String,
+}
+
+/// What the journal holds. A cluster is replayed from its entries alone, so they carry all that
+/// must outlive the coordinator, and nothing that workers say again by themselves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "entry")]
+pub enum Entry {
+    /// A job was accepted.
+    Submitted(Submission),
+    /// Workers were formed into a generation.
+    Formed {
+        /// The job's id.
+        job: String,
+        /// The new generation.
+        generation: Generation,
+        /// Who is in it, by rank.
+        ranks: Vec<FormedRank>,
+        /// Threads of each rank's libtorch.
+        threads: u32,
+        /// The step that the run starts from.
+        from: Step,
+    },
+    /// Every rank has its part of a checkpoint on disk: it will be published.
+    Committed {
+        /// The job's id.
+        job: String,
+        /// The generation that wrote it.
+        generation: Generation,
+        /// After which step.
+        step: Step,
+        /// The files of all ranks.
+        files: Vec<SavedFile>,
+    },
+    /// Readers can see the checkpoint.
+    Published {
+        /// The job's id.
+        job: String,
+        /// The checkpoint.
+        checkpoint: Published,
+    },
+    /// The job is over.
+    Ended {
+        /// The job's id.
+        job: String,
+        /// How it ended.
+        ending: Ending,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A rank of a generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormedRank {
+    /// Which worker.
+    pub worker: WorkerId,
+    /// Which of its processes.
+    pub incarnation: u64,
+    /// The digest of its assignment.
+    pub digest: String,
+}

@@ -1,0 +1,76 @@
+//! Idle workers become the ranks of a generation: the plan is asked for, and its assignments are
+//! put into their journaled form.
+
+use std::collections::BTreeMap;
+
+use coxswain_types::ids::{Generation, Step};
+use coxswain_types::status::WorkerInfo;
+
+use super::event::{Prepared, Submission};
+use super::run::Seat;
+use crate::plan::{PlanRequest, encode, plan, threads_for};
+
+/// A generation that can start.
+pub(super) struct Formation {
+    /// The workers, by rank.
+    pub(super) seats: Vec<Seat>,
+    /// Threads of each rank's libtorch.
+    pub(super) threads: u32,
+    /// Where the number of threads comes from.
+    threads_from: &'static str,
+}
+
+impl Formation {
+    /// What was formed and why so.
+    pub(super) fn reason(&self, from: Step) -> String {
+        let names: Vec<_> = self.seats.iter().map(|seat| seat.info.id.0.as_str()).collect();
+        let start = match from {
+            Step(0) => "from the start".to_owned(),
+            step => format!("from the checkpoint of step {step}"),
+        };
+        let threads = if self.threads == 1 { "thread" } else { "threads" };
+        format!(
+            "runs {start} on {} with {} {threads} each ({})",
+            names.join(", "),
+            self.threads,
+            self.threads_from
+        )
+    }
+}
+
+/// Plans the job for `workers`, which are as many as its layout needs.
+pub(super) fn form(
+    submission: &Submission,
+    prepared: &Prepared,
+    generation: Generation,
+    workers: &[WorkerInfo],
+) -> Result<Formation, String> {
+    let (threads, threads_from) = match (submission.spec.train.threads, prepared.threads) {
+        (Some(threads), _) => (threads, "as the job says"),
+        (None, Some(threads)) => (threads, "as in the checkpoint"),
+        (None, None) => (threads_for(workers), "the cores of each machine over its workers"),
+    };
+    let planned = plan(&PlanRequest {
+        job: submission.job.clone(),
+        generation,
+        spec: &submission.spec,
+        workers,
+        directory: &submission.directory,
+        data: &prepared.data,
+        resume: prepared.resume.clone(),
+        threads,
+    })
+    .map_err(|error| error.to_string())?;
+    let by_id: BTreeMap<_, _> = workers.iter().map(|info| (&info.id, info)).collect();
+    let seat = |assignment| {
+        let (json, digest) = encode(assignment);
+        let info = by_id.get(&assignment.worker).copied();
+        let info = info.ok_or_else(|| format!("the plan names {}, which was not asked for", assignment.worker))?;
+        Ok(Seat { info: info.clone(), stage: assignment.stage, digest, assignment: json, phase: None, stale: false })
+    };
+    let seats = planned.assignments.iter().map(seat).collect::<Result<Vec<_>, String>>()?;
+    if seats.is_empty() {
+        return Err("the plan has no ranks".to_owned());
+    }
+    Ok(Formation { seats, threads, threads_from })
+}

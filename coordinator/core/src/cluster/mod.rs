@@ -1,0 +1,239 @@
+//! What the coordinator decides while a cluster runs: events become effects.
+//!
+//! The life of a job: it waits for its turn, its tokens are prepared, workers are gathered, a
+//! generation of them runs, and it ends. One job runs at a time; the others wait in the order in
+//! which they were submitted. A worker that is lost ends the run.
+//!
+//! - [`event`]: what happens, what follows, what the journal holds.
+//! - `member`: the workers that are here, and their leases.
+//! - `run`: the generation at work, and why it ended.
+//! - `saving`: when a checkpoint is decided.
+//! - `life`: a job from its submission to its end.
+//! - `form`: idle workers become the ranks of a generation.
+//! - `desired`: what is wanted of each worker.
+//! - [`summary`]: what people are shown.
+//!
+//! The core has no clock: `now_ms` is the shell's monotonic time. What is written down survives a
+//! restart ([`Cluster::replay`]); what workers say again by themselves is not written down.
+
+mod desired;
+pub mod event;
+mod form;
+mod life;
+mod member;
+mod run;
+mod saving;
+pub mod summary;
+#[cfg(test)]
+mod tests;
+
+use coxswain_types::ids::{Generation, WorkerId};
+use coxswain_types::status::{Phase, WorkerStatus};
+
+pub use event::{Effect, Entry, Event, FormedRank, Notice, Prepared, Submission, Weight};
+pub use member::{LEASE_MS, MAX_WORKERS};
+pub use run::GRACE_MS;
+pub use summary::{Ending, JobState, JobSummary, WorkerSummary};
+
+pub use life::{MAX_WAITING, SubmitError};
+use life::Job;
+use member::{Admission, Members};
+use run::Run;
+
+/// All that the coordinator knows.
+#[derive(Clone, Debug, Default)]
+pub struct Cluster {
+    /// In the order of submission.
+    jobs: Vec<Job>,
+    /// Jobs ever submitted; their ids count on.
+    submitted: u64,
+    /// The newest generation.
+    generation: Generation,
+    /// Grows with every change of what is wanted.
+    revision: u64,
+    members: Members,
+    /// The generation at work.
+    run: Option<Run>,
+    /// Why all workers shall leave, once they shall.
+    dismissed: Option<String>,
+}
+
+impl Cluster {
+    /// What follows from `event` at `now_ms` of the shell's monotonic clock.
+    pub fn handle(&mut self, now_ms: u64, event: Event) -> Vec<Effect> {
+        let mut out = Vec::new();
+        self.end_interrupted(&mut out);
+        match event {
+            Event::Submitted(submission) => self.submit(submission, &mut out),
+            Event::Prepared { job, result } => self.prepared(&job, result, &mut out),
+            Event::Seen { status } => self.seen(now_ms, status, &mut out),
+            Event::Lost { worker, incarnation, why } => self.lost(&worker, incarnation, &why, &mut out),
+            Event::Cancelled { job, reason } => self.cancel(&job, &reason, &mut out),
+            Event::Dismissed { reason } => self.dismiss(reason, &mut out),
+            Event::Tick => self.expire(now_ms, &mut out),
+        }
+        self.advance(now_ms, &mut out);
+        out
+    }
+
+    /// When [`Event::Tick`] is due, if nothing else happens before.
+    pub fn next_deadline_ms(&self) -> Option<u64> {
+        let verdict = self.run.as_ref().and_then(|run| run.verdict_ms(&self.members));
+        self.members.next_expiry_ms().into_iter().chain(verdict).min()
+    }
+
+    /// The job and generation whose ranks may meet.
+    pub fn rendezvous(&self) -> Option<(&str, Generation)> {
+        self.run.as_ref().map(|run| (run.job.as_str(), run.generation))
+    }
+
+    fn seen(&mut self, now_ms: u64, status: WorkerStatus, out: &mut Vec<Effect>) {
+        let worker = status.info.id.clone();
+        let incarnation = status.info.incarnation;
+        match self.members.admit(now_ms, status.clone()) {
+            Admission::Refused(reason) => {
+                let text = format!("refused worker {worker} (pid {} on {}): {reason}", status.info.pid, status.info.host);
+                out.push(Effect::Notice(notice(Weight::Warning, text).about_worker(&worker)));
+                out.push(Effect::Refuse { worker, incarnation, reason });
+                return;
+            }
+            Admission::Replaced { incarnation: older } => {
+                self.lost_from_run(&worker, older, "a newer process took its name", out);
+                self.welcome(&status, out);
+            }
+            Admission::New => self.welcome(&status, out),
+            Admission::Known => {}
+        }
+        self.observe(now_ms, &status, out);
+    }
+
+    fn welcome(&self, status: &WorkerStatus, out: &mut Vec<Effect>) {
+        let info = &status.info;
+        let mut text = format!("worker {} is here (pid {} on {}, {})", info.id, info.pid, info.host, info.device);
+        let mut weight = Weight::Info;
+        if info.runtime.is_empty() {
+            weight = Weight::Warning;
+            text.push_str("; it does not say which libtorch it has, so it gets no work");
+        } else if status.generation > self.generation {
+            weight = Weight::Warning;
+            text.push_str(&format!(
+                "; it speaks of generation {}, which this coordinator never formed, so that is ignored",
+                status.generation
+            ));
+        }
+        out.push(Effect::Notice(notice(weight, text).about_worker(&info.id)));
+        out.push(Effect::Wake(info.id.clone()));
+    }
+
+    /// What the status means for the run.
+    fn observe(&mut self, now_ms: u64, status: &WorkerStatus, out: &mut Vec<Effect>) {
+        let worker = &status.info.id;
+        let Some(run) = &mut self.run else { return };
+        let Some(rank) = run.rank_of(worker) else { return };
+        let seat = &mut run.seats[rank];
+        if status.generation != run.generation {
+            if status.phase != Phase::Idle && !seat.stale {
+                seat.stale = true;
+                let text = format!(
+                    "worker {worker} speaks of generation {}, but {} is at work: ignored",
+                    status.generation, run.generation
+                );
+                out.push(Effect::Notice(
+                    notice(Weight::Warning, text).about_run(&run.job, run.generation).about_worker(worker),
+                ));
+            }
+            // The message with the assignment may have been lost; it is sent again until it is named.
+            out.push(Effect::Wake(worker.clone()));
+            return;
+        }
+        let named = status.assignment_digest.as_ref() == Some(&seat.digest);
+        if !named {
+            out.push(Effect::Wake(worker.clone()));
+            if !matches!(status.phase, Phase::Failed { .. }) {
+                return;
+            }
+        }
+        let reports = run.observe(now_ms, rank, status);
+        let published = status.published.clone().filter(|p| rank == 0 && run.saving.publish(p));
+        let job = run.job.clone();
+        if !reports.is_empty() || published.is_some() {
+            self.revision += 1;
+        }
+        for report in reports {
+            self.reported(&job, report, out);
+        }
+        if let Some(published) = published {
+            self.published(&job, published, out);
+        }
+    }
+
+    fn lost(&mut self, worker: &WorkerId, incarnation: u64, why: &str, out: &mut Vec<Effect>) {
+        if !self.members.remove(worker, incarnation) {
+            return;
+        }
+        out.push(Effect::Notice(notice(Weight::Info, format!("worker {worker} is gone: {why}")).about_worker(worker)));
+        self.lost_from_run(worker, incarnation, why, out);
+    }
+
+    /// Ends the run if the lost process is the reason for its end.
+    fn lost_from_run(&mut self, worker: &WorkerId, incarnation: u64, why: &str, out: &mut Vec<Effect>) {
+        let Some(run) = &self.run else { return };
+        let Some(rank) = run.rank_of(worker) else { return };
+        if run.seats[rank].info.incarnation != incarnation {
+            return;
+        }
+        if let Some(cause) = run.lost(rank, why) {
+            let job = run.job.clone();
+            self.end(&job, Ending::Failed, cause, out);
+        }
+    }
+
+    fn expire(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
+        let why = format!("no sign of life for {} s", LEASE_MS / 1000);
+        for (worker, incarnation) in self.members.expired(now_ms) {
+            self.lost(&worker, incarnation, &why, out);
+            out.push(Effect::Refuse { worker, incarnation, reason: format!("it counts as lost: {why}") });
+        }
+    }
+
+    fn dismiss(&mut self, reason: String, out: &mut Vec<Effect>) {
+        self.dismissed = Some(reason);
+        self.revision += 1;
+        out.extend(self.members.iter().map(|member| Effect::Wake(member.status.info.id.clone())));
+    }
+
+    /// The workers that are here.
+    pub fn workers(&self) -> Vec<WorkerSummary> {
+        self.members.iter().map(|member| self.worker_summary(&member.status)).collect()
+    }
+
+    fn worker_summary(&self, status: &WorkerStatus) -> WorkerSummary {
+        let run = self.run.as_ref().filter(|run| run.rank_of(&status.info.id).is_some());
+        WorkerSummary {
+            info: status.info.clone(),
+            phase: status.phase.clone(),
+            job: run.map(|run| run.job.clone()),
+            generation: run.map_or(status.generation, |run| run.generation),
+            step: status.step,
+            peak_tensor_bytes: status.peak_tensor_bytes,
+        }
+    }
+}
+
+fn notice(weight: Weight, text: String) -> Notice {
+    Notice { weight, job: None, generation: None, worker: None, text }
+}
+
+impl Notice {
+    fn about_run(self, job: &str, generation: Generation) -> Notice {
+        Notice { job: Some(job.to_owned()), generation: Some(generation), ..self }
+    }
+
+    fn about_job(self, job: &str) -> Notice {
+        Notice { job: Some(job.to_owned()), ..self }
+    }
+
+    fn about_worker(self, worker: &WorkerId) -> Notice {
+        Notice { worker: Some(worker.clone()), ..self }
+    }
+}

@@ -1,0 +1,125 @@
+//! One generation at work: what its ranks have said, and why it ended if it did.
+//!
+//! When one worker dies, its peers fail within milliseconds, and their complaints may arrive before
+//! the news of the death. The cause that people are told is the first worker that was lost; a
+//! complaint is believed only when nobody turns out to be lost within [`GRACE_MS`].
+
+use coxswain_types::ids::{Generation, Step, WorkerId};
+use coxswain_types::status::{Phase, StepReport, WorkerInfo, WorkerStatus};
+
+use super::member::{LEASE_MS, Members};
+use super::saving::Saving;
+
+/// How long after the first complaint the cause is named. A closed connection is noticed within a
+/// second even on a busy machine.
+pub const GRACE_MS: u64 = 1500;
+
+/// A worker that has missed its heartbeat of a second for this long when the grace is over may be
+/// the dead one: its lease is waited for.
+const SILENT_MS: u64 = 1500;
+
+/// A worker in its place.
+#[derive(Clone, Debug)]
+pub(super) struct Seat {
+    /// Who it is.
+    pub(super) info: WorkerInfo,
+    /// Its pipeline stage.
+    pub(super) stage: u32,
+    /// The digest of its assignment.
+    pub(super) digest: String,
+    /// Its assignment, as JSON.
+    pub(super) assignment: String,
+    /// How far it has come; `None` before it took the assignment.
+    pub(super) phase: Option<Phase>,
+    /// Whether people have been told that it speaks of an older generation.
+    pub(super) stale: bool,
+}
+
+/// A generation at work.
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    /// The job's id.
+    pub(super) job: String,
+    /// Which formation this is.
+    pub(super) generation: Generation,
+    /// The workers, by rank.
+    pub(super) seats: Vec<Seat>,
+    /// Steps in all.
+    pub(super) steps: Step,
+    /// Reports up to this step have been recorded.
+    pub(super) acknowledged: Step,
+    /// The checkpoints.
+    pub(super) saving: Saving,
+    /// The first complaint: when, and what it said.
+    failure: Option<(u64, String)>,
+}
+
+impl Run {
+    /// A generation that starts from the checkpoint of step `from` (0: from none).
+    pub(super) fn new(job: String, generation: Generation, seats: Vec<Seat>, steps: Step, from: Step) -> Run {
+        let saving = Saving::new(seats.len(), from);
+        Run { job, generation, seats, steps, acknowledged: from, saving, failure: None }
+    }
+
+    /// The rank of a worker, whichever process goes by its name.
+    pub(super) fn rank_of(&self, worker: &WorkerId) -> Option<usize> {
+        self.seats.iter().position(|seat| seat.info.id == *worker)
+    }
+
+    /// Takes in what the worker of `rank` says of this generation. Returns the reports that are new.
+    pub(super) fn observe(&mut self, now_ms: u64, rank: usize, status: &WorkerStatus) -> Vec<StepReport> {
+        if let Phase::Failed { message } = &status.phase {
+            let text = format!("{} failed: {message}", self.describe(rank));
+            self.failure.get_or_insert((now_ms, text));
+        }
+        self.seats[rank].phase = Some(status.phase.clone());
+        if let Some(saved) = &status.saved {
+            self.saving.wrote(rank, saved);
+        }
+        if rank != 0 {
+            return Vec::new();
+        }
+        let mut fresh = Vec::new();
+        for report in &status.reports {
+            if report.step > self.acknowledged.0 {
+                self.acknowledged = Step(report.step);
+                fresh.push(report.clone());
+            }
+        }
+        fresh
+    }
+
+    /// The cause to name now that the worker of `rank` is lost; `None` if it had complained before,
+    /// since then its end explains nothing.
+    pub(super) fn lost(&self, rank: usize, why: &str) -> Option<String> {
+        let failed = matches!(self.seats[rank].phase, Some(Phase::Failed { .. }));
+        (!failed).then(|| format!("{} was lost: {why}", self.describe(rank)))
+    }
+
+    /// When the first complaint will be believed.
+    pub(super) fn verdict_ms(&self, members: &Members) -> Option<u64> {
+        let (failed_ms, _) = self.failure.as_ref()?;
+        let grace_ms = failed_ms + GRACE_MS;
+        let running = self.seats.iter().filter(|seat| !matches!(seat.phase, Some(Phase::Failed { .. })));
+        let seen = running.filter_map(|seat| members.get(&seat.info.id)).map(|member| member.seen_ms);
+        let silent = seen.filter(|seen_ms| seen_ms + SILENT_MS <= grace_ms).min();
+        Some(silent.map_or(grace_ms, |seen_ms| grace_ms.max(seen_ms + LEASE_MS)))
+    }
+
+    /// The first complaint, once it is to be believed.
+    pub(super) fn verdict(&self, now_ms: u64, members: &Members) -> Option<String> {
+        let due = self.verdict_ms(members)? <= now_ms;
+        self.failure.as_ref().filter(|_| due).map(|(_, text)| text.clone())
+    }
+
+    /// Whether every rank is done, the last checkpoint can be read and every report is recorded.
+    pub(super) fn is_complete(&self) -> bool {
+        let done = self.seats.iter().all(|seat| seat.phase == Some(Phase::Done));
+        done && self.saving.published() == self.steps && self.acknowledged == self.steps
+    }
+
+    fn describe(&self, rank: usize) -> String {
+        let Seat { info, stage, .. } = &self.seats[rank];
+        format!("worker {} (rank {rank}, stage {stage}, pid {} on {})", info.id, info.pid, info.host)
+    }
+}

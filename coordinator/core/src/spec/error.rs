@@ -1,0 +1,148 @@
+//! What is wrong with a job file and where, and how it is told.
+
+use std::fmt;
+
+/// Everything that is wrong with a job; prints one fault a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpecError {
+    faults: Vec<Fault>,
+}
+
+impl SpecError {
+    pub(super) fn new(faults: Vec<Fault>) -> SpecError {
+        SpecError { faults }
+    }
+
+    /// The faults, at least one.
+    pub fn faults(&self) -> &[Fault] {
+        &self.faults
+    }
+}
+
+impl From<Fault> for SpecError {
+    fn from(fault: Fault) -> SpecError {
+        SpecError { faults: vec![fault] }
+    }
+}
+
+impl fmt::Display for SpecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, fault) in self.faults.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            fault.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for SpecError {}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The job file.
+    File {
+        /// Its name.
+        source: String,
+        /// Line and column, both from 1, where they are known.
+        place: Option<(usize, usize)>,
+    },
+    /// A value given beside the file.
+    Set {
+        /// The dotted path.
+        path: String,
+        /// The value's text.
+        value: String,
+    },
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::File { source, place: Some((line, column)) } => write!(f, "{source}:{line}:{column}"),
+            Origin::File { source, place: None } => f.write_str(source),
+            Origin::Set { path, value } => write!(f, "--set {path}={value}"),
+        }
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Where the value came from.
+    pub origin: Origin,
+    /// The path of the key, such as `model.heads`; empty for the whole file.
+    pub path: String,
+    /// What was found and what is allowed.
+    pub message: String,
+}
+
+impl Fault {
+    pub(super) fn new(origin: Origin, path: &str, message: String) -> Fault {
+        Fault { origin, path: path.to_owned(), message }
+    }
+
+    pub(super) fn in_file(source: &str, place: Option<(usize, usize)>, path: &str, message: String) -> Fault {
+        Fault::new(Origin::File { source: source.to_owned(), place }, path, message)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // `--set model.heads=7` has named the path already.
+        let named = matches!(&self.origin, Origin::Set { path, .. } if *path == self.path);
+        if self.path.is_empty() || named {
+            write!(f, "{}: {}", self.origin, self.message)
+        } else {
+            write!(f, "{}: {}: {}", self.origin, self.path, self.message)
+        }
+    }
+}
+
+/// A step of a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Segment {
+    Key(String),
+    Index(usize),
+}
+
+/// The way from the top of a job file to one of its values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct KeyPath(pub(super) Vec<Segment>);
+
+impl KeyPath {
+    pub(super) fn key(mut self, key: &str) -> KeyPath {
+        self.0.push(Segment::Key(key.to_owned()));
+        self
+    }
+
+    pub(super) fn index(mut self, index: usize) -> KeyPath {
+        self.0.push(Segment::Index(index));
+        self
+    }
+
+    pub(super) fn is_above_or_at(&self, other: &KeyPath) -> bool {
+        other.0.starts_with(&self.0)
+    }
+}
+
+impl From<&str> for KeyPath {
+    fn from(dotted: &str) -> KeyPath {
+        KeyPath(dotted.split('.').map(|key| Segment::Key(key.to_owned())).collect())
+    }
+}
+
+impl fmt::Display for KeyPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, segment) in self.0.iter().enumerate() {
+            match segment {
+                Segment::Key(key) if i == 0 => f.write_str(key)?,
+                Segment::Key(key) => write!(f, ".{key}")?,
+                Segment::Index(index) => write!(f, "[{index}]")?,
+            }
+        }
+        Ok(())
+    }
+}

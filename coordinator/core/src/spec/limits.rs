@@ -1,0 +1,37 @@
+//! The bounds of a job's numbers. Each says why it stands where it stands, and the reason is told
+//! to the author of a job that goes beyond it.
+
+/// The least and the greatest value of a key.
+pub(super) struct Limit {
+    pub(super) least: u64,
+    pub(super) most: u64,
+    /// Why not more.
+    pub(super) reason: &'static str,
+}
+
+const fn up_to(most: u64, reason: &'static str) -> Limit {
+    Limit { least: 1, most, reason }
+}
+
+pub(super) const LAYERS: Limit = up_to(1024, "every rank's plan lists its layers one by one");
+pub(super) const DIM: Limit = up_to(65_536, "a square matrix of this width holds 16 GiB");
+pub(super) const FFN: Limit = up_to(262_144, "four times the greatest model.dim");
+pub(super) const VOCAB: Limit = up_to(1 << 20, "four times the largest vocabularies in use");
+pub(super) const SEQUENCE: Limit = up_to(1 << 20, "rotary angles are exact in fp32 up to here");
+pub(super) const MICRO_BATCH: Limit = up_to(65_536, "more samples belong into more micro-batches");
+pub(super) const MICRO_BATCHES: Limit =
+    up_to(4096, "an assignment lists every micro-batch's actions and has to fit in one message");
+/// Tokens of a micro-batch, `sequence` times `micro_batch`.
+pub(super) const MICRO_BATCH_TOKENS: u64 = 1 << 24;
+pub(super) const STEPS: Limit = up_to(1_000_000_000, "at one step a second this is thirty years");
+pub(super) const THREADS: Limit = up_to(1024, "no machine has more cores to give");
+pub(super) const KEEP: Limit = up_to(1_000_000, "no disk holds more checkpoints");
+pub(super) const SYNTHETIC_TOKENS: Limit = up_to(1 << 36, "the token file takes 4 bytes for each");
+/// Layout values, and their product.
+pub(super) const WORLD: Limit = up_to(4096, "each step closes with one exchange over all workers");
+/// Text files. Each has its own held-out end, and their paths travel in every assignment.
+pub(super) const TEXT_FILES: usize = 1024;
+/// Byte-level BPE begins with the 256 bytes and the end-of-text token.
+pub(super) const TEXT_VOCAB: u32 = 257;
+/// Length of a job's name: it becomes part of file names and of labels, which end at 64.
+pub(super) const NAME_LEN: usize = 64;

@@ -1,0 +1,80 @@
+//! The one door into the checked world: the text of a job file becomes a [`JobSpec`], or a list of
+//! refusals that each name a path, a place in the file, what was found and what is allowed.
+//!
+//! - [`raw`]: the job file as it is written; its doc comments are the reference of the format.
+//! - `yaml`, `node`: text to a tree, and the tree to raw structs. YAML stays inside `yaml`.
+//! - `check`: defaults and limits; all semantic faults are found at once.
+//! - `resolved`: a job written out with every default.
+//!
+//! No file is opened here: whether a text exists is found out by the shell.
+
+mod check;
+mod error;
+mod limits;
+mod node;
+pub mod raw;
+mod resolved;
+mod yaml;
+
+use std::path::Path;
+
+use coxswain_types::JobSpec;
+
+pub use error::{Fault, Origin, SpecError};
+pub use resolved::resolved_yaml;
+
+use error::KeyPath;
+
+/// A job file is a page of text; a longer one is some other file, and is refused before it is parsed.
+const MAX_TEXT_BYTES: usize = 1 << 20;
+
+/// A job as its author gave it.
+#[derive(Clone, Copy, Debug)]
+pub struct JobText<'a> {
+    /// The name of the text in messages, such as `job.yaml`.
+    pub source: &'a str,
+    /// The YAML text.
+    pub text: &'a str,
+    /// Values that replace those of the text: a dotted path such as `model.heads`, and YAML.
+    pub sets: &'a [(String, String)],
+    /// The absolute folder that relative paths of the job start from.
+    pub base: &'a Path,
+}
+
+/// Reads and checks a job.
+///
+/// # Errors
+/// The first fault of shape (YAML syntax, a key that is unknown, missing or given twice, a value of
+/// the wrong type), or else every fault of meaning.
+pub fn parse(job: &JobText<'_>) -> Result<JobSpec, SpecError> {
+    let refuse = |faults: Vec<(KeyPath, String)>| {
+        SpecError::new(faults.into_iter().map(|(path, message)| place(job, &path, message)).collect())
+    };
+    if job.text.len() > MAX_TEXT_BYTES {
+        let message = format!("holds {} bytes; a job file has at most {MAX_TEXT_BYTES}", job.text.len());
+        return Err(SpecError::new(vec![Fault::in_file(job.source, None, "", message)]));
+    }
+    let mut tree = yaml::read(job.text).map_err(|fault| {
+        SpecError::new(vec![Fault::in_file(job.source, fault.place, &fault.path.to_string(), fault.message)])
+    })?;
+    for (path, value) in job.sets {
+        let set = || Origin::Set { path: path.clone(), value: value.clone() };
+        let value = yaml::read(value).map_err(|fault| SpecError::from(Fault::new(set(), "", fault.message)))?;
+        tree.set(path, value).map_err(|message| SpecError::from(Fault::new(set(), path, message)))?;
+    }
+    let raw: raw::RawJob =
+        node::decode(tree).map_err(|error| refuse(vec![(error.culprit(), error.problem.to_string())]))?;
+    check::check(raw, job.base).map_err(refuse)
+}
+
+/// Says where `path` got its value: from the last `--set` above or at it, or from a line of the text.
+fn place(job: &JobText<'_>, path: &KeyPath, message: String) -> Fault {
+    let set = job.sets.iter().rev().find(|(set, _)| KeyPath::from(set.as_str()).is_above_or_at(path));
+    if let Some((set, value)) = set {
+        return Fault::new(Origin::Set { path: set.clone(), value: value.clone() }, &path.to_string(), message);
+    }
+    Fault::in_file(job.source, yaml::locate(job.text, path), &path.to_string(), message)
+}
+
+#[cfg(test)]
+mod tests;

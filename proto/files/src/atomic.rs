@@ -1,0 +1,242 @@
+//! Files that are either whole and synced or not there.
+//!
+//! Bytes go to a temporary name in the same folder; the file is synced, renamed, and its folder
+//! synced. Readers never see a part of a file, and nothing here modifies a file in place.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes that are read and hashed at a time: large enough for the disk, small beside tensors.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Names tried for a temporary file. A name is taken only by a leftover of a dead process with the
+/// same id, so more than a few in a row means that something else is wrong.
+const NAMES_TRIED: u32 = 64;
+
+/// Tells apart the temporary files of this process.
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
+/// The blake3 digest of `bytes`, in hex.
+pub fn digest_bytes(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
+/// The blake3 digest of a file, in hex, read in pieces.
+///
+/// # Errors
+/// Those of opening and reading the file.
+pub fn digest_file(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        match file.read(&mut chunk) {
+            Ok(0) => return Ok(hasher.finalize().to_hex().to_string()),
+            Ok(n) => hasher.update(&chunk[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        };
+    }
+}
+
+/// Writes a file that is either whole, synced and under its name, or not there.
+///
+/// # Errors
+/// Those of writing, syncing and renaming. What was under `path` before is untouched by an error,
+/// and no temporary file stays.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes)?;
+    file.commit().map(|_| ())
+}
+
+/// Makes a folder and those above it, and syncs the names of all that were missing.
+///
+/// # Errors
+/// Those of making and syncing folders.
+pub fn create_folder(path: &Path) -> io::Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    let parent = parent_of(path);
+    create_folder(parent)?;
+    match fs::create_dir(path) {
+        Ok(()) => {}
+        // Ranks of one generation make the same folder at the same time.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        Err(e) => return Err(e),
+    }
+    sync_folder(parent)
+}
+
+/// Syncs the names in a folder.
+///
+/// # Errors
+/// Those of opening and syncing it.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// The folder in which `path` lies.
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The file's size.
+    pub bytes: u64,
+    /// The file's blake3 digest, in hex.
+    pub digest: String,
+}
+
+/// A file on its way: written under a temporary name, given its own name by [`AtomicFile::commit`],
+/// removed when dropped before that.
+#[derive(Debug)]
+pub struct AtomicFile {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    hasher: blake3::Hasher,
+    bytes: u64,
+    committed: bool,
+}
+
+impl AtomicFile {
+    /// Opens a temporary file beside `path`.
+    ///
+    /// # Errors
+    /// Those of creating the file; `InvalidInput` for a path that names no file.
+    pub fn create(path: &Path) -> io::Result<AtomicFile> {
+        let (file, temporary) = open_temporary(path)?;
+        Ok(AtomicFile {
+            file,
+            temporary,
+            path: path.to_owned(),
+            hasher: blake3::Hasher::new(),
+            bytes: 0,
+            committed: false,
+        })
+    }
+
+    /// Syncs the file, gives it its name, and syncs the folder.
+    ///
+    /// # Errors
+    /// Those of syncing and renaming; the temporary file is then removed.
+    pub fn commit(mut self) -> io::Result<Written> {
+        self.file.sync_all()?;
+        fs::rename(&self.temporary, &self.path)?;
+        self.committed = true;
+        sync_folder(parent_of(&self.path))?;
+        Ok(Written { bytes: self.bytes, digest: self.hasher.finalize().to_hex().to_string() })
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        self.bytes += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if !self.committed {
+            // The error that led here is the one to report; a leftover is only untidy.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+fn open_temporary(path: &Path) -> io::Result<(File, PathBuf)> {
+    let name = path.file_name().ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidInput, format!("{} names no file", path.display()))
+    })?;
+    let mut last = None;
+    for _ in 0..NAMES_TRIED {
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let mut temporary = std::ffi::OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".{}-{serial}.tmp", std::process::id()));
+        let temporary = parent_of(path).join(temporary);
+        match OpenOptions::new().write(true).create_new(true).open(&temporary) {
+            Ok(file) => return Ok((file, temporary)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => last = Some(e),
+            Err(e) => return Err(e),
+        }
+    }
+    Err(last.unwrap_or_else(|| io::ErrorKind::AlreadyExists.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_written_file_is_whole_and_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        write_atomic(&path, b"one").unwrap();
+        write_atomic(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(names(dir.path()), ["a"]);
+    }
+
+    #[test]
+    fn a_failure_leaves_the_old_file_and_no_temporary_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        write_atomic(&path, b"old").unwrap();
+        let mut half = AtomicFile::create(&path).unwrap();
+        half.write_all(b"ne").unwrap();
+        assert_eq!(names(dir.path()).len(), 2);
+        drop(half);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+
+        // A folder in the way makes the rename fail.
+        let blocked = dir.path().join("b");
+        fs::create_dir(&blocked).unwrap();
+        write_atomic(&blocked, b"x").unwrap_err();
+        assert_eq!(names(dir.path()), ["a", "b"]);
+        write_atomic(Path::new("/"), b"x").unwrap_err();
+    }
+
+    #[test]
+    fn all_digests_of_the_same_bytes_agree() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/er/a");
+        create_folder(path.parent().unwrap()).unwrap();
+        let bytes: Vec<u8> = (0..CHUNK_BYTES * 2 + 17).map(|i| (i % 251) as u8).collect();
+        let mut file = AtomicFile::create(&path).unwrap();
+        for part in bytes.chunks(4096) {
+            file.write_all(part).unwrap();
+        }
+        let written = file.commit().unwrap();
+        assert_eq!(written, Written { bytes: bytes.len() as u64, digest: digest_bytes(&bytes) });
+        assert_eq!(digest_file(&path).unwrap(), written.digest);
+        // The published digest of no bytes.
+        assert_eq!(
+            digest_bytes(b""),
+            "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+        );
+    }
+}

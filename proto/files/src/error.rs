@@ -1,0 +1,109 @@
+//! What can be wrong with a checkpoint, said so that a person knows which file to look at.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::region::CoverError;
+
+/// What can be wrong with a checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file or folder could not be read or written.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file of the checkpoint has another size than was recorded.
+    #[error("{path} has {found} bytes where the checkpoint recorded {expected}; it is cut short or another file", path = path.display())]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that it should have.
+        expected: u64,
+        /// Bytes that it has.
+        found: u64,
+    },
+    /// A file of the checkpoint has other contents than were recorded.
+    #[error("{path} has digest {found} where {expected} was recorded; it is damaged or another file", path = path.display())]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// The digest that it should have.
+        expected: String,
+        /// The digest that it has.
+        found: String,
+    },
+    /// A file cannot be understood.
+    #[error("{path} is damaged: {what}", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The slices of a tensor do not make it up.
+    #[error("tensor `{name}`: {source}")]
+    Cover {
+        /// The tensor.
+        name: String,
+        /// The gap or overlap.
+        source: CoverError,
+    },
+    /// Two files disagree on a tensor.
+    #[error("tensor `{name}` has shape {one:?} in one file and {other:?} in {file}")]
+    Shapes {
+        /// The tensor.
+        name: String,
+        /// Its shape in the first file.
+        one: Vec<u64>,
+        /// The file that disagrees.
+        file: String,
+        /// Its shape there.
+        other: Vec<u64>,
+    },
+    /// The checkpoint has no such tensor.
+    #[error("the checkpoint in {folder} has no tensor `{name}`; is it of another model?", folder = folder.display())]
+    NoTensor {
+        /// The checkpoint's folder.
+        folder: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// A slice was asked for or given that the tensor does not have.
+    #[error("tensor `{name}` of shape {shape:?} has no slice {offset}+{len} along dimension {dim}")]
+    Slice {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<u64>,
+        /// The dimension of the slice.
+        dim: u8,
+        /// Where the slice starts.
+        offset: u64,
+        /// How long it is.
+        len: u64,
+    },
+    /// What was to be written cannot be.
+    #[error("{path} cannot be written: {what}", path = path.display())]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        what: String,
+    },
+}
+
+impl CheckpointError {
+    /// Adds the path to an I/O error.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+        let path = path.to_owned();
+        move |source| CheckpointError::Io { path, source }
+    }
+
+    pub(crate) fn damaged(path: &Path, what: impl ToString) -> CheckpointError {
+        CheckpointError::Damaged { path: path.to_owned(), what: what.to_string() }
+    }
+}

@@ -1,0 +1,365 @@
+//! The tokenizer: a byte-level BPE, as GPT-2's, trained on the job's own text.
+//!
+//! It is kept as a `tokenizer.json` that other programs can read. Any text can be encoded, byte by
+//! byte where nothing better is known, and decodes to itself.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::models::{ModelWrapper, TrainerWrapper};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, Model as _};
+
+use crate::atomic::write_atomic;
+
+/// The token between documents, as text.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// The id of the token between documents.
+pub const END_OF_TEXT_ID: u32 = 0;
+
+/// The smallest vocabulary: every byte and the token between documents.
+pub const SMALLEST_VOCAB: u32 = 257;
+
+/// A pair of tokens must be seen so often to become a token: what is seen once is only remembered.
+const MIN_FREQUENCY: u64 = 2;
+
+/// Text is encoded in pieces of about this size, as the library keeps some 50 bytes for each byte.
+const PIECE_BYTES: usize = 1 << 16;
+
+/// The largest `tokenizer.json` that is read; one of a million tokens takes less.
+const MAX_JSON_BYTES: u64 = 1 << 28;
+
+/// What can be wrong with a tokenizer.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// The vocabulary has no room for all bytes.
+    #[error(
+        "a vocabulary of {0} tokens is too small: a byte-level tokenizer needs at least {SMALLEST_VOCAB} \
+         (256 bytes and {END_OF_TEXT}); raise model.vocab"
+    )]
+    VocabTooSmall(u32),
+    /// The file could not be read or written.
+    #[error("tokenizer {path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The library gave up.
+    #[error("the tokenizer could not be trained: {0}")]
+    Training(String),
+    /// The text is no `tokenizer.json` of ours.
+    #[error("this is no byte-level tokenizer that was trained here: {0}; let the data be prepared again")]
+    Foreign(String),
+}
+
+/// A byte-level BPE.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    json: Vec<u8>,
+    /// The bytes of each token, by id.
+    spelling: Vec<Vec<u8>>,
+    /// The token of each single byte.
+    byte_ids: Vec<u32>,
+}
+
+impl Tokenizer {
+    /// Trains a tokenizer of at most `vocab` tokens; of fewer, where the texts give no more pairs.
+    ///
+    /// The same texts give the same bytes of `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`TokenizerError::VocabTooSmall`] below [`SMALLEST_VOCAB`].
+    pub fn train(texts: &[&str], vocab: u32) -> Result<Tokenizer, TokenizerError> {
+        if vocab < SMALLEST_VOCAB {
+            return Err(TokenizerError::VocabTooSmall(vocab));
+        }
+        let trainer = BpeTrainer::builder()
+            .vocab_size(vocab as usize)
+            .min_frequency(MIN_FREQUENCY)
+            .show_progress(false)
+            .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
+            .initial_alphabet(byte_letters().into_iter().collect())
+            .build();
+        let mut inner = tokenizers::Tokenizer::new(BPE::default());
+        inner.with_pre_tokenizer(Some(ByteLevel::new(false, false, true)));
+        inner.with_decoder(Some(ByteLevel::new(false, false, true)));
+        let failed = |e: tokenizers::Error| TokenizerError::Training(e.to_string());
+        inner
+            .train(&mut TrainerWrapper::BpeTrainer(trainer), texts.iter().flat_map(|text| pieces(text)))
+            .map_err(failed)?;
+        Tokenizer::from_bytes(inner.to_string(true).map_err(failed)?.as_bytes())
+    }
+
+    /// Reads a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Io`] and [`TokenizerError::Foreign`].
+    pub fn load(path: &Path) -> Result<Tokenizer, TokenizerError> {
+        let failed = |source| TokenizerError::Io { path: path.to_owned(), source };
+        let bytes = std::fs::metadata(path).map_err(failed)?.len();
+        if bytes > MAX_JSON_BYTES {
+            return Err(TokenizerError::Foreign(format!("{bytes} bytes are too many")));
+        }
+        Tokenizer::from_bytes(&std::fs::read(path).map_err(failed)?)
+    }
+
+    /// Writes the `tokenizer.json`, whole or not at all.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Io`].
+    pub fn save(&self, path: &Path) -> Result<(), TokenizerError> {
+        write_atomic(path, &self.json).map_err(|source| TokenizerError::Io { path: path.to_owned(), source })
+    }
+
+    /// The bytes of the `tokenizer.json`.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.json.clone()
+    }
+
+    /// Reads the bytes of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Foreign`] for anything but a tokenizer that was trained here.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Tokenizer, TokenizerError> {
+        let foreign = |what: &str| TokenizerError::Foreign(what.to_owned());
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| TokenizerError::Foreign(e.to_string()))?;
+        // Text may hold the spelling of the token between documents; there it is only text.
+        inner.set_encode_special_tokens(true);
+        let plain = inner.get_normalizer().is_none()
+            && inner.get_truncation().is_none()
+            && inner.get_padding().is_none();
+        if !plain
+            || !matches!(inner.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(level))
+                if !level.add_prefix_space && level.use_regex)
+        {
+            return Err(foreign("it treats text in another way"));
+        }
+        let ModelWrapper::BPE(model) = inner.get_model() else {
+            return Err(foreign("it is no BPE"));
+        };
+        let spelling = spelling_of(model).ok_or_else(|| foreign("a token is missing or no sequence of bytes"))?;
+        let by_bytes: HashMap<&[u8], u32> = spelling.iter().map(Vec::as_slice).zip(0..).collect();
+        let byte_ids: Option<Vec<u32>> = (0..=255u8).map(|byte| by_bytes.get([byte].as_slice()).copied()).collect();
+        let byte_ids = byte_ids.ok_or_else(|| foreign("a byte has no token"))?;
+        if spelling.first().map(Vec::as_slice) != Some(END_OF_TEXT.as_bytes()) {
+            return Err(foreign("its first token does not end a text"));
+        }
+        Ok(Tokenizer { inner, json: bytes.to_vec(), spelling, byte_ids })
+    }
+
+    /// The tokens of a text. It never holds the token between documents.
+    pub fn encode(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        for piece in pieces(text) {
+            match self.inner.encode_fast(piece, false) {
+                Ok(encoding) => ids.extend_from_slice(encoding.get_ids()),
+                // Every byte has a token, so that the library has no reason to refuse; if it ever
+                // does, single bytes still say the same text.
+                Err(_) => ids.extend(self.encode_bytes(piece)),
+            }
+        }
+        ids
+    }
+
+    fn encode_bytes(&self, text: &str) -> impl Iterator<Item = u32> {
+        text.bytes().map(|byte| self.byte_ids[usize::from(byte)])
+    }
+
+    /// The text of tokens. Bytes that are no UTF-8 become U+FFFD; ids that the tokenizer does not
+    /// know (a model may have room for more) say nothing.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> =
+            ids.iter().filter_map(|&id| self.spelling.get(id as usize)).flatten().copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Number of tokens, the one between documents among them.
+    pub fn vocab_size(&self) -> u32 {
+        self.spelling.len() as u32
+    }
+}
+
+/// The letters that stand for bytes in a vocabulary: printable bytes stand for themselves, the
+/// others for the letters from U+0100 on, in order. All programs that read such files agree on it.
+fn byte_letters() -> Vec<char> {
+    let mut next = 0x100;
+    (0..=255u8)
+        .map(|byte| match byte {
+            b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
+            _ => {
+                let letter = char::from_u32(next).unwrap_or(char::REPLACEMENT_CHARACTER);
+                next += 1;
+                letter
+            }
+        })
+        .collect()
+}
+
+/// The bytes of each token, by id; `None` where an id is unused or a token holds another letter.
+fn spelling_of(model: &BPE) -> Option<Vec<Vec<u8>>> {
+    let bytes: HashMap<char, u8> = byte_letters().into_iter().zip(0..=255).collect();
+    (0..model.get_vocab_size() as u32)
+        .map(|id| model.id_to_token(id)?.chars().map(|letter| bytes.get(&letter).copied()).collect())
+        .collect()
+}
+
+/// Cuts a text into pieces that encode to the same tokens as the whole.
+///
+/// A cut lies before white space that follows something else: no token reaches across such a place,
+/// because a token holds white space only in front or nothing else, and nothing looks back over it.
+fn pieces(text: &str) -> impl Iterator<Item = &str> + Send {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (piece, after) = rest.split_at(piece_len(rest, PIECE_BYTES));
+        rest = after;
+        Some(piece)
+    })
+}
+
+/// The length of the first piece of at least `least` bytes.
+fn piece_len(text: &str, least: usize) -> usize {
+    let mut blank = true;
+    for (at, letter) in text.char_indices().skip_while(|(at, _)| at + 4 < least) {
+        if letter.is_whitespace() && !blank && at >= least {
+            return at;
+        }
+        blank = letter.is_whitespace();
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Text with the statistics of words: few frequent ones, many rare ones.
+    fn prose(words: u64, seed: u64) -> String {
+        let mut text = String::new();
+        for i in 0..words {
+            let rank = (2.0f64.powf(crate::hash::draw_below(seed, i, 1000) as f64 / 100.0)) as u64;
+            let mut word = crate::hash::mix(rank);
+            for _ in 0..2 + rank % 6 {
+                text.push(char::from(b'a' + (word % 17) as u8));
+                word /= 17;
+            }
+            text.push_str(match i % 13 {
+                5 => ", ",
+                12 => ".\n\n",
+                _ => " ",
+            });
+        }
+        text
+    }
+
+    #[test]
+    fn the_same_text_gives_the_same_tokenizer() {
+        let (a, b) = (prose(30_000, 1), prose(10_000, 2));
+        let train = || Tokenizer::train(&[&a, &b], 600).unwrap();
+        let first = train();
+        assert_eq!(first.vocab_size(), 600);
+        for _ in 0..4 {
+            assert!(first.to_bytes() == train().to_bytes(), "training is not deterministic");
+        }
+        assert!(first.to_bytes() != Tokenizer::train(&[&b], 600).unwrap().to_bytes());
+        assert!(first.encode(&a).len() * 3 < a.len(), "{} tokens for {}", first.encode(&a).len(), a.len());
+    }
+
+    #[test]
+    fn every_text_decodes_to_itself() {
+        let tokenizer = Tokenizer::train(&[&prose(2_000, 1)], 300).unwrap();
+        for text in ["", " ", "one two\r\n\tthree", "größe \u{1F6A3} \u{0}", "a<|endoftext|>b", "  x  y  "] {
+            let ids = tokenizer.encode(text);
+            assert_eq!(tokenizer.decode(&ids), text);
+            assert!(!ids.contains(&END_OF_TEXT_ID), "{text}");
+            assert_eq!(tokenizer.decode(&tokenizer.encode_bytes(text).collect::<Vec<_>>()), text);
+        }
+        assert_eq!(tokenizer.decode(&[END_OF_TEXT_ID]), END_OF_TEXT);
+        let rower = tokenizer.encode("\u{1F6A3}");
+        assert_eq!(tokenizer.decode(&rower[..1]), "\u{FFFD}");
+        assert_eq!(tokenizer.decode(&[300, u32::MAX]), "");
+    }
+
+    #[test]
+    fn a_tokenizer_survives_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let text = prose(5_000, 3);
+        let trained = Tokenizer::train(&[&text], 400).unwrap();
+        trained.save(&path).unwrap();
+        let loaded = Tokenizer::load(&path).unwrap();
+        assert_eq!(loaded.to_bytes(), trained.to_bytes());
+        assert_eq!(loaded.encode(&text), trained.encode(&text));
+        assert_eq!(std::fs::read(&path).unwrap(), trained.to_bytes());
+    }
+
+    #[test]
+    fn sizes_at_the_border() {
+        assert_eq!(
+            Tokenizer::train(&["x"], 256).unwrap_err().to_string(),
+            "a vocabulary of 256 tokens is too small: a byte-level tokenizer needs at least 257 \
+             (256 bytes and <|endoftext|>); raise model.vocab"
+        );
+        assert_eq!(Tokenizer::train(&["hello hello"], 257).unwrap().vocab_size(), 257);
+        assert!(Tokenizer::train(&["hello hello"], 1000).unwrap().vocab_size() < 270);
+        assert_eq!(Tokenizer::train(&[], 1000).unwrap().vocab_size(), 257);
+    }
+
+    #[test]
+    fn foreign_and_damaged_files_are_refused() {
+        let good = String::from_utf8(Tokenizer::train(&["hello hello"], 260).unwrap().to_bytes()).unwrap();
+        let rows = [
+            ("", ""),
+            (&good[..good.len() / 2], ""),
+            (&good.replace("\"add_prefix_space\": false", "\"add_prefix_space\": true"), "another way"),
+            (&good.replace("\"!\": 1,", ""), "a token is missing"),
+        ];
+        for (text, expected) in rows {
+            let error = Tokenizer::from_bytes(text.as_bytes()).unwrap_err().to_string();
+            assert!(error.starts_with("this is no byte-level tokenizer") && error.contains(expected), "{error}");
+        }
+        assert!(matches!(Tokenizer::load(Path::new("nowhere")), Err(TokenizerError::Io { .. })));
+    }
+
+    #[test]
+    fn letters_for_bytes_are_those_of_the_library() {
+        let ours: std::collections::HashSet<char> = byte_letters().into_iter().collect();
+        assert_eq!(ours, ByteLevel::alphabet().into_iter().collect());
+        assert_eq!(byte_letters()[usize::from(b' ')], '\u{120}');
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_encode_to_the_tokens_of_the_whole(text in "([a-c']|[ \n\t\u{a0}]|1|é|\\.|<\\|endoftext\\|>){0,60}", least in 1usize..20) {
+            let tokenizer = shared();
+            let (mut ids, mut rest) = (Vec::new(), text.as_str());
+            while !rest.is_empty() {
+                let (piece, after) = rest.split_at(piece_len(rest, least));
+                prop_assert!(!piece.is_empty());
+                ids.extend(tokenizer.encode(piece));
+                rest = after;
+            }
+            prop_assert_eq!(&ids, &tokenizer.encode(&text));
+            prop_assert_eq!(tokenizer.decode(&ids), text);
+        }
+    }
+
+    fn shared() -> &'static Tokenizer {
+        static SHARED: std::sync::OnceLock<Tokenizer> = std::sync::OnceLock::new();
+        SHARED.get_or_init(|| {
+            Tokenizer::train(&["aa bb  ab\n\n ba's  ab  'll b c\n\nab aa 11 é.. ".repeat(4).as_str()], 300).unwrap()
+        })
+    }
+}

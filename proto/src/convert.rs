@@ -1,0 +1,252 @@
+//! Wire messages to checked types and back. Towards the wire nothing can fail; from it, an error
+//! names the field.
+
+use coxswain_types::ids::{Generation, Step, WorkerId};
+use coxswain_types::status;
+
+use crate::{limits, wire};
+
+/// A message that says nothing sensible.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// A field that must be there is not.
+    #[error("{0}: missing")]
+    Missing(&'static str),
+    /// A number that names no value of an enumeration.
+    #[error("{field}: {found} names nothing that this version knows; are both sides of one version?")]
+    Unknown {
+        /// The field.
+        field: &'static str,
+        /// What it holds.
+        found: i32,
+    },
+    /// A list that is longer than its bound.
+    #[error("{field}: {found} entries, at most {most} are allowed")]
+    TooMany {
+        /// The field.
+        field: &'static str,
+        /// How many it holds.
+        found: usize,
+        /// How many it may hold.
+        most: usize,
+    },
+}
+
+impl From<status::WorkerInfo> for wire::WorkerInfo {
+    fn from(info: status::WorkerInfo) -> Self {
+        let status::WorkerInfo { id, incarnation, host, pid, cores, device, runtime } = info;
+        wire::WorkerInfo { id: id.0, incarnation, host, pid, cores, device, runtime }
+    }
+}
+
+impl TryFrom<wire::WorkerInfo> for status::WorkerInfo {
+    type Error = WireError;
+
+    fn try_from(info: wire::WorkerInfo) -> Result<Self, WireError> {
+        let wire::WorkerInfo { id, incarnation, host, pid, cores, device, runtime } = info;
+        if id.is_empty() {
+            return Err(WireError::Missing("WorkerInfo.id"));
+        }
+        Ok(status::WorkerInfo { id: WorkerId(id), incarnation, host, pid, cores, device, runtime })
+    }
+}
+
+/// The wire form of a phase, and the message that goes with a failure.
+pub fn phase_to_wire(phase: status::Phase) -> (wire::Phase, String) {
+    match phase {
+        status::Phase::Idle => (wire::Phase::Idle, String::new()),
+        status::Phase::Preparing => (wire::Phase::Preparing, String::new()),
+        status::Phase::Running => (wire::Phase::Running, String::new()),
+        status::Phase::Done => (wire::Phase::Done, String::new()),
+        status::Phase::Failed { message } => (wire::Phase::Failed, message),
+    }
+}
+
+fn phase_from_wire(phase: i32, failure: String) -> Result<status::Phase, WireError> {
+    let field = "WorkerStatus.phase";
+    match wire::Phase::try_from(phase) {
+        Ok(wire::Phase::Idle) => Ok(status::Phase::Idle),
+        Ok(wire::Phase::Preparing) => Ok(status::Phase::Preparing),
+        Ok(wire::Phase::Running) => Ok(status::Phase::Running),
+        Ok(wire::Phase::Done) => Ok(status::Phase::Done),
+        Ok(wire::Phase::Failed) => Ok(status::Phase::Failed { message: failure }),
+        Ok(wire::Phase::Unspecified) => Err(WireError::Missing(field)),
+        Err(_) => Err(WireError::Unknown { field, found: phase }),
+    }
+}
+
+impl From<status::WorkerStatus> for wire::WorkerStatus {
+    fn from(status: status::WorkerStatus) -> Self {
+        let (phase, failure) = phase_to_wire(status.phase);
+        wire::WorkerStatus {
+            info: Some(status.info.into()),
+            generation: status.generation.0,
+            assignment_digest: status.assignment_digest,
+            phase: phase.into(),
+            failure,
+            step: status.step.0,
+            reports: status.reports.into_iter().map(Into::into).collect(),
+            saved: status.saved.map(Into::into),
+            published: status.published.map(Into::into),
+            peak_tensor_bytes: status.peak_tensor_bytes,
+        }
+    }
+}
+
+impl TryFrom<wire::WorkerStatus> for status::WorkerStatus {
+    type Error = WireError;
+
+    fn try_from(status: wire::WorkerStatus) -> Result<Self, WireError> {
+        let found = status.reports.len();
+        if found > limits::MAX_REPORTS {
+            let field = "WorkerStatus.reports";
+            return Err(WireError::TooMany { field, found, most: limits::MAX_REPORTS });
+        }
+        Ok(status::WorkerStatus {
+            info: status.info.ok_or(WireError::Missing("WorkerStatus.info"))?.try_into()?,
+            generation: Generation(status.generation),
+            assignment_digest: status.assignment_digest,
+            phase: phase_from_wire(status.phase, status.failure)?,
+            step: Step(status.step),
+            reports: status.reports.into_iter().map(Into::into).collect(),
+            saved: status.saved.map(TryInto::try_into).transpose()?,
+            published: status.published.map(TryInto::try_into).transpose()?,
+            peak_tensor_bytes: status.peak_tensor_bytes,
+        })
+    }
+}
+
+impl From<status::StepReport> for wire::StepReport {
+    fn from(report: status::StepReport) -> Self {
+        let status::StepReport { step, loss, grad_norm, learning_rate, tokens, .. } = report;
+        let status::StepReport { tokens_per_second, step_seconds, held_out, .. } = report;
+        let held_out = held_out.map(|h| wire::HeldOut { loss: h.loss, bits_per_byte: h.bits_per_byte });
+        wire::StepReport {
+            step,
+            loss,
+            grad_norm,
+            learning_rate,
+            tokens,
+            tokens_per_second,
+            step_seconds,
+            held_out,
+        }
+    }
+}
+
+/// Every report on the wire is one: its fields are plain numbers.
+impl From<wire::StepReport> for status::StepReport {
+    fn from(report: wire::StepReport) -> Self {
+        let wire::StepReport { step, loss, grad_norm, learning_rate, tokens, .. } = report;
+        let wire::StepReport { tokens_per_second, step_seconds, held_out, .. } = report;
+        let held_out = held_out.map(|h| status::HeldOut { loss: h.loss, bits_per_byte: h.bits_per_byte });
+        status::StepReport {
+            step,
+            loss,
+            grad_norm,
+            learning_rate,
+            tokens,
+            tokens_per_second,
+            step_seconds,
+            held_out,
+        }
+    }
+}
+
+fn files_to_wire(files: Vec<status::SavedFile>) -> Vec<wire::SavedFile> {
+    let file = |f: status::SavedFile| wire::SavedFile { name: f.name, bytes: f.bytes, digest: f.digest };
+    files.into_iter().map(file).collect()
+}
+
+fn files_from_wire(files: Vec<wire::SavedFile>) -> Result<Vec<status::SavedFile>, WireError> {
+    let file = |f: wire::SavedFile| {
+        if f.name.is_empty() {
+            return Err(WireError::Missing("SavedFile.name"));
+        }
+        if f.digest.is_empty() {
+            return Err(WireError::Missing("SavedFile.digest"));
+        }
+        Ok(status::SavedFile { name: f.name, bytes: f.bytes, digest: f.digest })
+    };
+    files.into_iter().map(file).collect()
+}
+
+impl From<status::Saved> for wire::Saved {
+    fn from(saved: status::Saved) -> Self {
+        wire::Saved { step: saved.step.0, files: files_to_wire(saved.files) }
+    }
+}
+
+impl TryFrom<wire::Saved> for status::Saved {
+    type Error = WireError;
+
+    fn try_from(saved: wire::Saved) -> Result<Self, WireError> {
+        Ok(status::Saved { step: Step(saved.step), files: files_from_wire(saved.files)? })
+    }
+}
+
+impl From<status::Publish> for wire::Publish {
+    fn from(publish: status::Publish) -> Self {
+        wire::Publish { step: publish.step.0, files: files_to_wire(publish.files) }
+    }
+}
+
+impl TryFrom<wire::Publish> for status::Publish {
+    type Error = WireError;
+
+    fn try_from(publish: wire::Publish) -> Result<Self, WireError> {
+        Ok(status::Publish { step: Step(publish.step), files: files_from_wire(publish.files)? })
+    }
+}
+
+impl From<status::Published> for wire::Published {
+    fn from(published: status::Published) -> Self {
+        wire::Published { step: published.step.0, digest: published.digest }
+    }
+}
+
+impl TryFrom<wire::Published> for status::Published {
+    type Error = WireError;
+
+    fn try_from(published: wire::Published) -> Result<Self, WireError> {
+        if published.digest.is_empty() {
+            return Err(WireError::Missing("Published.digest"));
+        }
+        Ok(status::Published { step: Step(published.step), digest: published.digest })
+    }
+}
+
+impl From<status::Desired> for wire::Desired {
+    fn from(desired: status::Desired) -> Self {
+        wire::Desired {
+            revision: desired.revision,
+            generation: desired.generation.0,
+            assignment_digest: desired.assignment_digest,
+            assignment: desired.assignment,
+            run_to: desired.run_to.0,
+            publish: desired.publish.map(Into::into),
+            acknowledged: desired.acknowledged.0,
+            leave: desired.leave,
+        }
+    }
+}
+
+impl TryFrom<wire::Desired> for status::Desired {
+    type Error = WireError;
+
+    fn try_from(desired: wire::Desired) -> Result<Self, WireError> {
+        if desired.assignment.is_some() && desired.assignment_digest.is_none() {
+            return Err(WireError::Missing("Desired.assignment_digest"));
+        }
+        Ok(status::Desired {
+            revision: desired.revision,
+            generation: Generation(desired.generation),
+            assignment_digest: desired.assignment_digest,
+            assignment: desired.assignment,
+            run_to: Step(desired.run_to),
+            publish: desired.publish.map(TryInto::try_into).transpose()?,
+            acknowledged: Step(desired.acknowledged),
+            leave: desired.leave,
+        })
+    }
+}

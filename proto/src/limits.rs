@@ -1,0 +1,53 @@
+//! The bounds that both ends of a call must share, each with its reason.
+
+use std::time::Duration;
+
+/// The most bytes of one message. The largest is an assignment, which lists each parameter and
+/// action of a rank: some 100 bytes a row, so 16 MiB is room for a hundred thousand rows, and still
+/// little enough that a peer gone wrong cannot fill the memory.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// How long a call may take until its reply (for a stream: until it is accepted). Longer than
+/// [`MAX_STORE_WAIT_MS`] plus an fsync on a busy disk; within the ten seconds in which a run whose
+/// coordinator went away has to end.
+pub const RPC_DEADLINE: Duration = Duration::from_secs(8);
+
+/// How long a connection may take to come about. On one network it takes milliseconds; whoever
+/// calls tries again.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often an idle connection is probed, so that a peer whose machine vanished is noticed though
+/// no packet says so.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long a probe may stay unanswered. With the interval it stays below [`LEASE_MS`], so that
+/// both ends give up a dead link at about the same time.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How often a worker says how it is when nothing changed, in milliseconds.
+pub const HEARTBEAT_MS: u64 = 1000;
+
+/// How long a worker may be silent before it counts as lost, in milliseconds: five heartbeats, so
+/// that a busy machine or a lost packet costs no run, and a dead one is named within ten seconds.
+pub const LEASE_MS: u64 = 5000;
+
+/// The most step reports in one status. A lead rank that is further ahead sends the rest after the
+/// first are acknowledged; 256 reports are some 20 KiB.
+pub const MAX_REPORTS: usize = 256;
+
+/// The most bytes of a key of the rendezvous. Gloo's keys are short texts.
+pub const MAX_STORE_KEY_BYTES: usize = 1 << 10;
+
+/// The most bytes of a value of the rendezvous: addresses of a rank, some 200 bytes for each peer.
+pub const MAX_STORE_VALUE_BYTES: usize = 1 << 20;
+
+/// The most keys in the rendezvous of one generation: a few for each pair of 128 ranks.
+pub const MAX_STORE_KEYS: usize = 1 << 16;
+
+/// The most bytes of all keys and values in the rendezvous of one generation, so that it cannot
+/// fill the coordinator's memory.
+pub const MAX_STORE_BYTES: usize = 64 << 20;
+
+/// The longest that the coordinator holds a `StoreGet` open, in milliseconds. Whoever waits longer
+/// asks again, and learns so that the coordinator is alive.
+pub const MAX_STORE_WAIT_MS: u64 = 5000;

@@ -1,0 +1,125 @@
+//! What crosses the wire comes back the same, and what makes no sense is named.
+
+use coxswain_proto::{WireError, limits, wire};
+use coxswain_types::ids::{Generation, Step, WorkerId};
+use coxswain_types::status::{
+    Desired, HeldOut, Phase, Publish, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
+};
+use prost::Message;
+
+fn info() -> WorkerInfo {
+    WorkerInfo {
+        id: WorkerId("worker-3".into()),
+        incarnation: u64::MAX,
+        host: "alpha".into(),
+        pid: 4711,
+        cores: 2,
+        device: "cpu".into(),
+        runtime: "libtorch 2.11.0 avx512".into(),
+    }
+}
+
+fn files() -> Vec<SavedFile> {
+    vec![
+        SavedFile { name: "a.safetensors".into(), bytes: 1 << 40, digest: "d1".into() },
+        SavedFile { name: "b.safetensors".into(), bytes: 0, digest: "d2".into() },
+    ]
+}
+
+fn report(step: u64, loss: f64) -> StepReport {
+    StepReport {
+        step,
+        loss,
+        grad_norm: f64::INFINITY,
+        learning_rate: 1e-300,
+        tokens: 4096,
+        tokens_per_second: 0.1 + 0.2,
+        step_seconds: f64::MIN_POSITIVE,
+        held_out: None,
+    }
+}
+
+fn status(phase: Phase) -> WorkerStatus {
+    let held_out = Some(HeldOut { loss: 2.5, bits_per_byte: 3.1 });
+    WorkerStatus {
+        info: info(),
+        generation: Generation(7),
+        assignment_digest: Some("abc".into()),
+        phase,
+        step: Step(12),
+        reports: vec![report(11, 5.25), StepReport { held_out, ..report(12, 0.1 + 0.7) }],
+        saved: Some(Saved { step: Step(10), files: files() }),
+        published: Some(Published { step: Step(10), digest: "m".into() }),
+        peak_tensor_bytes: 3 << 30,
+    }
+}
+
+/// Through the bytes, as the network would carry it.
+fn carried<M: Message + Default>(message: &M) -> M {
+    M::decode(message.encode_to_vec().as_slice()).unwrap()
+}
+
+#[test]
+fn a_status_comes_back_the_same() {
+    let failed = Phase::Failed { message: "no space left".into() };
+    for phase in [Phase::Idle, Phase::Preparing, Phase::Running, Phase::Done, failed] {
+        let sent = status(phase);
+        let back = WorkerStatus::try_from(carried(&wire::WorkerStatus::from(sent.clone()))).unwrap();
+        assert_eq!(back, sent);
+        assert_eq!(back.reports[1].loss.to_bits(), (0.1f64 + 0.7).to_bits());
+    }
+    let bare = WorkerStatus {
+        assignment_digest: None,
+        reports: vec![],
+        saved: None,
+        published: None,
+        ..status(Phase::Idle)
+    };
+    let back = WorkerStatus::try_from(carried(&wire::WorkerStatus::from(bare.clone()))).unwrap();
+    assert_eq!(back, bare);
+}
+
+#[test]
+fn what_is_wanted_comes_back_the_same() {
+    let full = Desired {
+        revision: 9,
+        generation: Generation(7),
+        assignment_digest: Some("abc".into()),
+        assignment: Some("{\"rank\":0}".into()),
+        run_to: Step(100),
+        publish: Some(Publish { step: Step(10), files: files() }),
+        acknowledged: Step(8),
+        leave: Some("the run is over".into()),
+    };
+    let empty_texts = Desired { assignment: Some(String::new()), leave: Some(String::new()), ..full.clone() };
+    for sent in [full, empty_texts, Desired::default()] {
+        let back = Desired::try_from(carried(&wire::Desired::from(sent.clone()))).unwrap();
+        assert_eq!(back, sent);
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_named() {
+    type Spoil = fn(&mut wire::WorkerStatus);
+    let rows: [(&str, Spoil); 7] = [
+        ("WorkerStatus.info: missing", |s| s.info = None),
+        ("WorkerInfo.id: missing", |s| s.info.as_mut().unwrap().id.clear()),
+        ("WorkerStatus.phase: missing", |s| s.phase = 0),
+        (
+            "WorkerStatus.phase: 99 names nothing that this version knows; are both sides of one version?",
+            |s| s.phase = 99,
+        ),
+        ("WorkerStatus.reports: 257 entries, at most 256 are allowed", |s| {
+            s.reports = vec![wire::StepReport::default(); limits::MAX_REPORTS + 1]
+        }),
+        ("SavedFile.digest: missing", |s| s.saved.as_mut().unwrap().files[1].digest.clear()),
+        ("Published.digest: missing", |s| s.published.as_mut().unwrap().digest.clear()),
+    ];
+    for (expected, spoil) in rows {
+        let mut message = wire::WorkerStatus::from(status(Phase::Running));
+        spoil(&mut message);
+        assert_eq!(WorkerStatus::try_from(message).unwrap_err().to_string(), expected);
+    }
+    let desired = wire::Desired { assignment: Some("{}".into()), ..Default::default() };
+    assert_eq!(Desired::try_from(desired), Err(WireError::Missing("Desired.assignment_digest")));
+}

@@ -1,0 +1,40 @@
+//! Compiles the shim against the libtorch that torch-sys was built with.
+
+use std::env;
+use std::path::PathBuf;
+
+fn main() {
+    // `.cargo/config.toml` sets LIBTORCH to where `cargo xtask setup` puts it.
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    println!("cargo:rerun-if-changed=cpp");
+    let libtorch = PathBuf::from(env::var("LIBTORCH").unwrap_or_else(|_| {
+        println!("cargo:warning=LIBTORCH is not set; run `cargo xtask setup`");
+        String::from("/usr")
+    }));
+    let lib = libtorch.join("lib");
+
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .define("USE_C10D_GLOO", None)
+        .include("cpp")
+        .flag("-isystem")
+        .flag(libtorch.join("include"))
+        .flag("-isystem")
+        .flag(libtorch.join("include/torch/csrc/api/include"))
+        .flag_if_supported("-fno-math-errno")
+        .flag_if_supported("-fno-trapping-math")
+        .flag_if_supported("-Wno-unused-parameter")
+        .files(["cpp/ops.cpp", "cpp/kernels.cpp", "cpp/comm.cpp", "cpp/memory.cpp"])
+        .opt_level(3);
+    build.compile("coxswain_shim");
+
+    println!("cargo:rustc-link-search=native={}", lib.display());
+    for name in ["torch_cpu", "c10"] {
+        println!("cargo:rustc-link-lib={name}");
+    }
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    // Dependents link their binaries and tests with the same search path: DEP_COXSWAIN_SHIM_LIB.
+    println!("cargo:lib={}", lib.display());
+}

@@ -1,0 +1,232 @@
+// Tensors between processes: c10d's Gloo group over a rendezvous store that lives in Rust.
+//
+// There is one process group for a generation. A Group is a list of its ranks, and its reductions
+// are built of sends and receives: those can be aborted from another thread, are fast at small
+// sizes, and add in an order of ours.
+#include "shim.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+
+#include <mutex>
+#include <set>
+#include <string>
+
+namespace coxswain {
+
+using at::Tensor;
+using WorkPtr = c10::intrusive_ptr<c10d::Work>;
+using Milliseconds = std::chrono::milliseconds;
+
+extern "C" {
+// Rust's side of the rendezvous store. A returned text is an error, allocated with cx_alloc.
+struct StoreCalls {
+  void* context;
+  char* (*set)(void* context, const char* key, size_t key_len, const uint8_t* value, size_t value_len);
+  // Waits for the key. `*value` is allocated with cx_alloc.
+  char* (*get)(void* context, const char* key, size_t key_len, uint8_t** value, size_t* value_len);
+};
+}
+
+namespace {
+
+void raise(char* error, const std::string& what) {
+  if (error == nullptr) return;
+  const std::string text = what + ": " + error;
+  std::free(error);
+  throw std::runtime_error(text);
+}
+
+struct RustStore : c10d::Store {
+  explicit RustStore(StoreCalls calls) : calls_(calls) {}
+
+  void set(const std::string& key, const std::vector<uint8_t>& value) override {
+    raise(calls_.set(calls_.context, key.data(), key.size(), value.data(), value.size()), "rendezvous set");
+  }
+  std::vector<uint8_t> get(const std::string& key) override {
+    uint8_t* bytes = nullptr;
+    size_t count = 0;
+    raise(calls_.get(calls_.context, key.data(), key.size(), &bytes, &count), "rendezvous get");
+    std::vector<uint8_t> value(bytes, bytes + count);
+    std::free(bytes);
+    return value;
+  }
+  void wait(const std::vector<std::string>& keys) override {
+    for (const auto& key : keys) get(key);
+  }
+  void wait(const std::vector<std::string>& keys, const Milliseconds&) override { wait(keys); }
+  c10::intrusive_ptr<c10d::Store> clone() override { return c10::make_intrusive<RustStore>(calls_); }
+  int64_t add(const std::string&, int64_t) override { return refuse("add"); }
+  bool deleteKey(const std::string&) override { return refuse("deleteKey"); }
+  bool check(const std::vector<std::string>&) override { return refuse("check"); }
+  int64_t getNumKeys() override { return refuse("getNumKeys"); }
+
+ private:
+  // Gloo's rendezvous needs set, get and wait. Anything else would be a new version's new habit,
+  // which should be seen.
+  int64_t refuse(const char* call) { throw std::runtime_error(std::string("the rendezvous store has no ") + call); }
+  StoreCalls calls_;
+};
+
+// A tree over 0..count whose left part is the largest power of two below the count.
+Tensor combine(std::vector<Tensor>& parts, size_t first, size_t count, Op op) {
+  if (count == 1) return parts[first];
+  size_t half = 1;
+  while (half * 2 < count) half *= 2;
+  const Tensor left = combine(parts, first, half, op), right = combine(parts, first + half, count - half, op);
+  return op == Op::Sum ? at::add(left, right) : at::maximum(left, right);
+}
+
+} // namespace
+
+// One process group, and what is in flight on it.
+struct Network {
+  c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
+  std::mutex mutex;
+  std::set<c10d::Work*> waiting;
+  bool aborted = false;
+
+  void wait(const WorkPtr& work, const char* doing, int peer) {
+    {
+      std::lock_guard lock(mutex);
+      if (aborted) throw std::runtime_error("the exchange was aborted");
+      waiting.insert(work.get());
+    }
+    bool completed = false;
+    std::string error;
+    try {
+      completed = work->wait();
+    } catch (const c10::Error& e) {
+      error = e.what_without_backtrace();
+    } catch (const std::exception& e) {
+      error = e.what();
+    }
+    std::lock_guard lock(mutex);
+    waiting.erase(work.get());
+    if (aborted) throw std::runtime_error("the exchange was aborted");
+    if (!error.empty() || !completed)
+      throw std::runtime_error(std::string(doing) + " rank " + std::to_string(peer) + " failed: " + error);
+  }
+
+  void abort() {
+    std::lock_guard lock(mutex);
+    aborted = true;
+    for (auto* work : waiting) work->abort();
+  }
+};
+
+struct Group {
+  std::shared_ptr<Network> network;
+  std::vector<int> ranks;
+  int index; // of this process among the ranks
+  int tag;
+
+  WorkPtr send(Tensor x, size_t to) const {
+    std::vector<Tensor> list{std::move(x)};
+    return network->gloo->send(list, ranks[to], tag);
+  }
+  WorkPtr recv(Tensor x, size_t from) const {
+    std::vector<Tensor> list{std::move(x)};
+    return network->gloo->recv(list, ranks[from], tag);
+  }
+};
+
+// Every rank sends its whole tensor to every other and combines what it has in the same tree, so
+// that all hold the same bits after one message each way.
+struct Exchange::State {
+  const Group& group;
+  Op op;
+  Tensor own;
+  std::vector<Tensor> parts;
+  std::vector<WorkPtr> sends, receives;
+};
+
+Exchange::Exchange(const Group& group, Tensor own, Op op) : state(new State{group, op, std::move(own), {}, {}, {}}) {
+  const size_t size = group.ranks.size();
+  state->parts.resize(size);
+  state->sends.resize(size);
+  state->receives.resize(size);
+  for (size_t peer = 0; peer < size; ++peer) {
+    if (static_cast<int>(peer) == group.index) {
+      state->parts[peer] = state->own;
+      continue;
+    }
+    state->parts[peer] = at::empty_like(state->own);
+    state->receives[peer] = group.recv(state->parts[peer], peer);
+  }
+  for (size_t peer = 0; peer < size; ++peer)
+    if (static_cast<int>(peer) != group.index) state->sends[peer] = group.send(state->own, peer);
+}
+
+Exchange::~Exchange() = default;
+
+Tensor Exchange::finish() {
+  State& s = *state;
+  for (size_t peer = 0; peer < s.parts.size(); ++peer)
+    if (s.receives[peer]) s.group.network->wait(s.receives[peer], "receiving from", s.group.ranks[peer]);
+  Tensor result = combine(s.parts, 0, s.parts.size(), s.op);
+  for (size_t peer = 0; peer < s.parts.size(); ++peer)
+    if (s.sends[peer]) s.group.network->wait(s.sends[peer], "sending to", s.group.ranks[peer]);
+  return result;
+}
+
+// A send or a receive in flight, with the tensor that it reads or fills.
+struct Transfer {
+  std::shared_ptr<Network> network;
+  WorkPtr work;
+  Tensor tensor;
+  const char* doing;
+  int peer;
+};
+
+} // namespace coxswain
+
+using namespace coxswain;
+
+extern "C" {
+
+// Joins the process group of a generation. `address` is the local address to bind to.
+char* cx_network_new(StoreCalls calls, int rank, int world, const char* address, int64_t timeout_ms, void** out) {
+  return guarded([&] {
+    auto options = c10d::ProcessGroupGloo::Options::create(Milliseconds(timeout_ms));
+    options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
+    auto network = std::make_shared<Network>();
+    network->gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(
+        c10::make_intrusive<RustStore>(calls), rank, world, options);
+    *out = new std::shared_ptr<Network>(std::move(network));
+  });
+}
+void cx_network_free(void* network) { delete static_cast<std::shared_ptr<Network>*>(network); }
+void cx_network_abort(void* network) { (*static_cast<std::shared_ptr<Network>*>(network))->abort(); }
+
+// A group without a network: one rank alone, whose sums are its own values.
+void* cx_group_new(void* network, const int* ranks, size_t count, int index, int tag) {
+  auto shared = network == nullptr ? nullptr : *static_cast<std::shared_ptr<Network>*>(network);
+  return new Group{std::move(shared), std::vector<int>(ranks, ranks + count), index, tag};
+}
+void cx_group_free(void* group) { delete static_cast<Group*>(group); }
+
+char* cx_group_reduce(const void* group, const void* x, int op, void** out) {
+  return guarded([&] {
+    *out = handle(Exchange(*static_cast<const Group*>(group), tensor(x).contiguous(), static_cast<Op>(op)).finish());
+  });
+}
+
+// Starts a send of a contiguous tensor, or a receive into one, with the process group's rank `peer`.
+char* cx_transfer_new(void* network, const void* x, bool sending, int peer, int tag, void** out) {
+  return guarded([&] {
+    auto shared = *static_cast<std::shared_ptr<Network>*>(network);
+    std::vector<Tensor> list{tensor(x)};
+    auto work = sending ? shared->gloo->send(list, peer, tag) : shared->gloo->recv(list, peer, tag);
+    *out = new Transfer{std::move(shared), std::move(work), tensor(x), sending ? "sending to" : "receiving from", peer};
+  });
+}
+char* cx_transfer_wait(void* transfer) {
+  return guarded([&] {
+    auto* t = static_cast<Transfer*>(transfer);
+    t->network->wait(t->work, t->doing, t->peer);
+  });
+}
+void cx_transfer_free(void* transfer) { delete static_cast<Transfer*>(transfer); }
+
+} // extern "C"

@@ -1,0 +1,68 @@
+#pragma once
+// What the shim's files share. Every function that Rust calls is extern "C", returns an error text
+// (to be freed with cx_free) or null, and lets no exception out. Tensors cross as at::Tensor*, as
+// they do in torch-sys; an out tensor belongs to the caller.
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+namespace coxswain {
+
+char* error_text(const char* what) noexcept;
+
+template <class F>
+char* guarded(F&& body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error& error) {
+    return error_text(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    return error_text(error.what());
+  } catch (...) {
+    return error_text("an unknown C++ exception");
+  }
+}
+
+inline const at::Tensor& tensor(const void* handle) { return *static_cast<const at::Tensor*>(handle); }
+inline void* handle(at::Tensor value) { return new at::Tensor(std::move(value)); }
+
+inline std::vector<at::Tensor> tensors(void* const* handles, size_t count) {
+  std::vector<at::Tensor> list;
+  list.reserve(count);
+  for (size_t i = 0; i < count; ++i) list.push_back(tensor(handles[i]));
+  return list;
+}
+
+// Where the gradient of one use of a parameter is accumulated. The first contribution after a
+// change of buffer overwrites, so buffers need not be zeroed.
+struct Slot {
+  at::Tensor grad;
+  bool fresh = true;
+};
+
+// Weight gradients that a backward pass has filed and that are still to be computed: the W action
+// of zero-bubble schedules, run at once where the schedule does not split backward.
+struct Tape {
+  std::vector<std::function<void()>> entries;
+  void flush();
+};
+
+// A list of ranks of one Gloo process group, and this process's place in it.
+struct Group;
+
+enum class Op : int { Sum = 0, Max = 1 };
+
+// A reduction in flight. `finish` returns the values combined in a fixed tree over the group.
+struct Exchange {
+  Exchange(const Group& group, at::Tensor own, Op op);
+  ~Exchange();
+  at::Tensor finish();
+  struct State;
+  std::unique_ptr<State> state;
+};
+
+} // namespace coxswain

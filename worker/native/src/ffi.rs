@@ -1,0 +1,148 @@
+//! The shim's functions as C sees them; `cpp/` has their contracts. A `*mut c_char` result is an
+//! error text, null on success. Tensors are `at::Tensor*`, as in torch-sys.
+
+use std::ffi::{c_char, c_int, c_void};
+
+/// Rust's side of the rendezvous store.
+#[repr(C)]
+pub(crate) struct StoreCalls {
+    pub(crate) context: *mut c_void,
+    pub(crate) set:
+        extern "C" fn(*mut c_void, *const c_char, usize, *const u8, usize) -> *mut c_char,
+    pub(crate) get:
+        extern "C" fn(*mut c_void, *const c_char, usize, *mut *mut u8, *mut usize) -> *mut c_char,
+}
+
+unsafe extern "C" {
+    pub(crate) fn cx_alloc(bytes: usize) -> *mut c_void;
+    pub(crate) fn cx_free(block: *mut c_void);
+
+    pub(crate) fn cx_memory_install();
+    pub(crate) fn cx_memory_current() -> i64;
+    pub(crate) fn cx_memory_peak() -> i64;
+    pub(crate) fn cx_memory_reset_peak();
+
+    pub(crate) fn cx_slot_new() -> *mut c_void;
+    pub(crate) fn cx_slot_free(slot: *mut c_void);
+    pub(crate) fn cx_slot_set(slot: *mut c_void, grad: *const c_void);
+    pub(crate) fn cx_slot_fresh(slot: *const c_void) -> bool;
+    pub(crate) fn cx_tape_new() -> *mut c_void;
+    pub(crate) fn cx_tape_free(tape: *mut c_void);
+    pub(crate) fn cx_tape_flush(tape: *mut c_void) -> *mut c_char;
+
+    pub(crate) fn cx_grad(
+        output: *const c_void,
+        grad: *const c_void,
+        input: *const c_void,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_linear(
+        x: *const c_void,
+        w: *const c_void,
+        slot: *mut c_void,
+        tape: *mut c_void,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_rms_norm(
+        x: *const c_void,
+        w: *const c_void,
+        eps: f64,
+        slot: *mut c_void,
+        tape: *mut c_void,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_rope(
+        x: *const c_void,
+        cos: *const c_void,
+        sin: *const c_void,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_swiglu(a: *const c_void, b: *const c_void, out: *mut *mut c_void) -> *mut c_char;
+    pub(crate) fn cx_copy_to_group(
+        x: *const c_void,
+        group: *mut c_void,
+        tape: *mut c_void,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_reduce_from_group(
+        x: *const c_void,
+        group: *mut c_void,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_cross_entropy(
+        logits: *const c_void,
+        targets: *const c_void,
+        vocab_start: i64,
+        group: *mut c_void,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_embed(
+        ids: *const c_void,
+        w: *const c_void,
+        start: i64,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_embed_grad(
+        ids: *const c_void,
+        dy: *const c_void,
+        slot: *mut c_void,
+        start: i64,
+    ) -> *mut c_char;
+    pub(crate) fn cx_attention(
+        q: *const c_void,
+        k: *const c_void,
+        v: *const c_void,
+        causal: bool,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_sum_squares(x: *const c_void, out: *mut f64) -> *mut c_char;
+    pub(crate) fn cx_adamw(
+        params: *const *const c_void,
+        grads: *const *const c_void,
+        exp_avgs: *const *const c_void,
+        exp_avg_sqs: *const *const c_void,
+        count: usize,
+        step: f64,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+        divisor: f64,
+    ) -> *mut c_char;
+
+    pub(crate) fn cx_network_new(
+        calls: StoreCalls,
+        rank: c_int,
+        world: c_int,
+        address: *const c_char,
+        timeout_ms: i64,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_network_free(network: *mut c_void);
+    pub(crate) fn cx_network_abort(network: *mut c_void);
+    pub(crate) fn cx_group_new(
+        network: *mut c_void,
+        ranks: *const c_int,
+        count: usize,
+        index: c_int,
+        tag: c_int,
+    ) -> *mut c_void;
+    pub(crate) fn cx_group_free(group: *mut c_void);
+    pub(crate) fn cx_group_reduce(
+        group: *const c_void,
+        x: *const c_void,
+        op: c_int,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_transfer_new(
+        network: *mut c_void,
+        x: *const c_void,
+        sending: bool,
+        peer: c_int,
+        tag: c_int,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_transfer_wait(transfer: *mut c_void) -> *mut c_char;
+    pub(crate) fn cx_transfer_free(transfer: *mut c_void);
+}

@@ -1,0 +1,247 @@
+//! The shim's functions against plain float64 formulas, forward and backward.
+
+use coxswain_native::memory;
+use coxswain_native::net::{Group, Op};
+use coxswain_native::ops::{self, AdamW, Slot, Tape, Update};
+use tch::{Device, Kind, Tensor};
+
+const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+thread_local! {
+    /// Each test runs on its own thread and sees its own sequence: libtorch's generator is shared
+    /// by all of them, so the numbers of one test would depend on the others.
+    static STATE: std::cell::Cell<u64> = const { std::cell::Cell::new(1) };
+}
+
+fn uniform() -> f64 {
+    let state = STATE.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    STATE.set(state);
+    ((state >> 33) as f64 + 0.5) / f64::from(1u32 << 31)
+}
+
+fn randn(shape: &[i64]) -> Tensor {
+    let normal = || (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
+    let values: Vec<f32> = (0..shape.iter().product::<i64>()).map(|_| normal() as f32).collect();
+    Tensor::from_slice(&values).view(shape)
+}
+
+fn close(what: &str, got: &Tensor, want: &Tensor, bound: f64) {
+    assert_eq!(got.size(), want.size(), "{what}");
+    let want = want.to_kind(Kind::Double);
+    let scale = want.abs().max().double_value(&[]).max(1e-2);
+    let error = (got.to_kind(Kind::Double) - want).abs().max().double_value(&[]) / scale;
+    assert!(error < bound, "{what}: off by {error:e} of the largest value, bound {bound:e}");
+}
+
+/// Value and gradients of `f` in float64 by tch's own autograd, for the output gradient `dy`.
+fn reference(inputs: &[&Tensor], dy: &Tensor, f: impl Fn(&[Tensor]) -> Tensor) -> (Tensor, Vec<Tensor>) {
+    let inputs: Vec<_> =
+        inputs.iter().map(|x| x.to_kind(Kind::Double).detach().set_requires_grad(true)).collect();
+    let y = f(&inputs);
+    let weighted = (&y * dy.to_kind(Kind::Double)).sum(Kind::Double);
+    let grads = Tensor::run_backward(&[weighted], &inputs, false, false);
+    (y.detach(), grads)
+}
+
+fn slot_like(w: &Tensor) -> (Slot, Tensor) {
+    let grad = Tensor::full(w.size(), f64::NAN, F32);
+    let slot = Slot::new();
+    slot.set(&grad);
+    (slot, grad)
+}
+
+#[test]
+fn linear_returns_the_input_gradient_and_files_the_weight_gradient() {
+    let (x, w, dy) = (randn(&[2, 5, 16]).set_requires_grad(true), randn(&[24, 16]), randn(&[2, 5, 24]));
+    let (slot, dw) = slot_like(&w);
+    let tape = Tape::new();
+    let y = ops::linear(&x, &w, &slot, &tape).unwrap();
+    let dx = ops::grad(&y, &dy, &x).unwrap();
+    assert!(slot.is_fresh(), "the weight gradient waits on the tape");
+    tape.flush().unwrap();
+    let (y64, grads) = reference(&[&x, &w], &dy, |i| i[0].matmul(&i[1].tr()));
+    close("y", &y, &y64, 1e-5);
+    close("dx", &dx, &grads[0], 1e-5);
+    close("dw", &dw, &grads[1], 1e-5);
+
+    // A second micro-batch adds.
+    let y = ops::linear(&x, &w, &slot, &tape).unwrap();
+    drop(ops::grad(&y, &dy, &x).unwrap());
+    tape.flush().unwrap();
+    close("2 dw", &dw, &(2.0 * &grads[1]), 1e-5);
+}
+
+#[test]
+fn rms_norm_rope_and_swiglu_agree_with_float64() {
+    // 70 is no multiple of the kernels' 32 lanes.
+    let (x, w, dy) = (randn(&[3, 7, 70]).set_requires_grad(true), randn(&[70]), randn(&[3, 7, 70]));
+    let (slot, dw) = slot_like(&w);
+    let tape = Tape::new();
+    let y = ops::rms_norm(&x, &w, 1e-5, &slot, &tape).unwrap();
+    let dx = ops::grad(&y, &dy, &x).unwrap();
+    tape.flush().unwrap();
+    let (y64, grads) = reference(&[&x, &w], &dy, |i| {
+        let mean = (&i[0] * &i[0]).mean_dim([-1i64].as_slice(), true, Kind::Double);
+        &i[0] / (mean + 1e-5).sqrt() * &i[1]
+    });
+    close("norm", &y, &y64, 1e-5);
+    close("norm dx", &dx, &grads[0], 1e-5);
+    close("norm dw", &dw, &grads[1], 1e-5);
+
+    let (q, dq) = (randn(&[2, 5, 3, 8]).set_requires_grad(true), randn(&[2, 5, 3, 8]));
+    let angle = randn(&[5, 4]);
+    let (cos, sin) = (angle.cos(), angle.sin());
+    let y = ops::rope(&q, &cos, &sin).unwrap();
+    let dx = ops::grad(&y, &dq, &q).unwrap();
+    let table = |t: &Tensor| t.to_kind(Kind::Double).view([1, 5, 1, 4]);
+    let (y64, grads) = reference(&[&q], &dq, |i| {
+        let halves = i[0].chunk(2, -1);
+        let (a, b) = (&halves[0], &halves[1]);
+        Tensor::cat(&[a * table(&cos) - b * table(&sin), b * table(&cos) + a * table(&sin)], -1)
+    });
+    close("rope", &y, &y64, 1e-6);
+    close("rope dx", &dx, &grads[0], 1e-6);
+
+    // The grid reaches where exponentials underflow and overflow.
+    let a = Tensor::linspace(-120, 120, 1001, F32).set_requires_grad(true);
+    let (b, dy) = (randn(&[1001]), randn(&[1001]));
+    let y = ops::swiglu(&a, &b).unwrap();
+    let da = ops::grad(&y, &dy, &a).unwrap();
+    let (y64, grads) = reference(&[&a, &b], &dy, |i| i[0].silu() * &i[1]);
+    close("swiglu", &y, &y64, 1e-6);
+    close("swiglu da", &da, &grads[0], 1e-6);
+}
+
+#[test]
+fn cross_entropy_counts_no_ignored_row_and_survives_scores_far_below_zero() {
+    let alone = Group::new(None, &[0], 0, 0).unwrap();
+    for shift in [0.0, -1e4, 1e4] {
+        let logits = randn(&[6, 50]) * 3.0 + shift;
+        let targets = Tensor::from_slice(&[3i64, 49, -1, 0, 7, 7]);
+        let leaf = logits.copy().set_requires_grad(true);
+        let loss = ops::cross_entropy(&leaf * 1.0, &targets, 0, &alone).unwrap();
+        let one = Tensor::ones([], (Kind::Double, Device::Cpu));
+        let dx = ops::grad(&loss, &one, &leaf).unwrap();
+        let (loss64, grads) = reference(&[&logits], &one, |i| {
+            i[0].cross_entropy_loss(&targets, None::<Tensor>, tch::Reduction::Sum, -1, 0.0)
+        });
+        close("loss", &loss, &loss64, 1e-6);
+        close("dlogits", &dx, &grads[0], 1e-5);
+        assert_eq!(dx.get(2).abs().max().double_value(&[]), 0.0);
+    }
+    // Uniform logits over 50,257 tokens: ln V.
+    let loss = ops::cross_entropy(Tensor::zeros([1, 50257], F32), &Tensor::from_slice(&[5i64]), 0, &alone);
+    assert!((loss.unwrap().double_value(&[]) - 10.824905).abs() < 1e-5);
+}
+
+#[test]
+fn the_embedding_adds_repeated_tokens_and_leaves_other_ranks_rows_alone() {
+    let w = randn(&[10, 4]);
+    let ids = Tensor::from_slice(&[12i64, 3, 12, 19, 20]);
+    let y = ops::embed(&ids, &w, 10).unwrap();
+    close("row", &y.get(0), &w.get(2), 1e-9);
+    assert_eq!(y.get(1).abs().max().double_value(&[]), 0.0);
+    assert_eq!(y.get(4).abs().max().double_value(&[]), 0.0);
+    let (slot, dw) = slot_like(&w);
+    let dy = randn(&[5, 4]);
+    ops::embed_grad(&ids, &dy, &slot, 10).unwrap();
+    close("dw[2]", &dw.get(2), &(dy.get(0) + dy.get(2)), 1e-6);
+    close("dw[9]", &dw.get(9), &dy.get(3), 1e-6);
+    assert_eq!(dw.get(0).abs().max().double_value(&[]), 0.0);
+}
+
+fn attention_f64(i: &[Tensor]) -> Tensor {
+    let groups = i[0].size()[2] / i[1].size()[2];
+    let heads = |x: &Tensor| x.transpose(1, 2).repeat_interleave_self_int(groups, 1, None);
+    let (q, k, v) = (i[0].transpose(1, 2), heads(&i[1]), heads(&i[2]));
+    let (t, s) = (q.size()[2], k.size()[2]);
+    let mask = Tensor::ones([t, s], (Kind::Bool, Device::Cpu)).tril(0).logical_not();
+    let scores = q.matmul(&k.transpose(-1, -2)) / (q.size()[3] as f64).sqrt();
+    let p = scores.masked_fill(&mask, f64::NEG_INFINITY).softmax(-1, Kind::Double);
+    p.matmul(&v).transpose(1, 2)
+}
+
+#[test]
+fn flash_attention_agrees_with_float64_at_odd_lengths_and_low_scores() {
+    // At scale 30 scores reach the thousands and lose that much of their last place to fp32.
+    for (t, heads, groups, scale, bound) in
+        [(1, 2, 2, 1.0, 2e-5), (17, 4, 2, 1.0, 2e-5), (129, 6, 1, 1.0, 2e-5), (65, 2, 2, 30.0, 5e-3)]
+    {
+        let q = (randn(&[2, t, heads, 16]) * scale).set_requires_grad(true);
+        let (k, v) = (randn(&[2, t, groups, 16]) * -scale, randn(&[2, t, groups, 16]));
+        let (k, v) = (k.set_requires_grad(true), v.set_requires_grad(true));
+        let dy = randn(&[2, t, heads, 16]);
+        let y = ops::attention(&q, &k, &v, true).unwrap();
+        let (y64, grads) = reference(&[&q, &k, &v], &dy, attention_f64);
+        close("out", &y, &y64, bound);
+        for (name, x, want) in [("dq", &q, &grads[0]), ("dk", &k, &grads[1]), ("dv", &v, &grads[2])] {
+            let y = ops::attention(&q, &k, &v, true).unwrap();
+            close(name, &ops::grad(&y, &dy, x).unwrap(), want, bound);
+        }
+    }
+}
+
+#[test]
+fn norms_and_adamw_do_not_depend_on_where_a_tensor_is_cut() {
+    let x = randn(&[3 * 65536 + 1000]);
+    let want = (x.to_kind(Kind::Double) * x.to_kind(Kind::Double)).sum(Kind::Double).double_value(&[]);
+    assert!((ops::sum_squares(&x).unwrap() / want - 1.0).abs() < 1e-12);
+
+    let run = |cuts: &[i64]| {
+        STATE.set(7);
+        let n = 20_001;
+        let state: Vec<Tensor> = (0..3).map(|_| Tensor::zeros([n], F32)).collect();
+        for step in 1..=20 {
+            let grad = randn(&[n]);
+            let mut start = 0;
+            for end in cuts.iter().copied().chain([n]) {
+                let part = |t: &Tensor| t.narrow(0, start, end - start);
+                let (p, g, m, v) = (part(&state[0]), part(&grad), part(&state[1]), part(&state[2]));
+                let numbers = AdamW {
+                    step,
+                    learning_rate: 1e-2,
+                    beta1: 0.9,
+                    beta2: 0.95,
+                    weight_decay: 0.1,
+                    eps: 1e-8,
+                    divisor: 3.0,
+                };
+                ops::adamw(&[Update { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v }], &numbers).unwrap();
+                start = end;
+            }
+        }
+        Vec::<f32>::try_from(&state[0]).unwrap()
+    };
+    let whole = run(&[]);
+    assert_eq!(run(&[64, 6400, 19_968]), whole, "cuts at multiples of 64");
+    assert_ne!(run(&[7, 1003]), whole, "an odd cut shows: the comparison can fail");
+}
+
+#[test]
+fn attention_memory_grows_linearly_with_length() {
+    memory::install();
+    let peak = |t: i64| {
+        let q = randn(&[1, t, 4, 32]).set_requires_grad(true);
+        let (k, v, dy) = (randn(&[1, t, 4, 32]), randn(&[1, t, 4, 32]), randn(&[1, t, 4, 32]));
+        memory::reset_peak();
+        let before = memory::current_bytes();
+        let y = ops::attention(&q, &k, &v, true).unwrap();
+        drop(ops::grad(&y, &dy, &q).unwrap());
+        (memory::peak_bytes() - before) as f64
+    };
+    let (short, long) = (peak(1024), peak(8192));
+    assert!(long < 10.0 * short, "8 times the length took {} times the bytes", long / short);
+    assert!(long < 8192.0 * 8192.0 * 4.0, "a matrix of scores was held: {long} bytes");
+}
+
+#[test]
+fn a_group_of_one_is_a_group_and_errors_say_what_happened() {
+    let alone = Group::new(None, &[0], 0, 0).unwrap();
+    let x = randn(&[4]);
+    assert_eq!(alone.reduce(&x, Op::Sum).unwrap(), x);
+    assert!(Group::new(None, &[0, 1], 0, 0).is_err());
+    let error = ops::rope(&randn(&[1, 2, 1, 4]), &randn(&[3, 2]), &randn(&[3, 2])).unwrap_err();
+    assert!(error.to_string().contains("rope tables are [3, 2]"), "{error}");
+    let error = ops::grad(&x, &x, &x).unwrap_err();
+    assert!(!error.to_string().is_empty() && !error.to_string().contains('\n'), "{error}");
+}

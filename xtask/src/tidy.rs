@@ -1,0 +1,274 @@
+//! `tidy`: rules of the tree that no compiler checks, one row each in [`RULES`].
+//!
+//! A rule is a pure function of a file's path and text (and, for links, of which paths exist).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::repo::Repo;
+use crate::run::say;
+
+mod links;
+
+/// The texts of the tree, by path from the root with `/` between its parts.
+type Tree = BTreeMap<String, String>;
+
+/// A rule broken: on which line (from 1; 0 for the whole file), and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Fault {
+    line: usize,
+    message: String,
+}
+
+impl Fault {
+    fn new(line: usize, message: impl Into<String>) -> Fault {
+        Fault { line, message: message.into() }
+    }
+}
+
+/// A rule: its name, the files it is for, and the check.
+struct Rule {
+    name: &'static str,
+    applies: fn(&str) -> bool,
+    check: fn(&str, &Tree) -> Vec<Fault>,
+}
+
+const RULES: [Rule; 7] = [
+    Rule { name: "length", applies: is_code, check: length },
+    Rule { name: "header", applies: |path| path.ends_with(".rs"), check: header },
+    Rule { name: "unfinished", applies: |_| true, check: unfinished },
+    Rule { name: "private-path", applies: |_| true, check: private_path },
+    Rule { name: "links", applies: |path| path.ends_with(".md"), check: links::check },
+    Rule { name: "lints", applies: |path| path.ends_with("Cargo.toml"), check: lints },
+    Rule { name: "map", applies: |path| path == MAP, check: map },
+];
+
+/// Lines that a file of code may have. Past it, there are two ideas in it.
+const MOST_LINES: usize = 600;
+
+/// The document that names every crate.
+const MAP: &str = "ARCHITECTURE.md";
+
+/// Folders that are made, not written.
+const MADE: [&str; 4] = [".git", "target", "out", "__pycache__"];
+
+/// Checks the tree.
+///
+/// # Errors
+/// When a rule is broken; each fault is printed with its file and line.
+pub(crate) fn tidy(repo: &Repo) -> Result<()> {
+    let mut tree = Tree::new();
+    read(repo.root(), repo.root(), &mut tree)?;
+    let faults = faults(&tree);
+    for fault in &faults {
+        eprintln!("{fault}");
+    }
+    if !faults.is_empty() {
+        bail!("tidy: {} faults in {} files", faults.len(), tree.len());
+    }
+    say(&format!("tidy: {} files, no fault", tree.len()));
+    Ok(())
+}
+
+/// Every fault of the tree, as `path:line: message [rule]`.
+fn faults(tree: &Tree) -> Vec<String> {
+    let mut all = Vec::new();
+    for path in tree.keys() {
+        for rule in RULES.iter().filter(|rule| (rule.applies)(path)) {
+            for Fault { line, message } in (rule.check)(path, tree) {
+                all.push(format!("{path}:{line}: {message} [{}]", rule.name));
+            }
+        }
+    }
+    if tree.contains_key("Cargo.toml") && !tree.contains_key(MAP) {
+        all.push(format!("{MAP}:0: is missing; it holds the map of the crates [map]"));
+    }
+    all
+}
+
+/// Reads all text files below `folder`. Links and files that are no UTF-8 are left out.
+fn read(root: &Path, folder: &Path, tree: &mut Tree) -> Result<()> {
+    let context = || format!("could not read {}", folder.display());
+    let entries = fs::read_dir(folder).with_context(context)?.collect::<Result<Vec<_>, _>>().with_context(context)?;
+    for entry in entries {
+        let (path, kind) = (entry.path(), entry.file_type().with_context(context)?);
+        if kind.is_dir() && !MADE.iter().any(|made| entry.file_name() == *made) {
+            read(root, &path, tree)?;
+        } else if kind.is_file()
+            && let Ok(text) = fs::read_to_string(&path)
+        {
+            tree.insert(from_root(root, &path), text);
+        }
+    }
+    Ok(())
+}
+
+fn from_root(root: &Path, path: &Path) -> String {
+    let parts: PathBuf = path.strip_prefix(root).unwrap_or(path).to_owned();
+    parts.to_string_lossy().replace('\\', "/")
+}
+
+fn text<'a>(path: &str, tree: &'a Tree) -> &'a str {
+    tree.get(path).map_or("", String::as_str)
+}
+
+fn is_code(path: &str) -> bool {
+    [".rs", ".cpp", ".h", ".py", ".proto"].iter().any(|end| path.ends_with(end))
+}
+
+fn length(path: &str, tree: &Tree) -> Vec<Fault> {
+    let lines = text(path, tree).lines().count();
+    let fault = || Fault::new(lines, format!("{lines} lines, more than {MOST_LINES}; split it by its ideas"));
+    (lines > MOST_LINES).then(fault).into_iter().collect()
+}
+
+/// A file of Rust says first what it is for. Build scripts and tests are known by their names.
+fn header(path: &str, tree: &Tree) -> Vec<Fault> {
+    let (folders, file) = path.rsplit_once('/').unwrap_or(("", path));
+    // The crate `tests` is a crate; a folder `tests` inside a crate is not.
+    let is_test = folders.split('/').skip(1).any(|folder| folder == "tests") || file == "tests.rs";
+    if file == "build.rs" || is_test || text(path, tree).starts_with("//!") {
+        return Vec::new();
+    }
+    vec![Fault::new(1, "the file does not begin with `//!`: say what it is for and what it leaves to others")]
+}
+
+/// Marks of unfinished work. They are written in halves here, so that this file has none.
+const MARKS: [&str; 4] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X"), concat!("#[", "ignore")];
+
+fn unfinished(path: &str, tree: &Tree) -> Vec<Fault> {
+    let message = |mark: &str| format!("`{mark}`: finish it, or open an issue for it");
+    search(path, tree, &MARKS, message)
+}
+
+/// Places that exist on one machine only, in halves for the same reason.
+const PRIVATE: [&str; 4] =
+    [concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/Us", "ers/"), concat!("/wo", "rk/")];
+
+fn private_path(path: &str, tree: &Tree) -> Vec<Fault> {
+    let message = |found: &str| format!("`{found}`: a path of one machine; make it relative or an argument");
+    search(path, tree, &PRIVATE, message)
+}
+
+/// Where one of `words` stands by itself: no letter, digit or `_` touches its ends where they are
+/// letters, and no name, dot or bracket precedes a path.
+fn search(path: &str, tree: &Tree, words: &[&str], message: impl Fn(&str) -> String) -> Vec<Fault> {
+    let part_of_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let part_of_path = |c: char| part_of_word(c) || ".-}~)".contains(c);
+    let alone = |line: &str, at: usize, word: &str| {
+        let joins_before = if word.starts_with('/') { part_of_path(' ') } else { false };
+        let before = line[..at].chars().next_back().is_some_and(|c| {
+            if word.starts_with('/') { part_of_path(c) } else { part_of_word(c) }
+        });
+        let after = line[at + word.len()..].chars().next().is_some_and(part_of_word);
+        let after = after && word.ends_with(|c: char| c.is_ascii_uppercase());
+        !(joins_before || before || after)
+    };
+    let mut faults = Vec::new();
+    for (index, line) in text(path, tree).lines().enumerate() {
+        for word in words {
+            if line.match_indices(word).any(|(at, _)| alone(line, at, word)) {
+                faults.push(Fault::new(index + 1, message(word)));
+            }
+        }
+    }
+    faults
+}
+
+/// Every crate takes the workspace's lints; one that does not would be held to none.
+fn lints(path: &str, tree: &Tree) -> Vec<Fault> {
+    let manifest = text(path, tree);
+    let is_package = manifest.lines().any(|line| line.trim() == "[package]");
+    let mut after = manifest.lines().skip_while(|line| line.trim() != "[lints]").skip(1);
+    let takes = after.next().is_some_and(|line| line.replace(' ', "") == "workspace=true");
+    let fault = || Fault::new(1, "no `[lints]` with `workspace = true`");
+    (is_package && !takes).then(fault).into_iter().collect()
+}
+
+/// The map names every crate of the workspace by its folder.
+fn map(path: &str, tree: &Tree) -> Vec<Fault> {
+    let manifest = text("Cargo.toml", tree);
+    let members = manifest.split_once("members = [").and_then(|(_, rest)| rest.split_once(']'));
+    let members = members.map_or("", |(members, _)| members);
+    let folders = members.split('"').skip(1).step_by(2);
+    let missing = folders.filter(|folder| !text(path, tree).contains(folder));
+    missing.map(|folder| Fault::new(0, format!("the crate `{folder}` is not in the map"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(files: &[(&str, &str)]) -> Tree {
+        files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect()
+    }
+
+    #[test]
+    fn each_rule_finds_its_fault_and_no_other() {
+        let long = |lines: usize| format!("//! Long.\n{}", "x\n".repeat(lines - 1));
+        let [todo, fixme, xxx, ignore] = MARKS;
+        let [home, ..] = PRIVATE;
+        // Path, text, and the faults as `line rule`.
+        let rows: Vec<(&str, String, &[&str])> = vec![
+            ("a/src/lib.rs", "//! Fine.\n".to_owned(), &[]),
+            ("a/src/lib.rs", long(600), &[]),
+            ("a/src/lib.rs", long(601), &["601 length"]),
+            ("a/shim.cpp", long(601), &["601 length"]),
+            ("a/notes.txt", long(601), &[]),
+            ("a/src/lib.rs", "use x;\n".to_owned(), &["1 header"]),
+            ("a/src/lib.rs", String::new(), &["1 header"]),
+            ("tests/src/lib.rs", "use x;\n".to_owned(), &["1 header"]),
+            ("tests/tests/layouts.rs", "use x;\n".to_owned(), &[]),
+            ("a/src/deep/tests.rs", "use x;\n".to_owned(), &[]),
+            ("a/build.rs", "fn main() {}\n".to_owned(), &[]),
+            ("a.md", format!("one\n{todo}: two\n"), &["2 unfinished"]),
+            ("a.yaml", format!("# {fixme}\n# ({xxx})\n"), &["1 unfinished", "2 unfinished"]),
+            ("a/tests/a.rs", format!("{ignore} = \"slow\"]\n"), &["1 unfinished"]),
+            ("a.md", format!("MAS{todo} {todo}S XX{xxx}\n"), &[]),
+            ("a.md", format!("see `{home}me/x`\n"), &["1 private-path"]),
+            ("a.md", format!("https://example.org{home} ${{X}}{home}\n"), &[]),
+            ("a/Cargo.toml", "[package]\n\n[lints]\nworkspace = true\n".to_owned(), &[]),
+            ("a/Cargo.toml", "[package]\n".to_owned(), &["1 lints"]),
+            ("a/Cargo.toml", "[package]\n[lints]\n[dependencies]\nworkspace = true\n".to_owned(), &["1 lints"]),
+        ];
+        for (path, text, expected) in rows {
+            let found: Vec<String> = faults(&tree(&[(path, &text)]))
+                .iter()
+                .map(|fault| {
+                    let line = fault.split(':').nth(1).unwrap();
+                    let rule = fault.rsplit_once('[').unwrap().1.trim_end_matches(']');
+                    format!("{line} {rule}")
+                })
+                .collect();
+            assert_eq!(found, expected, "{path}: {}", text.chars().take(60).collect::<String>());
+        }
+    }
+
+    #[test]
+    fn the_map_names_every_crate() {
+        let workspace = "[workspace]\nmembers = [\n    \"a\",\n    \"b/c\",\n]\n";
+        let good = tree(&[("Cargo.toml", workspace), (MAP, "a/ and b/c/")]);
+        assert_eq!(faults(&good), Vec::<String>::new());
+        let bad = tree(&[("Cargo.toml", workspace), (MAP, "a/")]);
+        assert_eq!(faults(&bad), ["ARCHITECTURE.md:0: the crate `b/c` is not in the map [map]"]);
+        let none = tree(&[("Cargo.toml", workspace)]);
+        assert_eq!(faults(&none).len(), 1);
+    }
+
+    #[test]
+    fn what_is_made_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in ["a/b.md", "target/c.md", ".git/d", ".ci/run"] {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
+        }
+        fs::write(folder.path().join("binary"), [0xff, 0xfe]).unwrap();
+        let mut found = Tree::new();
+        read(folder.path(), folder.path(), &mut found).unwrap();
+        assert_eq!(found.keys().collect::<Vec<_>>(), [".ci/run", "a/b.md"]);
+    }
+}
