@@ -1,2 +1,52 @@
-//! The coordinator of a training cluster.
-fn main() {}
+//! The coordinator of a training cluster, and the commands by which people use it. It links no
+//! libtorch: what computes is started as `coxswain-worker`.
+//!
+//! The thin shell around `coxswain-core`, which decides everything:
+//! - [`cli`]: the commands; [`serve`], [`up`], [`client`], [`local`]: what each of them does.
+//! - [`service`]: gRPC in and out; [`views`]: jobs and workers as they are shown.
+//! - [`driver`]: the one task that owns the cluster's state; [`handle`]: the way to it.
+//! - [`journal`]: what survives a restart; [`store`]: the rendezvous of a generation's ranks.
+//! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder.
+//! - [`workers`]: the worker processes of `up`; [`progress`], [`telemetry`]: what people see.
+
+mod cli;
+mod client;
+mod curve;
+mod driver;
+mod folder;
+mod handle;
+mod job;
+mod journal;
+mod local;
+mod metrics;
+mod progress;
+mod serve;
+mod service;
+mod store;
+mod telemetry;
+mod up;
+mod views;
+mod workers;
+
+#[cfg(test)]
+mod tests;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    telemetry::start(cli.log_format);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: the asynchronous runtime does not start: {error}");
+            return ExitCode::from(cli::FAILED);
+        }
+    };
+    let code = runtime.block_on(cli::run(cli.command));
+    // Tasks that still wait for a disk or a peer must not hold up the end.
+    runtime.shutdown_background();
+    ExitCode::from(code)
+}

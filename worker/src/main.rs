@@ -1,2 +1,45 @@
-//! One process, one device: runs what it is assigned.
-fn main() {}
+//! `coxswain-worker`: one process, one device. It does what it is assigned and decides nothing.
+//!
+//! - [`args`]: what it is told when it starts.
+//! - [`agent`]: the Sync loop with the coordinator.
+//! - [`state`]: what the loop and the engine's thread share.
+//! - [`rank`]: the thread that owns libtorch.
+//! - [`store`]: the rendezvous of a generation over the coordinator's gRPC.
+//! - [`machine`]: what this machine is.
+//! - [`write`]: `generate`, text from a checkpoint.
+
+mod agent;
+mod args;
+mod machine;
+mod rank;
+mod state;
+mod store;
+mod write;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    // libgomp reads its waiting policy when it is loaded, before main: threads that spin make
+    // processes which share cores several times slower.
+    if let Err(error) = machine::wait_passively() {
+        eprintln!("coxswain-worker: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    args.log.install();
+    let result = match &args.command {
+        Some(Command::Generate(generate)) => write::run(generate),
+        None => agent::run(&args.work),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

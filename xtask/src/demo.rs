@@ -28,12 +28,12 @@ pub(crate) struct Args {
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
-    libtorch: libtorch::Args,
+    libtorch: libtorch::Choice,
 }
 
 const JOB: &str = "deploy/jobs/demo.yaml";
 const WORKERS: &str = "4";
-const PROMPT: &str = "Alice was beginning to ";
+const PROMPT: &str = "Alice was beginning to";
 const PASSAGE_TOKENS: &str = "120";
 
 /// Builds the programs, trains the demo's model, and shows what came of it.
@@ -52,17 +52,19 @@ pub(crate) fn demo(repo: &Repo, args: &Args) -> Result<()> {
         remove(&folder)?;
     }
     let start = Instant::now();
-    run(&mut up(repo, args, &folder, &texts)).with_context(|| format!("the logs are in {}", folder.display()))?;
+    run(&mut up(repo, args, &folder, &texts))
+        .with_context(|| format!("the logs are in {}", folder.display()))?;
     let took = start.elapsed();
 
     let metrics = folder.join("metrics.jsonl");
-    let text = fs::read_to_string(&metrics).with_context(|| format!("could not read {}", metrics.display()))?;
+    let text =
+        fs::read_to_string(&metrics).with_context(|| format!("could not read {}", metrics.display()))?;
     let run_of = Metrics::read(&text).with_context(|| format!("in {}", metrics.display()))?;
     let held_out = folder.join("data/held_out.txt");
     let gzip = gzip(&held_out)?;
     eprintln!("\n{}", report(&run_of, &gzip, took, &folder, newest(&folder.join("checkpoints")).as_deref()));
 
-    say(&format!("a passage that the model goes on with from `{}`:", PROMPT.trim()));
+    say(&format!("a passage that the model goes on with from `{}`:", PROMPT));
     let mut generate = Command::new(repo.binary("coxswain"));
     generate.arg("generate").arg("--checkpoint").arg(&folder);
     run(generate.args(["--prompt", PROMPT, "--tokens", PASSAGE_TOKENS]))?;
@@ -94,7 +96,8 @@ impl Metrics {
         let mut seconds = 0.0;
         let (mut last, mut bits) = (None, None);
         for (index, line) in text.lines().enumerate() {
-            let row: Value = serde_json::from_str(line).with_context(|| format!("line {} is no JSON", index + 1))?;
+            let row: Value =
+                serde_json::from_str(line).with_context(|| format!("line {} is no JSON", index + 1))?;
             seconds += row["step_seconds"].as_f64().unwrap_or(0.0);
             bits = row["held_out"]["bits_per_byte"].as_f64().or(bits);
             last = row["step"].as_u64().zip(row["loss"].as_f64()).or(last);
@@ -129,7 +132,8 @@ fn gzip(text: &Path) -> Result<Gzip> {
 }
 
 fn report(run: &Metrics, gzip: &Gzip, took: Duration, folder: &Path, checkpoint: Option<&Path>) -> String {
-    let checkpoint = checkpoint.map_or_else(|| "none was found".to_owned(), |path| path.display().to_string());
+    let checkpoint =
+        checkpoint.map_or_else(|| "none was found".to_owned(), |path| path.display().to_string());
     format!(
         "trained        {} steps in {} ({} with start, data and checkpoints)\n\
          loss           {:.3} nats per token at the last step\n\
@@ -208,9 +212,13 @@ mod tests {
     #[test]
     fn the_demo_fails_unless_it_beats_gzip_or_was_shortened() {
         let gzip = Gzip { program: "gzip -9", bits_per_byte: 3.3, bytes: 10 };
-        for (bits_per_byte, shortened, good) in
-            [(3.2, false, true), (3.3, false, false), (3.4, false, false), (f64::NAN, false, false), (3.4, true, true)]
-        {
+        for (bits_per_byte, shortened, good) in [
+            (3.2, false, true),
+            (3.3, false, false),
+            (3.4, false, false),
+            (f64::NAN, false, false),
+            (3.4, true, true),
+        ] {
             let run = Metrics { bits_per_byte, ..Metrics::read(METRICS).unwrap() };
             assert_eq!(judge(&run, &gzip, shortened).is_ok(), good, "{bits_per_byte} {shortened}");
         }
@@ -234,10 +242,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("Cargo.toml"), "").unwrap();
         let repo = Repo::find(Some(root.path().to_owned())).unwrap();
-        let args = Args { steps: Some(20), resume: false, libtorch: libtorch::Args::default() };
-        let command = up(&repo, &args, Path::new("/out"), &[PathBuf::from("/t/a b.txt"), PathBuf::from("/t/c.txt")]);
+        let args = Args { steps: Some(20), resume: false, libtorch: libtorch::Choice::default() };
+        let command =
+            up(&repo, &args, Path::new("/out"), &[PathBuf::from("/t/a b.txt"), PathBuf::from("/t/c.txt")]);
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
         assert_eq!(words[2..6], ["--workers", "4", "--out", "/out"]);
-        assert_eq!(words[6..], ["--set", r#"data.text=["/t/a b.txt","/t/c.txt"]"#, "--set", "train.steps=20"]);
+        assert_eq!(
+            words[6..],
+            ["--set", r#"data.text=["/t/a b.txt","/t/c.txt"]"#, "--set", "train.steps=20"]
+        );
     }
 }

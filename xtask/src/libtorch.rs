@@ -21,8 +21,9 @@ const VERSION: &str = "2.11.0";
 
 /// Which libtorch is wanted.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
-pub(crate) struct Args {
-    /// The libtorch for NVIDIA GPUs (3 GB to fetch). Not verified by the tests, which have no GPU.
+pub(crate) struct Choice {
+    /// The libtorch for NVIDIA GPUs: 2.5 GB to fetch, 3.7 GB on disk. Not verified by the tests, which
+    /// have no GPU.
     #[arg(long)]
     pub(crate) cuda: bool,
 }
@@ -126,14 +127,14 @@ const STAMP: &str = "made-of";
 ///
 /// # Errors
 /// When the user's has another version, when a prerequisite is missing, or when the fetch fails.
-pub(crate) fn setup(repo: &Repo, args: &Args) -> Result<Libtorch> {
+pub(crate) fn setup(repo: &Repo, choice: &Choice) -> Result<Libtorch> {
     check_compiler()?;
     if let Some(home) = users_own(repo, env::var_os("LIBTORCH").map(PathBuf::from)) {
         check_users_own(&home)?;
         say(&format!("libtorch: LIBTORCH={} is used as it is", home.display()));
         return Ok(Libtorch { home });
     }
-    let recipe = if args.cuda { &CUDA } else { &CPU };
+    let recipe = if choice.cuda { &CUDA } else { &CPU };
     let folder = repo.target("libtorch").join(recipe.name);
     let home = if recipe.home.is_empty() { folder.clone() } else { folder.join(recipe.home) };
     let _lock = lock(&repo.target("libtorch"))?;
@@ -141,7 +142,7 @@ pub(crate) fn setup(repo: &Repo, args: &Args) -> Result<Libtorch> {
         make(recipe, &folder, &repo.target("wheels"))?;
     }
     say(&format!("libtorch: {VERSION} for {} in {}", recipe.name, home.display()));
-    if args.cuda {
+    if choice.cuda {
         say(&format!("to build against it by hand: export LIBTORCH={}", home.display()));
     }
     Ok(Libtorch { home })
@@ -258,7 +259,8 @@ fn make(recipe: &Recipe, folder: &Path, wheels: &Path) -> Result<()> {
     if recipe.stand_in {
         link_stand_in(&home.join("lib"))?;
     }
-    std::os::unix::fs::symlink("libgomp.so.1", home.join("lib/libgomp.so")).context("could not link libgomp.so")?;
+    std::os::unix::fs::symlink("libgomp.so.1", home.join("lib/libgomp.so"))
+        .context("could not link libgomp.so")?;
     write(&home.join("build-version"), VERSION)?;
     write(&partial.join(STAMP), recipe.wheels)?;
     if let Some(missing) = recipe.missing(&partial) {
@@ -364,14 +366,21 @@ mod tests {
             ("nothing", "", None),
         ] {
             let folder = tempfile::tempdir().unwrap();
-            assert!(check_users_own(folder.path()).unwrap_err().to_string().contains("holds no lib/libtorch_cpu.so"));
+            assert!(
+                check_users_own(folder.path())
+                    .unwrap_err()
+                    .to_string()
+                    .contains("holds no lib/libtorch_cpu.so")
+            );
             fs::create_dir(folder.path().join("lib")).unwrap();
             fs::write(folder.path().join("lib/libtorch_cpu.so"), "").unwrap();
             fs::write(folder.path().join(file), text).unwrap();
             let found = check_users_own(folder.path()).err().map(|error| error.to_string());
             match refused {
                 None => assert_eq!(found, None, "{file} {text}"),
-                Some(part) => assert!(found.as_deref().is_some_and(|f| f.contains(part)), "{text}: {found:?}"),
+                Some(part) => {
+                    assert!(found.as_deref().is_some_and(|f| f.contains(part)), "{text}: {found:?}")
+                }
             }
         }
     }

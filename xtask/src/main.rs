@@ -42,7 +42,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Fetch libtorch, pinned and checked; at once when it is already there.
-    Setup(libtorch::Args),
+    Setup(libtorch::Choice),
     /// Train a small transformer on four workers, compare it with gzip, and let it write.
     Demo(demo::Args),
     /// Run every check and every test.
@@ -71,5 +71,15 @@ fn dispatch(command: Command, repo: &Repo) -> Result<()> {
         Command::Test(args) => test::test(repo, &args),
         Command::Tidy => tidy::tidy(repo),
         Command::Bench(args) => bench::bench(repo, &args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
     }
 }

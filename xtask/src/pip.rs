@@ -79,7 +79,8 @@ pub(crate) fn fetch(pin: Pin, folder: &Path) -> Result<PathBuf> {
     check_python()?;
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "-d"]).arg(folder);
-    run(pip.args(pin.flags()).arg(pin.requirement())).context("pip could not fetch it; is there a network?")?;
+    run(pip.args(pin.flags()).arg(pin.requirement()))
+        .context("pip could not fetch it; is there a network?")?;
     if !path.is_file() {
         bail!("pip did not bring {} into {}", pin.file, folder.display());
     }
@@ -117,7 +118,12 @@ pub(crate) fn sha256(path: &Path) -> Result<String> {
 ///
 /// # Errors
 /// When the archive cannot be read, or does not hold a member: then it is not what was expected.
-pub(crate) fn unpack<S: AsRef<OsStr>>(archive: &Path, folder: &Path, strip: usize, members: &[S]) -> Result<()> {
+pub(crate) fn unpack<S: AsRef<OsStr>>(
+    archive: &Path,
+    folder: &Path,
+    strip: usize,
+    members: &[S],
+) -> Result<()> {
     let mut python = Command::new("python3");
     python.arg("-c").arg(include_str!("unpack.py")).arg(archive).arg(folder).arg(strip.to_string());
     run(python.args(members)).with_context(|| format!("could not unpack {}", archive.display()))

@@ -83,7 +83,8 @@ mod tests {
 
     #[test]
     fn durations_read_well() {
-        for (ms, text) in [(0, "0.0 s"), (420, "0.4 s"), (59_400, "59 s"), (59_600, "1 m 0 s"), (200_000, "3 m 20 s")]
+        for (ms, text) in
+            [(0, "0.0 s"), (420, "0.4 s"), (59_400, "59 s"), (59_600, "1 m 0 s"), (200_000, "3 m 20 s")]
         {
             assert_eq!(human(Duration::from_millis(ms)), text);
         }

@@ -23,7 +23,7 @@ pub(crate) struct Args {
     #[arg(long)]
     long: bool,
     #[command(flatten)]
-    libtorch: libtorch::Args,
+    libtorch: libtorch::Choice,
     /// Passed on to the tests: a part of their names, or flags of the test harness. Formatting,
     /// lints and tidiness are left out then.
     #[arg(last = true)]
@@ -52,7 +52,7 @@ impl Log {
         let mut lines = String::new();
         let total = self.phases.iter().map(|(_, took)| *took).sum();
         for (name, took) in self.phases.iter().copied().chain([("total", total)]) {
-            lines += &format!("  {name:<10} {:>10}\n", human(took));
+            lines += &format!("{name:<10} {:>10}\n", human(took));
         }
         lines
     }

@@ -43,7 +43,11 @@ pub(crate) fn texts(repo: &Repo) -> Result<Vec<PathBuf>> {
     let members: Vec<String> = TEXTS.iter().map(|(name, _)| format!("{inside}{name}")).collect();
     pip::unpack(&archive, &folder, strip, &members)?;
     for (path, (name, digest)) in paths.iter().zip(TEXTS) {
-        ensure!(good(path, digest), "{name} is not the text that is pinned; remove {} and try again", path.display());
+        ensure!(
+            good(path, digest),
+            "{name} is not the text that is pinned; remove {} and try again",
+            path.display()
+        );
     }
     let _ = fs::remove_file(archive);
     say(&format!("texts: four books in {}", folder.display()));

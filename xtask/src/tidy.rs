@@ -92,7 +92,8 @@ fn faults(tree: &Tree) -> Vec<String> {
 /// Reads all text files below `folder`. Links and files that are no UTF-8 are left out.
 fn read(root: &Path, folder: &Path, tree: &mut Tree) -> Result<()> {
     let context = || format!("could not read {}", folder.display());
-    let entries = fs::read_dir(folder).with_context(context)?.collect::<Result<Vec<_>, _>>().with_context(context)?;
+    let entries =
+        fs::read_dir(folder).with_context(context)?.collect::<Result<Vec<_>, _>>().with_context(context)?;
     for entry in entries {
         let (path, kind) = (entry.path(), entry.file_type().with_context(context)?);
         if kind.is_dir() && !MADE.iter().any(|made| entry.file_name() == *made) {
@@ -137,7 +138,8 @@ fn header(path: &str, tree: &Tree) -> Vec<Fault> {
 }
 
 /// Marks of unfinished work. They are written in halves here, so that this file has none.
-const MARKS: [&str; 4] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X"), concat!("#[", "ignore")];
+const MARKS: [&str; 4] =
+    [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X"), concat!("#[", "ignore")];
 
 fn unfinished(path: &str, tree: &Tree) -> Vec<Fault> {
     let message = |mark: &str| format!("`{mark}`: finish it, or open an issue for it");
@@ -153,29 +155,29 @@ fn private_path(path: &str, tree: &Tree) -> Vec<Fault> {
     search(path, tree, &PRIVATE, message)
 }
 
-/// Where one of `words` stands by itself: no letter, digit or `_` touches its ends where they are
-/// letters, and no name, dot or bracket precedes a path.
+/// The lines that hold one of `words` by itself: not as a part of a longer word, nor, where it is a
+/// path, of a longer path or an address.
 fn search(path: &str, tree: &Tree, words: &[&str], message: impl Fn(&str) -> String) -> Vec<Fault> {
-    let part_of_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let part_of_path = |c: char| part_of_word(c) || ".-}~)".contains(c);
-    let alone = |line: &str, at: usize, word: &str| {
-        let joins_before = if word.starts_with('/') { part_of_path(' ') } else { false };
-        let before = line[..at].chars().next_back().is_some_and(|c| {
-            if word.starts_with('/') { part_of_path(c) } else { part_of_word(c) }
-        });
-        let after = line[at + word.len()..].chars().next().is_some_and(part_of_word);
-        let after = after && word.ends_with(|c: char| c.is_ascii_uppercase());
-        !(joins_before || before || after)
-    };
     let mut faults = Vec::new();
     for (index, line) in text(path, tree).lines().enumerate() {
         for word in words {
-            if line.match_indices(word).any(|(at, _)| alone(line, at, word)) {
+            if line.match_indices(word).any(|(at, _)| stands_alone(line, at, word)) {
                 faults.push(Fault::new(index + 1, message(word)));
             }
         }
     }
     faults
+}
+
+fn stands_alone(line: &str, at: usize, word: &str) -> bool {
+    let of_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let of_path = |c: char| of_word(c) || ".-}~)".contains(c);
+    let before = line[..at].chars().next_back();
+    let after = line[at + word.len()..].chars().next();
+    match word.chars().next_back() {
+        Some('/') => !before.is_some_and(of_path),
+        _ => !before.is_some_and(of_word) && !after.is_some_and(of_word),
+    }
 }
 
 /// Every crate takes the workspace's lints; one that does not would be held to none.
@@ -232,7 +234,11 @@ mod tests {
             ("a.md", format!("https://example.org{home} ${{X}}{home}\n"), &[]),
             ("a/Cargo.toml", "[package]\n\n[lints]\nworkspace = true\n".to_owned(), &[]),
             ("a/Cargo.toml", "[package]\n".to_owned(), &["1 lints"]),
-            ("a/Cargo.toml", "[package]\n[lints]\n[dependencies]\nworkspace = true\n".to_owned(), &["1 lints"]),
+            (
+                "a/Cargo.toml",
+                "[package]\n[lints]\n[dependencies]\nworkspace = true\n".to_owned(),
+                &["1 lints"],
+            ),
         ];
         for (path, text, expected) in rows {
             let found: Vec<String> = faults(&tree(&[(path, &text)]))

@@ -80,7 +80,7 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
 }
 
 /// The folder in which `path` lies.
-fn parent_of(path: &Path) -> &Path {
+pub(crate) fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -234,9 +234,6 @@ mod tests {
         assert_eq!(written, Written { bytes: bytes.len() as u64, digest: digest_bytes(&bytes) });
         assert_eq!(digest_file(&path).unwrap(), written.digest);
         // The published digest of no bytes.
-        assert_eq!(
-            digest_bytes(b""),
-            "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
-        );
+        assert_eq!(digest_bytes(b""), "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262");
     }
 }

@@ -3,7 +3,7 @@
 //! Reading order:
 //! - [`atomic`]: a file is either whole and synced or not there; digests.
 //! - [`hash`]: the counter-based hash behind every pseudo-random choice here.
-//! - [`tokenizer`], [`tokens`], [`prepare`]: from text to a token file, once for a job.
+//! - [`tokenizer`], [`tokens`], [`mod@prepare`]: from text to a token file, once for a job.
 //! - [`samples`]: which tokens the n-th sample holds, a pure function.
 //! - [`region`]: slabs of a tensor and what two of them share, pure arithmetic.
 //! - [`shards`]: one rank's part of a checkpoint, a safetensors file that explains itself.
@@ -16,6 +16,8 @@
 pub mod atomic;
 pub mod checkpoint;
 pub mod error;
+#[cfg(test)]
+mod fixture;
 pub mod folders;
 pub mod hash;
 pub mod manifest;

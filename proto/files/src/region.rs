@@ -267,11 +267,27 @@ mod tests {
             (&[4, 2], &[cut(0, 0, 1), cut(0, 2, 2)], "a gap: 1..2 along dimension 0 is in no file"),
             (&[4, 2], &[cut(0, 0, 3)], "a gap: 3..4 along dimension 0 is in no file"),
             (&[4], &[], "a gap: 0..4 along dimension 0 is in no file"),
-            (&[4, 2], &[cut(0, 0, 3), cut(0, 2, 2)], "an overlap: 2..3 along dimension 0 is in more than one file"),
-            (&[4, 2], &[cut(0, 0, 4), cut(1, 0, 2)], "an overlap: slabs along dimension 0 cross slabs along dimension 1"),
+            (
+                &[4, 2],
+                &[cut(0, 0, 3), cut(0, 2, 2)],
+                "an overlap: 2..3 along dimension 0 is in more than one file",
+            ),
+            (
+                &[4, 2],
+                &[cut(0, 0, 4), cut(1, 0, 2)],
+                "an overlap: slabs along dimension 0 cross slabs along dimension 1",
+            ),
             (&[4, 2], &[cut(1, 1, 2)], "the slab 1..3 along dimension 1 lies outside shape [4, 2]"),
-            (&[4], &[cut(0, u64::MAX, 2)], "the slab 18446744073709551615..18446744073709551617 along dimension 0 lies outside shape [4]"),
-            (&[u64::MAX, 2], &[], "shape [18446744073709551615, 2] has no elements, too many dimensions or too many elements"),
+            (
+                &[4],
+                &[cut(0, u64::MAX, 2)],
+                "the slab 18446744073709551615..18446744073709551617 along dimension 0 lies outside shape [4]",
+            ),
+            (
+                &[u64::MAX, 2],
+                &[],
+                "shape [18446744073709551615, 2] has no elements, too many dimensions or too many elements",
+            ),
         ];
         for (shape, cuts, expected) in rows {
             assert_eq!(cover(shape, cuts).unwrap_err().to_string(), expected);
@@ -288,6 +304,9 @@ mod tests {
         let whole = Cut::whole(&[3, 2]);
         assert!(runs(&[3, 2], whole, Cut { dim: 2, offset: 0, len: 1 }).is_none());
         assert!(runs(&[3, 2], Cut { dim: 0, offset: 3, len: 0 }, whole).is_none());
-        assert_eq!(runs(&[3, 2], whole, whole).unwrap().collect::<Vec<_>>(), [Run { from: 0, to: 0, len: 6 }]);
+        assert_eq!(
+            runs(&[3, 2], whole, whole).unwrap().collect::<Vec<_>>(),
+            [Run { from: 0, to: 0, len: 6 }]
+        );
     }
 }

@@ -55,7 +55,7 @@ pub fn sample_index(step0: u64, micro_batch: u32, row: u32, micro_batches: u32, 
 ///
 /// A balanced Feistel network permutes the next power of four; places that it sends out of range
 /// are sent on until they are in range (cycle walking). As the network is a permutation the walk
-/// comes back, and as less than four fifths of its range is out of ours it takes few steps.
+/// comes back, and as less than three quarters of its range are out of ours it takes few steps.
 fn permute(key: u64, count: u64, place: u64) -> u64 {
     let bits = 64 - (count - 1).leading_zeros();
     let half = bits.div_ceil(2);
@@ -120,9 +120,8 @@ mod tests {
     #[test]
     fn the_order_is_pinned() {
         // A change of this order would silently change every resumed run.
-        assert_eq!(epoch(&Samples::new(13, 1, 1), 0), PINNED);
+        assert_eq!(epoch(&Samples::new(13, 1, 1), 0), [6, 8, 5, 0, 9, 4, 1, 11, 10, 7, 3, 2]);
     }
-    const PINNED: [u64; 12] = [0; 12];
 
     #[test]
     fn windows_share_one_token_and_never_pass_the_end() {
@@ -137,7 +136,9 @@ mod tests {
     #[test]
     fn samples_are_numbered_by_step_then_micro_batch_then_row() {
         let numbers: Vec<u64> = (0..2)
-            .flat_map(|step| (0..3).flat_map(move |m| (0..2).map(move |row| sample_index(step, m, row, 3, 2))))
+            .flat_map(|step| {
+                (0..3).flat_map(move |m| (0..2).map(move |row| sample_index(step, m, row, 3, 2)))
+            })
             .collect();
         assert_eq!(numbers, (0..12).collect::<Vec<_>>());
         assert_eq!(sample_index(1 << 40, 1, 1, 4, 2), (1 << 43) + 3);

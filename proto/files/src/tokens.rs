@@ -1,6 +1,6 @@
 //! Token files: little-endian `u32`s, written once, memory-mapped, checked by digest when opened.
 //!
-//! Where tokens come from is [`crate::prepare`]'s matter; which are read when, [`crate::samples`]'.
+//! Where tokens come from is [`mod@crate::prepare`]'s matter; which are read when, [`crate::samples`]'.
 
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
@@ -159,7 +159,8 @@ fn write_stream(path: &Path, tokens: impl Iterator<Item = u32>) -> io::Result<cr
     if let Some(parent) = path.parent() {
         create_folder(parent)?;
     }
-    let mut file = io::BufWriter::with_capacity(CHUNK_TOKENS * TOKEN_BYTES as usize, AtomicFile::create(path)?);
+    let mut file =
+        io::BufWriter::with_capacity(CHUNK_TOKENS * TOKEN_BYTES as usize, AtomicFile::create(path)?);
     for token in tokens {
         file.write_all(&token.to_le_bytes())?;
     }

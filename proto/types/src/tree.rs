@@ -113,7 +113,8 @@ mod tests {
             node,
             &mut |n| {
                 owned.iter().flatten().any(|o| *o == n).then(|| {
-                    reduce(n, &mut |m| (m.end - m.first == 1).then(|| m.first.to_string()), &mut join).unwrap()
+                    reduce(n, &mut |m| (m.end - m.first == 1).then(|| m.first.to_string()), &mut join)
+                        .unwrap()
                 })
             },
             &mut join,
@@ -154,7 +155,8 @@ mod tests {
 
     #[test]
     fn a_missing_run_is_named() {
-        let sum = reduce(Node::root(4), &mut |n| (n == Node { first: 0, end: 2 }).then_some(1), &mut |a, b| a + b);
+        let sum =
+            reduce(Node::root(4), &mut |n| (n == Node { first: 0, end: 2 }).then_some(1), &mut |a, b| a + b);
         assert_eq!(sum, Err(Node::leaf(2)));
     }
 }

@@ -1,1 +1,16 @@
-//! Tensors between processes.
+//! Tensors between the ranks of a generation, safe, over [`coxswain_native`].
+//!
+//! - [`Links`]: this rank's connection to all others, and the tags that keep their traffic apart.
+//! - [`Pipe`]: sends that are awaited late, so that compute goes on.
+//! - [`Links::close`]: one small exchange over all ranks.
+//!
+//! Who exchanges what, and when, is left to `coxswain-engine`; how ranks find each other is a
+//! [`Store`], which the worker's shell provides.
+
+mod links;
+mod pipe;
+
+pub use coxswain_native::TorchError;
+pub use coxswain_native::net::{Group, Network, Op, Store, Transfer};
+pub use links::{Axis, Links};
+pub use pipe::Pipe;

@@ -186,13 +186,15 @@ using namespace coxswain;
 extern "C" {
 
 // Joins the process group of a generation. `address` is the local address to bind to.
-char* cx_network_new(StoreCalls calls, int rank, int world, const char* address, int64_t timeout_ms, void** out) {
+char* cx_network_new(
+    StoreCalls calls, int rank, int world, const char* address, int64_t forming_ms, int64_t operation_ms, void** out) {
   return guarded([&] {
-    auto options = c10d::ProcessGroupGloo::Options::create(Milliseconds(timeout_ms));
+    auto options = c10d::ProcessGroupGloo::Options::create(Milliseconds(forming_ms));
     options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
     auto network = std::make_shared<Network>();
     network->gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(
         c10::make_intrusive<RustStore>(calls), rank, world, options);
+    network->gloo->setTimeout(Milliseconds(operation_ms));
     *out = new std::shared_ptr<Network>(std::move(network));
   });
 }

@@ -2,9 +2,11 @@
 // asked for and not on what the operating system happened to keep resident.
 #include "shim.h"
 
+#include <ATen/Version.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 #include <malloc.h>
+#include <torch/version.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -50,6 +52,11 @@ char* error_text(const char* what) noexcept {
 using namespace coxswain;
 
 extern "C" {
+
+// What results depend on beside the program: to be freed with cx_free.
+char* cx_runtime() {
+  return error_text((std::string("libtorch ") + TORCH_VERSION + ", " + at::get_cpu_capability()).c_str());
+}
 
 void* cx_alloc(size_t bytes) { return std::malloc(bytes); }
 void cx_free(void* block) { std::free(block); }

@@ -7,14 +7,13 @@ use std::ffi::{c_char, c_int, c_void};
 #[repr(C)]
 pub(crate) struct StoreCalls {
     pub(crate) context: *mut c_void,
-    pub(crate) set:
-        extern "C" fn(*mut c_void, *const c_char, usize, *const u8, usize) -> *mut c_char,
-    pub(crate) get:
-        extern "C" fn(*mut c_void, *const c_char, usize, *mut *mut u8, *mut usize) -> *mut c_char,
+    pub(crate) set: extern "C" fn(*mut c_void, *const c_char, usize, *const u8, usize) -> *mut c_char,
+    pub(crate) get: extern "C" fn(*mut c_void, *const c_char, usize, *mut *mut u8, *mut usize) -> *mut c_char,
 }
 
 unsafe extern "C" {
     pub(crate) fn cx_alloc(bytes: usize) -> *mut c_void;
+    pub(crate) fn cx_runtime() -> *mut c_char;
     pub(crate) fn cx_free(block: *mut c_void);
 
     pub(crate) fn cx_memory_install();
@@ -116,7 +115,8 @@ unsafe extern "C" {
         rank: c_int,
         world: c_int,
         address: *const c_char,
-        timeout_ms: i64,
+        forming_ms: i64,
+        operation_ms: i64,
         out: *mut *mut c_void,
     ) -> *mut c_char;
     pub(crate) fn cx_network_free(network: *mut c_void);

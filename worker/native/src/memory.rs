@@ -1,5 +1,6 @@
-//! Bytes that tensors take on the CPU, counted by the shim's allocator.
+//! The machine as libtorch sees it: bytes that tensors take, and what results depend on.
 
+use std::ffi::CStr;
 use std::sync::Once;
 
 use crate::ffi;
@@ -28,4 +29,16 @@ pub fn peak_bytes() -> u64 {
 pub fn reset_peak() {
     // SAFETY: writes an atomic.
     unsafe { ffi::cx_memory_reset_peak() }
+}
+
+/// What results depend on beside the program: libtorch's version and the instruction set that its
+/// kernels use here, as one comparable text.
+pub fn runtime() -> String {
+    // SAFETY: the shim returns a C string that is ours to free, once.
+    unsafe {
+        let text = ffi::cx_runtime();
+        let runtime = CStr::from_ptr(text).to_string_lossy().into_owned();
+        ffi::cx_free(text.cast());
+        runtime
+    }
 }

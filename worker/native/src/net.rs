@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
+use crate::TorchError;
 use crate::error::check;
 use crate::ffi;
 use crate::ops::{made, raw};
-use crate::TorchError;
 
 /// The rendezvous through which the ranks of a generation find each other.
 pub trait Store: Send + Sync + 'static {
@@ -117,13 +117,14 @@ impl std::fmt::Debug for Network {
 
 impl Network {
     /// Joins rank `rank` of `world`, bound to the local `address`; ends when all have joined.
-    /// Every later operation fails after `timeout_ms`.
+    /// Fails after `forming_ms`; every later operation fails after `operation_ms`.
     pub fn join(
         store: impl Store,
         rank: u32,
         world: u32,
         address: &str,
-        timeout_ms: u64,
+        forming_ms: u64,
+        operation_ms: u64,
     ) -> Result<Network, TorchError> {
         let address = CString::new(address).map_err(|error| TorchError(error.to_string()))?;
         let store: Box<Box<dyn Store>> = Box::new(Box::new(store));
@@ -140,7 +141,8 @@ impl Network {
                 rank as c_int,
                 world as c_int,
                 address.as_ptr(),
-                timeout_ms as i64,
+                forming_ms as i64,
+                operation_ms as i64,
                 &mut network,
             )
         })?;
@@ -221,14 +223,22 @@ unsafe impl Sync for Group {}
 impl Group {
     /// The group of `ranks`, in this order, of which this process is the one at `index`. Without a
     /// network only a group of one can work, and a larger one is refused.
-    pub fn new(network: Option<&Network>, ranks: &[u32], index: usize, tag: u32) -> Result<Group, TorchError> {
+    pub fn new(
+        network: Option<&Network>,
+        ranks: &[u32],
+        index: usize,
+        tag: u32,
+    ) -> Result<Group, TorchError> {
         if index >= ranks.len() || (network.is_none() && ranks.len() > 1) {
-            return Err(TorchError(format!("no group of ranks {ranks:?} with a place {index} and this network")));
+            return Err(TorchError(format!(
+                "no group of ranks {ranks:?} with a place {index} and this network"
+            )));
         }
         let list: Vec<c_int> = ranks.iter().map(|&rank| rank as c_int).collect();
         let network = network.map_or(std::ptr::null_mut(), |network| network.0.network);
         // SAFETY: the group takes its own reference to the network and copies the list.
-        let group = unsafe { ffi::cx_group_new(network, list.as_ptr(), list.len(), index as c_int, tag as c_int) };
+        let group =
+            unsafe { ffi::cx_group_new(network, list.as_ptr(), list.len(), index as c_int, tag as c_int) };
         Ok(Group { group, size: ranks.len() })
     }
 

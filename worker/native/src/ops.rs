@@ -7,10 +7,10 @@ use std::ffi::{c_char, c_void};
 
 use tch::Tensor;
 
+use crate::TorchError;
 use crate::error::check;
 use crate::ffi;
 use crate::net::Group;
-use crate::TorchError;
 
 pub(crate) fn raw(x: &Tensor) -> *const c_void {
     x.as_ptr() as *const c_void

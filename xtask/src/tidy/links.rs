@@ -28,7 +28,8 @@ fn links(text: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     for (number, line) in prose(text) {
         // Every second piece between backticks is code.
-        let plain: String = line.split('`').enumerate().map(|(i, s)| if i % 2 == 0 { s } else { "_" }).collect();
+        let plain: String =
+            line.split('`').enumerate().map(|(i, s)| if i % 2 == 0 { s } else { "_" }).collect();
         for (at, _) in plain.match_indices("](") {
             let target = plain[at + 2..].split([')', ' ']).next().unwrap_or_default();
             found.push((number, target.trim_matches(['<', '>']).to_owned()));
@@ -41,10 +42,13 @@ fn resolve(from: &str, target: &str, tree: &Tree) -> Result<(), String> {
     if target.contains("://") || target.starts_with("mailto:") {
         return Ok(());
     }
-    let (file, heading) = target.split_once('#').map_or((target, None), |(file, heading)| (file, Some(heading)));
-    let path = if file.is_empty() { from.to_owned() } else { join(from, file).ok_or("leads out of the tree")? };
+    let (file, heading) =
+        target.split_once('#').map_or((target, None), |(file, heading)| (file, Some(heading)));
+    let path =
+        if file.is_empty() { from.to_owned() } else { join(from, file).ok_or("leads out of the tree")? };
     let folder = format!("{}/", path.trim_end_matches('/'));
-    let exists = path.is_empty() || tree.contains_key(&path) || tree.keys().any(|known| known.starts_with(&folder));
+    let exists =
+        path.is_empty() || tree.contains_key(&path) || tree.keys().any(|known| known.starts_with(&folder));
     if !exists {
         return Err(format!("leads to `{path}`, which does not exist"));
     }
@@ -91,7 +95,10 @@ mod tests {
     fn links_lead_somewhere_or_are_named() {
         let tree: Tree = [
             ("README.md", ""),
-            ("docs/guide.md", "# Getting started\n## What, *why* & how_to\n## Again\n## Again\n```\n# code\n```\n"),
+            (
+                "docs/guide.md",
+                "# Getting started\n## What, *why* & how_to\n## Again\n## Again\n```\n# code\n```\n",
+            ),
             ("deploy/jobs/demo.yaml", ""),
         ]
         .map(|(path, text)| (path.to_owned(), text.to_owned()))

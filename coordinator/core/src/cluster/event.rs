@@ -64,6 +64,13 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// The shell could not do what the job needs.
+    Broken {
+        /// The job's id.
+        job: String,
+        /// What it could not do and why.
+        reason: String,
+    },
     /// The coordinator is about to end: all workers shall leave.
     Dismissed {
         /// Why.
@@ -100,6 +107,15 @@ pub enum Effect {
         job: String,
         /// The step.
         report: StepReport,
+    },
+    /// Let go of the job's checkpoints but the newest `keep`.
+    Prune {
+        /// The job's id.
+        job: String,
+        /// The run's folder.
+        directory: String,
+        /// How many stay.
+        keep: u32,
     },
     /// Tell people.
     Notice(Notice),

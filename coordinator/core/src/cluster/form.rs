@@ -65,8 +65,16 @@ pub(super) fn form(
     let seat = |assignment| {
         let (json, digest) = encode(assignment);
         let info = by_id.get(&assignment.worker).copied();
-        let info = info.ok_or_else(|| format!("the plan names {}, which was not asked for", assignment.worker))?;
-        Ok(Seat { info: info.clone(), stage: assignment.stage, digest, assignment: json, phase: None, stale: false })
+        let info =
+            info.ok_or_else(|| format!("the plan names {}, which was not asked for", assignment.worker))?;
+        Ok(Seat {
+            info: info.clone(),
+            stage: assignment.stage,
+            digest,
+            assignment: json,
+            phase: None,
+            stale: false,
+        })
     };
     let seats = planned.assignments.iter().map(seat).collect::<Result<Vec<_>, String>>()?;
     if seats.is_empty() {

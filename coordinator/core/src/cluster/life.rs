@@ -23,7 +23,9 @@ pub enum SubmitError {
     #[error("{MAX_WAITING} jobs wait already, which is the most; wait for some to end, or cancel some")]
     Full,
     /// Another job writes to the same folder.
-    #[error("job {other} writes to {directory} and is not over; wait for its end, cancel it, or give another folder")]
+    #[error(
+        "job {other} writes to {directory} and is not over; wait for its end, cancel it, or give another folder"
+    )]
     Directory {
         /// The other job.
         other: String,
@@ -86,7 +88,10 @@ impl Cluster {
             return Err(SubmitError::Full);
         }
         if let Some(other) = open().find(|job| job.submission.directory == directory) {
-            return Err(SubmitError::Directory { other: other.id().to_owned(), directory: directory.to_owned() });
+            return Err(SubmitError::Directory {
+                other: other.id().to_owned(),
+                directory: directory.to_owned(),
+            });
         }
         Ok(format!("{name}-{}", self.submitted + 1))
     }
@@ -215,7 +220,10 @@ impl Cluster {
                 let steps = job.steps();
                 job.enter(JobState::Gathering, "");
                 if from.is_some_and(|from| from >= steps) {
-                    let reason = format!("its newest checkpoint is of step {}, and step {steps} is its last", job.step);
+                    let reason = format!(
+                        "its newest checkpoint is of step {}, and step {steps} is its last",
+                        job.step
+                    );
                     self.end(id, Ending::Done, reason, out);
                 }
             }
@@ -225,6 +233,12 @@ impl Cluster {
     pub(super) fn cancel(&mut self, id: &str, reason: &str, out: &mut Vec<Effect>) {
         if self.job(id).is_some_and(|job| !job.state.is_over()) {
             self.end(id, Ending::Cancelled, reason.to_owned(), out);
+        }
+    }
+
+    pub(super) fn broken(&mut self, id: &str, reason: String, out: &mut Vec<Effect>) {
+        if self.job(id).is_some_and(|job| !job.state.is_over()) {
+            self.end(id, Ending::Failed, reason, out);
         }
     }
 
@@ -304,7 +318,9 @@ impl Cluster {
     /// Forms a generation for the job whose turn it is; `false` when it has to wait for workers.
     fn gather(&mut self, out: &mut Vec<Effect>) -> bool {
         let generation = Generation(self.generation.0 + 1);
-        let Some(job) = self.jobs.iter_mut().find(|job| job.state == JobState::Gathering) else { return false };
+        let Some(job) = self.jobs.iter_mut().find(|job| job.state == JobState::Gathering) else {
+            return false;
+        };
         let workers = match self.members.candidates(job.submission.spec.layout.world() as usize) {
             Ok(workers) => workers,
             Err(reason) => {
@@ -358,5 +374,8 @@ impl Cluster {
         let about = notice(Weight::Info, text).about_run(id, job.generation);
         out.push(Effect::Record(Entry::Published { job: id.to_owned(), checkpoint }));
         out.push(Effect::Notice(about));
+        let Some(submission) = self.submission(id) else { return };
+        let (directory, keep) = (submission.directory.clone(), submission.spec.checkpoint.keep);
+        out.push(Effect::Prune { job: id.to_owned(), directory, keep });
     }
 }

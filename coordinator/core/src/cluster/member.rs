@@ -62,7 +62,9 @@ impl Members {
             }
             Some(_) => Admission::Known,
             None if self.members.len() >= MAX_WORKERS => {
-                return Admission::Refused(format!("there are {MAX_WORKERS} workers already, which is the most"));
+                return Admission::Refused(format!(
+                    "there are {MAX_WORKERS} workers already, which is the most"
+                ));
             }
             None => Admission::New,
         };

@@ -35,8 +35,8 @@ pub use member::{LEASE_MS, MAX_WORKERS};
 pub use run::GRACE_MS;
 pub use summary::{Ending, JobState, JobSummary, WorkerSummary};
 
-pub use life::{MAX_WAITING, SubmitError};
 use life::Job;
+pub use life::{MAX_WAITING, SubmitError};
 use member::{Admission, Members};
 use run::Run;
 
@@ -69,6 +69,7 @@ impl Cluster {
             Event::Seen { status } => self.seen(now_ms, status, &mut out),
             Event::Lost { worker, incarnation, why } => self.lost(&worker, incarnation, &why, &mut out),
             Event::Cancelled { job, reason } => self.cancel(&job, &reason, &mut out),
+            Event::Broken { job, reason } => self.broken(&job, reason, &mut out),
             Event::Dismissed { reason } => self.dismiss(reason, &mut out),
             Event::Tick => self.expire(now_ms, &mut out),
         }
@@ -92,7 +93,10 @@ impl Cluster {
         let incarnation = status.info.incarnation;
         match self.members.admit(now_ms, status.clone()) {
             Admission::Refused(reason) => {
-                let text = format!("refused worker {worker} (pid {} on {}): {reason}", status.info.pid, status.info.host);
+                let text = format!(
+                    "refused worker {worker} (pid {} on {}): {reason}",
+                    status.info.pid, status.info.host
+                );
                 out.push(Effect::Notice(notice(Weight::Warning, text).about_worker(&worker)));
                 out.push(Effect::Refuse { worker, incarnation, reason });
                 return;
@@ -109,7 +113,8 @@ impl Cluster {
 
     fn welcome(&self, status: &WorkerStatus, out: &mut Vec<Effect>) {
         let info = &status.info;
-        let mut text = format!("worker {} is here (pid {} on {}, {})", info.id, info.pid, info.host, info.device);
+        let mut text =
+            format!("worker {} is here (pid {} on {}, {})", info.id, info.pid, info.host, info.device);
         let mut weight = Weight::Info;
         if info.runtime.is_empty() {
             weight = Weight::Warning;
@@ -156,14 +161,16 @@ impl Cluster {
         let reports = run.observe(now_ms, rank, status);
         let published = status.published.clone().filter(|p| rank == 0 && run.saving.publish(p));
         let job = run.job.clone();
-        if !reports.is_empty() || published.is_some() {
-            self.revision += 1;
-        }
+        let news = !reports.is_empty() || published.is_some();
         for report in reports {
             self.reported(&job, report, out);
         }
         if let Some(published) = published {
             self.published(&job, published, out);
+        }
+        if news {
+            self.revision += 1;
+            out.push(Effect::Wake(worker.clone()));
         }
     }
 
@@ -171,7 +178,9 @@ impl Cluster {
         if !self.members.remove(worker, incarnation) {
             return;
         }
-        out.push(Effect::Notice(notice(Weight::Info, format!("worker {worker} is gone: {why}")).about_worker(worker)));
+        out.push(Effect::Notice(
+            notice(Weight::Info, format!("worker {worker} is gone: {why}")).about_worker(worker),
+        ));
         self.lost_from_run(worker, incarnation, why, out);
     }
 

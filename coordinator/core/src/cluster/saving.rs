@@ -98,7 +98,10 @@ mod tests {
     use super::*;
 
     fn saved(step: u64, name: &str, digest: &str) -> Saved {
-        Saved { step: Step(step), files: vec![SavedFile { name: name.into(), bytes: 1, digest: digest.into() }] }
+        Saved {
+            step: Step(step),
+            files: vec![SavedFile { name: name.into(), bytes: 1, digest: digest.into() }],
+        }
     }
 
     #[test]
@@ -108,7 +111,8 @@ mod tests {
         saving.wrote(0, &saved(5, "a", "x"));
         assert_eq!(saving.commit(), Ok(None));
         saving.wrote(1, &saved(5, "b", "y"));
-        let names = |p: Option<&Publish>| p.map(|p| p.files.iter().map(|f| f.name.clone()).collect::<String>());
+        let names =
+            |p: Option<&Publish>| p.map(|p| p.files.iter().map(|f| f.name.clone()).collect::<String>());
         assert_eq!(saving.commit().map(names), Ok(Some("ab".into())));
         assert_eq!(saving.commit(), Ok(None));
         assert!(!saving.publish(&Published { step: Step(4), digest: "m".into() }));

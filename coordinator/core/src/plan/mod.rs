@@ -1,1 +1,187 @@
-//! plan
+//! A job and the workers at hand become one [`Assignment`] for each rank. Pure: the same request
+//! gives the same plan, byte for byte, so that a replay of the journal plans nothing anew.
+//!
+//! - `placement`: which worker takes which rank, and how many threads it gets.
+//! - `mesh`: ranks, their coordinates and groups.
+//! - `partition`: layers to stages.
+//! - `schedule`: the list of actions of each stage.
+//! - `assign`: all of it, put into assignments.
+//! - `check`: an independent reader that refuses a plan which would hang or leave work out.
+//! - `memory`, `timeline`: what a rank needs, and who waits for whom.
+//! - `print`, `json`: a plan as people and programs read it.
+//!
+//! How long a step takes is not estimated yet.
+
+mod assign;
+pub mod check;
+mod encode;
+mod json;
+mod memory;
+mod mesh;
+mod partition;
+mod placement;
+mod print;
+mod schedule;
+mod timeline;
+
+use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
+use coxswain_types::status::WorkerInfo;
+use coxswain_types::{Assignment, Generation, JobSpec, WorkerId};
+
+pub use encode::encode;
+pub use memory::Memory;
+pub use placement::threads_for;
+
+use mesh::Mesh;
+
+/// What a plan is made from.
+#[derive(Clone, Debug)]
+pub struct PlanRequest<'a> {
+    /// The job's id.
+    pub job: String,
+    /// The formation to plan.
+    pub generation: Generation,
+    /// The checked job.
+    pub spec: &'a JobSpec,
+    /// The workers that may be used, in any order. More than the layout needs stay idle.
+    pub workers: &'a [WorkerInfo],
+    /// The run's folder, under the same path for all workers.
+    pub directory: &'a str,
+    /// The tokens.
+    pub data: &'a PreparedData,
+    /// The checkpoint to start from.
+    pub resume: Option<Resume>,
+    /// Threads of each worker's libtorch: `train.threads`, or else the number that was chosen once.
+    pub threads: u32,
+}
+
+/// Who does what. It prints as a table and the schedule's grid.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// One for each rank, in order.
+    pub assignments: Vec<Assignment>,
+    /// What each rank needs at its peak, in order.
+    pub memory: Vec<Memory>,
+    /// Workers that the layout has no rank for, in order.
+    pub spares: Vec<WorkerId>,
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The layout needs more.
+    #[error(
+        "needs {needed} workers (pipeline {pipeline} x tensor {tensor} x data {data}), {found} {} here; \
+         start more, or make layout smaller",
+        if *found == 1 { "is" } else { "are" }
+    )]
+    TooFewWorkers {
+        /// The product of the layout.
+        needed: u32,
+        /// Pipeline stages.
+        pipeline: u32,
+        /// Tensor ranks.
+        tensor: u32,
+        /// Data ranks.
+        data: u32,
+        /// How many there are.
+        found: usize,
+    },
+    /// A worker is listed more than once.
+    #[error("worker {0} is listed twice; names are unique in a cluster, so give one of them another")]
+    WorkerTwice(WorkerId),
+    /// The job cannot have come through `spec::parse`.
+    #[error("{0}: the job was not checked before it was planned; please report this")]
+    Unchecked(&'static str),
+    /// The plan's own check refused it.
+    #[error("the plan would not work: {0}; please report this")]
+    Broken(#[from] check::Violation),
+    /// An assignment does not survive its encoding.
+    #[error("the assignment of rank {0} changes when it is encoded; please report this")]
+    Encoding(u32),
+}
+
+/// Plans one generation.
+///
+/// # Errors
+/// Too few workers, or a fault of the planner that its own check has found.
+pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
+    let spec = request.spec;
+    check_layout(spec)?;
+    let (seated, spares) = placement::place(request.workers, &spec.layout)?;
+    let mesh = Mesh::new(spec.layout);
+    let stages = partition::partition(&spec.model, spec.train.sequence, spec.layout.pipeline);
+    let assignments = assign::assign(request, &mesh, &stages, &seated);
+    check::check(&assignments)?;
+    if let Some(changed) = assignments.iter().find(|assignment| !encode::survives(assignment)) {
+        return Err(PlanError::Encoding(changed.rank.0));
+    }
+    let memory = assignments.iter().map(memory::memory).collect();
+    Ok(Plan { assignments, memory, spares })
+}
+
+/// Plans for workers that do not exist yet, all on one machine, with tokens that do not exist
+/// either: for looking at a layout before anything is started.
+///
+/// # Errors
+/// As [`plan`].
+pub fn sketch(spec: &JobSpec, workers: u32) -> Result<Plan, PlanError> {
+    let width = workers.saturating_sub(1).to_string().len();
+    let workers: Vec<_> = (0..workers)
+        .map(|i| WorkerInfo {
+            id: WorkerId(format!("worker-{i:0width$}")),
+            incarnation: 0,
+            host: "localhost".to_owned(),
+            pid: 0,
+            cores: 1,
+            device: "cpu".to_owned(),
+            runtime: String::new(),
+        })
+        .collect();
+    let nothing = TokenFile { path: String::new(), tokens: 0, digest: String::new() };
+    let data = PreparedData { tokenizer_digest: None, train: nothing, held_out: None, held_out_bytes: 0 };
+    plan(&PlanRequest {
+        job: spec.name.clone(),
+        generation: Generation(1),
+        spec,
+        workers: &workers,
+        directory: "",
+        data: &data,
+        resume: None,
+        threads: spec.train.threads.unwrap_or(1),
+    })
+}
+
+/// What the planner relies on. `spec::parse` refuses all of it with better words; a job from an old
+/// journal comes here without passing that door.
+fn check_layout(spec: &JobSpec) -> Result<(), PlanError> {
+    let (model, train, layout) = (&spec.model, &spec.train, &spec.layout);
+    let divides = |a: u32, b: u32| a > 0 && b.is_multiple_of(a);
+    let rules = [
+        (
+            layout.pipeline >= 1 && layout.pipeline <= model.layers,
+            "layout.pipeline must be 1 to model.layers",
+        ),
+        (divides(model.heads, model.dim), "model.heads must divide model.dim"),
+        (divides(model.kv_heads, model.heads), "model.kv_heads must divide model.heads"),
+        (divides(layout.tensor, model.heads), "layout.tensor must divide model.heads"),
+        (
+            divides(layout.tensor, model.kv_heads) || divides(model.kv_heads, layout.tensor),
+            "layout.tensor must divide model.kv_heads or be a multiple of it",
+        ),
+        (layout.tensor <= model.ffn, "layout.tensor must be at most model.ffn"),
+        (layout.tensor <= model.vocab, "layout.tensor must be at most model.vocab"),
+        (
+            (1..=train.micro_batches).contains(&train.reduction_runs),
+            "train.reduction_runs must be 1 to train.micro_batches",
+        ),
+        ((1..=train.reduction_runs).contains(&layout.data), "layout.data must be 1 to train.reduction_runs"),
+    ];
+    match rules.iter().find(|(holds, _)| !holds) {
+        Some((_, rule)) => Err(PlanError::Unchecked(rule)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -128,8 +128,7 @@ fn check_kv_heads(model: &ModelSpec, faults: &mut Faults) {
     let nearest = (1..=heads).filter(|n| heads.is_multiple_of(*n)).min_by_key(|n| (n.abs_diff(found), *n));
     let such_as = nearest.map_or(String::new(), |n| format!(", such as {n}"));
     let why = "each is shared by equally many query heads";
-    faults
-        .add("model.kv_heads", format!("found {found}; must divide model.heads ({heads}): {why}{such_as}"));
+    faults.add("model.kv_heads", format!("found {found}; must divide model.heads ({heads}): {why}{such_as}"));
 }
 
 fn train(raw: &RawTrain, faults: &mut Faults) -> TrainSpec {
@@ -196,10 +195,8 @@ fn optimizer(raw: &RawTrain, faults: &mut Faults) -> OptimizerSpec {
     }
     if optimizer.warmup_steps > raw.steps {
         let found = optimizer.warmup_steps;
-        faults.add(
-            "train.warmup_steps",
-            format!("found {found}; must be at most train.steps ({})", raw.steps),
-        );
+        faults
+            .add("train.warmup_steps", format!("found {found}; must be at most train.steps ({})", raw.steps));
     }
     for (i, beta) in [beta1, beta2].into_iter().enumerate() {
         if !(0.0..1.0).contains(&beta) {
@@ -228,7 +225,8 @@ fn data(
         (Some(paths), None) => Some(text(paths, held_out.unwrap_or(0.05), base, model, faults)),
         (None, Some(synthetic)) => {
             if held_out.is_some() {
-                faults.add("data.held_out", "goes with data.text only; random tokens hold out nothing".into());
+                faults
+                    .add("data.held_out", "goes with data.text only; random tokens hold out nothing".into());
             }
             let enough = u64::from(train.sequence) + 1;
             if faults.count("data.synthetic.tokens", synthetic.tokens, &limits::SYNTHETIC_TOKENS)
@@ -320,7 +318,8 @@ fn layout(raw: Option<&RawLayout>, model: &ModelSpec, train: &TrainSpec, faults:
     if pipeline_fits && tensor_fits && data_fits && workers > limits::WORLD.most {
         let Limit { most, reason, .. } = limits::WORLD;
         let product = format!("pipeline {pipeline} x tensor {tensor} x data {data}");
-        faults.add("layout", format!("needs {workers} workers ({product}); must be {most} or less ({reason})"));
+        faults
+            .add("layout", format!("needs {workers} workers ({product}); must be {most} or less ({reason})"));
     }
     if pipeline_fits && model.layers > 0 && pipeline > model.layers {
         let layers = model.layers;

@@ -48,7 +48,14 @@ pub struct JobText<'a> {
 /// the wrong type), or else every fault of meaning.
 pub fn parse(job: &JobText<'_>) -> Result<JobSpec, SpecError> {
     let refuse = |faults: Vec<(KeyPath, String)>| {
-        SpecError::new(faults.into_iter().map(|(path, message)| place(job, &path, message)).collect())
+        let mut faults: Vec<_> =
+            faults.into_iter().map(|(path, message)| place(job, &path, message)).collect();
+        // As they stand in the file, so that a person corrects them from top to bottom.
+        faults.sort_by_key(|fault| match &fault.origin {
+            Origin::File { place, .. } => (0, *place),
+            Origin::Set { .. } => (1, None),
+        });
+        SpecError::new(faults)
     };
     if job.text.len() > MAX_TEXT_BYTES {
         let message = format!("holds {} bytes; a job file has at most {MAX_TEXT_BYTES}", job.text.len());
@@ -59,7 +66,8 @@ pub fn parse(job: &JobText<'_>) -> Result<JobSpec, SpecError> {
     })?;
     for (path, value) in job.sets {
         let set = || Origin::Set { path: path.clone(), value: value.clone() };
-        let value = yaml::read(value).map_err(|fault| SpecError::from(Fault::new(set(), "", fault.message)))?;
+        let value =
+            yaml::read(value).map_err(|fault| SpecError::from(Fault::new(set(), "", fault.message)))?;
         tree.set(path, value).map_err(|message| SpecError::from(Fault::new(set(), path, message)))?;
     }
     let raw: raw::RawJob =
@@ -71,7 +79,11 @@ pub fn parse(job: &JobText<'_>) -> Result<JobSpec, SpecError> {
 fn place(job: &JobText<'_>, path: &KeyPath, message: String) -> Fault {
     let set = job.sets.iter().rev().find(|(set, _)| KeyPath::from(set.as_str()).is_above_or_at(path));
     if let Some((set, value)) = set {
-        return Fault::new(Origin::Set { path: set.clone(), value: value.clone() }, &path.to_string(), message);
+        return Fault::new(
+            Origin::Set { path: set.clone(), value: value.clone() },
+            &path.to_string(),
+            message,
+        );
     }
     Fault::in_file(job.source, yaml::locate(job.text, path), &path.to_string(), message)
 }

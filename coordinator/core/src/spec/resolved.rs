@@ -4,9 +4,7 @@ use coxswain_types::JobSpec;
 use coxswain_types::job::DataSpec;
 
 use super::error::{Fault, SpecError};
-use super::raw::{
-    Paths, RawCheckpoint, RawData, RawJob, RawLayout, RawModel, RawSynthetic, RawTrain,
-};
+use super::raw::{Paths, RawCheckpoint, RawData, RawJob, RawLayout, RawModel, RawSynthetic, RawTrain};
 use super::yaml;
 
 /// The job as YAML that [`super::parse`] reads back to the same job. `train.threads` is left out

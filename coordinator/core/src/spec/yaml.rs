@@ -8,7 +8,9 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, EnumAccess, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 
 use super::error::{KeyPath, Segment};
 use super::node::Node;
@@ -53,13 +55,13 @@ pub(super) fn locate(text: &str, path: &KeyPath) -> Option<Place> {
 
 fn syntax_message(text: &str, error: &serde_yaml::Error) -> String {
     let message = error.to_string();
-    let Some(at) = error.location() else { return format!("is not YAML: {message}") };
+    let Some(at) = error.location() else { return format!("cannot be read: {message}") };
     // The place is told in front of the message already.
     let message = message.replacen(&format!(" at line {} column {}", at.line(), at.column()), "", 1);
     let line = text.lines().nth(at.line().saturating_sub(1)).unwrap_or_default();
     let tab = line.chars().take_while(|c| c.is_whitespace()).any(|c| c == '\t');
     let hint = if tab { " (YAML indents with spaces, and this line has a tab)" } else { "" };
-    format!("is not YAML: {message}{hint}")
+    format!("cannot be read: {message}{hint}")
 }
 
 /// Builds a [`Node`] and notes a key that is given twice.
@@ -85,6 +87,14 @@ impl<'de> Visitor<'de> for Reader<'_> {
 
     fn visit_unit<E>(self) -> Result<Node, E> {
         Ok(Node::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Node, A::Error> {
+        Err(A::Error::custom("a tag (!name) has no meaning in a job file"))
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Node, E> {

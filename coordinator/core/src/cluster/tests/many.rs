@@ -1,0 +1,82 @@
+//! What holds in every story, tried on many random ones.
+
+use std::collections::BTreeMap;
+
+use coxswain_types::ids::Generation;
+use proptest::prelude::*;
+
+use super::story::tell_to;
+use crate::cluster::{Cluster, Entry};
+
+/// A line that may come at any time.
+fn line() -> impl Strategy<Value = String> {
+    let worker = prop::sample::select(vec!["w0", "w1", "w1'", "w2", "w3*"]);
+    let phase = prop::sample::select(vec!["idle", "preparing", "running", "done"]);
+    prop_oneof![
+        6 => (worker.clone(), 0u64..4, phase, 0u64..5, 0u64..5).prop_map(|(worker, generation, phase, saved, published)| {
+            let mut line = format!("{worker} g{generation} {phase} reports=1..{saved}");
+            if saved > 0 {
+                line.push_str(&format!(" saved={saved}"));
+            }
+            if published > 0 {
+                line.push_str(&format!(" published={published}"));
+            }
+            line
+        }),
+        1 => (worker.clone(), 0u64..4).prop_map(|(worker, generation)| format!("{worker} g{generation} failed: broken")),
+        1 => worker.prop_map(|worker| format!("lost {worker} gone")),
+        1 => (0u64..4).prop_map(|job| format!("cancel demo-{job} enough")),
+        2 => (0u64..4).prop_map(|job| format!("prepared demo-{job}")),
+        2 => Just("tick".to_owned()),
+    ]
+}
+
+/// What the journal may hold, whatever happened.
+fn check(journal: &[Entry]) {
+    let mut newest = Generation(0);
+    let mut ended: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut committed = BTreeMap::new();
+    for entry in journal {
+        match entry {
+            Entry::Formed { job, generation, .. } => {
+                assert!(*generation > newest, "generations only grow");
+                assert!(!ended.contains_key(job.as_str()), "what is over does not start again");
+                newest = *generation;
+            }
+            Entry::Committed { job, generation, step, files } => {
+                assert_eq!(*generation, newest);
+                assert_eq!(files.len(), 2, "a commit holds the files of all ranks");
+                assert!(!ended.contains_key(job.as_str()));
+                committed.insert(job.as_str(), *step);
+            }
+            Entry::Published { job, checkpoint } => {
+                assert_eq!(committed.get(job.as_str()), Some(&checkpoint.step), "committed before published");
+            }
+            Entry::Ended { job, .. } => *ended.entry(job).or_default() += 1,
+            Entry::Submitted(_) => {}
+        }
+    }
+    assert!(ended.values().all(|times| *times == 1), "a job ends once");
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_the_journal_makes_sense(lines in prop::collection::vec((0u64..900, line()), 0..120)) {
+        let mut cluster = Cluster::default();
+        let mut journal = Vec::new();
+        for _ in 0..3 {
+            journal.extend(tell_to(&mut cluster, "0 submit demo pp=2 steps=4").1);
+        }
+        let mut now_ms = 0;
+        for (pause_ms, line) in lines {
+            now_ms += pause_ms;
+            journal.extend(tell_to(&mut cluster, &format!("{now_ms} {line}")).1);
+        }
+        check(&journal);
+        // What a restart knows is what was known: at the least every id, step and ending.
+        let known: Vec<_> = cluster.jobs().iter().map(|j| (j.job.clone(), j.generation, j.state.is_over())).collect();
+        let replayed = Cluster::replay(journal);
+        let again: Vec<_> = replayed.jobs().iter().map(|j| (j.job.clone(), j.generation, j.state.is_over())).collect();
+        prop_assert_eq!(known, again);
+    }
+}

@@ -1,0 +1,257 @@
+//! Stories with a cranked clock. A line is a time in milliseconds and what happens; the print is
+//! each line with what follows from it.
+//!
+//! ```text
+//! 0 submit demo pp=2 steps=4          0 prepared demo-1 resume=2
+//! 0 w0 idle                           0 w1 g1 running step=3 reports=2..3 saved=2 published=2
+//! 0 lost w1 its connection closed     0 w1 g1 failed: peer closed
+//! 0 cancel demo-1 enough              0 tick     0 desired w0     0 jobs
+//! ```
+
+use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
+use coxswain_types::ids::{Generation, Step, WorkerId};
+use coxswain_types::job::{
+    CheckpointSpec, Checkpointing, DataSpec, JobSpec, Layout, ModelSpec, OptimizerSpec, TrainSpec,
+};
+use coxswain_types::status::{Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus};
+
+use crate::cluster::{Cluster, Effect, Entry, Event, Prepared, Submission, Weight};
+
+fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
+    let model = ModelSpec {
+        layers: 4,
+        dim: 32,
+        heads: 4,
+        kv_heads: 2,
+        ffn: 64,
+        vocab: 64,
+        rope_theta: 1e4,
+        norm_eps: 1e-5,
+    };
+    let optimizer = OptimizerSpec {
+        learning_rate: 1e-3,
+        min_learning_rate: 1e-4,
+        warmup_steps: 1,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        clip_norm: 1.0,
+    };
+    let train = TrainSpec {
+        steps,
+        seed: 1,
+        sequence: 16,
+        micro_batch: 1,
+        micro_batches: 4,
+        reduction_runs: 4,
+        threads: None,
+        checkpointing: Checkpointing::None,
+        optimizer,
+        evaluate_every: 0,
+    };
+    JobSpec {
+        name: name.to_owned(),
+        model,
+        data: DataSpec::Synthetic { tokens: 4096 },
+        train,
+        layout,
+        checkpoint: CheckpointSpec { every: 2, keep: 2 },
+    }
+}
+
+fn report(step: u64) -> StepReport {
+    StepReport {
+        step,
+        loss: 4.0,
+        grad_norm: 1.0,
+        learning_rate: 1e-3,
+        tokens: 64,
+        tokens_per_second: 640.0,
+        step_seconds: 0.1,
+        held_out: None,
+    }
+}
+
+fn prepared(resume: Option<u64>) -> Prepared {
+    let train = TokenFile { path: "tokens".into(), tokens: 4096, digest: "t".into() };
+    let resume = resume.map(|step| Resume {
+        step: Step(step),
+        path: format!("checkpoints/{step}"),
+        digest: format!("m{step}"),
+    });
+    Prepared {
+        data: PreparedData { tokenizer_digest: None, train, held_out: None, held_out_bytes: 0 },
+        threads: resume.as_ref().map(|_| 3),
+        resume,
+    }
+}
+
+/// `key=value` among the words.
+fn value<'a>(words: &[&'a str], key: &str) -> Option<&'a str> {
+    words.iter().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+}
+
+fn number(words: &[&str], key: &str) -> Option<u64> {
+    value(words, key).map(|text| text.parse().unwrap())
+}
+
+/// A worker named `wN`, or `wN'` for a newer process of that name, or `wN*` with another libtorch.
+fn info(name: &str) -> WorkerInfo {
+    let id = name.trim_end_matches(['\'', '*']);
+    let place: u32 = id[1..].parse().unwrap();
+    WorkerInfo {
+        id: WorkerId(id.to_owned()),
+        incarnation: if name.ends_with('\'') { 2 } else { 1 },
+        host: "alpha".to_owned(),
+        pid: 100 + place,
+        cores: 2,
+        device: "cpu".to_owned(),
+        runtime: if name.ends_with('*') { "libtorch 2.12" } else { "libtorch 2.11" }.to_owned(),
+    }
+}
+
+fn status(cluster: &Cluster, name: &str, words: &[&str], line: &str) -> WorkerStatus {
+    let info = info(name);
+    let generation = words[0].strip_prefix('g').map_or(0, |g| g.parse().unwrap());
+    let desired = cluster.desired(&info.id);
+    let phase = match words.iter().find(|word| !word.starts_with('g') && !word.contains('=')).copied() {
+        Some("idle") => Phase::Idle,
+        Some("preparing") => Phase::Preparing,
+        Some("running") => Phase::Running,
+        Some("done") => Phase::Done,
+        Some("failed:") => Phase::Failed { message: line.split_once("failed: ").unwrap().1.to_owned() },
+        other => panic!("{other:?} in `{line}`"),
+    };
+    let reports = value(words, "reports").map_or(vec![], |range| {
+        let (first, last) = range.split_once("..").unwrap();
+        (first.parse().unwrap()..=last.parse().unwrap()).map(report).collect()
+    });
+    let file = |step| SavedFile { name: format!("{}-{step}", info.id), bytes: 1, digest: "d".into() };
+    WorkerStatus {
+        generation: Generation(generation),
+        assignment_digest: desired.assignment_digest.filter(|_| desired.generation.0 == generation),
+        phase,
+        step: Step(number(words, "step").unwrap_or(0)),
+        reports,
+        saved: number(words, "saved").map(|step| Saved { step: Step(step), files: vec![file(step)] }),
+        published: number(words, "published")
+            .map(|step| Published { step: Step(step), digest: format!("m{step}") }),
+        peak_tensor_bytes: 0,
+        info,
+    }
+}
+
+fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
+    let rest = || words[1..].join(" ");
+    match verb {
+        "submit" => {
+            let axis = |key| number(words, key).unwrap_or(1) as u32;
+            let layout = Layout { pipeline: axis("pp"), tensor: axis("tp"), data: axis("dp") };
+            let spec = spec(words[0], layout, number(words, "steps").unwrap());
+            // Each job has a folder of its own.
+            let directory = format!("/runs/{}", cluster.jobs().len());
+            let job = cluster.next_job(words[0], &directory).unwrap();
+            Event::Submitted(Submission { job, spec, directory })
+        }
+        "prepared" => {
+            Event::Prepared { job: words[0].to_owned(), result: Ok(prepared(number(words, "resume"))) }
+        }
+        "unprepared" => Event::Prepared { job: words[0].to_owned(), result: Err(rest()) },
+        "lost" => {
+            let info = info(words[0]);
+            Event::Lost { worker: info.id, incarnation: info.incarnation, why: rest() }
+        }
+        "cancel" => Event::Cancelled { job: words[0].to_owned(), reason: rest() },
+        "broken" => Event::Broken { job: words[0].to_owned(), reason: rest() },
+        "dismiss" => Event::Dismissed { reason: words.join(" ") },
+        "tick" => Event::Tick,
+        name => Event::Seen { status: status(cluster, name, words, line) },
+    }
+}
+
+fn effect_text(effect: &Effect) -> String {
+    match effect {
+        Effect::Record(entry) => format!("record {}", entry_text(entry)),
+        Effect::Prepare { job } => format!("prepare {job}"),
+        Effect::Wake(worker) => format!("wake {worker}"),
+        Effect::Refuse { worker, incarnation, reason } => format!("refuse {worker}/{incarnation}: {reason}"),
+        Effect::Report { job, report } => format!("report {job} step {}", report.step),
+        Effect::Prune { job, keep, .. } => format!("prune {job} to {keep}"),
+        Effect::Notice(notice) => {
+            let weight = if notice.weight == Weight::Warning { "warn" } else { "info" };
+            format!("{weight}: {}", notice.text)
+        }
+    }
+}
+
+fn entry_text(entry: &Entry) -> String {
+    match entry {
+        Entry::Submitted(submission) => format!("submitted {}", submission.job),
+        Entry::Formed { job, generation, ranks, threads, from } => {
+            let ranks: Vec<_> = ranks.iter().map(|rank| rank.worker.0.as_str()).collect();
+            format!("formed {job} g{generation} [{}] threads {threads} from {from}", ranks.join(" "))
+        }
+        Entry::Committed { job, step, files, .. } => {
+            let names: Vec<_> = files.iter().map(|file| file.name.as_str()).collect();
+            format!("committed {job} step {step} [{}]", names.join(" "))
+        }
+        Entry::Published { job, checkpoint } => {
+            format!("published {job} step {} {}", checkpoint.step, checkpoint.digest)
+        }
+        Entry::Ended { job, ending, .. } => format!("ended {job} {ending:?}"),
+    }
+}
+
+fn desired_text(cluster: &Cluster, name: &str) -> String {
+    let desired = cluster.desired(&info(name).id);
+    let assignment = match (&desired.assignment_digest, &desired.assignment) {
+        (None, _) => "idle",
+        (Some(_), None) => "named",
+        (Some(_), Some(_)) => "assignment",
+    };
+    format!(
+        "g{} {assignment} run_to {} acknowledged {}{}{}",
+        desired.generation,
+        desired.run_to,
+        desired.acknowledged,
+        desired.publish.map_or(String::new(), |publish| format!(" publish {}", publish.step)),
+        desired.leave.map_or(String::new(), |reason| format!(" leave: {reason}")),
+    )
+}
+
+/// Tells the story to `cluster`. Returns its print and what the journal holds.
+pub(super) fn tell_to(cluster: &mut Cluster, story: &str) -> (String, Vec<Entry>) {
+    let mut print = String::new();
+    let mut journal = Vec::new();
+    for line in story.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        print.push_str(&format!("{line}\n"));
+        let words: Vec<_> = line.split_whitespace().collect();
+        let (now_ms, verb, words) = (words[0].parse().unwrap(), words[1], &words[2..]);
+        match verb {
+            "desired" => print.push_str(&format!("    {}\n", desired_text(cluster, words[0]))),
+            "deadline" => print.push_str(&format!("    {:?}\n", cluster.next_deadline_ms())),
+            "jobs" => {
+                for job in cluster.jobs() {
+                    let (state, step, reason) = (job.state, job.step, job.reason);
+                    print.push_str(&format!("    {} {state:?} step {step}: {reason}\n", job.job));
+                }
+            }
+            _ => {
+                let event = event(cluster, verb, words, line);
+                for effect in cluster.handle(now_ms, event) {
+                    print.push_str(&format!("    {}\n", effect_text(&effect)));
+                    if let Effect::Record(entry) = effect {
+                        journal.push(entry);
+                    }
+                }
+            }
+        }
+    }
+    (print, journal)
+}
+
+/// The print of a story that starts with nothing.
+pub(super) fn tell(story: &str) -> String {
+    tell_to(&mut Cluster::default(), story).0
+}

@@ -1,0 +1,343 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use coxswain_types::params::{Place, parameter_table};
+use coxswain_types::schedule::Action;
+use coxswain_types::{Assignment, JobSpec};
+use expect_test::{Expect, expect};
+use proptest::prelude::*;
+
+use super::{Plan, PlanError, encode, sketch};
+use crate::spec::{JobText, parse};
+
+/// A small job of 4 layers with a head that weighs less than a layer.
+pub(super) fn job(sets: &[(&str, &str)]) -> JobSpec {
+    let text = "\
+name: tiny
+model: {layers: 4, dim: 64, heads: 8, kv_heads: 2, ffn: 192, vocab: 515}
+data: {synthetic: {tokens: 10000}}
+train: {steps: 20, sequence: 32, micro_batch: 2, micro_batches: 4, threads: 1}
+";
+    let sets: Vec<_> = sets.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())).collect();
+    parse(&JobText { source: "tiny", text, sets: &sets, base: Path::new("/") }).unwrap()
+}
+
+pub(super) fn planned(pipeline: u32, tensor: u32, data: u32, micro_batches: u32) -> Plan {
+    let layout = format!("{{pipeline: {pipeline}, tensor: {tensor}, data: {data}}}");
+    let micro_batches = micro_batches.to_string();
+    let spec = job(&[("layout", &layout), ("train.micro_batches", &micro_batches)]);
+    sketch(&spec, spec.layout.world()).unwrap()
+}
+
+fn printed(pipeline: u32, tensor: u32, data: u32, expected: &Expect) {
+    let plan = planned(pipeline, tensor, data, 4).to_string();
+    expected.assert_eq(&plan);
+}
+
+#[test]
+fn one_worker() {
+    printed(
+        1,
+        1,
+        1,
+        &expect![[r#"
+        job tiny · generation 1 · pipeline 1 x tensor 1 x data 1 · 1 worker · 1 thread each
+        4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
+        rank  data  stage  tensor  worker    holds                   params  peak memory
+           0     0      0       0  worker-0  embed layers 0..4 head  254.9K      7.3 MiB
+
+        1F1B: micro-batches 0..4, one column a forward or a backward; bubble 0% = (p-1)/(m+p-1), p 1, m 4
+        stage 0  F0 B0 F1 B1 F2 B2 F3 B3
+    "#]],
+    );
+}
+
+#[test]
+fn two_stages() {
+    printed(
+        2,
+        1,
+        1,
+        &expect![[r#"
+        job tiny · generation 1 · pipeline 2 x tensor 1 x data 1 · 2 workers · 1 thread each
+        4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
+        rank  data  stage  tensor  worker    holds              params  peak memory
+           0     0      0       0  worker-0  embed layers 0..2  127.4K      4.2 MiB
+           1     0      1       0  worker-1  layers 2..4 head   127.5K      3.8 MiB
+
+        1F1B: micro-batches 0..4, one column a forward or a backward; bubble 20% = (p-1)/(m+p-1), p 2, m 4
+        stage 0  F0 F1 ·  B0 F2 B1 F3 B2 ·  B3
+        stage 1  ·  F0 B0 F1 B1 F2 B2 F3 B3 ·
+    "#]],
+    );
+}
+
+#[test]
+fn two_tensor_ranks() {
+    printed(
+        1,
+        2,
+        1,
+        &expect![[r#"
+        job tiny · generation 1 · pipeline 1 x tensor 2 x data 1 · 2 workers · 1 thread each
+        4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
+        rank  data  stage  tensor  worker    holds                   params  peak memory
+           0     0      0       0  worker-0  embed layers 0..4 head  127.7K      3.8 MiB
+           1     0      0       1  worker-1  embed layers 0..4 head  127.8K      3.8 MiB
+
+        1F1B: micro-batches 0..4, one column a forward or a backward; bubble 0% = (p-1)/(m+p-1), p 1, m 4
+        stage 0  F0 B0 F1 B1 F2 B2 F3 B3
+    "#]],
+    );
+}
+
+#[test]
+fn two_of_each() {
+    printed(
+        2,
+        2,
+        2,
+        &expect![[r#"
+        job tiny · generation 1 · pipeline 2 x tensor 2 x data 2 · 8 workers · 1 thread each
+        4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
+        rank  data  stage  tensor  worker    holds              params  peak memory
+           0     0      0       0  worker-0  embed layers 0..2   63.8K      2.0 MiB
+           1     0      0       1  worker-1  embed layers 0..2   63.9K      2.0 MiB
+           2     0      1       0  worker-2  layers 2..4 head    63.9K      1.7 MiB
+           3     0      1       1  worker-3  layers 2..4 head    63.9K      1.7 MiB
+           4     1      0       0  worker-4  embed layers 0..2   63.8K      2.0 MiB
+           5     1      0       1  worker-5  embed layers 0..2   63.9K      2.0 MiB
+           6     1      1       0  worker-6  layers 2..4 head    63.9K      1.7 MiB
+           7     1      1       1  worker-7  layers 2..4 head    63.9K      1.7 MiB
+
+        1F1B: data rank 0 of 2, micro-batches 0..2, one column a forward or a backward; bubble 33% = (p-1)/(m+p-1), p 2, m 2
+        stage 0  F0 F1 ·  B0 ·  B1
+        stage 1  ·  F0 B0 F1 B1 ·
+    "#]],
+    );
+}
+
+#[test]
+fn four_stages_of_a_long_step_with_a_spare() {
+    let spec =
+        job(&[("layout.pipeline", "4"), ("train.micro_batches", "24"), ("train.checkpointing", "full")]);
+    expect![[r#"
+        job tiny · generation 1 · pipeline 4 x tensor 1 x data 1 · 4 workers · 1 thread each
+        4 layers · 24 micro-batches of 2 x 32 tokens · 8 reduction runs · 1536 tokens a step
+        rank  data  stage  tensor  worker    holds              params  peak memory
+           0     0      0       0  worker-0  embed layers 0..1   80.2K      2.5 MiB
+           1     0      1       0  worker-1  layers 1..2         47.2K      1.6 MiB
+           2     0      2       0  worker-2  layers 2..3         47.2K      1.6 MiB
+           3     0      3       0  worker-3  layers 3..4 head    80.3K      2.8 MiB
+        spare: worker-4 (every rank is taken)
+
+        1F1B: micro-batches 0..24, one column a forward or a backward; bubble 11% = (p-1)/(m+p-1), p 4, m 24
+        stage 0  F0  F1  F2  F3  ·   ·   ·   B0  F4  B1  F5  B2  F6  B3  F7  B4  F8  B5  F9  B6  F10 B7  F11 B8  … 30 more
+        stage 1  ·   F0  F1  F2  ·   ·   B0  F3  B1  F4  B2  F5  B3  F6  B4  F7  B5  F8  B6  F9  B7  F10 B8  F11 … 30 more
+        stage 2  ·   ·   F0  F1  ·   B0  F2  B1  F3  B2  F4  B3  F5  B4  F6  B5  F7  B6  F8  B7  F9  B8  F10 B9  … 30 more
+        stage 3  ·   ·   ·   F0  B0  F1  B1  F2  B2  F3  B3  F4  B4  F5  B5  F6  B6  F7  B7  F8  B8  F9  B9  F10 … 30 more
+    "#]].assert_eq(&sketch(&spec, 5).unwrap().to_string());
+}
+
+#[test]
+fn the_lists_of_a_middle_stage() {
+    let plan = planned(3, 1, 1, 4);
+    let text = |list: &[Action]| list.iter().map(Action::to_string).collect::<Vec<_>>().join(" ");
+    expect!["1RECV_F0 1RECV_F1 1F0 1SEND_F0 1RECV_B0 1F1 1SEND_F1 1RECV_F2 1B0 1SEND_B0 1RECV_B1 1F2 1SEND_F2 1RECV_F3 1B1 1SEND_B1 1RECV_B2 1F3 1SEND_F3 1RECV_B3 1B2 1SEND_B2 1B3 1SEND_B3"].assert_eq(&text(&plan.assignments[1].train));
+    expect!["1RECV_F0 1RECV_F1 1F0 1SEND_F0 1RECV_F2 1F1 1SEND_F1 1RECV_F3 1F2 1SEND_F2 1F3 1SEND_F3"]
+        .assert_eq(&text(&plan.assignments[1].evaluate));
+}
+
+#[test]
+fn json_has_the_facts_of_the_print() {
+    let json = planned(2, 1, 1, 2).to_json().unwrap();
+    expect![[r#"
+        {
+          "bubble": 0.3333333333333333,
+          "generation": 1,
+          "job": "tiny",
+          "layout": {
+            "data": 1,
+            "pipeline": 2,
+            "tensor": 1
+          },
+          "parameters": 254912,
+          "ranks": [
+            {
+              "data": 0,
+              "holds": "embed layers 0..2",
+              "memory": {
+                "activations_bytes": 1335296,
+                "gradients_bytes": 1019392,
+                "logits_bytes": 0,
+                "optimizer_bytes": 1019392,
+                "parameters_bytes": 509696
+              },
+              "micro_batches": [
+                0,
+                2
+              ],
+              "parameters": 127424,
+              "peak_bytes": 3883776,
+              "rank": 0,
+              "stage": 0,
+              "tensor": 0,
+              "train": [
+                "0F0",
+                "0SEND_F0",
+                "0RECV_B0",
+                "0F1",
+                "0SEND_F1",
+                "0RECV_B1",
+                "0B0",
+                "0B1"
+              ],
+              "worker": "worker-0"
+            },
+            {
+              "data": 0,
+              "holds": "layers 2..4 head",
+              "memory": {
+                "activations_bytes": 684032,
+                "gradients_bytes": 1019904,
+                "logits_bytes": 263680,
+                "optimizer_bytes": 1019904,
+                "parameters_bytes": 509952
+              },
+              "micro_batches": [
+                0,
+                2
+              ],
+              "parameters": 127488,
+              "peak_bytes": 3497472,
+              "rank": 1,
+              "stage": 1,
+              "tensor": 0,
+              "train": [
+                "1RECV_F0",
+                "1F0",
+                "1RECV_F1",
+                "1B0",
+                "1SEND_B0",
+                "1F1",
+                "1B1",
+                "1SEND_B1"
+              ],
+              "worker": "worker-1"
+            }
+          ],
+          "spares": [],
+          "threads": 1
+        }"#]]
+    .assert_eq(&format!("{json:#}"));
+}
+
+#[test]
+fn parameters_are_counted_once_whatever_the_layout() {
+    let whole: u64 = parameter_table(&job(&[]).model).iter().map(|p| p.elements()).sum();
+    for (pipeline, tensor, data) in [(1, 1, 1), (2, 1, 1), (1, 8, 1), (1, 1, 4), (2, 2, 2), (4, 4, 2)] {
+        assert_eq!(planned(pipeline, tensor, data, 8).parameters(), whole, "{pipeline} {tensor} {data}");
+    }
+}
+
+#[test]
+fn key_and_value_heads_are_summed_over_the_ranks_that_share_them() {
+    let plan = planned(2, 4, 2, 4);
+    let replicas = |rank: usize, name: &str| {
+        let row = plan.assignments[rank].parameters.iter().find(|row| row.name.contains(name));
+        row.unwrap().replicas.clone()
+    };
+    // Rank 14 is data rank 1, stage 1, tensor rank 2: it shares key/value head 1 with rank 15.
+    assert_eq!(replicas(14, "k_proj"), [14, 15]);
+    assert_eq!(replicas(15, "v_proj"), [14, 15]);
+    assert_eq!(replicas(14, "q_proj"), [0_u32; 0]);
+    assert_eq!(replicas(14, "input_layernorm"), [0_u32; 0]);
+}
+
+#[test]
+fn too_few_workers_are_told_with_the_layout() {
+    let spec = job(&[("layout", "{pipeline: 2, tensor: 2}")]);
+    let told = sketch(&spec, 1).unwrap_err();
+    expect![
+        "needs 4 workers (pipeline 2 x tensor 2 x data 1), 1 is here; start more, or make layout smaller"
+    ]
+    .assert_eq(&told.to_string());
+}
+
+#[test]
+fn a_job_that_no_check_has_seen_is_refused_instead_of_planned() {
+    let changes: [fn(&mut JobSpec); 8] = [
+        |job| job.layout.pipeline = 5,
+        |job| job.layout.pipeline = 0,
+        |job| job.layout.tensor = 3,
+        |job| job.layout.data = 5,
+        |job| job.model.heads = 0,
+        |job| job.model.kv_heads = 3,
+        |job| job.train.reduction_runs = 9,
+        |job| job.train.micro_batches = 0,
+    ];
+    for (i, change) in changes.iter().enumerate() {
+        let mut spec = job(&[]);
+        change(&mut spec);
+        assert!(matches!(sketch(&spec, 64), Err(PlanError::Unchecked(_))), "change {i}");
+    }
+    let mut spec = job(&[]);
+    spec.train.optimizer.eps = f64::NAN;
+    assert_eq!(sketch(&spec, 1), Err(PlanError::Encoding(0)));
+}
+
+#[test]
+fn a_digest_is_the_hash_of_the_text_and_changes_with_it() {
+    let plan = planned(2, 1, 1, 2);
+    let (json, digest) = encode(&plan.assignments[0]);
+    assert_eq!(digest, blake3::hash(json.as_bytes()).to_hex().as_str());
+    assert_eq!(serde_json::from_str::<Assignment>(&json).unwrap(), plan.assignments[0]);
+    let mut other = plan.assignments[0].clone();
+    other.generation.0 += 1;
+    assert_ne!(encode(&other).1, digest);
+}
+
+/// Each slice of each parameter is saved once and has one slot, and every layer is on one stage.
+fn check_rows(plan: &Plan) {
+    let first = &plan.assignments[0];
+    let mut slots = vec![0; first.norm_slots as usize];
+    let mut saved: BTreeMap<&str, u64> = BTreeMap::new();
+    for a in &plan.assignments {
+        for row in &a.parameters {
+            assert_eq!(row.saves, row.norm_slot.is_some());
+            if let Some(slot) = row.norm_slot {
+                slots[slot as usize] += 1;
+                *saved.entry(&row.name).or_default() += row.elements();
+            }
+            match row.place {
+                Place::Embedding => assert!(a.embedding),
+                Place::Layer(layer) => assert!(a.layers.contains(&layer)),
+                Place::Head => assert!(a.head),
+            }
+        }
+    }
+    assert!(slots.iter().all(|n| *n == 1), "{slots:?}");
+    for parameter in parameter_table(&first.spec.model) {
+        assert_eq!(saved.remove(parameter.name.as_str()), Some(parameter.elements()), "{}", parameter.name);
+    }
+    assert!(saved.is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn every_layout_that_the_door_lets_in_has_a_plan(
+        (pipeline, tensor_log, data, micro_batches) in (1_u32..=4, 0_u32..4, 1_u32..=6, 1_u32..=20),
+        spares in 0_u32..3,
+    ) {
+        let data = data.min(micro_batches);
+        let layout = format!("{{pipeline: {pipeline}, tensor: {}, data: {data}}}", 1 << tensor_log);
+        let micro_batches = micro_batches.to_string();
+        let spec = job(&[("layout", &layout), ("train.micro_batches", &micro_batches)]);
+        let plan = sketch(&spec, spec.layout.world() + spares).unwrap();
+        check_rows(&plan);
+        prop_assert_eq!(plan.spares.len(), spares as usize);
+        prop_assert_eq!(&plan, &sketch(&spec, spec.layout.world() + spares).unwrap());
+        prop_assert!(plan.to_string().contains("1F1B"));
+    }
+}

@@ -1,0 +1,192 @@
+//! The commands, their options, and what their exit codes mean.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{client, local, serve, up};
+
+/// The command did what it should; a run is done.
+pub(crate) const DONE: u8 = 0;
+/// The run failed or was cancelled, or something could not be done.
+pub(crate) const FAILED: u8 = 1;
+/// The input makes no sense: an option, a job file. Nothing was started.
+pub(crate) const BAD_INPUT: u8 = 2;
+
+/// Why a command ends without success.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The input makes no sense.
+    Input(String),
+    /// It could not be done.
+    Failed(anyhow::Error),
+    /// It ended with this code and has said why.
+    Said(u8),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Failure {
+        Failure::Failed(error)
+    }
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed or cancelled
+  2  bad input; nothing was started";
+
+const EXAMPLES: &str = "\
+Examples:
+  coxswain plan job.yaml --workers 4                     show who would do what
+  coxswain up job.yaml --workers 4                       run a job on this machine, to its end
+  coxswain up job.yaml --workers 4 --set train.steps=50  the same with another value
+  coxswain generate --checkpoint out/demo --prompt 'It was '
+  coxswain serve --data-dir /var/lib/coxswain            a coordinator for workers and jobs to come
+  coxswain submit job.yaml --directory /shared/run-1     hand it a job
+  coxswain status
+
+Exit codes:
+  0  done
+  1  failed or cancelled
+  2  bad input; nothing was started";
+
+/// Coordinates the training of transformers over many workers.
+#[derive(Debug, Parser)]
+#[command(name = "coxswain", version, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    /// How logs are written, to stderr. RUST_LOG chooses what is logged.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a coordinator that workers and users connect to.
+    #[command(after_help = EXIT_CODES)]
+    Serve(serve::Serve),
+    /// Run a job on this machine, with a coordinator and workers of its own, to its end.
+    #[command(after_help = "\
+Example:
+  coxswain up job.yaml --workers 4 --set train.steps=100 --out runs/first
+
+Where DIR holds a checkpoint of the job, the run continues from it. DIR then holds checkpoints/,
+metrics.jsonl, loss.svg, job.yaml (every value of the job) and logs/ (one file a worker).
+
+Exit codes:
+  0  done
+  1  failed or cancelled
+  2  bad input; nothing was started")]
+    Up(up::Up),
+    /// Hand a job to a coordinator; prints the job's id.
+    #[command(after_help = EXIT_CODES)]
+    Submit(client::Submit),
+    /// List jobs and workers.
+    #[command(after_help = EXIT_CODES)]
+    Status(Coordinator),
+    /// Follow a job to its end; prints a line of JSON for each step.
+    #[command(after_help = "\
+Exit codes:
+  0  the job is done
+  1  the job failed or was cancelled, or the coordinator cannot be reached
+  2  bad input")]
+    Watch(client::Watch),
+    /// Cancel a job.
+    #[command(after_help = EXIT_CODES)]
+    Cancel(client::Cancel),
+    /// Show who would do what, and start nothing.
+    #[command(after_help = "\
+Example:
+  coxswain plan job.yaml --workers 4 --set layout.pipeline=4 --set layout.tensor=1
+
+Exit codes:
+  0  the plan is printed
+  2  bad input, such as a layout that needs another number of workers")]
+    Plan(local::PlanArgs),
+    /// Let a trained model write; prints the text.
+    #[command(after_help = "\
+Example:
+  coxswain generate --checkpoint out/demo --prompt 'It was ' --tokens 100 --temperature 0.8 --seed 1
+
+Exit codes are those of coxswain-worker:
+  0  done
+  1  failed
+  2  bad input")]
+    Generate(local::Generate),
+}
+
+/// Where the coordinator is.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Coordinator {
+    /// The coordinator's address.
+    #[arg(long, value_name = "URL", env = "COXSWAIN_COORDINATOR", default_value = "http://127.0.0.1:7070")]
+    pub(crate) coordinator: String,
+}
+
+/// A job file and changes to it.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct JobFile {
+    /// The job file (YAML).
+    #[arg(value_name = "JOB.yaml")]
+    pub(crate) job: PathBuf,
+    /// Replace a value of the job, such as train.steps=100 (repeatable).
+    #[arg(long = "set", value_name = "PATH=VALUE")]
+    pub(crate) sets: Vec<String>,
+}
+
+/// Does a command; returns the exit code.
+pub(crate) async fn run(command: Command) -> u8 {
+    let result = match command {
+        Command::Serve(args) => serve::serve(args).await,
+        Command::Up(args) => up::up(args).await,
+        Command::Submit(args) => client::submit(args).await,
+        Command::Status(args) => client::status(args).await,
+        Command::Watch(args) => client::watch(args).await,
+        Command::Cancel(args) => client::cancel(args).await,
+        Command::Plan(args) => local::plan(&args),
+        Command::Generate(args) => local::generate(args).await,
+    };
+    match result {
+        Ok(()) => DONE,
+        Err(Failure::Said(code)) => code,
+        Err(Failure::Input(message)) => {
+            eprintln!("error: {message}");
+            BAD_INPUT
+        }
+        Err(Failure::Failed(error)) => {
+            eprintln!("error: {error:#}");
+            FAILED
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_documents_its_exit_codes() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Exit codes"), "{}", command.get_name());
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The commands that talk to a coordinator: `submit`, `status`, `watch`, `cancel`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use coxswain_proto::wire::job_event::Event;
+use coxswain_proto::wire::jobs_client::JobsClient;
+use coxswain_proto::{connect, jobs_client, wire};
+use coxswain_types::status::StepReport;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::cli::{Coordinator, FAILED, Failure, JobFile};
+use crate::{local, views};
+
+#[derive(Debug, Args)]
+pub(crate) struct Submit {
+    #[command(flatten)]
+    job: JobFile,
+    #[command(flatten)]
+    coordinator: Coordinator,
+    /// The run's folder, which the coordinator and all workers see under the same path.
+    #[arg(long, value_name = "DIR")]
+    directory: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Watch {
+    /// The job's id, as `submit` printed it.
+    job: String,
+    #[command(flatten)]
+    coordinator: Coordinator,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Cancel {
+    /// The job's id, as `submit` printed it.
+    job: String,
+    #[command(flatten)]
+    coordinator: Coordinator,
+}
+
+pub(crate) async fn submit(args: Submit) -> Result<(), Failure> {
+    let job = local::read_job(&args.job)?;
+    // Checked here first, so that a mistake is found without a coordinator.
+    job.spec()?;
+    let directory = std::path::absolute(&args.directory).context("the current folder cannot be told")?;
+    let request = wire::SubmitRequest {
+        manifest: job.text,
+        origin: job.source,
+        base: path_text(&job.base)?,
+        directory: path_text(&directory)?,
+        sets: job.sets,
+    };
+    let reply = jobs(&args.coordinator).await?.submit(request).await.map_err(refused)?;
+    println!("{}", reply.into_inner().job);
+    Ok(())
+}
+
+pub(crate) async fn status(args: Coordinator) -> Result<(), Failure> {
+    let list = jobs(&args).await?.list(wire::ListRequest {}).await.map_err(refused)?;
+    print!("{}", views::tables(&list.into_inner()));
+    Ok(())
+}
+
+pub(crate) async fn watch(args: Watch) -> Result<(), Failure> {
+    let request = wire::WatchRequest { job: args.job.clone() };
+    let mut events = jobs(&args.coordinator).await?.watch(request).await.map_err(refused)?.into_inner();
+    while let Some(event) = events.message().await.map_err(refused)? {
+        match event.event {
+            Some(Event::Report(report)) => {
+                let line = serde_json::to_string(&StepReport::from(report)).context("a report as JSON")?;
+                println!("{line}");
+            }
+            Some(Event::Checkpoint(checkpoint)) => {
+                eprintln!("{}: the checkpoint of step {} can be read", args.job, checkpoint.step);
+            }
+            Some(Event::Summary(summary)) => {
+                eprintln!("{} is {}: {}", summary.job, views::state_word(summary.state()), summary.reason);
+                match views::outcome(summary.state()) {
+                    Some(true) => return Ok(()),
+                    Some(false) => return Err(Failure::Said(FAILED)),
+                    None => {}
+                }
+            }
+            None => {}
+        }
+    }
+    Err(anyhow!("the coordinator ended before job {} did", args.job).into())
+}
+
+pub(crate) async fn cancel(args: Cancel) -> Result<(), Failure> {
+    let request = wire::CancelRequest { job: args.job.clone(), reason: "a user cancelled it".to_owned() };
+    jobs(&args.coordinator).await?.cancel(request).await.map_err(refused)?;
+    eprintln!("{} is cancelled", args.job);
+    Ok(())
+}
+
+async fn jobs(args: &Coordinator) -> Result<JobsClient<Channel>, Failure> {
+    let channel = connect(&args.coordinator).await.map_err(|error| match error {
+        coxswain_proto::ConnectError::Address { .. } => Failure::Input(error.to_string()),
+        // The chain behind it says the same once more.
+        coxswain_proto::ConnectError::Unreachable { .. } => Failure::Failed(anyhow!("{error}")),
+    })?;
+    Ok(jobs_client(channel))
+}
+
+fn refused(status: Status) -> Failure {
+    let message = status.message().to_owned();
+    match status.code() {
+        Code::InvalidArgument | Code::NotFound => Failure::Input(message),
+        Code::FailedPrecondition => Failure::Failed(anyhow!(message)),
+        code => {
+            Failure::Failed(anyhow!("the coordinator does not answer as it should ({code:?}): {message}"))
+        }
+    }
+}
+
+fn path_text(path: &Path) -> Result<String, Failure> {
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or_else(|| Failure::Input(format!("{} is no UTF-8 text; rename it", path.display())))
+}

@@ -1,0 +1,277 @@
+//! The one task that owns the [`Cluster`]: requests become events, and effects are done in order.
+//! What has to survive a crash is in the journal, synced, before any later effect is done, so
+//! nobody sees a consequence of something that can be forgotten.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use coxswain_core::cluster::{
+    Cluster, Effect, Entry, Event, JobState, JobSummary, Notice, Submission, Weight,
+};
+use coxswain_types::ids::WorkerId;
+use coxswain_types::status::{Desired, WorkerStatus};
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::{JoinHandle, block_in_place};
+
+use crate::folder;
+use crate::handle::{Handle, JobNews, News, Request};
+use crate::journal::Journal;
+use crate::metrics::Metrics;
+use crate::store::Store;
+
+/// Requests that may wait for the driver. Each of a few thousand workers has at most one on its way;
+/// when the queue is full its sender waits, which slows the streams down.
+const MAX_REQUESTS: usize = 1024;
+
+/// News that a slow watcher may be behind. One that is further behind goes on with the newest.
+const MAX_NEWS: usize = 1024;
+
+/// A stream to a process.
+struct Link {
+    connection: u64,
+    desired: watch::Sender<Desired>,
+}
+
+/// The task's state.
+struct Driver {
+    cluster: Cluster,
+    journal: Journal,
+    store: Arc<Store>,
+    started: Instant,
+    /// By name and incarnation.
+    links: BTreeMap<(WorkerId, u64), Link>,
+    /// The metrics of the job that is at work.
+    metrics: Option<(String, Metrics)>,
+    news: broadcast::Sender<News>,
+    /// The summaries that watchers know, of jobs that are not over.
+    told: BTreeMap<String, JobSummary>,
+    requests: mpsc::WeakSender<Request>,
+}
+
+/// Starts the driver on what the journal in `folder` holds. It ends when all handles are gone, or
+/// with an error when the journal cannot be written.
+pub(crate) fn start(folder: &Path) -> Result<(Handle, Arc<Store>, JoinHandle<Result<()>>)> {
+    let (journal, replayed) = Journal::open(folder)?;
+    if replayed.cut_bytes > 0 {
+        tracing::warn!("cut {} bytes off the journal that a crash had left incomplete", replayed.cut_bytes);
+    }
+    let (sender, receiver) = mpsc::channel(MAX_REQUESTS);
+    let (news, _) = broadcast::channel(MAX_NEWS);
+    let store = Arc::new(Store::default());
+    let driver = Driver {
+        cluster: Cluster::replay(replayed.entries),
+        journal,
+        store: store.clone(),
+        started: Instant::now(),
+        links: BTreeMap::new(),
+        metrics: None,
+        news: news.clone(),
+        told: BTreeMap::new(),
+        requests: sender.downgrade(),
+    };
+    let task = tokio::spawn(driver.run(receiver));
+    Ok((Handle::new(sender, news), store, task))
+}
+
+impl Driver {
+    async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> Result<()> {
+        self.handle(Event::Tick)?;
+        loop {
+            let deadline = self.cluster.next_deadline_ms();
+            let due = self.started + Duration::from_millis(deadline.unwrap_or(0));
+            tokio::select! {
+                // Requests first: a status that waits in the queue is a sign of life.
+                biased;
+                request = requests.recv() => match request {
+                    Some(request) => self.take(request)?,
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep_until(due.into()), if deadline.is_some() => self.handle(Event::Tick)?,
+            }
+        }
+    }
+
+    fn take(&mut self, request: Request) -> Result<()> {
+        match request {
+            Request::Submit { spec, directory, reply } => {
+                let job = self.cluster.next_job(&spec.name, &directory);
+                if let Ok(job) = &job {
+                    let submission = Submission { job: job.clone(), spec: *spec, directory };
+                    self.handle(Event::Submitted(submission))?;
+                }
+                let _ = reply.send(job);
+            }
+            Request::Seen { connection, status, desired } => self.seen(connection, *status, desired)?,
+            Request::Closed { connection, worker, incarnation, why } => {
+                let key = (worker.clone(), incarnation);
+                // The end of a stream that another one has replaced says nothing of the worker.
+                if self.links.get(&key).is_some_and(|link| link.connection == connection) {
+                    self.links.remove(&key);
+                    self.handle(Event::Lost { worker, incarnation, why })?;
+                }
+            }
+            Request::Happened { event, reply } => {
+                self.handle(event)?;
+                let _ = reply.send(());
+            }
+            Request::Prepared { job, result } => self.handle(Event::Prepared { job, result })?,
+            Request::Get { job, reply } => {
+                let _ = reply.send(self.cluster.summary(&job));
+            }
+            Request::List { reply } => {
+                let _ = reply.send((self.cluster.jobs(), self.cluster.workers()));
+            }
+        }
+        Ok(())
+    }
+
+    fn seen(&mut self, connection: u64, status: WorkerStatus, desired: watch::Sender<Desired>) -> Result<()> {
+        let worker = status.info.id.clone();
+        let key = (worker.clone(), status.info.incarnation);
+        let fresh = self.links.get(&key).is_none_or(|link| link.connection != connection);
+        if fresh {
+            self.links.insert(key, Link { connection, desired });
+        }
+        self.handle(Event::Seen { status })?;
+        if fresh {
+            self.wake(&worker);
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, event: Event) -> Result<()> {
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let effects = self.cluster.handle(now_ms, event);
+        self.store.serve(self.cluster.rendezvous());
+        let mut broken = None;
+        for effect in effects {
+            if let Err((job, reason)) = self.act(effect)? {
+                broken.get_or_insert(Event::Broken { job, reason });
+            }
+        }
+        self.tell_summaries();
+        // Once a job is over no effect of it can break, so this ends.
+        broken.map_or(Ok(()), |event| self.handle(event))
+    }
+
+    /// Does one effect. The outer error ends the coordinator, the inner one (a job and why) the job.
+    fn act(&mut self, effect: Effect) -> Result<Result<(), (String, String)>> {
+        match effect {
+            Effect::Record(entry) => {
+                let append = || self.journal.append(&entry);
+                block_in_place(append)
+                    .context("the journal cannot be written, so nothing can be promised any more")?;
+                return Ok(self.recorded(entry));
+            }
+            Effect::Prepare { job } => self.prepare(job),
+            Effect::Wake(worker) => self.wake(&worker),
+            Effect::Refuse { worker, incarnation, reason } => {
+                if let Some(link) = self.links.remove(&(worker, incarnation)) {
+                    link.desired.send_replace(Desired { leave: Some(reason), ..Desired::default() });
+                }
+            }
+            Effect::Report { job, report } => {
+                let metrics = self.metrics.as_mut().filter(|(of, _)| *of == job);
+                if let Some((_, metrics)) = metrics
+                    && let Err(error) = metrics.append(&report)
+                {
+                    return Ok(Err((job, format!("{}: {error}", metrics.path().display()))));
+                }
+                self.tell(job, JobNews::Report(report));
+            }
+            Effect::Prune { job, directory, keep } => {
+                tokio::task::spawn_blocking(move || folder::prune(&job, Path::new(&directory), keep));
+            }
+            Effect::Notice(notice) => log(&notice),
+        }
+        Ok(Ok(()))
+    }
+
+    /// What goes with an entry that is in the journal.
+    fn recorded(&mut self, entry: Entry) -> Result<(), (String, String)> {
+        match entry {
+            Entry::Formed { job, from, .. } => {
+                let submission = self.cluster.submission(&job);
+                let directory = submission.map(|submission| PathBuf::from(&submission.directory));
+                let Some(directory) = directory else { return Ok(()) };
+                match block_in_place(|| Metrics::open(&directory, from)) {
+                    Ok(metrics) => self.metrics = Some((job, metrics)),
+                    Err(error) => return Err((job, format!("metrics in {}: {error}", directory.display()))),
+                }
+            }
+            Entry::Published { job, checkpoint } => {
+                if let Some((_, metrics)) = self.metrics.as_ref().filter(|(of, _)| *of == job)
+                    && let Err(error) = block_in_place(|| metrics.sync())
+                {
+                    return Err((job, format!("{}: {error}", metrics.path().display())));
+                }
+                self.tell(job, JobNews::Checkpoint(checkpoint));
+            }
+            Entry::Ended { job, .. } => {
+                self.metrics.take_if(|(of, _)| *of == job);
+            }
+            Entry::Submitted(_) | Entry::Committed { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, job: String) {
+        let Some(submission) = self.cluster.submission(&job).cloned() else { return };
+        let Some(requests) = self.requests.upgrade() else { return };
+        tokio::task::spawn_blocking(move || {
+            let result = folder::prepare(&submission);
+            // The driver is gone when the coordinator ends; then nobody waits for this.
+            let _ = requests.blocking_send(Request::Prepared { job, result });
+        });
+    }
+
+    /// Sends what is wanted to the newest process of this name.
+    fn wake(&self, worker: &WorkerId) {
+        let of_name = (worker.clone(), 0)..=(worker.clone(), u64::MAX);
+        if let Some((_, link)) = self.links.range(of_name).next_back() {
+            link.desired.send_replace(self.cluster.desired(worker));
+        }
+    }
+
+    /// Tells watchers of jobs whose state changed. Steps are told by their reports.
+    fn tell_summaries(&mut self) {
+        for summary in self.cluster.jobs() {
+            let known = self.told.get(&summary.job);
+            let same =
+                known.is_some_and(|known| JobSummary { step: summary.step, ..known.clone() } == summary);
+            // A job that was over before anyone could watch it is no news.
+            if same || (known.is_none() && summary.state.is_over() && !self.told.contains_key(&summary.job)) {
+                continue;
+            }
+            if summary.state.is_over() {
+                self.told.remove(&summary.job);
+            } else {
+                self.told.insert(summary.job.clone(), summary.clone());
+            }
+            self.tell(summary.job.clone(), JobNews::Summary(summary));
+        }
+    }
+
+    fn tell(&self, job: String, news: JobNews) {
+        // An error means that nobody watches.
+        let _ = self.news.send(News { job, news });
+    }
+}
+
+fn log(notice: &Notice) {
+    let Notice { weight, job, generation, worker, text } = notice;
+    let (job, worker) = (job.as_deref(), worker.as_ref().map(|worker| worker.0.as_str()));
+    let generation = generation.map(|generation| generation.0);
+    match weight {
+        Weight::Info => tracing::info!(job, generation, worker, "{text}"),
+        Weight::Warning => tracing::warn!(job, generation, worker, "{text}"),
+    }
+}
+
+/// Whether this is a state in which a job's workers are expected to be there.
+pub(crate) fn needs_workers(state: JobState) -> bool {
+    matches!(state, JobState::Gathering | JobState::Running)
+}

@@ -1,0 +1,145 @@
+//! What the rest of the coordinator says to the driver.
+
+use coxswain_core::cluster::{Event, JobSummary, Prepared, SubmitError, WorkerSummary};
+use coxswain_types::JobSpec;
+use coxswain_types::ids::WorkerId;
+use coxswain_types::status::{Desired, Published, StepReport, WorkerStatus};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+/// What the driver is asked to do.
+pub(crate) enum Request {
+    /// Take a job.
+    Submit { spec: Box<JobSpec>, directory: String, reply: oneshot::Sender<Result<String, SubmitError>> },
+    /// A worker said this on the stream `connection`, which sends what `desired` holds.
+    Seen { connection: u64, status: Box<WorkerStatus>, desired: watch::Sender<Desired> },
+    /// The stream ended.
+    Closed { connection: u64, worker: WorkerId, incarnation: u64, why: String },
+    /// Handle an event; the reply comes when all that follows is done.
+    Happened { event: Event, reply: oneshot::Sender<()> },
+    /// A job's data is ready, or not.
+    Prepared { job: String, result: Result<Prepared, String> },
+    /// One job as it is now.
+    Get { job: String, reply: oneshot::Sender<Option<JobSummary>> },
+    /// All jobs and workers as they are now.
+    List { reply: oneshot::Sender<(Vec<JobSummary>, Vec<WorkerSummary>)> },
+}
+
+/// What a watcher of a job is told.
+#[derive(Clone, Debug)]
+pub(crate) enum JobNews {
+    /// The job's state changed.
+    Summary(JobSummary),
+    /// A step was taken.
+    Report(StepReport),
+    /// A checkpoint can be read.
+    Checkpoint(Published),
+}
+
+/// News of a job.
+#[derive(Clone, Debug)]
+pub(crate) struct News {
+    pub(crate) job: String,
+    pub(crate) news: JobNews,
+}
+
+/// The coordinator is about to end.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the coordinator is ending")]
+pub(crate) struct Ending;
+
+/// The way to the driver.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle {
+    requests: mpsc::Sender<Request>,
+    news: broadcast::Sender<News>,
+}
+
+impl Handle {
+    pub(crate) fn new(requests: mpsc::Sender<Request>, news: broadcast::Sender<News>) -> Handle {
+        Handle { requests, news }
+    }
+
+    pub(crate) async fn send(&self, request: Request) -> Result<(), Ending> {
+        self.requests.send(request).await.map_err(|_| Ending)
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Ending> {
+        let (reply, answer) = oneshot::channel();
+        self.send(request(reply)).await?;
+        answer.await.map_err(|_| Ending)
+    }
+
+    /// Submits a job; returns its id.
+    pub(crate) async fn submit(
+        &self,
+        spec: JobSpec,
+        directory: String,
+    ) -> Result<Result<String, SubmitError>, Ending> {
+        self.ask(|reply| Request::Submit { spec: Box::new(spec), directory, reply }).await
+    }
+
+    /// Handles an event and waits until all that follows is done.
+    pub(crate) async fn happened(&self, event: Event) -> Result<(), Ending> {
+        self.ask(|reply| Request::Happened { event, reply }).await
+    }
+
+    pub(crate) async fn get(&self, job: &str) -> Result<Option<JobSummary>, Ending> {
+        self.ask(|reply| Request::Get { job: job.to_owned(), reply }).await
+    }
+
+    pub(crate) async fn list(&self) -> Result<(Vec<JobSummary>, Vec<WorkerSummary>), Ending> {
+        self.ask(|reply| Request::List { reply }).await
+    }
+
+    /// Watches a job, starting with how it is now; `None` if it is not known.
+    pub(crate) async fn watch(&self, job: &str) -> Result<Option<Watcher>, Ending> {
+        // Subscribed before the look, so that no change between the two is missed.
+        let news = self.news.subscribe();
+        let first = self.get(job).await?;
+        Ok(first.map(|first| Watcher {
+            handle: self.clone(),
+            job: job.to_owned(),
+            news,
+            next: Some(first),
+            over: false,
+        }))
+    }
+}
+
+/// Follows one job until it is over.
+pub(crate) struct Watcher {
+    handle: Handle,
+    job: String,
+    news: broadcast::Receiver<News>,
+    /// A state to tell before any news.
+    next: Option<JobSummary>,
+    over: bool,
+}
+
+impl Watcher {
+    /// What comes next; `None` after the job's last state. Cancelling this loses nothing.
+    pub(crate) async fn next(&mut self) -> Option<JobNews> {
+        loop {
+            if self.over {
+                return None;
+            }
+            if let Some(summary) = self.next.take() {
+                return Some(self.summary(summary));
+            }
+            match self.news.recv().await {
+                Ok(news) if news.job != self.job => {}
+                Ok(News { news: JobNews::Summary(summary), .. }) => return Some(self.summary(summary)),
+                Ok(News { news, .. }) => return Some(news),
+                // Too slow for all reports: go on with how the job is now.
+                Err(RecvError::Lagged(_)) => self.next = self.handle.get(&self.job).await.ok().flatten(),
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    fn summary(&mut self, summary: JobSummary) -> JobNews {
+        self.over = summary.state.is_over();
+        JobNews::Summary(summary)
+    }
+}

@@ -1,0 +1,36 @@
+//! From what a user gave to a checked job.
+
+use std::path::Path;
+
+use coxswain_core::spec::{self, JobText};
+use coxswain_types::JobSpec;
+
+/// Checks a job; the error is what to tell the user.
+pub(crate) fn parse(text: &str, source: &str, base: &Path, sets: &[String]) -> Result<JobSpec, String> {
+    let sets = sets.iter().map(|set| split_set(set)).collect::<Result<Vec<_>, _>>()?;
+    spec::parse(&JobText { source, text, sets: &sets, base }).map_err(|error| error.to_string())
+}
+
+fn split_set(set: &str) -> Result<(String, String), String> {
+    let (path, value) = set.split_once('=').ok_or_else(|| {
+        format!("--set {set}: no value; write it as PATH=VALUE, such as --set train.steps=100")
+    })?;
+    Ok((path.trim().to_owned(), value.to_owned()))
+}
+
+/// Refuses a number of workers that the layout does not need.
+pub(crate) fn check_workers(spec: &JobSpec, workers: u32) -> Result<(), String> {
+    let layout = &spec.layout;
+    if layout.world() == workers {
+        return Ok(());
+    }
+    Err(format!(
+        "--workers {workers}: the layout needs {} (layout.pipeline {} x layout.tensor {} x layout.data {}); give \
+         --workers {}, or change the layout",
+        layout.world(),
+        layout.pipeline,
+        layout.tensor,
+        layout.data,
+        layout.world(),
+    ))
+}

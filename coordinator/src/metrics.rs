@@ -1,0 +1,136 @@
+//! `DIR/metrics.jsonl`: one line a step. Numbers are written so that they read back to the same
+//! bits.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use coxswain_files::atomic::{create_folder, write_atomic};
+use coxswain_types::Step;
+use coxswain_types::status::StepReport;
+use serde::Deserialize;
+
+/// The name of the file in the run's folder.
+pub(crate) const METRICS: &str = "metrics.jsonl";
+
+/// A step as it is read back. Numbers that are none (a loss that is no number) are written as null.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+pub(crate) struct Line {
+    pub(crate) step: u64,
+    pub(crate) loss: Option<f64>,
+    #[serde(default)]
+    pub(crate) held_out: Option<HeldOutLine>,
+}
+
+/// The held-out loss of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+pub(crate) struct HeldOutLine {
+    pub(crate) loss: Option<f64>,
+    pub(crate) bits_per_byte: Option<f64>,
+}
+
+/// The metrics of a run that is at work.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+impl Metrics {
+    /// Opens the metrics of the run in `directory`, which goes on after step `from`: what an earlier
+    /// run noted of later steps is cut off, since those steps are taken again.
+    pub(crate) fn open(directory: &Path, from: Step) -> io::Result<Metrics> {
+        create_folder(directory)?;
+        let path = directory.join(METRICS);
+        let before = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error),
+        };
+        let kept: String = before.split_inclusive('\n').filter(|line| is_kept(line, from)).collect();
+        if kept.len() != before.len() {
+            write_atomic(&path, kept.as_bytes())?;
+        }
+        let file = OpenOptions::new().append(true).create(true).open(&path)?;
+        Ok(Metrics { path, file })
+    }
+
+    /// Notes a step.
+    pub(crate) fn append(&mut self, report: &StepReport) -> io::Result<()> {
+        let mut line = serde_json::to_vec(report)?;
+        line.push(b'\n');
+        self.file.write_all(&line)
+    }
+
+    /// Makes what was noted survive a crash of the machine.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Where they are.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn is_kept(line: &str, from: Step) -> bool {
+    line.ends_with('\n') && serde_json::from_str::<Line>(line).is_ok_and(|line| line.step <= from.0)
+}
+
+/// The steps that are noted in `directory`; lines that make no sense are passed over.
+pub(crate) fn read(directory: &Path) -> io::Result<Vec<Line>> {
+    let text = fs::read_to_string(directory.join(METRICS))?;
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use coxswain_types::status::HeldOut;
+
+    use super::*;
+
+    fn report(step: u64, loss: f64) -> StepReport {
+        StepReport {
+            step,
+            loss,
+            grad_norm: 0.1 + 0.2,
+            learning_rate: 1e-3,
+            tokens: 64,
+            tokens_per_second: 1.0 / 3.0,
+            step_seconds: 0.1,
+            held_out: None,
+        }
+    }
+
+    #[test]
+    fn numbers_read_back_to_the_same_bits() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap();
+        let held_out = Some(HeldOut { loss: 2.5, bits_per_byte: 1.0 / 7.0 });
+        let sent = StepReport { held_out, ..report(1, 6.123_456_789_012_345) };
+        metrics.append(&sent).unwrap();
+        let text = fs::read_to_string(metrics.path()).unwrap();
+        assert_eq!(serde_json::from_str::<StepReport>(&text).unwrap(), sent);
+        assert!(
+            text.starts_with(r#"{"step":1,"loss":6.123456789012345,"grad_norm":0.30000000000000004,"#),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn steps_after_the_checkpoint_are_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap();
+        for step in 1..=5 {
+            metrics.append(&report(step, if step == 2 { f64::NAN } else { 4.0 })).unwrap();
+        }
+        metrics.file.write_all(br#"{"step":3,"lo"#).unwrap();
+        let mut metrics = Metrics::open(folder.path(), Step(3)).unwrap();
+        metrics.append(&report(4, 3.5)).unwrap();
+        let lines = read(folder.path()).unwrap();
+        let steps: Vec<_> = lines.iter().map(|line| (line.step, line.loss)).collect();
+        assert_eq!(steps, [(1, Some(4.0)), (2, None), (3, Some(4.0)), (4, Some(3.5))]);
+        Metrics::open(folder.path(), Step(0)).unwrap();
+        assert_eq!(read(folder.path()).unwrap(), []);
+    }
+}

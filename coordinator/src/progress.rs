@@ -1,0 +1,110 @@
+//! What a person sees of a run: one bar with step, loss, speed and time left, or where stderr is no
+//! terminal a plain line now and then.
+
+use std::io::{self, IsTerminal};
+use std::time::{Duration, Instant};
+
+use coxswain_types::status::StepReport;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::telemetry::bars;
+
+/// How often a plain line is written at most. A log of hours stays readable.
+const PLAIN: Duration = Duration::from_secs(5);
+
+/// How much of an older step's speed counts: about the last ten steps are seen.
+const KEPT: f64 = 0.9;
+
+/// The progress of one run.
+pub(crate) struct Progress {
+    bar: Option<ProgressBar>,
+    steps: u64,
+    /// Seconds a step, smoothed.
+    pace: Option<f64>,
+    told: Option<Instant>,
+}
+
+impl Progress {
+    /// The progress of a run that has taken `from` of its `steps`.
+    pub(crate) fn new(from: u64, steps: u64) -> Progress {
+        let bar = io::stderr().is_terminal().then(|| {
+            let bar = bars().add(ProgressBar::new(steps));
+            let template = "{bar:30.cyan/dim} step {pos}/{len}  {msg}";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style.progress_chars("━╸─"));
+            }
+            bar.set_position(from);
+            bar
+        });
+        Progress { bar, steps, pace: None, told: None }
+    }
+
+    /// A step was taken.
+    pub(crate) fn step(&mut self, report: &StepReport) {
+        let pace =
+            self.pace.map_or(report.step_seconds, |pace| KEPT * pace + (1.0 - KEPT) * report.step_seconds);
+        self.pace = Some(pace);
+        let left = self.steps.saturating_sub(report.step);
+        let message = describe(report, left as f64 * pace);
+        let due = self.told.is_none_or(|told| told.elapsed() >= PLAIN);
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(report.step);
+                bar.set_message(message);
+            }
+            None if due || left == 0 => {
+                self.told = Some(Instant::now());
+                eprintln!("step {}/{}  {message}", report.step, self.steps);
+            }
+            None => {}
+        }
+    }
+
+    /// The run is over: what the bar showed last stays as a line.
+    pub(crate) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.abandon();
+        }
+    }
+}
+
+fn describe(report: &StepReport, left_seconds: f64) -> String {
+    let held_out = report.held_out.map_or(String::new(), |held_out| {
+        format!("  held out {:.3} ({:.3} bits per byte)", held_out.loss, held_out.bits_per_byte)
+    });
+    format!(
+        "loss {:.4}{held_out}  {:.0} tokens/s  {} left",
+        report.loss,
+        report.tokens_per_second,
+        human(left_seconds)
+    )
+}
+
+/// A time as people say it.
+fn human(seconds: f64) -> String {
+    let seconds = seconds.max(0.0).round() as u64;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::human;
+
+    #[test]
+    fn times_are_told_as_people_say_them() {
+        let rows = [
+            (0.4, "0 s"),
+            (59.4, "59 s"),
+            (59.6, "1 min 00 s"),
+            (3599.0, "59 min 59 s"),
+            (7260.0, "2 h 01 min"),
+        ];
+        for (seconds, text) in rows {
+            assert_eq!(human(seconds), text);
+        }
+    }
+}

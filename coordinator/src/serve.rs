@@ -1,0 +1,55 @@
+//! `coxswain serve`: a coordinator that workers and users connect to.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::Failure;
+use crate::{driver, service};
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Where to listen.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7070")]
+    listen: String,
+    /// The coordinator's folder: its journal, from which it knows its jobs after a restart.
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Allow an address that other machines can reach, though calls are neither encrypted nor
+    /// authenticated.
+    #[arg(long)]
+    insecure_network: bool,
+}
+
+pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
+    let listener = service::listen(&args.listen, args.insecure_network)
+        .await
+        .map_err(|error| Failure::Input(format!("{error:#}")))?;
+    let address = listener.local_addr().context("the listening address")?;
+    let (handle, store, mut driver) = driver::start(&args.data_dir)?;
+    let signalled = stop_signal()?;
+    tracing::info!("listening on {address}; the journal is in {}", args.data_dir.display());
+    if args.insecure_network {
+        tracing::warn!("--insecure-network: whoever reaches {address} can read and stop every run");
+    }
+    tokio::select! {
+        served = service::serve(listener, handle, store, std::future::pending()) => served?,
+        ended = &mut driver => ended.context("the coordinator's own task")??,
+        name = signalled => tracing::info!("{name}: ending; workers notice and end their run"),
+    }
+    Ok(())
+}
+
+/// Ready once someone wants this process to end; its output names the signal.
+pub(crate) fn stop_signal() -> anyhow::Result<impl Future<Output = &'static str>> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => "Ctrl-C",
+            _ = terminate.recv() => "SIGTERM",
+        }
+    })
+}

@@ -1,0 +1,255 @@
+//! The two gRPC services: wire -> event -> wire. Nothing is decided here.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use coxswain_core::cluster::{self, Event};
+use coxswain_proto::{cluster_server, jobs_server, limits, wire};
+use coxswain_types::Generation;
+use coxswain_types::status::{Desired, WorkerStatus};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_stream::wrappers::WatchStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::handle::{Ending, Handle, Request as Ask};
+use crate::job;
+use crate::store::{Store, StoreError};
+use crate::views;
+
+// Both sides of the network must mean the same by a lease.
+const _: () = assert!(cluster::LEASE_MS == limits::LEASE_MS);
+
+/// The most calls at once on one connection; a worker has its stream and a few calls of the store.
+const MAX_CALLS: u32 = 256;
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Serves both services on `listener` until `end` is ready.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    handle: Handle,
+    store: Arc<Store>,
+    end: impl Future<Output = ()>,
+) -> Result<()> {
+    let cluster = ClusterService { handle: handle.clone(), store, connections: AtomicU64::new(0) };
+    let server = Server::builder()
+        .timeout(limits::RPC_DEADLINE)
+        .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(MAX_CALLS)
+        .add_service(cluster_server(cluster))
+        .add_service(jobs_server(JobsService { handle }))
+        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
+    // Workers keep their streams open, so waiting for them to end would never end.
+    tokio::select! {
+        served = server => served.context("the coordinator's port failed"),
+        () = end => Ok(()),
+    }
+}
+
+/// Listens on `address`.
+///
+/// # Errors
+/// The address cannot be had, or it is reachable from outside and `insecure_network` is not set.
+pub(crate) async fn listen(address: &str, insecure_network: bool) -> Result<TcpListener> {
+    let mut addresses = tokio::net::lookup_host(address)
+        .await
+        .with_context(|| format!("--listen {address}: no such address; write it as HOST:PORT"))?;
+    let address: SocketAddr =
+        addresses.next().with_context(|| format!("--listen {address}: no such address"))?;
+    if !address.ip().is_loopback() && !insecure_network {
+        anyhow::bail!(
+            "--listen {address} can be reached from other machines, and calls are neither encrypted nor \
+             authenticated: whoever reaches the port can read and stop every run. Listen on 127.0.0.1, or say \
+             --insecure-network where only trusted machines reach it"
+        );
+    }
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+struct ClusterService {
+    handle: Handle,
+    store: Arc<Store>,
+    /// Streams ever opened; each has a number of its own.
+    connections: AtomicU64,
+}
+
+#[tonic::async_trait]
+impl wire::cluster_server::Cluster for ClusterService {
+    type SyncStream = Replies<wire::Desired>;
+
+    async fn sync(
+        &self,
+        request: Request<Streaming<wire::WorkerStatus>>,
+    ) -> Result<Response<Self::SyncStream>, Status> {
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed);
+        let (desired, changes) = watch::channel(Desired::default());
+        tokio::spawn(listen_to(connection, request.into_inner(), self.handle.clone(), desired));
+        let replies = WatchStream::from_changes(changes).map(|desired| Ok(desired.into()));
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn store_set(
+        &self,
+        request: Request<wire::StoreSetRequest>,
+    ) -> Result<Response<wire::StoreSetReply>, Status> {
+        let wire::StoreSetRequest { job, generation, key, value } = request.into_inner();
+        self.store.set(&job, Generation(generation), &key, &value).map_err(store_status)?;
+        Ok(Response::new(wire::StoreSetReply {}))
+    }
+
+    async fn store_get(
+        &self,
+        request: Request<wire::StoreGetRequest>,
+    ) -> Result<Response<wire::StoreGetReply>, Status> {
+        let wire::StoreGetRequest { job, generation, key, wait_ms } = request.into_inner();
+        let wait = Duration::from_millis(wait_ms);
+        let value = self.store.get(&job, Generation(generation), &key, wait).await.map_err(store_status)?;
+        Ok(Response::new(wire::StoreGetReply { found: value.is_some(), value: value.unwrap_or_default() }))
+    }
+}
+
+/// Passes on what a worker says, and the end of its stream.
+async fn listen_to(
+    connection: u64,
+    mut statuses: Streaming<wire::WorkerStatus>,
+    handle: Handle,
+    desired: watch::Sender<Desired>,
+) {
+    // Who speaks here, once they have said so.
+    let mut speaker = None;
+    // A stream that says nothing is no worker; one that fell silent loses its lease in the core.
+    let mut patience = limits::RPC_DEADLINE;
+    let why = loop {
+        let message = match timeout(patience, statuses.message()).await {
+            Err(_) if speaker.is_none() => return,
+            Err(_) => continue,
+            Ok(Ok(Some(message))) => message,
+            Ok(Ok(None)) => break "its connection closed".to_owned(),
+            Ok(Err(error)) => {
+                tracing::debug!("a worker's stream broke: {error}");
+                break "its connection closed".to_owned();
+            }
+        };
+        let status = match WorkerStatus::try_from(message) {
+            Ok(status) => status,
+            Err(error) => break format!("it sent a status that makes no sense ({error})"),
+        };
+        let worker = (status.info.id.clone(), status.info.incarnation);
+        if speaker.as_ref().is_some_and(|speaker| *speaker != worker) {
+            break "it changed its name".to_owned();
+        }
+        speaker = Some(worker);
+        patience = Duration::from_millis(limits::LEASE_MS);
+        let seen = Ask::Seen { connection, status: Box::new(status), desired: desired.clone() };
+        if handle.send(seen).await.is_err() {
+            return;
+        }
+        // The driver has let go of this stream once it has sent the worker away.
+        if desired.receiver_count() == 0 {
+            break "its connection closed".to_owned();
+        }
+    };
+    if let Some((worker, incarnation)) = speaker {
+        let _ = handle.send(Ask::Closed { connection, worker, incarnation, why }).await;
+    }
+}
+
+struct JobsService {
+    handle: Handle,
+}
+
+#[tonic::async_trait]
+impl wire::jobs_server::Jobs for JobsService {
+    type WatchStream = Replies<wire::JobEvent>;
+
+    async fn submit(
+        &self,
+        request: Request<wire::SubmitRequest>,
+    ) -> Result<Response<wire::SubmitReply>, Status> {
+        let wire::SubmitRequest { manifest, origin, base, directory, sets } = request.into_inner();
+        let spec = job::parse(&manifest, &origin, base.as_ref(), &sets).map_err(Status::invalid_argument)?;
+        if !std::path::Path::new(&directory).is_absolute() {
+            return Err(Status::invalid_argument(format!(
+                "directory: `{directory}` is no absolute path; coordinator and workers must all see the folder \
+                 under the same one"
+            )));
+        }
+        let submitted = self.handle.submit(spec, directory).await.map_err(ending)?;
+        let job = submitted.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(Response::new(wire::SubmitReply { job }))
+    }
+
+    async fn get(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::JobSummary>, Status> {
+        let wire::GetRequest { job } = request.into_inner();
+        let summary = self.handle.get(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
+        Ok(Response::new(views::job_to_wire(summary)))
+    }
+
+    async fn list(&self, _: Request<wire::ListRequest>) -> Result<Response<wire::ListReply>, Status> {
+        let (jobs, workers) = self.handle.list().await.map_err(ending)?;
+        Ok(Response::new(wire::ListReply {
+            jobs: jobs.into_iter().map(views::job_to_wire).collect(),
+            workers: workers.into_iter().map(views::worker_to_wire).collect(),
+        }))
+    }
+
+    async fn cancel(
+        &self,
+        request: Request<wire::CancelRequest>,
+    ) -> Result<Response<wire::CancelReply>, Status> {
+        let wire::CancelRequest { job, reason } = request.into_inner();
+        let summary = self.handle.get(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
+        if summary.state.is_over() {
+            return Err(Status::failed_precondition(format!(
+                "job {job} is over already: {}",
+                summary.reason
+            )));
+        }
+        self.handle.happened(Event::Cancelled { job, reason }).await.map_err(ending)?;
+        Ok(Response::new(wire::CancelReply {}))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<wire::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let wire::WatchRequest { job } = request.into_inner();
+        let mut watcher = self.handle.watch(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
+        // One event on its way: a slow reader holds up its own watcher, which then skips reports.
+        let (sender, events) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            while let Some(news) = watcher.next().await {
+                if sender.send(Ok(views::news_to_wire(news))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(events))))
+    }
+}
+
+fn store_status(error: StoreError) -> Status {
+    match error {
+        StoreError::Superseded { .. } => Status::failed_precondition(error.to_string()),
+        StoreError::TooMuch { .. } => Status::resource_exhausted(error.to_string()),
+    }
+}
+
+fn ending(error: Ending) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+fn unknown(job: &str) -> Status {
+    Status::not_found(format!("there is no job {job}; `coxswain status` lists those that are known"))
+}

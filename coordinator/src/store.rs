@@ -1,0 +1,221 @@
+//! The rendezvous: keys and values by which the ranks of one generation find each other. It lives
+//! in memory and as long as its generation.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use coxswain_proto::limits;
+use coxswain_types::Generation;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+/// Why the rendezvous says no.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// Another generation is at work, or none.
+    #[error("generation {generation} of {job} is not at work: {now}")]
+    Superseded {
+        /// What was asked for.
+        job: String,
+        /// What was asked for.
+        generation: Generation,
+        /// What is at work.
+        now: String,
+    },
+    /// A bound was passed.
+    #[error("{what} is {found}, at most {most} are allowed")]
+    TooMuch {
+        /// What there is too much of.
+        what: &'static str,
+        /// How much there would be.
+        found: usize,
+        /// How much there may be.
+        most: usize,
+    },
+}
+
+/// The rendezvous of the generation that is at work.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    open: Mutex<Option<Open>>,
+    /// Told of every change.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Open {
+    job: String,
+    generation: Generation,
+    values: HashMap<Vec<u8>, Vec<u8>>,
+    bytes: usize,
+}
+
+impl Store {
+    /// Opens an empty rendezvous for this generation, unless it is open already; `None` closes it.
+    /// Whoever waits in an older one is told.
+    pub(crate) fn serve(&self, at_work: Option<(&str, Generation)>) {
+        let mut open = self.lock();
+        if open.as_ref().map(|open| (open.job.as_str(), open.generation)) == at_work {
+            return;
+        }
+        *open = at_work.map(|(job, generation)| Open {
+            job: job.to_owned(),
+            generation,
+            values: HashMap::new(),
+            bytes: 0,
+        });
+        drop(open);
+        self.changed.notify_waiters();
+    }
+
+    /// Sets a key, in place of its older value if it has one.
+    pub(crate) fn set(
+        &self,
+        job: &str,
+        generation: Generation,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), StoreError> {
+        at_most("the length of the key", key.len(), limits::MAX_STORE_KEY_BYTES)?;
+        at_most("the length of the value", value.len(), limits::MAX_STORE_VALUE_BYTES)?;
+        let mut guard = self.lock();
+        let open = at_work(&mut guard, job, generation)?;
+        let (keys, mut bytes) = match open.values.get(key) {
+            Some(old) => (open.values.len(), open.bytes - old.len()),
+            None => (open.values.len() + 1, open.bytes + key.len()),
+        };
+        bytes += value.len();
+        at_most("the number of keys", keys, limits::MAX_STORE_KEYS)?;
+        at_most("the size of all keys and values", bytes, limits::MAX_STORE_BYTES)?;
+        open.bytes = bytes;
+        open.values.insert(key.to_owned(), value.to_owned());
+        drop(guard);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// The value of a key, waiting for it up to `wait` or the bound of a call.
+    pub(crate) async fn get(
+        &self,
+        job: &str,
+        generation: Generation,
+        key: &[u8],
+        wait: Duration,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let until = Instant::now() + wait.min(Duration::from_millis(limits::MAX_STORE_WAIT_MS));
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Registered before the look, so that no change between the two is missed.
+            changed.as_mut().enable();
+            if let Some(value) = at_work(&mut self.lock(), job, generation)?.values.get(key) {
+                return Ok(Some(value.clone()));
+            }
+            if timeout_at(until, changed).await.is_err() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Nothing panics while it holds the lock, so what it guards is whole.
+    fn lock(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn at_work<'a>(
+    open: &'a mut MutexGuard<'_, Option<Open>>,
+    job: &str,
+    generation: Generation,
+) -> Result<&'a mut Open, StoreError> {
+    let now = match open.as_ref() {
+        Some(open) if open.job == job && open.generation == generation => None,
+        Some(open) => Some(format!("generation {} of {} is", open.generation, open.job)),
+        None => Some("no job is".to_owned()),
+    };
+    match (now, open.as_mut()) {
+        (None, Some(open)) => Ok(open),
+        (now, _) => {
+            let now = now.unwrap_or_default();
+            Err(StoreError::Superseded { job: job.to_owned(), generation, now })
+        }
+    }
+}
+
+fn at_most(what: &'static str, found: usize, most: usize) -> Result<(), StoreError> {
+    if found > most { Err(StoreError::TooMuch { what, found, most }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    const ONE: Generation = Generation(1);
+    const TWO: Generation = Generation(2);
+    const LONG: Duration = Duration::from_secs(3600);
+
+    fn store() -> Arc<Store> {
+        let store = Arc::new(Store::default());
+        store.serve(Some(("demo-1", ONE)));
+        store
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_waits_for_the_writer() {
+        let store = store();
+        let reader = tokio::spawn({
+            let store = store.clone();
+            async move { store.get("demo-1", ONE, b"k", LONG).await }
+        });
+        tokio::task::yield_now().await;
+        store.set("demo-1", ONE, b"other", b"x").unwrap();
+        store.set("demo-1", ONE, b"k", b"v").unwrap();
+        assert_eq!(reader.await.unwrap(), Ok(Some(b"v".to_vec())));
+        store.set("demo-1", ONE, b"k", b"w").unwrap();
+        assert_eq!(store.get("demo-1", ONE, b"k", Duration::ZERO).await, Ok(Some(b"w".to_vec())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_is_bounded() {
+        let store = store();
+        let start = Instant::now();
+        assert_eq!(store.get("demo-1", ONE, b"k", LONG).await, Ok(None));
+        assert_eq!(start.elapsed().as_millis(), u128::from(limits::MAX_STORE_WAIT_MS));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_generation_ends_the_waiting_of_the_old() {
+        let store = store();
+        store.set("demo-1", ONE, b"old", b"v").unwrap();
+        let reader = tokio::spawn({
+            let store = store.clone();
+            async move { store.get("demo-1", ONE, b"k", LONG).await }
+        });
+        tokio::task::yield_now().await;
+        store.serve(Some(("demo-1", TWO)));
+        let error = reader.await.unwrap().unwrap_err().to_string();
+        assert_eq!(error, "generation 1 of demo-1 is not at work: generation 2 of demo-1 is");
+        assert!(matches!(store.set("demo-1", ONE, b"k", b"v"), Err(StoreError::Superseded { .. })));
+        assert_eq!(store.get("demo-1", TWO, b"old", Duration::ZERO).await, Ok(None), "it starts empty");
+        store.serve(None);
+        assert!(store.get("demo-1", TWO, b"k", LONG).await.is_err());
+    }
+
+    #[test]
+    fn what_it_holds_is_bounded() {
+        let store = store();
+        let big = vec![0; limits::MAX_STORE_VALUE_BYTES];
+        let room = limits::MAX_STORE_BYTES / big.len();
+        for n in 0..room - 1 {
+            store.set("demo-1", ONE, &n.to_le_bytes(), &big).unwrap();
+        }
+        // Setting a key again takes no more room.
+        store.set("demo-1", ONE, &0usize.to_le_bytes(), &big).unwrap();
+        assert!(store.set("demo-1", ONE, b"one more", &big).is_err());
+        assert!(store.set("demo-1", ONE, b"k", &vec![0; limits::MAX_STORE_VALUE_BYTES + 1]).is_err());
+        assert!(store.set("demo-1", ONE, &vec![0; limits::MAX_STORE_KEY_BYTES + 1], b"v").is_err());
+    }
+}

@@ -1,0 +1,309 @@
+//! `coxswain up`: a coordinator and its workers on this machine, for one job, to its end.
+
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use coxswain_core::cluster::{Ending, Event, JobState, JobSummary, LEASE_MS};
+use coxswain_core::plan::threads_for;
+use coxswain_core::spec::resolved_yaml;
+use coxswain_files::atomic::write_atomic;
+use coxswain_files::folders::step_folder;
+use coxswain_types::JobSpec;
+use coxswain_types::ids::WorkerId;
+use coxswain_types::status::WorkerInfo;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::cli::{FAILED, Failure, JobFile};
+use crate::handle::{Handle, JobNews};
+use crate::metrics::METRICS;
+use crate::progress::Progress;
+use crate::serve::stop_signal;
+use crate::store::Store;
+use crate::workers::{Launch, Workers};
+use crate::{curve, driver, folder, job, local, service, workers};
+
+/// How often the worker processes are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long workers may take from their start until the run starts: they load libtorch, from a cold
+/// and busy disk at worst.
+const START: Duration = Duration::from_secs(120);
+
+/// How long the coordinator may take to notice by itself that a worker's process has ended.
+const NOTICE: Duration = Duration::from_millis(LEASE_MS + 2000);
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    #[command(flatten)]
+    job: JobFile,
+    /// How many workers to start; as many as the layout needs.
+    #[arg(long, value_name = "N")]
+    workers: u32,
+    /// The run's folder [default: out/NAME-OF-THE-JOB].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// What workers compute on: cpu, cuda:N, or cuda for one GPU each.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: String,
+}
+
+pub(crate) async fn up(args: Up) -> Result<(), Failure> {
+    let mut spec = local::read_job(&args.job)?.spec()?;
+    job::check_workers(&spec, args.workers).map_err(Failure::Input)?;
+    let program = workers::program()?;
+    let shown = args.out.clone().unwrap_or_else(|| Path::new("out").join(&spec.name));
+    let directory = std::path::absolute(&shown).context("the current folder cannot be told")?;
+    let text = directory.to_str().map(str::to_owned);
+    let text = text.ok_or_else(|| Failure::Input(format!("--out {}: no UTF-8 text", shown.display())))?;
+
+    let coordinator = Coordinator::start(&directory).await?;
+    let threads = threads(&spec, &directory, args.workers).map_err(Failure::Input)?;
+    spec.train.threads = Some(threads);
+    let resolved = resolved_yaml(&spec).context("the job as YAML")?;
+    let path = directory.join("job.yaml");
+    write_atomic(&path, resolved.as_bytes())
+        .with_context(|| format!("{} cannot be written", path.display()))?;
+
+    let name = spec.name.clone();
+    let submitted = coordinator.handle.submit(spec, text).await.context("the coordinator")?;
+    let job = submitted.map_err(|error| anyhow!(error))?;
+    let launch = Launch {
+        program: &program,
+        url: &coordinator.url.clone(),
+        device: &args.device,
+        count: args.workers,
+        logs: &directory.join("logs"),
+    };
+    let mut run = Run { job, coordinator, launch, workers: None, progress: None };
+    let summary = run.follow().await;
+    let outcome = run.end(summary?).await;
+    leave_behind(&outcome.summary, &name, &directory, &shown);
+    outcome.result
+}
+
+/// The threads of each worker: the job's, or those of the checkpoint, or a share of the cores.
+fn threads(spec: &JobSpec, directory: &Path, workers: u32) -> Result<u32, String> {
+    let newest = folder::newest(directory, spec)?;
+    if let Some(threads) = spec.train.threads.or(newest.map(|newest| newest.threads)) {
+        return Ok(threads);
+    }
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let here = |n| WorkerInfo {
+        id: WorkerId(format!("worker-{n}")),
+        incarnation: 0,
+        host: "here".to_owned(),
+        pid: 0,
+        cores: u32::try_from(cores).unwrap_or(1),
+        device: "cpu".to_owned(),
+        runtime: String::new(),
+    };
+    Ok(threads_for(&(0..workers).map(here).collect::<Vec<_>>()))
+}
+
+/// The coordinator inside this process.
+struct Coordinator {
+    handle: Handle,
+    url: String,
+    driver: JoinHandle<anyhow::Result<()>>,
+    service: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Coordinator {
+    async fn start(directory: &Path) -> Result<Coordinator, Failure> {
+        let (handle, store, driver) = driver::start(&directory.join("coordinator"))?;
+        let (url, service) = serve(handle.clone(), store).await?;
+        let coordinator = Coordinator { handle, url, driver, service };
+        coordinator.clear().await?;
+        Ok(coordinator)
+    }
+
+    /// Jobs that an earlier `up` left waiting are not this one's.
+    async fn clear(&self) -> Result<(), Failure> {
+        let (jobs, _) = self.handle.list().await.context("the coordinator")?;
+        for job in jobs.into_iter().filter(|job| !job.state.is_over()) {
+            let reason = "the `up` that it belonged to was killed".to_owned();
+            self.handle
+                .happened(Event::Cancelled { job: job.job, reason })
+                .await
+                .context("the coordinator")?;
+        }
+        Ok(())
+    }
+}
+
+async fn serve(
+    handle: Handle,
+    store: Arc<Store>,
+) -> anyhow::Result<(String, JoinHandle<anyhow::Result<()>>)> {
+    let listener = service::listen("127.0.0.1:0", false).await?;
+    let url = format!("http://{}", listener.local_addr().context("the listening address")?);
+    Ok((url, tokio::spawn(service::serve(listener, handle, store, std::future::pending()))))
+}
+
+/// A run as `up` follows it.
+struct Run<'a> {
+    job: String,
+    coordinator: Coordinator,
+    launch: Launch<'a>,
+    workers: Option<Workers>,
+    progress: Option<Progress>,
+}
+
+/// How a run ended.
+struct Outcome {
+    summary: JobSummary,
+    result: Result<(), Failure>,
+}
+
+impl Run<'_> {
+    /// Follows the run to its last state.
+    async fn follow(&mut self) -> Result<JobSummary, Failure> {
+        let mut stop = pin!(stop_signal()?);
+        let mut stopped = false;
+        let mut watcher = self
+            .coordinator
+            .handle
+            .watch(&self.job)
+            .await
+            .context("the coordinator")?
+            .context("the job is not known")?;
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut state = JobState::Queued;
+        // Until when the state has to change, and why if it does not.
+        let mut patience: Option<(Instant, String)> = None;
+        loop {
+            tokio::select! {
+                news = watcher.next() => match news {
+                    Some(JobNews::Summary(summary)) if summary.state.is_over() => return Ok(summary),
+                    Some(JobNews::Summary(summary)) => {
+                        if summary.state != state {
+                            state = summary.state;
+                            patience = self.entered(&summary).await?;
+                        }
+                    }
+                    Some(JobNews::Report(report)) => {
+                        if let Some(progress) = &mut self.progress {
+                            progress.step(&report);
+                        }
+                    }
+                    Some(JobNews::Checkpoint(_)) => {}
+                    None => return Err(self.broken_coordinator().await),
+                },
+                _ = look.tick() => {
+                    let ended = self.workers.as_mut().and_then(Workers::ended);
+                    if let (Some(ended), true) = (ended, driver::needs_workers(state)) {
+                        let grace = if state == JobState::Gathering { Duration::ZERO } else { NOTICE };
+                        let until = Instant::now() + grace;
+                        if patience.as_ref().is_none_or(|(other, _)| until < *other) {
+                            patience = Some((until, ended));
+                        }
+                    }
+                    if let Some((_, reason)) = patience.take_if(|(until, _)| *until <= Instant::now()) {
+                        self.happened(Event::Broken { job: self.job.clone(), reason }).await?;
+                    }
+                },
+                name = &mut stop, if !stopped => {
+                    stopped = true;
+                    self.happened(Event::Cancelled { job: self.job.clone(), reason: format!("ended by {name}") }).await?;
+                },
+            }
+        }
+    }
+
+    /// Does what a new state asks for; returns how long it may last.
+    async fn entered(&mut self, summary: &JobSummary) -> Result<Option<(Instant, String)>, Failure> {
+        match summary.state {
+            JobState::Gathering if self.workers.is_none() => {
+                match Workers::start(&self.launch) {
+                    Ok(workers) => self.workers = Some(workers),
+                    Err(error) => {
+                        let reason = format!("{error:#}");
+                        self.happened(Event::Broken { job: self.job.clone(), reason }).await?;
+                    }
+                }
+                let reason = format!("the workers were not there after {} s", START.as_secs());
+                Ok(Some((Instant::now() + START, reason)))
+            }
+            JobState::Running => {
+                self.progress = Some(Progress::new(summary.step.0, summary.steps));
+                Ok(None)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn happened(&self, event: Event) -> Result<(), Failure> {
+        Ok(self.coordinator.handle.happened(event).await.context("the coordinator")?)
+    }
+
+    /// The driver has ended, which it does on errors only.
+    async fn broken_coordinator(&mut self) -> Failure {
+        match (&mut self.coordinator.driver).await {
+            Ok(Err(error)) => error.into(),
+            Ok(Ok(())) => anyhow!("the coordinator ended before the run did").into(),
+            Err(error) => anyhow!(error).context("the coordinator's own task").into(),
+        }
+    }
+
+    /// Sends the workers home and says how it ended.
+    async fn end(mut self, summary: JobSummary) -> Outcome {
+        if let Some(progress) = &self.progress {
+            progress.finish();
+        }
+        let failed = summary.state == JobState::Ended(Ending::Failed);
+        let mut words = String::new();
+        if let Some(workers) = &mut self.workers
+            && failed
+        {
+            workers.settle().await;
+            words = workers.last_words(&summary.reason);
+        }
+        if let Some(workers) = self.workers.take() {
+            let reason = format!("job {} is over", self.job);
+            // A driver that is gone can dismiss nobody; then they are killed.
+            let _ = self.happened(Event::Dismissed { reason }).await;
+            workers.stop().await;
+        } else if !failed {
+            eprintln!("nothing to do: {}", summary.reason);
+        }
+        self.coordinator.service.abort();
+        let result = match summary.state {
+            JobState::Ended(Ending::Done) => Ok(()),
+            JobState::Ended(Ending::Cancelled) => {
+                eprintln!("the run was cancelled: {}", summary.reason);
+                Err(Failure::Said(FAILED))
+            }
+            _ => {
+                eprintln!("error: {}", summary.reason);
+                eprint!("{words}");
+                Err(Failure::Said(FAILED))
+            }
+        };
+        Outcome { summary, result }
+    }
+}
+
+/// Draws the curve and says where everything lies.
+fn leave_behind(summary: &JobSummary, name: &str, directory: &Path, shown: &Path) {
+    let mut lines = Vec::new();
+    if let Some(checkpoint) = &summary.checkpoint {
+        lines.push(("checkpoint", step_folder(shown, checkpoint.step.0)));
+    }
+    match curve::draw(directory, name) {
+        Ok(Some(curve)) => {
+            lines.push(("metrics", shown.join(METRICS)));
+            lines.push(("loss curve", shown.join(curve.file_name().unwrap_or_default())));
+        }
+        Ok(None) => {}
+        Err(error) => tracing::warn!("no loss curve: {error:#}"),
+    }
+    for (what, path) in lines {
+        eprintln!("{what:<11} {}", path.display());
+    }
+}

@@ -1,0 +1,167 @@
+//! The worker processes of `up`: started, watched, and gone at the end in every case.
+
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use coxswain_files::atomic::create_folder;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// The program, beside this one.
+const PROGRAM: &str = "coxswain-worker";
+
+/// How long workers that were told to leave may take before they are killed. They have nothing left
+/// to save by then.
+const STOP: Duration = Duration::from_secs(2);
+
+/// How long a worker whose connection closed may take to be a process that has ended.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// How many lines of a log are a worker's last words.
+const LAST_LINES: usize = 10;
+
+/// How much of the end of a log is looked at for them.
+const LAST_BYTES: usize = 16 << 10;
+
+/// The worker program that belongs to this one.
+pub(crate) fn program() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("where this program lies cannot be told")?;
+    let program = own.with_file_name(PROGRAM);
+    if !program.is_file() {
+        bail!(
+            "{} is not there; it is looked for beside {} (`cargo build --release -p {PROGRAM}` builds it)",
+            program.display(),
+            own.display()
+        );
+    }
+    Ok(program)
+}
+
+/// What to start.
+pub(crate) struct Launch<'a> {
+    pub(crate) program: &'a Path,
+    /// The coordinator's address.
+    pub(crate) url: &'a str,
+    /// `cpu`, `cuda:N`, or `cuda` for one GPU each.
+    pub(crate) device: &'a str,
+    pub(crate) count: u32,
+    /// The folder of the logs.
+    pub(crate) logs: &'a Path,
+}
+
+struct Worker {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    ended: Option<ExitStatus>,
+}
+
+/// Worker processes. Those that are left are killed when this is dropped.
+pub(crate) struct Workers {
+    workers: Vec<Worker>,
+}
+
+impl Workers {
+    /// Starts them. If one does not start, those before it are killed.
+    pub(crate) fn start(launch: &Launch<'_>) -> Result<Workers> {
+        create_folder(launch.logs).with_context(|| format!("{} cannot be made", launch.logs.display()))?;
+        let workers = (0..launch.count).map(|index| start_one(launch, index)).collect::<Result<_>>()?;
+        Ok(Workers { workers })
+    }
+
+    /// The first worker that has ended, if one has.
+    pub(crate) fn ended(&mut self) -> Option<String> {
+        self.look();
+        let ended = self.workers.iter().find_map(|worker| Some((worker, worker.ended?)));
+        ended.map(|(worker, status)| format!("{} ended ({})", worker.name, describe(status)))
+    }
+
+    fn look(&mut self) {
+        for worker in self.workers.iter_mut().filter(|worker| worker.ended.is_none()) {
+            worker.ended = worker.child.try_wait().ok().flatten();
+        }
+    }
+
+    /// Waits a moment for workers that are just ending, so that their last words can be told.
+    pub(crate) async fn settle(&mut self) {
+        let until = Instant::now() + SETTLE;
+        while self.ended().is_none() && Instant::now() < until {
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// How those ended that have, and the last words of theirs and of those that `reason` names.
+    pub(crate) fn last_words(&self, reason: &str) -> String {
+        let mut words = String::new();
+        for worker in &self.workers {
+            let named = reason.contains(&format!("worker {} (", worker.name));
+            let state = match worker.ended {
+                Some(status) => describe(status),
+                None if named => "still running".to_owned(),
+                None => continue,
+            };
+            let tail = tail(&worker.log);
+            let tail = if tail.is_empty() { "    (nothing)".to_owned() } else { tail };
+            words.push_str(&format!(
+                "{}: {state}; the end of {}:\n{tail}\n",
+                worker.name,
+                worker.log.display()
+            ));
+        }
+        words
+    }
+
+    /// Waits for workers that were told to leave, and kills those that stay.
+    pub(crate) async fn stop(mut self) {
+        let until = Instant::now() + STOP;
+        for worker in &mut self.workers {
+            if timeout_at(until, worker.child.wait()).await.is_err() {
+                tracing::warn!(worker = worker.name, "does not leave by itself: killed");
+                // An error means that it has just ended.
+                let _ = worker.child.kill().await;
+            }
+        }
+    }
+}
+
+fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
+    let width = launch.count.saturating_sub(1).to_string().len();
+    let name = format!("worker-{index:0width$}");
+    let log = launch.logs.join(format!("{name}.log"));
+    let out = File::create(&log).with_context(|| format!("{} cannot be written", log.display()))?;
+    let err = out.try_clone().with_context(|| format!("{} cannot be written", log.display()))?;
+    let device = if launch.device == "cuda" { format!("cuda:{index}") } else { launch.device.to_owned() };
+    let child = Command::new(launch.program)
+        .args(["--coordinator", launch.url, "--device", &device, "--name", &name])
+        // Workers share the cores: one that waits must not spin.
+        .env("OMP_WAIT_POLICY", "PASSIVE")
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(err)
+        // Ctrl-C reaches `up` alone, which ends the run in order.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("{} does not start", launch.program.display()))?;
+    Ok(Worker { name, child, log, ended: None })
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("killed by signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+fn tail(log: &Path) -> String {
+    let bytes = fs::read(log).unwrap_or_default();
+    let end = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LAST_BYTES)..]).into_owned();
+    let lines: Vec<_> = end.lines().filter(|line| !line.trim().is_empty()).collect();
+    let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+    last.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,197 @@
+//! Whole checkpoints: cut and asked for in every way, and damaged in many.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::atomic::digest_bytes;
+use crate::fixture::{header, slab, write};
+use crate::hash::draw_below;
+use crate::manifest::{MANIFEST, publish};
+use crate::shards::ShardTensor;
+
+/// Writes tensors cut into `parts` files along given dimensions, and publishes them.
+fn checkpoint(folder: &Path, tensors: &[(&str, &[u64], u8)], parts: u64) -> String {
+    let mut files = Vec::new();
+    for part in 0..parts {
+        let slabs: Vec<(ShardTensor, Vec<u8>)> = tensors
+            .iter()
+            .filter_map(|&(name, shape, dim)| {
+                let size = shape[usize::from(dim)];
+                let (start, end) = (size * part / parts, size * (part + 1) / parts);
+                (start < end).then(|| slab(name, shape, dim, start, end - start))
+            })
+            .collect();
+        files.push(write(folder, &format!("model-g1-r{part:03}.safetensors"), &slabs));
+    }
+    publish(folder, &files, header(1)).unwrap()
+}
+
+const TENSORS: [(&str, &[u64], u8); 4] =
+    [("embed", &[7, 4], 0), ("exp_avg/embed", &[7, 4], 1), ("norm", &[5], 0), ("deep", &[2, 3, 4], 2)];
+
+#[test]
+fn every_slab_is_read_back_however_the_files_are_cut() {
+    for parts in 1..=4 {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = checkpoint(dir.path(), &TENSORS, parts);
+        let open = Checkpoint::open(dir.path(), Some(&digest)).unwrap();
+        open.verify().unwrap();
+        assert_eq!(open.tensor_names(), ["deep", "embed", "exp_avg/embed", "norm"]);
+        for (name, shape, _) in TENSORS {
+            assert_eq!(open.shape(name).unwrap(), shape);
+            for (dim, &size) in (0u8..).zip(shape) {
+                for (offset, len) in (0..size).flat_map(|o| (1..=size - o).map(move |l| (o, l))) {
+                    let read = open.read_slice(name, dim, offset, len).unwrap();
+                    assert_eq!(read, slab(name, shape, dim, offset, len).1, "{name} {dim} {offset}+{len}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn digests_do_not_depend_on_the_cut() {
+    let digests = |parts| {
+        let dir = tempfile::tempdir().unwrap();
+        checkpoint(dir.path(), &TENSORS, parts);
+        Checkpoint::open(dir.path(), None).unwrap().digests().unwrap()
+    };
+    let whole = digests(1);
+    assert_eq!(whole[1], ("embed".into(), digest_bytes(&slab("embed", &[7, 4], 0, 0, 7).1)));
+    for parts in 2..=4 {
+        assert_eq!(digests(parts), whole);
+    }
+}
+
+#[test]
+fn a_tensor_larger_than_a_chunk_has_the_digest_of_its_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = [DIGEST_CHUNK_BYTES / 4096 + 3, 1024];
+    checkpoint(dir.path(), &[("w", &shape, 1)], 2);
+    let open = Checkpoint::open(dir.path(), None).unwrap();
+    assert_eq!(open.digest_of("w").unwrap(), digest_bytes(&slab("w", &shape, 0, 0, shape[0]).1));
+}
+
+#[test]
+fn what_a_checkpoint_does_not_have_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path(), &TENSORS, 2);
+    let open = Checkpoint::open(dir.path(), None).unwrap();
+    assert!(matches!(open.read_slice("head", 0, 0, 1), Err(CheckpointError::NoTensor { .. })));
+    for (dim, offset, len) in [(0, 7, 1), (0, 0, 8), (1, 0, 0), (2, 0, 1), (0, u64::MAX, 1)] {
+        let error = open.read_slice("embed", dim, offset, len).unwrap_err();
+        assert!(matches!(error, CheckpointError::Slice { .. }), "{error}");
+    }
+}
+
+/// Reads all that can be read.
+fn read_all(folder: &Path, digest: Option<&str>, verify: bool) -> Result<(), CheckpointError> {
+    let open = Checkpoint::open(folder, digest)?;
+    if verify {
+        open.verify()?;
+    }
+    open.digests().map(|_| ())
+}
+
+/// One of many ways to damage a file: a flipped bit, a cut, an addition, or zeros.
+fn damage(bytes: &[u8], seed: u64) -> Vec<u8> {
+    let mut damaged = bytes.to_vec();
+    let at = draw_below(seed, 0, bytes.len() as u32) as usize;
+    match draw_below(seed, 1, 8) {
+        0 => damaged.truncate(at),
+        1 => damaged.push(0),
+        2 => damaged[at..].fill(0),
+        3 => damaged[at] = damaged[at].wrapping_add(1),
+        _ => damaged[at] ^= 1 << draw_below(seed, 2, 8),
+    }
+    damaged
+}
+
+#[test]
+fn no_damage_goes_unseen_and_none_panics() {
+    let dir = tempfile::tempdir().unwrap();
+    let digest = checkpoint(dir.path(), &TENSORS, 2);
+    read_all(dir.path(), Some(&digest), true).unwrap();
+    let names = [MANIFEST, "model-g1-r000.safetensors", "model-g1-r001.safetensors"];
+    let mut seen = 0;
+    for seed in 0..600u64 {
+        let path = dir.path().join(names[seed as usize % 3]);
+        let good = std::fs::read(&path).unwrap();
+        let bad = damage(&good, seed);
+        if bad == good {
+            continue;
+        }
+        std::fs::write(&path, &bad).unwrap();
+        assert!(read_all(dir.path(), Some(&digest), true).is_err(), "damage {seed} was not seen");
+        // Without digests damage may go unseen, but it must neither panic nor allocate wildly.
+        let _ = read_all(dir.path(), None, false);
+        std::fs::write(&path, &good).unwrap();
+        seen += 1;
+    }
+    assert!(seen > 500, "{seen}");
+    read_all(dir.path(), Some(&digest), true).unwrap();
+}
+
+#[test]
+fn a_missing_or_exchanged_file_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path(), &TENSORS, 2);
+    let (one, other) = ("model-g1-r000.safetensors", "model-g1-r001.safetensors");
+    std::fs::rename(dir.path().join(one), dir.path().join("x")).unwrap();
+    let error = Checkpoint::open(dir.path(), None).unwrap_err().to_string();
+    assert!(error.contains(one), "{error}");
+    std::fs::rename(dir.path().join("x"), dir.path().join(one)).unwrap();
+
+    // A shard of the right size but of another cut is found when it is read.
+    let wrong = slab("w", &[4], 0, 0, 2);
+    let dir = tempfile::tempdir().unwrap();
+    let low = write(dir.path(), one, std::slice::from_ref(&wrong));
+    let high = write(dir.path(), other, &[slab("w", &[4], 0, 2, 2)]);
+    publish(dir.path(), &[low, high], header(1)).unwrap();
+    std::fs::copy(dir.path().join(one), dir.path().join(other)).unwrap();
+    let error = read_all(dir.path(), None, false).unwrap_err().to_string();
+    assert!(error.contains(other) && error.contains("does not hold the slab of `w`"), "{error}");
+}
+
+#[test]
+fn manifests_that_ask_for_too_much_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path(), &[("w", &[4, 2], 0)], 1);
+    let path = dir.path().join(MANIFEST);
+    let good = std::fs::read_to_string(&path).unwrap();
+    let grown = |good: &str| good.replace("        2\n", "        1152921504606846975\n");
+    let rows = [
+        (good.replace("\"format\": 1", "\"format\": 2"), "it has format 2"),
+        (grown(&good), "tensor `w`: shape"),
+        (good.replace("        2\n", "        2000000000\n"), "bytes of tensors cannot lie in"),
+        (good.replace("\"file\": \"model-g1", "\"file\": \"model-g2"), "which it does not list"),
+        (good.replace("\"name\": \"model-g1-r000", "\"name\": \"../model-g1-r000"), "can be no shard file"),
+    ];
+    for (text, expected) in rows {
+        assert_ne!(text, good, "{expected}");
+        std::fs::write(&path, text).unwrap();
+        let error = Checkpoint::open(dir.path(), None).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn any_resplit_gives_the_same_elements(
+        shape in prop::collection::vec(1u64..7, 1..4), parts in 1u64..5, written: u8, read: u8, ranks in 1u64..5
+    ) {
+        let (written, read) = (written % shape.len() as u8, read % shape.len() as u8);
+        let dir = tempfile::tempdir().unwrap();
+        checkpoint(dir.path(), &[("w", &shape, written)], parts);
+        let open = Checkpoint::open(dir.path(), None).unwrap();
+        let size = shape[usize::from(read)];
+        for rank in 0..ranks {
+            let (start, end) = (size * rank / ranks, size * (rank + 1) / ranks);
+            if start < end {
+                let bytes = open.read_slice("w", read, start, end - start).unwrap();
+                prop_assert_eq!(bytes, slab("w", &shape, read, start, end - start).1);
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What the tests of this crate share: a small job, and slabs of tensors whose elements say their
+//! own global number.
+
+use std::path::Path;
+
+use coxswain_types::JobSpec;
+use coxswain_types::assignment::{PreparedData, TokenFile};
+use coxswain_types::job::{
+    CheckpointSpec, Checkpointing, DataSpec, Layout, ModelSpec, OptimizerSpec, TrainSpec,
+};
+use coxswain_types::status::SavedFile;
+
+use crate::manifest::{Fingerprint, Header};
+use crate::region::{Cut, runs};
+use crate::shards::{ShardTensor, write_shard};
+
+/// A job over `data`.
+pub(crate) fn spec(data: DataSpec) -> JobSpec {
+    JobSpec {
+        name: "tiny".into(),
+        model: ModelSpec {
+            layers: 1,
+            dim: 8,
+            heads: 2,
+            kv_heads: 1,
+            ffn: 16,
+            vocab: 300,
+            rope_theta: 10_000.0,
+            norm_eps: 1e-5,
+        },
+        data,
+        train: TrainSpec {
+            steps: 2,
+            seed: 1,
+            sequence: 16,
+            micro_batch: 1,
+            micro_batches: 2,
+            reduction_runs: 2,
+            threads: Some(1),
+            checkpointing: Checkpointing::None,
+            optimizer: OptimizerSpec {
+                learning_rate: 1e-3,
+                min_learning_rate: 1e-4 / 3.0,
+                warmup_steps: 1,
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                weight_decay: 0.1,
+                clip_norm: 1.0,
+            },
+            evaluate_every: 0,
+        },
+        layout: Layout { pipeline: 1, tensor: 1, data: 1 },
+        checkpoint: CheckpointSpec { every: 0, keep: 2 },
+    }
+}
+
+/// The header of a manifest after `step` steps.
+pub(crate) fn header(step: u64) -> Header {
+    let train = TokenFile { path: "data/train.tokens".into(), tokens: 100, digest: "d".into() };
+    Header {
+        job: "tiny-1".into(),
+        step,
+        spec: spec(DataSpec::Synthetic { tokens: 100 }),
+        fingerprint: Fingerprint {
+            runtime: "cpu".into(),
+            threads: 1,
+            dtype: "fp32".into(),
+            micro_batches: 2,
+            micro_batch: 1,
+            reduction_runs: 2,
+        },
+        data: PreparedData { tokenizer_digest: None, train, held_out: None, held_out_bytes: 0 },
+    }
+}
+
+/// A slab whose elements are their own numbers in the whole tensor, as `f32`.
+pub(crate) fn slab(name: &str, shape: &[u64], dim: u8, offset: u64, len: u64) -> (ShardTensor, Vec<u8>) {
+    let tensor = ShardTensor { name: name.into(), shape: shape.to_vec(), dim, offset, len };
+    let mut numbers = Vec::new();
+    for run in runs(shape, Cut::whole(shape), tensor.cut()).unwrap() {
+        numbers.extend((run.from..run.from + run.len).flat_map(|n| (n as f32).to_le_bytes()));
+    }
+    (tensor, numbers)
+}
+
+/// Writes a shard file into a folder.
+pub(crate) fn write(folder: &Path, name: &str, slabs: &[(ShardTensor, Vec<u8>)]) -> SavedFile {
+    let slabs: Vec<_> = slabs.iter().map(|(tensor, bytes)| (tensor.clone(), bytes.as_slice())).collect();
+    write_shard(&folder.join(name), &slabs).unwrap()
+}

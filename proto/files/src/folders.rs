@@ -1,0 +1,184 @@
+//! Where checkpoints lie in a run's folder, which is the newest, and which are let go.
+//!
+//! `DIR/checkpoints/step-00000100/` holds the shard files of a step and its manifest.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use coxswain_types::{Generation, Rank};
+
+use crate::atomic::sync_folder;
+use crate::error::CheckpointError;
+use crate::manifest::{MANIFEST, Manifest};
+
+/// The folder of all checkpoints, below the run's folder.
+pub const CHECKPOINTS: &str = "checkpoints";
+
+/// The folder of a step's checkpoint below the run's folder, as text for messages.
+pub fn step_path(step: u64) -> String {
+    format!("{CHECKPOINTS}/{}", step_name(step))
+}
+
+/// The folder of a step's checkpoint.
+pub fn step_folder(dir: &Path, step: u64) -> PathBuf {
+    dir.join(CHECKPOINTS).join(step_name(step))
+}
+
+/// The name of the file with a rank's parameters. The generation is part of it, so that a later
+/// generation that comes to the same step never overwrites what an earlier one has published.
+pub fn model_file(generation: Generation, rank: Rank) -> String {
+    format!("model-g{generation}-r{:03}.safetensors", rank.0)
+}
+
+/// The name of the file with a rank's optimizer state; see [`model_file`].
+pub fn optimizer_file(generation: Generation, rank: Rank) -> String {
+    format!("optimizer-g{generation}-r{:03}.safetensors", rank.0)
+}
+
+/// The newest checkpoint of a run: the step and folder of the last one with a readable manifest.
+/// Folders without one hold what was never published and are passed over.
+///
+/// # Errors
+/// [`CheckpointError::Io`] where the folder of checkpoints is there and cannot be read.
+pub fn latest(dir: &Path) -> Result<Option<(u64, PathBuf)>, CheckpointError> {
+    let newest = steps(dir)?.into_iter().rev().find(|&step| published(dir, step));
+    Ok(newest.map(|step| (step, step_folder(dir, step))))
+}
+
+/// Removes all but the newest `keep` published checkpoints (at least one stays), and what was never
+/// published and is older than the newest published one. Returns the steps that it removed.
+///
+/// # Errors
+/// [`CheckpointError::Io`]; what was removed until then stays removed, and a next call goes on.
+pub fn prune(dir: &Path, keep: u32) -> Result<Vec<u64>, CheckpointError> {
+    let found: Vec<(u64, bool)> = steps(dir)?.into_iter().map(|step| (step, published(dir, step))).collect();
+    let removed = doomed(&found, keep);
+    for &step in &removed {
+        remove(&step_folder(dir, step))?;
+    }
+    Ok(removed)
+}
+
+/// Which of these steps, in ascending order and each with whether it is published, are to go.
+fn doomed(steps: &[(u64, bool)], keep: u32) -> Vec<u64> {
+    let published: Vec<u64> =
+        steps.iter().filter(|(_, published)| *published).map(|(step, _)| *step).collect();
+    let Some(&newest) = published.last() else {
+        return Vec::new();
+    };
+    let kept = &published[published.len().saturating_sub(keep.max(1) as usize)..];
+    let goes = |step: u64| step < newest && !kept.contains(&step);
+    steps.iter().map(|(step, _)| *step).filter(|&step| goes(step)).collect()
+}
+
+/// Removes a checkpoint, its manifest first: if the rest is cut short, only leftovers stay.
+fn remove(folder: &Path) -> Result<(), CheckpointError> {
+    let manifest = folder.join(MANIFEST);
+    match fs::remove_file(&manifest) {
+        Ok(()) => sync_folder(folder).map_err(CheckpointError::io(folder))?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(CheckpointError::io(&manifest)(e)),
+    }
+    fs::remove_dir_all(folder).map_err(CheckpointError::io(folder))
+}
+
+fn step_name(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+fn published(dir: &Path, step: u64) -> bool {
+    Manifest::read(&step_folder(dir, step), None).is_ok_and(|manifest| manifest.step == step)
+}
+
+/// The steps that have a folder, in ascending order.
+fn steps(dir: &Path) -> Result<Vec<u64>, CheckpointError> {
+    let folder = dir.join(CHECKPOINTS);
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(CheckpointError::io(&folder)(e)),
+    };
+    let mut steps = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(CheckpointError::io(&folder))?.file_name();
+        let step = name.to_str().and_then(|name| name.strip_prefix("step-")?.parse().ok());
+        steps.extend(step.filter(|&step| name.to_str() == Some(&step_name(step))));
+    }
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{header, slab, write};
+    use crate::manifest::publish;
+
+    fn save(dir: &Path, step: u64, publishes: bool) {
+        let folder = step_folder(dir, step);
+        let file = write(&folder, &model_file(Generation(1), Rank(0)), &[slab("w", &[2], 0, 0, 2)]);
+        if publishes {
+            publish(&folder, &[file], header(step)).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_newest_published_checkpoint_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(latest(dir.path()).unwrap(), None);
+        save(dir.path(), 100, true);
+        save(dir.path(), 20, true);
+        save(dir.path(), 123_456_789, false);
+        for odd in ["step-7", "step-x", "notes", "step-00000009x"] {
+            fs::create_dir(dir.path().join(CHECKPOINTS).join(odd)).unwrap();
+        }
+        let folder = dir.path().join("checkpoints/step-00000100");
+        assert_eq!(latest(dir.path()).unwrap(), Some((100, folder)));
+
+        // A manifest that was copied to another step, or damaged, is none.
+        let copied = step_folder(dir.path(), 300);
+        fs::create_dir(&copied).unwrap();
+        fs::copy(step_folder(dir.path(), 100).join(MANIFEST), copied.join(MANIFEST)).unwrap();
+        save(dir.path(), 200, true);
+        fs::write(step_folder(dir.path(), 200).join(MANIFEST), "{").unwrap();
+        assert_eq!(latest(dir.path()).unwrap().map(|(step, _)| step), Some(100));
+        save(dir.path(), 123_456_789, true);
+        assert_eq!(latest(dir.path()).unwrap().map(|(step, _)| step), Some(123_456_789));
+    }
+
+    #[test]
+    fn old_checkpoints_and_leftovers_go() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(prune(dir.path(), 1).unwrap(), [0; 0]);
+        for (step, publishes) in [(1, true), (2, false), (3, true), (4, true), (5, false)] {
+            save(dir.path(), step, publishes);
+        }
+        assert_eq!(prune(dir.path(), 2).unwrap(), [1, 2]);
+        assert_eq!(steps(dir.path()).unwrap(), [3, 4, 5]);
+        assert_eq!(prune(dir.path(), 0).unwrap(), [3]);
+        assert_eq!(latest(dir.path()).unwrap().map(|(step, _)| step), Some(4));
+    }
+
+    #[test]
+    fn what_goes_and_what_stays() {
+        type Row = (&'static [(u64, bool)], u32, &'static [u64]);
+        let rows: [Row; 5] = [
+            (&[(1, false), (2, false)], 1, &[]),
+            (&[(1, false), (2, true), (3, false)], 1, &[1]),
+            (&[(1, true), (2, true), (3, true)], 5, &[]),
+            (&[(1, true), (2, true), (3, true)], 1, &[1, 2]),
+            (&[(1, true), (2, false), (3, true)], 2, &[2]),
+        ];
+        for (steps, keep, expected) in rows {
+            assert_eq!(doomed(steps, keep), expected, "{steps:?} keep {keep}");
+        }
+    }
+
+    #[test]
+    fn names_sort_and_tell_generations_apart() {
+        assert_eq!(step_path(100), "checkpoints/step-00000100");
+        assert_eq!(model_file(Generation(3), Rank(7)), "model-g3-r007.safetensors");
+        assert_eq!(optimizer_file(Generation(12), Rank(1000)), "optimizer-g12-r1000.safetensors");
+    }
+}

@@ -1,0 +1,346 @@
+//! The manifest: what makes the shard files of a folder a checkpoint.
+//!
+//! It is written last and by rename, so a folder without one holds only leftovers, and readers need
+//! it alone to know all. Whether a checkpoint is to be published is decided by the coordinator.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path};
+
+use coxswain_types::JobSpec;
+use coxswain_types::assignment::PreparedData;
+use coxswain_types::status::SavedFile;
+use serde::{Deserialize, Serialize};
+
+pub use crate::checkpoint::Checkpoint;
+pub use crate::folders::{latest, prune};
+
+use crate::atomic::{digest_bytes, parent_of, sync_folder, write_atomic};
+use crate::error::CheckpointError;
+use crate::region::{CoverError, Cut, cover, elements};
+use crate::shards::{ELEMENT_BYTES, ShardFile};
+
+/// The name of the manifest in a checkpoint's folder.
+pub const MANIFEST: &str = "manifest.json";
+
+/// The format that this program writes and reads.
+pub const FORMAT: u32 = 1;
+
+/// The largest manifest that is read: some 200,000 pieces of tensors.
+pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+
+/// A checkpoint, as its folder describes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The format; [`FORMAT`].
+    pub format: u32,
+    /// The job's id.
+    pub job: String,
+    /// Steps that had been applied.
+    pub step: u64,
+    /// The job.
+    pub spec: JobSpec,
+    /// What the numbers depend on beside the job.
+    pub fingerprint: Fingerprint,
+    /// The tokens that were trained on.
+    pub data: PreparedData,
+    /// The shard files, in the order of their names.
+    pub files: Vec<SavedFile>,
+    /// The tensors, in the order of their names.
+    pub tensors: Vec<ManifestTensor>,
+}
+
+/// A tensor of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestTensor {
+    /// Its name.
+    pub name: String,
+    /// Its global shape.
+    pub shape: Vec<u64>,
+    /// The slabs that make it up, each element in exactly one.
+    pub pieces: Vec<Piece>,
+}
+
+/// A slab of a tensor in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    /// The name of the file in the checkpoint's folder.
+    pub file: String,
+    /// The dimension of the cut.
+    pub dim: u8,
+    /// Where the slab starts along it.
+    pub offset: u64,
+    /// How long it is along it.
+    pub len: u64,
+}
+
+impl Piece {
+    /// The slab without its file.
+    pub fn cut(&self) -> Cut {
+        Cut { dim: self.dim, offset: self.offset, len: self.len }
+    }
+}
+
+/// What the bits of a run depend on beside the job's own numbers. A run goes on bit for bit only
+/// where the fingerprint is the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// The libtorch and what the processor offers it, as one comparable text.
+    pub runtime: String,
+    /// Threads of each worker's libtorch.
+    pub threads: u32,
+    /// The type of weights and sums: `fp32`.
+    pub dtype: String,
+    /// Micro-batches in a step.
+    pub micro_batches: u32,
+    /// Samples in a micro-batch.
+    pub micro_batch: u32,
+    /// Runs of micro-batches that gradients are reduced over.
+    pub reduction_runs: u32,
+}
+
+impl Fingerprint {
+    /// What differs, a line each; empty where a run goes on bit for bit. `self` is the checkpoint's.
+    pub fn differences(&self, other: &Fingerprint) -> Vec<String> {
+        let rows = [
+            ("runtime", self.runtime.clone(), other.runtime.clone()),
+            ("threads", self.threads.to_string(), other.threads.to_string()),
+            ("dtype", self.dtype.clone(), other.dtype.clone()),
+            ("micro_batches", self.micro_batches.to_string(), other.micro_batches.to_string()),
+            ("micro_batch", self.micro_batch.to_string(), other.micro_batch.to_string()),
+            ("reduction_runs", self.reduction_runs.to_string(), other.reduction_runs.to_string()),
+        ];
+        rows.into_iter()
+            .filter(|(_, one, other)| one != other)
+            .map(|(name, one, other)| format!("{name}: the checkpoint has {one}, this run {other}"))
+            .collect()
+    }
+}
+
+/// What a manifest says beside its files and tensors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Header {
+    /// The job's id.
+    pub job: String,
+    /// Steps that have been applied.
+    pub step: u64,
+    /// The job.
+    pub spec: JobSpec,
+    /// What the numbers depend on beside the job.
+    pub fingerprint: Fingerprint,
+    /// The tokens that are trained on.
+    pub data: PreparedData,
+}
+
+/// Publishes the checkpoint in the folder `dir_of_step`, made up of `files`, and returns the digest
+/// of its manifest. Publishing the same again, in any order of files, changes nothing.
+///
+/// # Errors
+/// [`CheckpointError`] where a file is missing or has another size, or where the slabs of a tensor
+/// leave a gap or overlap; nothing is published then.
+pub fn publish(dir_of_step: &Path, files: &[SavedFile], header: Header) -> Result<String, CheckpointError> {
+    let path = dir_of_step.join(MANIFEST);
+    let mut files = files.to_vec();
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    let Header { job, step, spec, fingerprint, data } = header;
+    let tensors = compose(dir_of_step, &files)?;
+    let manifest = Manifest { format: FORMAT, job, step, spec, fingerprint, data, files, tensors };
+    manifest.check(&path)?;
+    let unwritable = |what: String| CheckpointError::Unwritable { path: path.clone(), what };
+    let mut bytes = serde_json::to_vec_pretty(&manifest).map_err(|e| unwritable(e.to_string()))?;
+    bytes.push(b'\n');
+    if bytes.len() as u64 > MAX_MANIFEST_BYTES {
+        return Err(unwritable(format!("{} bytes are more than {MAX_MANIFEST_BYTES}", bytes.len())));
+    }
+    write_atomic(&path, &bytes).map_err(CheckpointError::io(&path))?;
+    let parent = parent_of(dir_of_step);
+    sync_folder(parent).map_err(CheckpointError::io(parent))?;
+    Ok(digest_bytes(&bytes))
+}
+
+/// The tensors that the headers of `files` describe, in the order of their names.
+fn compose(folder: &Path, files: &[SavedFile]) -> Result<Vec<ManifestTensor>, CheckpointError> {
+    let mut tensors: BTreeMap<String, ManifestTensor> = BTreeMap::new();
+    for file in files {
+        let path = folder.join(plain_name(folder, &file.name)?);
+        for slab in ShardFile::open(&path, file.bytes)?.tensors() {
+            let (name, shape) = (slab.name.clone(), slab.shape.clone());
+            let tensor = tensors.entry(name.clone()).or_insert_with(|| ManifestTensor {
+                name,
+                shape,
+                pieces: Vec::new(),
+            });
+            if tensor.shape != slab.shape {
+                return Err(CheckpointError::Shapes {
+                    name: slab.name.clone(),
+                    one: tensor.shape.clone(),
+                    file: file.name.clone(),
+                    other: slab.shape.clone(),
+                });
+            }
+            let Cut { dim, offset, len } = slab.cut();
+            tensor.pieces.push(Piece { file: file.name.clone(), dim, offset, len });
+        }
+    }
+    let mut tensors: Vec<_> = tensors.into_values().collect();
+    for tensor in &mut tensors {
+        tensor.pieces.sort_by_key(|piece| piece.offset);
+    }
+    Ok(tensors)
+}
+
+/// A name that stays in the checkpoint's folder. It may come from another process.
+fn plain_name<'a>(folder: &Path, name: &'a str) -> Result<&'a str, CheckpointError> {
+    let mut parts = Path::new(name).components();
+    match (parts.next(), parts.next()) {
+        (Some(Component::Normal(part)), None) if part == name && name != MANIFEST => Ok(name),
+        _ => Err(CheckpointError::damaged(&folder.join(MANIFEST), format!("`{name}` can be no shard file"))),
+    }
+}
+
+impl Manifest {
+    /// Reads the manifest of a checkpoint's folder. With `expected_digest`, it must be that one.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] where it is missing, damaged, of another format, or another one.
+    pub fn read(folder: &Path, expected_digest: Option<&str>) -> Result<Manifest, CheckpointError> {
+        let path = folder.join(MANIFEST);
+        let mut bytes = Vec::new();
+        File::open(&path)
+            .and_then(|file| file.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut bytes))
+            .map_err(CheckpointError::io(&path))?;
+        if bytes.len() as u64 > MAX_MANIFEST_BYTES {
+            return Err(CheckpointError::damaged(&path, format!("more than {MAX_MANIFEST_BYTES} bytes")));
+        }
+        let found = digest_bytes(&bytes);
+        if let Some(expected) = expected_digest.filter(|&expected| expected != found) {
+            return Err(CheckpointError::Digest { path, expected: expected.to_owned(), found });
+        }
+        let manifest: Manifest =
+            serde_json::from_slice(&bytes).map_err(|e| CheckpointError::damaged(&path, e))?;
+        manifest.check(&path)?;
+        Ok(manifest)
+    }
+
+    /// Checks all that can be checked without the files.
+    fn check(&self, path: &Path) -> Result<(), CheckpointError> {
+        let damaged = |what: String| Err(CheckpointError::damaged(path, what));
+        if self.format != FORMAT {
+            return damaged(format!("it has format {}, and this program reads {FORMAT}", self.format));
+        }
+        let mut names = BTreeSet::new();
+        let mut file_bytes = 0u64;
+        for file in &self.files {
+            if !names.insert(plain_name(path.parent().unwrap_or(path), &file.name)?) {
+                return damaged(format!("file {} is named twice", file.name));
+            }
+            file_bytes = file_bytes.saturating_add(file.bytes);
+        }
+        let mut tensor_bytes = 0u64;
+        for (at, tensor) in self.tensors.iter().enumerate() {
+            if at > 0 && self.tensors[at - 1].name >= tensor.name {
+                return damaged(format!("tensor `{}` is out of order", tensor.name));
+            }
+            tensor.check()?;
+            if let Some(piece) = tensor.pieces.iter().find(|piece| !names.contains(piece.file.as_str())) {
+                return damaged(format!(
+                    "tensor `{}` lies in {}, which it does not list",
+                    tensor.name, piece.file
+                ));
+            }
+            let bytes = elements(&tensor.shape).map_or(0, |n| n * ELEMENT_BYTES);
+            tensor_bytes = tensor_bytes.saturating_add(bytes);
+        }
+        // Whoever reads a tensor allocates its size: no more than what lies in the files.
+        if tensor_bytes > file_bytes {
+            return damaged(format!(
+                "{tensor_bytes} bytes of tensors cannot lie in {file_bytes} bytes of files"
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl ManifestTensor {
+    fn check(&self) -> Result<(), CheckpointError> {
+        let cuts: Vec<Cut> = self.pieces.iter().map(Piece::cut).collect();
+        cover(&self.shape, &cuts)
+            .map_err(|source: CoverError| CheckpointError::Cover { name: self.name.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{header, slab, write};
+
+    #[test]
+    fn publishing_again_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = write(dir.path(), "a", &[slab("w", &[4, 2], 0, 0, 2)]);
+        let b = write(dir.path(), "b", &[slab("w", &[4, 2], 0, 2, 2), slab("n", &[3], 0, 0, 3)]);
+        let digest = publish(dir.path(), &[a.clone(), b.clone()], header(7)).unwrap();
+        let first = std::fs::read(dir.path().join(MANIFEST)).unwrap();
+        assert_eq!(publish(dir.path(), &[b, a], header(7)).unwrap(), digest);
+        assert_eq!(std::fs::read(dir.path().join(MANIFEST)).unwrap(), first);
+        assert_eq!(digest_bytes(&first), digest);
+
+        let manifest = Manifest::read(dir.path(), Some(&digest)).unwrap();
+        assert_eq!((manifest.step, manifest.spec), (7, header(7).spec));
+        let pieces: Vec<_> = manifest
+            .tensors
+            .iter()
+            .flat_map(|t| t.pieces.iter().map(|p| format!("{} {} {}+{}", t.name, p.file, p.offset, p.len)))
+            .collect();
+        assert_eq!(pieces, ["n b 0+3", "w a 0+2", "w b 2+2"]);
+        let error = Manifest::read(dir.path(), Some("00")).unwrap_err();
+        assert!(matches!(error, CheckpointError::Digest { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_makes_up_no_checkpoint_is_not_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let save = |name: &str, cuts: &[(u8, u64, u64)]| {
+            let slabs: Vec<_> =
+                cuts.iter().map(|&(dim, offset, len)| slab("w", &[4, 2], dim, offset, len)).collect();
+            write(dir.path(), name, &slabs)
+        };
+        let (low, high, all) =
+            (save("low", &[(0, 0, 2)]), save("high", &[(0, 2, 2)]), save("all", &[(0, 0, 4)]));
+        let column = save("column", &[(1, 1, 1)]);
+        let other = write(dir.path(), "other", &[slab("w", &[4, 3], 0, 2, 2)]);
+        let absent = SavedFile { name: "absent".into(), ..low.clone() };
+        let short = SavedFile { bytes: low.bytes + 1, ..low.clone() };
+        let outside = SavedFile { name: "../low".into(), ..low.clone() };
+        let rows = [
+            (vec![&low], "tensor `w`: a gap: 2..4 along dimension 0 is in no file"),
+            (vec![&high], "tensor `w`: a gap: 0..2 along dimension 0 is in no file"),
+            (vec![&low, &all], "tensor `w`: an overlap: 0..2 along dimension 0 is in more than one file"),
+            (vec![&low, &column], "tensor `w`: an overlap: slabs along dimension"),
+            (vec![&low, &low, &high], "is named twice"),
+            (vec![&low, &other], "tensor `w` has shape [4, 2] in one file and [4, 3] in other"),
+            (vec![&low, &absent], "absent"),
+            (vec![&short, &high], "bytes where the checkpoint recorded"),
+            (vec![&outside, &high], "`../low` can be no shard file"),
+        ];
+        for (files, expected) in rows {
+            let files: Vec<SavedFile> = files.into_iter().cloned().collect();
+            let error = publish(dir.path(), &files, header(1)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            assert!(!dir.path().join(MANIFEST).exists());
+        }
+        publish(dir.path(), &[low, high], header(1)).unwrap();
+    }
+
+    #[test]
+    fn fingerprints_say_what_differs() {
+        let one = header(0).fingerprint;
+        assert!(one.differences(&one).is_empty());
+        let other = Fingerprint { threads: 9, dtype: "bf16".into(), ..one.clone() };
+        assert_eq!(
+            one.differences(&other),
+            ["threads: the checkpoint has 1, this run 9", "dtype: the checkpoint has fp32, this run bf16"]
+        );
+    }
+}

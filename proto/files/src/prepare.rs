@@ -1,0 +1,285 @@
+//! From a job's text to its token files, once: `DIR/data/` then holds `tokenizer.json`,
+//! `train.tokens`, and of the text that is held out `held_out.tokens` and `held_out.txt`.
+//!
+//! `prepared.json` is written last and says what all this was made from. A second call with the
+//! same inputs finds it, checks the files by their digests, and makes nothing anew.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use coxswain_types::JobSpec;
+use coxswain_types::assignment::PreparedData;
+use coxswain_types::job::DataSpec;
+use serde::{Deserialize, Serialize};
+
+pub use crate::hash::mix;
+
+use crate::atomic::{create_folder, digest_bytes, digest_file, write_atomic};
+use crate::hash::draw_below;
+use crate::tokenizer::{END_OF_TEXT_ID, Tokenizer, TokenizerError};
+use crate::tokens::{TokenFile, TokensError, write_token_stream, write_tokens};
+
+/// The tokenizer, below the run's folder.
+pub const TOKENIZER: &str = "data/tokenizer.json";
+/// The tokens to train on, below the run's folder.
+pub const TRAIN: &str = "data/train.tokens";
+/// The held-out tokens, below the run's folder.
+pub const HELD_OUT: &str = "data/held_out.tokens";
+/// The held-out text, below the run's folder.
+pub const HELD_OUT_TEXT: &str = "data/held_out.txt";
+/// What all of this was made from, below the run's folder.
+pub const PREPARED: &str = "data/prepared.json";
+
+/// Grows when the same inputs come to give other tokens.
+const RECIPE: u32 = 1;
+
+/// The most text that is read: it is held in memory, with its tokens, on the coordinator's machine.
+const MAX_TEXT_BYTES: u64 = 4 << 30;
+
+/// Sets the stream of synthetic tokens apart from the other uses of the job's seed.
+const SYNTHETIC: u64 = 0x7379_6e74_6865_7469;
+
+/// What can be wrong with a job's data.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// A file could not be read.
+    #[error("data.text.files: {path} cannot be read: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is no text.
+    #[error("data.text.files: {path} is no UTF-8 text: the byte at {offset} begins no letter; convert it first", path = path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// The offset of the first byte that is wrong.
+        offset: usize,
+    },
+    /// There is no text to train on.
+    #[error("data.text.files: {0}")]
+    NoText(String),
+    /// There is more text than fits in memory.
+    #[error("data.text.files: more than {MAX_TEXT_BYTES} bytes of text; give fewer or smaller files")]
+    TooMuchText,
+    /// There are too few tokens for one sample.
+    #[error(
+        "the text to train on makes {tokens} tokens, and one sample takes {needed} (train.sequence and the \
+         target of its last token); give more text or lower train.sequence"
+    )]
+    TooFewTokens {
+        /// Tokens that there are.
+        tokens: u64,
+        /// Tokens that one sample takes.
+        needed: u64,
+    },
+    /// Nothing is left to measure on.
+    #[error(
+        "the held-out text makes {tokens} tokens, and a loss takes at least 2; raise data.text.held_out, \
+         or set it to 0 to hold nothing out"
+    )]
+    HeldOutTooSmall {
+        /// Tokens that there are.
+        tokens: u64,
+    },
+    /// The tokenizer could not be made or written.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A token file could not be written.
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
+    /// A file could not be written.
+    #[error("{path} cannot be written: {source}", path = path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// `prepared.json`.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Prepared {
+    recipe: u32,
+    inputs: Inputs,
+    /// The digest of the held-out text; `None` where nothing is held out.
+    held_out_text: Option<String>,
+    data: PreparedData,
+}
+
+/// What decides the tokens. Texts count by their contents and order, not by where they lie.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Inputs {
+    Text { digests: Vec<String>, held_out: f64, vocab: u32 },
+    Synthetic { tokens: u64, seed: u64, vocab: u32 },
+}
+
+/// Prepares the data of a job below the run's folder `dir`, or finds it prepared.
+///
+/// # Errors
+/// [`PrepareError`], naming the file or the number that is wrong.
+pub fn prepare(dir: &Path, spec: &JobSpec) -> Result<PreparedData, PrepareError> {
+    let vocab = spec.model.vocab;
+    let (inputs, texts) = match &spec.data {
+        DataSpec::Text { files, held_out } => {
+            let texts = read_texts(files)?;
+            let digests = texts.iter().map(|text| digest_bytes(text.as_bytes())).collect();
+            (Inputs::Text { digests, held_out: *held_out, vocab }, texts)
+        }
+        DataSpec::Synthetic { tokens } => {
+            (Inputs::Synthetic { tokens: *tokens, seed: spec.train.seed, vocab }, Vec::new())
+        }
+    };
+    let prepared = match reusable(dir, &inputs) {
+        Some(prepared) => prepared,
+        None => {
+            let prepared = make(dir, inputs, &texts)?;
+            let json =
+                serde_json::to_vec_pretty(&prepared).map_err(|e| write_error(dir, PREPARED)(e.into()))?;
+            write_atomic(&dir.join(PREPARED), &json).map_err(write_error(dir, PREPARED))?;
+            prepared
+        }
+    };
+    check(&prepared.data, spec.train.sequence)?;
+    Ok(prepared.data)
+}
+
+/// Whether there is enough to train on, and to measure on where something is held out.
+fn check(data: &PreparedData, sequence: u32) -> Result<(), PrepareError> {
+    let needed = u64::from(sequence) + 1;
+    if data.train.tokens < needed {
+        return Err(PrepareError::TooFewTokens { tokens: data.train.tokens, needed });
+    }
+    match data.held_out.as_ref().map(|file| file.tokens) {
+        Some(tokens) if tokens < 2 => Err(PrepareError::HeldOutTooSmall { tokens }),
+        _ => Ok(()),
+    }
+}
+
+/// What an earlier call made of the same inputs, so long as all its files are still the same. What
+/// cannot be read is as good as absent: it is made anew.
+fn reusable(dir: &Path, inputs: &Inputs) -> Option<Prepared> {
+    let prepared: Prepared = serde_json::from_slice(&fs::read(dir.join(PREPARED)).ok()?).ok()?;
+    let same = |path: &str, digest: &Option<String>| {
+        digest.as_ref().is_none_or(|digest| digest_file(&dir.join(path)).is_ok_and(|found| found == *digest))
+    };
+    let PreparedData { tokenizer_digest, train, held_out, .. } = &prepared.data;
+    let intact = prepared.recipe == RECIPE
+        && prepared.inputs == *inputs
+        && same(TOKENIZER, tokenizer_digest)
+        && same(HELD_OUT_TEXT, &prepared.held_out_text)
+        && TokenFile::open(dir, train).is_ok()
+        && held_out.as_ref().is_none_or(|file| TokenFile::open(dir, file).is_ok());
+    intact.then_some(prepared)
+}
+
+fn make(dir: &Path, inputs: Inputs, texts: &[String]) -> Result<Prepared, PrepareError> {
+    create_folder(&dir.join("data")).map_err(write_error(dir, "data"))?;
+    // What this run will not have must not lie about from an earlier one.
+    for stale in [PREPARED, TOKENIZER, HELD_OUT, HELD_OUT_TEXT] {
+        match fs::remove_file(dir.join(stale)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(write_error(dir, stale)(e)),
+            _ => {}
+        }
+    }
+    let (data, held_out_text) = match inputs {
+        Inputs::Text { held_out, vocab, .. } => make_text(dir, texts, held_out, vocab)?,
+        Inputs::Synthetic { tokens, seed, vocab } => {
+            let ids = (0..tokens).map(|i| draw_below(seed ^ SYNTHETIC, i, vocab));
+            let train = write_token_stream(dir, TRAIN, ids)?;
+            (PreparedData { tokenizer_digest: None, train, held_out: None, held_out_bytes: 0 }, None)
+        }
+    };
+    Ok(Prepared { recipe: RECIPE, inputs, held_out_text, data })
+}
+
+fn make_text(
+    dir: &Path,
+    texts: &[String],
+    share: f64,
+    vocab: u32,
+) -> Result<(PreparedData, Option<String>), PrepareError> {
+    let parts = texts.iter().map(|text| text.split_at(held_out_start(text, share)));
+    let (train, held_out): (Vec<&str>, Vec<&str>) = parts.unzip();
+    let tokenizer = Tokenizer::train(&train, vocab)?;
+    tokenizer.save(&dir.join(TOKENIZER))?;
+    let mut data = PreparedData {
+        tokenizer_digest: Some(digest_bytes(&tokenizer.to_bytes())),
+        train: write_tokens(dir, TRAIN, &join(&tokenizer, &train))?,
+        held_out: None,
+        held_out_bytes: 0,
+    };
+    if share == 0.0 {
+        return Ok((data, None));
+    }
+    data.held_out = Some(write_tokens(dir, HELD_OUT, &join(&tokenizer, &held_out))?);
+    let text = held_out.concat();
+    data.held_out_bytes = text.len() as u64;
+    write_atomic(&dir.join(HELD_OUT_TEXT), text.as_bytes()).map_err(write_error(dir, HELD_OUT_TEXT))?;
+    Ok((data, Some(digest_bytes(text.as_bytes()))))
+}
+
+/// The tokens of documents, with the token between documents between them.
+fn join(tokenizer: &Tokenizer, documents: &[&str]) -> Vec<u32> {
+    let mut tokens = Vec::new();
+    for document in documents.iter().filter(|document| !document.is_empty()) {
+        if !tokens.is_empty() {
+            tokens.push(END_OF_TEXT_ID);
+        }
+        tokens.extend(tokenizer.encode(document));
+    }
+    tokens
+}
+
+/// Where the held-out part of a text starts: `share` of its bytes from the end, moved on to the
+/// start of a letter, and to the start of a line where one starts in the first half of the part.
+/// The other half bounds what a text of very long lines would lose.
+fn held_out_start(text: &str, share: f64) -> usize {
+    let held_out = (text.len() as f64 * share) as usize;
+    let mut start = text.len() - held_out.min(text.len());
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    // The byte before counts too: a part that starts with a line stays as it is.
+    match text.as_bytes()[start.saturating_sub(1)..].iter().position(|&byte| byte == b'\n') {
+        Some(skipped) if skipped <= held_out / 2 => start + skipped,
+        _ => start,
+    }
+}
+
+fn read_texts(files: &[String]) -> Result<Vec<String>, PrepareError> {
+    if files.is_empty() {
+        return Err(PrepareError::NoText("no file is named; name at least one".to_owned()));
+    }
+    let mut all_bytes = 0u64;
+    let mut texts = Vec::new();
+    for file in files {
+        let path = PathBuf::from(file);
+        let read_error = |source| PrepareError::Read { path: path.clone(), source };
+        all_bytes = all_bytes.saturating_add(fs::metadata(&path).map_err(read_error)?.len());
+        if all_bytes > MAX_TEXT_BYTES {
+            return Err(PrepareError::TooMuchText);
+        }
+        let text = String::from_utf8(fs::read(&path).map_err(read_error)?).map_err(|e| {
+            PrepareError::NotText { path: path.clone(), offset: e.utf8_error().valid_up_to() }
+        })?;
+        if text.is_empty() {
+            return Err(PrepareError::NoText(format!("{file} is empty; leave it out")));
+        }
+        texts.push(text);
+    }
+    Ok(texts)
+}
+
+fn write_error(dir: &Path, name: &str) -> impl FnOnce(io::Error) -> PrepareError {
+    let path = dir.join(name);
+    move |source| PrepareError::Write { path, source }
+}
+
+#[cfg(test)]
+mod tests;

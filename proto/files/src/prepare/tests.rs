@@ -1,0 +1,163 @@
+//! Data prepared, found again, and refused.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::fixture;
+
+/// A run's folder and two texts.
+fn run() -> (tempfile::TempDir, JobSpec) {
+    let dir = tempfile::tempdir().unwrap();
+    let texts = ["the boat goes on and on\n".repeat(20), "the oars go in and out\r\n".repeat(30)];
+    let mut files = Vec::new();
+    for (name, text) in ["a.txt", "b.txt"].iter().zip(texts) {
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        files.push(path.to_str().unwrap().to_owned());
+    }
+    (dir, fixture::spec(DataSpec::Text { files, held_out: 0.1 }))
+}
+
+fn tokens(dir: &Path, file: &coxswain_types::assignment::TokenFile) -> Vec<u32> {
+    let file = TokenFile::open(dir, file).unwrap();
+    file.window(0, file.len()).unwrap().collect()
+}
+
+fn set_held_out(spec: &mut JobSpec, share: f64) {
+    if let DataSpec::Text { held_out, .. } = &mut spec.data {
+        *held_out = share;
+    }
+}
+
+#[test]
+fn text_becomes_tokens_and_a_part_is_held_out() {
+    let (dir, spec) = run();
+    let data = prepare(dir.path(), &spec).unwrap();
+    let tokenizer = Tokenizer::load(&dir.path().join(TOKENIZER)).unwrap();
+    assert_eq!(data.tokenizer_digest.clone().unwrap(), digest_bytes(&tokenizer.to_bytes()));
+    assert!(tokenizer.vocab_size() <= spec.model.vocab);
+
+    let train = tokenizer.decode(&tokens(dir.path(), &data.train));
+    let (a, b) = train.split_once("<|endoftext|>").unwrap();
+    assert_eq!(a, "the boat goes on and on\n".repeat(18));
+    assert_eq!(b, "the oars go in and out\r\n".repeat(27));
+    let held_out = tokens(dir.path(), data.held_out.as_ref().unwrap());
+    let text = fs::read_to_string(dir.path().join(HELD_OUT_TEXT)).unwrap();
+    assert_eq!(text, "the boat goes on and on\n".repeat(2) + &"the oars go in and out\r\n".repeat(3));
+    assert_eq!(tokenizer.decode(&held_out).replace("<|endoftext|>", ""), text);
+    assert_eq!(data.held_out_bytes, text.len() as u64);
+    // The tokenizer has seen the training parts only.
+    assert_eq!(tokenizer.to_bytes(), Tokenizer::train(&[a, b], 300).unwrap().to_bytes());
+}
+
+#[test]
+fn nothing_held_out_leaves_no_held_out_files() {
+    let (dir, mut spec) = run();
+    prepare(dir.path(), &spec).unwrap();
+    set_held_out(&mut spec, 0.0);
+    let data = prepare(dir.path(), &spec).unwrap();
+    assert_eq!((data.held_out, data.held_out_bytes), (None, 0));
+    assert!(!dir.path().join(HELD_OUT_TEXT).exists() && !dir.path().join(HELD_OUT).exists());
+}
+
+#[test]
+fn what_is_prepared_is_found_until_something_changes() {
+    let (dir, mut spec) = run();
+    let at = |name: &str| dir.path().join(name);
+    let written = || fs::metadata(at(PREPARED)).unwrap().modified().unwrap();
+    let data = prepare(dir.path(), &spec).unwrap();
+    let first = written();
+    assert_eq!(prepare(dir.path(), &spec).unwrap(), data);
+    assert_eq!(written(), first, "it was made again");
+
+    // A damaged file of any kind is made again, with the same contents.
+    for name in [TOKENIZER, TRAIN, HELD_OUT, HELD_OUT_TEXT, PREPARED] {
+        let good = fs::read(at(name)).unwrap();
+        fs::write(at(name), &good[1..]).unwrap();
+        assert_eq!(prepare(dir.path(), &spec).unwrap(), data, "{name}");
+        assert_eq!(fs::read(at(name)).unwrap(), good, "{name}");
+        fs::remove_file(at(name)).unwrap();
+        assert_eq!(prepare(dir.path(), &spec).unwrap(), data, "{name}");
+    }
+    // A text that lies elsewhere is the same text; one that has changed is not.
+    let DataSpec::Text { files, .. } = &mut spec.data else { unreachable!() };
+    fs::rename(at("a.txt"), at("c.txt")).unwrap();
+    files[0] = at("c.txt").to_str().unwrap().to_owned();
+    let before = written();
+    assert_eq!(prepare(dir.path(), &spec).unwrap(), data);
+    assert_eq!(written(), before);
+    fs::write(at("c.txt"), "another text\n".repeat(40)).unwrap();
+    let changed = prepare(dir.path(), &spec).unwrap();
+    assert_ne!(changed.train.digest, data.train.digest);
+    spec.model.vocab = 258;
+    assert_ne!(prepare(dir.path(), &spec).unwrap().train.digest, changed.train.digest);
+}
+
+#[test]
+fn synthetic_tokens_are_uniform_and_of_the_seed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = fixture::spec(DataSpec::Synthetic { tokens: 30_000 });
+    let data = prepare(dir.path(), &spec).unwrap();
+    assert_eq!((data.tokenizer_digest.clone(), data.held_out.clone()), (None, None));
+    let ids = tokens(dir.path(), &data.train);
+    assert_eq!(ids.len(), 30_000);
+    let mut seen = [0u32; 300];
+    ids.iter().for_each(|&id| seen[id as usize] += 1);
+    assert!(seen.iter().all(|n| (50..160).contains(n)), "{seen:?}");
+    assert_eq!(prepare(dir.path(), &spec).unwrap(), data);
+    spec.train.seed += 1;
+    assert_ne!(prepare(dir.path(), &spec).unwrap().train.digest, data.train.digest);
+}
+
+#[test]
+fn bad_data_is_refused_by_name() {
+    let (dir, spec) = run();
+    let file = |name: &str, bytes: &[u8]| {
+        fs::write(dir.path().join(name), bytes).unwrap();
+        dir.path().join(name).to_str().unwrap().to_owned()
+    };
+    let text = |files: Vec<String>, held_out| DataSpec::Text { files, held_out };
+    let rows = [
+        (text(vec![file("bad", b"good \xff")], 0.0), "bad is no UTF-8 text: the byte at 5"),
+        (text(vec![file("none", b"")], 0.0), "none is empty"),
+        (text(vec![], 0.0), "no file is named"),
+        (text(vec!["/nowhere/at/all".into()], 0.0), "/nowhere/at/all cannot be read"),
+        (text(vec![file("short", b"abcdefgh")], 0.0), "makes 8 tokens, and one sample takes 17"),
+        (text(vec![file("tail", b"abcdefghijklmnopqrst")], 0.06), "held-out text makes 1 tokens"),
+        (DataSpec::Synthetic { tokens: 16 }, "makes 16 tokens, and one sample takes 17"),
+    ];
+    for (data, expected) in rows {
+        // Twice: what was found prepared is checked like what was made.
+        for _ in 0..2 {
+            let error = prepare(dir.path(), &JobSpec { data: data.clone(), ..spec.clone() }).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+    let mut small = spec;
+    small.model.vocab = 256;
+    assert!(prepare(dir.path(), &small).unwrap_err().to_string().contains("at least 257"));
+}
+
+#[test]
+fn a_part_is_cut_off_at_a_line_where_one_is_near() {
+    let rows = [
+        ("aaaa\nbbbb\ncccc\n", 0.4, "cccc\n"),
+        ("aaaa\nbbbb\ncccc\n", 0.34, "cccc\n"),
+        ("aaaabbbbccccdddd", 0.25, "dddd"),
+        ("aaaaaaaaaaaaaaa\n", 0.25, "aaa\n"),
+        ("äöüäöü", 0.25, "ü"),
+        ("aaaa\nbbbb\n", 0.0, ""),
+    ];
+    for (text, share, expected) in rows {
+        assert_eq!(&text[held_out_start(text, share)..], expected, "{text:?} {share}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn about_the_share_is_held_out(text in "[a\u{e4}\u{1F6A3}\n]{0,80}", share in 0.0f64..0.5) {
+        let held_out = text.len() - held_out_start(&text, share);
+        let wanted = (text.len() as f64 * share) as usize;
+        prop_assert!(held_out <= wanted && held_out + 4 >= wanted / 2, "{} of {}", held_out, wanted);
+    }
+}

@@ -1,0 +1,138 @@
+//! This rank's connection to all others.
+
+use coxswain_native::TorchError;
+use coxswain_native::net::{Group, Network, Store, Transfer};
+use tch::{Device, Kind, Tensor};
+
+/// What traffic is for. Messages of one purpose between two ranks arrive in order; those of
+/// different purposes never meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Axis {
+    /// Activations and their gradients between stages.
+    Pipeline,
+    /// Partial sums between tensor shards.
+    Tensor,
+    /// Copies of one slice inside a tensor group.
+    Replicas,
+    /// The closing exchange.
+    World,
+    /// Gradients of one bucket between data ranks: parts to the owner of a slice, and sums back.
+    Data {
+        /// The bucket.
+        bucket: u32,
+        /// Whether these are sums on their way back.
+        gather: bool,
+    },
+}
+
+impl Axis {
+    fn tag(self) -> u32 {
+        match self {
+            Axis::Pipeline => 1,
+            Axis::Tensor => 2,
+            Axis::Replicas => 3,
+            Axis::World => 4,
+            Axis::Data { bucket, gather } => 16 + 2 * bucket + u32::from(gather),
+        }
+    }
+}
+
+/// This rank's connection to the others of its generation.
+#[derive(Clone, Debug)]
+pub struct Links {
+    network: Option<Network>,
+    rank: u32,
+    world: u32,
+}
+
+impl Links {
+    /// Joins the generation as `rank` of `world`, bound to the local `address`.
+    ///
+    /// Fails when the ranks have not found each other after `forming_ms`; later operations fail
+    /// after `operation_ms`.
+    pub fn join(
+        store: impl Store,
+        rank: u32,
+        world: u32,
+        address: &str,
+        forming_ms: u64,
+        operation_ms: u64,
+    ) -> Result<Links, TorchError> {
+        let network = Network::join(store, rank, world, address, forming_ms, operation_ms)?;
+        Ok(Links { network: Some(network), rank, world })
+    }
+
+    /// A rank that has no others.
+    pub fn alone() -> Links {
+        Links { network: None, rank: 0, world: 1 }
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    /// Makes every wait end with an error, now and later. From any thread.
+    pub fn abort(&self) {
+        if let Some(network) = &self.network {
+            network.abort();
+        }
+    }
+
+    /// The group of `ranks`, of which this rank is one, for reductions of one purpose.
+    pub fn group(&self, ranks: &[u32], axis: Axis) -> Result<Group, TorchError> {
+        let index = ranks
+            .iter()
+            .position(|&rank| rank == self.rank)
+            .ok_or_else(|| TorchError(format!("rank {} is not in its own group {ranks:?}", self.rank)))?;
+        Group::new(self.network.as_ref(), ranks, index, axis.tag())
+    }
+
+    /// Starts sending a contiguous tensor.
+    pub fn send(&self, x: &Tensor, to: u32, axis: Axis) -> Result<Transfer, TorchError> {
+        self.network()?.send(x, to, axis.tag())
+    }
+
+    /// Starts receiving into a contiguous tensor.
+    pub fn recv(&self, x: &Tensor, from: u32, axis: Axis) -> Result<Transfer, TorchError> {
+        self.network()?.recv(x, from, axis.tag())
+    }
+
+    /// One small exchange over all ranks: each brings `own`, a list whose length all know; the lead
+    /// rank merges the lists in rank order, and all get what it made of them (`result_len` values).
+    ///
+    /// The star costs two small messages a rank. Every rank acts on the same bytes, so no two can
+    /// come to different decisions.
+    pub fn close(
+        &self,
+        own: &[f64],
+        result_len: usize,
+        merge: impl FnOnce(Vec<Vec<f64>>) -> Vec<f64>,
+    ) -> Result<Vec<f64>, TorchError> {
+        let buffer = |len: usize| Tensor::zeros([len as i64], (Kind::Double, Device::Cpu));
+        if self.rank != 0 {
+            self.send(&Tensor::from_slice(own), 0, Axis::World)?.wait()?;
+            let result = buffer(result_len);
+            self.recv(&result, 0, Axis::World)?.wait()?;
+            return Ok(Vec::try_from(&result)?);
+        }
+        let parts: Vec<_> = (1..self.world).map(|rank| (rank, buffer(own.len()))).collect();
+        let receives: Vec<_> =
+            parts.iter().map(|(rank, part)| self.recv(part, *rank, Axis::World)).collect::<Result<_, _>>()?;
+        receives.into_iter().try_for_each(Transfer::wait)?;
+        let mut lists = vec![own.to_vec()];
+        for (_, part) in &parts {
+            lists.push(Vec::try_from(part)?);
+        }
+        let result = merge(lists);
+        let message = Tensor::from_slice(&result);
+        let sends: Vec<_> =
+            (1..self.world).map(|rank| self.send(&message, rank, Axis::World)).collect::<Result<_, _>>()?;
+        sends.into_iter().try_for_each(Transfer::wait)?;
+        Ok(result)
+    }
+
+    fn network(&self) -> Result<&Network, TorchError> {
+        self.network.as_ref().ok_or_else(|| TorchError("a rank alone has nobody to exchange with".to_owned()))
+    }
+}

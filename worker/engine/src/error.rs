@@ -1,0 +1,95 @@
+//! Why a rank cannot go on.
+
+use std::path::PathBuf;
+
+use coxswain_native::TorchError;
+
+/// Why a rank cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// libtorch or the network refused an operation.
+    #[error("{doing}: {source}")]
+    Torch {
+        /// What was being done.
+        doing: String,
+        /// What libtorch said.
+        source: TorchError,
+    },
+    /// The assignment's rows and the model do not fit together.
+    #[error("the assignment's parameters do not fit its layers: {0}")]
+    Table(String),
+    /// The assignment's actions cannot be carried out in this order.
+    #[error("action {action}: {reason}")]
+    Action {
+        /// The action.
+        action: String,
+        /// Why it cannot be done.
+        reason: String,
+    },
+    /// The tokens are not those of the job.
+    #[error(transparent)]
+    Tokens(#[from] coxswain_files::TokensError),
+    /// A checkpoint could not be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] coxswain_files::CheckpointError),
+    /// The tokenizer is missing or broken.
+    #[error(transparent)]
+    Tokenizer(#[from] coxswain_files::TokenizerError),
+    /// A file of the run's folder could not be used.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The run's folder is not the same folder on all ranks.
+    #[error(
+        "the run's folder {0} is not shared: rank 0 wrote a file there that this rank cannot read; \
+         every worker must see the same folder under this path"
+    )]
+    NotShared(PathBuf),
+    /// The checkpoint was made under other conditions, which change the bits.
+    #[error("the checkpoint was made under other conditions: {}", .0.join("; "))]
+    Fingerprint(Vec<String>),
+    /// Loss or gradients became infinite or NaN; the weights still have their last good values.
+    #[error(
+        "step {step}: the gradient norm is {norm} and the loss {loss}; no weight was changed. Lower \
+         train.learning_rate, or continue from the last checkpoint with other data"
+    )]
+    NotFinite {
+        /// The step that was not taken.
+        step: u64,
+        /// The global gradient norm.
+        norm: f64,
+        /// The mean loss.
+        loss: f64,
+    },
+    /// Something else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Says what was being done when libtorch failed.
+pub(crate) trait Doing<T> {
+    /// Attaches the deed to the error.
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, EngineError>;
+}
+
+impl<T> Doing<T> for Result<T, TorchError> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, EngineError> {
+        self.map_err(|source| EngineError::Torch { doing: what(), source })
+    }
+}
+
+impl From<TorchError> for EngineError {
+    fn from(source: TorchError) -> EngineError {
+        EngineError::Torch { doing: "an operation on tensors".to_owned(), source }
+    }
+}
+
+impl From<tch::TchError> for EngineError {
+    fn from(error: tch::TchError) -> EngineError {
+        TorchError::from(error).into()
+    }
+}

@@ -1,0 +1,264 @@
+//! The canonical sum of gradients, over the micro-batches of this rank and over data ranks.
+//!
+//! Within a run of micro-batches a bucket accumulates into one buffer; finished runs combine into
+//! tree nodes as soon as both halves are there, so at most log2(R) + 1 buffers live. When a
+//! bucket's last micro-batch is done, its nodes set out to the owners of their slices, while
+//! earlier layers still compute; owners combine in the tree's order and send the sums back.
+
+use std::ops::Range;
+
+use coxswain_comm::{Axis, Group, Links, Transfer};
+use coxswain_types::assignment::Assignment;
+use coxswain_types::tree::{self, Node};
+use tch::Tensor;
+
+use crate::EngineError;
+use crate::error::Doing;
+use crate::model::{Bucket, Parameters, ROW_ALIGN, buffer};
+
+/// Gradients of all buckets, and the order in which they are added.
+#[derive(Debug)]
+pub struct Reduction {
+    links: Links,
+    runs: Vec<Range<u32>>,
+    owned: Range<u32>,
+    nodes: Vec<Vec<Node>>,
+    peers: Vec<u32>,
+    index: usize,
+    buckets: Vec<Gradients>,
+    replicas: Vec<(usize, usize, Group)>,
+}
+
+/// Gradients of one bucket.
+#[derive(Debug, Default)]
+struct Gradients {
+    current: Option<Tensor>,
+    nodes: Vec<(Node, Tensor)>,
+    spare: Vec<Tensor>,
+    parts: Vec<(usize, Node, Tensor)>,
+    receives: Vec<Transfer>,
+    sends: Vec<Transfer>,
+}
+
+impl Reduction {
+    /// No gradients yet.
+    pub fn new(
+        assignment: &Assignment,
+        parameters: &Parameters,
+        links: &Links,
+    ) -> Result<Reduction, EngineError> {
+        let mut replicas = Vec::new();
+        for (at, bucket) in parameters.buckets().iter().enumerate() {
+            for (place, param) in bucket.params.iter().enumerate() {
+                if param.row.replicas.len() > 1 {
+                    replicas.push((at, place, links.group(&param.row.replicas, Axis::Replicas)?));
+                }
+            }
+        }
+        Ok(Reduction {
+            links: links.clone(),
+            runs: assignment.runs.clone(),
+            owned: assignment.owned_runs.clone(),
+            nodes: assignment.data_nodes.clone(),
+            peers: assignment.data_group.clone(),
+            index: assignment.data_index as usize,
+            buckets: parameters.buckets().iter().map(|_| Gradients::default()).collect(),
+            replicas,
+        })
+    }
+
+    /// Directs the bucket's slots to where the micro-batch accumulates.
+    pub fn begin(&mut self, at: usize, bucket: &Bucket, micro_batch: u32) -> Result<(), EngineError> {
+        let starts = self.run_of(micro_batch)?.1.start == micro_batch;
+        let gradients = &mut self.buckets[at];
+        if starts {
+            let buffer = gradients.spare.pop().unwrap_or_else(|| bucket.buffer());
+            for param in &bucket.params {
+                param.slot.set(&param.view_of(&buffer)?);
+            }
+            gradients.current = Some(buffer);
+        }
+        Ok(())
+    }
+
+    /// The micro-batch's gradients of the bucket are in. After the last one they set out.
+    pub fn end(&mut self, at: usize, bucket: &Bucket, micro_batch: u32) -> Result<(), EngineError> {
+        let (run, range) = self.run_of(micro_batch)?;
+        if range.end != micro_batch + 1 {
+            return Ok(());
+        }
+        let root = Node::root(self.runs.len() as u32);
+        let gradients = &mut self.buckets[at];
+        let buffer = gradients
+            .current
+            .take()
+            .ok_or_else(|| EngineError::Other(format!("micro-batch {micro_batch} ends before it began")))?;
+        gradients.push(root, Node::leaf(run), buffer)?;
+        if run + 1 == self.owned.end {
+            self.send_parts(at, bucket)?;
+        }
+        Ok(())
+    }
+
+    fn run_of(&self, micro_batch: u32) -> Result<(u32, Range<u32>), EngineError> {
+        self.owned
+            .clone()
+            .map(|run| (run, self.runs[run as usize].clone()))
+            .find(|(_, range)| range.contains(&micro_batch))
+            .ok_or_else(|| EngineError::Other(format!("micro-batch {micro_batch} is not this rank's")))
+    }
+
+    /// The slice of a bucket that each data rank owns.
+    fn slice(&self, bucket: &Bucket, owner: usize) -> (i64, i64) {
+        let blocks = (bucket.elements() / ROW_ALIGN) as u32;
+        let range = &tree::split(blocks, self.peers.len() as u32)[owner];
+        (i64::from(range.start) * ROW_ALIGN, i64::from(range.end - range.start) * ROW_ALIGN)
+    }
+
+    fn others(&self) -> impl Iterator<Item = (usize, u32)> + use<> {
+        let index = self.index;
+        self.peers.clone().into_iter().enumerate().filter(move |(peer, _)| *peer != index)
+    }
+
+    fn send_parts(&mut self, at: usize, bucket: &Bucket) -> Result<(), EngineError> {
+        let axis = Axis::Data { bucket: at as u32, gather: false };
+        let (_, own_len) = self.slice(bucket, self.index);
+        for (peer, rank) in self.others() {
+            for &node in self.nodes[peer].iter().filter(|_| own_len > 0) {
+                let part = buffer(&[own_len])?;
+                let receive = self.links.recv(&part, rank, axis)?;
+                self.buckets[at].receives.push(receive);
+                self.buckets[at].parts.push((peer, node, part));
+            }
+        }
+        for (peer, rank) in self.others() {
+            let (start, len) = self.slice(bucket, peer);
+            for place in 0..self.buckets[at].nodes.len() {
+                if len > 0 {
+                    let part = self.buckets[at].nodes[place].1.f_narrow(0, start, len)?;
+                    let send = self.links.send(&part, rank, axis)?;
+                    self.buckets[at].sends.push(send);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the sums over all data ranks; then [`Reduction::totals`] has them.
+    pub fn finish(&mut self, buckets: &[Bucket]) -> Result<(), EngineError> {
+        for (at, bucket) in buckets.iter().enumerate() {
+            self.combine(at, bucket)?;
+            self.send_sums(at, bucket)?;
+        }
+        for gradients in &mut self.buckets {
+            let transfers = gradients.receives.drain(..).chain(gradients.sends.drain(..));
+            for transfer in transfers {
+                transfer.wait().doing(|| "gathering gradients over data ranks".to_owned())?;
+            }
+        }
+        for (at, place, group) in &self.replicas {
+            let grad = buckets[*at].params[*place].view_of(self.buckets[*at].total()?)?;
+            let mut grad = grad;
+            grad.f_copy_(&group.reduce(&grad, coxswain_comm::Op::Sum)?)?;
+        }
+        Ok(())
+    }
+
+    /// Combines this rank's slice of a bucket in the order of the tree.
+    fn combine(&mut self, at: usize, bucket: &Bucket) -> Result<(), EngineError> {
+        let (start, len) = self.slice(bucket, self.index);
+        let root = Node::root(self.runs.len() as u32);
+        let gradients = &mut self.buckets[at];
+        for transfer in gradients.receives.drain(..) {
+            transfer.wait().doing(|| "receiving parts of gradients from data ranks".to_owned())?;
+        }
+        let mut failed = None;
+        let sum = tree::reduce(
+            root,
+            &mut |node| {
+                let own = gradients.nodes.iter().find(|(n, _)| *n == node);
+                let own = own.map(|(_, buffer)| buffer.narrow(0, start, len));
+                own.or_else(|| {
+                    let part = gradients.parts.iter().find(|(_, n, _)| *n == node);
+                    part.map(|(_, _, part)| part.shallow_clone())
+                })
+            },
+            &mut |left: Tensor, right| {
+                left.f_add(&right).unwrap_or_else(|error| {
+                    failed = Some(error);
+                    left
+                })
+            },
+        )
+        .map_err(|missing| EngineError::Other(format!("no gradient covers run {}", missing.first)))?;
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        // The parts have left before their buffer takes the sums.
+        for transfer in gradients.sends.drain(..) {
+            transfer.wait().doing(|| "sending parts of gradients to data ranks".to_owned())?;
+        }
+        gradients.parts.clear();
+        while gradients.nodes.len() > 1 {
+            gradients.spare.extend(gradients.nodes.pop().map(|(_, buffer)| buffer));
+        }
+        let mut own = gradients.total()?.f_narrow(0, start, len)?;
+        if own.data_ptr() != sum.data_ptr() {
+            own.f_copy_(&sum)?;
+        }
+        Ok(())
+    }
+
+    fn send_sums(&mut self, at: usize, bucket: &Bucket) -> Result<(), EngineError> {
+        let axis = Axis::Data { bucket: at as u32, gather: true };
+        let (start, len) = self.slice(bucket, self.index);
+        for (peer, rank) in self.others() {
+            let total = self.buckets[at].total()?.shallow_clone();
+            let (peer_start, peer_len) = self.slice(bucket, peer);
+            if peer_len > 0 {
+                let receive = self.links.recv(&total.f_narrow(0, peer_start, peer_len)?, rank, axis)?;
+                self.buckets[at].receives.push(receive);
+            }
+            if len > 0 {
+                let send = self.links.send(&total.f_narrow(0, start, len)?, rank, axis)?;
+                self.buckets[at].sends.push(send);
+            }
+        }
+        Ok(())
+    }
+
+    /// The sum over the whole step of a bucket's gradients, after [`Reduction::finish`].
+    pub fn total(&self, at: usize) -> Result<&Tensor, EngineError> {
+        self.buckets[at].total()
+    }
+
+    /// Gives the buffers back for the next step.
+    pub fn clear(&mut self) {
+        for gradients in &mut self.buckets {
+            gradients.spare.extend(gradients.nodes.drain(..).map(|(_, buffer)| buffer));
+        }
+    }
+}
+
+impl Gradients {
+    /// Adds a finished node and combines siblings.
+    fn push(&mut self, root: Node, node: Node, buffer: Tensor) -> Result<(), EngineError> {
+        let (mut node, mut buffer) = (node, buffer);
+        while let Some((left, _)) = self.nodes.last() {
+            let Some(parent) = root.parent_of(node).filter(|p| p.children() == Some((*left, node))) else {
+                break;
+            };
+            let Some((_, mut sum)) = self.nodes.pop() else { break };
+            drop(sum.f_add_(&buffer)?);
+            self.spare.push(buffer);
+            (node, buffer) = (parent, sum);
+        }
+        self.nodes.push((node, buffer));
+        Ok(())
+    }
+
+    fn total(&self) -> Result<&Tensor, EngineError> {
+        let first = self.nodes.first().map(|(_, buffer)| buffer);
+        first.ok_or_else(|| EngineError::Other("a bucket has no gradients".to_owned()))
+    }
+}

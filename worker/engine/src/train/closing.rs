@@ -1,0 +1,122 @@
+//! The closing exchange of a step, as pure data: what each rank brings, and what all make of it.
+//!
+//! Every slot has one contributor, so merging is exact; all ranks then compute from the same list,
+//! in its order, and come to the same decision.
+
+use coxswain_comm::Links;
+
+use crate::EngineError;
+use crate::error::Doing;
+use crate::parallel::MicroLoss;
+
+/// What a rank brings: its vote that its gradients are reduced, and its parts of the sums.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Vote {
+    /// The newest Desired revision that it has seen.
+    pub revision: u64,
+    /// Squared norms of the slices that it contributes, by slot.
+    pub norms: Vec<(u32, f64)>,
+    /// Losses of the micro-batches whose loss it computed and contributes.
+    pub losses: Vec<MicroLoss>,
+}
+
+/// What all ranks agree on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Closing {
+    /// The least revision that any rank has seen; it rules from the next step on.
+    pub revision: u64,
+    /// The norm of the summed gradient.
+    pub norm: f64,
+    /// The summed loss.
+    pub loss: f64,
+    /// Tokens that counted.
+    pub tokens: u64,
+}
+
+/// Exchanges votes over all ranks. `norm_slots` and `micro_batches` are the same on all of them.
+pub(super) fn close(
+    links: &Links,
+    vote: &Vote,
+    norm_slots: u32,
+    micro_batches: u32,
+) -> Result<Closing, EngineError> {
+    let own = vote.encode(norm_slots, micro_batches);
+    let merged = links
+        .close(&own, own.len(), |lists| merge(&lists))
+        .doing(|| "closing the step with all ranks".to_owned())?;
+    Ok(Closing::decode(&merged, norm_slots, micro_batches))
+}
+
+impl Vote {
+    fn encode(&self, norm_slots: u32, micro_batches: u32) -> Vec<f64> {
+        let (norms, losses) = (norm_slots as usize, micro_batches as usize);
+        let mut list = vec![0.0; 1 + norms + 2 * losses];
+        // Revisions count changes of a job's wishes: far below 2^53, where a double is exact.
+        list[0] = self.revision as f64;
+        for &(slot, value) in &self.norms {
+            list[1 + slot as usize] = value;
+        }
+        for loss in &self.losses {
+            let at = 1 + norms + loss.micro_batch as usize;
+            list[at] = loss.loss;
+            list[at + losses] = loss.tokens as f64;
+        }
+        list
+    }
+}
+
+/// The least revision; each other slot from its one contributor.
+fn merge(lists: &[Vec<f64>]) -> Vec<f64> {
+    let column = |at: usize| lists.iter().map(move |list| list[at]);
+    let slots = lists.first().map_or(0, Vec::len);
+    (0..slots)
+        .map(|at| if at == 0 { column(0).fold(f64::INFINITY, f64::min) } else { column(at).sum() })
+        .collect()
+}
+
+impl Closing {
+    fn decode(list: &[f64], norm_slots: u32, micro_batches: u32) -> Closing {
+        let (norms, rest) = list[1..].split_at(norm_slots as usize);
+        let (losses, tokens) = rest.split_at(micro_batches as usize);
+        Closing {
+            revision: list[0] as u64,
+            norm: norms.iter().sum::<f64>().sqrt(),
+            loss: losses.iter().sum(),
+            tokens: tokens.iter().sum::<f64>() as u64,
+        }
+    }
+
+    /// Mean loss per token.
+    pub fn mean_loss(&self) -> f64 {
+        self.loss / self.tokens as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_ranks_decide_from_one_list_in_its_own_order() {
+        let loss = |micro_batch, loss| MicroLoss { micro_batch, loss, tokens: 10 };
+        let votes = [
+            Vote { revision: 5, norms: vec![(0, 9.0)], losses: vec![] },
+            Vote { revision: 4, norms: vec![(2, 16.0)], losses: vec![loss(1, 2.5), loss(0, 1.5)] },
+            Vote { revision: 6, norms: vec![], losses: vec![loss(2, 4.0)] },
+        ];
+        let lists: Vec<_> = votes.iter().map(|vote| vote.encode(3, 3)).collect();
+        let closing = Closing::decode(&merge(&lists), 3, 3);
+        assert_eq!(closing, Closing { revision: 4, norm: 5.0, loss: 8.0, tokens: 30 });
+    }
+
+    #[test]
+    fn one_bad_gradient_or_loss_shows_everywhere() {
+        for bad in [f64::NAN, f64::INFINITY] {
+            let lists = [
+                Vote { norms: vec![(0, bad)], ..Vote::default() }.encode(1, 1),
+                Vote::default().encode(1, 1),
+            ];
+            assert!(!Closing::decode(&merge(&lists), 1, 1).norm.is_finite());
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! The Sync loop: says how this worker is, hears what is wanted, and makes it so.
+
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use coxswain_proto::limits::{HEARTBEAT_MS, MAX_REPORTS};
+use coxswain_proto::wire;
+use coxswain_proto::wire::cluster_client::ClusterClient;
+use coxswain_types::status::{Desired, Phase, Publish, Published, WorkerInfo, WorkerStatus};
+use coxswain_types::{Assignment, Generation, Step};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use crate::args::Work;
+use crate::machine;
+use crate::rank;
+use crate::state::Shared;
+use crate::store::Rendezvous;
+
+/// Statuses that may wait to be sent. The newest tells all, so a few are plenty.
+const OUTBOX: usize = 4;
+/// Between two tries to reach the coordinator at the start.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long an aborted engine may take to end. Past it the process ends without waiting: what the
+/// engine holds is memory only.
+const ENGINE_END: Duration = Duration::from_secs(5);
+
+/// Works for the coordinator until told to leave, asked to stop, or the coordinator goes away.
+pub(crate) fn run(work: &Work) -> Result<()> {
+    let info = machine::info(work.name.as_deref(), &work.device)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // The engine's thread has the cores; control traffic needs one thread and one for publishing.
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("starting the network runtime")?;
+    let result = runtime.block_on(work_for(work, info));
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result
+}
+
+async fn work_for(work: &Work, info: WorkerInfo) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let channel = tokio::select! {
+        channel = reach(work) => channel?,
+        _ = tokio::signal::ctrl_c() => return Ok(()),
+        _ = terminate.recv() => return Ok(()),
+    };
+    let mut client = coxswain_proto::cluster_client(channel);
+    let (outbox, messages) = mpsc::channel(OUTBOX);
+    let mut agent = Agent::new(info, work, client.clone())?;
+    outbox.send(agent.message()).await.ok();
+    let mut inbox = client
+        .sync(ReceiverStream::new(messages))
+        .await
+        .map_err(|status| anyhow!("the coordinator refused this worker: {}", status.message()))?
+        .into_inner();
+    tracing::info!(worker = %agent.info.id, coordinator = %work.coordinator, "connected");
+
+    let mut heartbeat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
+    loop {
+        let shared = agent.shared.clone();
+        tokio::select! {
+            message = inbox.message() => match message {
+                Ok(Some(desired)) => {
+                    let desired = Desired::try_from(desired).context("a message of the coordinator")?;
+                    if let Some(reason) = &desired.leave {
+                        tracing::info!("leaving: {reason}");
+                        return agent.stop().await;
+                    }
+                    agent.obey(desired).await?;
+                }
+                Ok(None) => return agent.abandon("it closed the connection").await,
+                Err(status) => return agent.abandon(status.message()).await,
+            },
+            () = shared.changed() => {}
+            _ = heartbeat.tick() => {}
+            _ = tokio::signal::ctrl_c() => return agent.leave(&outbox, "it was interrupted (SIGINT)").await,
+            _ = terminate.recv() => return agent.leave(&outbox, "it was asked to stop (SIGTERM)").await,
+        }
+        // A full outbox is fine: the next message has all that this one would have said.
+        outbox.try_send(agent.message()).ok();
+    }
+}
+
+/// Tries to connect for as long as the user's patience lasts: workers may start first.
+async fn reach(work: &Work) -> Result<Channel> {
+    let end = tokio::time::Instant::now() + Duration::from_secs(work.patience_s);
+    let mut told = false;
+    loop {
+        match coxswain_proto::connect(&work.coordinator).await {
+            Ok(channel) => return Ok(channel),
+            Err(error @ coxswain_proto::ConnectError::Address { .. }) => return Err(error.into()),
+            Err(error) if tokio::time::Instant::now() >= end => return Err(error.into()),
+            Err(error) => {
+                if !told {
+                    tracing::warn!("{error}; trying for {} s", work.patience_s);
+                    told = true;
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+struct Agent {
+    info: WorkerInfo,
+    client: ClusterClient<Channel>,
+    address: String,
+    generation: Generation,
+    shared: Shared,
+    assignment: Option<Assignment>,
+    engine: Option<JoinHandle<()>>,
+    publishing: Option<Step>,
+}
+
+impl Agent {
+    fn new(info: WorkerInfo, work: &Work, client: ClusterClient<Channel>) -> Result<Agent> {
+        let address = machine::address_towards(&work.coordinator)?.to_string();
+        let shared = Shared::new(idle(&info, Generation(0)));
+        let generation = Generation(0);
+        Ok(Agent {
+            info,
+            client,
+            address,
+            generation,
+            shared,
+            assignment: None,
+            engine: None,
+            publishing: None,
+        })
+    }
+
+    fn message(&self) -> wire::WorkerStatus {
+        let mut status = self.shared.lock().status.clone();
+        status.reports.truncate(MAX_REPORTS);
+        status.into()
+    }
+
+    /// Makes what is wanted so. Refusing an assignment is no error of the loop: it shows as a
+    /// failed phase.
+    async fn obey(&mut self, desired: Desired) -> Result<()> {
+        if desired.generation < self.generation {
+            tracing::debug!(generation = desired.generation.0, "a wish of an older generation is ignored");
+            return Ok(());
+        }
+        let held = self.shared.lock().status.assignment_digest.clone();
+        if desired.assignment_digest != held {
+            match (&desired.assignment_digest, &desired.assignment) {
+                (None, _) => {
+                    self.stop_engine().await?;
+                    self.generation = desired.generation;
+                    self.assignment = None;
+                    self.shared = Shared::new(idle(&self.info, self.generation));
+                }
+                (Some(digest), Some(document)) => self.begin(&desired, digest, document).await?,
+                // The document comes with the answer to a status that does not name its digest.
+                (Some(_), None) => return Ok(()),
+            }
+        }
+        self.shared.wish(&desired);
+        if let Some(publish) = desired.publish {
+            self.publish(publish);
+        }
+        Ok(())
+    }
+
+    async fn begin(&mut self, desired: &Desired, digest: &str, document: &str) -> Result<()> {
+        self.stop_engine().await?;
+        self.generation = desired.generation;
+        let mut status = idle(&self.info, self.generation);
+        status.assignment_digest = Some(digest.to_owned());
+        status.phase = Phase::Preparing;
+        self.shared = Shared::new(status);
+        self.shared.wish(desired);
+        if let Err(error) = self.start(digest, document) {
+            let message = format!("{error:#}");
+            self.shared.update(|state| state.status.phase = Phase::Failed { message });
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, digest: &str, document: &str) -> Result<()> {
+        if blake3::hash(document.as_bytes()).to_hex().as_str() != digest {
+            bail!("the assignment does not have the digest it came with");
+        }
+        let assignment: Assignment = serde_json::from_str(document).context("reading the assignment")?;
+        let store = Rendezvous {
+            runtime: tokio::runtime::Handle::current(),
+            client: self.client.clone(),
+            job: assignment.job.clone(),
+            generation: assignment.generation,
+            patience_ms: assignment.forming_ms,
+        };
+        self.assignment = Some(assignment.clone());
+        self.publishing = None;
+        let (address, runtime) = (self.address.clone(), self.info.runtime.clone());
+        self.engine = Some(rank::spawn(assignment, store, address, runtime, self.shared.clone())?);
+        Ok(())
+    }
+
+    /// Publishes a manifest, once for each time it is wanted and not yet done.
+    fn publish(&mut self, publish: Publish) {
+        let Some(assignment) = self.assignment.clone() else { return };
+        let done = self.shared.lock().status.published.as_ref().map(|published| published.step);
+        if done >= Some(publish.step) || self.publishing == Some(publish.step) {
+            return;
+        }
+        self.publishing = Some(publish.step);
+        let (shared, runtime) = (self.shared.clone(), self.info.runtime.clone());
+        tokio::task::spawn_blocking(move || {
+            let step = publish.step;
+            match publish_now(&assignment, &runtime, publish) {
+                Ok(digest) => {
+                    shared.update(|state| state.status.published = Some(Published { step, digest }))
+                }
+                Err(error) => shared.update(|state| {
+                    let message = format!("publishing the checkpoint of step {step}: {error:#}");
+                    tracing::error!("{message}");
+                    state.status.phase = Phase::Failed { message };
+                }),
+            }
+        });
+    }
+
+    /// Ends the engine, if one runs.
+    async fn stop_engine(&mut self) -> Result<()> {
+        let Some(engine) = self.engine.take() else { return Ok(()) };
+        let end = tokio::time::Instant::now() + ENGINE_END;
+        while !engine.is_finished() {
+            // The network may come about after the first try; aborting again costs nothing.
+            let links = self.shared.lock().links.clone();
+            if let Some(links) = links {
+                links.abort();
+            }
+            if tokio::time::Instant::now() > end {
+                bail!("the engine did not end within {} s", ENGINE_END.as_secs());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        engine.join().map_err(|_| anyhow!("the engine's thread panicked"))
+    }
+
+    /// Told to leave.
+    async fn stop(mut self) -> Result<()> {
+        self.stop_engine().await
+    }
+
+    /// The coordinator is gone: the run ends here too.
+    async fn abandon(mut self, why: &str) -> Result<()> {
+        let stopped = self.stop_engine().await;
+        let busy = if self.assignment.is_some() { "; its run ends here" } else { "" };
+        let lost = anyhow!("lost the coordinator: {why}{busy}");
+        stopped.and(Err(lost))
+    }
+
+    /// Asked to stop: says so, that the coordinator can name the reason.
+    async fn leave(mut self, outbox: &mpsc::Sender<wire::WorkerStatus>, why: &str) -> Result<()> {
+        tracing::info!("leaving: {why}");
+        if self.assignment.is_some() {
+            self.shared.lock().status.phase = Phase::Failed { message: why.to_owned() };
+            outbox.send(self.message()).await.ok();
+            // The stream is flushed by its own task; closing it at once would cut the message off.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        self.stop_engine().await
+    }
+}
+
+fn publish_now(assignment: &Assignment, runtime: &str, publish: Publish) -> Result<String> {
+    let directory = PathBuf::from(&assignment.directory);
+    let folder = coxswain_files::folders::step_folder(&directory, publish.step.0);
+    let header = coxswain_engine::checkpoint::header(assignment, runtime, publish.step);
+    let digest = coxswain_files::publish(&folder, &publish.files, header)?;
+    // The older ones go when the newer one can be read, never before.
+    coxswain_files::prune(&directory, assignment.spec.checkpoint.keep)?;
+    tracing::info!(step = publish.step.0, folder = %folder.display(), "checkpoint published");
+    Ok(digest)
+}
+
+fn idle(info: &WorkerInfo, generation: Generation) -> WorkerStatus {
+    WorkerStatus {
+        info: info.clone(),
+        generation,
+        assignment_digest: None,
+        phase: Phase::Idle,
+        step: Step(0),
+        reports: Vec::new(),
+        saved: None,
+        published: None,
+        peak_tensor_bytes: 0,
+    }
+}

@@ -1,0 +1,104 @@
+//! What a worker is told when it starts.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+/// A worker of a Coxswain cluster: one process, one device.
+///
+/// It connects to the coordinator, does what it is assigned, and ends when the coordinator goes
+/// away. Exit codes: 0 told to leave or asked to stop, 1 failed, 2 bad arguments.
+#[derive(Debug, Parser)]
+#[command(
+    name = "coxswain-worker",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  coxswain-worker --coordinator http://10.0.0.1:7070\n  \
+                  coxswain-worker generate --checkpoint out/demo --prompt 'Once upon a time'"
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) work: Work,
+    #[command(flatten)]
+    pub(crate) log: Log,
+}
+
+/// How to work for a coordinator.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Work {
+    /// The coordinator, as http://HOST:PORT
+    #[arg(long, env = "COXSWAIN_COORDINATOR", default_value = "http://127.0.0.1:7070")]
+    pub(crate) coordinator: String,
+    /// The device to compute on: cpu (cuda:N needs a build for CUDA)
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+    /// This worker's name, unique in the cluster; default HOST-PID
+    #[arg(long, env = "COXSWAIN_WORKER_NAME")]
+    pub(crate) name: Option<String>,
+    /// How long to try to reach the coordinator at the start, in seconds
+    #[arg(long, default_value_t = 60)]
+    pub(crate) patience_s: u64,
+}
+
+/// What a worker does beside working.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write text from a checkpoint
+    Generate(Generate),
+}
+
+/// What to write.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Generate {
+    /// A run's folder (its newest checkpoint) or one checkpoint's folder
+    #[arg(long)]
+    pub(crate) checkpoint: PathBuf,
+    /// The text to continue
+    #[arg(long, default_value = "")]
+    pub(crate) prompt: String,
+    /// How many tokens to write at most
+    #[arg(long, default_value_t = 100)]
+    pub(crate) tokens: u32,
+    /// Divides the logits; 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.8)]
+    pub(crate) temperature: f64,
+    /// Draw from this many of the likeliest tokens; 0 for all
+    #[arg(long, default_value_t = 40)]
+    pub(crate) top_k: u32,
+    /// The same seed writes the same text
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+}
+
+/// How to log.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Log {
+    /// Form of the log lines on stderr
+    #[arg(long, global = true, value_enum, default_value = "text", env = "COXSWAIN_LOG_FORMAT")]
+    pub(crate) log_format: LogFormat,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines, one object a line.
+    Json,
+}
+
+impl Log {
+    /// Starts logging to stderr; `RUST_LOG` filters, `info` by default.
+    pub(crate) fn install(&self) {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        match self.log_format {
+            LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
+            LogFormat::Json => builder.json().init(),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What this machine is.
+
+use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::UNIX_EPOCH;
+
+use anyhow::{Context, Result, bail};
+use coxswain_types::WorkerId;
+use coxswain_types::status::WorkerInfo;
+
+const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
+
+/// Starts this program anew with OpenMP's threads waiting passively, if nobody has said how they
+/// should wait.
+pub(crate) fn wait_passively() -> Result<()> {
+    if std::env::var_os(WAIT_POLICY).is_some() {
+        return Ok(());
+    }
+    let program = std::env::current_exe().context("finding this program's own file")?;
+    let error = Command::new(program).args(std::env::args_os().skip(1)).env(WAIT_POLICY, "PASSIVE").exec();
+    Err(error).context("starting anew with OMP_WAIT_POLICY=PASSIVE")
+}
+
+/// Says who this worker is.
+pub(crate) fn info(name: Option<&str>, device: &str) -> Result<WorkerInfo> {
+    if device != "cpu" {
+        bail!("--device {device}: this build computes on the cpu only");
+    }
+    let host = host();
+    let pid = std::process::id();
+    Ok(WorkerInfo {
+        id: WorkerId(name.map_or_else(|| format!("{host}-{pid}"), str::to_owned)),
+        incarnation: UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64),
+        host,
+        pid,
+        cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
+        device: device.to_owned(),
+        runtime: coxswain_native::memory::runtime(),
+    })
+}
+
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "localhost".to_owned() } else { name.trim().to_owned() }
+}
+
+/// The local address from which the coordinator is reached, and at which peers on its network can
+/// reach this worker. No packet is sent.
+pub(crate) fn address_towards(coordinator: &str) -> Result<IpAddr> {
+    let place = coordinator.split_once("://").map_or(coordinator, |(_, place)| place);
+    let place = place.split('/').next().unwrap_or(place);
+    let target = place
+        .to_socket_addrs()
+        .with_context(|| format!("resolving the coordinator's address {place}"))?
+        .next()
+        .with_context(|| format!("the coordinator's address {place} resolves to nothing"))?;
+    let any: IpAddr = if target.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
+    let socket = UdpSocket::bind((any, 0)).context("opening a socket")?;
+    socket.connect(target).with_context(|| format!("finding the way to {target}"))?;
+    Ok(socket.local_addr().context("reading the local address")?.ip())
+}
+
+/// The most memory that this process had resident, in bytes.
+pub(crate) fn peak_rss_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_is_on_the_coordinators_side() {
+        assert!(address_towards("http://127.0.0.1:7070").unwrap().is_loopback());
+        assert!(address_towards("127.0.0.1:7070").unwrap().is_loopback());
+        assert!(address_towards("http://nowhere.invalid:1").is_err());
+    }
+
+    #[test]
+    fn another_device_is_refused_with_the_reason() {
+        assert!(info(None, "cuda:0").unwrap_err().to_string().contains("cpu only"));
+    }
+}

@@ -1,0 +1,70 @@
+//! The thread that owns libtorch: builds an engine from an assignment and runs it to its end.
+
+use std::panic::AssertUnwindSafe;
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result};
+use coxswain_engine::Engine;
+use coxswain_types::Assignment;
+use coxswain_types::status::Phase;
+
+use crate::machine;
+use crate::state::Shared;
+use crate::store::Rendezvous;
+
+/// Starts an engine. Its phase shows in `shared`; to end it early, abort its links.
+pub(crate) fn spawn(
+    assignment: Assignment,
+    store: Rendezvous,
+    address: String,
+    runtime: String,
+    shared: Shared,
+) -> Result<JoinHandle<()>> {
+    let span = tracing::info_span!(
+        "rank",
+        job = %assignment.job,
+        generation = assignment.generation.0,
+        rank = assignment.rank.0,
+    );
+    let work = move || {
+        let _entered = span.enter();
+        // libtorch's operators panic in tch where memory runs out; that ends this rank with a
+        // message, not the process without one.
+        let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            tracing::info!(
+                stage = assignment.stage,
+                tensor = assignment.tensor_index,
+                data = assignment.data_index,
+                threads = assignment.threads,
+                "joining from {address}"
+            );
+            let mut engine = Engine::build(assignment, store, &address, &runtime, &shared)?;
+            engine.run(&shared)
+        }));
+        let phase = match result {
+            Ok(Ok(())) => Phase::Done,
+            Ok(Err(error)) => Phase::Failed { message: error.to_string() },
+            Err(panic) => Phase::Failed { message: panic_text(panic.as_ref()) },
+        };
+        match &phase {
+            Phase::Failed { message } => tracing::error!(step = shared.lock().status.step.0, "{message}"),
+            Phase::Idle | Phase::Preparing | Phase::Running | Phase::Done => tracing::info!(
+                peak_rss_bytes = machine::peak_rss_bytes(),
+                peak_tensor_bytes = coxswain_native::memory::peak_bytes(),
+                step = shared.lock().status.step.0,
+                "done"
+            ),
+        }
+        shared.update(|state| state.status.phase = phase);
+    };
+    std::thread::Builder::new().name("engine".to_owned()).spawn(work).context("starting the engine's thread")
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    format!("the engine panicked: {}", text.lines().next().unwrap_or_default())
+}

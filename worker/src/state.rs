@@ -1,0 +1,96 @@
+//! What the Sync loop and the engine's thread share: the status to send, and the wishes received.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use coxswain_comm::Links;
+use coxswain_engine::{Control, Event};
+use coxswain_types::Step;
+use coxswain_types::status::{Desired, Phase, WorkerStatus};
+use tokio::sync::Notify;
+
+/// Wishes that are remembered by revision. Ranks close each step together, so no rank is more than
+/// a step behind the newest that another has seen; this many cover a burst of changes in one step.
+const REVISIONS_MAX: usize = 64;
+
+/// Shared between the loop and one engine's thread; a new assignment gets a new one.
+#[derive(Clone)]
+pub(crate) struct Shared(Arc<Inner>);
+
+struct Inner {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+/// The state itself.
+pub(crate) struct State {
+    /// What is said of this worker.
+    pub(crate) status: WorkerStatus,
+    /// The engine's network, once it stands.
+    pub(crate) links: Option<Links>,
+    wishes: VecDeque<(u64, Step)>,
+}
+
+impl Shared {
+    pub(crate) fn new(status: WorkerStatus) -> Shared {
+        let state = State { status, links: None, wishes: VecDeque::new() };
+        Shared(Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }))
+    }
+
+    /// The state. A panic elsewhere cannot leave it half-changed: every change is one assignment.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the status and has it sent.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.0.changed.notify_one();
+    }
+
+    /// Waits until there is something new to send.
+    pub(crate) async fn changed(&self) {
+        self.0.changed.notified().await;
+    }
+
+    /// Remembers a wish, and forgets reports that have been recorded.
+    pub(crate) fn wish(&self, desired: &Desired) {
+        let mut state = self.lock();
+        state.status.reports.retain(|report| report.step > desired.acknowledged.0);
+        if state.wishes.back().is_none_or(|(revision, _)| *revision < desired.revision) {
+            state.wishes.push_back((desired.revision, desired.run_to));
+            if state.wishes.len() > REVISIONS_MAX {
+                state.wishes.pop_front();
+            }
+        }
+    }
+}
+
+impl Control for Shared {
+    fn revision(&self) -> u64 {
+        self.lock().wishes.back().map_or(0, |(revision, _)| *revision)
+    }
+
+    fn run_to(&self, revision: u64) -> Step {
+        let state = self.lock();
+        // Revisions may be skipped on the way here; the newest not past the agreed one tells.
+        let agreed = state.wishes.iter().rev().find(|(seen, _)| *seen <= revision);
+        agreed.or(state.wishes.front()).map_or(Step(u64::MAX), |(_, run_to)| *run_to)
+    }
+
+    fn tell(&self, event: Event) {
+        self.update(|state| match event {
+            Event::Linked(links) => state.links = Some(links),
+            Event::Ready(step) => {
+                state.status.phase = Phase::Running;
+                state.status.step = step;
+            }
+            Event::Stepped(step, report) => {
+                state.status.step = step;
+                state.status.reports.extend(report);
+                state.status.peak_tensor_bytes = coxswain_native::memory::peak_bytes();
+            }
+            Event::Saved(saved) => state.status.saved = Some(saved),
+        });
+    }
+}
