@@ -22,8 +22,6 @@ const BOTTOM: f64 = HEIGHT - 62.0;
 /// The most points of a line: about as many as the frame has pixels. More cannot be told apart.
 const MAX_POINTS: usize = 800;
 
-/// The share of steps at the beginning that may rise above the frame: the first losses are so much
-/// higher than the rest that they would flatten all of it.
 const TRAIN: &str = "#1f5fbf";
 const HELD_OUT: &str = "#d2571a";
 const INK: &str = "#24292f";

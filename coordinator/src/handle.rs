@@ -114,6 +114,8 @@ pub(crate) struct Watcher {
     news: broadcast::Receiver<News>,
     /// A state to tell before any news.
     next: Option<JobSummary>,
+    /// Whether news were missed, so that the state has to be asked for.
+    behind: bool,
     over: bool,
 }
 
@@ -124,6 +126,10 @@ impl Watcher {
             if self.over {
                 return None;
             }
+            if self.behind {
+                self.next = self.handle.get(&self.job).await.ok().flatten();
+                self.behind = false;
+            }
             if let Some(summary) = self.next.take() {
                 return Some(self.summary(summary));
             }
@@ -132,7 +138,7 @@ impl Watcher {
                 Ok(News { news: JobNews::Summary(summary), .. }) => return Some(self.summary(summary)),
                 Ok(News { news, .. }) => return Some(news),
                 // Too slow for all reports: go on with how the job is now.
-                Err(RecvError::Lagged(_)) => self.next = self.handle.get(&self.job).await.ok().flatten(),
+                Err(RecvError::Lagged(_)) => self.behind = true,
                 Err(RecvError::Closed) => return None,
             }
         }

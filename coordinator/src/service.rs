@@ -155,8 +155,8 @@ async fn listen_to(
         if handle.send(seen).await.is_err() {
             return;
         }
-        // The driver has let go of this stream once it has sent the worker away.
-        if desired.receiver_count() == 0 {
+        // Whoever was sent away has nothing more to say here.
+        if desired.receiver_count() == 0 || desired.borrow().leave.is_some() {
             break "its connection closed".to_owned();
         }
     };

@@ -1,1 +1,229 @@
-//! x
+//! The coordinator in this process, with its real network and workers that compute nothing.
+
+mod fake;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use coxswain_proto::wire::job_event::Event;
+use coxswain_proto::wire::jobs_client::JobsClient;
+use coxswain_proto::{connect, jobs_client, wire};
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::store::Store;
+use crate::{driver, metrics, service};
+use fake::{Faults, work};
+
+const JOB: &str = "
+name: tiny
+model: {layers: 2, dim: 32, heads: 4, kv_heads: 2, ffn: 64, vocab: 300}
+data: {synthetic: {tokens: 4096}}
+train: {steps: 5, sequence: 16, micro_batch: 1, micro_batches: 2, learning_rate: 1.0e-3}
+layout: {pipeline: 2}
+";
+
+/// A coordinator on a port of its own.
+struct Site {
+    url: String,
+    jobs: JobsClient<Channel>,
+    folder: tempfile::TempDir,
+    tasks: Vec<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Site {
+    async fn start() -> Site {
+        Site::start_in(tempfile::tempdir().unwrap()).await
+    }
+
+    async fn start_in(folder: tempfile::TempDir) -> Site {
+        let (handle, store, driver) = driver::start(&folder.path().join("coordinator")).unwrap();
+        let listener = service::listen("127.0.0.1:0", false).await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let store: Arc<Store> = store;
+        let served = tokio::spawn(service::serve(listener, handle, store, std::future::pending()));
+        let jobs = jobs_client(connect(&url).await.unwrap());
+        Site { url, jobs, folder, tasks: vec![driver, served] }
+    }
+
+    /// The coordinator goes away at once; its folder stays.
+    async fn kill(self) -> tempfile::TempDir {
+        for task in self.tasks {
+            task.abort();
+            let _ = task.await;
+        }
+        self.folder
+    }
+
+    fn run_folder(&self) -> std::path::PathBuf {
+        self.folder.path().join("run")
+    }
+
+    async fn submit(&mut self, job: &str, sets: &[&str]) -> Result<String, Status> {
+        let request = wire::SubmitRequest {
+            manifest: job.to_owned(),
+            origin: "job.yaml".to_owned(),
+            base: "/".to_owned(),
+            directory: self.run_folder().to_str().unwrap().to_owned(),
+            sets: sets.iter().map(|set| (*set).to_owned()).collect(),
+        };
+        Ok(self.jobs.submit(request).await?.into_inner().job)
+    }
+
+    fn worker(&self, name: &str, faults: Faults) -> JoinHandle<Result<String, String>> {
+        let (url, name) = (self.url.clone(), name.to_owned());
+        tokio::spawn(async move { work(&url, &name, faults).await })
+    }
+
+    /// Follows a job to its end: the steps that were reported and its last state.
+    async fn follow(&mut self, job: &str) -> (Vec<u64>, wire::JobSummary) {
+        let request = wire::WatchRequest { job: job.to_owned() };
+        let mut events = self.jobs.watch(request).await.unwrap().into_inner();
+        let (mut steps, mut last) = (vec![], wire::JobSummary::default());
+        while let Some(event) = events.message().await.unwrap() {
+            match event.event.unwrap() {
+                Event::Summary(summary) => last = summary,
+                Event::Report(report) => steps.push(report.step),
+                Event::Checkpoint(checkpoint) => assert_eq!(checkpoint.step, 5),
+            }
+        }
+        (steps, last)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_runs_from_submission_to_its_last_checkpoint() {
+    let mut site = Site::start().await;
+    let job = site.submit(JOB, &[]).await.unwrap();
+    assert_eq!(job, "tiny-1");
+    // Watched before it can start, so that nothing is missed.
+    let mut follower = Site { jobs: site.jobs.clone(), ..Site::start().await };
+    let followed = tokio::spawn(async move { follower.follow("tiny-1").await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let _workers = [site.worker("w0", Faults::default()), site.worker("w1", Faults::default())];
+    let (steps, last) = followed.await.unwrap();
+    assert_eq!(steps, [1, 2, 3, 4, 5]);
+    assert_eq!((last.state(), last.step, last.generation), (wire::JobState::Done, 5, 1), "{last:?}");
+    assert_eq!(last.checkpoint.map(|checkpoint| checkpoint.step), Some(5));
+    let noted: Vec<_> = metrics::read(&site.run_folder()).unwrap().iter().map(|line| line.step).collect();
+    assert_eq!(noted, [1, 2, 3, 4, 5]);
+    let list = site.jobs.list(wire::ListRequest {}).await.unwrap().into_inner();
+    assert_eq!((list.jobs.len(), list.workers.len()), (1, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_dies_is_named_at_once() {
+    let mut site = Site::start().await;
+    let job = site.submit(JOB, &["train.steps=1000"]).await.unwrap();
+    let dies = Faults { dies_at: Some(3), ..Faults::default() };
+    let _workers = [site.worker("w0", Faults::default()), site.worker("w1", dies)];
+    let start = Instant::now();
+    let (_, last) = site.follow(&job).await;
+    assert_eq!(last.state(), wire::JobState::Failed);
+    let pid = std::process::id();
+    let cause = format!("worker w1 (rank 1, stage 1, pid {pid} on alpha) was lost: its connection closed");
+    assert_eq!(last.reason, cause);
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_fails_or_falls_silent_is_named() {
+    let rows = [
+        (Faults { fails_at: Some(2), ..Faults::default() }, "failed: the disk is full"),
+        (Faults { stalls_at: Some(2), ..Faults::default() }, "was lost: no sign of life for 5 s"),
+    ];
+    for (faults, cause) in rows {
+        let mut site = Site::start().await;
+        let job = site.submit(JOB, &["train.steps=100000"]).await.unwrap();
+        let _workers = [site.worker("w0", Faults::default()), site.worker("w1", faults)];
+        let start = Instant::now();
+        let (_, last) = site.follow(&job).await;
+        assert!(last.reason.contains("worker w1 (rank 1") && last.reason.ends_with(cause), "{}", last.reason);
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_workers_of_a_failed_job_serve_the_next() {
+    let mut site = Site::start().await;
+    let first = site.submit(JOB, &["train.steps=100000"]).await.unwrap();
+    let _stays = site.worker("w0", Faults::default());
+    let _dies = site.worker("w1", Faults { dies_at: Some(2), ..Faults::default() });
+    assert_eq!(site.follow(&first).await.1.state(), wire::JobState::Failed);
+    let second = site.submit(JOB, &[]).await.unwrap();
+    let _fresh = site.worker("w2", Faults::default());
+    let (_, last) = site.follow(&second).await;
+    assert_eq!((last.state(), last.generation), (wire::JobState::Done, 2), "{}", last.reason);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_comes_back_knows_its_jobs() {
+    let mut site = Site::start().await;
+    let job = site.submit(JOB, &["train.steps=100000"]).await.unwrap();
+    let workers = [site.worker("w0", Faults::default()), site.worker("w1", Faults::default())];
+    let mut jobs = site.jobs.clone();
+    while jobs.get(wire::GetRequest { job: job.clone() }).await.unwrap().into_inner().step < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let folder = site.kill().await;
+    for worker in workers {
+        let ended = tokio::time::timeout(Duration::from_secs(10), worker).await;
+        assert!(ended.unwrap().unwrap().is_err(), "workers notice that the coordinator went away");
+    }
+    let mut site = Site::start_in(folder).await;
+    let (_, last) = site.follow(&job).await;
+    assert_eq!(last.state(), wire::JobState::Failed);
+    assert!(last.reason.starts_with("the coordinator went away while it ran"), "{}", last.reason);
+    let second = site.submit(JOB, &[]).await.unwrap();
+    assert_eq!(second, "tiny-2");
+    let _workers = [site.worker("w0", Faults::default()), site.worker("w1", Faults::default())];
+    let (_, last) = site.follow(&second).await;
+    assert_eq!((last.state(), last.generation), (wire::JobState::Done, 2), "{}", last.reason);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_job_frees_its_workers() {
+    let mut site = Site::start().await;
+    let job = site.submit(JOB, &["train.steps=100000"]).await.unwrap();
+    let _workers = [site.worker("w0", Faults::default()), site.worker("w1", Faults::default())];
+    let again = site.submit(JOB, &[]).await.unwrap_err();
+    assert_eq!(again.code(), Code::FailedPrecondition, "two jobs in one folder: {again}");
+    let cancel = wire::CancelRequest { job: job.clone(), reason: "enough".to_owned() };
+    site.jobs.cancel(cancel.clone()).await.unwrap();
+    let (_, last) = site.follow(&job).await;
+    assert_eq!((last.state(), last.reason.as_str()), (wire::JobState::Cancelled, "enough"));
+    assert_eq!(site.jobs.cancel(cancel).await.unwrap_err().code(), Code::FailedPrecondition);
+    let second = site.submit(JOB, &[]).await.unwrap();
+    assert_eq!(site.follow(&second).await.1.state(), wire::JobState::Done);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_makes_no_sense_is_refused_with_its_reason() {
+    let mut site = Site::start().await;
+    let rows: [(&str, &[&str], &str); 4] = [
+        (JOB, &["model.heads=5"], "model.heads"),
+        (JOB, &["train.steps"], "write it as PATH=VALUE"),
+        ("name: [", &[], "job.yaml"),
+        (JOB, &["layout.pipeline=3"], "layout.pipeline"),
+    ];
+    for (job, sets, expected) in rows {
+        let error = site.submit(job, sets).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument);
+        assert!(error.message().contains(expected), "{}", error.message());
+    }
+    let unknown = site.jobs.get(wire::GetRequest { job: "none-1".to_owned() }).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn an_address_that_others_reach_needs_a_word() {
+    for address in ["0.0.0.0:0", "[::]:0"] {
+        let refused = service::listen(address, false).await.unwrap_err().to_string();
+        assert!(refused.contains("--insecure-network") && refused.contains("nor authenticated"), "{refused}");
+    }
+    service::listen("0.0.0.0:0", true).await.unwrap();
+    service::listen("127.0.0.1:0", false).await.unwrap();
+    service::listen("localhost:0", false).await.unwrap();
+    assert!(service::listen("nonsense", false).await.is_err());
+}

@@ -1,0 +1,181 @@
+//! A worker that computes nothing and says what a real one would say.
+
+use std::time::Duration;
+
+use coxswain_proto::{cluster_client, connect, wire};
+use coxswain_types::Assignment;
+use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
+use coxswain_types::status::{
+    Desired, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+/// What a fake worker does wrong.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Faults {
+    /// It ends without a word before this step.
+    pub(crate) dies_at: Option<u64>,
+    /// It says that it cannot go on before this step.
+    pub(crate) fails_at: Option<u64>,
+    /// It falls silent before this step.
+    pub(crate) stalls_at: Option<u64>,
+}
+
+/// How long a step takes.
+const STEP: Duration = Duration::from_millis(10);
+
+struct Worker {
+    client: wire::cluster_client::ClusterClient<Channel>,
+    status: WorkerStatus,
+    assignment: Option<Assignment>,
+    run_to: Step,
+}
+
+/// Works until it is told to leave; returns the reason, or what ended it.
+pub(crate) async fn work(url: &str, name: &str, faults: Faults) -> Result<String, String> {
+    let channel = connect(url).await.map_err(|error| error.to_string())?;
+    let mut worker = Worker::new(cluster_client(channel), name);
+    let (statuses, outgoing) = mpsc::channel(16);
+    let sync = worker.client.sync(ReceiverStream::new(outgoing)).await;
+    let mut desired = sync.map_err(|error| error.to_string())?.into_inner();
+    let mut tick = tokio::time::interval(STEP);
+    loop {
+        if statuses.send(worker.status.clone().into()).await.is_err() {
+            return Err("the coordinator went away".to_owned());
+        }
+        tokio::select! {
+            wanted = desired.message() => {
+                let wanted = wanted.map_err(|error| error.to_string())?.ok_or("the stream ended")?;
+                let wanted = Desired::try_from(wanted).map_err(|error| error.to_string())?;
+                if let Some(reason) = wanted.leave {
+                    return Ok(reason);
+                }
+                worker.follow(wanted).await?;
+            }
+            _ = tick.tick() => {
+                let next = Some(worker.status.step.0 + 1).filter(|_| worker.status.phase == Phase::Running);
+                if next.is_some() && next == faults.dies_at {
+                    return Err("it died".to_owned());
+                }
+                if next.is_some() && next == faults.stalls_at {
+                    std::future::pending::<()>().await;
+                }
+                if next.is_some() && next == faults.fails_at {
+                    worker.status.phase = Phase::Failed { message: "the disk is full".to_owned() };
+                }
+                worker.step();
+            }
+        }
+    }
+}
+
+impl Worker {
+    fn new(client: wire::cluster_client::ClusterClient<Channel>, name: &str) -> Worker {
+        let info = WorkerInfo {
+            id: WorkerId(name.to_owned()),
+            incarnation: 1,
+            host: "alpha".to_owned(),
+            pid: std::process::id(),
+            cores: 2,
+            device: "cpu".to_owned(),
+            runtime: "none".to_owned(),
+        };
+        let status = WorkerStatus {
+            info,
+            generation: Generation(0),
+            assignment_digest: None,
+            phase: Phase::Idle,
+            step: Step(0),
+            reports: vec![],
+            saved: None,
+            published: None,
+            peak_tensor_bytes: 0,
+        };
+        Worker { client, status, assignment: None, run_to: Step(0) }
+    }
+
+    async fn follow(&mut self, wanted: Desired) -> Result<(), String> {
+        let status = &mut self.status;
+        self.run_to = wanted.run_to;
+        if wanted.assignment_digest.is_none() {
+            *status = Worker::new(self.client.clone(), &status.info.id.0).status;
+            status.generation = wanted.generation;
+            self.assignment = None;
+            return Ok(());
+        }
+        if let Some(text) = wanted.assignment
+            && status.assignment_digest != wanted.assignment_digest
+        {
+            let assignment: Assignment = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+            status.generation = wanted.generation;
+            status.assignment_digest = wanted.assignment_digest;
+            status.phase = Phase::Running;
+            status.step = assignment.resume.as_ref().map_or(Step(0), |resume| resume.step);
+            self.meet(&assignment).await?;
+            self.assignment = Some(assignment);
+        }
+        let status = &mut self.status;
+        status.reports.retain(|report| report.step > wanted.acknowledged.0);
+        if let Some(publish) = wanted.publish {
+            status.published = Some(Published { step: publish.step, digest: "m".to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Meets the other ranks as a c10d Store would.
+    async fn meet(&mut self, assignment: &Assignment) -> Result<(), String> {
+        let (job, generation) = (assignment.job.clone(), assignment.generation.0);
+        let key = |rank: u32| format!("rank{rank}").into_bytes();
+        let own = wire::StoreSetRequest {
+            job: job.clone(),
+            generation,
+            key: key(assignment.rank.0),
+            value: b"here".to_vec(),
+        };
+        self.client.store_set(own).await.map_err(|error| error.to_string())?;
+        for rank in 0..assignment.world {
+            let other = wire::StoreGetRequest { job: job.clone(), generation, key: key(rank), wait_ms: 5000 };
+            let reply = self.client.store_get(other).await.map_err(|error| error.to_string())?.into_inner();
+            if reply.value != b"here" {
+                return Err(format!("rank {rank} is not there"));
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) {
+        let Some(assignment) = self.assignment.as_ref().filter(|_| self.status.phase == Phase::Running) else {
+            return;
+        };
+        let status = &mut self.status;
+        if status.step < self.run_to {
+            status.step = status.step.next();
+            if assignment.rank == Rank(0) {
+                status.reports.push(report(status.step.0));
+            }
+            return;
+        }
+        let name = format!("r{}.safetensors", assignment.rank);
+        let file = SavedFile { name, bytes: 1, digest: "d".to_owned() };
+        status.saved = Some(Saved { step: status.step, files: vec![file] });
+        let lead = assignment.rank == Rank(0);
+        if !lead || status.published.as_ref().is_some_and(|published| published.step == status.step) {
+            status.phase = Phase::Done;
+        }
+    }
+}
+
+fn report(step: u64) -> StepReport {
+    StepReport {
+        step,
+        loss: 6.0 / step as f64,
+        grad_norm: 1.0,
+        learning_rate: 1e-3,
+        tokens: 64,
+        tokens_per_second: 640.0,
+        step_seconds: 0.1,
+        held_out: None,
+    }
+}
