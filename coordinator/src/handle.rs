@@ -102,6 +102,7 @@ impl Handle {
             job: job.to_owned(),
             news,
             next: Some(first),
+            behind: false,
             over: false,
         }))
     }

@@ -276,8 +276,6 @@ fn publish_now(assignment: &Assignment, runtime: &str, publish: Publish) -> Resu
     let folder = coxswain_files::folders::step_folder(&directory, publish.step.0);
     let header = coxswain_engine::checkpoint::header(assignment, runtime, publish.step);
     let digest = coxswain_files::publish(&folder, &publish.files, header)?;
-    // The older ones go when the newer one can be read, never before.
-    coxswain_files::prune(&directory, assignment.spec.checkpoint.keep)?;
     tracing::info!(step = publish.step.0, folder = %folder.display(), "checkpoint published");
     Ok(digest)
 }

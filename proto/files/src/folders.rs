@@ -36,14 +36,23 @@ pub fn optimizer_file(generation: Generation, rank: Rank) -> String {
     format!("optimizer-g{generation}-r{:03}.safetensors", rank.0)
 }
 
-/// The newest checkpoint of a run: the step and folder of the last one with a readable manifest.
+/// The newest checkpoint of a run: the step and folder of the last one that has a manifest.
 /// Folders without one hold what was never published and are passed over.
 ///
 /// # Errors
-/// [`CheckpointError::Io`] where the folder of checkpoints is there and cannot be read.
+/// [`CheckpointError`] where the newest manifest cannot be read. A manifest appears whole or not at
+/// all, so a broken one is damage: to start over, or from an older checkpoint, is for the user to say.
 pub fn latest(dir: &Path) -> Result<Option<(u64, PathBuf)>, CheckpointError> {
-    let newest = steps(dir)?.into_iter().rev().find(|&step| published(dir, step));
-    Ok(newest.map(|step| (step, step_folder(dir, step))))
+    let Some(step) = steps(dir)?.into_iter().rev().find(|&step| published(dir, step)) else {
+        return Ok(None);
+    };
+    let folder = step_folder(dir, step);
+    let manifest = Manifest::read(&folder, None)?;
+    if manifest.step != step {
+        let what = format!("it is the manifest of step {}", manifest.step);
+        return Err(CheckpointError::Damaged { path: folder.join(MANIFEST), what });
+    }
+    Ok(Some((step, folder)))
 }
 
 /// Removes all but the newest `keep` published checkpoints (at least one stays), and what was never
@@ -88,7 +97,7 @@ fn step_name(step: u64) -> String {
 }
 
 fn published(dir: &Path, step: u64) -> bool {
-    Manifest::read(&step_folder(dir, step), None).is_ok_and(|manifest| manifest.step == step)
+    step_folder(dir, step).join(MANIFEST).is_file()
 }
 
 /// The steps that have a folder, in ascending order.
@@ -136,13 +145,13 @@ mod tests {
         let folder = dir.path().join("checkpoints/step-00000100");
         assert_eq!(latest(dir.path()).unwrap(), Some((100, folder)));
 
-        // A manifest that was copied to another step, or damaged, is none.
-        let copied = step_folder(dir.path(), 300);
-        fs::create_dir(&copied).unwrap();
-        fs::copy(step_folder(dir.path(), 100).join(MANIFEST), copied.join(MANIFEST)).unwrap();
-        save(dir.path(), 200, true);
-        fs::write(step_folder(dir.path(), 200).join(MANIFEST), "{").unwrap();
-        assert_eq!(latest(dir.path()).unwrap().map(|(step, _)| step), Some(100));
+        // The newest manifest is a copy from another step, or damaged: said, not passed over.
+        for text in [fs::read_to_string(step_folder(dir.path(), 100).join(MANIFEST)).unwrap(), "{".to_owned()] {
+            save(dir.path(), 200, false);
+            fs::write(step_folder(dir.path(), 200).join(MANIFEST), text).unwrap();
+            let error = latest(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("step-00000200/manifest.json"), "{error}");
+        }
         save(dir.path(), 123_456_789, true);
         assert_eq!(latest(dir.path()).unwrap().map(|(step, _)| step), Some(123_456_789));
     }

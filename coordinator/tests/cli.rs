@@ -1,0 +1,89 @@
+//! The program as a user meets it: exit codes, stdout and stderr.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const JOB: &str = "
+name: tiny
+model: {layers: 2, dim: 32, heads: 4, kv_heads: 2, ffn: 64, vocab: 300}
+data: {synthetic: {tokens: 4096}}
+train: {steps: 5, sequence: 16, micro_batch: 1, micro_batches: 2, learning_rate: 1.0e-3}
+layout: {pipeline: 2}
+";
+
+fn coxswain(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_coxswain"));
+    command.current_dir(folder).args(arguments).env_remove("COXSWAIN_COORDINATOR").output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn bad_input_is_told_and_starts_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("job.yaml"), JOB).unwrap();
+    fs::write(folder.path().join("bad.yaml"), JOB.replace("heads: 4", "heeads: 4")).unwrap();
+    let listen = ["serve", "--data-dir", "state", "--listen", "0.0.0.0:0"];
+    let rows: [(&[&str], &str); 11] = [
+        (&["up", "bad.yaml", "--workers", "2"], "heads"),
+        (&["up", "none.yaml", "--workers", "2"], "the job file none.yaml cannot be read"),
+        (&["up", "job.yaml", "--workers", "3"], "the layout needs 2 (layout.pipeline 2 x"),
+        (&["up", "job.yaml", "--workers", "two"], "invalid value 'two'"),
+        (&["up", "job.yaml"], "--workers"),
+        (&["plan", "job.yaml", "--workers", "4"], "the layout needs 2"),
+        (&["plan", "job.yaml", "--workers", "2", "--set", "train.stepps=1"], "stepps"),
+        (&["submit", "bad.yaml", "--directory", "/tmp/none"], "heads"),
+        (&["status", "--coordinator", "not an address"], "is no coordinator address"),
+        (&["nonsense"], "unrecognized subcommand"),
+        (&listen, "--insecure-network"),
+    ];
+    for (arguments, expected) in rows {
+        let output = coxswain(folder.path(), arguments);
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {err}");
+        assert!(err.contains(expected), "{arguments:?}: {err}");
+        assert_eq!(out, "", "{arguments:?}: stdout is for data");
+    }
+    assert!(!folder.path().join("out").exists() && !folder.path().join("state").exists());
+}
+
+#[test]
+fn what_cannot_be_reached_failed() {
+    let folder = tempfile::tempdir().unwrap();
+    // Port 1 is nobody's.
+    let output = coxswain(folder.path(), &["status", "--coordinator", "http://127.0.0.1:1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no coordinator answers at http://127.0.0.1:1"));
+}
+
+#[test]
+fn plans_go_to_stdout() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("job.yaml"), JOB).unwrap();
+    let output = coxswain(folder.path(), &["plan", "job.yaml", "--workers", "2"]);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+    assert!(text(&output.stdout).contains("worker-1"), "{}", text(&output.stdout));
+    let output = coxswain(folder.path(), &["plan", "job.yaml", "--workers", "2", "--format", "json"]);
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(plan["ranks"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn without_the_worker_program_nothing_is_started() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("job.yaml"), JOB).unwrap();
+    let program = folder.path().join("coxswain");
+    fs::copy(env!("CARGO_BIN_EXE_coxswain"), &program).unwrap();
+    let up = ["up", "job.yaml", "--workers", "2"];
+    let generate = ["generate", "--checkpoint", "out", "--prompt", "-"];
+    for arguments in [&up[..], &generate[..]] {
+        let output = Command::new(&program).current_dir(folder.path()).args(arguments).output().unwrap();
+        let err = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{err}");
+        assert!(err.contains("coxswain-worker is not there"), "{err}");
+    }
+    assert!(!folder.path().join("out").exists());
+}

@@ -1,0 +1,195 @@
+//! `coxswain up` as a user meets it, with worker processes that compute nothing: this test's own
+//! program plays the worker.
+
+#[path = "../src/tests/fake.rs"]
+mod fake;
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const JOB: &str = "
+name: tiny
+model: {layers: 2, dim: 32, heads: 4, kv_heads: 2, ffn: 64, vocab: 300}
+data: {synthetic: {tokens: 4096}}
+train: {steps: 5, sequence: 16, micro_batch: 1, micro_batches: 2, learning_rate: 1.0e-3}
+layout: {pipeline: 2}
+";
+
+/// Not a test: the worker that `coxswain up` starts, through the script of [`Place::new`].
+#[test]
+#[ignore = "a role that the other tests start"]
+fn play_the_worker() {
+    let Ok(arguments) = std::env::var("FAKE_ARGUMENTS") else { return };
+    let arguments: Vec<_> = arguments.split(' ').collect();
+    let value = |name: &str| arguments.iter().skip_while(|a| **a != name).nth(1).copied().unwrap();
+    let (url, name) = (value("--coordinator"), value("--name"));
+    let script = std::env::var("FAKE_SCRIPT").unwrap_or_default();
+    assert_eq!(std::env::var("OMP_WAIT_POLICY").as_deref(), Ok("PASSIVE"));
+    println!("{name} is here");
+    let mut faults = fake::Faults::default();
+    match (name, script.as_str()) {
+        ("worker-1", "dies") => faults.dies_at = Some(3),
+        ("worker-1", "fails") => faults.fails_at = Some(3),
+        ("worker-1", "never starts") => {
+            println!("libtorch is not here");
+            std::process::exit(3);
+        }
+        _ => {}
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let ended = runtime.block_on(fake::work(url, name, faults));
+    println!("{name} ends: {ended:?}");
+    if script == "dies" && ended.is_err() {
+        println!("terminate called after throwing an instance of 'c10::Error'");
+        std::process::abort();
+    }
+    std::process::exit(0);
+}
+
+/// A folder with the program, the job and a worker program.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::copy(env!("CARGO_BIN_EXE_coxswain"), path("coxswain")).unwrap();
+        fs::write(path("job.yaml"), JOB).unwrap();
+        let test = std::env::current_exe().unwrap();
+        let play = format!(
+            "#!/bin/sh\necho $$ >> {}\nFAKE_ARGUMENTS=\"$*\" exec {} play_the_worker --exact --ignored --nocapture\n",
+            path("pids").display(),
+            test.display()
+        );
+        fs::write(path("coxswain-worker"), play).unwrap();
+        fs::set_permissions(path("coxswain-worker"), fs::Permissions::from_mode(0o755)).unwrap();
+        Place { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn start(&self, script: &str, more: &[&str]) -> Child {
+        let mut command = Command::new(self.path("coxswain"));
+        command.current_dir(self.folder.path()).args(["up", "job.yaml", "--workers", "2"]).args(more);
+        command.env("FAKE_SCRIPT", script).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Runs to the end: exit code and stderr. Nothing may be left running.
+    fn up(&self, script: &str, more: &[&str]) -> (Option<i32>, String) {
+        self.finish(self.start(script, more))
+    }
+
+    fn finish(&self, mut child: Child) -> (Option<i32>, String) {
+        let (mut out, mut err) = (String::new(), String::new());
+        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(out, "", "stdout is for data");
+        for pid in fs::read_to_string(self.path("pids")).unwrap_or_default().lines() {
+            assert!(!Path::new("/proc").join(pid).exists(), "worker process {pid} is left: {err}");
+        }
+        (status.code(), err)
+    }
+}
+
+#[test]
+fn a_run_to_the_end_leaves_what_it_says() {
+    let place = Place::new();
+    let (code, err) = place.up("", &["--set", "train.seed=7"]);
+    assert_eq!(code, Some(0), "{err}");
+    for line in [
+        "checkpoint  out/tiny/checkpoints/step-00000005",
+        "metrics     out/tiny/metrics.jsonl",
+        "loss curve  out/tiny/loss.svg",
+    ] {
+        assert!(err.contains(line), "{err}");
+    }
+    assert!(err.contains("step 5/5  loss 1.2000"), "{err}");
+    let read = |name: &str| fs::read_to_string(place.path("out/tiny").join(name)).unwrap();
+    assert_eq!(read("metrics.jsonl").lines().count(), 5);
+    assert!(read("loss.svg").contains("</svg>"));
+    assert!(read("job.yaml").contains("seed: 7") && read("job.yaml").contains("threads: "), "{}", read("job.yaml"));
+    assert!(read("logs/worker-1.log").contains("worker-1 is here"));
+    // The job that was written down is the job.
+    let again = place.start("", &["--out", "again"]);
+    assert_eq!(place.finish(again).0, Some(0));
+}
+
+#[test]
+fn a_worker_that_dies_is_named_with_its_last_words() {
+    let place = Place::new();
+    let start = Instant::now();
+    let (code, err) = place.up("dies", &["--set", "train.steps=100000"]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(err.contains("error: worker worker-1 (rank 1, stage 1, pid "), "{err}");
+    assert!(err.contains("was lost: its connection closed"), "{err}");
+    assert!(err.contains("worker-1: killed by signal 6; the end of "), "{err}");
+    assert!(err.contains("    terminate called after throwing"), "{err}");
+    assert!(err.contains("metrics     out/tiny/metrics.jsonl"), "{err}");
+}
+
+#[test]
+fn a_worker_that_fails_is_named_with_its_last_words() {
+    let place = Place::new();
+    let (code, err) = place.up("fails", &["--set", "train.steps=100000"]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("failed: the disk is full") && err.contains("worker-1: still running"), "{err}");
+    assert!(err.contains("    worker-1 is here"), "{err}");
+}
+
+#[test]
+fn a_worker_that_never_starts_ends_the_run() {
+    let place = Place::new();
+    let (code, err) = place.up("never starts", &[]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("error: worker-1 ended (exit code 3)"), "{err}");
+    assert!(err.contains("    libtorch is not here"), "{err}");
+}
+
+#[test]
+fn a_signal_cancels_the_run() {
+    for signal in ["-INT", "-TERM"] {
+        let place = Place::new();
+        let child = place.start("", &["--set", "train.steps=100000"]);
+        let until = Instant::now() + Duration::from_secs(20);
+        let metrics = place.path("out/tiny/metrics.jsonl");
+        while fs::read_to_string(&metrics).unwrap_or_default().is_empty() {
+            assert!(Instant::now() < until, "the run does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let killed = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        let start = Instant::now();
+        let (code, err) = place.finish(child);
+        assert_eq!(code, Some(1), "{err}");
+        assert!(err.contains("the run was cancelled: ended by "), "{err}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn two_runs_do_not_share_a_folder() {
+    let place = Place::new();
+    let child = place.start("", &["--set", "train.steps=100000"]);
+    let until = Instant::now() + Duration::from_secs(20);
+    while !place.path("out/tiny/coordinator/journal").exists() {
+        assert!(Instant::now() < until, "the run does not start");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let second = place.start("", &[]);
+    let output = second.wait_with_output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("is in use by another coordinator"), "{err}");
+    Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert_eq!(place.finish(child).0, Some(1));
+}

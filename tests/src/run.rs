@@ -1,0 +1,218 @@
+//! A job in a folder of its own, started with `coxswain up`, and what it left there.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use coxswain_files::Checkpoint;
+
+/// A run that takes longer than this has hung: the slowest row of the table takes ten seconds.
+const RUN_MAX: Duration = Duration::from_secs(120);
+
+/// The binary `name` that was built along with this test.
+pub fn programs(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("finding this test's own file")?;
+    let folder = own.parent().and_then(Path::parent).context("the test lies in target/PROFILE/deps")?;
+    let path = folder.join(name);
+    ensure!(path.is_file(), "{} is not built; run `cargo xtask test`", path.display());
+    Ok(path)
+}
+
+/// Waits for `what`, which is looked at every few milliseconds.
+pub fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) -> Result<Duration> {
+    let start = Instant::now();
+    while !holds() {
+        ensure!(start.elapsed() < limit, "{what}: not within {limit:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(start.elapsed())
+}
+
+/// A job about to run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    job: PathBuf,
+    out: PathBuf,
+    workers: u32,
+    sets: Vec<String>,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The exit code; `None` where a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed on stderr.
+    pub stderr: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// What a run left behind.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// The loss of each step, by step.
+    pub losses: BTreeMap<u64, f64>,
+    /// The newest checkpoint's digest of each tensor, weights and optimizer state alike.
+    pub digests: Vec<(String, String)>,
+    /// The held-out loss after the last step.
+    pub held_out: Option<f64>,
+}
+
+impl Run {
+    /// The job file `job`, in the folder `out`, on one worker.
+    pub fn new(job: &Path, out: PathBuf) -> Run {
+        Run { job: job.to_owned(), out, workers: 1, sets: Vec::new() }
+    }
+
+    /// Pipeline, tensor and data ranks, with as many workers.
+    pub fn layout(mut self, pipeline: u32, tensor: u32, data: u32) -> Run {
+        self.workers = pipeline * tensor * data;
+        for (axis, ways) in [("pipeline", pipeline), ("tensor", tensor), ("data", data)] {
+            self.sets.push(format!("layout.{axis}={ways}"));
+        }
+        self
+    }
+
+    /// Another value in the job.
+    pub fn set(mut self, change: &str) -> Run {
+        self.sets.push(change.to_owned());
+        self
+    }
+
+    /// The folder of the run.
+    pub fn out(&self) -> &Path {
+        &self.out
+    }
+
+    /// The command that starts it.
+    pub fn command(&self) -> Result<Command> {
+        let mut command = Command::new(programs("coxswain")?);
+        command.arg("up").arg(&self.job).arg("--workers").arg(self.workers.to_string());
+        command.arg("--out").arg(&self.out);
+        for change in &self.sets {
+            command.arg("--set").arg(change);
+        }
+        Ok(command)
+    }
+
+    /// Starts it without waiting. Its stderr goes to `OUT.stderr`.
+    pub fn start(&self) -> Result<Child> {
+        let log = std::fs::File::create(self.stderr_path()).context("creating the log of the run")?;
+        let mut command = self.command()?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.spawn().context("starting `coxswain up`")
+    }
+
+    fn stderr_path(&self) -> PathBuf {
+        self.out.with_extension("stderr")
+    }
+
+    /// Waits for the end of a started run.
+    pub fn wait(&self, mut child: Child, limit: Duration) -> Result<Outcome> {
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().context("waiting for the run")? {
+                break status;
+            }
+            if start.elapsed() > limit {
+                child.kill().context("ending a run that hangs")?;
+                child.wait().context("reaping a run that hung")?;
+                bail!("`coxswain up` did not end within {limit:?}; it said:\n{}", self.said());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        Ok(Outcome { code: status.code(), stderr: self.said(), took: start.elapsed() })
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.stderr_path()).unwrap_or_default()
+    }
+
+    /// Runs it to its end, whatever that is.
+    pub fn outcome(&self) -> Result<Outcome> {
+        self.wait(self.start()?, RUN_MAX)
+    }
+
+    /// Runs it to a good end and reads what it left.
+    pub fn summary(&self) -> Result<Summary> {
+        let outcome = self.outcome()?;
+        ensure!(outcome.code == Some(0), "exit code {:?}; it said:\n{}", outcome.code, outcome.stderr);
+        self.read()
+    }
+
+    /// Reads what a finished run left.
+    pub fn read(&self) -> Result<Summary> {
+        let path = self.out.join("metrics.jsonl");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let (mut losses, mut held_out) = (BTreeMap::new(), None);
+        for line in text.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).context("a line of metrics.jsonl")?;
+            let step = line["step"].as_u64().context("a step")?;
+            ensure!(losses.insert(step, line["loss"].as_f64().context("a loss")?).is_none(), "step {step} twice");
+            held_out = line["held_out"]["loss"].as_f64();
+        }
+        let (_, folder) = coxswain_files::latest(&self.out)?.context("there is no checkpoint")?;
+        let checkpoint = Checkpoint::open(&folder, None)?;
+        checkpoint.verify()?;
+        Ok(Summary { losses, digests: checkpoint.digests()?, held_out })
+    }
+
+    /// A number that a worker logged as `key=value`, the largest over all workers.
+    pub fn logged(&self, key: &str) -> Result<u64> {
+        let mut largest = None;
+        for entry in std::fs::read_dir(self.out.join("logs")).context("reading the workers' logs")? {
+            let text = std::fs::read_to_string(entry?.path())?;
+            let values = text.split_whitespace().filter_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+            largest = largest.max(values.filter_map(|value| value.parse().ok()).max());
+        }
+        largest.with_context(|| format!("no worker logged {key}"))
+    }
+
+    /// Starts in the folder of another run, from its checkpoint of `step`.
+    pub fn from_checkpoint(self, other: &Run, step: u64) -> Result<Run> {
+        let folder = coxswain_files::folders::step_path(step);
+        for part in [folder.as_str(), "data"] {
+            copy_folder(&other.out.join(part), &self.out.join(part))?;
+        }
+        Ok(self)
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to).with_context(|| format!("creating {}", to.display()))?;
+    for entry in std::fs::read_dir(from).with_context(|| format!("reading {}", from.display()))? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+impl Summary {
+    /// What keeps the two from being the same bits; `None` where nothing does.
+    pub fn bits_differ(&self, other: &Summary) -> Option<String> {
+        for (step, loss) in &self.losses {
+            match other.losses.get(step) {
+                Some(wanted) if wanted.to_bits() == loss.to_bits() => {}
+                wanted => return Some(format!("step {step}: loss {loss}, wanted {wanted:?}")),
+            }
+        }
+        if self.digests.len() != other.digests.len() {
+            return Some(format!("{} tensors, wanted {}", self.digests.len(), other.digests.len()));
+        }
+        let pair = self.digests.iter().zip(&other.digests).find(|(a, b)| a != b);
+        if let Some(((name, _), _)) = pair {
+            return Some(format!("the final {name} differs"));
+        }
+        (self.held_out.map(f64::to_bits) != other.held_out.map(f64::to_bits))
+            .then(|| format!("held-out loss {:?}, wanted {:?}", self.held_out, other.held_out))
+    }
+
+    /// The largest relative difference of a loss.
+    pub fn loss_error(&self, other: &Summary) -> f64 {
+        let pairs = self.losses.iter().filter_map(|(step, loss)| Some((loss, other.losses.get(step)?)));
+        pairs.map(|(loss, wanted)| ((loss - wanted) / wanted).abs()).fold(0.0, f64::max)
+    }
+}
