@@ -122,7 +122,7 @@ fn head(out: &mut String, name: &str, last: f64) {
          height=\"{HEIGHT}\" role=\"img\" font-family=\"system-ui, -apple-system, 'Segoe UI', Roboto, \
          'Helvetica Neue', Arial, sans-serif\" fill=\"{INK}\">\n<title>Loss of {name} over {last} steps</title>\n\
          <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"#ffffff\"/>\n\
-         <text x=\"{LEFT}\" y=\"34\" font-size=\"18\" font-weight=\"600\">{name}</text>\n"
+         <text x=\"{LEFT}\" y=\"30\" font-size=\"18\" font-weight=\"600\">{name}</text>\n"
     );
 }
 
@@ -238,7 +238,7 @@ mod tests {
             Some(3.0 + 5.0 * (-(step as f64) / 40.0).exp() + 0.05 * ((step * 7919) % 13) as f64 / 13.0)
         };
         let held_out = |step: u64| {
-            (step % 50 == 0)
+            step.is_multiple_of(50)
                 .then(|| HeldOutLine { loss: loss(step).map(|l| l + 0.1), bits_per_byte: Some(3.1) })
         };
         (1..=count).map(|step| Line { step, loss: loss(step), held_out: held_out(step) }).collect()

@@ -1,4 +1,5 @@
 //! The program as a user meets it: exit codes, stdout and stderr.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::fs;
 use std::path::Path;
@@ -73,10 +74,10 @@ fn plans_go_to_stdout() {
 
 #[test]
 fn without_the_worker_program_nothing_is_started() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     fs::write(folder.path().join("job.yaml"), JOB).unwrap();
     let program = folder.path().join("coxswain");
-    fs::copy(env!("CARGO_BIN_EXE_coxswain"), &program).unwrap();
+    fs::hard_link(env!("CARGO_BIN_EXE_coxswain"), &program).unwrap();
     let up = ["up", "job.yaml", "--workers", "2"];
     let generate = ["generate", "--checkpoint", "out", "--prompt", "-"];
     for arguments in [&up[..], &generate[..]] {

@@ -1,5 +1,6 @@
 //! `coxswain up` as a user meets it, with worker processes that compute nothing: this test's own
 //! program plays the worker.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 #[path = "../src/tests/fake.rs"]
 mod fake;
@@ -57,9 +58,10 @@ struct Place {
 
 impl Place {
     fn new() -> Place {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let path = |name: &str| folder.path().join(name);
-        fs::copy(env!("CARGO_BIN_EXE_coxswain"), path("coxswain")).unwrap();
+        // A link, since a copy could still be open for writing in a child that another test forks.
+        fs::hard_link(env!("CARGO_BIN_EXE_coxswain"), path("coxswain")).unwrap();
         fs::write(path("job.yaml"), JOB).unwrap();
         let test = std::env::current_exe().unwrap();
         let play = format!(
@@ -116,7 +118,11 @@ fn a_run_to_the_end_leaves_what_it_says() {
     let read = |name: &str| fs::read_to_string(place.path("out/tiny").join(name)).unwrap();
     assert_eq!(read("metrics.jsonl").lines().count(), 5);
     assert!(read("loss.svg").contains("</svg>"));
-    assert!(read("job.yaml").contains("seed: 7") && read("job.yaml").contains("threads: "), "{}", read("job.yaml"));
+    assert!(
+        read("job.yaml").contains("seed: 7") && read("job.yaml").contains("threads: "),
+        "{}",
+        read("job.yaml")
+    );
     assert!(read("logs/worker-1.log").contains("worker-1 is here"));
     // The job that was written down is the job.
     let again = place.start("", &["--out", "again"]);

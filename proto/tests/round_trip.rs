@@ -1,4 +1,5 @@
 //! What crosses the wire comes back the same, and what makes no sense is named.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use coxswain_proto::{WireError, limits, wire};
 use coxswain_types::ids::{Generation, Step, WorkerId};

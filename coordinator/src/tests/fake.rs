@@ -113,7 +113,9 @@ impl Worker {
             status.assignment_digest = wanted.assignment_digest;
             status.phase = Phase::Running;
             status.step = assignment.resume.as_ref().map_or(Step(0), |resume| resume.step);
-            self.meet(&assignment).await?;
+            if let Err(message) = self.meet(&assignment).await {
+                self.status.phase = Phase::Failed { message };
+            }
             self.assignment = Some(assignment);
         }
         let status = &mut self.status;
@@ -136,7 +138,7 @@ impl Worker {
         };
         self.client.store_set(own).await.map_err(|error| error.to_string())?;
         for rank in 0..assignment.world {
-            let other = wire::StoreGetRequest { job: job.clone(), generation, key: key(rank), wait_ms: 5000 };
+            let other = wire::StoreGetRequest { job: job.clone(), generation, key: key(rank), wait_ms: 2000 };
             let reply = self.client.store_get(other).await.map_err(|error| error.to_string())?.into_inner();
             if reply.value != b"here" {
                 return Err(format!("rank {rank} is not there"));
@@ -146,7 +148,8 @@ impl Worker {
     }
 
     fn step(&mut self) {
-        let Some(assignment) = self.assignment.as_ref().filter(|_| self.status.phase == Phase::Running) else {
+        let Some(assignment) = self.assignment.as_ref().filter(|_| self.status.phase == Phase::Running)
+        else {
             return;
         };
         let status = &mut self.status;

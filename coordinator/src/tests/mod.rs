@@ -81,7 +81,8 @@ impl Site {
         let request = wire::WatchRequest { job: job.to_owned() };
         let mut events = self.jobs.watch(request).await.unwrap().into_inner();
         let (mut steps, mut last) = (vec![], wire::JobSummary::default());
-        while let Some(event) = events.message().await.unwrap() {
+        let patience = Duration::from_secs(60);
+        while let Some(event) = tokio::time::timeout(patience, events.message()).await.unwrap().unwrap() {
             match event.event.unwrap() {
                 Event::Summary(summary) => last = summary,
                 Event::Report(report) => steps.push(report.step),

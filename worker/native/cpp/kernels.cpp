@@ -6,10 +6,13 @@
 
 // One body, compiled for each instruction set and chosen by the processor when the program loads.
 #if defined(__x86_64__)
-#define CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define CLONES
 #endif
+
+// Helpers must become part of each clone: a call would go to a version for the oldest processor.
+#define INLINE inline __attribute__((always_inline))
 
 namespace coxswain::kernels {
 namespace {
@@ -19,14 +22,14 @@ namespace {
 constexpr int64_t kLanes = 32;
 
 template <class T>
-inline T fold(T* lanes) {
+INLINE T fold(T* lanes) {
   for (int64_t width = kLanes / 2; width > 0; width /= 2)
     for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
 }
 
 template <class T, class F>
-inline T lane_sum(int64_t count, F&& term) {
+INLINE T lane_sum(int64_t count, F&& term) {
   T lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes)
@@ -37,7 +40,7 @@ inline T lane_sum(int64_t count, F&& term) {
 
 // e^x to about one unit in the last place: x = n ln 2 + r, a polynomial of degree 6 in r (the
 // coefficients of Cephes' expf), and n into the exponent. Below the smallest normal it is zero.
-inline float exp_fast(float x) {
+INLINE float exp_fast(float x) {
   constexpr float log2e = 1.44269504088896341f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   const float bounded = x > 88.f ? 88.f : (x < -87.f ? -87.f : x);
   const float n = std::floor(bounded * log2e + 0.5f);
@@ -55,7 +58,7 @@ inline float exp_fast(float x) {
   return x < -87.f ? 0.f : p * power;
 }
 
-inline float sigmoid(float x) { return 1.f / (1.f + exp_fast(-x)); }
+INLINE float sigmoid(float x) { return 1.f / (1.f + exp_fast(-x)); }
 
 } // namespace
 

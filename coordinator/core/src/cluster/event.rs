@@ -151,7 +151,7 @@ pub struct Notice {
 #[serde(rename_all = "snake_case", tag = "entry")]
 pub enum Entry {
     /// A job was accepted.
-    Submitted(Submission),
+    Submitted(Box<Submission>),
     /// Workers were formed into a generation.
     Formed {
         /// The job's id.

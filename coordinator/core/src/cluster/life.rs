@@ -140,7 +140,7 @@ impl Cluster {
 
     fn apply(&mut self, entry: Entry) {
         match entry {
-            Entry::Submitted(submission) => self.enqueue(submission),
+            Entry::Submitted(submission) => self.enqueue(*submission),
             Entry::Formed { job, generation, from, .. } => {
                 self.generation = self.generation.max(generation);
                 if let Some(job) = self.job_mut(&job) {
@@ -202,7 +202,7 @@ impl Cluster {
     pub(super) fn submit(&mut self, submission: Submission, out: &mut Vec<Effect>) {
         let job = submission.job.clone();
         let text = format!("job {job} is accepted");
-        out.push(Effect::Record(Entry::Submitted(submission.clone())));
+        out.push(Effect::Record(Entry::Submitted(Box::new(submission.clone()))));
         out.push(Effect::Notice(notice(Weight::Info, text).about_job(&job)));
         self.enqueue(submission);
     }

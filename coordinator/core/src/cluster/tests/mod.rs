@@ -264,8 +264,8 @@ fn a_cancelled_job_makes_room_for_the_next() {
             g1 idle run_to 0 acknowledged 0
         210 w0 g1 idle
         220 prepared next-2
-            record formed next-2 g2 [w0] threads 1 from 0
-            info: runs from the start on w0 with 1 thread each (the cores of each machine over its workers)
+            record formed next-2 g2 [w0] threads 2 from 0
+            info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
             wake w0
         220 w1 g2 running
         230 w1 idle
@@ -503,8 +503,8 @@ fn a_restart_knows_what_was_written_down_and_ends_what_was_at_work() {
         10 desired w0
             g1 idle run_to 0 acknowledged 0
         20 w0 idle
-            record formed next-2 g2 [w0] threads 1 from 0
-            info: runs from the start on w0 with 1 thread each (the cores of each machine over its workers)
+            record formed next-2 g2 [w0] threads 2 from 0
+            info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
             wake w0
     "#]].assert_eq(&print);
 }
