@@ -5,28 +5,12 @@
 //! to each other and close to one process.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use coxswain_tests::{Run, Summary, text};
+use coxswain_tests::{Folder, Summary};
 
 /// Losses of tensor layouts differ from one process by rounding only.
 const TENSOR_TOLERANCE: f64 = 1e-5;
-
-const JOB: &str = "
-name: tiny
-model: {layers: 4, dim: 64, heads: 4, kv_heads: 2, ffn: 96, vocab: 320}
-data: {text: text.txt}
-train:
-  steps: 20
-  sequence: 32
-  micro_batch: 2
-  micro_batches: 8
-  learning_rate: 0.003
-  threads: 1
-  evaluate_every: 7
-checkpoint: {every: 10, keep: 4}
-";
 
 /// What a row is compared with.
 #[derive(Clone, Copy)]
@@ -70,29 +54,6 @@ const TABLE: &[Row] = &[
     ("odd, tp2", (1, 2, 1), &[ODD], &[Close("odd")]),
     ("odd, dp2 tp4", (1, 4, 2), &[ODD], &[Close("odd")]),
 ];
-
-struct Folder {
-    _guard: tempfile::TempDir,
-    path: PathBuf,
-}
-
-impl Folder {
-    fn new() -> Result<Folder> {
-        let guard = tempfile::tempdir().context("a folder for the runs")?;
-        let path = guard.path().to_owned();
-        std::fs::write(path.join("job.yaml"), JOB)?;
-        std::fs::write(path.join("text.txt"), text(900))?;
-        Ok(Folder { _guard: guard, path })
-    }
-
-    fn run(&self, name: &str) -> Run {
-        Run::new(&self.job(), self.path.join(name.replace([' ', ','], "-")))
-    }
-
-    fn job(&self) -> PathBuf {
-        Path::new(&self.path).join("job.yaml")
-    }
-}
 
 /// Prints a row as it ends and collects what does not hold.
 fn judge(name: &str, verdict: Option<String>, failures: &mut Vec<String>) {

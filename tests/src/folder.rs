@@ -1,0 +1,54 @@
+//! A temporary folder with a small job and its text.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::{Run, text};
+
+/// A job that takes a second on one core and has every part of a large one.
+pub const JOB: &str = "
+name: tiny
+model: {layers: 4, dim: 64, heads: 4, kv_heads: 2, ffn: 96, vocab: 320}
+data: {text: text.txt}
+train:
+  steps: 20
+  sequence: 32
+  micro_batch: 2
+  micro_batches: 8
+  learning_rate: 0.003
+  threads: 1
+  evaluate_every: 7
+checkpoint: {every: 10, keep: 4}
+";
+
+/// Removed with all runs in it when it is dropped.
+#[derive(Debug)]
+pub struct Folder {
+    guard: tempfile::TempDir,
+}
+
+impl Folder {
+    /// A new folder with [`JOB`] and a text.
+    pub fn new() -> Result<Folder> {
+        let guard = tempfile::tempdir().context("a folder for the runs")?;
+        std::fs::write(guard.path().join("job.yaml"), JOB)?;
+        std::fs::write(guard.path().join("text.txt"), text(900))?;
+        Ok(Folder { guard })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.guard.path()
+    }
+
+    /// The job file.
+    pub fn job(&self) -> PathBuf {
+        self.path().join("job.yaml")
+    }
+
+    /// A run of the job, in a folder of its own.
+    pub fn run(&self, name: &str) -> Run {
+        Run::new(&self.job(), self.path().join(name.replace([' ', ','], "-")))
+    }
+}
