@@ -118,7 +118,7 @@ fn bad_input_is_refused_before_anything_starts() -> Result<()> {
         (vec!["up", &job], 2, "--workers"),
         (vec!["plan", &job, "--workers", "0"], 2, "worker"),
         (vec!["serve", "--listen", "0.0.0.0:0", "--data-dir", &data], 2, "--insecure-network"),
-        (vec!["serve", "--listen", &taken, "--data-dir", &data], 1, "in use"),
+        (vec!["serve", "--listen", &taken, "--data-dir", &data], 2, "in use"),
         (vec!["status", "--coordinator", "http://127.0.0.1:1"], 1, "127.0.0.1:1"),
         (vec!["generate", "--checkpoint", "/nowhere", "--prompt", "x"], 1, "/nowhere"),
     ] {
