@@ -40,7 +40,7 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
     /// What the text starts with.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     prompt: String,
     /// How many tokens to write.
     #[arg(long, value_name = "N")]
@@ -48,6 +48,9 @@ pub(crate) struct Generate {
     /// 0 takes the likeliest token each time; 1 draws as the model says.
     #[arg(long, value_name = "X")]
     temperature: Option<f64>,
+    /// Draw from this many of the likeliest tokens; 0 for all.
+    #[arg(long, value_name = "K")]
+    top_k: Option<u32>,
     /// Another seed draws another text.
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -96,17 +99,24 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
 
 pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {
     let program = workers::program()?;
-    let mut options: Vec<OsString> = vec!["generate".into(), "--checkpoint".into(), args.checkpoint.into()];
-    options.extend(["--prompt".into(), args.prompt.into()]);
-    let numbers = [
-        ("--tokens", args.tokens.map(|n| n.to_string())),
-        ("--temperature", args.temperature.map(|x| x.to_string())),
-        ("--seed", args.seed.map(|s| s.to_string())),
+    // `--name=value`, since a prompt or a number may start with a dash.
+    let option = |name: &str, value: OsString| {
+        let mut option = OsString::from(format!("--{name}="));
+        option.push(value);
+        option
+    };
+    let mut options: Vec<OsString> = vec![
+        "generate".into(),
+        option("checkpoint", args.checkpoint.into()),
+        option("prompt", args.prompt.into()),
     ];
-    for (name, value) in numbers {
-        options.extend(value.into_iter().flat_map(|value| [name.into(), value.into()]));
-    }
-    // A prompt or a number may start with a dash.
+    let numbers = [
+        ("tokens", args.tokens.map(|n| n.to_string())),
+        ("temperature", args.temperature.map(|x| x.to_string())),
+        ("top-k", args.top_k.map(|k| k.to_string())),
+        ("seed", args.seed.map(|s| s.to_string())),
+    ];
+    options.extend(numbers.into_iter().filter_map(|(name, value)| Some(option(name, value?.into()))));
     let mut command = tokio::process::Command::new(&program);
     command.args(options).stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
     let status = command.status().await.with_context(|| format!("{} does not start", program.display()))?;

@@ -2,7 +2,8 @@
 
 const WORDS: [&str; 24] = [
     "the", "river", "carries", "a", "small", "boat", "under", "old", "bridges", "where", "children", "wave",
-    "and", "someone", "sings", "of", "harbours", "far", "away", "while", "evening", "comes", "slowly", "down",
+    "and", "someone", "sings", "of", "harbours", "far", "away", "while", "evening", "comes", "slowly",
+    "down",
 ];
 
 /// `lines` lines of twelve words, each chosen by its neighbour and a counter.

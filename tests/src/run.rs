@@ -151,7 +151,10 @@ impl Run {
         for line in text.lines() {
             let line: serde_json::Value = serde_json::from_str(line).context("a line of metrics.jsonl")?;
             let step = line["step"].as_u64().context("a step")?;
-            ensure!(losses.insert(step, line["loss"].as_f64().context("a loss")?).is_none(), "step {step} twice");
+            ensure!(
+                losses.insert(step, line["loss"].as_f64().context("a loss")?).is_none(),
+                "step {step} twice"
+            );
             held_out = line["held_out"]["loss"].as_f64();
         }
         let (_, folder) = coxswain_files::latest(&self.out)?.context("there is no checkpoint")?;

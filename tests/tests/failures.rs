@@ -33,11 +33,9 @@ fn expect_gone(pids: &[u32]) -> Result<()> {
 #[test]
 fn a_lost_worker_ends_the_run_by_name() -> Result<()> {
     let folder = Folder::new()?;
-    for (name, sign, said) in [
-        ("killed", "KILL", "signal 9"),
-        ("stopped", "STOP", "worker-"),
-        ("asked to stop", "TERM", "SIGTERM"),
-    ] {
+    for (name, sign, said) in
+        [("killed", "KILL", "signal 9"), ("stopped", "STOP", "worker-"), ("asked to stop", "TERM", "SIGTERM")]
+    {
         let run = endless(&folder, name);
         let (child, workers) = running(&run)?;
         ensure!(workers.len() == 4, "{name}: workers {workers:?}");
@@ -48,7 +46,11 @@ fn a_lost_worker_ends_the_run_by_name() -> Result<()> {
         ensure!(start.elapsed() < END, "{name}: the end took {:?}", start.elapsed());
         ensure!(outcome.code == Some(1), "{name}: exit code {:?}", outcome.code);
         let pid = format!("pid {}", workers[2]);
-        ensure!(outcome.stderr.contains(&pid), "{name}: the message does not name {pid}:\n{}", outcome.stderr);
+        ensure!(
+            outcome.stderr.contains(&pid),
+            "{name}: the message does not name {pid}:\n{}",
+            outcome.stderr
+        );
         ensure!(outcome.stderr.contains(said), "{name}: the message lacks `{said}`:\n{}", outcome.stderr);
         expect_gone(&workers)?;
     }

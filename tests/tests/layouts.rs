@@ -84,7 +84,8 @@ fn layouts_change_speed_and_memory_and_never_the_numbers() -> Result<()> {
     ensure!(losses[&20] < 0.8 * losses[&1], "nothing was learnt: {} to {}", losses[&1], losses[&20]);
 
     for &(name, (pipeline, tensor, data), changes, equals) in TABLE {
-        let run = changes.iter().fold(folder.run(name).layout(pipeline, tensor, data), |run, set| run.set(set));
+        let run =
+            changes.iter().fold(folder.run(name).layout(pipeline, tensor, data), |run, set| run.set(set));
         let summary = run.summary().with_context(|| name.to_owned())?;
         for &equal in equals {
             let (Bits(wanted) | Close(wanted)) = equal;
@@ -111,7 +112,11 @@ fn layouts_change_speed_and_memory_and_never_the_numbers() -> Result<()> {
         [("tp2 resumed as one", (1, 1, 1), Close("tp2")), ("tp2 resumed as tp2", (1, 2, 1), Bits("tp2"))]
     {
         let run = folder.run(name).layout(layout.0, layout.1, layout.2).from_checkpoint(&tensor, 10)?;
-        judge(name, compare(&run.summary().with_context(|| name.to_owned())?, &done["tp2"], equal), &mut failures);
+        judge(
+            name,
+            compare(&run.summary().with_context(|| name.to_owned())?, &done["tp2"], equal),
+            &mut failures,
+        );
     }
 
     // Negative controls: the comparisons can fail.
@@ -121,7 +126,10 @@ fn layouts_change_speed_and_memory_and_never_the_numbers() -> Result<()> {
         let close = compare(&summary, &done["one"], Close("one")).is_none();
         ensure!(close == (name == "another sum"), "{name}: {:e}", summary.loss_error(&done["one"]));
     }
-    ensure!(done["tp2"].bits_differ(&done["one"]).is_some(), "tensor layouts are not held to bits for nothing");
+    ensure!(
+        done["tp2"].bits_differ(&done["one"]).is_some(),
+        "tensor layouts are not held to bits for nothing"
+    );
 
     ensure!(failures.is_empty(), "{} rows do not hold:\n{}", failures.len(), failures.join("\n"));
     Ok(())

@@ -146,7 +146,8 @@ mod tests {
         assert_eq!(latest(dir.path()).unwrap(), Some((100, folder)));
 
         // The newest manifest is a copy from another step, or damaged: said, not passed over.
-        for text in [fs::read_to_string(step_folder(dir.path(), 100).join(MANIFEST)).unwrap(), "{".to_owned()] {
+        for text in [fs::read_to_string(step_folder(dir.path(), 100).join(MANIFEST)).unwrap(), "{".to_owned()]
+        {
             save(dir.path(), 200, false);
             fs::write(step_folder(dir.path(), 200).join(MANIFEST), text).unwrap();
             let error = latest(dir.path()).unwrap_err().to_string();

@@ -1,7 +1,8 @@
 //! The one door into the checked world: the text of a job file becomes a [`JobSpec`], or a list of
 //! refusals that each name a path, a place in the file, what was found and what is allowed.
 //!
-//! - [`raw`]: the job file as it is written; its doc comments are the reference of the format.
+//! - [`raw`]: the job file as it is written; its doc comments are the reference of the format, and
+//!   `reference` (tests only) holds `docs/job.md` to them.
 //! - `yaml`, `node`: text to a tree, and the tree to raw structs. YAML stays inside `yaml`.
 //! - `check`: defaults and limits; all semantic faults are found at once.
 //! - `resolved`: a job written out with every default.
@@ -13,6 +14,8 @@ mod error;
 mod limits;
 mod node;
 pub mod raw;
+#[cfg(test)]
+mod reference;
 mod resolved;
 mod yaml;
 

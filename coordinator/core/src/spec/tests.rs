@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{JobText, SpecError, parse, resolved_yaml};
 
-const LEAST: &str = "\
+pub(super) const LEAST: &str = "\
 name: least
 model:
   layers: 4

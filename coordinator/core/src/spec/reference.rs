@@ -1,0 +1,490 @@
+//! What `docs/job.md` says of the format, made from the format: the meaning, type and default of each
+//! key from [`super::raw`] as it is written, the bounds from [`super::limits`], the rest from [`parse`].
+//!
+//! The page's prose is its own. [`filled`] replaces what stands between `<!-- NAME -->` and
+//! `<!-- end of NAME -->`; a test compares, and `UPDATE_EXPECT=1` rewrites the page.
+
+use std::path::Path;
+
+use coxswain_types::JobSpec;
+use coxswain_types::job::Checkpointing;
+use expect_test::expect_file;
+
+use super::limits::{self, Limit};
+use super::node::Node;
+use super::raw::{Paths, RawCheckpoint, RawData, RawJob, RawLayout, RawModel, RawSynthetic, RawTrain};
+use super::tests::LEAST;
+use super::{JobText, SpecError, parse, resolved_yaml, yaml};
+
+/// The structs whose fields are the keys.
+const RAW: &str = include_str!("raw.rs");
+
+/// A struct of [`RAW`], or a field of one.
+struct Item {
+    name: String,
+    /// Its type as Rust writes it; empty for a struct.
+    ty: String,
+    doc: String,
+    fields: Vec<Item>,
+}
+
+/// A key of the job file.
+struct Key {
+    /// Such as `model.heads`.
+    path: String,
+    /// The type, without `Option`.
+    ty: String,
+    /// Whether it may be left out.
+    optional: bool,
+    meaning: String,
+    /// What is said of its default.
+    default: Option<String>,
+}
+
+/// The values that a key takes.
+enum Allowed {
+    /// A count within these bounds.
+    Count(&'static Limit),
+    /// In words, with values on both sides of the border.
+    Words { words: &'static str, fit: &'static [&'static str], unfit: &'static [&'static str] },
+}
+
+use Allowed::{Count, Words};
+
+const POSITIVE: Allowed = Words { words: "above 0", fit: &["1e-9", "1000000"], unfit: &["0", "-1", ".inf"] };
+const NOT_NEGATIVE: Allowed = Words { words: "0 or more", fit: &["0", "5.5"], unfit: &["-0.1", ".nan"] };
+const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
+
+/// Beside this, keys have the rules of [`RULES`].
+const ALLOWED: [(&str, Allowed); 30] = [
+    (
+        "name",
+        Words {
+            words: "as the meaning says", fit: &["a", "0.b_c-d"], unfit: &["''", "A", "-a", "a b", "ä"]
+        },
+    ),
+    ("model.layers", Count(&limits::LAYERS)),
+    ("model.dim", Count(&limits::DIM)),
+    ("model.heads", Count(&limits::DIM)),
+    ("model.kv_heads", Count(&limits::DIM)),
+    ("model.ffn", Count(&limits::FFN)),
+    ("model.vocab", Count(&limits::VOCAB)),
+    ("model.rope_theta", Words { words: "above 1", fit: &["1.1", "500000"], unfit: &["1", "0"] }),
+    ("model.norm_eps", Words { words: "above 0 and below 1", fit: &["1e-12", "0.9"], unfit: &["0", "1"] }),
+    ("data.text", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
+    (
+        "data.held_out",
+        Words { words: "0 or more and below 0.5", fit: &["0", "0.49"], unfit: &["-0.1", "0.5"] },
+    ),
+    ("data.synthetic.tokens", Count(&limits::SYNTHETIC_TOKENS)),
+    ("train.steps", Count(&limits::STEPS)),
+    ("train.seed", Words { words: "0 to 2^64 - 1", fit: &["0", "18446744073709551615"], unfit: &["-1"] }),
+    ("train.sequence", Count(&limits::SEQUENCE)),
+    ("train.micro_batch", Count(&limits::MICRO_BATCH)),
+    ("train.micro_batches", Count(&limits::MICRO_BATCHES)),
+    ("train.reduction_runs", Words { words: "1 to `micro_batches`", fit: &["1"], unfit: &["0", "2"] }),
+    ("train.threads", Count(&limits::THREADS)),
+    ("train.checkpointing", Words { words: "`none` or `full`", fit: &["none", "full"], unfit: &["some"] }),
+    ("train.learning_rate", POSITIVE),
+    (
+        "train.min_learning_rate",
+        Words { words: "0 to `learning_rate`", fit: &["0", "3e-4"], unfit: &["-1", "4e-4"] },
+    ),
+    ("train.warmup_steps", Words { words: "0 to `steps`", fit: &["0", "200"], unfit: &["201"] }),
+    (
+        "train.betas",
+        Words {
+            words: "each 0 or more and below 1",
+            fit: &["[0, 0.999]"],
+            unfit: &["[0.9, 1]", "[-1, 0.9]"],
+        },
+    ),
+    ("train.eps", POSITIVE),
+    ("train.weight_decay", NOT_NEGATIVE),
+    ("train.clip_norm", NOT_NEGATIVE),
+    ("train.evaluate_every", ANY_COUNT),
+    ("checkpoint.every", ANY_COUNT),
+    ("checkpoint.keep", Count(&limits::KEEP)),
+];
+
+/// The axes of the layout share one bound.
+fn allowed(path: &str) -> Option<&'static Allowed> {
+    const AXIS: &Allowed = &Count(&limits::WORLD);
+    if path.starts_with("layout.") {
+        return Some(AXIS);
+    }
+    ALLOWED.iter().find(|(of, _)| *of == path).map(|(_, allowed)| allowed)
+}
+
+/// What keys must be to each other, and the values that break it in the minimal job.
+const RULES: [(&str, &[(&str, &str)]); 18] = [
+    ("`model.heads` divides `model.dim`.", &[("model.heads", "7")]),
+    ("`model.dim / model.heads` is even.", &[("model.heads", "128")]),
+    ("`model.kv_heads` divides `model.heads`.", &[("model.kv_heads", "3")]),
+    ("With `data.text`, `model.vocab` is at least 257.", &[("model.vocab", "256")]),
+    ("`data` has one of `text` and `synthetic`.", &[("data.synthetic", "{tokens: 999}")]),
+    ("`data.held_out` goes with `data.text` only.", &[("data", "{synthetic: {tokens: 999}, held_out: 0.1}")]),
+    ("`data.synthetic.tokens` is at least `train.sequence` + 1.", &[("data", "{synthetic: {tokens: 64}}")]),
+    (
+        "`train.sequence` x `train.micro_batch` is at most 16777216 tokens.",
+        &[("train.sequence", "1048576"), ("train.micro_batch", "17")],
+    ),
+    ("`train.reduction_runs` is at most `train.micro_batches`.", &[("train.reduction_runs", "2")]),
+    ("`train.warmup_steps` is at most `train.steps`.", &[("train.warmup_steps", "201")]),
+    ("`train.min_learning_rate` is at most `train.learning_rate`.", &[("train.min_learning_rate", "1")]),
+    (
+        "`train.evaluate_every` is 0 where no text is held out.",
+        &[("data.held_out", "0"), ("train.evaluate_every", "10")],
+    ),
+    ("`layout.pipeline` is at most `model.layers`.", &[("layout.pipeline", "5")]),
+    ("`layout.tensor` divides `model.heads`.", &[("layout.tensor", "3")]),
+    (
+        "`layout.tensor` divides `model.kv_heads`, or is a multiple of it.",
+        &[("model", "{layers: 1, dim: 96, heads: 12, kv_heads: 6, vocab: 300}"), ("layout.tensor", "4")],
+    ),
+    ("`layout.data` is at most `train.micro_batches`.", &[("layout.data", "2")]),
+    (
+        "`layout.data` is at most `train.reduction_runs`.",
+        &[("train.micro_batches", "16"), ("layout.data", "9")],
+    ),
+    (
+        "The product of the layout is at most 4096 workers.",
+        &[
+            ("train.micro_batches", "4096"),
+            ("train.reduction_runs", "4096"),
+            ("layout.tensor", "2"),
+            ("layout.data", "2049"),
+        ],
+    ),
+];
+
+/// The structs of `source`, with their fields.
+fn structs(source: &str) -> Vec<Item> {
+    let (mut found, mut doc) = (Vec::<Item>::new(), String::new());
+    let item = |name: &str, ty: &str, doc: &mut String| Item {
+        name: name.to_owned(),
+        ty: ty.to_owned(),
+        doc: std::mem::take(doc).trim().to_owned(),
+        fields: Vec::new(),
+    };
+    for line in source.lines().map(str::trim) {
+        if let Some(text) = line.strip_prefix("///") {
+            doc.push_str(text);
+        } else if let Some(name) = line.strip_prefix("pub struct ") {
+            found.push(item(name.trim_end_matches(" {"), "", &mut doc));
+        } else if let Some((name, ty)) = line.strip_prefix("pub ").and_then(|line| line.split_once(": ")) {
+            let field = item(name, ty.trim_end_matches(','), &mut doc);
+            found.last_mut().unwrap().fields.push(field);
+        } else if !line.starts_with("#[") {
+            doc.clear();
+        }
+    }
+    found
+}
+
+/// Maps in the order of the file: what is said of each, and its keys. The first is the whole file.
+fn sections() -> Vec<(String, String, Vec<Key>)> {
+    let structs = structs(RAW);
+    let mut sections = Vec::new();
+    let mut open = vec![("RawJob".to_owned(), String::new())];
+    while let Some((name, at)) = open.pop() {
+        let of = structs.iter().find(|item| item.name == name).unwrap();
+        let keys: Vec<Key> = of.fields.iter().map(|field| key(field, &at)).collect();
+        open.extend(
+            keys.iter().rev().filter(|key| key.is_map()).map(|key| (key.ty.clone(), key.path.clone())),
+        );
+        sections.push((at, of.doc.clone(), keys));
+    }
+    sections
+}
+
+fn key(field: &Item, above: &str) -> Key {
+    let path = if above.is_empty() { field.name.clone() } else { format!("{above}.{}", field.name) };
+    let inner = field.ty.strip_prefix("Option<").and_then(|ty| ty.strip_suffix('>'));
+    let (meaning, default) = match field.doc.split_once(" Default: ") {
+        Some((meaning, default)) => (meaning, Some(default.trim_end_matches('.').to_owned())),
+        None => (field.doc.as_str(), None),
+    };
+    let ty = inner.unwrap_or(&field.ty).to_owned();
+    Key { path, ty, optional: inner.is_some(), meaning: meaning.to_owned(), default }
+}
+
+impl Key {
+    fn is_map(&self) -> bool {
+        self.ty.starts_with("Raw")
+    }
+
+    fn type_word(&self) -> &'static str {
+        match self.ty.as_str() {
+            "String" => "text",
+            "u32" | "u64" => "whole number",
+            "f64" => "number",
+            "[f64; 2]" => "two numbers",
+            "Checkpointing" => "word",
+            "Paths" => "path or list",
+            ty if ty.starts_with("Raw") => "map",
+            other => panic!("say what a {other} is"),
+        }
+    }
+
+    fn row(&self) -> String {
+        let default = match (&self.default, self.optional) {
+            (Some(default), _) => default.as_str(),
+            (None, true) => "none",
+            (None, false) => "**required**",
+        };
+        let allowed = match allowed(&self.path) {
+            Some(Count(limit)) => format!("{} to {}", limit.least, limit.most),
+            Some(Words { words, .. }) => (*words).to_owned(),
+            None => String::new(),
+        };
+        format!("| `{}` | {} | {default} | {allowed} | {} |\n", self.path, self.type_word(), self.meaning)
+    }
+}
+
+/// Every key, a table for each map.
+fn keys() -> String {
+    let mut text = String::new();
+    for (path, doc, keys) in sections() {
+        let (heading, doc) = match path.as_str() {
+            "" => ("The whole file".to_owned(), "The whole file is a map."),
+            path => (format!("`{path}`"), doc.split_once(": ").map_or("", |(_, doc)| doc)),
+        };
+        text.push_str(&format!("### {heading}\n\n"));
+        if let Some(first) = doc.chars().next() {
+            let rest = &doc[first.len_utf8()..];
+            text.push_str(&format!("{}{rest}\n\n", first.to_uppercase()));
+        }
+        text.push_str("| Key | Type | Default | Allowed | Meaning |\n|---|---|---|---|---|\n");
+        text.extend(keys.iter().map(Key::row));
+        text.push('\n');
+    }
+    text.trim_end().to_owned()
+}
+
+/// Every rule with what the program says where it is broken.
+fn rules() -> String {
+    let mut text = "| Rule | What is said where it is broken |\n|---|---|\n".to_owned();
+    for (rule, sets) in RULES {
+        let error = read(sets).unwrap_err();
+        let [fault] = error.faults() else { panic!("{rule}: {error}") };
+        text.push_str(&format!("| {rule} | {}: {} |\n", fault.path, fault.message));
+    }
+    text.trim_end().to_owned()
+}
+
+/// The bounds with their reasons.
+fn bounds() -> String {
+    let mut text = "| Key | At most | Why |\n|---|---|---|\n".to_owned();
+    for key in sections().iter().flat_map(|(_, _, keys)| keys) {
+        if let Some(Count(Limit { most, reason, .. })) = allowed(&key.path) {
+            text.push_str(&format!("| `{}` | {most} | {reason} |\n", key.path));
+        }
+    }
+    text.trim_end().to_owned()
+}
+
+/// The minimal job with some values replaced.
+fn read(sets: &[(&str, &str)]) -> Result<JobSpec, SpecError> {
+    let sets: Vec<_> = sets.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())).collect();
+    parse(&JobText { source: "job.yaml", text: LEAST, sets: &sets, base: Path::new("/jobs") })
+}
+
+fn fenced(text: &str) -> String {
+    format!("```yaml\n{}\n```", text.trim_end())
+}
+
+/// `page` with its made parts made anew.
+fn filled(page: &str) -> String {
+    let resolved = resolved_yaml(&read(&[]).unwrap()).unwrap();
+    let parts = [
+        ("minimal job", fenced(LEAST)),
+        ("resolved job", fenced(&resolved)),
+        ("keys", keys()),
+        ("rules", rules()),
+        ("bounds", bounds()),
+    ];
+    parts.iter().fold(page.to_owned(), |page, (name, part)| {
+        let (start, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->"));
+        let (before, rest) = page.split_once(&start).unwrap_or_else(|| panic!("the page has no {start}"));
+        let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("the page has no {end}"));
+        format!("{before}{start}\n{part}\n\n{end}{after}")
+    })
+}
+
+#[test]
+fn the_page_is_what_the_code_says() {
+    let page = include_str!("../../../../docs/job.md");
+    expect_file!["../../../../docs/job.md"].assert_eq(&filled(page));
+}
+
+/// A job with every key. It is no good job, but no field of the structs can be missing here.
+fn whole() -> RawJob {
+    RawJob {
+        name: String::new(),
+        model: RawModel {
+            layers: 0,
+            dim: 0,
+            heads: 0,
+            kv_heads: Some(0),
+            ffn: Some(0),
+            vocab: 0,
+            rope_theta: Some(0.0),
+            norm_eps: Some(0.0),
+        },
+        data: RawData {
+            text: Some(Paths::Many(Vec::new())),
+            held_out: Some(0.0),
+            synthetic: Some(RawSynthetic { tokens: 0 }),
+        },
+        train: RawTrain {
+            steps: 0,
+            seed: Some(0),
+            sequence: 0,
+            micro_batch: Some(0),
+            micro_batches: Some(0),
+            reduction_runs: Some(0),
+            threads: Some(0),
+            checkpointing: Some(Checkpointing::None),
+            learning_rate: Some(0.0),
+            min_learning_rate: Some(0.0),
+            warmup_steps: Some(0),
+            betas: Some([0.0; 2]),
+            eps: Some(0.0),
+            weight_decay: Some(0.0),
+            clip_norm: Some(0.0),
+            evaluate_every: Some(0),
+        },
+        layout: Some(RawLayout { pipeline: Some(0), tensor: Some(0), data: Some(0) }),
+        checkpoint: Some(RawCheckpoint { every: Some(0), keep: Some(0) }),
+    }
+}
+
+/// The paths of all values that are no maps, in order.
+fn leaves(node: &Node, at: &str, found: &mut Vec<String>) {
+    let Node::Map(entries) = node else { return found.push(at.to_owned()) };
+    for (name, value) in entries {
+        let path = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
+        leaves(value, &path, found);
+    }
+}
+
+fn at<'a>(node: &'a Node, path: &str) -> Option<&'a Node> {
+    path.split('.').try_fold(node, |node, key| match node {
+        Node::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, value)| value),
+        _ => None,
+    })
+}
+
+fn tree(text: &str) -> Node {
+    yaml::read(text).unwrap_or_else(|fault| panic!("{}", fault.message))
+}
+
+fn resolved(sets: &[(&str, &str)]) -> Node {
+    tree(&resolved_yaml(&read(sets).unwrap()).unwrap())
+}
+
+fn all_keys() -> Vec<Key> {
+    sections().into_iter().flat_map(|(_, _, keys)| keys).collect()
+}
+
+#[test]
+fn every_key_is_there_and_has_its_words() {
+    let mut known = Vec::new();
+    leaves(&tree(&yaml::write(&whole()).unwrap()), "", &mut known);
+    let keys = all_keys();
+    let mut told: Vec<_> = keys.iter().filter(|key| !key.is_map()).map(|key| key.path.clone()).collect();
+    for key in &keys {
+        assert!(!key.meaning.is_empty() && !key.meaning.contains("Default"), "{}", key.path);
+        assert!(key.is_map() || allowed(&key.path).is_some(), "{}", key.path);
+    }
+    assert!(ALLOWED.iter().all(|(path, _)| told.iter().any(|key| key == path)));
+    known.sort();
+    told.sort();
+    assert_eq!(told, known);
+}
+
+/// Numbers are the same whether they are written with a point or without.
+fn same(one: &Node, other: &Node) -> bool {
+    let number = |node: &Node| match node {
+        Node::Integer(n) => Some(*n as f64),
+        Node::Float(x) => Some(*x),
+        _ => None,
+    };
+    match (one, other) {
+        (Node::List(a), Node::List(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        _ => one == other || number(one).is_some_and(|x| number(other) == Some(x)),
+    }
+}
+
+#[test]
+fn a_stated_default_is_what_a_job_gets() {
+    // Defaults that are said in words: some values of other keys, and what follows from them.
+    let in_words: [(&str, &[(&str, &str)], &str); 16] = [
+        ("model.kv_heads", &[], "8"),
+        ("model.kv_heads", &[("model.heads", "16")], "16"),
+        ("model.ffn", &[], "384"),
+        ("model.ffn", &[("model.dim", "192")], "512"),
+        ("model.ffn", &[("model.dim", "208")], "576"),
+        ("train.reduction_runs", &[("train.micro_batches", "5")], "5"),
+        ("train.reduction_runs", &[("train.micro_batches", "50")], "8"),
+        ("train.threads", &[], "null"),
+        ("train.min_learning_rate", &[("train.learning_rate", "0.5")], "0.05"),
+        ("train.warmup_steps", &[], "20"),
+        ("train.warmup_steps", &[("train.steps", "5000")], "100"),
+        ("layout", &[], "{pipeline: 1, tensor: 1, data: 1}"),
+        ("checkpoint", &[], "{every: 0, keep: 2}"),
+        ("data.text", &[("data", "{synthetic: {tokens: 999}}")], "null"),
+        ("data.synthetic", &[], "null"),
+        ("data.held_out", &[("data", "{synthetic: {tokens: 999}}")], "null"),
+    ];
+    for (path, sets, expected) in in_words {
+        let job = resolved(sets);
+        let found = at(&job, path).unwrap_or(&Node::Null);
+        assert!(same(found, &tree(expected)), "{path} with {sets:?}: {found:?}");
+    }
+    let least = resolved(&[]);
+    for Key { path, default, optional, .. } in all_keys() {
+        assert!(optional || default.is_none(), "{path} has to be given, so its default is none");
+        let value = default.map(|text| tree(text.trim_matches('`')));
+        let is_word = |text: &str| text == "none";
+        match value {
+            Some(Node::Text(text)) if !is_word(&text) => {
+                assert!(in_words.iter().any(|(of, ..)| *of == path), "{path}: no row for `{text}`");
+            }
+            Some(value) => {
+                let found = at(&least, &path);
+                assert!(
+                    found.is_some_and(|found| same(found, &value)),
+                    "{path}: {value:?} is said, {found:?} is so"
+                );
+            }
+            None => assert!(!optional || in_words.iter().any(|(of, ..)| *of == path), "{path}"),
+        }
+    }
+}
+
+#[test]
+fn the_borders_are_where_they_are_said_to_be() {
+    let refused_at = |path: &str, value: &str| {
+        let synthetic = format!("{{synthetic: {{tokens: {value}}}}}");
+        let set = if path == "data.synthetic.tokens" { ("data", synthetic.as_str()) } else { (path, value) };
+        let faults = read(&[set]).err().map_or(Vec::new(), |error| error.faults().to_vec());
+        faults.iter().any(|fault| fault.path.starts_with(path))
+    };
+    for key in all_keys() {
+        let path = &key.path;
+        match allowed(path) {
+            Some(Count(Limit { least, most, .. })) => {
+                assert!(refused_at(path, &(least - 1).to_string()), "{path}");
+                assert!(refused_at(path, &(most + 1).to_string()), "{path}");
+            }
+            Some(Words { fit, unfit, .. }) => {
+                assert!(!fit.is_empty() && !unfit.is_empty(), "{path}");
+                assert!(fit.iter().all(|value| !refused_at(path, value)), "{path}");
+                assert!(unfit.iter().all(|value| refused_at(path, value)), "{path}");
+            }
+            None => assert!(key.is_map(), "{path}"),
+        }
+    }
+}

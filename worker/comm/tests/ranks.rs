@@ -1,0 +1,148 @@
+//! Ranks of one generation as threads of one process, over real Gloo on the loopback.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use coxswain_comm::{Axis, Links, Op, Pipe, Store, TorchError};
+use tch::{Device, Kind, Tensor};
+
+type Values = HashMap<Vec<u8>, Vec<u8>>;
+
+/// A rendezvous in memory.
+#[derive(Clone, Default)]
+struct Memory(Arc<(Mutex<Values>, Condvar)>);
+
+impl Store for Memory {
+    fn set(&self, key: &[u8], value: &[u8]) -> Result<(), String> {
+        self.0.0.lock().unwrap().insert(key.to_vec(), value.to_vec());
+        self.0.1.notify_all();
+        Ok(())
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Vec<u8>, String> {
+        let values = self.0.0.lock().unwrap();
+        let wait = Duration::from_secs(5);
+        let (values, _) = self.0.1.wait_timeout_while(values, wait, |v| !v.contains_key(key)).unwrap();
+        values.get(key).cloned().ok_or_else(|| "nobody set it".to_owned())
+    }
+}
+
+/// Runs `body` as each of `world` ranks; the results in rank order.
+fn ranks<T: Send>(world: u32, body: impl Fn(Links) -> T + Sync) -> Vec<T> {
+    let store = Memory::default();
+    std::thread::scope(|scope| {
+        let join = |rank| {
+            let (store, body) = (store.clone(), &body);
+            scope.spawn(move || body(Links::join(store, rank, world, "127.0.0.1", 5_000, 5_000).unwrap()))
+        };
+        let threads: Vec<_> = (0..world).map(join).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn filled(value: f64, len: i64) -> Tensor {
+    Tensor::full([len], value, (Kind::Float, Device::Cpu))
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    Vec::try_from(x).unwrap()
+}
+
+#[test]
+fn reductions_give_all_ranks_the_bits_of_the_tree() {
+    for world in [1, 2, 3, 4] {
+        // Sums of these depend on the order: 1e8 swallows small numbers that come after it.
+        let parts = [1e8_f32, 1.0, -1e8, 3.25];
+        let part = |rank: usize| filled(f64::from(parts[rank]), 1000);
+        let sums = ranks(world, |links| {
+            let all: Vec<u32> = (0..world).collect();
+            let group = links.group(&all, Axis::Tensor).unwrap();
+            let own = part(links.rank() as usize);
+            (values(&group.reduce(&own, Op::Sum).unwrap()), values(&group.reduce(&own, Op::Max).unwrap()))
+        });
+        let tree = match world {
+            1 => parts[0],
+            2 => parts[0] + parts[1],
+            3 => (parts[0] + parts[1]) + parts[2],
+            _ => (parts[0] + parts[1]) + (parts[2] + parts[3]),
+        };
+        for (sum, max) in sums {
+            assert_eq!(sum, vec![tree; 1000], "{world} ranks");
+            assert_eq!(max, vec![1e8; 1000]);
+        }
+    }
+}
+
+#[test]
+fn the_closing_exchange_gives_all_ranks_what_the_lead_made_of_it() {
+    let results = ranks(3, |links| {
+        let own = [f64::from(links.rank()), 1.0];
+        links.close(&own, 1, |lists| vec![lists.iter().map(|list| 10.0 * list[0] + list[1]).sum()]).unwrap()
+    });
+    assert_eq!(results, vec![vec![33.0]; 3]);
+}
+
+#[test]
+fn a_send_does_not_wait_for_a_slow_receiver() {
+    // More than the sockets buffer.
+    const LEN: i64 = 4 << 20;
+    const DELAY: Duration = Duration::from_millis(400);
+    let times = ranks(2, |links| {
+        let start = Instant::now();
+        if links.rank() == 1 {
+            std::thread::sleep(DELAY);
+            let x = filled(0.0, LEN);
+            links.recv(&x, 0, Axis::Pipeline).unwrap().wait().unwrap();
+            assert_eq!(x.mean(Kind::Float).double_value(&[]), 7.0);
+            return start.elapsed();
+        }
+        let mut pipe = Pipe::default();
+        pipe.push(links.send(&filled(7.0, LEN), 1, Axis::Pipeline).unwrap()).unwrap();
+        let sent = start.elapsed();
+        pipe.drain().unwrap();
+        assert!(start.elapsed() >= DELAY / 2, "the drain waits for the receiver");
+        sent
+    });
+    assert!(times[0] < DELAY / 2, "the send took {:?}", times[0]);
+}
+
+#[test]
+fn waits_end_when_aborted_and_when_a_peer_goes() {
+    let errors: Vec<TorchError> = ranks(2, |links| {
+        if links.rank() == 1 {
+            // Leaves without a word; its sockets close with its group.
+            return TorchError("left".to_owned());
+        }
+        let x = filled(0.0, 4);
+        links.recv(&x, 1, Axis::World).unwrap().wait().unwrap_err()
+    });
+    assert!(errors[0].0.contains("receiving from rank 1"), "{}", errors[0]);
+
+    let took = ranks(2, |links| {
+        let start = Instant::now();
+        if links.rank() == 0 {
+            let aborter = links.clone();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(100));
+                    aborter.abort();
+                });
+                let x = filled(0.0, 4);
+                let error = links.recv(&x, 1, Axis::World).unwrap().wait().unwrap_err();
+                assert!(error.0.contains("aborted"), "{error}");
+            });
+        } else {
+            std::thread::sleep(Duration::from_millis(600));
+        }
+        start.elapsed()
+    });
+    assert!(took[0] < Duration::from_millis(500), "the abort took {:?}", took[0]);
+}
+
+#[test]
+fn ranks_that_never_meet_say_which_key_is_missing() {
+    let store = Memory::default();
+    let error = Links::join(store, 0, 2, "127.0.0.1", 500, 500).unwrap_err();
+    assert!(error.0.contains("nobody set it"), "{error}");
+}
