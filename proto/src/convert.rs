@@ -225,6 +225,7 @@ impl From<status::Desired> for wire::Desired {
             assignment: desired.assignment,
             run_to: desired.run_to.0,
             publish: desired.publish.map(Into::into),
+            decided: desired.decided.0,
             acknowledged: desired.acknowledged.0,
             leave: desired.leave,
         }
@@ -245,6 +246,7 @@ impl TryFrom<wire::Desired> for status::Desired {
             assignment: desired.assignment,
             run_to: Step(desired.run_to),
             publish: desired.publish.map(TryInto::try_into).transpose()?,
+            decided: Step(desired.decided),
             acknowledged: Step(desired.acknowledged),
             leave: desired.leave,
         })

@@ -89,6 +89,7 @@ fn what_is_wanted_comes_back_the_same() {
         assignment: Some("{\"rank\":0}".into()),
         run_to: Step(100),
         publish: Some(Publish { step: Step(10), files: files() }),
+        decided: Step(6),
         acknowledged: Step(8),
         leave: Some("the run is over".into()),
     };

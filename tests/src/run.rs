@@ -55,6 +55,8 @@ pub struct Outcome {
 pub struct Summary {
     /// The loss of each step, by step.
     pub losses: BTreeMap<u64, f64>,
+    /// The global gradient norm of each step, by step.
+    pub norms: BTreeMap<u64, f64>,
     /// The newest checkpoint's digest of each tensor, weights and optimizer state alike.
     pub digests: Vec<(String, String)>,
     /// The held-out loss after the last step.
@@ -147,7 +149,7 @@ impl Run {
     pub fn read(&self) -> Result<Summary> {
         let path = self.out.join("metrics.jsonl");
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        let (mut losses, mut held_out) = (BTreeMap::new(), None);
+        let (mut losses, mut norms, mut held_out) = (BTreeMap::new(), BTreeMap::new(), None);
         for line in text.lines() {
             let line: serde_json::Value = serde_json::from_str(line).context("a line of metrics.jsonl")?;
             let step = line["step"].as_u64().context("a step")?;
@@ -155,12 +157,20 @@ impl Run {
                 losses.insert(step, line["loss"].as_f64().context("a loss")?).is_none(),
                 "step {step} twice"
             );
+            norms.insert(step, line["grad_norm"].as_f64().context("a norm")?);
+            for key in ["learning_rate", "tokens", "tokens_per_second", "step_seconds"] {
+                ensure!(
+                    line[key].as_f64().is_some_and(|value| value > 0.0),
+                    "step {step}: {key} is {}",
+                    line[key]
+                );
+            }
             held_out = line["held_out"]["loss"].as_f64();
         }
         let (_, folder) = coxswain_files::latest(&self.out)?.context("there is no checkpoint")?;
         let checkpoint = Checkpoint::open(&folder, None)?;
         checkpoint.verify()?;
-        Ok(Summary { losses, digests: checkpoint.digests()?, held_out })
+        Ok(Summary { losses, norms, digests: checkpoint.digests()?, held_out })
     }
 
     /// A number that a worker logged as `key=value`, the largest over all workers.
@@ -196,10 +206,14 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
 impl Summary {
     /// What keeps the two from being the same bits; `None` where nothing does.
     pub fn bits_differ(&self, other: &Summary) -> Option<String> {
-        for (step, loss) in &self.losses {
-            match other.losses.get(step) {
-                Some(wanted) if wanted.to_bits() == loss.to_bits() => {}
-                wanted => return Some(format!("step {step}: loss {loss}, wanted {wanted:?}")),
+        for (what, own, other) in
+            [("loss", &self.losses, &other.losses), ("gradient norm", &self.norms, &other.norms)]
+        {
+            for (step, value) in own {
+                match other.get(step) {
+                    Some(wanted) if wanted.to_bits() == value.to_bits() => {}
+                    wanted => return Some(format!("step {step}: {what} {value}, wanted {wanted:?}")),
+                }
             }
         }
         if self.digests.len() != other.digests.len() {
@@ -215,7 +229,18 @@ impl Summary {
 
     /// The largest relative difference of a loss.
     pub fn loss_error(&self, other: &Summary) -> f64 {
-        let pairs = self.losses.iter().filter_map(|(step, loss)| Some((loss, other.losses.get(step)?)));
-        pairs.map(|(loss, wanted)| ((loss - wanted) / wanted).abs()).fold(0.0, f64::max)
+        largest_error(&self.losses, &other.losses)
     }
+
+    /// The relative difference of the first gradient norm. Both runs begin it with the same weights;
+    /// later ones also show how the optimizer magnifies rounding where gradients are tiny.
+    pub fn first_norm_error(&self, other: &Summary) -> f64 {
+        let first = self.norms.iter().take(1).map(|(step, norm)| (*step, *norm)).collect();
+        largest_error(&first, &other.norms)
+    }
+}
+
+fn largest_error(own: &BTreeMap<u64, f64>, other: &BTreeMap<u64, f64>) -> f64 {
+    let pairs = own.iter().filter_map(|(step, value)| Some((value, other.get(step)?)));
+    pairs.map(|(value, wanted)| ((value - wanted) / wanted).abs()).fold(0.0, f64::max)
 }

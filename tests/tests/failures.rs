@@ -74,6 +74,23 @@ fn stopping_up_stops_all_of_it() -> Result<()> {
 }
 
 #[test]
+fn a_worker_alone_can_be_stopped_too() -> Result<()> {
+    let folder = Folder::new()?;
+    for sign in ["TERM", "KILL"] {
+        let run = folder.run(sign).set("train.steps=1000000");
+        let (child, workers) = running(&run)?;
+        let start = Instant::now();
+        signal(workers[0], sign)?;
+        let outcome = run.wait(child, END)?;
+        ensure!(outcome.code == Some(1) && start.elapsed() < END, "{sign}: {:?}", outcome.code);
+        expect_gone(&workers)?;
+        let log = std::fs::read_to_string(run.out().join("logs/worker-0.log"))?;
+        ensure!(sign == "KILL" || !log.contains("did not end"), "the engine had to be left behind:\n{log}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_full_disk_is_said_and_the_last_checkpoint_stays() -> Result<()> {
     let folder = Folder::new()?;
     let run = folder.run("small").set("train.steps=30").set("checkpoint.keep=1").set("checkpoint.every=10");

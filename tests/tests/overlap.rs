@@ -68,6 +68,7 @@ fn stage(assignment: &Assignment, store: Memory, delay: Duration) -> Result<Vec<
         next: a.next,
         checkpointing: train.checkpointing,
         places: a.layers.clone().map(Place::Layer).collect(),
+        in_flight_max: 4,
         rotary: &rotary,
         shape: [train.micro_batch, train.sequence, a.spec.model.dim].map(i64::from),
     };

@@ -39,7 +39,8 @@ fn a_trained_model_writes_words_it_has_read() -> Result<()> {
     ensure!(drawn("7")?.1 == drawn("7")?.1, "one seed, one text");
     ensure!(drawn("7")?.1 != drawn("8")?.1, "two seeds, two texts");
     for prompt in [&[][..], &["--prompt", "-- dashes"], &["--prompt", "b\u{e4}r \u{1f43b}"]] {
-        let (code, _, stderr) = generate(&[&["--checkpoint", out.as_str(), "--tokens", "5"], prompt].concat())?;
+        let (code, _, stderr) =
+            generate(&[&["--checkpoint", out.as_str(), "--tokens", "5"], prompt].concat())?;
         ensure!(code == Some(0), "{prompt:?}: exit {code:?}: {stderr}");
     }
 

@@ -25,9 +25,10 @@ use crate::store::Rendezvous;
 const OUTBOX: usize = 4;
 /// Between two tries to reach the coordinator at the start.
 const RETRY: Duration = Duration::from_millis(500);
-/// How long an aborted engine may take to end. Past it the process ends without waiting: what the
-/// engine holds is memory only.
-const ENGINE_END: Duration = Duration::from_secs(5);
+/// How long an aborted engine may take to end; it looks between two actions of a step. Past it the
+/// process ends without waiting: what the engine holds is memory only. Below the lease, for no
+/// heartbeat goes out meanwhile.
+const ENGINE_END: Duration = Duration::from_secs(3);
 
 /// Works for the coordinator until told to leave, asked to stop, or the coordinator goes away.
 pub(crate) fn run(work: &Work) -> Result<()> {
@@ -45,18 +46,22 @@ pub(crate) fn run(work: &Work) -> Result<()> {
 
 async fn work_for(work: &Work, info: WorkerInfo) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let channel = tokio::select! {
         channel = reach(work) => channel?,
-        _ = tokio::signal::ctrl_c() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
         _ = terminate.recv() => return Ok(()),
     };
     let mut client = coxswain_proto::cluster_client(channel);
     let (outbox, messages) = mpsc::channel(OUTBOX);
     let mut agent = Agent::new(info, work, client.clone())?;
     outbox.send(agent.message()).await.ok();
-    let mut inbox = client
-        .sync(ReceiverStream::new(messages))
-        .await
+    let accepted = tokio::select! {
+        accepted = client.sync(ReceiverStream::new(messages)) => accepted,
+        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(()),
+    };
+    let mut inbox = accepted
         .map_err(|status| anyhow!("the coordinator refused this worker: {}", status.message()))?
         .into_inner();
     tracing::info!(worker = %agent.info.id, coordinator = %work.coordinator, "connected");
@@ -79,7 +84,7 @@ async fn work_for(work: &Work, info: WorkerInfo) -> Result<()> {
             },
             () = shared.changed() => {}
             _ = heartbeat.tick() => {}
-            _ = tokio::signal::ctrl_c() => return agent.leave(&outbox, "it was interrupted (SIGINT)").await,
+            _ = interrupt.recv() => return agent.leave(&outbox, "it was interrupted (SIGINT)").await,
             _ = terminate.recv() => return agent.leave(&outbox, "it was asked to stop (SIGTERM)").await,
         }
         // A full outbox is fine: the next message has all that this one would have said.
@@ -89,7 +94,7 @@ async fn work_for(work: &Work, info: WorkerInfo) -> Result<()> {
 
 /// Tries to connect for as long as the user's patience lasts: workers may start first.
 async fn reach(work: &Work) -> Result<Channel> {
-    let end = tokio::time::Instant::now() + Duration::from_secs(work.patience_s);
+    let end = tokio::time::Instant::now() + Duration::from_secs(u64::from(work.patience_s));
     let mut told = false;
     loop {
         match coxswain_proto::connect(&work.coordinator).await {
@@ -214,6 +219,14 @@ impl Agent {
         let (shared, runtime) = (self.shared.clone(), self.info.runtime.clone());
         tokio::task::spawn_blocking(move || {
             let step = publish.step;
+            let span = tracing::info_span!(
+                "publish",
+                job = %assignment.job,
+                generation = assignment.generation.0,
+                rank = assignment.rank.0,
+                step = step.0,
+            );
+            let _entered = span.enter();
             match publish_now(&assignment, &runtime, publish) {
                 Ok(digest) => {
                     shared.update(|state| state.status.published = Some(Published { step, digest }))
@@ -276,7 +289,7 @@ fn publish_now(assignment: &Assignment, runtime: &str, publish: Publish) -> Resu
     let folder = coxswain_files::folders::step_folder(&directory, publish.step.0);
     let header = coxswain_engine::checkpoint::header(assignment, runtime, publish.step);
     let digest = coxswain_files::publish(&folder, &publish.files, header)?;
-    tracing::info!(step = publish.step.0, folder = %folder.display(), "checkpoint published");
+    tracing::info!(folder = %folder.display(), "checkpoint published");
     Ok(digest)
 }
 

@@ -41,7 +41,7 @@ pub(crate) struct Work {
     pub(crate) name: Option<String>,
     /// How long to try to reach the coordinator at the start, in seconds
     #[arg(long, default_value_t = 60)]
-    pub(crate) patience_s: u64,
+    pub(crate) patience_s: u32,
 }
 
 /// What a worker does beside working.

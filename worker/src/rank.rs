@@ -25,6 +25,7 @@ pub(crate) fn spawn(
         job = %assignment.job,
         generation = assignment.generation.0,
         rank = assignment.rank.0,
+        step = tracing::field::Empty,
     );
     let work = move || {
         let _entered = span.enter();
@@ -47,15 +48,19 @@ pub(crate) fn spawn(
             Err(panic) => Phase::Failed { message: panic_text(panic.as_ref()) },
         };
         match &phase {
-            Phase::Failed { message } => tracing::error!(step = shared.lock().status.step.0, "{message}"),
+            Phase::Failed { message } => tracing::error!("{message}"),
             Phase::Idle | Phase::Preparing | Phase::Running | Phase::Done => tracing::info!(
                 peak_rss_bytes = machine::peak_rss_bytes(),
                 peak_tensor_bytes = coxswain_native::memory::peak_bytes(),
-                step = shared.lock().status.step.0,
                 "done"
             ),
         }
-        shared.update(|state| state.status.phase = phase);
+        shared.update(|state| {
+            // A manifest that could not be published has ended the run already.
+            if !matches!(state.status.phase, Phase::Failed { .. }) {
+                state.status.phase = phase;
+            }
+        });
     };
     std::thread::Builder::new().name("engine".to_owned()).spawn(work).context("starting the engine's thread")
 }

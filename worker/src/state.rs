@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use coxswain_comm::Links;
 use coxswain_engine::{Control, Event};
 use coxswain_types::Step;
-use coxswain_types::status::{Desired, Phase, WorkerStatus};
+use coxswain_types::status::{Desired, Phase, Saved, WorkerStatus};
 use tokio::sync::Notify;
 
 /// Wishes that are remembered by revision. Ranks close each step together, so no rank is more than
@@ -29,11 +29,16 @@ pub(crate) struct State {
     /// The engine's network, once it stands.
     pub(crate) links: Option<Links>,
     wishes: VecDeque<(u64, Step)>,
+    saved: VecDeque<Saved>,
 }
+
+/// Checkpoints that may wait to be told. The coordinator decides one within a round trip; a rank
+/// that is this far ahead of it tells of the newer ones only.
+const SAVED_MAX: usize = 16;
 
 impl Shared {
     pub(crate) fn new(status: WorkerStatus) -> Shared {
-        let state = State { status, links: None, wishes: VecDeque::new() };
+        let state = State { status, links: None, wishes: VecDeque::new(), saved: VecDeque::new() };
         Shared(Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }))
     }
 
@@ -57,6 +62,11 @@ impl Shared {
     pub(crate) fn wish(&self, desired: &Desired) {
         let mut state = self.lock();
         state.status.reports.retain(|report| report.step > desired.acknowledged.0);
+        if state.saved.front().is_some_and(|saved| saved.step <= desired.decided) {
+            state.saved.retain(|saved| saved.step > desired.decided);
+            state.status.saved = state.saved.front().cloned();
+            self.0.changed.notify_one();
+        }
         if state.wishes.back().is_none_or(|(revision, _)| *revision < desired.revision) {
             state.wishes.push_back((desired.revision, desired.run_to));
             if state.wishes.len() > REVISIONS_MAX {
@@ -90,7 +100,13 @@ impl Control for Shared {
                 state.status.reports.extend(report);
                 state.status.peak_tensor_bytes = coxswain_native::memory::peak_bytes();
             }
-            Event::Saved(saved) => state.status.saved = Some(saved),
+            Event::Saved(saved) => {
+                state.saved.push_back(saved);
+                if state.saved.len() > SAVED_MAX {
+                    state.saved.pop_front();
+                }
+                state.status.saved = state.saved.front().cloned();
+            }
         });
     }
 }

@@ -34,7 +34,7 @@ pub use error::CheckpointError;
 pub use folders::{latest, prune};
 pub use hash::mix;
 pub use manifest::{Fingerprint, Header, Manifest, publish};
-pub use prepare::{PrepareError, prepare};
+pub use prepare::{PrepareError, prepare, prepare_again};
 pub use samples::{Samples, sample_index};
 pub use shards::{ShardTensor, write_shard};
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -91,6 +91,16 @@ pub enum PrepareError {
     /// A token file could not be written.
     #[error(transparent)]
     Tokens(#[from] TokensError),
+    /// The text is another one than a checkpoint was trained on.
+    #[error(
+        "the text or the vocabulary is not what the checkpoint in {dir} was trained on, and its tokens would \
+         mean other words; bring the text back, or start in another folder",
+        dir = dir.display()
+    )]
+    Changed {
+        /// The run's folder.
+        dir: PathBuf,
+    },
     /// A file could not be written.
     #[error("{path} cannot be written: {source}", path = path.display())]
     Write {
@@ -124,6 +134,27 @@ enum Inputs {
 /// # Errors
 /// [`PrepareError`], naming the file or the number that is wrong.
 pub fn prepare(dir: &Path, spec: &JobSpec) -> Result<PreparedData, PrepareError> {
+    prepare_as(dir, spec, None)
+}
+
+/// As [`prepare`], for a run that goes on from a checkpoint with the tokens `wanted`: others are
+/// refused before anything in the folder changes.
+///
+/// # Errors
+/// As [`prepare`], and [`PrepareError::Changed`].
+pub fn prepare_again(
+    dir: &Path,
+    spec: &JobSpec,
+    wanted: &PreparedData,
+) -> Result<PreparedData, PrepareError> {
+    prepare_as(dir, spec, Some(wanted))
+}
+
+fn prepare_as(
+    dir: &Path,
+    spec: &JobSpec,
+    wanted: Option<&PreparedData>,
+) -> Result<PreparedData, PrepareError> {
     let vocab = spec.model.vocab;
     let (inputs, texts) = match &spec.data {
         DataSpec::Text { files, held_out } => {
@@ -135,6 +166,10 @@ pub fn prepare(dir: &Path, spec: &JobSpec) -> Result<PreparedData, PrepareError>
             (Inputs::Synthetic { tokens: *tokens, seed: spec.train.seed, vocab }, Vec::new())
         }
     };
+    let changed = || PrepareError::Changed { dir: dir.to_owned() };
+    if wanted.is_some() && stored(dir).is_some_and(|stored| stored.inputs != inputs) {
+        return Err(changed());
+    }
     let prepared = match reusable(dir, &inputs) {
         Some(prepared) => prepared,
         None => {
@@ -145,8 +180,16 @@ pub fn prepare(dir: &Path, spec: &JobSpec) -> Result<PreparedData, PrepareError>
             prepared
         }
     };
+    if wanted.is_some_and(|wanted| *wanted != prepared.data) {
+        return Err(changed());
+    }
     check(&prepared.data, spec.train.sequence)?;
     Ok(prepared.data)
+}
+
+/// What an earlier call made, if it can be read.
+fn stored(dir: &Path) -> Option<Prepared> {
+    serde_json::from_slice(&fs::read(dir.join(PREPARED)).ok()?).ok()
 }
 
 /// Whether there is enough to train on, and to measure on where something is held out.
@@ -164,7 +207,7 @@ fn check(data: &PreparedData, sequence: u32) -> Result<(), PrepareError> {
 /// What an earlier call made of the same inputs, so long as all its files are still the same. What
 /// cannot be read is as good as absent: it is made anew.
 fn reusable(dir: &Path, inputs: &Inputs) -> Option<Prepared> {
-    let prepared: Prepared = serde_json::from_slice(&fs::read(dir.join(PREPARED)).ok()?).ok()?;
+    let prepared = stored(dir)?;
     let same = |path: &str, digest: &Option<String>| {
         digest.as_ref().is_none_or(|digest| digest_file(&dir.join(path)).is_ok_and(|found| found == *digest))
     };

@@ -46,7 +46,7 @@ pub struct ModelSpec {
 impl ModelSpec {
     /// Width of one attention head.
     pub fn head_dim(&self) -> u32 {
-        self.dim / self.heads
+        self.dim / self.heads.max(1)
     }
 }
 

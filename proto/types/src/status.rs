@@ -58,7 +58,7 @@ pub struct WorkerStatus {
     pub step: Step,
     /// Lead rank only: steps that the coordinator has not acknowledged yet, oldest first.
     pub reports: Vec<StepReport>,
-    /// The shard files it wrote for the newest checkpoint.
+    /// The shard files it wrote for the oldest checkpoint that it does not know to be decided.
     pub saved: Option<Saved>,
     /// Lead rank only: the newest checkpoint whose manifest it has published.
     pub published: Option<Published>,
@@ -141,6 +141,8 @@ pub struct Desired {
     pub run_to: Step,
     /// Lead rank only: publish the manifest of this checkpoint.
     pub publish: Option<Publish>,
+    /// Checkpoints up to this step are decided: what a rank saved later may be told.
+    pub decided: Step,
     /// Lead rank only: reports up to this step have been recorded.
     pub acknowledged: Step,
     /// The reason for which the worker should end its process.

@@ -1,6 +1,9 @@
 //! This rank's connection to all others.
 
 use coxswain_native::TorchError;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use coxswain_native::net::{Group, Network, Store, Transfer};
 use tch::{Device, Kind, Tensor};
 
@@ -41,6 +44,7 @@ impl Axis {
 #[derive(Clone, Debug)]
 pub struct Links {
     network: Option<Network>,
+    aborted: Arc<AtomicBool>,
     rank: u32,
     world: u32,
 }
@@ -59,12 +63,12 @@ impl Links {
         operation_ms: u64,
     ) -> Result<Links, TorchError> {
         let network = Network::join(store, rank, world, address, forming_ms, operation_ms)?;
-        Ok(Links { network: Some(network), rank, world })
+        Ok(Links { network: Some(network), aborted: Arc::default(), rank, world })
     }
 
     /// A rank that has no others.
     pub fn alone() -> Links {
-        Links { network: None, rank: 0, world: 1 }
+        Links { network: None, aborted: Arc::default(), rank: 0, world: 1 }
     }
 
     /// This rank.
@@ -72,11 +76,21 @@ impl Links {
         self.rank
     }
 
-    /// Makes every wait end with an error, now and later. From any thread.
+    /// Makes every wait end with an error, now and later, and [`Links::expect_wanted`] too. From any
+    /// thread.
     pub fn abort(&self) {
+        self.aborted.store(true, Ordering::Relaxed);
         if let Some(network) = &self.network {
             network.abort();
         }
+    }
+
+    /// Fails once aborted. For stretches of work without a wait, which would end a rank as well.
+    pub fn expect_wanted(&self) -> Result<(), TorchError> {
+        if self.aborted.load(Ordering::Relaxed) {
+            return Err(TorchError("the work was aborted".to_owned()));
+        }
+        Ok(())
     }
 
     /// The group of `ranks`, of which this rank is one, for reductions of one purpose.

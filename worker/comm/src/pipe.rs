@@ -6,21 +6,23 @@ use coxswain_native::TorchError;
 use coxswain_native::net::Transfer;
 
 /// Sends in flight, oldest first. Each keeps its tensor alive until it is awaited.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pipe {
     sends: VecDeque<Transfer>,
+    in_flight_max: usize,
 }
 
 impl Pipe {
-    /// How many sends may be in flight before the oldest is awaited. A stage runs ahead of its
-    /// neighbour by its number of warm-up micro-batches, which is below the number of stages; this
-    /// many keep any sensible pipeline from waiting and still bound the memory.
-    pub const IN_FLIGHT_MAX: usize = 32;
+    /// No sends yet. More than `in_flight_max` and the oldest is awaited, for its memory: a bound
+    /// that the schedule's own lead over the neighbour does not reach costs no time.
+    pub fn new(in_flight_max: usize) -> Pipe {
+        Pipe { sends: VecDeque::new(), in_flight_max }
+    }
 
     /// Takes charge of a send.
     pub fn push(&mut self, send: Transfer) -> Result<(), TorchError> {
         self.sends.push_back(send);
-        while self.sends.len() > Self::IN_FLIGHT_MAX {
+        while self.sends.len() > self.in_flight_max {
             self.wait_oldest()?;
         }
         Ok(())

@@ -97,7 +97,7 @@ fn a_send_does_not_wait_for_a_slow_receiver() {
             assert_eq!(x.mean(Kind::Float).double_value(&[]), 7.0);
             return start.elapsed();
         }
-        let mut pipe = Pipe::default();
+        let mut pipe = Pipe::new(4);
         pipe.push(links.send(&filled(7.0, LEN), 1, Axis::Pipeline).unwrap()).unwrap();
         let sent = start.elapsed();
         pipe.drain().unwrap();

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use coxswain_comm::Links;
 use coxswain_files::folders::{model_file, optimizer_file, step_folder};
 use coxswain_files::{Checkpoint, Fingerprint, Header, ShardTensor, write_shard};
 use coxswain_types::Step;
@@ -51,6 +52,7 @@ pub fn save(
     assignment: &Assignment,
     parameters: &Parameters,
     optimizer: &Optimizer,
+    links: &Links,
 ) -> Result<Vec<SavedFile>, EngineError> {
     let folder = step_folder(directory, step.0);
     coxswain_files::atomic::create_folder(&folder)
@@ -59,6 +61,7 @@ pub fn save(
     for (at, bucket) in parameters.buckets().iter().enumerate() {
         let (first, second) = optimizer.moments(at);
         for param in bucket.params.iter().filter(|param| param.row.saves) {
+            links.expect_wanted()?;
             weights.push((shard(&param.row, ""), bytes(&param.weight)?));
             moments.push((shard(&param.row, FIRST_MOMENT), bytes(&param.view_of(first)?)?));
             moments.push((shard(&param.row, SECOND_MOMENT), bytes(&param.view_of(second)?)?));
@@ -87,14 +90,22 @@ pub fn load(
     runtime: &str,
     parameters: &Parameters,
     optimizer: &mut Optimizer,
+    links: &Links,
 ) -> Result<(), EngineError> {
     let checkpoint = Checkpoint::open(&directory.join(&resume.path), Some(&resume.digest))?;
     let differences = checkpoint.manifest().fingerprint.differences(&fingerprint(assignment, runtime));
     if !differences.is_empty() {
         return Err(EngineError::Fingerprint(differences));
     }
+    if checkpoint.manifest().data != assignment.data {
+        return Err(EngineError::Other(format!(
+            "{} was trained on other tokens than this run has prepared; start in another folder",
+            resume.path
+        )));
+    }
     for (at, bucket) in parameters.buckets().iter().enumerate() {
         for param in &bucket.params {
+            links.expect_wanted()?;
             let (first, second) = optimizer.moments(at);
             read(&checkpoint, &param.row, "", &param.weight)?;
             read(&checkpoint, &param.row, FIRST_MOMENT, &param.view_of(first)?)?;

@@ -34,6 +34,18 @@ pub struct Tokens {
 impl Tokens {
     /// Opens the files and checks that they are those of the assignment.
     pub fn open(directory: &Path, data: &PreparedData, train: &TrainSpec) -> Result<Tokens, EngineError> {
+        if let Some(wanted) = &data.tokenizer_digest {
+            let path = directory.join(coxswain_files::prepare::TOKENIZER);
+            let found = coxswain_files::atomic::digest_file(&path)
+                .map_err(|source| EngineError::File { path: path.clone(), source })?;
+            if found != *wanted {
+                return Err(EngineError::Other(format!(
+                    "{} has digest {found} where the job was prepared with {wanted}; every worker must see the \
+                     run's own folder",
+                    path.display()
+                )));
+            }
+        }
         let open = |file: &assignment::TokenFile| TokenFile::open(directory, file);
         let tokens = Tokens {
             train: open(&data.train)?,

@@ -35,6 +35,7 @@ impl Generator {
     /// Loads the weights of a checkpoint and the tokenizer of its run.
     pub fn load(directory: &Path, folder: &Path) -> Result<Generator, EngineError> {
         let checkpoint = Checkpoint::open(folder, None)?;
+        checkpoint.verify()?;
         let model = checkpoint.manifest().spec.model.clone();
         let path = directory.join(coxswain_files::prepare::TOKENIZER);
         let tokenizer = Tokenizer::load(&path)?;
@@ -117,6 +118,11 @@ fn choose(logits: &Tensor, sampling: &Sampling, index: u64) -> Result<u32, Engin
     let (values, tokens) = logits.f_to_kind(Kind::Double)?.f_topk(k, -1, true, true)?;
     let scaled = values.f_div_scalar(sampling.temperature)?;
     let weights = Vec::<f64>::try_from(&scaled.f_softmax(-1, Kind::Double)?)?;
+    if weights.iter().any(|weight| !weight.is_finite()) {
+        return Err(EngineError::Other(
+            "the model's logits are not finite; its training has gone bad".to_owned(),
+        ));
+    }
     let tokens = Vec::<i64>::try_from(&tokens)?;
     let point = draw(sampling.seed, index) as f64 / u64::MAX as f64;
     let mut sum = 0.0;
@@ -124,7 +130,8 @@ fn choose(logits: &Tensor, sampling: &Sampling, index: u64) -> Result<u32, Engin
         sum += weight;
         sum >= point
     });
-    Ok(tokens[at.unwrap_or(0)] as u32)
+    // Rounding may leave the sum a little below one.
+    Ok(tokens[at.unwrap_or(tokens.len() - 1)] as u32)
 }
 
 /// The rows of a rank that holds the whole model.

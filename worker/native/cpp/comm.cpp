@@ -100,6 +100,8 @@ struct Network {
       error = e.what_without_backtrace();
     } catch (const std::exception& e) {
       error = e.what();
+    } catch (...) {
+      error = "an unknown C++ exception";
     }
     std::lock_guard lock(mutex);
     waiting.erase(work.get());
@@ -115,33 +117,33 @@ struct Network {
   }
 };
 
-struct Group {
-  std::shared_ptr<Network> network;
-  std::vector<int> ranks;
-  int index; // of this process among the ranks
-  int tag;
+namespace {
 
-  WorkPtr send(Tensor x, size_t to) const {
-    std::vector<Tensor> list{std::move(x)};
-    return network->gloo->send(list, ranks[to], tag);
-  }
-  WorkPtr recv(Tensor x, size_t from) const {
-    std::vector<Tensor> list{std::move(x)};
-    return network->gloo->recv(list, ranks[from], tag);
-  }
-};
+WorkPtr send(const Group& group, Tensor x, size_t to) {
+  std::vector<Tensor> list{std::move(x)};
+  return group.network->gloo->send(list, group.ranks[to], group.tag);
+}
+
+WorkPtr recv(const Group& group, Tensor x, size_t from) {
+  std::vector<Tensor> list{std::move(x)};
+  return group.network->gloo->recv(list, group.ranks[from], group.tag);
+}
+
+} // namespace
 
 // Every rank sends its whole tensor to every other and combines what it has in the same tree, so
 // that all hold the same bits after one message each way.
 struct Exchange::State {
-  const Group& group;
+  c10::intrusive_ptr<Group> group;
   Op op;
   Tensor own;
   std::vector<Tensor> parts;
   std::vector<WorkPtr> sends, receives;
 };
 
-Exchange::Exchange(const Group& group, Tensor own, Op op) : state(new State{group, op, std::move(own), {}, {}, {}}) {
+Exchange::Exchange(c10::intrusive_ptr<Group> owner, Tensor own, Op op)
+    : state(new State{std::move(owner), op, std::move(own), {}, {}, {}}) {
+  const Group& group = *state->group;
   const size_t size = group.ranks.size();
   state->parts.resize(size);
   state->sends.resize(size);
@@ -152,10 +154,10 @@ Exchange::Exchange(const Group& group, Tensor own, Op op) : state(new State{grou
       continue;
     }
     state->parts[peer] = at::empty_like(state->own);
-    state->receives[peer] = group.recv(state->parts[peer], peer);
+    state->receives[peer] = recv(group, state->parts[peer], peer);
   }
   for (size_t peer = 0; peer < size; ++peer)
-    if (static_cast<int>(peer) != group.index) state->sends[peer] = group.send(state->own, peer);
+    if (static_cast<int>(peer) != group.index) state->sends[peer] = send(group, state->own, peer);
 }
 
 Exchange::~Exchange() = default;
@@ -163,10 +165,10 @@ Exchange::~Exchange() = default;
 Tensor Exchange::finish() {
   State& s = *state;
   for (size_t peer = 0; peer < s.parts.size(); ++peer)
-    if (s.receives[peer]) s.group.network->wait(s.receives[peer], "receiving from", s.group.ranks[peer]);
+    if (s.receives[peer]) s.group->network->wait(s.receives[peer], "receiving from", s.group->ranks[peer]);
   Tensor result = combine(s.parts, 0, s.parts.size(), s.op);
   for (size_t peer = 0; peer < s.parts.size(); ++peer)
-    if (s.sends[peer]) s.group.network->wait(s.sends[peer], "sending to", s.group.ranks[peer]);
+    if (s.sends[peer]) s.group->network->wait(s.sends[peer], "sending to", s.group->ranks[peer]);
   return result;
 }
 
@@ -204,13 +206,13 @@ void cx_network_abort(void* network) { (*static_cast<std::shared_ptr<Network>*>(
 // A group without a network: one rank alone, whose sums are its own values.
 void* cx_group_new(void* network, const int* ranks, size_t count, int index, int tag) {
   auto shared = network == nullptr ? nullptr : *static_cast<std::shared_ptr<Network>*>(network);
-  return new Group{std::move(shared), std::vector<int>(ranks, ranks + count), index, tag};
+  return c10::make_intrusive<Group>(std::move(shared), std::vector<int>(ranks, ranks + count), index, tag).release();
 }
-void cx_group_free(void* group) { delete static_cast<Group*>(group); }
+void cx_group_free(void* group) { release<Group>(group); }
 
 char* cx_group_reduce(const void* group, const void* x, int op, void** out) {
   return guarded([&] {
-    *out = handle(Exchange(*static_cast<const Group*>(group), tensor(x).contiguous(), static_cast<Op>(op)).finish());
+    *out = handle(Exchange(counted<Group>(group), tensor(x).contiguous(), static_cast<Op>(op)).finish());
   });
 }
 

@@ -5,6 +5,7 @@
 #include <ATen/Version.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
+#include <gnu/libc-version.h>
 #include <malloc.h>
 #include <torch/version.h>
 
@@ -55,7 +56,9 @@ extern "C" {
 
 // What results depend on beside the program: to be freed with cx_free.
 char* cx_runtime() {
-  return error_text((std::string("libtorch ") + TORCH_VERSION + ", " + at::get_cpu_capability()).c_str());
+  return error_text((std::string("libtorch ") + TORCH_VERSION + ", " + at::get_cpu_capability() + ", glibc " +
+                     gnu_get_libc_version())
+                        .c_str());
 }
 
 void* cx_alloc(size_t bytes) { return std::malloc(bytes); }

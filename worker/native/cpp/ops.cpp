@@ -30,11 +30,15 @@ void expect_fp32_cpu(const Tensor& x, const char* what) {
               x.scalar_type(), " on ", x.device());
 }
 
+// Handles cross `Function::apply` as numbers, and are kept by the graph as counted references.
+int64_t pointer(const void* handle) { return reinterpret_cast<int64_t>(handle); }
 template <class T>
-int64_t pointer(T* value) { return reinterpret_cast<int64_t>(value); }
+c10::intrusive_ptr<T> counted_at(int64_t pointer) { return counted<T>(reinterpret_cast<void*>(pointer)); }
 template <class T>
-T* at_pointer(const AutogradContext* ctx, const char* key) {
-  return reinterpret_cast<T*>(ctx->saved_data.at(key).toInt());
+c10::IValue capsule_at(int64_t pointer) { return c10::IValue::make_capsule(counted_at<T>(pointer)); }
+template <class T>
+c10::intrusive_ptr<T> kept(const AutogradContext* ctx, const char* key) {
+  return c10::static_intrusive_pointer_cast<T>(ctx->saved_data.at(key).toCapsule());
 }
 
 void accumulate(Slot& slot, const Tensor& part) {
@@ -47,8 +51,8 @@ struct Linear : Function<Linear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, int64_t slot, int64_t tape) {
     const Tensor x_nd = x.reshape({-1, x.size(-1)});
     ctx->save_for_backward({x_nd, w});
-    ctx->saved_data["slot"] = slot;
-    ctx->saved_data["tape"] = tape;
+    ctx->saved_data["slot"] = capsule_at<Slot>(slot);
+    ctx->saved_data["tape"] = capsule_at<Tape>(tape);
     auto shape = x.sizes().vec();
     shape.back() = w.size(0);
     return at::mm(x_nd, w.t()).view(shape);
@@ -58,8 +62,8 @@ struct Linear : Function<Linear> {
     const auto saved = ctx->get_saved_variables();
     const Tensor x_nd = saved[0], w = saved[1];
     const Tensor dy_no = grads[0].reshape({-1, w.size(0)});
-    Slot* slot = at_pointer<Slot>(ctx, "slot");
-    at_pointer<Tape>(ctx, "tape")->entries.push_back([slot, x_nd, dy_no] {
+    const auto slot = kept<Slot>(ctx, "slot");
+    kept<Tape>(ctx, "tape")->entries.push_back([slot, x_nd, dy_no] {
       // Accumulation happens inside the product; the order of its sums does not depend on `fresh`.
       if (slot->fresh) at::mm_out(slot->grad, dy_no.t(), x_nd); else slot->grad.addmm_(dy_no.t(), x_nd);
       slot->fresh = false;
@@ -75,6 +79,9 @@ struct RmsNorm : Function<RmsNorm> {
   static Tensor forward(
       AutogradContext* ctx, const Tensor& x_in, const Tensor& w, double eps, int64_t slot, int64_t tape) {
     expect_fp32_cpu(x_in, "rms_norm");
+    expect_fp32_cpu(w, "rms_norm");
+    TORCH_CHECK(x_in.dim() > 0 && x_in.size(-1) > 0 && w.is_contiguous() && w.numel() == x_in.size(-1),
+                "rms_norm has weights ", w.sizes(), " for x ", x_in.sizes());
     const Tensor x = x_in.contiguous();
     const int64_t dim = x.size(-1), rows = x.numel() / dim;
     Tensor y = at::empty_like(x), rstd = at::empty({rows}, x.options());
@@ -85,8 +92,8 @@ struct RmsNorm : Function<RmsNorm> {
                              y_data + first * dim, rstd_data + first);
     });
     ctx->save_for_backward({x, w, rstd});
-    ctx->saved_data["slot"] = slot;
-    ctx->saved_data["tape"] = tape;
+    ctx->saved_data["slot"] = capsule_at<Slot>(slot);
+    ctx->saved_data["tape"] = capsule_at<Tape>(tape);
     return y;
   }
 
@@ -100,8 +107,8 @@ struct RmsNorm : Function<RmsNorm> {
       kernels::rms_norm_grad_rows(data(dy) + first * dim, data(x) + first * dim, data(w), data(rstd) + first,
                                   last - first, dim, dx_data + first * dim);
     });
-    Slot* slot = at_pointer<Slot>(ctx, "slot");
-    at_pointer<Tape>(ctx, "tape")->entries.push_back([slot, x, dy, rstd, dim, rows] {
+    const auto slot = kept<Slot>(ctx, "slot");
+    kept<Tape>(ctx, "tape")->entries.push_back([slot, x, dy, rstd, dim, rows] {
       Tensor dw = at::empty({dim}, x.options());
       float* dw_data = dw.data_ptr<float>();
       at::parallel_for(0, dim, 64, [&](int64_t first, int64_t last) {
@@ -118,9 +125,14 @@ struct RmsNorm : Function<RmsNorm> {
 struct Rope : Function<Rope> {
   static Tensor rotate(const Tensor& x_in, const Tensor& cos, const Tensor& sin, float sign) {
     expect_fp32_cpu(x_in, "rope");
+    TORCH_CHECK(x_in.dim() == 4 && x_in.size(3) % 2 == 0, "rope takes [b, t, h, even k], not ", x_in.sizes());
+    for (const Tensor& table : {cos, sin}) {
+      expect_fp32_cpu(table, "rope");
+      TORCH_CHECK(table.is_contiguous() && table.sizes() == at::IntArrayRef({x_in.size(1), x_in.size(3) / 2}),
+                  "rope tables are ", table.sizes(), " for x ", x_in.sizes());
+    }
     const Tensor x = x_in.contiguous();
     const int64_t tokens = x.size(1), heads = x.size(2), half = x.size(3) / 2;
-    TORCH_CHECK(cos.size(0) == tokens && cos.size(1) == half, "rope tables are ", cos.sizes(), " for x ", x.sizes());
     Tensor y = at::empty_like(x);
     float* y_data = y.data_ptr<float>();
     at::parallel_for(0, x.size(0) * tokens, kRowGrain, [&](int64_t first, int64_t last) {
@@ -147,6 +159,8 @@ struct Rope : Function<Rope> {
 struct SwiGlu : Function<SwiGlu> {
   static Tensor forward(AutogradContext* ctx, const Tensor& a_in, const Tensor& b_in) {
     expect_fp32_cpu(a_in, "swiglu");
+    expect_fp32_cpu(b_in, "swiglu");
+    TORCH_CHECK(a_in.sizes() == b_in.sizes(), "swiglu has ", a_in.sizes(), " and ", b_in.sizes());
     const Tensor a = a_in.contiguous(), b = b_in.contiguous();
     Tensor y = at::empty_like(a);
     float* y_data = y.data_ptr<float>();
@@ -175,14 +189,14 @@ struct SwiGlu : Function<SwiGlu> {
 // the sum travels, the weight gradients filed so far are computed.
 struct CopyToGroup : Function<CopyToGroup> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t group, int64_t tape) {
-    ctx->saved_data["group"] = group;
-    ctx->saved_data["tape"] = tape;
+    ctx->saved_data["group"] = capsule_at<Group>(group);
+    ctx->saved_data["tape"] = capsule_at<Tape>(tape);
     return x.view_as(x);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    Exchange exchange(*at_pointer<Group>(ctx, "group"), grads[0].contiguous(), Op::Sum);
-    at_pointer<Tape>(ctx, "tape")->flush();
+    Exchange exchange(kept<Group>(ctx, "group"), grads[0].contiguous(), Op::Sum);
+    kept<Tape>(ctx, "tape")->flush();
     return {exchange.finish(), Tensor(), Tensor()};
   }
 };
@@ -190,7 +204,7 @@ struct CopyToGroup : Function<CopyToGroup> {
 // Megatron's g: a sum over the tensor axis forward, the identity backward.
 struct ReduceFromGroup : Function<ReduceFromGroup> {
   static Tensor forward(AutogradContext*, const Tensor& x, int64_t group) {
-    return Exchange(*reinterpret_cast<Group*>(group), x.contiguous(), Op::Sum).finish();
+    return Exchange(counted_at<Group>(group), x.contiguous(), Op::Sum).finish();
   }
   static variable_list backward(AutogradContext*, variable_list grads) { return {grads[0], Tensor()}; }
 };
@@ -204,7 +218,9 @@ struct CrossEntropy : Function<CrossEntropy> {
     expect_fp32_cpu(logits_nv, "cross_entropy");
     TORCH_CHECK(logits_nv.is_contiguous() && logits_nv.dim() == 2 && targets_n.is_contiguous(),
                 "cross_entropy takes contiguous [n, v] logits");
-    const Group& group = *reinterpret_cast<Group*>(group_at);
+    TORCH_CHECK(targets_n.scalar_type() == at::kLong && targets_n.numel() == logits_nv.size(0),
+                "cross_entropy has targets ", targets_n.sizes(), " for logits ", logits_nv.sizes());
+    const auto group = counted_at<Group>(group_at);
     const int64_t rows = logits_nv.size(0), vocab = logits_nv.size(1);
     float* logits = logits_nv.mutable_data_ptr<float>();
     const int64_t* targets = targets_n.const_data_ptr<int64_t>();
@@ -262,6 +278,8 @@ struct CrossEntropy : Function<CrossEntropy> {
 
 // Rows of the table for the ids that this rank holds, zero for the others.
 Tensor embed(const Tensor& ids_n, const Tensor& w_vd, int64_t start) {
+  expect_fp32_cpu(w_vd, "embed");
+  TORCH_CHECK(ids_n.scalar_type() == at::kLong && w_vd.dim() == 2, "embed takes ids and a [v, d] table");
   const Tensor ids = ids_n.contiguous(), w = w_vd.contiguous();
   const int64_t vocab = w.size(0), dim = w.size(1), rows = ids.numel();
   Tensor y = at::empty({rows, dim}, w.options());
@@ -276,6 +294,10 @@ Tensor embed(const Tensor& ids_n, const Tensor& w_vd, int64_t start) {
 
 // Adds each row of dy to its id's row, in row order: the order in which equal ids are added is fixed.
 void embed_grad(const Tensor& ids_n, const Tensor& dy_nd, Slot& slot, int64_t start) {
+  expect_fp32_cpu(dy_nd, "embed_grad");
+  TORCH_CHECK(ids_n.scalar_type() == at::kLong && slot.grad.dim() == 2 &&
+                  dy_nd.numel() == ids_n.numel() * slot.grad.size(1),
+              "embed_grad has ", dy_nd.sizes(), " for ids ", ids_n.sizes());
   if (slot.fresh) slot.grad.zero_();
   slot.fresh = false;
   const Tensor ids = ids_n.contiguous(), dy = dy_nd.contiguous();
@@ -333,8 +355,10 @@ double sum_squares(const Tensor& x_in) {
 
 void Tape::flush() {
   at::NoGradGuard guard;
-  for (auto& entry : entries) entry();
+  // Taken out first: an entry that fails is not tried again with the next micro-batch.
+  const auto filed = std::move(entries);
   entries.clear();
+  for (const auto& entry : filed) entry();
 }
 
 } // namespace coxswain
@@ -343,13 +367,17 @@ using namespace coxswain;
 
 extern "C" {
 
-void* cx_slot_new() { return new Slot; }
-void cx_slot_free(void* slot) { delete static_cast<Slot*>(slot); }
-void cx_slot_set(void* slot, const void* grad) { *static_cast<Slot*>(slot) = Slot{tensor(grad), true}; }
+void* cx_slot_new() { return c10::make_intrusive<Slot>().release(); }
+void cx_slot_free(void* slot) { release<Slot>(slot); }
+void cx_slot_set(void* slot, const void* grad) {
+  auto* target = static_cast<Slot*>(slot);
+  target->grad = tensor(grad);
+  target->fresh = true;
+}
 bool cx_slot_fresh(const void* slot) { return static_cast<const Slot*>(slot)->fresh; }
 
-void* cx_tape_new() { return new Tape; }
-void cx_tape_free(void* tape) { delete static_cast<Tape*>(tape); }
+void* cx_tape_new() { return c10::make_intrusive<Tape>().release(); }
+void cx_tape_free(void* tape) { release<Tape>(tape); }
 char* cx_tape_flush(void* tape) { return guarded([&] { static_cast<Tape*>(tape)->flush(); }); }
 
 char* cx_grad(const void* output, const void* grad, const void* input, void** out) {

@@ -3,6 +3,7 @@
 // (to be freed with cx_free) or null, and lets no exception out. Tensors cross as at::Tensor*, as
 // they do in torch-sys; an out tensor belongs to the caller.
 #include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
 #include <c10/util/Exception.h>
 #include <cstring>
 #include <functional>
@@ -37,28 +38,48 @@ inline std::vector<at::Tensor> tensors(void* const* handles, size_t count) {
   return list;
 }
 
+// Slots, tapes and groups are counted: a graph or a filed entry that still names one keeps it alive,
+// whatever order their owners on the Rust side are dropped in.
+template <class T>
+c10::intrusive_ptr<T> counted(const void* handle) {
+  return c10::intrusive_ptr<T>::reclaim_copy(static_cast<T*>(const_cast<void*>(handle)));
+}
+template <class T>
+void release(void* handle) { c10::intrusive_ptr<T>::reclaim(static_cast<T*>(handle)); }
+
 // Where the gradient of one use of a parameter is accumulated. The first contribution after a
 // change of buffer overwrites, so buffers need not be zeroed.
-struct Slot {
+struct Slot : torch::CustomClassHolder {
   at::Tensor grad;
   bool fresh = true;
 };
 
 // Weight gradients that a backward pass has filed and that are still to be computed: the W action
 // of zero-bubble schedules, run at once where the schedule does not split backward.
-struct Tape {
+struct Tape : torch::CustomClassHolder {
   std::vector<std::function<void()>> entries;
   void flush();
 };
 
-// A list of ranks of one Gloo process group, and this process's place in it.
-struct Group;
+struct Network;
+
+// A list of ranks of one Gloo process group, and this process's place in it. Without a network there
+// is one rank, whose sums are its own values.
+struct Group : torch::CustomClassHolder {
+  Group(std::shared_ptr<Network> network, std::vector<int> ranks, int index, int tag)
+      : network(std::move(network)), ranks(std::move(ranks)), index(index), tag(tag) {}
+
+  const std::shared_ptr<Network> network;
+  const std::vector<int> ranks;
+  const int index; // of this process among the ranks
+  const int tag;
+};
 
 enum class Op : int { Sum = 0, Max = 1 };
 
 // A reduction in flight. `finish` returns the values combined in a fixed tree over the group.
 struct Exchange {
-  Exchange(const Group& group, at::Tensor own, Op op);
+  Exchange(c10::intrusive_ptr<Group> group, at::Tensor own, Op op);
   ~Exchange();
   at::Tensor finish();
   struct State;

@@ -172,13 +172,17 @@ impl Network {
         check(unsafe {
             ffi::cx_transfer_new(self.0.network, raw(x), sending, peer as c_int, tag as c_int, &mut out)
         })?;
-        Ok(Transfer(out))
+        Ok(Transfer { transfer: out, _network: self.clone() })
     }
 }
 
 /// A send or a receive in flight. It keeps its tensor alive.
 #[derive(Debug)]
-pub struct Transfer(*mut c_void);
+pub struct Transfer {
+    transfer: *mut c_void,
+    // The process group keeps a pointer to the store, which lives as long as its network.
+    _network: Network,
+}
 
 // SAFETY: the C++ object is used by one thread at a time.
 unsafe impl Send for Transfer {}
@@ -187,14 +191,14 @@ impl Transfer {
     /// Waits for the end of the transfer. The error names the peer.
     pub fn wait(self) -> Result<(), TorchError> {
         // SAFETY: the transfer is alive until it is dropped below.
-        check(unsafe { ffi::cx_transfer_wait(self.0) })
+        check(unsafe { ffi::cx_transfer_wait(self.transfer) })
     }
 }
 
 impl Drop for Transfer {
     fn drop(&mut self) {
         // SAFETY: made by `Network::transfer`, dropped once.
-        unsafe { ffi::cx_transfer_free(self.0) }
+        unsafe { ffi::cx_transfer_free(self.transfer) }
     }
 }
 
@@ -213,6 +217,7 @@ pub enum Op {
 pub struct Group {
     group: *mut c_void,
     size: usize,
+    _network: Option<Network>,
 }
 
 // SAFETY: the C++ object is immutable after it is made.
@@ -235,11 +240,12 @@ impl Group {
             )));
         }
         let list: Vec<c_int> = ranks.iter().map(|&rank| rank as c_int).collect();
+        let kept = network.cloned();
         let network = network.map_or(std::ptr::null_mut(), |network| network.0.network);
         // SAFETY: the group takes its own reference to the network and copies the list.
         let group =
             unsafe { ffi::cx_group_new(network, list.as_ptr(), list.len(), index as c_int, tag as c_int) };
-        Ok(Group { group, size: ranks.len() })
+        Ok(Group { group, size: ranks.len(), _network: kept })
     }
 
     /// Number of ranks.

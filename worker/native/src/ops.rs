@@ -59,8 +59,7 @@ impl Default for Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, dropped once. Tapes that still name this slot are dropped or
-        // flushed before their slots by the engine, which owns both.
+        // SAFETY: made by `new`, and this reference given up once; graphs and tapes have their own.
         unsafe { ffi::cx_slot_free(self.0) }
     }
 }
@@ -107,7 +106,7 @@ pub fn grad(output: &Tensor, output_grad: &Tensor, input: &Tensor) -> Result<Ten
 
 /// `x w^T`: x `[.., d]`, w `[o, d]`, result `[.., o]`. Backward files w's gradient for `slot`.
 pub fn linear(x: &Tensor, w: &Tensor, slot: &Slot, tape: &Tape) -> Result<Tensor, TorchError> {
-    // SAFETY: the tensors are alive; slot and tape outlive the graph, as the engine owns them all.
+    // SAFETY: all are alive during the call; the graph takes references of its own to slot and tape.
     made(|out| unsafe { ffi::cx_linear(raw(x), raw(w), slot.0, tape.0, out) })
 }
 
@@ -132,7 +131,7 @@ pub fn swiglu(a: &Tensor, b: &Tensor) -> Result<Tensor, TorchError> {
 /// Megatron's f (arXiv 1909.08053): identity forward, sum over the group backward. Weight gradients
 /// filed so far are computed while the sum travels.
 pub fn copy_to_group(x: &Tensor, group: &Group, tape: &Tape) -> Result<Tensor, TorchError> {
-    // SAFETY: as for `linear`; the group outlives the graph too.
+    // SAFETY: as for `linear`.
     made(|out| unsafe { ffi::cx_copy_to_group(raw(x), group.raw(), tape.0, out) })
 }
 

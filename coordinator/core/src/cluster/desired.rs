@@ -29,6 +29,7 @@ impl Cluster {
             assignment: (!named).then(|| seat.assignment.clone()),
             run_to: run.steps,
             publish: run.saving.publishing().filter(|_| lead).cloned(),
+            decided: run.saving.newest_decided(),
             acknowledged: if lead { run.acknowledged } else { Step(0) },
             ..idle
         }

@@ -296,10 +296,11 @@ impl Cluster {
             Ok(None) => {}
             Ok(Some(publish)) => {
                 let (step, files) = (publish.step, publish.files.clone());
-                let lead = run.seats[0].info.id.clone();
+                // The lead publishes it; the others may tell of what they saved since.
+                let wakes: Vec<_> = run.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())).collect();
                 self.revision += 1;
                 out.push(Effect::Record(Entry::Committed { job, generation, step, files }));
-                return out.push(Effect::Wake(lead));
+                return out.extend(wakes);
             }
         }
         if run.is_complete() {

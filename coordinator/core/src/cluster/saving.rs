@@ -39,7 +39,8 @@ impl Saving {
         self.published
     }
 
-    fn newest_decided(&self) -> Step {
+    /// The newest step that is committed, or was where the run began.
+    pub(super) fn newest_decided(&self) -> Step {
         self.publishing.as_ref().map_or(self.published, |p| p.step)
     }
 

@@ -11,10 +11,11 @@ use super::PlanRequest;
 use super::mesh::{Coordinates, Mesh};
 use super::schedule;
 
-/// How long an operation on a group may take. Far above the slowest step of a peer that is alive
-/// (it may be busy with a whole micro-batch of a large model), and it bounds how long a rank hangs
-/// when a peer has stopped without closing its connections; a peer that died is seen at once.
-const OPERATION_MS: u64 = 60_000;
+/// How long an operation on a group may take. A peer may be busy with a micro-batch of a large model
+/// or with writing a large checkpoint, so this is no measure of health: a peer that died is seen at
+/// once, and one that stopped loses its lease, upon which waits are aborted. It only keeps a rank
+/// that nobody speaks to any more from waiting for ever.
+const OPERATION_MS: u64 = 3_600_000;
 
 /// How long a group may take to form. Forming itself takes well under a second; the rest is for
 /// peers that still load libtorch or read a checkpoint.

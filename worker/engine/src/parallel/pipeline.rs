@@ -71,6 +71,8 @@ pub struct Runner<'a> {
     pub checkpointing: Checkpointing,
     /// The layers of this stage.
     pub places: Vec<Place>,
+    /// Sends that may be in flight: the stage's lead over the next one and two more.
+    pub in_flight_max: usize,
     /// Positions of a sample.
     pub rotary: &'a Rotary,
     /// Shape of activations, `[b, t, d]`.
@@ -78,7 +80,6 @@ pub struct Runner<'a> {
 }
 
 /// What one list leaves behind while it runs.
-#[derive(Default)]
 struct Progress {
     posted: BTreeMap<(bool, u32), (Transfer, Tensor)>,
     made: BTreeMap<(bool, u32), Tensor>,
@@ -96,8 +97,15 @@ impl Runner<'_> {
         mode: Mode,
         fetch: &dyn Fn(u32) -> Result<MicroBatchData, EngineError>,
     ) -> Result<Vec<MicroLoss>, EngineError> {
-        let mut progress = Progress::default();
+        let mut progress = Progress {
+            posted: BTreeMap::new(),
+            made: BTreeMap::new(),
+            flights: BTreeMap::new(),
+            pipe: Pipe::new(self.in_flight_max),
+            losses: Vec::new(),
+        };
         for action in actions {
+            self.links.expect_wanted()?;
             let micro_batch = action.micro_batch.0;
             match action.kind {
                 Act::RecvForward => self.post(&mut progress, true, micro_batch)?,

@@ -169,27 +169,32 @@ impl Reduction {
         let (start, len) = self.slice(bucket, self.index);
         let root = Node::root(self.runs.len() as u32);
         let gradients = &mut self.buckets[at];
+        let nothing = len == 0; // of a bucket with fewer blocks than data ranks
         for transfer in gradients.receives.drain(..) {
             transfer.wait().doing(|| "receiving parts of gradients from data ranks".to_owned())?;
         }
         let mut failed = None;
-        let sum = tree::reduce(
-            root,
-            &mut |node| {
-                let own = gradients.nodes.iter().find(|(n, _)| *n == node);
-                let own = own.map(|(_, buffer)| buffer.narrow(0, start, len));
-                own.or_else(|| {
-                    let part = gradients.parts.iter().find(|(_, n, _)| *n == node);
-                    part.map(|(_, _, part)| part.shallow_clone())
-                })
-            },
-            &mut |left: Tensor, right| {
-                left.f_add(&right).unwrap_or_else(|error| {
-                    failed = Some(error);
-                    left
-                })
-            },
-        )
+        let sum = if nothing {
+            Ok(gradients.total()?.f_narrow(0, 0, 0)?)
+        } else {
+            tree::reduce(
+                root,
+                &mut |node| {
+                    let own = gradients.nodes.iter().find(|(n, _)| *n == node);
+                    let own = own.map(|(_, buffer)| buffer.narrow(0, start, len));
+                    own.or_else(|| {
+                        let part = gradients.parts.iter().find(|(_, n, _)| *n == node);
+                        part.map(|(_, _, part)| part.shallow_clone())
+                    })
+                },
+                &mut |left: Tensor, right| {
+                    left.f_add(&right).unwrap_or_else(|error| {
+                        failed = Some(error);
+                        left
+                    })
+                },
+            )
+        }
         .map_err(|missing| EngineError::Other(format!("no gradient covers run {}", missing.first)))?;
         if let Some(error) = failed {
             return Err(error.into());

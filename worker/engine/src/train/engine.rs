@@ -71,6 +71,7 @@ impl Engine {
         // Before the first tensor: sums and some products depend on the number of threads.
         tch::set_num_threads(assignment.threads as i32);
         memory::install();
+        memory::reset_peak();
         let a = &assignment;
         let directory = PathBuf::from(&a.directory);
         let tokens = Tokens::open(&directory, &a.data, &a.spec.train)?;
@@ -86,11 +87,12 @@ impl Engine {
         let mut optimizer = Optimizer::new(&parameters, &a.spec.train.optimizer);
         let step = match &a.resume {
             Some(resume) => {
-                checkpoint::load(&directory, resume, a, runtime, &parameters, &mut optimizer)?;
+                checkpoint::load(&directory, resume, a, runtime, &parameters, &mut optimizer, &links)?;
                 resume.step
             }
             None => {
                 for param in parameters.iter() {
+                    links.expect_wanted()?;
                     let values = initial_values(&param.row, a.spec.train.seed);
                     param.weight.shallow_clone().f_copy_(
                         &tch::Tensor::from_slice(&values).f_view(param.row.local_shape().as_slice())?,
@@ -129,6 +131,7 @@ impl Engine {
             run_to = control.run_to(closing.revision).min(Step(self.assignment.spec.train.steps));
             let held_out = if self.evaluates(run_to) { self.evaluate()? } else { None };
             let report = (self.links.rank() == 0).then(|| self.report(&closing, train_seconds, held_out));
+            tracing::Span::current().record("step", self.step.0);
             control.tell(Event::Stepped(self.step, report));
             let every = self.assignment.spec.checkpoint.every;
             if self.step >= run_to || (every > 0 && self.step.0.is_multiple_of(every)) {
@@ -184,6 +187,7 @@ impl Engine {
             previous: a.previous,
             next: a.next,
             checkpointing: train.checkpointing,
+            in_flight_max: (a.spec.layout.pipeline - a.stage) as usize + 2,
             places: a.layers.clone().map(Place::Layer).collect(),
             rotary: &self.rotary,
             shape: [train.micro_batch, train.sequence, a.spec.model.dim].map(i64::from),
@@ -256,7 +260,8 @@ impl Engine {
 
     fn save(&self, control: &dyn Control) -> Result<(), EngineError> {
         let a = &self.assignment;
-        let files = checkpoint::save(&self.directory, self.step, a, &self.parameters, &self.optimizer)?;
+        let files =
+            checkpoint::save(&self.directory, self.step, a, &self.parameters, &self.optimizer, &self.links)?;
         control.tell(Event::Saved(Saved { step: self.step, files }));
         Ok(())
     }

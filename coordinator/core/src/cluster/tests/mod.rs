@@ -94,6 +94,7 @@ fn a_job_runs_saves_and_is_done() {
         310 w0 g1 running step=2 saved=2
             record committed demo-1 step 2 [w0-2 w1-2]
             wake w0
+            wake w1
         310 desired w0
             g1 named run_to 2 acknowledged 2 publish 2
         310 desired w1

@@ -1,0 +1,187 @@
+use coxswain_types::job::Checkpointing;
+use expect_test::expect_file;
+
+use super::super::node::Node;
+use super::super::raw::{Paths, RawCheckpoint, RawData, RawJob, RawLayout, RawModel, RawSynthetic, RawTrain};
+use super::super::{resolved_yaml, yaml};
+use super::Allowed::{Count, Words};
+use super::{ALLOWED, Key, Limit, Sets, allowed, filled, limits, read, sections};
+
+#[test]
+fn the_page_is_what_the_code_says() {
+    let page = include_str!("../../../../../docs/job.md");
+    expect_file!["../../../../../docs/job.md"].assert_eq(&filled(page));
+}
+
+/// A job with every key. It is no good job, but no field of the structs can be missing here.
+fn whole() -> RawJob {
+    RawJob {
+        name: String::new(),
+        model: RawModel {
+            layers: 0,
+            dim: 0,
+            heads: 0,
+            kv_heads: Some(0),
+            ffn: Some(0),
+            vocab: 0,
+            rope_theta: Some(0.0),
+            norm_eps: Some(0.0),
+        },
+        data: RawData {
+            text: Some(Paths::Many(Vec::new())),
+            held_out: Some(0.0),
+            synthetic: Some(RawSynthetic { tokens: 0 }),
+        },
+        train: RawTrain {
+            steps: 0,
+            seed: Some(0),
+            sequence: 0,
+            micro_batch: Some(0),
+            micro_batches: Some(0),
+            reduction_runs: Some(0),
+            threads: Some(0),
+            checkpointing: Some(Checkpointing::None),
+            learning_rate: Some(0.0),
+            min_learning_rate: Some(0.0),
+            warmup_steps: Some(0),
+            betas: Some([0.0; 2]),
+            eps: Some(0.0),
+            weight_decay: Some(0.0),
+            clip_norm: Some(0.0),
+            evaluate_every: Some(0),
+        },
+        layout: Some(RawLayout { pipeline: Some(0), tensor: Some(0), data: Some(0) }),
+        checkpoint: Some(RawCheckpoint { every: Some(0), keep: Some(0) }),
+    }
+}
+
+/// The paths of all values that are no maps, in order.
+fn leaves(node: &Node, at: &str, found: &mut Vec<String>) {
+    let Node::Map(entries) = node else { return found.push(at.to_owned()) };
+    for (name, value) in entries {
+        let path = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
+        leaves(value, &path, found);
+    }
+}
+
+fn at<'a>(node: &'a Node, path: &str) -> Option<&'a Node> {
+    path.split('.').try_fold(node, |node, key| match node {
+        Node::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, value)| value),
+        _ => None,
+    })
+}
+
+fn tree(text: &str) -> Node {
+    yaml::read(text).unwrap_or_else(|fault| panic!("{}", fault.message))
+}
+
+fn resolved(sets: &[(&str, &str)]) -> Node {
+    tree(&resolved_yaml(&read(sets).unwrap()).unwrap())
+}
+
+fn all_keys() -> Vec<Key> {
+    sections().into_iter().flat_map(|(_, _, keys)| keys).collect()
+}
+
+#[test]
+fn every_key_is_there_and_has_its_words() {
+    let mut known = Vec::new();
+    leaves(&tree(&yaml::write(&whole()).unwrap()), "", &mut known);
+    let keys = all_keys();
+    let mut told: Vec<_> = keys.iter().filter(|key| !key.is_map()).map(|key| key.path.clone()).collect();
+    for key in &keys {
+        assert!(!key.meaning.is_empty() && !key.meaning.contains("Default"), "{}", key.path);
+        assert!(key.is_map() || allowed(&key.path).is_some(), "{}", key.path);
+    }
+    assert!(ALLOWED.iter().all(|(path, _)| told.iter().any(|key| key == path)));
+    let files = format!("1 to {} files", limits::TEXT_FILES);
+    assert!(matches!(allowed("data.text"), Some(Words { words, .. }) if *words == files));
+    known.sort();
+    told.sort();
+    assert_eq!(told, known);
+}
+
+/// Numbers are the same whether they are written with a point or without.
+fn same(one: &Node, other: &Node) -> bool {
+    let number = |node: &Node| match node {
+        Node::Integer(n) => Some(*n as f64),
+        Node::Float(x) => Some(*x),
+        _ => None,
+    };
+    match (one, other) {
+        (Node::List(a), Node::List(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        _ => one == other || number(one).is_some_and(|x| number(other) == Some(x)),
+    }
+}
+
+#[test]
+fn a_stated_default_is_what_a_job_gets() {
+    // Defaults that are said in words: some values of other keys, and what follows from them.
+    let in_words: [(&str, Sets, &str); 16] = [
+        ("model.kv_heads", &[], "8"),
+        ("model.kv_heads", &[("model.heads", "16")], "16"),
+        ("model.ffn", &[], "384"),
+        ("model.ffn", &[("model.dim", "192")], "512"),
+        ("model.ffn", &[("model.dim", "208")], "576"),
+        ("train.reduction_runs", &[("train.micro_batches", "5")], "5"),
+        ("train.reduction_runs", &[("train.micro_batches", "50")], "8"),
+        ("train.threads", &[], "null"),
+        ("train.min_learning_rate", &[("train.learning_rate", "0.5")], "0.05"),
+        ("train.warmup_steps", &[], "20"),
+        ("train.warmup_steps", &[("train.steps", "5000")], "100"),
+        ("layout", &[], "{pipeline: 1, tensor: 1, data: 1}"),
+        ("checkpoint", &[], "{every: 0, keep: 2}"),
+        ("data.text", &[("data", "{synthetic: {tokens: 999}}")], "null"),
+        ("data.synthetic", &[], "null"),
+        ("data.held_out", &[("data", "{synthetic: {tokens: 999}}")], "null"),
+    ];
+    for (path, sets, expected) in in_words {
+        let job = resolved(sets);
+        let found = at(&job, path).unwrap_or(&Node::Null);
+        assert!(same(found, &tree(expected)), "{path} with {sets:?}: {found:?}");
+    }
+    let least = resolved(&[]);
+    for Key { path, default, optional, .. } in all_keys() {
+        assert!(optional || default.is_none(), "{path} has to be given, so its default is none");
+        let value = default.map(|text| tree(text.trim_matches('`')));
+        let is_word = |text: &str| text == "none";
+        match value {
+            Some(Node::Text(text)) if !is_word(&text) => {
+                assert!(in_words.iter().any(|(of, ..)| *of == path), "{path}: no row for `{text}`");
+            }
+            Some(value) => {
+                let found = at(&least, &path);
+                assert!(
+                    found.is_some_and(|found| same(found, &value)),
+                    "{path}: {value:?} is said, {found:?} is so"
+                );
+            }
+            None => assert!(!optional || in_words.iter().any(|(of, ..)| *of == path), "{path}"),
+        }
+    }
+}
+
+#[test]
+fn the_borders_are_where_they_are_said_to_be() {
+    let refused_at = |path: &str, value: &str| {
+        let synthetic = format!("{{synthetic: {{tokens: {value}}}}}");
+        let set = if path == "data.synthetic.tokens" { ("data", synthetic.as_str()) } else { (path, value) };
+        let faults = read(&[set]).err().map_or(Vec::new(), |error| error.faults().to_vec());
+        faults.iter().any(|fault| fault.path.starts_with(path))
+    };
+    for key in all_keys() {
+        let path = &key.path;
+        match allowed(path) {
+            Some(Count(Limit { least, most, .. })) => {
+                assert!(refused_at(path, &(least - 1).to_string()), "{path}");
+                assert!(refused_at(path, &(most + 1).to_string()), "{path}");
+            }
+            Some(Words { fit, unfit, .. }) => {
+                assert!(!fit.is_empty() && !unfit.is_empty(), "{path}");
+                assert!(fit.iter().all(|value| !refused_at(path, value)), "{path}");
+                assert!(unfit.iter().all(|value| refused_at(path, value)), "{path}");
+            }
+            None => assert!(key.is_map(), "{path}"),
+        }
+    }
+}
