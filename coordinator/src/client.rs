@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::cli::{Coordinator, FAILED, Failure, JobFile};
+use crate::output;
 use crate::{local, views};
 
 #[derive(Debug, Args)]
@@ -54,14 +55,12 @@ pub(crate) async fn submit(args: Submit) -> Result<(), Failure> {
         sets: job.sets,
     };
     let reply = jobs(&args.coordinator).await?.submit(request).await.map_err(refused)?;
-    println!("{}", reply.into_inner().job);
-    Ok(())
+    output::write(&format!("{}\n", reply.into_inner().job)).map(drop)
 }
 
 pub(crate) async fn status(args: Coordinator) -> Result<(), Failure> {
     let list = jobs(&args).await?.list(wire::ListRequest {}).await.map_err(refused)?;
-    print!("{}", views::tables(&list.into_inner()));
-    Ok(())
+    output::write(&views::tables(&list.into_inner()).to_string()).map(drop)
 }
 
 pub(crate) async fn watch(args: Watch) -> Result<(), Failure> {
@@ -71,7 +70,9 @@ pub(crate) async fn watch(args: Watch) -> Result<(), Failure> {
         match event.event {
             Some(Event::Report(report)) => {
                 let line = serde_json::to_string(&StepReport::from(report)).context("a report as JSON")?;
-                println!("{line}");
+                if !output::write(&(line + "\n"))? {
+                    return Ok(());
+                }
             }
             Some(Event::Checkpoint(checkpoint)) => {
                 eprintln!("{}: the checkpoint of step {} can be read", args.job, checkpoint.step);

@@ -30,12 +30,21 @@ pub(crate) fn newest(directory: &Path, spec: &JobSpec) -> Result<Option<Newest>,
         ));
     }
     let (was, is) = (&manifest.spec.train, &spec.train);
-    for (name, was, is) in
-        [("seed", was.seed, is.seed), ("sequence", u64::from(was.sequence), u64::from(is.sequence))]
-    {
+    for (name, was, is) in [
+        ("seed", was.seed, is.seed),
+        ("sequence", was.sequence.into(), is.sequence.into()),
+        ("micro_batch", was.micro_batch.into(), is.micro_batch.into()),
+        ("micro_batches", was.micro_batches.into(), is.micro_batches.into()),
+        ("reduction_runs", was.reduction_runs.into(), is.reduction_runs.into()),
+        (
+            "threads",
+            manifest.fingerprint.threads.into(),
+            is.threads.unwrap_or(manifest.fingerprint.threads).into(),
+        ),
+    ] {
         if was != is {
             return Err(format!(
-                "{} was trained with train.{name} {was}, and the job says {is}: the samples would be other ones; \
+                "{} was trained with train.{name} {was}, and the job says {is}: the numbers would be other ones; \
                  set it back, or give another folder",
                 folder.display()
             ));

@@ -11,6 +11,7 @@ use coxswain_core::plan::sketch;
 use coxswain_types::JobSpec;
 
 use crate::cli::{FAILED, Failure, JobFile};
+use crate::output;
 use crate::{job, workers};
 
 #[derive(Debug, Args)]
@@ -88,13 +89,13 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
     job::check_workers(&spec, args.workers).map_err(Failure::Input)?;
     let plan = sketch(&spec, args.workers).map_err(|error| Failure::Input(error.to_string()))?;
     match args.format {
-        Format::Text => print!("{plan}"),
+        Format::Text => output::write(&plan.to_string()),
         Format::Json => {
             let json = plan.to_json().context("the plan as JSON")?;
-            println!("{json:#}");
+            output::write(&format!("{json:#}\n"))
         }
     }
-    Ok(())
+    .map(drop)
 }
 
 pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {

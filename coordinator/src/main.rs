@@ -7,7 +7,8 @@
 //! - [`driver`]: the one task that owns the cluster's state; [`handle`]: the way to it.
 //! - [`journal`]: what survives a restart; [`store`]: the rendezvous of a generation's ranks.
 //! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder.
-//! - [`workers`]: the worker processes of `up`; [`progress`], [`telemetry`]: what people see.
+//! - [`workers`]: the worker processes of `up`; [`progress`], [`telemetry`]: what people see;
+//!   [`output`]: what programs read.
 
 mod cli;
 mod client;
@@ -19,6 +20,7 @@ mod job;
 mod journal;
 mod local;
 mod metrics;
+mod output;
 mod progress;
 mod serve;
 mod service;

@@ -22,7 +22,6 @@ layout: {pipeline: 2}
 
 /// Not a test: the worker that `coxswain up` starts, through the script of [`Place::new`].
 #[test]
-#[ignore = "a role that the other tests start"]
 fn play_the_worker() {
     let Ok(arguments) = std::env::var("FAKE_ARGUMENTS") else { return };
     let arguments: Vec<_> = arguments.split(' ').collect();
@@ -65,7 +64,7 @@ impl Place {
         fs::write(path("job.yaml"), JOB).unwrap();
         let test = std::env::current_exe().unwrap();
         let play = format!(
-            "#!/bin/sh\necho $$ >> {}\nFAKE_ARGUMENTS=\"$*\" exec {} play_the_worker --exact --ignored --nocapture\n",
+            "#!/bin/sh\necho $$ >> {}\nFAKE_ARGUMENTS=\"$*\" exec {} play_the_worker --exact --nocapture\n",
             path("pids").display(),
             test.display()
         );

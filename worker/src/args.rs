@@ -98,7 +98,7 @@ impl Log {
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         match self.log_format {
             LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
-            LogFormat::Json => builder.json().init(),
+            LogFormat::Json => builder.json().flatten_event(true).init(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::UNIX_EPOCH;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use coxswain_types::WorkerId;
 use coxswain_types::status::WorkerInfo;
 
@@ -22,10 +22,22 @@ pub(crate) fn wait_passively() -> Result<()> {
     Err(error).context("starting anew with OMP_WAIT_POLICY=PASSIVE")
 }
 
+/// A device that this build cannot compute on.
+#[derive(Debug)]
+pub(crate) struct BadDevice(String);
+
+impl std::fmt::Display for BadDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "--device {}: this build computes on the cpu only", self.0)
+    }
+}
+
+impl std::error::Error for BadDevice {}
+
 /// Says who this worker is.
 pub(crate) fn info(name: Option<&str>, device: &str) -> Result<WorkerInfo> {
     if device != "cpu" {
-        bail!("--device {device}: this build computes on the cpu only");
+        return Err(BadDevice(device.to_owned()).into());
     }
     let host = host();
     let pid = std::process::id();

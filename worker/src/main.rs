@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
+            if error.is::<machine::BadDevice>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -44,7 +44,7 @@ const SYNTHETIC: u64 = 0x7379_6e74_6865_7469;
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
     /// A file could not be read.
-    #[error("data.text.files: {path} cannot be read: {source}", path = path.display())]
+    #[error("data.text: {path} cannot be read: {source}", path = path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -52,7 +52,7 @@ pub enum PrepareError {
         source: io::Error,
     },
     /// A file is no text.
-    #[error("data.text.files: {path} is no UTF-8 text: the byte at {offset} begins no letter; convert it first", path = path.display())]
+    #[error("data.text: {path} is no UTF-8 text: the byte at {offset} begins no letter; convert it first", path = path.display())]
     NotText {
         /// The file.
         path: PathBuf,
@@ -60,10 +60,10 @@ pub enum PrepareError {
         offset: usize,
     },
     /// There is no text to train on.
-    #[error("data.text.files: {0}")]
+    #[error("data.text: {0}")]
     NoText(String),
     /// There is more text than fits in memory.
-    #[error("data.text.files: more than {MAX_TEXT_BYTES} bytes of text; give fewer or smaller files")]
+    #[error("data.text: more than {MAX_TEXT_BYTES} bytes of text; give fewer or smaller files")]
     TooMuchText,
     /// There are too few tokens for one sample.
     #[error(
@@ -78,7 +78,7 @@ pub enum PrepareError {
     },
     /// Nothing is left to measure on.
     #[error(
-        "the held-out text makes {tokens} tokens, and a loss takes at least 2; raise data.text.held_out, \
+        "the held-out text makes {tokens} tokens, and a loss takes at least 2; raise data.held_out, \
          or set it to 0 to hold nothing out"
     )]
     HeldOutTooSmall {

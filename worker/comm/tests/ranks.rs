@@ -1,4 +1,5 @@
 //! Ranks of one generation as threads of one process, over real Gloo on the loopback.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};

@@ -1,4 +1,5 @@
 //! The shim's functions against plain float64 formulas, forward and backward.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use coxswain_native::memory;
 use coxswain_native::net::{Group, Op};
