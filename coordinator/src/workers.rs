@@ -135,10 +135,13 @@ fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
     let out = File::create(&log).with_context(|| format!("{} cannot be written", log.display()))?;
     let err = out.try_clone().with_context(|| format!("{} cannot be written", log.display()))?;
     let device = if launch.device == "cuda" { format!("cuda:{index}") } else { launch.device.to_owned() };
+    // A worker that has the cores to itself spins for about a millisecond before its threads sleep:
+    // the next product is mostly there by then. Workers that share cores must not spin at all.
+    let spin = if launch.count == 1 { "30000" } else { "0" };
     let child = Command::new(launch.program)
         .args(["--coordinator", launch.url, "--device", &device, "--name", &name])
-        // Workers share the cores: one that waits must not spin.
         .env("OMP_WAIT_POLICY", "PASSIVE")
+        .env("GOMP_SPINCOUNT", spin)
         .stdin(Stdio::null())
         .stdout(out)
         .stderr(err)

@@ -6,6 +6,7 @@ use std::path::Path;
 use coxswain_comm::{Axis, Links};
 use coxswain_files::hash::draw;
 use coxswain_files::{Checkpoint, Tokenizer};
+use coxswain_types::job::ModelSpec;
 use coxswain_types::params::{ParameterRow, parameter_table};
 use tch::{Kind, Tensor};
 
@@ -27,7 +28,7 @@ pub struct Sampling {
 /// A model that writes.
 pub struct Generator {
     stage: Stage,
-    model: coxswain_types::job::ModelSpec,
+    model: ModelSpec,
     tokenizer: Tokenizer,
 }
 
@@ -75,7 +76,7 @@ impl Generator {
         let mut text = String::new();
         let mut position = 0;
         for index in 0..u64::from(count) {
-            let logits = tch::no_grad(|| self.next_logits(&ids, position, &mut caches))?;
+            let logits = tch::no_grad(|| next_logits(&self.stage, &self.model, &ids, position, &mut caches))?;
             position += ids.len() as i64;
             let id = choose(&logits, sampling, index)?;
             if id == coxswain_files::tokenizer::END_OF_TEXT_ID {
@@ -93,19 +94,25 @@ impl Generator {
         }
         Ok(text)
     }
+}
 
-    /// The logits `[v]` after the last of `ids`, which stand at `position` and on.
-    fn next_logits(&self, ids: &[i64], position: i64, caches: &mut [Cache]) -> Result<Tensor, EngineError> {
-        let (Some(table), Some(head)) = (&self.stage.embedding, &self.stage.head) else {
-            return Err(EngineError::Other("generation needs the whole model".to_owned()));
-        };
-        let ids_bt = Tensor::from_slice(ids).f_view([1, -1])?;
-        let x_btd = self.stage.embed(table, &ids_bt)?;
-        let rotary = Rotary::new(&self.model, position, ids.len() as i64)?;
-        let x_btd = self.stage.forward_layers(x_btd, &rotary, caches)?;
-        let last = x_btd.f_narrow(1, ids.len() as i64 - 1, 1)?;
-        Ok(head.logits(&last)?.f_view([-1])?)
-    }
+/// The logits `[v]` after the last of `ids`, which stand at `position` and on.
+fn next_logits(
+    stage: &Stage,
+    model: &ModelSpec,
+    ids: &[i64],
+    position: i64,
+    caches: &mut [Cache],
+) -> Result<Tensor, EngineError> {
+    let (Some(table), Some(head)) = (&stage.embedding, &stage.head) else {
+        return Err(EngineError::Other("generation needs the whole model".to_owned()));
+    };
+    let ids_bt = Tensor::from_slice(ids).f_view([1, -1])?;
+    let x_btd = stage.embed(table, &ids_bt)?;
+    let rotary = Rotary::new(model, position, ids.len() as i64)?;
+    let x_btd = stage.forward_layers(x_btd, &rotary, caches)?;
+    let last = x_btd.f_narrow(1, ids.len() as i64 - 1, 1)?;
+    Ok(head.logits(&last)?.f_view([-1])?)
 }
 
 /// Draws a token: temperature, the top k, then the inverse of the cumulative distribution.
@@ -135,7 +142,7 @@ fn choose(logits: &Tensor, sampling: &Sampling, index: u64) -> Result<u32, Engin
 }
 
 /// The rows of a rank that holds the whole model.
-fn whole_rows(model: &coxswain_types::job::ModelSpec) -> Vec<ParameterRow> {
+fn whole_rows(model: &ModelSpec) -> Vec<ParameterRow> {
     parameter_table(model)
         .into_iter()
         .map(|parameter| ParameterRow {
@@ -152,4 +159,72 @@ fn whole_rows(model: &coxswain_types::job::ModelSpec) -> Vec<ParameterRow> {
             saves: false,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::initial_values;
+
+    fn stage(model: &ModelSpec) -> Stage {
+        let parameters = Parameters::allocate(&whole_rows(model)).unwrap();
+        for param in parameters.iter() {
+            // Larger than at birth, so that attention has something to choose from.
+            let values = Tensor::from_slice(&initial_values(&param.row, 5)) * 5.0;
+            param.weight.shallow_clone().copy_(&values.view(param.row.local_shape().as_slice()));
+        }
+        let shape = Shape { embedding: true, layers: 0..model.layers, head: true };
+        Stage::build(&shape, model, &parameters, Links::alone().group(&[0], Axis::Tensor).unwrap()).unwrap()
+    }
+
+    /// The logits after `ids`, handed in by pieces of these lengths.
+    fn logits(stage: &Stage, model: &ModelSpec, ids: &[i64], pieces: &[usize]) -> Vec<f32> {
+        let mut caches: Vec<Cache> = (0..model.layers).map(|_| Cache::default()).collect();
+        let mut at = 0;
+        let mut last = None;
+        for &piece in pieces {
+            let part = &ids[at..at + piece];
+            last = Some(tch::no_grad(|| next_logits(stage, model, part, at as i64, &mut caches)).unwrap());
+            at += piece;
+        }
+        Vec::try_from(&last.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn cached_tokens_give_the_logits_of_the_whole_text() {
+        let model = ModelSpec {
+            layers: 3,
+            dim: 48,
+            heads: 6,
+            kv_heads: 2,
+            ffn: 64,
+            vocab: 99,
+            rope_theta: 1e4,
+            norm_eps: 1e-5,
+        };
+        let stage = stage(&model);
+        let ids: Vec<i64> = (0..12).map(|i| i * 31 % 99).collect();
+        let whole = logits(&stage, &model, &ids, &[12]);
+        let cached = logits(&stage, &model, &ids, &[5, 1, 1, 1, 1, 1, 1, 1]);
+        let size = whole.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+        let error = whole.iter().zip(&cached).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(error < 1e-5 * size, "off by {error} of {size}");
+        // A cache that is ignored, or positions that do not move on, would show.
+        let other = logits(&stage, &model, &ids[1..], &[11]);
+        assert!(whole.iter().zip(&other).any(|(a, b)| (a - b).abs() > 1e-2 * size));
+    }
+
+    #[test]
+    fn drawing_follows_the_seed_and_refuses_what_is_not_finite() {
+        let logits = Tensor::from_slice(&[0.0_f32, 5.0, 1.0, 4.0]);
+        let sampling = |temperature, top_k, seed| Sampling { temperature, top_k, seed };
+        assert_eq!(choose(&logits, &sampling(0.0, 0, 1), 0).unwrap(), 1);
+        assert_eq!(choose(&logits, &sampling(1.0, 1, 9), 3).unwrap(), 1);
+        let drawn: Vec<u32> = (0..200).map(|i| choose(&logits, &sampling(1.0, 2, 7), i).unwrap()).collect();
+        assert!(drawn.iter().all(|id| [1, 3].contains(id)));
+        let often = drawn.iter().filter(|id| **id == 1).count();
+        assert!((120..180).contains(&often), "e/(1+e) of 200 is 146, not {often}");
+        let broken = Tensor::from_slice(&[0.0_f32, f32::NAN]);
+        assert!(choose(&broken, &sampling(1.0, 0, 1), 0).is_err());
+    }
 }

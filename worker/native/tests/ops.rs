@@ -246,3 +246,33 @@ fn a_group_of_one_is_a_group_and_errors_say_what_happened() {
     let error = ops::grad(&x, &x, &x).unwrap_err();
     assert!(!error.to_string().is_empty() && !error.to_string().contains('\n'), "{error}");
 }
+
+#[test]
+fn kernels_give_the_same_bits_on_one_and_two_threads() {
+    let bits = |threads| {
+        tch::set_num_threads(threads);
+        STATE.set(11);
+        let alone = Group::new(None, &[0], 0, 0).unwrap();
+        let (x, w, dy) = (randn(&[3, 77, 130]).set_requires_grad(true), randn(&[130]), randn(&[3, 77, 130]));
+        let (slot, dw) = slot_like(&w);
+        let tape = Tape::new();
+        let y = ops::rms_norm(&x, &w, 1e-5, &slot, &tape).unwrap();
+        let dx = ops::grad(&y, &dy, &x).unwrap();
+        tape.flush().unwrap();
+        let a = randn(&[70_001]).set_requires_grad(true);
+        let (b, da) = (randn(&[70_001]), randn(&[70_001]));
+        let wide = ops::swiglu(&a, &b).unwrap();
+        let da = ops::grad(&wide, &da, &a).unwrap();
+        let leaf = randn(&[101, 513]).set_requires_grad(true);
+        let targets: Vec<i64> = (0..101).map(|row| row * 37 % 514 - 1).collect();
+        let loss = ops::cross_entropy(&leaf * 1.0, &Tensor::from_slice(&targets), 0, &alone).unwrap();
+        let dl = ops::grad(&loss, &Tensor::ones([], (Kind::Double, Device::Cpu)), &leaf).unwrap();
+        let flat = |x: &Tensor| Vec::<f32>::try_from(&x.to_kind(Kind::Float).flatten(0, -1)).unwrap();
+        let mut bits: Vec<u32> =
+            [&y, &dx, &dw, &wide, &da, &dl].iter().flat_map(|x| flat(x)).map(f32::to_bits).collect();
+        bits.push(ops::sum_squares(&leaf).unwrap().to_bits() as u32);
+        bits.push(loss.double_value(&[]).to_bits() as u32);
+        bits
+    };
+    assert!(bits(1) == bits(2));
+}

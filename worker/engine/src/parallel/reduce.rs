@@ -35,7 +35,7 @@ struct Gradients {
     current: Option<Tensor>,
     nodes: Vec<(Node, Tensor)>,
     spare: Vec<Tensor>,
-    parts: Vec<(usize, Node, Tensor)>,
+    parts: Vec<(Node, Tensor)>,
     receives: Vec<Transfer>,
     sends: Vec<Transfer>,
 }
@@ -128,7 +128,7 @@ impl Reduction {
                 let part = buffer(&[own_len])?;
                 let receive = self.links.recv(&part, rank, axis)?;
                 self.buckets[at].receives.push(receive);
-                self.buckets[at].parts.push((peer, node, part));
+                self.buckets[at].parts.push((node, part));
             }
         }
         for (peer, rank) in self.others() {
@@ -157,8 +157,7 @@ impl Reduction {
             }
         }
         for (at, place, group) in &self.replicas {
-            let grad = buckets[*at].params[*place].view_of(self.buckets[*at].total()?)?;
-            let mut grad = grad;
+            let mut grad = buckets[*at].params[*place].view_of(self.buckets[*at].total()?)?;
             grad.f_copy_(&group.reduce(&grad, coxswain_comm::Op::Sum)?)?;
         }
         Ok(())
@@ -169,36 +168,10 @@ impl Reduction {
         let (start, len) = self.slice(bucket, self.index);
         let root = Node::root(self.runs.len() as u32);
         let gradients = &mut self.buckets[at];
-        let nothing = len == 0; // of a bucket with fewer blocks than data ranks
         for transfer in gradients.receives.drain(..) {
             transfer.wait().doing(|| "receiving parts of gradients from data ranks".to_owned())?;
         }
-        let mut failed = None;
-        let sum = if nothing {
-            Ok(gradients.total()?.f_narrow(0, 0, 0)?)
-        } else {
-            tree::reduce(
-                root,
-                &mut |node| {
-                    let own = gradients.nodes.iter().find(|(n, _)| *n == node);
-                    let own = own.map(|(_, buffer)| buffer.narrow(0, start, len));
-                    own.or_else(|| {
-                        let part = gradients.parts.iter().find(|(_, n, _)| *n == node);
-                        part.map(|(_, _, part)| part.shallow_clone())
-                    })
-                },
-                &mut |left: Tensor, right| {
-                    left.f_add(&right).unwrap_or_else(|error| {
-                        failed = Some(error);
-                        left
-                    })
-                },
-            )
-        }
-        .map_err(|missing| EngineError::Other(format!("no gradient covers run {}", missing.first)))?;
-        if let Some(error) = failed {
-            return Err(error.into());
-        }
+        let sum = gradients.sum(root, start, len)?;
         // The parts have left before their buffer takes the sums.
         for transfer in gradients.sends.drain(..) {
             transfer.wait().doing(|| "sending parts of gradients to data ranks".to_owned())?;
@@ -246,6 +219,33 @@ impl Reduction {
 }
 
 impl Gradients {
+    /// The sum of a slice over the whole step, in the order of the tree, from this rank's nodes and
+    /// the parts of the others.
+    fn sum(&self, root: Node, start: i64, len: i64) -> Result<Tensor, EngineError> {
+        if len == 0 {
+            // The bucket has fewer blocks than there are data ranks; nobody sent parts of nothing.
+            return Ok(self.total()?.f_narrow(0, 0, 0)?);
+        }
+        let mut failed = None;
+        let sum = tree::reduce(
+            root,
+            &mut |node| {
+                let own = self.nodes.iter().find(|(own, _)| *own == node);
+                let part = || self.parts.iter().find(|(part, _)| *part == node);
+                own.map(|(_, buffer)| buffer.narrow(0, start, len))
+                    .or_else(|| part().map(|(_, part)| part.shallow_clone()))
+            },
+            &mut |left: Tensor, right| {
+                left.f_add(&right).unwrap_or_else(|error| {
+                    failed = Some(error);
+                    left
+                })
+            },
+        )
+        .map_err(|missing| EngineError::Other(format!("no gradient covers run {}", missing.first)))?;
+        failed.map_or(Ok(sum), |error| Err(error.into()))
+    }
+
     /// Adds a finished node and combines siblings.
     fn push(&mut self, root: Node, node: Node, buffer: Tensor) -> Result<(), EngineError> {
         let (mut node, mut buffer) = (node, buffer);
