@@ -3,13 +3,12 @@
 //! Two stages as threads of this process, over real Gloo: the second dawdles before its first
 //! forward, and the first must be well into its second micro-batch by then.
 
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use coxswain_comm::{Axis, Links, Store};
+use coxswain_comm::{Axis, Links, MemoryStore};
 use coxswain_core::plan::sketch;
 use coxswain_core::spec::{JobText, parse};
 use coxswain_engine::data::MicroBatchData;
@@ -22,29 +21,8 @@ use tch::Tensor;
 
 const DELAY: Duration = Duration::from_millis(500);
 
-type Values = HashMap<Vec<u8>, Vec<u8>>;
-
-#[derive(Clone, Default)]
-struct Memory(Arc<(Mutex<Values>, Condvar)>);
-
-impl Store for Memory {
-    fn set(&self, key: &[u8], value: &[u8]) -> Result<(), String> {
-        self.0.0.lock().map_err(|e| e.to_string())?.insert(key.to_vec(), value.to_vec());
-        self.0.1.notify_all();
-        Ok(())
-    }
-
-    fn get(&self, key: &[u8]) -> Result<Vec<u8>, String> {
-        let values = self.0.0.lock().map_err(|e| e.to_string())?;
-        let wait = Duration::from_secs(5);
-        let (values, _) =
-            self.0.1.wait_timeout_while(values, wait, |v| !v.contains_key(key)).map_err(|e| e.to_string())?;
-        values.get(key).cloned().ok_or_else(|| "nobody set it".to_owned())
-    }
-}
-
 /// Runs a stage's step and returns when it fetched each micro-batch: the start of its forward.
-fn stage(assignment: &Assignment, store: Memory, delay: Duration) -> Result<Vec<Instant>> {
+fn stage(assignment: &Assignment, store: MemoryStore, delay: Duration) -> Result<Vec<Instant>> {
     let (a, train) = (assignment, &assignment.spec.train);
     let links = Links::join(store, a.rank.0, a.world, "127.0.0.1", 5_000, 20_000)?;
     let parameters = Parameters::allocate(&a.parameters)?;
@@ -95,7 +73,7 @@ fn the_first_stage_computes_while_the_second_dawdles() -> Result<()> {
     let spec = parse(&JobText { source: "job", text: JOB, sets: &sets, base: Path::new("/") })
         .map_err(|error| anyhow::anyhow!("{error}"))?;
     let plan = sketch(&spec, 2).map_err(|error| anyhow::anyhow!("{error}"))?;
-    let store = Memory::default();
+    let store = MemoryStore::default();
     let start = Instant::now();
     let times = std::thread::scope(|scope| {
         let threads: Vec<_> = plan

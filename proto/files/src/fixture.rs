@@ -10,6 +10,7 @@ use coxswain_types::job::{
 };
 use coxswain_types::status::SavedFile;
 
+use crate::error::CheckpointError;
 use crate::manifest::{Fingerprint, Header};
 use crate::region::{Cut, runs};
 use crate::shards::{ShardTensor, write_shard};
@@ -86,6 +87,7 @@ pub(crate) fn slab(name: &str, shape: &[u64], dim: u8, offset: u64, len: u64) ->
 
 /// Writes a shard file into a folder.
 pub(crate) fn write(folder: &Path, name: &str, slabs: &[(ShardTensor, Vec<u8>)]) -> SavedFile {
-    let slabs: Vec<_> = slabs.iter().map(|(tensor, bytes)| (tensor.clone(), bytes.as_slice())).collect();
-    write_shard(&folder.join(name), &slabs).unwrap()
+    let tensors: Vec<_> = slabs.iter().map(|(tensor, _)| tensor.clone()).collect();
+    let bytes_of = |index: usize| Ok::<_, CheckpointError>(slabs[index].1.clone());
+    write_shard(&folder.join(name), &tensors, bytes_of).unwrap()
 }

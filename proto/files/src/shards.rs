@@ -16,7 +16,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::{AtomicFile, Written, create_folder};
+use crate::atomic::{AtomicFile, create_folder};
 use crate::error::CheckpointError;
 use crate::region::{Cut, elements};
 
@@ -80,51 +80,63 @@ struct Header<'a> {
     tensors: BTreeMap<&'a str, TensorInfo>,
 }
 
-/// Writes a shard: whole, synced and under its name, or not there. Each tensor comes with the
-/// little-endian `f32`s of its slab, row-major; they go to disk from where they are.
+/// Writes a shard: whole, synced and under its name, or not there. `bytes_of` gives the little-endian
+/// `f32`s of a tensor's slab, row-major, by its place in `tensors`; one tensor at a time is in memory.
 ///
 /// # Errors
 /// [`CheckpointError::Io`]; [`CheckpointError::Unwritable`] for slabs that are none, sizes that do
-/// not match and names that repeat.
-pub fn write_shard(path: &Path, tensors: &[(ShardTensor, &[u8])]) -> Result<SavedFile, CheckpointError> {
+/// not match and names that repeat; and what `bytes_of` fails with.
+pub fn write_shard<E: From<CheckpointError>>(
+    path: &Path,
+    tensors: &[ShardTensor],
+    mut bytes_of: impl FnMut(usize) -> Result<Vec<u8>, E>,
+) -> Result<SavedFile, E> {
     let unwritable = |what: String| CheckpointError::Unwritable { path: path.to_owned(), what };
+    let io = |error| CheckpointError::io(path)(error);
     let name = path
         .file_name()
         .and_then(|name| name.to_str())
         .ok_or_else(|| unwritable("its name is no text".to_owned()))?;
-    let by_name: BTreeMap<&str, &(ShardTensor, &[u8])> =
-        tensors.iter().map(|entry| (entry.0.name.as_str(), entry)).collect();
+    let by_name: BTreeMap<&str, usize> =
+        tensors.iter().enumerate().map(|(index, tensor)| (tensor.name.as_str(), index)).collect();
     if by_name.len() != tensors.len() {
-        return Err(unwritable("two of its tensors have the same name".to_owned()));
+        return Err(unwritable("two of its tensors have the same name".to_owned()).into());
     }
-    let header = header_of(&by_name).map_err(unwritable)?;
-    let data = by_name.values().map(|(_, bytes)| *bytes);
-    let written = write_parts(path, &header, data).map_err(CheckpointError::io(path))?;
+    let in_order = by_name.values().map(|&index| &tensors[index]);
+    let (header, sizes) = header_of(in_order).map_err(unwritable)?;
+    let mut file = begin(path, &header).map_err(io)?;
+    for ((name, &index), expected) in by_name.iter().zip(sizes) {
+        let bytes = bytes_of(index)?;
+        if bytes.len() as u64 != expected {
+            let found = bytes.len();
+            let what = format!("tensor `{name}` came with {found} bytes where {expected} are expected");
+            return Err(unwritable(what).into());
+        }
+        file.write_all(&bytes).map_err(io)?;
+    }
+    let written = file.commit().map_err(io)?;
     Ok(SavedFile { name: name.to_owned(), bytes: written.bytes, digest: written.digest })
 }
 
-fn header_of(tensors: &BTreeMap<&str, &(ShardTensor, &[u8])>) -> Result<Vec<u8>, String> {
+/// The header of a file with these tensors, which come in the order of their names, and how many
+/// bytes each takes.
+fn header_of<'a>(tensors: impl Iterator<Item = &'a ShardTensor>) -> Result<(Vec<u8>, Vec<u64>), String> {
     let mut header = Header { places: BTreeMap::new(), tensors: BTreeMap::new() };
-    let mut end = 0;
-    for (&name, (tensor, bytes)) in tensors {
+    let (mut end, mut sizes) = (0, Vec::new());
+    for tensor in tensors {
+        let ShardTensor { name, shape, dim, offset, len } = tensor;
         if name == METADATA {
             return Err(format!("no tensor can be named {METADATA}"));
         }
-        let (shape, expected) = tensor.extent().ok_or_else(|| {
-            let ShardTensor { shape, dim, offset, len, .. } = tensor;
+        let (own_shape, bytes) = tensor.extent().ok_or_else(|| {
             format!("tensor `{name}` of shape {shape:?} has no slice {offset}+{len} along dimension {dim}")
         })?;
-        if bytes.len() as u64 != expected {
-            return Err(format!(
-                "tensor `{name}` came with {} bytes where {expected} are expected",
-                bytes.len()
-            ));
-        }
-        let data_offsets = (end, end + bytes.len());
+        let data_offsets = (end, end + bytes as usize);
         end = data_offsets.1;
-        let place = Place { shape: tensor.shape.clone(), dim: tensor.dim, offset: tensor.offset };
+        sizes.push(bytes);
+        let place = Place { shape: shape.clone(), dim: *dim, offset: *offset };
         header.places.insert(name, serde_json::to_string(&place).map_err(|e| e.to_string())?);
-        header.tensors.insert(name, TensorInfo { dtype: Dtype::F32, shape, data_offsets });
+        header.tensors.insert(name, TensorInfo { dtype: Dtype::F32, shape: own_shape, data_offsets });
     }
     let mut header = serde_json::to_vec(&header).map_err(|e| e.to_string())?;
     // The format wants data aligned to eight bytes, and blanks before it.
@@ -135,24 +147,17 @@ fn header_of(tensors: &BTreeMap<&str, &(ShardTensor, &[u8])>) -> Result<Vec<u8>,
             header.len()
         ));
     }
-    Ok(header)
+    Ok((header, sizes))
 }
 
-fn write_parts<'a>(
-    path: &Path,
-    header: &[u8],
-    data: impl Iterator<Item = &'a [u8]>,
-) -> std::io::Result<Written> {
+fn begin(path: &Path, header: &[u8]) -> std::io::Result<AtomicFile> {
     if let Some(parent) = path.parent() {
         create_folder(parent)?;
     }
     let mut file = AtomicFile::create(path)?;
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(header)?;
-    for bytes in data {
-        file.write_all(bytes)?;
-    }
-    file.commit()
+    Ok(file)
 }
 
 /// An open shard whose header has been read and checked.
@@ -249,6 +254,12 @@ fn slab_of(name: &str, info: &TensorInfo, place: &str, data_start: u64) -> Optio
 mod tests {
     use super::*;
 
+    /// Slabs whose bytes are at hand.
+    fn write(path: &Path, entries: &[(ShardTensor, &[u8])]) -> Result<SavedFile, CheckpointError> {
+        let tensors: Vec<_> = entries.iter().map(|(tensor, _)| tensor.clone()).collect();
+        write_shard(path, &tensors, |index| Ok(entries[index].1.to_vec()))
+    }
+
     fn tensor(name: &str, shape: &[u64], dim: u8, offset: u64, len: u64) -> ShardTensor {
         ShardTensor { name: name.into(), shape: shape.to_vec(), dim, offset, len }
     }
@@ -260,7 +271,7 @@ mod tests {
         let (a, b) = ([1u8; 24], [2u8; 16]);
         let entries =
             [(tensor("w", &[4, 3], 0, 2, 2), a.as_slice()), (tensor("exp_avg/v", &[2, 8], 1, 6, 2), &b)];
-        let saved = write_shard(&path, &entries).unwrap();
+        let saved = write(&path, &entries).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!((saved.name.as_str(), saved.bytes), ("model-g1-r000.safetensors", bytes.len() as u64));
         assert_eq!(saved.digest, crate::atomic::digest_bytes(&bytes));
@@ -287,8 +298,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = ((tensor("a", &[1], 0, 0, 1), [1u8; 4]), (tensor("b", &[2], 0, 0, 2), [2u8; 8]));
         let (a, b) = ((a.0, a.1.as_slice()), (b.0, b.1.as_slice()));
-        let one = write_shard(&dir.path().join("x"), &[a.clone(), b.clone()]).unwrap();
-        let other = write_shard(&dir.path().join("x"), &[b, a]).unwrap();
+        let one = write(&dir.path().join("x"), &[a.clone(), b.clone()]).unwrap();
+        let other = write(&dir.path().join("x"), &[b, a]).unwrap();
         assert_eq!(one, other);
     }
 
@@ -312,7 +323,7 @@ mod tests {
             ),
         ];
         for (tensors, expected) in rows {
-            let error = write_shard(&path, tensors).unwrap_err().to_string();
+            let error = write(&path, tensors).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);

@@ -1,37 +1,14 @@
 //! Ranks of one generation as threads of one process, over real Gloo on the loopback.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use coxswain_comm::{Axis, Links, Op, Pipe, Store, TorchError};
+use coxswain_comm::{Axis, Links, MemoryStore, Op, Pipe, TorchError};
 use tch::{Device, Kind, Tensor};
-
-type Values = HashMap<Vec<u8>, Vec<u8>>;
-
-/// A rendezvous in memory.
-#[derive(Clone, Default)]
-struct Memory(Arc<(Mutex<Values>, Condvar)>);
-
-impl Store for Memory {
-    fn set(&self, key: &[u8], value: &[u8]) -> Result<(), String> {
-        self.0.0.lock().unwrap().insert(key.to_vec(), value.to_vec());
-        self.0.1.notify_all();
-        Ok(())
-    }
-
-    fn get(&self, key: &[u8]) -> Result<Vec<u8>, String> {
-        let values = self.0.0.lock().unwrap();
-        let wait = Duration::from_secs(5);
-        let (values, _) = self.0.1.wait_timeout_while(values, wait, |v| !v.contains_key(key)).unwrap();
-        values.get(key).cloned().ok_or_else(|| "nobody set it".to_owned())
-    }
-}
 
 /// Runs `body` as each of `world` ranks; the results in rank order.
 fn ranks<T: Send>(world: u32, body: impl Fn(Links) -> T + Sync) -> Vec<T> {
-    let store = Memory::default();
+    let store = MemoryStore::default();
     std::thread::scope(|scope| {
         let join = |rank| {
             let (store, body) = (store.clone(), &body);
@@ -143,7 +120,7 @@ fn waits_end_when_aborted_and_when_a_peer_goes() {
 
 #[test]
 fn ranks_that_never_meet_say_which_key_is_missing() {
-    let store = Memory::default();
+    let store = MemoryStore::default();
     let error = Links::join(store, 0, 2, "127.0.0.1", 500, 500).unwrap_err();
     assert!(error.0.contains("nobody set it"), "{error}");
 }

@@ -61,10 +61,9 @@ pub fn save(
     for (at, bucket) in parameters.buckets().iter().enumerate() {
         let (first, second) = optimizer.moments(at);
         for param in bucket.params.iter().filter(|param| param.row.saves) {
-            links.expect_wanted()?;
-            weights.push((shard(&param.row, ""), bytes(&param.weight)?));
-            moments.push((shard(&param.row, FIRST_MOMENT), bytes(&param.view_of(first)?)?));
-            moments.push((shard(&param.row, SECOND_MOMENT), bytes(&param.view_of(second)?)?));
+            weights.push((shard(&param.row, ""), param.weight.shallow_clone()));
+            moments.push((shard(&param.row, FIRST_MOMENT), param.view_of(first)?));
+            moments.push((shard(&param.row, SECOND_MOMENT), param.view_of(second)?));
         }
     }
     let names = [
@@ -72,12 +71,12 @@ pub fn save(
         (optimizer_file(assignment.generation, assignment.rank), moments),
     ];
     let mut files = Vec::new();
-    for (name, tensors) in names {
-        if !tensors.is_empty() {
-            let list: Vec<_> =
-                tensors.iter().map(|(tensor, bytes)| (tensor.clone(), bytes.as_slice())).collect();
-            files.push(write_shard(&folder.join(name), &list)?);
-        }
+    for (name, tensors) in names.into_iter().filter(|(_, tensors)| !tensors.is_empty()) {
+        let (tensors, values): (Vec<_>, Vec<_>) = tensors.into_iter().unzip();
+        files.push(write_shard(&folder.join(name), &tensors, |index| -> Result<_, EngineError> {
+            links.expect_wanted()?;
+            bytes(&values[index])
+        })?);
     }
     Ok(files)
 }
