@@ -150,7 +150,7 @@ fn a_checkpoint_of_other_conditions_or_with_a_flipped_bit_is_refused() -> Result
     one.summary()?;
 
     let other = folder.run("other-threads").set("train.threads=2").from_checkpoint(&one, 10)?.outcome()?;
-    ensure!(other.code == Some(1) && other.stderr.contains("threads"), "{}", other.stderr);
+    ensure!(other.code != Some(0) && other.stderr.contains("train.threads"), "{}", other.stderr);
 
     let other = folder.run("other-model").set("model.ffn=128").from_checkpoint(&one, 10)?.outcome()?;
     ensure!(other.code != Some(0) && other.stderr.contains("another model"), "{}", other.stderr);
