@@ -73,6 +73,23 @@ impl Parameter {
         self.shape.iter().product()
     }
 
+    /// The row of a rank that holds `slice` and neither shares it, speaks for it, nor saves it.
+    pub fn row(&self, slice: &Slice) -> ParameterRow {
+        ParameterRow {
+            name: self.name.clone(),
+            shape: self.shape.clone(),
+            dim: slice.dim,
+            offset: slice.offset,
+            len: slice.len,
+            place: self.place,
+            decay: self.decay,
+            init: self.init,
+            replicas: Vec::new(),
+            norm_slot: None,
+            saves: false,
+        }
+    }
+
     /// Number of different slices when `tensor` ranks hold it: `tensor`, one when replicated, and
     /// the number of units when there are fewer of those than ranks.
     pub fn slices(&self, tensor: u32) -> u32 {

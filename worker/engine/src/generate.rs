@@ -7,7 +7,7 @@ use coxswain_comm::{Axis, Links};
 use coxswain_files::hash::draw;
 use coxswain_files::{Checkpoint, Tokenizer};
 use coxswain_types::job::ModelSpec;
-use coxswain_types::params::{ParameterRow, parameter_table};
+use coxswain_types::params::{ParameterRow, parameter_table, slice_of};
 use tch::{Kind, Tensor};
 
 use crate::EngineError;
@@ -143,22 +143,7 @@ fn choose(logits: &Tensor, sampling: &Sampling, index: u64) -> Result<u32, Engin
 
 /// The rows of a rank that holds the whole model.
 fn whole_rows(model: &ModelSpec) -> Vec<ParameterRow> {
-    parameter_table(model)
-        .into_iter()
-        .map(|parameter| ParameterRow {
-            dim: 0,
-            offset: 0,
-            len: parameter.shape[0],
-            name: parameter.name,
-            shape: parameter.shape,
-            place: parameter.place,
-            decay: parameter.decay,
-            init: parameter.init,
-            replicas: Vec::new(),
-            norm_slot: None,
-            saves: false,
-        })
-        .collect()
+    parameter_table(model).iter().map(|parameter| parameter.row(&slice_of(parameter, 0, 1))).collect()
 }
 
 #[cfg(test)]

@@ -120,19 +120,12 @@ fn rows(
             // A replicated parameter sees all of its gradient on every rank; a slice that several
             // ranks hold sees the part that comes through each rank's own query heads.
             let partial = parameter.split != Split::Replicated && slice.holders.len() > 1;
-            let holders = slice.holders.filter(|_| partial);
+            let holders = slice.holders.clone().filter(|_| partial);
             ParameterRow {
-                name: parameter.name.clone(),
-                shape: parameter.shape.clone(),
-                dim: slice.dim,
-                offset: slice.offset,
-                len: slice.len,
-                place: parameter.place,
-                decay: parameter.decay,
-                init: parameter.init,
                 replicas: holders.map(|tensor| mesh.rank(Coordinates { tensor, ..at })).collect(),
                 norm_slot: speaks.then_some(first_slot + slice.ordinal),
                 saves: speaks,
+                ..parameter.row(&slice)
             }
         })
         .collect()

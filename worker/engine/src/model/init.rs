@@ -48,20 +48,7 @@ mod tests {
         };
         let table = parameter_table(&model);
         let parameter = table.iter().find(|p| p.name.contains(name)).unwrap();
-        let slice = slice_of(parameter, index, tensor);
-        ParameterRow {
-            name: parameter.name.clone(),
-            shape: parameter.shape.clone(),
-            dim: slice.dim,
-            offset: slice.offset,
-            len: slice.len,
-            place: parameter.place,
-            decay: parameter.decay,
-            init: parameter.init,
-            replicas: vec![],
-            norm_slot: None,
-            saves: true,
-        }
+        parameter.row(&slice_of(parameter, index, tensor))
     }
 
     #[test]

@@ -46,7 +46,6 @@ pub trait Control {
 pub struct Engine {
     assignment: Assignment,
     directory: PathBuf,
-    runtime: String,
     links: Links,
     stage: Stage,
     parameters: Parameters,
@@ -60,7 +59,7 @@ pub struct Engine {
 impl Engine {
     /// Joins the generation, builds the stage and loads its values.
     ///
-    /// `address` is the local address that peers can reach; `runtime` goes into checkpoints.
+    /// `address` is the local address that peers can reach; `runtime` must be that of a checkpoint.
     pub fn build(
         assignment: Assignment,
         store: impl Store,
@@ -104,11 +103,9 @@ impl Engine {
         let reduction = Reduction::new(a, &parameters, &links)?;
         let rotary = Rotary::new(&a.spec.model, 0, i64::from(a.spec.train.sequence))?;
         control.tell(Event::Ready(step));
-        let runtime = runtime.to_owned();
         Ok(Engine {
             assignment,
             directory,
-            runtime,
             links,
             stage,
             parameters,
@@ -264,11 +261,6 @@ impl Engine {
             checkpoint::save(&self.directory, self.step, a, &self.parameters, &self.optimizer, &self.links)?;
         control.tell(Event::Saved(Saved { step: self.step, files }));
         Ok(())
-    }
-
-    /// What the values depend on beside the job: goes into checkpoints.
-    pub fn fingerprint(&self) -> coxswain_files::Fingerprint {
-        checkpoint::fingerprint(&self.assignment, &self.runtime)
     }
 }
 
