@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{client, local, serve, up};
+use crate::{client, local, serve, up, verify};
 
 /// The command did what it should; a run is done.
 pub(crate) const DONE: u8 = 0;
@@ -41,6 +41,7 @@ Examples:
   coxswain plan job.yaml --workers 4                     show who would do what
   coxswain up job.yaml --workers 4                       run a job on this machine, to its end
   coxswain up job.yaml --workers 4 --set train.steps=50  the same with another value
+  coxswain verify job.yaml --layouts pp2,dp2             is the layout without effect on the numbers?
   coxswain generate --checkpoint out/demo --prompt 'It was '
   coxswain serve --data-dir /var/lib/coxswain            a coordinator for workers and jobs to come
   coxswain submit job.yaml --directory /shared/run-1     hand it a job
@@ -109,11 +110,26 @@ Exit codes:
     #[command(after_help = "\
 Example:
   coxswain plan job.yaml --workers 4 --set layout.pipeline=4 --set layout.tensor=1
+  coxswain plan job.yaml --workers 4 --schedule 1f1b,zb-h1 --svg schedules.svg
 
 Exit codes:
   0  the plan is printed
+  1  the picture cannot be written
   2  bad input, such as a layout that needs another number of workers")]
     Plan(local::PlanArgs),
+    /// Run a few steps in several layouts and certify that the numbers are the same.
+    #[command(after_help = "\
+Example:
+  coxswain verify job.yaml --layouts pp2,dp2,tp2xpp2 --set train.tensor_shards=2
+
+A layout is parts ppN, tpN and dpN joined by x, or `one` for one process, or `job` for the job's own;
+then options: +zero +sp +1f1b +gpipe +zb-h1 +interleaved +none +full +attention +ffn.
+
+Exit codes:
+  0  every layout keeps to what it is held to; the certificate is printed
+  1  one does not (the certificate is printed), or a run failed
+  2  bad input; nothing was started")]
+    Verify(verify::Verify),
     /// Let a trained model write; prints the text.
     #[command(after_help = "\
 Example:
@@ -155,6 +171,7 @@ pub(crate) async fn run(command: Command) -> u8 {
         Command::Watch(args) => client::watch(args).await,
         Command::Cancel(args) => client::cancel(args).await,
         Command::Plan(args) => local::plan(&args),
+        Command::Verify(args) => verify::verify(args).await,
         Command::Generate(args) => local::generate(args).await,
     };
     match result {

@@ -8,6 +8,7 @@ use coxswain_files::folders::step_path;
 use coxswain_files::manifest::MANIFEST;
 use coxswain_files::{Checkpoint, Manifest};
 use coxswain_types::assignment::{PreparedData, Resume};
+use coxswain_types::job::{OptimizerKind, Reduction, TrainSpec};
 use coxswain_types::{JobSpec, Step};
 
 /// The newest checkpoint of a run and what it was made with.
@@ -29,31 +30,50 @@ pub(crate) fn newest(directory: &Path, spec: &JobSpec) -> Result<Option<Newest>,
             folder.display()
         ));
     }
-    let (was, is) = (&manifest.spec.train, &spec.train);
-    for (name, was, is) in [
-        ("seed", was.seed, is.seed),
-        ("sequence", was.sequence.into(), is.sequence.into()),
-        ("micro_batch", was.micro_batch.into(), is.micro_batch.into()),
-        ("micro_batches", was.micro_batches.into(), is.micro_batches.into()),
-        ("reduction_runs", was.reduction_runs.into(), is.reduction_runs.into()),
-        (
-            "threads",
-            manifest.fingerprint.threads.into(),
-            is.threads.unwrap_or(manifest.fingerprint.threads).into(),
-        ),
-    ] {
-        if was != is {
-            return Err(format!(
-                "{} was trained with train.{name} {was}, and the job says {is}: the numbers would be other ones; \
-                 set it back, or give another folder",
-                folder.display()
-            ));
-        }
+    if let Some(difference) = difference(&manifest, &spec.train) {
+        return Err(format!(
+            "{} was trained with {difference}: the numbers would be other ones; set it back, or give another folder",
+            folder.display()
+        ));
     }
     let path = folder.join(MANIFEST);
     let digest = digest_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let resume = Resume { step: Step(step), path: step_path(step), digest };
     Ok(Some(Newest { resume, threads: manifest.fingerprint.threads, data: manifest.data }))
+}
+
+/// The first key of `is` that a run has to keep and that differs from the checkpoint's.
+fn difference(checkpoint: &Manifest, is: &TrainSpec) -> Option<String> {
+    let (was, threads) = (&checkpoint.spec.train, checkpoint.fingerprint.threads);
+    let shards = |train: &TrainSpec| train.tensor_shards.map_or("left out".to_owned(), |n| n.to_string());
+    // With one run for each data rank their number follows the layout, which may change.
+    let runs = |train: &TrainSpec| match train.reduction {
+        Reduction::Canonical => train.reduction_runs.to_string(),
+        Reduction::Fast => "left out".to_owned(),
+    };
+    let reduction = |train: &TrainSpec| match train.reduction {
+        Reduction::Canonical => "canonical".to_owned(),
+        Reduction::Fast => "fast".to_owned(),
+    };
+    let optimizer = |train: &TrainSpec| match train.optimizer.kind {
+        OptimizerKind::AdamW => "adamw".to_owned(),
+        OptimizerKind::Muon => "muon".to_owned(),
+    };
+    let rows = [
+        ("seed", was.seed.to_string(), is.seed.to_string()),
+        ("sequence", was.sequence.to_string(), is.sequence.to_string()),
+        ("micro_batch", was.micro_batch.to_string(), is.micro_batch.to_string()),
+        ("micro_batches", was.micro_batches.to_string(), is.micro_batches.to_string()),
+        ("reduction", reduction(was), reduction(is)),
+        ("reduction_runs", runs(was), runs(is)),
+        ("tensor_shards", shards(was), shards(is)),
+        ("precision", was.precision.name().to_owned(), is.precision.name().to_owned()),
+        ("optimizer", optimizer(was), optimizer(is)),
+        ("threads", threads.to_string(), is.threads.unwrap_or(threads).to_string()),
+    ];
+    rows.into_iter()
+        .find(|(_, was, is)| was != is)
+        .map(|(name, was, is)| format!("train.{name} {was}, and the job says {is}"))
 }
 
 /// Makes a job's tokens ready and finds its newest checkpoint. Takes seconds for a megabyte of text.
@@ -81,5 +101,85 @@ pub(crate) fn prune(job: &str, directory: &Path, keep: u32) {
         Ok(steps) if steps.is_empty() => {}
         Ok(steps) => tracing::info!(job, "let go of the checkpoints of steps {steps:?}"),
         Err(error) => tracing::warn!(job, "old checkpoints stay: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coxswain_core::spec::{JobText, parse};
+    use coxswain_files::Fingerprint;
+    use coxswain_files::manifest::FORMAT;
+    use coxswain_types::assignment::TokenFile;
+
+    use super::*;
+
+    const JOB: &str = "
+name: tiny
+model: {layers: 2, dim: 32, heads: 4, vocab: 300}
+data: {synthetic: {tokens: 4096}}
+train: {steps: 5, sequence: 16, micro_batches: 4}
+";
+
+    fn spec(sets: &[(&str, &str)]) -> JobSpec {
+        let sets: Vec<_> = sets.iter().map(|(path, value)| (path.to_string(), value.to_string())).collect();
+        parse(&JobText { source: "job.yaml", text: JOB, sets: &sets, base: Path::new("/") }).unwrap()
+    }
+
+    fn checkpoint(spec: JobSpec) -> Manifest {
+        let train = TokenFile { path: "data/train.tokens".into(), tokens: 100, digest: "d".into() };
+        Manifest {
+            format: FORMAT,
+            job: "tiny-1".into(),
+            step: 3,
+            fingerprint: Fingerprint {
+                runtime: "cpu".into(),
+                threads: 2,
+                dtype: "fp32".into(),
+                precision: spec.train.precision.name().into(),
+                micro_batches: 4,
+                micro_batch: 1,
+                reduction_runs: 4,
+                tensor_shards: 0,
+            },
+            spec,
+            data: PreparedData { tokenizer_digest: None, train, held_out: None, held_out_bytes: 0 },
+            files: vec![],
+            tensors: vec![],
+        }
+    }
+
+    #[test]
+    fn a_run_keeps_what_its_numbers_depend_on() {
+        let refused = [
+            (("train.seed", "2"), "train.seed 1, and the job says 2"),
+            (("train.threads", "3"), "train.threads 2, and the job says 3"),
+            (("train.precision", "bf16"), "train.precision fp32, and the job says bf16"),
+            (("train.tensor_shards", "4"), "train.tensor_shards left out, and the job says 4"),
+            (("train.reduction", "fast"), "train.reduction canonical, and the job says fast"),
+            (("train.reduction_runs", "2"), "train.reduction_runs 4, and the job says 2"),
+            (("train.optimizer", "muon"), "train.optimizer adamw, and the job says muon"),
+        ];
+        let was = checkpoint(spec(&[]));
+        for (set, expected) in refused {
+            assert_eq!(difference(&was, &spec(&[set]).train).as_deref(), Some(expected));
+        }
+        let may_change = [
+            ("train.dropout", "0.1"),
+            ("train.learning_rate_schedule", "wsd"),
+            ("train.checkpointing", "full"),
+            ("train.weight_decay", "0"),
+            ("layout", "{pipeline: 2, data: 2, zero: 1, schedule: zb-h1}"),
+            ("train.threads", "2"),
+        ];
+        for set in may_change {
+            assert_eq!(difference(&was, &spec(&[set]).train), None, "{set:?}");
+        }
+    }
+
+    #[test]
+    fn a_fast_run_may_change_its_number_of_data_ranks() {
+        let fast = ("train.reduction", "fast");
+        let was = checkpoint(spec(&[fast]));
+        assert_eq!(difference(&was, &spec(&[fast, ("layout.data", "3")]).train), None);
     }
 }

@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
-use coxswain_core::plan::sketch;
+use coxswain_core::plan::{Plan, sketch, svg};
 use coxswain_types::JobSpec;
 
 use crate::cli::{FAILED, Failure, JobFile};
@@ -21,10 +21,20 @@ pub(crate) struct PlanArgs {
     /// How many workers there would be.
     #[arg(long, value_name = "N")]
     workers: u32,
+    /// Look at another schedule than the job's, with its whole grid; several, separated by commas, to
+    /// compare them.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = SCHEDULES)]
+    schedule: Vec<String>,
+    /// Draw the schedule into this file, from left to right in time.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// How the plan is printed.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
+
+/// The values of `layout.schedule`.
+const SCHEDULES: [&str; 5] = ["gpipe", "1f1b", "interleaved", "zb-h1", "custom"];
 
 /// How a plan is printed.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -85,17 +95,48 @@ pub(crate) fn read_job(args: &JobFile) -> Result<JobInput, Failure> {
 }
 
 pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
-    let spec = read_job(&args.job)?.spec()?;
-    job::check_workers(&spec, args.workers).map_err(Failure::Input)?;
-    let plan = sketch(&spec, args.workers).map_err(|error| Failure::Input(error.to_string()))?;
-    match args.format {
-        Format::Text => output::write(&plan.to_string()),
+    let job = read_job(&args.job)?;
+    let variants = if args.schedule.is_empty() {
+        vec![job]
+    } else {
+        args.schedule.iter().map(|name| scheduled(&job, name)).collect()
+    };
+    let plans = variants.iter().map(|job| planned(job, args.workers)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(file) = &args.svg {
+        let picture = svg(&plans.iter().collect::<Vec<_>>());
+        fs::write(file, picture).with_context(|| format!("{} cannot be written", file.display()))?;
+    }
+    let text = match args.format {
+        Format::Text if args.schedule.is_empty() => plans.iter().map(ToString::to_string).collect(),
+        Format::Text => plans.iter().map(|plan| format!("{plan:#}")).collect::<Vec<_>>().join("\n"),
         Format::Json => {
-            let json = plan.to_json().context("the plan as JSON")?;
-            output::write(&format!("{json:#}\n"))
+            let objects = plans.iter().map(Plan::to_json).collect::<Result<Vec<_>, _>>();
+            let mut objects = objects.context("the plan as JSON")?;
+            // One plan is an object, several are a list.
+            let json = if objects.len() == 1 { objects.remove(0) } else { objects.into() };
+            format!("{json:#}\n")
+        }
+    };
+    output::write(&text).map(drop)
+}
+
+/// The job with another schedule. What only the job's own schedule takes is left out.
+fn scheduled(job: &JobInput, schedule: &str) -> JobInput {
+    let mut sets = job.sets.clone();
+    sets.push(format!("layout.schedule={schedule}"));
+    if schedule != "custom" {
+        sets.push("layout.actions=null".to_owned());
+        if schedule != "interleaved" {
+            sets.push("layout.chunks=null".to_owned());
         }
     }
-    .map(drop)
+    JobInput { text: job.text.clone(), source: job.source.clone(), base: job.base.clone(), sets }
+}
+
+fn planned(job: &JobInput, workers: u32) -> Result<Plan, Failure> {
+    let spec = job.spec()?;
+    job::check_workers(&spec, workers).map_err(Failure::Input)?;
+    sketch(&spec, workers).map_err(|error| Failure::Input(error.to_string()))
 }
 
 pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {

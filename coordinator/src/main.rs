@@ -2,7 +2,8 @@
 //! libtorch: what computes is started as `coxswain-worker`.
 //!
 //! The thin shell around `coxswain-core`, which decides everything:
-//! - [`cli`]: the commands; [`serve`], [`up`], [`client`], [`local`]: what each of them does.
+//! - [`cli`]: the commands; [`serve`], [`up`], [`client`], [`local`], [`verify`]: what each of
+//!   them does.
 //! - [`service`]: gRPC in and out; [`views`]: jobs and workers as they are shown.
 //! - [`driver`]: the one task that owns the cluster's state; [`handle`]: the way to it.
 //! - [`journal`]: what survives a restart; [`store`]: the rendezvous of a generation's ranks.
@@ -27,6 +28,7 @@ mod service;
 mod store;
 mod telemetry;
 mod up;
+mod verify;
 mod views;
 mod workers;
 

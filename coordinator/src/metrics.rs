@@ -85,6 +85,8 @@ pub(crate) fn read(directory: &Path) -> io::Result<Vec<Line>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use coxswain_types::status::HeldOut;
 
     use super::*;
@@ -98,6 +100,9 @@ mod tests {
             tokens: 64,
             tokens_per_second: 1.0 / 3.0,
             step_seconds: 0.1,
+            skipped: false,
+            loss_scale: None,
+            parameter_norms: BTreeMap::new(),
             held_out: None,
         }
     }
@@ -115,6 +120,35 @@ mod tests {
             text.starts_with(r#"{"step":1,"loss":6.123456789012345,"grad_norm":0.30000000000000004,"#),
             "{text}"
         );
+    }
+
+    #[test]
+    fn an_evaluation_shows_its_perplexity() {
+        let held_out = Some(HeldOut { loss: 0.0, bits_per_byte: 1.5 });
+        let text = serde_json::to_string(&StepReport { held_out, ..report(1, 2.0) }).unwrap();
+        let expected = r#""held_out":{"loss":0.0,"perplexity":1.0,"bits_per_byte":1.5}}"#;
+        assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn a_skipped_step_is_noted_and_its_infinities_are_null() {
+        let sent = StepReport {
+            grad_norm: f64::INFINITY,
+            skipped: true,
+            loss_scale: Some(65536.0),
+            parameter_norms: BTreeMap::from([("a".to_owned(), f64::INFINITY), ("b".to_owned(), 0.5)]),
+            ..report(7, f64::NAN)
+        };
+        let text = serde_json::to_string(&sent).unwrap();
+        assert!(text.starts_with(r#"{"step":7,"loss":null,"grad_norm":null,"#), "{text}");
+        let end = r#""skipped":true,"loss_scale":65536.0,"parameter_norms":{"a":null,"b":0.5}}"#;
+        assert!(text.ends_with(end), "{text}");
+        let back: StepReport = serde_json::from_str(&text).unwrap();
+        assert!(back.loss.is_nan() && back.grad_norm.is_nan() && back.parameter_norms["a"].is_nan());
+        assert_eq!((back.step, back.skipped, back.loss_scale), (7, true, Some(65536.0)));
+        // What is in order takes no room.
+        let plain = serde_json::to_string(&report(1, 2.0)).unwrap();
+        assert!(plain.ends_with(r#""step_seconds":0.1}"#), "{plain}");
     }
 
     #[test]

@@ -52,7 +52,8 @@ impl Progress {
                 bar.set_position(report.step);
                 bar.set_message(message);
             }
-            None if due || left == 0 => {
+            // A skipped step says what is wrong, and the run stops after a few of them in a row.
+            None if due || left == 0 || report.skipped => {
                 self.told = Some(Instant::now());
                 eprintln!("step {}/{}  {message}", report.step, self.steps);
             }
@@ -70,14 +71,19 @@ impl Progress {
 
 fn describe(report: &StepReport, left_seconds: f64) -> String {
     let held_out = report.held_out.map_or(String::new(), |held_out| {
-        format!("  held out {:.3} ({:.3} bits per byte)", held_out.loss, held_out.bits_per_byte)
+        format!(
+            "  held out {:.3} (perplexity {:.2}, {:.3} bits per byte)",
+            held_out.loss,
+            held_out.perplexity(),
+            held_out.bits_per_byte
+        )
     });
-    format!(
-        "loss {:.4}{held_out}  {:.0} tokens/s  {} left",
-        report.loss,
-        report.tokens_per_second,
-        human(left_seconds)
-    )
+    let loss = match (report.skipped, report.loss_scale) {
+        (false, _) => format!("loss {:.4}", report.loss),
+        (true, Some(scale)) => format!("skipped: gradients overflow at loss scale {scale}"),
+        (true, None) => "skipped: the loss or a gradient is not finite".to_owned(),
+    };
+    format!("{loss}{held_out}  {:.0} tokens/s  {} left", report.tokens_per_second, human(left_seconds))
 }
 
 /// A time as people say it.
@@ -92,7 +98,44 @@ fn human(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::human;
+    use std::collections::BTreeMap;
+
+    use coxswain_types::status::{HeldOut, StepReport};
+
+    use super::{describe, human};
+
+    #[test]
+    fn a_step_says_its_loss_or_why_it_was_skipped() {
+        let plain = StepReport {
+            step: 3,
+            loss: 2.5,
+            grad_norm: 1.0,
+            learning_rate: 1e-3,
+            tokens: 64,
+            tokens_per_second: 640.4,
+            step_seconds: 0.1,
+            skipped: false,
+            loss_scale: Some(1024.0),
+            parameter_norms: BTreeMap::new(),
+            held_out: None,
+        };
+        let evaluated =
+            StepReport { held_out: Some(HeldOut { loss: 2.0, bits_per_byte: 1.25 }), ..plain.clone() };
+        let skipped = StepReport { skipped: true, loss: f64::NAN, ..plain.clone() };
+        let unscaled = StepReport { loss_scale: None, ..skipped.clone() };
+        let rows = [
+            (plain, "loss 2.5000  640 tokens/s  2 s left"),
+            (
+                evaluated,
+                "loss 2.5000  held out 2.000 (perplexity 7.39, 1.250 bits per byte)  640 tokens/s  2 s left",
+            ),
+            (skipped, "skipped: gradients overflow at loss scale 1024  640 tokens/s  2 s left"),
+            (unscaled, "skipped: the loss or a gradient is not finite  640 tokens/s  2 s left"),
+        ];
+        for (report, expected) in rows {
+            assert_eq!(describe(&report, 2.0), expected);
+        }
+    }
 
     #[test]
     fn times_are_told_as_people_say_them() {

@@ -73,6 +73,32 @@ fn plans_go_to_stdout() {
 }
 
 #[test]
+fn schedules_are_compared_and_drawn_without_changing_the_job() {
+    let folder = tempfile::tempdir().unwrap();
+    // The job's own schedule has lists, which the others do not take.
+    let own = "layout:\n  pipeline: 2\n  schedule: custom\n  actions: |\n    0F0,0F1,0B0,0B1\n    1F0,1B0,1F1,1B1\n";
+    let job = JOB.replace("layout: {pipeline: 2}\n", own);
+    fs::write(folder.path().join("job.yaml"), job).unwrap();
+    let plan = ["plan", "job.yaml", "--workers", "2"];
+    let of = |more: &[&str]| coxswain(folder.path(), &[&plan[..], more].concat());
+    let output = of(&[]);
+    assert!(text(&output.stdout).contains("custom: "), "{}", text(&output.stderr));
+    let output = of(&["--schedule", "gpipe,zb-h1", "--svg", "schedules.svg"]);
+    let out = text(&output.stdout);
+    assert!(out.contains("GPipe: ") && out.contains("ZB-H1: "), "{out}{}", text(&output.stderr));
+    let picture = fs::read_to_string(folder.path().join("schedules.svg")).unwrap();
+    assert!(picture.starts_with("<svg") && picture.contains("ZB-H1"), "{picture}");
+    let output = of(&["--schedule", "gpipe,1f1b", "--format", "json"]);
+    let plans: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(plans.as_array().map(Vec::len), Some(2));
+    let output = of(&["--schedule", "zb-h2"]);
+    assert_eq!(output.status.code(), Some(2));
+    // One layer on each of two ranks cannot be two stages.
+    let output = of(&["--schedule", "interleaved"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
 fn without_the_worker_program_nothing_is_started() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     fs::write(folder.path().join("job.yaml"), JOB).unwrap();

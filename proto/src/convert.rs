@@ -85,7 +85,7 @@ impl From<status::WorkerStatus> for wire::WorkerStatus {
             phase: phase.into(),
             failure,
             step: status.step.0,
-            reports: status.reports.into_iter().map(Into::into).collect(),
+            reports: fitting(status.reports).map(Into::into).collect(),
             saved: status.saved.map(Into::into),
             published: status.published.map(Into::into),
             peak_tensor_bytes: status.peak_tensor_bytes,
@@ -93,14 +93,32 @@ impl From<status::WorkerStatus> for wire::WorkerStatus {
     }
 }
 
+/// The oldest reports, as many as one message may carry the norms of, and always one. The others stay
+/// with the worker until these are acknowledged.
+fn fitting(reports: Vec<status::StepReport>) -> impl Iterator<Item = status::StepReport> {
+    let mut norms = 0;
+    reports
+        .into_iter()
+        .enumerate()
+        .take_while(move |(n, report)| {
+            norms += report.parameter_norms.len();
+            *n == 0 || norms <= limits::MAX_STATUS_NORMS
+        })
+        .map(|(_, report)| report)
+}
+
+fn at_most(field: &'static str, found: usize, most: usize) -> Result<(), WireError> {
+    if found > most { Err(WireError::TooMany { field, found, most }) } else { Ok(()) }
+}
+
 impl TryFrom<wire::WorkerStatus> for status::WorkerStatus {
     type Error = WireError;
 
     fn try_from(status: wire::WorkerStatus) -> Result<Self, WireError> {
-        let found = status.reports.len();
-        if found > limits::MAX_REPORTS {
-            let field = "WorkerStatus.reports";
-            return Err(WireError::TooMany { field, found, most: limits::MAX_REPORTS });
+        at_most("WorkerStatus.reports", status.reports.len(), limits::MAX_REPORTS)?;
+        for report in &status.reports {
+            let found = report.parameter_norms.len();
+            at_most("StepReport.parameter_norms", found, limits::MAX_PARAMETER_NORMS)?;
         }
         Ok(status::WorkerStatus {
             info: status.info.ok_or(WireError::Missing("WorkerStatus.info"))?.try_into()?,
@@ -118,18 +136,20 @@ impl TryFrom<wire::WorkerStatus> for status::WorkerStatus {
 
 impl From<status::StepReport> for wire::StepReport {
     fn from(report: status::StepReport) -> Self {
-        let status::StepReport { step, loss, grad_norm, learning_rate, tokens, .. } = report;
-        let status::StepReport { tokens_per_second, step_seconds, held_out, .. } = report;
-        let held_out = held_out.map(|h| wire::HeldOut { loss: h.loss, bits_per_byte: h.bits_per_byte });
+        let held_out =
+            report.held_out.map(|h| wire::HeldOut { loss: h.loss, bits_per_byte: h.bits_per_byte });
         wire::StepReport {
-            step,
-            loss,
-            grad_norm,
-            learning_rate,
-            tokens,
-            tokens_per_second,
-            step_seconds,
+            step: report.step,
+            loss: report.loss,
+            grad_norm: report.grad_norm,
+            learning_rate: report.learning_rate,
+            tokens: report.tokens,
+            tokens_per_second: report.tokens_per_second,
+            step_seconds: report.step_seconds,
             held_out,
+            skipped: report.skipped,
+            loss_scale: report.loss_scale,
+            parameter_norms: report.parameter_norms.into_iter().collect(),
         }
     }
 }
@@ -137,18 +157,20 @@ impl From<status::StepReport> for wire::StepReport {
 /// Every report on the wire is one: its fields are plain numbers.
 impl From<wire::StepReport> for status::StepReport {
     fn from(report: wire::StepReport) -> Self {
-        let wire::StepReport { step, loss, grad_norm, learning_rate, tokens, .. } = report;
-        let wire::StepReport { tokens_per_second, step_seconds, held_out, .. } = report;
-        let held_out = held_out.map(|h| status::HeldOut { loss: h.loss, bits_per_byte: h.bits_per_byte });
+        let held_out =
+            report.held_out.map(|h| status::HeldOut { loss: h.loss, bits_per_byte: h.bits_per_byte });
         status::StepReport {
-            step,
-            loss,
-            grad_norm,
-            learning_rate,
-            tokens,
-            tokens_per_second,
-            step_seconds,
+            step: report.step,
+            loss: report.loss,
+            grad_norm: report.grad_norm,
+            learning_rate: report.learning_rate,
+            tokens: report.tokens,
+            tokens_per_second: report.tokens_per_second,
+            step_seconds: report.step_seconds,
             held_out,
+            skipped: report.skipped,
+            loss_scale: report.loss_scale,
+            parameter_norms: report.parameter_norms.into_iter().collect(),
         }
     }
 }

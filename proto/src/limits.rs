@@ -35,6 +35,15 @@ pub const LEASE_MS: u64 = 5000;
 /// first are acknowledged; 256 reports are some 20 KiB.
 pub const MAX_REPORTS: usize = 256;
 
+/// The most parameters whose gradient norms one step report names: a model of 1,024 layers with ten
+/// each has fewer.
+pub const MAX_PARAMETER_NORMS: usize = 1 << 14;
+
+/// The most parameter norms of all reports in one status, some 70 bytes each, so that
+/// the status stays far below [`MAX_MESSAGE_BYTES`]. Where reports name many, fewer of them are sent
+/// at once, but always one.
+pub const MAX_STATUS_NORMS: usize = 1 << 15;
+
 /// The most bytes of a key of the rendezvous. Gloo's keys are short texts.
 pub const MAX_STORE_KEY_BYTES: usize = 1 << 10;
 

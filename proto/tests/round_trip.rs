@@ -1,6 +1,8 @@
 //! What crosses the wire comes back the same, and what makes no sense is named.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+use std::collections::BTreeMap;
+
 use coxswain_proto::{WireError, limits, wire};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{
@@ -36,7 +38,21 @@ fn report(step: u64, loss: f64) -> StepReport {
         tokens: 4096,
         tokens_per_second: 0.1 + 0.2,
         step_seconds: f64::MIN_POSITIVE,
+        skipped: false,
+        loss_scale: None,
+        parameter_norms: BTreeMap::new(),
         held_out: None,
+    }
+}
+
+/// A step that overflowed, and names its parameters.
+fn skipped(step: u64) -> StepReport {
+    let norms = [("model.norm.weight".to_owned(), f64::INFINITY), ("lm_head.weight".to_owned(), 0.5)];
+    StepReport {
+        skipped: true,
+        loss_scale: Some(65536.0),
+        parameter_norms: BTreeMap::from(norms),
+        ..report(step, f64::NEG_INFINITY)
     }
 }
 
@@ -48,7 +64,7 @@ fn status(phase: Phase) -> WorkerStatus {
         assignment_digest: Some("abc".into()),
         phase,
         step: Step(12),
-        reports: vec![report(11, 5.25), StepReport { held_out, ..report(12, 0.1 + 0.7) }],
+        reports: vec![report(11, 5.25), StepReport { held_out, ..report(12, 0.1 + 0.7) }, skipped(13)],
         saved: Some(Saved { step: Step(10), files: files() }),
         published: Some(Published { step: Step(10), digest: "m".into() }),
         peak_tensor_bytes: 3 << 30,
@@ -81,6 +97,25 @@ fn a_status_comes_back_the_same() {
 }
 
 #[test]
+fn a_report_without_numbers_survives_the_wire() {
+    let sent = StepReport { loss: f64::NAN, grad_norm: f64::INFINITY, ..skipped(3) };
+    let back = StepReport::from(carried(&wire::StepReport::from(sent.clone())));
+    assert!(back.loss.is_nan() && back.grad_norm == f64::INFINITY && back.skipped, "{back:?}");
+    assert_eq!(back.parameter_norms, sent.parameter_norms);
+}
+
+#[test]
+fn reports_with_many_norms_are_sent_a_few_at_once() {
+    let parameter_norms: BTreeMap<_, _> = (0..10_000).map(|n| (n.to_string(), 1.0)).collect();
+    let reports: Vec<_> = (1..=5)
+        .map(|step| StepReport { parameter_norms: parameter_norms.clone(), ..report(step, 1.0) })
+        .collect();
+    let sent = wire::WorkerStatus::from(WorkerStatus { reports, ..status(Phase::Running) });
+    assert_eq!(sent.reports.iter().map(|report| report.step).collect::<Vec<_>>(), [1, 2, 3]);
+    assert!(sent.encoded_len() < limits::MAX_MESSAGE_BYTES);
+}
+
+#[test]
 fn what_is_wanted_comes_back_the_same() {
     let full = Desired {
         revision: 9,
@@ -103,7 +138,7 @@ fn what_is_wanted_comes_back_the_same() {
 #[test]
 fn what_makes_no_sense_is_named() {
     type Spoil = fn(&mut wire::WorkerStatus);
-    let rows: [(&str, Spoil); 7] = [
+    let rows: [(&str, Spoil); 8] = [
         ("WorkerStatus.info: missing", |s| s.info = None),
         ("WorkerInfo.id: missing", |s| s.info.as_mut().unwrap().id.clear()),
         ("WorkerStatus.phase: missing", |s| s.phase = 0),
@@ -113,6 +148,10 @@ fn what_makes_no_sense_is_named() {
         ),
         ("WorkerStatus.reports: 257 entries, at most 256 are allowed", |s| {
             s.reports = vec![wire::StepReport::default(); limits::MAX_REPORTS + 1]
+        }),
+        ("StepReport.parameter_norms: 16385 entries, at most 16384 are allowed", |s| {
+            let most = limits::MAX_PARAMETER_NORMS;
+            s.reports[2].parameter_norms = (0..=most).map(|n| (n.to_string(), 0.0)).collect();
         }),
         ("SavedFile.digest: missing", |s| s.saved.as_mut().unwrap().files[1].digest.clear()),
         ("Published.digest: missing", |s| s.published.as_mut().unwrap().digest.clear()),

@@ -57,6 +57,8 @@ pub struct Summary {
     pub losses: BTreeMap<u64, f64>,
     /// The global gradient norm of each step, by step.
     pub norms: BTreeMap<u64, f64>,
+    /// The steps that changed no weight.
+    pub skipped: Vec<u64>,
     /// The newest checkpoint's digest of each tensor, weights and optimizer state alike.
     pub digests: Vec<(String, String)>,
     /// The held-out loss after the last step.
@@ -150,14 +152,19 @@ impl Run {
         let path = self.out.join("metrics.jsonl");
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let (mut losses, mut norms, mut held_out) = (BTreeMap::new(), BTreeMap::new(), None);
+        let mut skipped = Vec::new();
         for line in text.lines() {
             let line: serde_json::Value = serde_json::from_str(line).context("a line of metrics.jsonl")?;
             let step = line["step"].as_u64().context("a step")?;
-            ensure!(
-                losses.insert(step, line["loss"].as_f64().context("a loss")?).is_none(),
-                "step {step} twice"
-            );
-            norms.insert(step, line["grad_norm"].as_f64().context("a norm")?);
+            // What is not finite has no number in JSON; only a skipped step may have such.
+            let passed_over = line["skipped"] == serde_json::Value::Bool(true);
+            let number = |key: &str| match line[key].as_f64() {
+                None if passed_over => Ok(f64::NAN),
+                number => number.with_context(|| format!("step {step}: {key}")),
+            };
+            skipped.extend(passed_over.then_some(step));
+            ensure!(losses.insert(step, number("loss")?).is_none(), "step {step} twice");
+            norms.insert(step, number("grad_norm")?);
             for key in ["learning_rate", "tokens", "tokens_per_second", "step_seconds"] {
                 ensure!(
                     line[key].as_f64().is_some_and(|value| value > 0.0),
@@ -170,7 +177,7 @@ impl Run {
         let (_, folder) = coxswain_files::latest(&self.out)?.context("there is no checkpoint")?;
         let checkpoint = Checkpoint::open(&folder, None)?;
         checkpoint.verify()?;
-        Ok(Summary { losses, norms, digests: checkpoint.digests()?, held_out })
+        Ok(Summary { losses, norms, skipped, digests: checkpoint.digests()?, held_out })
     }
 
     /// A number that a worker logged as `key=value`, the largest over all workers.

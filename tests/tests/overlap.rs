@@ -4,53 +4,52 @@
 //! forward, and the first must be well into its second micro-batch by then.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use coxswain_comm::{Axis, Links, MemoryStore};
+use anyhow::{Context as _, Result, ensure};
+use coxswain_comm::{Axis, Links, MemoryStore, Pipe};
 use coxswain_core::plan::sketch;
 use coxswain_core::spec::{JobText, parse};
 use coxswain_engine::data::MicroBatchData;
-use coxswain_engine::model::{Parameters, Rotary, Shape, Stage, initial_values};
-use coxswain_engine::parallel::{Mode, Reduction, Runner};
+use coxswain_engine::model::{Context, Parameters, Rotary, initial_values};
+use coxswain_engine::parallel::{Mode, Reduction, Runner, seats};
 use coxswain_tests::JOB;
 use coxswain_types::Assignment;
-use coxswain_types::params::Place;
 use tch::Tensor;
 
 const DELAY: Duration = Duration::from_millis(500);
 
-/// Runs a stage's step and returns when it fetched each micro-batch: the start of its forward.
-fn stage(assignment: &Assignment, store: MemoryStore, delay: Duration) -> Result<Vec<Instant>> {
+/// Runs a rank's step and returns when it fetched each micro-batch: the start of its forward.
+fn rank(assignment: &Assignment, store: MemoryStore, delay: Duration) -> Result<Vec<Instant>> {
     let (a, train) = (assignment, &assignment.spec.train);
     let links = Links::join(store, a.rank.0, a.world, "127.0.0.1", 5_000, 20_000)?;
-    let parameters = Parameters::allocate(&a.parameters)?;
+    let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind)?;
     for param in parameters.iter() {
         let values =
             Tensor::from_slice(&initial_values(&param.row, 1)).view(param.row.local_shape().as_slice());
         param.weight.shallow_clone().copy_(&values);
     }
-    let shape = Shape { embedding: a.embedding, layers: a.layers.clone(), head: a.head };
-    let group = links.group(&a.tensor_group, Axis::Tensor)?;
-    let stage = Stage::build(&shape, &a.spec.model, &parameters, group)?;
+    let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?));
+    let seats = seats(a, &parameters, &context)?;
     let mut reduction = Reduction::new(a, &parameters, &links)?;
     let rotary = Rotary::new(&a.spec.model, 0, i64::from(train.sequence))?;
+    let pipe = Pipe::new()?;
     let fetched = Mutex::new(Vec::new());
     let mut runner = Runner {
-        stage: &stage,
+        seats: &seats,
+        context: &context,
         parameters: &parameters,
         reduction: &mut reduction,
         links: &links,
-        previous: a.previous,
-        next: a.next,
-        checkpointing: train.checkpointing,
-        places: a.layers.clone().map(Place::Layer).collect(),
-        in_flight_max: 4,
+        pipe: &pipe,
+        train,
         rotary: &rotary,
         shape: [train.micro_batch, train.sequence, a.spec.model.dim].map(i64::from),
+        probe: None,
     };
-    let losses = runner.run(&a.train, Mode::Train, &|micro_batch| {
+    let losses = runner.run(&a.train, Mode::Train { step: 0, multiplier: 1.0 }, &|micro_batch| {
         if micro_batch == 0 {
             std::thread::sleep(delay);
         }
@@ -62,8 +61,9 @@ fn stage(assignment: &Assignment, store: MemoryStore, delay: Duration) -> Result
         let ids_bt = targets_n.view([i64::from(train.micro_batch), -1]);
         Ok(MicroBatchData { ids_bt, targets_n, tokens: ids.len() as u64 })
     })?;
-    ensure!(losses.len() == if a.head { train.micro_batches as usize } else { 0 });
-    reduction.finish(parameters.buckets())?;
+    let head = a.stages.iter().any(|stage| stage.head);
+    ensure!(losses.len() == if head { train.micro_batches as usize } else { 0 });
+    reduction.finish(&parameters)?;
     fetched.into_inner().map_err(|e| anyhow::anyhow!("{e}"))
 }
 
@@ -81,8 +81,8 @@ fn the_first_stage_computes_while_the_second_dawdles() -> Result<()> {
             .iter()
             .map(|assignment| {
                 let store = store.clone();
-                let delay = if assignment.stage == 1 { DELAY } else { Duration::ZERO };
-                scope.spawn(move || stage(assignment, store, delay))
+                let delay = if assignment.pipeline_index == 1 { DELAY } else { Duration::ZERO };
+                scope.spawn(move || rank(assignment, store, delay))
             })
             .collect();
         threads

@@ -26,8 +26,12 @@ fn main() {
         .flag_if_supported("-fno-math-errno")
         .flag_if_supported("-fno-trapping-math")
         .flag_if_supported("-Wno-unused-parameter")
-        .files(["cpp/ops.cpp", "cpp/kernels.cpp", "cpp/comm.cpp", "cpp/memory.cpp"])
         .opt_level(3);
+    for source in std::fs::read_dir("cpp").into_iter().flatten().flatten() {
+        if source.path().extension().is_some_and(|extension| extension == "cpp") {
+            build.file(source.path());
+        }
+    }
     build.compile("coxswain_shim");
 
     println!("cargo:rustc-link-search=native={}", lib.display());

@@ -33,7 +33,7 @@ pub(crate) fn spawn(
         // message, not the process without one.
         let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
             tracing::info!(
-                stage = assignment.stage,
+                pipeline = assignment.pipeline_index,
                 tensor = assignment.tensor_index,
                 data = assignment.data_index,
                 threads = assignment.threads,

@@ -3,7 +3,9 @@
 //! - [`spec`]: the text of a job file becomes a checked job, or a list of refusals.
 //! - [`plan`]: a job and the workers at hand become one assignment for each rank.
 //! - [`cluster`]: events become effects while the job runs.
+//! - [`certificate`]: runs of one job in several layouts become a proof that the numbers are the same.
 
+pub mod certificate;
 pub mod cluster;
 pub mod plan;
 pub mod spec;

@@ -1,5 +1,6 @@
 //! A worker that computes nothing and says what a real one would say.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use coxswain_proto::{cluster_client, connect, wire};
@@ -179,6 +180,9 @@ fn report(step: u64) -> StepReport {
         tokens: 64,
         tokens_per_second: 640.0,
         step_seconds: 0.1,
+        skipped: false,
+        loss_scale: None,
+        parameter_norms: BTreeMap::new(),
         held_out: None,
     }
 }

@@ -6,7 +6,8 @@ use std::path::Path;
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::{PreparedData, TokenFile};
 use coxswain_types::job::{
-    CheckpointSpec, Checkpointing, DataSpec, Layout, ModelSpec, OptimizerSpec, TrainSpec,
+    CheckpointSpec, Checkpointing, DataSpec, Layout, LossScale, ModelSpec, OptimizerKind, OptimizerSpec,
+    Precision, RateSchedule, Reduction, Schedule, TrainSpec,
 };
 use coxswain_types::status::SavedFile;
 
@@ -28,6 +29,8 @@ pub(crate) fn spec(data: DataSpec) -> JobSpec {
             vocab: 300,
             rope_theta: 10_000.0,
             norm_eps: 1e-5,
+            tied_embeddings: false,
+            layer_groups: 1,
         },
         data,
         train: TrainSpec {
@@ -38,8 +41,18 @@ pub(crate) fn spec(data: DataSpec) -> JobSpec {
             micro_batches: 2,
             reduction_runs: 2,
             threads: Some(1),
+            reduction: Reduction::Canonical,
+            tensor_shards: None,
+            precision: Precision::Fp32,
+            loss_scale: LossScale { initial: 65536.0, growth_steps: 2000 },
+            non_finite_max: 10,
+            dropout: 0.0,
+            attention_dropout: 0.0,
             checkpointing: Checkpointing::None,
             optimizer: OptimizerSpec {
+                kind: OptimizerKind::AdamW,
+                momentum: 0.95,
+                schedule: RateSchedule::Cosine,
                 learning_rate: 1e-3,
                 min_learning_rate: 1e-4 / 3.0,
                 warmup_steps: 1,
@@ -50,8 +63,17 @@ pub(crate) fn spec(data: DataSpec) -> JobSpec {
                 clip_norm: 1.0,
             },
             evaluate_every: 0,
+            parameter_norms: false,
         },
-        layout: Layout { pipeline: 1, tensor: 1, data: 1 },
+        layout: Layout {
+            pipeline: 1,
+            tensor: 1,
+            data: 1,
+            schedule: Schedule::OneFOneB,
+            sequence_parallel: false,
+            zero: false,
+        },
+        actions: Vec::new(),
         checkpoint: CheckpointSpec { every: 0, keep: 2 },
     }
 }
@@ -67,9 +89,11 @@ pub(crate) fn header(step: u64) -> Header {
             runtime: "cpu".into(),
             threads: 1,
             dtype: "fp32".into(),
+            precision: "fp32".into(),
             micro_batches: 2,
             micro_batch: 1,
             reduction_runs: 2,
+            tensor_shards: 0,
         },
         data: PreparedData { tokenizer_digest: None, train, held_out: None, held_out_bytes: 0 },
     }

@@ -24,8 +24,8 @@ use crate::shards::{ELEMENT_BYTES, ShardFile};
 /// The name of the manifest in a checkpoint's folder.
 pub const MANIFEST: &str = "manifest.json";
 
-/// The format that this program writes and reads.
-pub const FORMAT: u32 = 1;
+/// The format that this program writes and reads. It grows when a manifest says more than before.
+pub const FORMAT: u32 = 2;
 
 /// The largest manifest that is read: some 200,000 pieces of tensors.
 pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
@@ -92,24 +92,35 @@ pub struct Fingerprint {
     pub threads: u32,
     /// The type of weights and sums: `fp32`.
     pub dtype: String,
+    /// What forward and backward compute in: `fp32`, `bf16` or `fp16`.
+    pub precision: String,
     /// Micro-batches in a step.
     pub micro_batches: u32,
     /// Samples in a micro-batch.
     pub micro_batch: u32,
-    /// Runs of micro-batches that gradients are reduced over.
+    /// Runs of micro-batches that gradients are reduced over; 0 where each data rank is one run
+    /// (`train.reduction: fast`).
     pub reduction_runs: u32,
+    /// Logical tensor shards; 0 where each tensor rank is one (`train.tensor_shards` not set).
+    pub tensor_shards: u32,
 }
 
 impl Fingerprint {
-    /// What differs, a line each; empty where a run goes on bit for bit. `self` is the checkpoint's.
+    /// What differs, a line each, under the names of the job's keys; empty where a run goes on bit for
+    /// bit. `self` is the checkpoint's.
     pub fn differences(&self, other: &Fingerprint) -> Vec<String> {
+        let count = |number: u32, zero: &str| if number == 0 { zero.to_owned() } else { number.to_string() };
+        let runs = |of: &Fingerprint| count(of.reduction_runs, "one for each data rank (fast)");
+        let shards = |of: &Fingerprint| count(of.tensor_shards, "none");
         let rows = [
             ("runtime", self.runtime.clone(), other.runtime.clone()),
-            ("threads", self.threads.to_string(), other.threads.to_string()),
+            ("train.threads", self.threads.to_string(), other.threads.to_string()),
             ("dtype", self.dtype.clone(), other.dtype.clone()),
-            ("micro_batches", self.micro_batches.to_string(), other.micro_batches.to_string()),
-            ("micro_batch", self.micro_batch.to_string(), other.micro_batch.to_string()),
-            ("reduction_runs", self.reduction_runs.to_string(), other.reduction_runs.to_string()),
+            ("train.precision", self.precision.clone(), other.precision.clone()),
+            ("train.micro_batches", self.micro_batches.to_string(), other.micro_batches.to_string()),
+            ("train.micro_batch", self.micro_batch.to_string(), other.micro_batch.to_string()),
+            ("train.reduction_runs", runs(self), runs(other)),
+            ("train.tensor_shards", shards(self), shards(other)),
         ];
         rows.into_iter()
             .filter(|(_, one, other)| one != other)
@@ -199,6 +210,20 @@ fn plain_name<'a>(folder: &Path, name: &'a str) -> Result<&'a str, CheckpointErr
     }
 }
 
+/// What every manifest says, in whatever format.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+fn check_format(path: &Path, found: u32) -> Result<(), CheckpointError> {
+    if found == FORMAT {
+        return Ok(());
+    }
+    let what = format!("it has format {found}, and this program reads {FORMAT}");
+    Err(CheckpointError::damaged(path, what))
+}
+
 impl Manifest {
     /// Reads the manifest of a checkpoint's folder. With `expected_digest`, it must be that one.
     ///
@@ -217,6 +242,10 @@ impl Manifest {
         if let Some(expected) = expected_digest.filter(|&expected| expected != found) {
             return Err(CheckpointError::Digest { path, expected: expected.to_owned(), found });
         }
+        // The format alone first: in another one, some other part is missing, and that would be told.
+        let Format { format } =
+            serde_json::from_slice(&bytes).map_err(|e| CheckpointError::damaged(&path, e))?;
+        check_format(&path, format)?;
         let manifest: Manifest =
             serde_json::from_slice(&bytes).map_err(|e| CheckpointError::damaged(&path, e))?;
         manifest.check(&path)?;
@@ -226,9 +255,7 @@ impl Manifest {
     /// Checks all that can be checked without the files.
     fn check(&self, path: &Path) -> Result<(), CheckpointError> {
         let damaged = |what: String| Err(CheckpointError::damaged(path, what));
-        if self.format != FORMAT {
-            return damaged(format!("it has format {}, and this program reads {FORMAT}", self.format));
-        }
+        check_format(path, self.format)?;
         let mut names = BTreeSet::new();
         let mut file_bytes = 0u64;
         for file in &self.files {
@@ -337,10 +364,21 @@ mod tests {
     fn fingerprints_say_what_differs() {
         let one = header(0).fingerprint;
         assert!(one.differences(&one).is_empty());
-        let other = Fingerprint { threads: 9, dtype: "bf16".into(), ..one.clone() };
+        let other = Fingerprint {
+            threads: 9,
+            precision: "bf16".into(),
+            reduction_runs: 0,
+            tensor_shards: 4,
+            ..one.clone()
+        };
         assert_eq!(
             one.differences(&other),
-            ["threads: the checkpoint has 1, this run 9", "dtype: the checkpoint has fp32, this run bf16"]
+            [
+                "train.threads: the checkpoint has 1, this run 9",
+                "train.precision: the checkpoint has fp32, this run bf16",
+                "train.reduction_runs: the checkpoint has 2, this run one for each data rank (fast)",
+                "train.tensor_shards: the checkpoint has none, this run 4",
+            ]
         );
     }
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Generation, Rank, Step, WorkerId};
-use crate::job::JobSpec;
+use crate::job::{Block, JobSpec};
 use crate::params::ParameterRow;
 use crate::schedule::Action;
 use crate::tree::Node;
@@ -29,8 +29,8 @@ pub struct Assignment {
     pub world: u32,
     /// Place along the data axis.
     pub data_index: u32,
-    /// Place along the pipeline axis: the stage.
-    pub stage: u32,
+    /// Place along the pipeline axis.
+    pub pipeline_index: u32,
     /// Place along the tensor axis.
     pub tensor_index: u32,
     /// The job, with every default resolved.
@@ -39,21 +39,17 @@ pub struct Assignment {
     pub threads: u32,
     /// The run's folder, seen by all ranks under the same path.
     pub directory: String,
-    /// Whether this stage starts with the token embedding.
-    pub embedding: bool,
-    /// The transformer layers of this stage.
-    pub layers: Range<u32>,
-    /// Whether this stage ends with the final norm, the head and the loss.
-    pub head: bool,
+    /// The pipeline stages of this rank, in ascending order.
+    pub stages: Vec<Stage>,
+    /// The logical tensor shards of this rank, of [`Assignment::shard_count`].
+    pub shards: Range<u32>,
+    /// Logical tensor shards in all.
+    pub shard_count: u32,
     /// Ranks along the tensor axis, in order; this one is among them.
     pub tensor_group: Vec<u32>,
     /// Ranks along the data axis, in order; this one is among them.
     pub data_group: Vec<u32>,
-    /// The rank of the previous stage.
-    pub previous: Option<u32>,
-    /// The rank of the next stage.
-    pub next: Option<u32>,
-    /// What this rank holds, in table order.
+    /// What this rank holds: one row for each use of a slice, place by place.
     pub parameters: Vec<ParameterRow>,
     /// Slots for squared norms in the closing exchange.
     pub norm_slots: u32,
@@ -63,6 +59,9 @@ pub struct Assignment {
     pub owned_runs: Range<u32>,
     /// For each data rank, the tree nodes it reduces by itself.
     pub data_nodes: Vec<Vec<Node>>,
+    /// The data ranks among which the optimizer's state is sharded: [`Assignment::data_group`] under
+    /// ZeRO-1, else this rank alone.
+    pub optimizer_group: Vec<u32>,
     /// The actions of a training step.
     pub train: Vec<Action>,
     /// The actions of one round of evaluation, forward only.
@@ -75,6 +74,37 @@ pub struct Assignment {
     pub operation_ms: u64,
     /// How long a group may take to form.
     pub forming_ms: u64,
+}
+
+/// One pipeline stage of a rank.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    /// Which of all stages.
+    pub index: u32,
+    /// Whether it starts with the token embedding.
+    pub embedding: bool,
+    /// Its transformer layers.
+    pub layers: Range<u32>,
+    /// Whether it ends with the final norm, the head and the loss.
+    pub head: bool,
+    /// The rank of the previous stage; it may be this rank.
+    pub previous: Option<u32>,
+    /// The rank of the next stage; it may be this rank.
+    pub next: Option<u32>,
+    /// What each layer computes again in its backward pass.
+    pub recompute: Vec<Recompute>,
+}
+
+/// What a layer computes again in its backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// Nothing: all intermediate values are kept.
+    Nothing,
+    /// One of its blocks, from that block's input.
+    Block(Block),
+    /// All of it, from its input.
+    Layer,
 }
 
 /// Tokens on disk, prepared once for a job. A worker whose files have other digests refuses.

@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::schedule::Action;
+
 /// A checked job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
@@ -18,6 +20,10 @@ pub struct JobSpec {
     pub train: TrainSpec,
     /// How many ways the work is split.
     pub layout: Layout,
+    /// The user's own schedule: the actions of each pipeline rank, over the micro-batches of one data
+    /// rank counted from 0. Empty unless the layout's schedule is [`Schedule::Custom`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub actions: Vec<Vec<Action>>,
     /// When checkpoints are written.
     pub checkpoint: CheckpointSpec,
 }
@@ -41,6 +47,11 @@ pub struct ModelSpec {
     pub rope_theta: f64,
     /// Added to the mean square in RMSNorm (arXiv 1910.07467).
     pub norm_eps: f64,
+    /// Whether the output head uses the token embedding's weights.
+    pub tied_embeddings: bool,
+    /// Groups of consecutive layers whose layers share their weights (ALBERT, arXiv 1909.11942);
+    /// `layers` where each has its own.
+    pub layer_groups: u32,
 }
 
 impl ModelSpec {
@@ -85,27 +96,157 @@ pub struct TrainSpec {
     pub reduction_runs: u32,
     /// Threads of each worker's libtorch. `None`: chosen once from the cores, then recorded.
     pub threads: Option<u32>,
+    /// Whether the order of sums is the same in every layout.
+    pub reduction: Reduction,
+    /// Logical tensor shards, whose partial sums are added in a fixed tree whatever `layout.tensor`
+    /// is. `None`: as many as there are tensor ranks, so that the bits depend on `layout.tensor`.
+    pub tensor_shards: Option<u32>,
+    /// What forward and backward compute in. Weights, moments and sums of gradients are fp32.
+    pub precision: Precision,
+    /// Dynamic loss scaling, for [`Precision::Fp16`].
+    pub loss_scale: LossScale,
+    /// Steps in a row whose loss or gradients are not finite, after which the run stops.
+    pub non_finite_max: u32,
+    /// The share of values that is dropped after the embedding, the attention and the feed-forward
+    /// layer, in `0..1`.
+    pub dropout: f64,
+    /// The share of attention probabilities that is dropped, in `0..1`.
+    pub attention_dropout: f64,
     /// What is kept of a forward pass for the backward pass.
     pub checkpointing: Checkpointing,
     /// The optimizer's numbers.
     pub optimizer: OptimizerSpec,
     /// Steps between evaluations of the held-out loss; 0 for one at the end only.
     pub evaluate_every: u64,
+    /// Whether each step's record names the gradient norm of every parameter.
+    pub parameter_norms: bool,
 }
 
-/// What is kept of a layer's forward pass.
+impl TrainSpec {
+    /// Number of logical tensor shards under `tensor` tensor ranks.
+    pub fn shards(&self, tensor: u32) -> u32 {
+        self.tensor_shards.unwrap_or(tensor)
+    }
+}
+
+/// The order in which gradients are added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reduction {
+    /// Runs of micro-batches in a fixed tree: the same bits for every number of data ranks.
+    Canonical,
+    /// One run for each data rank: fewer buffers, and bits that depend on the number of data ranks.
+    Fast,
+}
+
+/// What forward and backward compute in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Single precision.
+    Fp32,
+    /// bfloat16, with the range of fp32.
+    Bf16,
+    /// Half precision, whose gradients need dynamic loss scaling (arXiv 1710.03740).
+    Fp16,
+}
+
+impl Precision {
+    /// Bytes of one number.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Precision::Fp32 => 4,
+            Precision::Bf16 | Precision::Fp16 => 2,
+        }
+    }
+
+    /// Its name in job files and fingerprints.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Fp32 => "fp32",
+            Precision::Bf16 => "bf16",
+            Precision::Fp16 => "fp16",
+        }
+    }
+}
+
+/// Dynamic loss scaling: the loss is multiplied by a power of two, which halves after a step that
+/// overflowed and doubles after `growth_steps` good ones in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LossScale {
+    /// The first scale, a power of two.
+    pub initial: f64,
+    /// Good steps in a row after which the scale doubles.
+    pub growth_steps: u64,
+}
+
+/// What is kept of a layer's forward pass; the rest is computed again in the backward pass (arXiv
+/// 1604.06174).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Checkpointing {
     /// All intermediate values.
     None,
-    /// The layer's input only; the rest is computed again in the backward pass (arXiv 1604.06174).
+    /// The layer's input only.
     Full,
+    /// The inputs of the attention block and of the feed-forward block, and all of the block that is
+    /// not computed again (arXiv 2205.05198).
+    Selective(Block),
+    /// As many layers in full as it takes for each worker's estimate to stay below so many bytes.
+    Budget {
+        /// The bytes.
+        bytes: u64,
+    },
 }
 
-/// AdamW with decoupled decay (arXiv 1711.05101), linear warm-up and cosine decay.
+/// One of the two blocks of a transformer layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Block {
+    /// Norm, projections, attention.
+    Attention,
+    /// Norm, feed-forward layer.
+    Ffn,
+}
+
+/// How weights are updated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerKind {
+    /// AdamW for all parameters (arXiv 1711.05101).
+    AdamW,
+    /// Muon for the matrices of layers (momentum, made orthogonal by Newton-Schulz iterations; arXiv
+    /// 2502.16982), AdamW for embedding, head and norms.
+    Muon,
+}
+
+/// The learning rate after warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RateSchedule {
+    /// Half a cosine down to the minimum at the last step.
+    Cosine,
+    /// A straight line down to the minimum at the last step.
+    Linear,
+    /// The rate stays, then falls in a straight line to the minimum over the last steps (warm-up,
+    /// stable, decay; arXiv 2404.06395).
+    Wsd {
+        /// The steps of the fall.
+        decay_steps: u64,
+    },
+    /// The rate stays.
+    Constant,
+}
+
+/// The optimizer, with decoupled decay (arXiv 1711.05101) and linear warm-up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OptimizerSpec {
+    /// Which.
+    pub kind: OptimizerKind,
+    /// Muon's momentum.
+    pub momentum: f64,
+    /// What the learning rate does after warm-up.
+    pub schedule: RateSchedule,
     /// The rate after warm-up.
     pub learning_rate: f64,
     /// The rate at the last step.
@@ -124,21 +265,69 @@ pub struct OptimizerSpec {
     pub clip_norm: f64,
 }
 
-/// How many ways the work is split along each axis of the mesh.
+/// How many ways the work is split along each axis of the mesh, and in what order it is done. None of
+/// it changes a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
-    /// Pipeline stages: different layers on different devices.
+    /// Pipeline ranks: different layers on different devices.
     pub pipeline: u32,
     /// Tensor ranks: single operations split across devices.
     pub tensor: u32,
     /// Data ranks: different micro-batches on different devices.
     pub data: u32,
+    /// The order of forwards and backwards on a pipeline rank.
+    pub schedule: Schedule,
+    /// Whether what lies between tensor-parallel products is split over the sequence (arXiv
+    /// 2205.05198).
+    pub sequence_parallel: bool,
+    /// Whether the optimizer's state is sharded over the data axis (ZeRO-1, arXiv 1910.02054).
+    pub zero: bool,
 }
 
 impl Layout {
     /// Number of workers that the layout needs.
     pub fn world(&self) -> u32 {
         self.pipeline * self.tensor * self.data
+    }
+
+    /// Number of pipeline stages: each pipeline rank holds as many as the schedule has chunks.
+    pub fn stages(&self) -> u32 {
+        self.pipeline * self.schedule.chunks()
+    }
+}
+
+/// The order of forwards and backwards on a pipeline rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// All forwards, then all backwards (arXiv 1811.06965).
+    #[serde(rename = "gpipe")]
+    GPipe,
+    /// One forward, one backward (arXiv 2104.04473).
+    #[serde(rename = "1f1b")]
+    OneFOneB,
+    /// 1F1B over several stages on each rank: stage s is on rank s mod p (arXiv 2104.04473).
+    Interleaved {
+        /// Stages of a rank, 2 or more.
+        chunks: u32,
+    },
+    /// ZB-H1: weight gradients fill the bubbles of 1F1B (arXiv 2401.10241).
+    #[serde(rename = "zb-h1")]
+    ZbH1,
+    /// The lists in [`JobSpec::actions`].
+    Custom {
+        /// Stages of a rank.
+        chunks: u32,
+    },
+}
+
+impl Schedule {
+    /// Stages of a rank.
+    pub fn chunks(self) -> u32 {
+        match self {
+            Schedule::Interleaved { chunks } | Schedule::Custom { chunks } => chunks,
+            Schedule::GPipe | Schedule::OneFOneB | Schedule::ZbH1 => 1,
+        }
     }
 }
 

@@ -59,8 +59,8 @@ pub struct Parameter {
     pub shape: Vec<u64>,
     /// How the tensor axis splits it.
     pub split: Split,
-    /// Where it belongs.
-    pub place: Place,
+    /// Where it is used, in the order in which gradients of the uses are added.
+    pub places: Vec<Place>,
     /// Whether weight decay applies: to matrices, not to norms.
     pub decay: bool,
     /// Its values at birth.
@@ -73,18 +73,22 @@ impl Parameter {
         self.shape.iter().product()
     }
 
-    /// The row of a rank that holds `slice` and neither shares it, speaks for it, nor saves it.
-    pub fn row(&self, slice: &Slice) -> ParameterRow {
+    /// The row of a rank that holds `slice` for its first use and shard `shard`, and neither shares it,
+    /// speaks for it, nor saves it.
+    pub fn row(&self, slice: &Slice, shard: u32) -> ParameterRow {
         ParameterRow {
             name: self.name.clone(),
             shape: self.shape.clone(),
             dim: slice.dim,
             offset: slice.offset,
             len: slice.len,
-            place: self.place,
+            place: self.places[0],
+            shard,
             decay: self.decay,
             init: self.init,
-            replicas: Vec::new(),
+            use_index: 0,
+            uses: Vec::new(),
+            holders: Vec::new(),
             norm_slot: None,
             saves: false,
         }
@@ -100,7 +104,7 @@ impl Parameter {
     }
 }
 
-/// What one tensor rank holds of a parameter.
+/// One use of a slice of a parameter on a rank. Rows of the same name and offset share their weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ParameterRow {
     /// The parameter's name.
@@ -113,15 +117,22 @@ pub struct ParameterRow {
     pub offset: u64,
     /// How long the slice is along `dim`.
     pub len: u64,
-    /// Where the parameter belongs.
+    /// Where it is used.
     pub place: Place,
+    /// The logical shard that uses it: of the tensor dim for what is split, of the sequence for what is
+    /// replicated.
+    pub shard: u32,
     /// Whether weight decay applies.
     pub decay: bool,
     /// Values at birth.
     pub init: Init,
-    /// Ranks of the generation that hold the same slice and whose partial gradients are summed
-    /// (key/value heads fewer than tensor ranks). One rank or none: nothing to sum.
-    pub replicas: Vec<u32>,
+    /// Which of the slice's uses this is.
+    pub use_index: u32,
+    /// For each use of the slice, in the order in which their gradients are added, the rank that
+    /// brings it. One use or none: nothing to add.
+    pub uses: Vec<u32>,
+    /// The ranks that hold the slice; the first of them adds.
+    pub holders: Vec<u32>,
     /// The slot of the closing exchange that takes this slice's squared gradient norm, on the one
     /// rank that contributes it.
     pub norm_slot: Option<u32>,
@@ -193,28 +204,32 @@ pub fn parameter_table(model: &ModelSpec) -> Vec<Parameter> {
     let std = 0.02;
     let into_residual = std / f64::from(2 * model.layers).sqrt();
 
-    let matrix = |name: String, shape: [u64; 2], along: u8, units: u32, place: Place, std: f64| Parameter {
-        name,
-        shape: shape.to_vec(),
-        split: Split::Along { dim: along, units },
-        place,
-        decay: true,
-        init: Init::Normal { std },
-    };
-    let norm = |name: String, place: Place| Parameter {
+    let matrix =
+        |name: String, shape: [u64; 2], along: u8, units: u32, places: &[Place], std: f64| Parameter {
+            name,
+            shape: shape.to_vec(),
+            split: Split::Along { dim: along, units },
+            places: places.to_vec(),
+            decay: true,
+            init: Init::Normal { std },
+        };
+    let norm = |name: String, places: &[Place]| Parameter {
         name,
         shape: vec![dim],
         split: Split::Replicated,
-        place,
+        places: places.to_vec(),
         decay: false,
         init: Init::Ones,
     };
 
-    let mut table =
-        vec![matrix("model.embed_tokens.weight".into(), [vocab, dim], 0, model.vocab, Place::Embedding, std)];
-    for layer in 0..model.layers {
-        let place = Place::Layer(layer);
-        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+    let ends = [Place::Embedding, Place::Head];
+    let embedding = if model.tied_embeddings { &ends[..] } else { &ends[..1] };
+    let mut table = vec![matrix(EMBEDDING.into(), [vocab, dim], 0, model.vocab, embedding, std)];
+    for layers in split(model.layers, model.layer_groups) {
+        let prefix = layer_prefix(model, layers.start);
+        let places: Vec<_> = layers.map(Place::Layer).collect();
+        let place = places.as_slice();
+        let name = |part: &str| format!("{prefix}.{part}.weight");
         table.extend([
             norm(name("input_layernorm"), place),
             matrix(name("self_attn.q_proj"), [q, dim], 0, model.heads, place, std),
@@ -227,9 +242,25 @@ pub fn parameter_table(model: &ModelSpec) -> Vec<Parameter> {
             matrix(name("mlp.down_proj"), [dim, ffn], 1, model.ffn, place, into_residual),
         ]);
     }
-    table.push(norm("model.norm.weight".into(), Place::Head));
-    table.push(matrix("lm_head.weight".into(), [vocab, dim], 0, model.vocab, Place::Head, std));
+    table.push(norm("model.norm.weight".into(), &ends[1..]));
+    if !model.tied_embeddings {
+        table.push(matrix(HEAD.into(), [vocab, dim], 0, model.vocab, &ends[1..], std));
+    }
     table
+}
+
+/// The token embedding's name.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The output head's name, where it has weights of its own.
+pub const HEAD: &str = "lm_head.weight";
+
+/// What the names of the weights of `layer` begin with: its own number, or that of its group.
+pub fn layer_prefix(model: &ModelSpec, layer: u32) -> String {
+    if model.layer_groups == model.layers {
+        return format!("model.layers.{layer}");
+    }
+    let group = split(model.layers, model.layer_groups).iter().position(|layers| layers.contains(&layer));
+    format!("model.layer_groups.{}", group.unwrap_or(0))
 }
 
 /// The first slot of each parameter in the closing exchange's list of squared norms, and the
@@ -252,7 +283,18 @@ mod tests {
     use super::*;
 
     fn model(layers: u32, dim: u32, heads: u32, kv_heads: u32, ffn: u32, vocab: u32) -> ModelSpec {
-        ModelSpec { layers, dim, heads, kv_heads, ffn, vocab, rope_theta: 1e4, norm_eps: 1e-5 }
+        ModelSpec {
+            layers,
+            dim,
+            heads,
+            kv_heads,
+            ffn,
+            vocab,
+            rope_theta: 1e4,
+            norm_eps: 1e-5,
+            tied_embeddings: false,
+            layer_groups: layers,
+        }
     }
 
     #[test]

@@ -19,6 +19,10 @@ pub enum Kind {
     Forward,
     /// `B`: backward, for inputs and weights.
     Backward,
+    /// `I`: backward for the input only; weight gradients are filed.
+    Input,
+    /// `W`: the filed weight gradients.
+    Weight,
     /// `RECV_F`: post the receive of the previous stage's activations.
     RecvForward,
     /// `SEND_F`: send activations to the next stage.
@@ -30,13 +34,15 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [(Kind, &'static str); 6] = [
+    const ALL: [(Kind, &'static str); 8] = [
         (Kind::RecvForward, "RECV_F"),
         (Kind::SendForward, "SEND_F"),
         (Kind::RecvBackward, "RECV_B"),
         (Kind::SendBackward, "SEND_B"),
         (Kind::Forward, "F"),
         (Kind::Backward, "B"),
+        (Kind::Input, "I"),
+        (Kind::Weight, "W"),
     ];
 }
 
@@ -100,7 +106,7 @@ mod tests {
 
     #[test]
     fn actions_parse_back_from_their_text() {
-        for text in ["2F0", "0B13", "1SEND_F3", "0RECV_B1", "10RECV_F2", "3SEND_B7"] {
+        for text in ["2F0", "0B13", "1I4", "3W11", "1SEND_F3", "0RECV_B1", "10RECV_F2", "3SEND_B7"] {
             assert_eq!(text.parse::<Action>().unwrap().to_string(), text);
         }
         for text in ["", "F0", "2X0", "2F", "SEND_F", "2F0 "] {

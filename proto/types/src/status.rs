@@ -1,7 +1,10 @@
 //! What a worker says of itself and what is wanted of it. Both are levels, not edges: any message
 //! may be lost or repeated, and the newest tells all.
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::ids::{Generation, Step, WorkerId};
 
@@ -71,9 +74,11 @@ pub struct WorkerStatus {
 pub struct StepReport {
     /// The step that was taken, counted from 1.
     pub step: u64,
-    /// Mean loss per token, in nats.
+    /// Mean loss per token, in nats. Not finite in some skipped steps.
+    #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
-    /// The global gradient norm before clipping.
+    /// The global gradient norm before clipping. Not finite in some skipped steps.
+    #[serde(deserialize_with = "number_or_null")]
     pub grad_norm: f64,
     /// The rate that was used.
     pub learning_rate: f64,
@@ -83,18 +88,57 @@ pub struct StepReport {
     pub tokens_per_second: f64,
     /// Seconds that the step took.
     pub step_seconds: f64,
+    /// Whether no weight was changed, because the loss or a gradient was not finite.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub skipped: bool,
+    /// What the loss was multiplied by, in fp16.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub loss_scale: Option<f64>,
+    /// The gradient norm of each parameter before clipping, where the job asks for them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default, deserialize_with = "numbers_or_nulls")]
+    pub parameter_norms: BTreeMap<String, f64>,
     /// The held-out loss, after steps that were followed by an evaluation.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub held_out: Option<HeldOut>,
 }
 
-/// The held-out loss.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// A number that JSON may have had no word for: it writes NaN and the infinities as null, and null
+/// is read as NaN.
+fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+fn numbers_or_nulls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let numbers = BTreeMap::<String, Option<f64>>::deserialize(deserializer)?;
+    Ok(numbers.into_iter().map(|(name, number)| (name, number.unwrap_or(f64::NAN))).collect())
+}
+
+/// The held-out loss. Written out, it shows its perplexity too.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 pub struct HeldOut {
     /// Mean loss per token, in nats.
+    #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
     /// The loss of the whole text over its bytes, in bits.
+    #[serde(deserialize_with = "number_or_null")]
     pub bits_per_byte: f64,
+}
+
+impl HeldOut {
+    /// `exp(loss)`: among how many equally likely tokens the model hesitates.
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+impl Serialize for HeldOut {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut held_out = serializer.serialize_struct("HeldOut", 3)?;
+        held_out.serialize_field("loss", &self.loss)?;
+        held_out.serialize_field("perplexity", &self.perplexity())?;
+        held_out.serialize_field("bits_per_byte", &self.bits_per_byte)?;
+        held_out.end()
+    }
 }
 
 /// A rank's part of a checkpoint, on disk and synced.

@@ -11,6 +11,10 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+/// Elements of a block of a parameter's slice whose squared norm is one sum; blocks are added in a
+/// fixed tree. Borders between data ranks fall between blocks.
+pub const NORM_BLOCK: u64 = 65_536;
+
 /// A node of the tree: the sum over the runs `first..end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Node {

@@ -11,12 +11,19 @@ use tch::{Device, Kind, Tensor};
 /// different purposes never meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Axis {
-    /// Activations and their gradients between stages.
-    Pipeline,
+    /// Activations from a stage to the next, or their gradients on the way back.
+    Edge {
+        /// The earlier of the two stages.
+        stage: u32,
+        /// Whether these are gradients.
+        backward: bool,
+    },
     /// Partial sums between tensor shards.
     Tensor,
-    /// Copies of one slice inside a tensor group.
-    Replicas,
+    /// Gradients of slices with several uses.
+    Shared,
+    /// Parts of norms and of the optimizer's state, between data ranks.
+    Optimizer,
     /// The closing exchange.
     World,
     /// Gradients of one bucket between data ranks: parts to the owner of a slice, and sums back.
@@ -31,11 +38,13 @@ pub enum Axis {
 impl Axis {
     fn tag(self) -> u32 {
         match self {
-            Axis::Pipeline => 1,
+            Axis::Shared => 1,
             Axis::Tensor => 2,
-            Axis::Replicas => 3,
+            Axis::Optimizer => 3,
             Axis::World => 4,
-            Axis::Data { bucket, gather } => 16 + 2 * bucket + u32::from(gather),
+            // Stages are at most as many as layers, and buckets a few for each.
+            Axis::Edge { stage, backward } => 16 + 2 * stage + u32::from(backward),
+            Axis::Data { bucket, gather } => (1 << 16) + 2 * bucket + u32::from(gather),
         }
     }
 }
@@ -144,6 +153,28 @@ impl Links {
             (1..self.world).map(|rank| self.send(&message, rank, Axis::World)).collect::<Result<_, _>>()?;
         sends.into_iter().try_for_each(Transfer::wait)?;
         Ok(result)
+    }
+
+    /// Adds lists of which every rank of `ranks` brings one; the first of them gets the sums, the
+    /// others their own list back. Where one rank alone brings something else than zero to a place,
+    /// the sum is exact.
+    pub fn sum_to_first(&self, ranks: &[u32], own: Vec<f64>, axis: Axis) -> Result<Vec<f64>, TorchError> {
+        let Some((&first, others)) = ranks.split_first() else { return Ok(own) };
+        if first != self.rank {
+            self.send(&Tensor::from_slice(&own), first, axis)?.wait()?;
+            return Ok(own);
+        }
+        let buffer = || Tensor::zeros([own.len() as i64], (Kind::Double, Device::Cpu));
+        let parts: Vec<_> = others.iter().map(|rank| (*rank, buffer())).collect();
+        let receives: Vec<_> =
+            parts.iter().map(|(rank, part)| self.recv(part, *rank, axis)).collect::<Result<_, _>>()?;
+        receives.into_iter().try_for_each(Transfer::wait)?;
+        let mut sums = own;
+        for (_, part) in &parts {
+            let part: Vec<f64> = Vec::try_from(part)?;
+            sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        }
+        Ok(sums)
     }
 
     fn network(&self) -> Result<&Network, TorchError> {

@@ -1,42 +1,74 @@
-//! Sends that are awaited late, so that compute goes on while they travel.
+//! Sends that nobody waits for: compute goes on while they travel, and a tensor is given back as soon
+//! as its send has ended.
 
-use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use coxswain_native::TorchError;
 use coxswain_native::net::Transfer;
 
-/// Sends in flight, oldest first. Each keeps its tensor alive until it is awaited.
+enum Job {
+    /// Wait for a send and give its tensor back.
+    End(Transfer),
+    /// Say how the sends so far have ended.
+    Report(SyncSender<Result<(), TorchError>>),
+}
+
+/// Sends in flight. A thread waits for them in their order; how many there are is bounded by the
+/// schedule, which sends each activation and each gradient once.
 #[derive(Debug)]
 pub struct Pipe {
-    sends: VecDeque<Transfer>,
-    in_flight_max: usize,
+    jobs: Sender<Job>,
 }
 
 impl Pipe {
-    /// No sends yet. More than `in_flight_max` and the oldest is awaited, for its memory: a bound
-    /// that the schedule's own lead over the neighbour does not reach costs no time.
-    pub fn new(in_flight_max: usize) -> Pipe {
-        Pipe { sends: VecDeque::new(), in_flight_max }
+    /// No sends yet.
+    ///
+    /// # Errors
+    /// Where no thread can be started.
+    pub fn new() -> Result<Pipe, TorchError> {
+        let (jobs, queue) = channel();
+        // Without a `Pipe` the thread ends after the sends it has; an abort of the links ends those.
+        let thread = std::thread::Builder::new().name("sends".to_owned()).spawn(move || end_all(&queue));
+        thread.map_err(|error| TorchError(format!("starting the thread of sends: {error}")))?;
+        Ok(Pipe { jobs })
     }
 
     /// Takes charge of a send.
-    pub fn push(&mut self, send: Transfer) -> Result<(), TorchError> {
-        self.sends.push_back(send);
-        while self.sends.len() > self.in_flight_max {
-            self.wait_oldest()?;
-        }
-        Ok(())
+    pub fn push(&self, send: Transfer) -> Result<(), TorchError> {
+        self.give(Job::End(send))
     }
 
     /// Waits for all sends.
-    pub fn drain(&mut self) -> Result<(), TorchError> {
-        while !self.sends.is_empty() {
-            self.wait_oldest()?;
-        }
-        Ok(())
+    ///
+    /// # Errors
+    /// The first that failed since the last time.
+    pub fn drain(&self) -> Result<(), TorchError> {
+        let (reply, answer) = sync_channel(1);
+        self.give(Job::Report(reply))?;
+        answer.recv().map_err(|_| gone())?
     }
 
-    fn wait_oldest(&mut self) -> Result<(), TorchError> {
-        self.sends.pop_front().map_or(Ok(()), Transfer::wait)
+    fn give(&self, job: Job) -> Result<(), TorchError> {
+        self.jobs.send(job).map_err(|_| gone())
+    }
+}
+
+fn gone() -> TorchError {
+    TorchError("the thread of sends has ended".to_owned())
+}
+
+fn end_all(queue: &Receiver<Job>) {
+    let mut ended = Ok(());
+    for job in queue {
+        match job {
+            Job::End(send) => {
+                let result = send.wait();
+                if ended.is_ok() {
+                    ended = result;
+                }
+            }
+            // Nobody may be listening any more, which is as well.
+            Job::Report(reply) => drop(reply.send(std::mem::replace(&mut ended, Ok(())))),
+        }
     }
 }

@@ -71,12 +71,13 @@ fn a_send_does_not_wait_for_a_slow_receiver() {
         if links.rank() == 1 {
             std::thread::sleep(DELAY);
             let x = filled(0.0, LEN);
-            links.recv(&x, 0, Axis::Pipeline).unwrap().wait().unwrap();
+            links.recv(&x, 0, Axis::Edge { stage: 0, backward: false }).unwrap().wait().unwrap();
             assert_eq!(x.mean(Kind::Float).double_value(&[]), 7.0);
             return start.elapsed();
         }
-        let mut pipe = Pipe::new(4);
-        pipe.push(links.send(&filled(7.0, LEN), 1, Axis::Pipeline).unwrap()).unwrap();
+        let pipe = Pipe::new().unwrap();
+        pipe.push(links.send(&filled(7.0, LEN), 1, Axis::Edge { stage: 0, backward: false }).unwrap())
+            .unwrap();
         let sent = start.elapsed();
         pipe.drain().unwrap();
         assert!(start.elapsed() >= DELAY / 2, "the drain waits for the receiver");

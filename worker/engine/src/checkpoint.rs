@@ -3,23 +3,29 @@
 //!
 //! When a checkpoint is committed is the coordinator's decision; this module writes a rank's part.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
-use coxswain_comm::Links;
+use coxswain_comm::{Axis, Links};
 use coxswain_files::folders::{model_file, optimizer_file, step_folder};
 use coxswain_files::{Checkpoint, Fingerprint, Header, ShardTensor, write_shard};
 use coxswain_types::Step;
 use coxswain_types::assignment::{Assignment, Resume};
+use coxswain_types::job::Reduction;
 use coxswain_types::params::ParameterRow;
 use coxswain_types::status::SavedFile;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::EngineError;
-use crate::model::Parameters;
-use crate::train::Optimizer;
+use crate::error::Doing;
+use crate::model::{Param, Parameters};
+use crate::train::{Moments, Optimizer, Trainer};
 
 const FIRST_MOMENT: &str = "exp_avg/";
 const SECOND_MOMENT: &str = "exp_avg_sq/";
+/// The training's own numbers, written by the lead rank.
+const TRAINER: &str = "trainer/state";
 
 /// What the values depend on beside the job.
 pub fn fingerprint(assignment: &Assignment, runtime: &str) -> Fingerprint {
@@ -28,9 +34,11 @@ pub fn fingerprint(assignment: &Assignment, runtime: &str) -> Fingerprint {
         runtime: runtime.to_owned(),
         threads: assignment.threads,
         dtype: "fp32".to_owned(),
+        precision: train.precision.name().to_owned(),
         micro_batches: train.micro_batches,
         micro_batch: train.micro_batch,
-        reduction_runs: train.reduction_runs,
+        reduction_runs: if train.reduction == Reduction::Fast { 0 } else { train.reduction_runs },
+        tensor_shards: train.tensor_shards.unwrap_or(0),
     }
 }
 
@@ -46,39 +54,165 @@ pub fn header(assignment: &Assignment, runtime: &str, step: Step) -> Header {
 }
 
 /// Writes this rank's shard files of a checkpoint, synced; nobody sees them before the manifest.
+///
+/// Under ZeRO-1 the first data rank collects the moments, one row at a time, while it writes.
 pub fn save(
     directory: &Path,
     step: Step,
     assignment: &Assignment,
     parameters: &Parameters,
     optimizer: &Optimizer,
+    trainer: &Trainer,
     links: &Links,
 ) -> Result<Vec<SavedFile>, EngineError> {
     let folder = step_folder(directory, step.0);
     coxswain_files::atomic::create_folder(&folder)
         .map_err(|source| EngineError::File { path: folder.clone(), source })?;
-    let (mut weights, mut moments) = (Vec::new(), Vec::new());
-    for (at, bucket) in parameters.buckets().iter().enumerate() {
-        let (first, second) = optimizer.moments(at);
-        for param in bucket.params.iter().filter(|param| param.row.saves) {
-            weights.push((shard(&param.row, ""), param.weight.shallow_clone()));
-            moments.push((shard(&param.row, FIRST_MOMENT), param.view_of(first)?));
-            moments.push((shard(&param.row, SECOND_MOMENT), param.view_of(second)?));
-        }
-    }
-    let names = [
-        (model_file(assignment.generation, assignment.rank), weights),
-        (optimizer_file(assignment.generation, assignment.rank), moments),
-    ];
     let mut files = Vec::new();
-    for (name, tensors) in names.into_iter().filter(|(_, tensors)| !tensors.is_empty()) {
-        let (tensors, values): (Vec<_>, Vec<_>) = tensors.into_iter().unzip();
-        files.push(write_shard(&folder.join(name), &tensors, |index| -> Result<_, EngineError> {
+    let weights = by_name(parameters.iter().filter(|param| param.row.saves).map(|param| (&**param, ())));
+    if !weights.is_empty() {
+        let shards: Vec<_> = weights.iter().map(|(_, rows)| shard(rows, "")).collect();
+        let path = folder.join(model_file(assignment.generation, assignment.rank));
+        files.push(write_shard(&path, &shards, |index| -> Result<_, EngineError> {
             links.expect_wanted()?;
-            bytes(&values[index])
+            bytes(&joined(&weights[index].1, |param, ()| Ok(param.weight.shallow_clone()))?)
         })?);
     }
+    let moments = moments(parameters, optimizer);
+    let group = &assignment.optimizer_group;
+    if assignment.data_index > 0 && group.len() > 1 {
+        for (param, row) in moments.iter().flat_map(|(_, rows)| rows) {
+            row.give(param, group[0], links)?;
+        }
+        return Ok(files);
+    }
+    files.extend(save_moments(&folder, assignment, &moments, trainer, links)?);
     Ok(files)
+}
+
+/// Writes the moments, and on the lead rank the training's own numbers.
+fn save_moments(
+    folder: &Path,
+    assignment: &Assignment,
+    moments: &[Named<'_, Row<'_>>],
+    trainer: &Trainer,
+    links: &Links,
+) -> Result<Option<SavedFile>, EngineError> {
+    let group = &assignment.optimizer_group;
+    let saves = |rows: &[(&Param, Row<'_>)]| rows.first().is_some_and(|(param, _)| param.row.saves);
+    let mut shards: Vec<_> = moments
+        .iter()
+        .filter(|(_, rows)| saves(rows))
+        .map(|(_, rows)| shard(rows, rows.first().map_or("", |(_, row)| row.prefix)))
+        .collect();
+    if links.rank() == 0 {
+        let len = Trainer::NUMBERS;
+        shards.push(ShardTensor { name: TRAINER.to_owned(), shape: vec![len], dim: 0, offset: 0, len });
+    }
+    // Others give every row, also those that this rank does not write, and in this order: that of the
+    // names, in which a file is written.
+    let mut left = moments.iter();
+    let mut next = || -> Result<Option<Tensor>, EngineError> {
+        for (_, rows) in left.by_ref() {
+            links.expect_wanted()?;
+            let whole = joined(rows, |param, row| row.collect(param, group, links))?;
+            if saves(rows) {
+                return Ok(Some(whole));
+            }
+        }
+        Ok(None)
+    };
+    let mut file = None;
+    if !shards.is_empty() {
+        let path = folder.join(optimizer_file(assignment.generation, assignment.rank));
+        file = Some(write_shard(&path, &shards, |_| -> Result<_, EngineError> {
+            match next()? {
+                Some(value) => bytes(&value),
+                None => bytes(&Tensor::from_slice(&trainer.encode())),
+            }
+        })?);
+    }
+    while next()?.is_some() {}
+    Ok(file)
+}
+
+/// The rows of one tensor on this rank, by offset, and something of each.
+type Named<'a, T> = (String, Vec<(&'a Param, T)>);
+
+/// Rows by the names of their tensors: a rank's logical shards of one are neighbours in it.
+fn by_name<'a, T>(rows: impl Iterator<Item = (&'a Param, T)>) -> Vec<Named<'a, T>> {
+    let mut named: BTreeMap<&str, Vec<(&Param, T)>> = BTreeMap::new();
+    for (param, value) in rows {
+        named.entry(&param.row.name).or_default().push((param, value));
+    }
+    let named = named.into_iter().map(|(name, mut rows)| {
+        rows.sort_by_key(|(param, _)| param.row.offset);
+        (name.to_owned(), rows)
+    });
+    named.collect()
+}
+
+/// The rows of one tensor as one slice.
+fn joined<T>(
+    rows: &[(&Param, T)],
+    value: impl Fn(&Param, &T) -> Result<Tensor, EngineError>,
+) -> Result<Tensor, EngineError> {
+    let values: Vec<_> = rows.iter().map(|(param, of)| value(param, of)).collect::<Result<_, _>>()?;
+    let dim = rows.first().map_or(0, |(param, _)| i64::from(param.row.dim));
+    Ok(Tensor::f_cat(&values, dim)?)
+}
+
+/// A moment of a row.
+struct Row<'a> {
+    prefix: &'static str,
+    moments: &'a Moments,
+    moment: &'a Tensor,
+    /// What each rank of the optimizer's group holds, in elements of the bucket.
+    slices: &'a [Range<i64>],
+}
+
+/// The moments of all rows, in the same order on all ranks of an optimizer group.
+fn moments<'a>(parameters: &'a Parameters, optimizer: &'a Optimizer) -> Vec<Named<'a, Row<'a>>> {
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for (at, bucket) in parameters.buckets().iter().enumerate() {
+        let moments = optimizer.moments(at);
+        for param in bucket.homes() {
+            let row = |prefix, moment| Row { prefix, moments, moment, slices: optimizer.slices(at) };
+            first.push((&**param, row(FIRST_MOMENT, &moments.first)));
+            second.extend(moments.second.as_ref().map(|moment| (&**param, row(SECOND_MOMENT, moment))));
+        }
+    }
+    [by_name(first.into_iter()), by_name(second.into_iter())].into_iter().flatten().collect()
+}
+
+impl Row<'_> {
+    /// Gives this rank's part to the rank that writes.
+    fn give(&self, param: &Param, to: u32, links: &Links) -> Result<(), EngineError> {
+        let (_, own) = self.moments.segment(self.moment, &param.range())?;
+        if own.numel() > 0 {
+            let sent = links.send(&own, to, Axis::Optimizer)?.wait();
+            sent.doing(|| "giving optimizer state to the rank that writes it".to_owned())?;
+        }
+        Ok(())
+    }
+
+    /// The whole row, from all ranks of the group.
+    fn collect(&self, param: &Param, group: &[u32], links: &Links) -> Result<Tensor, EngineError> {
+        let range = param.range();
+        let flat = Tensor::f_zeros([range.end - range.start], (Kind::Float, Device::Cpu))?;
+        let (start, own) = self.moments.segment(self.moment, &range)?;
+        flat.f_narrow(0, (start - range.start).max(0), own.numel() as i64)?.f_copy_(&own)?;
+        for (&rank, slice) in group.iter().zip(self.slices).skip(1) {
+            let (from, to) = (slice.start.max(range.start), slice.end.min(range.end));
+            if from < to {
+                let part = flat.f_narrow(0, from - range.start, to - from)?;
+                let received = links.recv(&part, rank, Axis::Optimizer)?.wait();
+                received.doing(|| "collecting optimizer state from data ranks".to_owned())?;
+            }
+        }
+        let rows = flat.f_narrow(0, 0, param.row.elements() as i64)?;
+        Ok(rows.f_view(param.row.local_shape().as_slice())?)
+    }
 }
 
 /// Loads this rank's slices of a committed checkpoint, whatever layout wrote it.
@@ -88,9 +222,9 @@ pub fn load(
     assignment: &Assignment,
     runtime: &str,
     parameters: &Parameters,
-    optimizer: &mut Optimizer,
+    optimizer: &Optimizer,
     links: &Links,
-) -> Result<(), EngineError> {
+) -> Result<Trainer, EngineError> {
     let checkpoint = Checkpoint::open(&directory.join(&resume.path), Some(&resume.digest))?;
     let differences = checkpoint.manifest().fingerprint.differences(&fingerprint(assignment, runtime));
     if !differences.is_empty() {
@@ -102,30 +236,44 @@ pub fn load(
             resume.path
         )));
     }
-    for (at, bucket) in parameters.buckets().iter().enumerate() {
-        for param in &bucket.params {
-            links.expect_wanted()?;
-            let (first, second) = optimizer.moments(at);
-            read(&checkpoint, &param.row, "", &param.weight)?;
-            read(&checkpoint, &param.row, FIRST_MOMENT, &param.view_of(first)?)?;
-            read(&checkpoint, &param.row, SECOND_MOMENT, &param.view_of(second)?)?;
-        }
+    for param in parameters.iter().filter(|param| param.home) {
+        links.expect_wanted()?;
+        read(&checkpoint, &param.row, "", &param.weight)?;
     }
-    Ok(())
+    for (param, row) in moments(parameters, optimizer).iter().flat_map(|(_, rows)| rows) {
+        let (start, own) = row.moments.segment(row.moment, &param.range())?;
+        if own.numel() == 0 {
+            continue;
+        }
+        links.expect_wanted()?;
+        let range = param.range();
+        let flat = Tensor::f_zeros([range.end - range.start], (Kind::Float, Device::Cpu))?;
+        let whole = flat.f_narrow(0, 0, param.row.elements() as i64)?;
+        read(&checkpoint, &param.row, row.prefix, &whole.f_view(param.row.local_shape().as_slice())?)?;
+        own.shallow_clone().f_copy_(&flat.f_narrow(0, start - range.start, own.numel() as i64)?)?;
+    }
+    let bytes = checkpoint.read_slice(TRAINER, 0, 0, Trainer::NUMBERS)?;
+    Trainer::decode(&floats(&bytes))
+        .ok_or_else(|| EngineError::Other(format!("{}: {TRAINER} is not readable", resume.path)))
 }
 
 /// Loads the weights alone.
 pub(crate) fn load_weights(checkpoint: &Checkpoint, parameters: &Parameters) -> Result<(), EngineError> {
-    parameters.iter().try_for_each(|param| read(checkpoint, &param.row, "", &param.weight))
+    parameters
+        .iter()
+        .filter(|param| param.home)
+        .try_for_each(|param| read(checkpoint, &param.row, "", &param.weight))
 }
 
-fn shard(row: &ParameterRow, prefix: &str) -> ShardTensor {
+/// The slice of a tensor that neighbouring rows make.
+fn shard<T>(rows: &[(&Param, T)], prefix: &str) -> ShardTensor {
+    let first = rows.first().map(|(param, _)| &param.row);
     ShardTensor {
-        name: format!("{prefix}{}", row.name),
-        shape: row.shape.clone(),
-        dim: row.dim,
-        offset: row.offset,
-        len: row.len,
+        name: format!("{prefix}{}", first.map_or("", |row| &row.name)),
+        shape: first.map_or(Vec::new(), |row| row.shape.clone()),
+        dim: first.map_or(0, |row| row.dim),
+        offset: first.map_or(0, |row| row.offset),
+        len: rows.iter().map(|(param, _)| param.row.len).sum(),
     }
 }
 
@@ -149,8 +297,11 @@ fn read(checkpoint: &Checkpoint, row: &ParameterRow, prefix: &str, into: &Tensor
         )));
     }
     let bytes = checkpoint.read_slice(&name, row.dim, row.offset, row.len)?;
-    let values: Vec<f32> =
-        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let values = floats(&bytes);
     into.shallow_clone().f_copy_(&Tensor::from_slice(&values).f_view(into.size().as_slice())?)?;
     Ok(())
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }

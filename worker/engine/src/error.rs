@@ -52,18 +52,24 @@ pub enum EngineError {
     /// The checkpoint was made under other conditions, which change the bits.
     #[error("the checkpoint was made under other conditions: {}", .0.join("; "))]
     Fingerprint(Vec<String>),
-    /// Loss or gradients became infinite or NaN; the weights still have their last good values.
+    /// Loss or gradients are infinite or NaN, once too often; the weights still have their last good
+    /// values.
     #[error(
-        "step {step}: the gradient norm is {norm} and the loss {loss}; no weight was changed. Lower \
+        "step {step}: the gradient norm is {norm} and the loss {loss}; {in_a_row} steps in a row were not \
+         finite (train.non_finite_max). First bad: {place}. No weight was changed by these steps. Lower \
          train.learning_rate, or continue from the last checkpoint with other data"
     )]
     NotFinite {
         /// The step that was not taken.
         step: u64,
+        /// How many steps in a row were not taken.
+        in_a_row: u64,
         /// The global gradient norm.
         norm: f64,
         /// The mean loss.
         loss: f64,
+        /// Rank, layer and tensor where the first such value arose.
+        place: String,
     },
     /// Something else.
     #[error("{0}")]

@@ -2,17 +2,19 @@
 //! keys and values.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use coxswain_comm::{Axis, Links};
 use coxswain_files::hash::draw;
 use coxswain_files::{Checkpoint, Tokenizer};
-use coxswain_types::job::ModelSpec;
-use coxswain_types::params::{ParameterRow, parameter_table, slice_of};
+use coxswain_types::assignment::Recompute;
+use coxswain_types::job::{ModelSpec, OptimizerKind, Precision};
+use coxswain_types::params::{ParameterRow, Place, parameter_table, slice_of};
 use tch::{Kind, Tensor};
 
 use crate::EngineError;
 use crate::checkpoint::load_weights;
-use crate::model::{Cache, Parameters, Rotary, Shape, Stage};
+use crate::model::{Cache, Context, Parameters, Pass, Rotary, Shape, Stage};
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,10 +53,8 @@ impl Generator {
                 )));
             }
         }
-        let parameters = Parameters::allocate(&whole_rows(&model))?;
+        let (stage, parameters) = whole_stage(&model)?;
         load_weights(&checkpoint, &parameters)?;
-        let shape = Shape { embedding: true, layers: 0..model.layers, head: true };
-        let stage = Stage::build(&shape, &model, &parameters, Links::alone().group(&[0], Axis::Tensor)?)?;
         Ok(Generator { stage, model, tokenizer })
     }
 
@@ -108,11 +108,12 @@ fn next_logits(
         return Err(EngineError::Other("generation needs the whole model".to_owned()));
     };
     let ids_bt = Tensor::from_slice(ids).f_view([1, -1])?;
-    let x_btd = stage.embed(table, &ids_bt)?;
     let rotary = Rotary::new(model, position, ids.len() as i64)?;
-    let x_btd = stage.forward_layers(x_btd, &rotary, caches)?;
+    let pass = Pass { rotary: &rotary, dropout: None };
+    let x_btd = table.forward(&ids_bt, &pass)?;
+    let x_btd = stage.forward_layers(x_btd, &pass, caches)?;
     let last = x_btd.f_narrow(1, ids.len() as i64 - 1, 1)?;
-    Ok(head.logits(&last)?.f_view([-1])?)
+    Ok(Tensor::f_cat(&head.logits(&last)?, 1)?.f_view([-1])?)
 }
 
 /// Draws a token: temperature, the top k, then the inverse of the cumulative distribution.
@@ -141,9 +142,24 @@ fn choose(logits: &Tensor, sampling: &Sampling, index: u64) -> Result<u32, Engin
     Ok(tokens[at.unwrap_or(tokens.len() - 1)] as u32)
 }
 
-/// The rows of a rank that holds the whole model.
-fn whole_rows(model: &ModelSpec) -> Vec<ParameterRow> {
-    parameter_table(model).iter().map(|parameter| parameter.row(&slice_of(parameter, 0, 1))).collect()
+/// The whole model on one rank, zero, and its parameters.
+fn whole_stage(model: &ModelSpec) -> Result<(Stage, Parameters), EngineError> {
+    let table = parameter_table(model);
+    let layers = (0..model.layers).map(Place::Layer);
+    let places = std::iter::once(Place::Embedding).chain(layers).chain([Place::Head]);
+    let rows: Vec<_> = places
+        .flat_map(|place| {
+            let used = table.iter().filter(move |parameter| parameter.places.contains(&place));
+            used.map(move |p| ParameterRow { place, ..p.row(&slice_of(p, 0, 1), 0) })
+        })
+        .collect();
+    let parameters = Parameters::allocate(&rows, Precision::Fp32, OptimizerKind::AdamW)?;
+    let context = Rc::new(Context::alone(model, Links::alone().group(&[0], Axis::Tensor)?));
+    let recompute = vec![Recompute::Nothing; model.layers as usize];
+    let shape = Shape { embedding: true, layers: 0..model.layers, head: true, recompute };
+    let stage = Stage::build(shape, &parameters, &context)?;
+    parameters.expect_all_taken()?;
+    Ok((stage, parameters))
 }
 
 #[cfg(test)]
@@ -152,14 +168,13 @@ mod tests {
     use crate::model::initial_values;
 
     fn stage(model: &ModelSpec) -> Stage {
-        let parameters = Parameters::allocate(&whole_rows(model)).unwrap();
-        for param in parameters.iter() {
+        let (stage, parameters) = whole_stage(model).unwrap();
+        for param in parameters.iter().filter(|param| param.home) {
             // Larger than at birth, so that attention has something to choose from.
             let values = Tensor::from_slice(&initial_values(&param.row, 5)) * 5.0;
             param.weight.shallow_clone().copy_(&values.view(param.row.local_shape().as_slice()));
         }
-        let shape = Shape { embedding: true, layers: 0..model.layers, head: true };
-        Stage::build(&shape, model, &parameters, Links::alone().group(&[0], Axis::Tensor).unwrap()).unwrap()
+        stage
     }
 
     /// The logits after `ids`, handed in by pieces of these lengths.
@@ -177,25 +192,33 @@ mod tests {
 
     #[test]
     fn cached_tokens_give_the_logits_of_the_whole_text() {
-        let model = ModelSpec {
-            layers: 3,
-            dim: 48,
-            heads: 6,
-            kv_heads: 2,
-            ffn: 64,
-            vocab: 99,
-            rope_theta: 1e4,
-            norm_eps: 1e-5,
-        };
-        let stage = stage(&model);
+        for (tied_embeddings, layer_groups) in [(false, 3), (true, 3), (true, 1)] {
+            let model = ModelSpec {
+                layers: 3,
+                dim: 48,
+                heads: 6,
+                kv_heads: 2,
+                ffn: 64,
+                vocab: 99,
+                rope_theta: 1e4,
+                norm_eps: 1e-5,
+                tied_embeddings,
+                layer_groups,
+            };
+            expect_cached_equals_whole(&model);
+        }
+    }
+
+    fn expect_cached_equals_whole(model: &ModelSpec) {
+        let stage = stage(model);
         let ids: Vec<i64> = (0..12).map(|i| i * 31 % 99).collect();
-        let whole = logits(&stage, &model, &ids, &[12]);
-        let cached = logits(&stage, &model, &ids, &[5, 1, 1, 1, 1, 1, 1, 1]);
+        let whole = logits(&stage, model, &ids, &[12]);
+        let cached = logits(&stage, model, &ids, &[5, 1, 1, 1, 1, 1, 1, 1]);
         let size = whole.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
         let error = whole.iter().zip(&cached).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(error < 1e-5 * size, "off by {error} of {size}");
         // A cache that is ignored, or positions that do not move on, would show.
-        let other = logits(&stage, &model, &ids[1..], &[11]);
+        let other = logits(&stage, model, &ids[1..], &[11]);
         assert!(whole.iter().zip(&other).any(|(a, b)| (a - b).abs() > 1e-2 * size));
     }
 

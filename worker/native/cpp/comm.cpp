@@ -69,15 +69,21 @@ struct RustStore : c10d::Store {
 };
 
 // A tree over 0..count whose left part is the largest power of two below the count.
-Tensor combine(std::vector<Tensor>& parts, size_t first, size_t count, Op op) {
+Tensor combine_range(const std::vector<Tensor>& parts, size_t first, size_t count, Op op) {
   if (count == 1) return parts[first];
   size_t half = 1;
   while (half * 2 < count) half *= 2;
-  const Tensor left = combine(parts, first, half, op), right = combine(parts, first + half, count - half, op);
+  const Tensor left = combine_range(parts, first, half, op);
+  const Tensor right = combine_range(parts, first + half, count - half, op);
   return op == Op::Sum ? at::add(left, right) : at::maximum(left, right);
 }
 
 } // namespace
+
+Tensor combine(const std::vector<Tensor>& parts, Op op) {
+  TORCH_CHECK(!parts.empty(), "nothing to combine");
+  return combine_range(parts, 0, parts.size(), op);
+}
 
 // One process group, and what is in flight on it.
 struct Network {
@@ -131,18 +137,16 @@ WorkPtr recv(const Group& group, Tensor x, size_t from) {
 
 } // namespace
 
-// Every rank sends its whole tensor to every other and combines what it has in the same tree, so
-// that all hold the same bits after one message each way.
+// The ranks are few and know each other: one message each way, and every rank combines what it has
+// in the same tree.
 struct Exchange::State {
   c10::intrusive_ptr<Group> group;
-  Op op;
-  Tensor own;
-  std::vector<Tensor> parts;
+  std::vector<Tensor> outgoing, parts;
   std::vector<WorkPtr> sends, receives;
 };
 
-Exchange::Exchange(c10::intrusive_ptr<Group> owner, Tensor own, Op op)
-    : state(new State{std::move(owner), op, std::move(own), {}, {}, {}}) {
+Exchange::Exchange(c10::intrusive_ptr<Group> owner, std::vector<Tensor> outgoing)
+    : state(new State{std::move(owner), std::move(outgoing), {}, {}, {}}) {
   const Group& group = *state->group;
   const size_t size = group.ranks.size();
   state->parts.resize(size);
@@ -150,26 +154,65 @@ Exchange::Exchange(c10::intrusive_ptr<Group> owner, Tensor own, Op op)
   state->receives.resize(size);
   for (size_t peer = 0; peer < size; ++peer) {
     if (static_cast<int>(peer) == group.index) {
-      state->parts[peer] = state->own;
+      state->parts[peer] = state->outgoing[peer];
       continue;
     }
-    state->parts[peer] = at::empty_like(state->own);
+    state->parts[peer] = at::empty_like(state->outgoing[peer]);
     state->receives[peer] = recv(group, state->parts[peer], peer);
   }
   for (size_t peer = 0; peer < size; ++peer)
-    if (static_cast<int>(peer) != group.index) state->sends[peer] = send(group, state->own, peer);
+    if (static_cast<int>(peer) != group.index) state->sends[peer] = send(group, state->outgoing[peer], peer);
 }
 
 Exchange::~Exchange() = default;
 
-Tensor Exchange::finish() {
+Tensor Exchange::finish(const Join& join) {
   State& s = *state;
   for (size_t peer = 0; peer < s.parts.size(); ++peer)
     if (s.receives[peer]) s.group->network->wait(s.receives[peer], "receiving from", s.group->ranks[peer]);
-  Tensor result = combine(s.parts, 0, s.parts.size(), s.op);
+  Tensor result = join(s.parts);
   for (size_t peer = 0; peer < s.parts.size(); ++peer)
     if (s.sends[peer]) s.group->network->wait(s.sends[peer], "sending to", s.group->ranks[peer]);
   return result;
+}
+
+namespace {
+
+std::vector<Tensor> to_all(const Group& group, const Tensor& own) {
+  return std::vector<Tensor>(group.ranks.size(), own.contiguous());
+}
+
+std::vector<Tensor> slices(const Group& group, const Tensor& own, int64_t dim) {
+  const auto ranks = static_cast<int64_t>(group.ranks.size());
+  TORCH_CHECK(own.dim() > dim && own.size(dim) % ranks == 0, "dim ", dim, " of ", own.sizes(),
+              " does not divide among ", ranks, " ranks");
+  std::vector<Tensor> list;
+  for (const Tensor& slice : own.chunk(ranks, dim)) list.push_back(slice.contiguous());
+  TORCH_CHECK(list.size() == group.ranks.size(), "no slice of ", own.sizes(), " along dim ", dim, " may be empty");
+  return list;
+}
+
+} // namespace
+
+AllReduce::AllReduce(c10::intrusive_ptr<Group> group, const Tensor& own, Op op)
+    : exchange(group, to_all(*group, own)), op(op) {}
+
+Tensor AllReduce::finish() {
+  return exchange.finish([this](const std::vector<Tensor>& parts) { return combine(parts, op); });
+}
+
+ReduceScatter::ReduceScatter(c10::intrusive_ptr<Group> group, const Tensor& own, int64_t dim)
+    : exchange(group, slices(*group, own, dim)) {}
+
+Tensor ReduceScatter::finish() {
+  return exchange.finish([](const std::vector<Tensor>& parts) { return combine(parts, Op::Sum); });
+}
+
+Tensor all_gather(c10::intrusive_ptr<Group> group, const Tensor& own, int64_t dim) {
+  TORCH_CHECK(dim >= 0 && own.dim() > dim, "no dim ", dim, " to gather in ", own.sizes());
+  return Exchange(group, to_all(*group, own)).finish([dim](const std::vector<Tensor>& parts) {
+    return parts.size() == 1 ? parts[0] : at::cat(parts, dim);
+  });
 }
 
 // A send or a receive in flight, with the tensor that it reads or fills.
@@ -212,8 +255,11 @@ void cx_group_free(void* group) { release<Group>(group); }
 
 char* cx_group_reduce(const void* group, const void* x, int op, void** out) {
   return guarded([&] {
-    *out = handle(Exchange(counted<Group>(group), tensor(x).contiguous(), static_cast<Op>(op)).finish());
+    *out = handle(AllReduce(counted<Group>(group), tensor(x), static_cast<Op>(op)).finish());
   });
+}
+char* cx_group_gather(const void* group, const void* x, int64_t dim, void** out) {
+  return guarded([&] { *out = handle(all_gather(counted<Group>(group), tensor(x), dim)); });
 }
 
 // Starts a send of a contiguous tensor, or a receive into one, with the process group's rank `peer`.

@@ -1,29 +1,43 @@
 #pragma once
-// Row kernels in fp32 on the CPU. Each works on its rows alone and adds in an order fixed by the
-// row's length, so that bits depend on neither the number of threads nor the neighbours.
+// Row kernels on the CPU, for fp32, bf16 and fp16; arithmetic is fp32 in all of them. Each works on its
+// rows alone and adds in an order fixed by the row's length, so that bits depend on neither the number
+// of threads nor the neighbours.
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
 #include <cstdint>
 
 namespace coxswain::kernels {
 
-// y = x * rstd * w and rstd = 1 / sqrt(mean(x^2) + eps), over `rows` rows of `dim`.
-void rms_norm_rows(const float* x, const float* w, float eps, int64_t rows, int64_t dim, float* y, float* rstd);
-// dx, given dy.
-void rms_norm_grad_rows(
-    const float* dy, const float* x, const float* w, const float* rstd, int64_t rows, int64_t dim, float* dx);
-// dw[first..last] = sum over all rows, in row order, of dy * x * rstd.
-void rms_norm_weight_grad(
-    const float* dy, const float* x, const float* rstd, int64_t rows, int64_t dim, int64_t first, int64_t last,
-    float* dw);
+#define COXSWAIN_KERNELS(T)                                                                                        \
+  /* y = x * rstd * w and rstd = 1 / sqrt(mean(x^2) + eps), over `rows` rows of `dim`. */                          \
+  void rms_norm_rows(const T* x, const float* w, float eps, int64_t rows, int64_t dim, T* y, float* rstd);         \
+  /* dx, given dy. */                                                                                              \
+  void rms_norm_grad_rows(                                                                                         \
+      const T* dy, const T* x, const float* w, const float* rstd, int64_t rows, int64_t dim, T* dx);               \
+  /* dw[first..last] += sum over the rows, in row order, of dy * x * rstd. */                                      \
+  void rms_norm_weight_grad(                                                                                       \
+      const T* dy, const T* x, const float* rstd, int64_t rows, int64_t dim, int64_t first, int64_t last,          \
+      float* dw);                                                                                                  \
+  /* Rotates the pairs (x[i], x[i + half]) of each head of one token; `sign` is -1 for the way back. */            \
+  void rope_heads(const T* x, const float* cos, const float* sin, float sign, int64_t heads, int64_t half, T* y);  \
+  /* y = silu(a) * b. */                                                                                           \
+  void swiglu(const T* a, const T* b, int64_t count, T* y);                                                        \
+  /* da and db, given dy. */                                                                                       \
+  void swiglu_grad(const T* dy, const T* a, const T* b, int64_t count, T* da, T* db);                              \
+  float max_of(const T* x, int64_t count);                                                                         \
+  /* The sum of exp(x - shift). */                                                                                 \
+  float exp_sum(const T* x, float shift, int64_t count);                                                           \
+  /* x = exp(x - shift) * factor. */                                                                               \
+  void exp_scale(T* x, float shift, float factor, int64_t count);                                                  \
+  /* sum += x. */                                                                                                  \
+  void add(const T* x, int64_t count, float* sum);
 
-// Rotates the pairs (x[i], x[i + half]) of each head of one token; `sign` is -1 for the way back.
-void rope_heads(const float* x, const float* cos, const float* sin, float sign, int64_t heads, int64_t half, float* y);
+COXSWAIN_KERNELS(float)
+COXSWAIN_KERNELS(c10::BFloat16)
+COXSWAIN_KERNELS(c10::Half)
+#undef COXSWAIN_KERNELS
 
-// y = silu(a) * b.
-void swiglu(const float* a, const float* b, int64_t count, float* y);
-// da and db, given dy.
-void swiglu_grad(const float* dy, const float* a, const float* b, int64_t count, float* da, float* db);
-
-float max_of(const float* x, int64_t count);
 // x = exp(x - shift), and the sum of the results.
 float exp_and_sum(float* x, float shift, int64_t count);
 void scale(float* x, float factor, int64_t count);

@@ -54,10 +54,18 @@ struct Slot : torch::CustomClassHolder {
   bool fresh = true;
 };
 
-// Weight gradients that a backward pass has filed and that are still to be computed: the W action
-// of zero-bubble schedules, run at once where the schedule does not split backward.
+// Weight gradients that a backward pass has filed and that are still to be computed, in order.
+using Filed = std::vector<std::function<void()>>;
+// Computes them, and lets go of each one's tensors as soon as it is done.
+void run(Filed filed);
+
+// Where backward passes file weight gradients: the W action of zero-bubble schedules takes them from
+// here, and they are run at once where the schedule does not split backward.
 struct Tape : torch::CustomClassHolder {
-  std::vector<std::function<void()>> entries;
+  Filed entries;
+  // Whether backward passes leave the entries alone while their sums travel.
+  bool held = false;
+  Filed take();
   void flush();
 };
 
@@ -77,13 +85,37 @@ struct Group : torch::CustomClassHolder {
 
 enum class Op : int { Sum = 0, Max = 1 };
 
-// A reduction in flight. `finish` returns the values combined in a fixed tree over the group.
+// Combines the parts in a fixed binary tree over their indices.
+at::Tensor combine(const std::vector<at::Tensor>& parts, Op op);
+
+// One message from each rank of a group to each other, in flight: the constructor starts them.
 struct Exchange {
-  Exchange(c10::intrusive_ptr<Group> group, at::Tensor own, Op op);
+  // `outgoing[peer]` goes to that peer; all are contiguous and have the same shape and type.
+  Exchange(c10::intrusive_ptr<Group> group, std::vector<at::Tensor> outgoing);
   ~Exchange();
-  at::Tensor finish();
+  // Waits for what the peers sent and joins it, this rank's own part at its place.
+  using Join = std::function<at::Tensor(const std::vector<at::Tensor>&)>;
+  at::Tensor finish(const Join& join);
   struct State;
   std::unique_ptr<State> state;
 };
+
+// The values of all ranks combined in the tree over the group; all ranks get the same bits.
+struct AllReduce {
+  AllReduce(c10::intrusive_ptr<Group> group, const at::Tensor& own, Op op);
+  at::Tensor finish();
+  Exchange exchange;
+  Op op;
+};
+
+// This rank's slice along `dim` of the sum of all ranks' values: the bits of an all-reduce.
+struct ReduceScatter {
+  ReduceScatter(c10::intrusive_ptr<Group> group, const at::Tensor& own, int64_t dim);
+  at::Tensor finish();
+  Exchange exchange;
+};
+
+// The values of all ranks, one after another along `dim`.
+at::Tensor all_gather(c10::intrusive_ptr<Group> group, const at::Tensor& own, int64_t dim);
 
 } // namespace coxswain

@@ -27,7 +27,11 @@ unsafe extern "C" {
     pub(crate) fn cx_slot_fresh(slot: *const c_void) -> bool;
     pub(crate) fn cx_tape_new() -> *mut c_void;
     pub(crate) fn cx_tape_free(tape: *mut c_void);
+    pub(crate) fn cx_tape_hold(tape: *mut c_void, held: bool);
     pub(crate) fn cx_tape_flush(tape: *mut c_void) -> *mut c_char;
+    pub(crate) fn cx_tape_take(tape: *mut c_void) -> *mut c_void;
+    pub(crate) fn cx_filed_run(filed: *mut c_void) -> *mut c_char;
+    pub(crate) fn cx_filed_free(filed: *mut c_void);
 
     pub(crate) fn cx_grad(
         output: *const c_void,
@@ -46,7 +50,10 @@ unsafe extern "C" {
         x: *const c_void,
         w: *const c_void,
         eps: f64,
-        slot: *mut c_void,
+        slots: *const *mut c_void,
+        firsts: *const i64,
+        tokens: *const i64,
+        count: usize,
         tape: *mut c_void,
         out: *mut *mut c_void,
     ) -> *mut c_char;
@@ -57,21 +64,26 @@ unsafe extern "C" {
         out: *mut *mut c_void,
     ) -> *mut c_char;
     pub(crate) fn cx_swiglu(a: *const c_void, b: *const c_void, out: *mut *mut c_void) -> *mut c_char;
-    pub(crate) fn cx_copy_to_group(
+    pub(crate) fn cx_copy_to_shards(
         x: *const c_void,
         group: *mut c_void,
         tape: *mut c_void,
-        out: *mut *mut c_void,
+        count: usize,
+        spread: bool,
+        outs: *mut *mut c_void,
     ) -> *mut c_char;
-    pub(crate) fn cx_reduce_from_group(
-        x: *const c_void,
+    pub(crate) fn cx_reduce_from_shards(
+        parts: *const *const c_void,
+        count: usize,
         group: *mut c_void,
+        spread: bool,
         out: *mut *mut c_void,
     ) -> *mut c_char;
     pub(crate) fn cx_cross_entropy(
-        logits: *const c_void,
+        logits: *const *const c_void,
+        starts: *const i64,
+        count: usize,
         targets: *const c_void,
-        vocab_start: i64,
         group: *mut c_void,
         out: *mut *mut c_void,
     ) -> *mut c_char;
@@ -79,6 +91,7 @@ unsafe extern "C" {
         ids: *const c_void,
         w: *const c_void,
         start: i64,
+        kind: c_int,
         out: *mut *mut c_void,
     ) -> *mut c_char;
     pub(crate) fn cx_embed_grad(
@@ -94,7 +107,7 @@ unsafe extern "C" {
         causal: bool,
         out: *mut *mut c_void,
     ) -> *mut c_char;
-    pub(crate) fn cx_sum_squares(x: *const c_void, out: *mut f64) -> *mut c_char;
+    pub(crate) fn cx_sum_squares_blocks(x: *const c_void, sums: *mut f64, blocks: usize) -> *mut c_char;
     pub(crate) fn cx_adamw(
         params: *const *const c_void,
         grads: *const *const c_void,
@@ -133,6 +146,12 @@ unsafe extern "C" {
         group: *const c_void,
         x: *const c_void,
         op: c_int,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_group_gather(
+        group: *const c_void,
+        x: *const c_void,
+        dim: i64,
         out: *mut *mut c_void,
     ) -> *mut c_char;
     pub(crate) fn cx_transfer_new(

@@ -6,16 +6,20 @@
 //! safe functions over [`tch::Tensor`] that return errors.
 //!
 //! - [`ops`]: autograd functions, the tape, the optimizer.
+//! - [`attention`]: attention with dropout of probabilities.
+//! - [`random`]: counter-based dropout.
 //! - [`net`]: process groups, groups of ranks, transfers.
 //! - [`memory`]: bytes that tensors take.
 //!
 //! How ranks use them is left to `coxswain-comm` and `coxswain-engine`.
 #![allow(unsafe_code)]
 
+pub mod attention;
 mod error;
 mod ffi;
 pub mod memory;
 pub mod net;
 pub mod ops;
+pub mod random;
 
 pub use error::TorchError;

@@ -259,6 +259,13 @@ impl Group {
         made(|out| unsafe { ffi::cx_group_reduce(self.group, raw(x), op as c_int, out) })
     }
 
+    /// The values of all ranks, one after another along dim `dim` (0 or more), of which all have the
+    /// same shape. Exact, outside autograd; a group of one gets `x`, contiguous.
+    pub fn gather(&self, x: &Tensor, dim: i64) -> Result<Tensor, TorchError> {
+        // SAFETY: group and tensor are alive during the call.
+        made(|out| unsafe { ffi::cx_group_gather(self.group, raw(x), dim, out) })
+    }
+
     pub(crate) fn raw(&self) -> *mut c_void {
         self.group
     }

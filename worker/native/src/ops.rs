@@ -1,16 +1,26 @@
 //! Autograd functions, the tape that they file weight gradients on, and the optimizer.
 //!
+//! Activations are fp32, bf16 or fp16; arithmetic inside an operation is fp32, and so are the buffers of
+//! weight gradients. An operation's result has its input's type.
+//!
 //! Shapes: b batch, t tokens, d model dim, n rows (b * t), h heads, g key/value heads, k head dim,
 //! v vocabulary, o output features.
 
 use std::ffi::{c_char, c_void};
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::TorchError;
 use crate::error::check;
 use crate::ffi;
-use crate::net::Group;
+
+mod optimizer;
+mod parallel;
+mod tape;
+
+pub use optimizer::{AdamW, NORM_BLOCK, Update, adamw, sum_squares, sum_squares_blocks, tree_sum};
+pub use parallel::{copy_to_shards, cross_entropy, reduce_from_shards};
+pub use tape::{Filed, Slot, Tape};
 
 pub(crate) fn raw(x: &Tensor) -> *const c_void {
     x.as_ptr() as *const c_void
@@ -23,97 +33,57 @@ pub(crate) fn made(call: impl FnOnce(*mut *mut c_void) -> *mut c_char) -> Result
     Ok(unsafe { Tensor::from_ptr(out.cast()) })
 }
 
-/// Where the gradient of one use of a parameter accumulates. The first contribution after
-/// [`Slot::set`] overwrites, the later ones add.
-#[derive(Debug)]
-pub struct Slot(*mut c_void);
-
-// SAFETY: a slot is a plain C++ object that no thread owns; `&mut` and moves keep it to one at a time.
-unsafe impl Send for Slot {}
-
-impl Slot {
-    /// A slot without a buffer; [`Slot::set`] gives it one.
-    pub fn new() -> Slot {
-        // SAFETY: allocates.
-        Slot(unsafe { ffi::cx_slot_new() })
-    }
-
-    /// Directs the gradient into `grad`, which has the parameter's shape.
-    pub fn set(&self, grad: &Tensor) {
-        // SAFETY: both are alive; the slot keeps its own reference to the tensor, and is not `Sync`.
-        unsafe { ffi::cx_slot_set(self.0, raw(grad)) }
-    }
-
-    /// Whether nothing has been accumulated since [`Slot::set`].
-    pub fn is_fresh(&self) -> bool {
-        // SAFETY: the slot is alive.
-        unsafe { ffi::cx_slot_fresh(self.0) }
-    }
-}
-
-impl Default for Slot {
-    fn default() -> Slot {
-        Slot::new()
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        // SAFETY: made by `new`, and this reference given up once; graphs and tapes have their own.
-        unsafe { ffi::cx_slot_free(self.0) }
-    }
-}
-
-/// Weight gradients that backward passes have filed and that are still to be computed.
-#[derive(Debug)]
-pub struct Tape(*mut c_void);
-
-// SAFETY: as for `Slot`.
-unsafe impl Send for Tape {}
-
-impl Tape {
-    /// An empty tape.
-    pub fn new() -> Tape {
-        // SAFETY: allocates.
-        Tape(unsafe { ffi::cx_tape_new() })
-    }
-
-    /// Computes what was filed, in the order of filing.
-    pub fn flush(&self) -> Result<(), TorchError> {
-        // SAFETY: the tape is alive.
-        check(unsafe { ffi::cx_tape_flush(self.0) })
-    }
-}
-
-impl Default for Tape {
-    fn default() -> Tape {
-        Tape::new()
-    }
-}
-
-impl Drop for Tape {
-    fn drop(&mut self) {
-        // SAFETY: made by `new`, dropped once.
-        unsafe { ffi::cx_tape_free(self.0) }
-    }
-}
-
 /// The gradient of `input`, given that of `output`.
 pub fn grad(output: &Tensor, output_grad: &Tensor, input: &Tensor) -> Result<Tensor, TorchError> {
     // SAFETY: the tensors are alive during the call.
     made(|out| unsafe { ffi::cx_grad(raw(output), raw(output_grad), raw(input), out) })
 }
 
-/// `x w^T`: x `[.., d]`, w `[o, d]`, result `[.., o]`. Backward files w's gradient for `slot`.
+/// `x w^T`: x `[.., d]`, w `[o, d]`, result `[.., o]`, all of one type. Backward files w's gradient for
+/// `slot`; a low precision's is rounded to it before it is accumulated in fp32.
 pub fn linear(x: &Tensor, w: &Tensor, slot: &Slot, tape: &Tape) -> Result<Tensor, TorchError> {
     // SAFETY: all are alive during the call; the graph takes references of its own to slot and tape.
     made(|out| unsafe { ffi::cx_linear(raw(x), raw(w), slot.0, tape.0, out) })
 }
 
-/// RMSNorm over the last dim (arXiv 1910.07467). Backward files w's gradient for `slot`.
-pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64, slot: &Slot, tape: &Tape) -> Result<Tensor, TorchError> {
-    // SAFETY: as for `linear`.
-    made(|out| unsafe { ffi::cx_rms_norm(raw(x), raw(w), eps, slot.0, tape.0, out) })
+/// One use of a norm's weight: by tokens `first..first + tokens` of its input.
+#[derive(Clone, Copy, Debug)]
+pub struct NormUse<'a> {
+    /// Where the gradient of this use accumulates.
+    pub slot: &'a Slot,
+    /// The first of its tokens.
+    pub first: i64,
+    /// Number of its tokens.
+    pub tokens: i64,
+}
+
+/// RMSNorm over the last dim (arXiv 1910.07467): x `[.., t, d]`, w `[d]` in fp32, which the statistics
+/// are too. Backward files w's gradient for each use, a sum of its own in row order. The uses follow
+/// each other and cover the t tokens.
+pub fn rms_norm(
+    x: &Tensor,
+    w: &Tensor,
+    eps: f64,
+    uses: &[NormUse<'_>],
+    tape: &Tape,
+) -> Result<Tensor, TorchError> {
+    let slots: Vec<_> = uses.iter().map(|each| each.slot.0).collect();
+    let firsts: Vec<_> = uses.iter().map(|each| each.first).collect();
+    let tokens: Vec<_> = uses.iter().map(|each| each.tokens).collect();
+    // SAFETY: as for `linear`; the three lists have `uses.len()` entries.
+    made(|out| unsafe {
+        ffi::cx_rms_norm(
+            raw(x),
+            raw(w),
+            eps,
+            slots.as_ptr(),
+            firsts.as_ptr(),
+            tokens.as_ptr(),
+            uses.len(),
+            tape.0,
+            out,
+        )
+    })
 }
 
 /// Rotary positions (arXiv 2104.09864): x `[b, t, h, k]`, cos and sin `[t, k/2]`.
@@ -128,37 +98,18 @@ pub fn swiglu(a: &Tensor, b: &Tensor) -> Result<Tensor, TorchError> {
     made(|out| unsafe { ffi::cx_swiglu(raw(a), raw(b), out) })
 }
 
-/// Megatron's f (arXiv 1909.08053): identity forward, sum over the group backward. Weight gradients
-/// filed so far are computed while the sum travels.
-pub fn copy_to_group(x: &Tensor, group: &Group, tape: &Tape) -> Result<Tensor, TorchError> {
-    // SAFETY: as for `linear`.
-    made(|out| unsafe { ffi::cx_copy_to_group(raw(x), group.raw(), tape.0, out) })
-}
-
-/// Megatron's g: sum over the group forward, identity backward.
-pub fn reduce_from_group(x: &Tensor, group: &Group) -> Result<Tensor, TorchError> {
-    // SAFETY: as for `copy_to_group`.
-    made(|out| unsafe { ffi::cx_reduce_from_group(raw(x), group.raw(), out) })
-}
-
-/// The sum of `-log softmax(logits)[target]` over rows, a double scalar. Logits `[n, v]` are this
-/// rank's columns, from `vocab_start` on, and are consumed; a target of -1 counts nothing.
-pub fn cross_entropy(
-    logits_nv: Tensor,
-    targets_n: &Tensor,
-    vocab_start: u64,
-    group: &Group,
-) -> Result<Tensor, TorchError> {
-    // SAFETY: as for `copy_to_group`. Taking the logits by value keeps anyone from reading them after.
-    made(|out| unsafe {
-        ffi::cx_cross_entropy(raw(&logits_nv), raw(targets_n), vocab_start as i64, group.raw(), out)
-    })
-}
-
-/// Rows of `w` for the ids in `start..start + w.size(0)`, zero for others: `[n, d]`.
-pub fn embed(ids_n: &Tensor, w_vd: &Tensor, start: u64) -> Result<Tensor, TorchError> {
+/// Rows of `w` for the ids in `start..start + w.size(0)`, zero for others, as `kind`, which is fp32, bf16
+/// or fp16: `[n, d]`.
+pub fn embed(ids_n: &Tensor, w_vd: &Tensor, start: u64, kind: Kind) -> Result<Tensor, TorchError> {
+    // libtorch's own numbers of its element types, of which its files on disk are made too.
+    let kind = match kind {
+        Kind::Half => 5,
+        Kind::Float => 6,
+        Kind::BFloat16 => 15,
+        other => return Err(TorchError(format!("embed makes fp32, bf16 or fp16, not {other:?}"))),
+    };
     // SAFETY: the tensors are alive during the call.
-    made(|out| unsafe { ffi::cx_embed(raw(ids_n), raw(w_vd), start as i64, out) })
+    made(|out| unsafe { ffi::cx_embed(raw(ids_n), raw(w_vd), start as i64, kind, out) })
 }
 
 /// Accumulates the gradient of [`embed`]'s table, in row order.
@@ -174,70 +125,4 @@ pub fn embed_grad(ids_n: &Tensor, dy_nd: &Tensor, slot: &Slot, start: u64) -> Re
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Result<Tensor, TorchError> {
     // SAFETY: the tensors are alive during the call.
     made(|out| unsafe { ffi::cx_attention(raw(q), raw(k), raw(v), causal, out) })
-}
-
-/// The sum of squares, in blocks of 65,536 elements that are added in a fixed tree.
-pub fn sum_squares(x: &Tensor) -> Result<f64, TorchError> {
-    let mut sum = 0.0;
-    // SAFETY: the tensor is alive during the call.
-    check(unsafe { ffi::cx_sum_squares(raw(x), &mut sum) })?;
-    Ok(sum)
-}
-
-/// The numbers of one AdamW step (arXiv 1711.05101).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamW {
-    /// Counts from 1.
-    pub step: u64,
-    /// The learning rate.
-    pub learning_rate: f64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Decoupled decay.
-    pub weight_decay: f64,
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Gradients are divided by this first: tokens over the clip coefficient.
-    pub divisor: f64,
-}
-
-/// One tensor of an optimizer step.
-#[derive(Debug)]
-pub struct Update<'a> {
-    /// The weights, updated in place.
-    pub param: &'a Tensor,
-    /// Their gradient.
-    pub grad: &'a Tensor,
-    /// Running mean of gradients, updated in place.
-    pub exp_avg: &'a Tensor,
-    /// Running mean of squared gradients, updated in place.
-    pub exp_avg_sq: &'a Tensor,
-}
-
-/// One step by libtorch's fused kernel.
-pub fn adamw(updates: &[Update<'_>], numbers: &AdamW) -> Result<(), TorchError> {
-    let list = |pick: fn(&Update<'_>) -> *const c_void| updates.iter().map(pick).collect::<Vec<_>>();
-    let params = list(|u| raw(u.param));
-    let grads = list(|u| raw(u.grad));
-    let exp_avgs = list(|u| raw(u.exp_avg));
-    let exp_avg_sqs = list(|u| raw(u.exp_avg_sq));
-    // SAFETY: four lists of `count` tensors that are alive during the call.
-    check(unsafe {
-        ffi::cx_adamw(
-            params.as_ptr(),
-            grads.as_ptr(),
-            exp_avgs.as_ptr(),
-            exp_avg_sqs.as_ptr(),
-            updates.len(),
-            numbers.step as f64,
-            numbers.learning_rate,
-            numbers.beta1,
-            numbers.beta2,
-            numbers.weight_decay,
-            numbers.eps,
-            numbers.divisor,
-        )
-    })
 }

@@ -3,53 +3,11 @@
 
 use coxswain_native::memory;
 use coxswain_native::net::{Group, Op};
-use coxswain_native::ops::{self, AdamW, Slot, Tape, Update};
+use coxswain_native::ops::{self, AdamW, NormUse, Tape, Update};
 use tch::{Device, Kind, Tensor};
 
-const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
-
-thread_local! {
-    /// Each test runs on its own thread and sees its own sequence: libtorch's generator is shared
-    /// by all of them, so the numbers of one test would depend on the others.
-    static STATE: std::cell::Cell<u64> = const { std::cell::Cell::new(1) };
-}
-
-fn uniform() -> f64 {
-    let state = STATE.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    STATE.set(state);
-    ((state >> 33) as f64 + 0.5) / f64::from(1u32 << 31)
-}
-
-fn randn(shape: &[i64]) -> Tensor {
-    let normal = || (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
-    let values: Vec<f32> = (0..shape.iter().product::<i64>()).map(|_| normal() as f32).collect();
-    Tensor::from_slice(&values).view(shape)
-}
-
-fn close(what: &str, got: &Tensor, want: &Tensor, bound: f64) {
-    assert_eq!(got.size(), want.size(), "{what}");
-    let want = want.to_kind(Kind::Double);
-    let scale = want.abs().max().double_value(&[]).max(1e-2);
-    let error = (got.to_kind(Kind::Double) - want).abs().max().double_value(&[]) / scale;
-    assert!(error < bound, "{what}: off by {error:e} of the largest value, bound {bound:e}");
-}
-
-/// Value and gradients of `f` in float64 by tch's own autograd, for the output gradient `dy`.
-fn reference(inputs: &[&Tensor], dy: &Tensor, f: impl Fn(&[Tensor]) -> Tensor) -> (Tensor, Vec<Tensor>) {
-    let inputs: Vec<_> =
-        inputs.iter().map(|x| x.to_kind(Kind::Double).detach().set_requires_grad(true)).collect();
-    let y = f(&inputs);
-    let weighted = (&y * dy.to_kind(Kind::Double)).sum(Kind::Double);
-    let grads = Tensor::run_backward(&[weighted], &inputs, false, false);
-    (y.detach(), grads)
-}
-
-fn slot_like(w: &Tensor) -> (Slot, Tensor) {
-    let grad = Tensor::full(w.size(), f64::NAN, F32);
-    let slot = Slot::new();
-    slot.set(&grad);
-    (slot, grad)
-}
+mod support;
+use support::{F32, close, randn, reference, seed, slot_like};
 
 #[test]
 fn linear_returns_the_input_gradient_and_files_the_weight_gradient() {
@@ -78,7 +36,7 @@ fn rms_norm_rope_and_swiglu_agree_with_float64() {
     let (x, w, dy) = (randn(&[3, 7, 70]).set_requires_grad(true), randn(&[70]), randn(&[3, 7, 70]));
     let (slot, dw) = slot_like(&w);
     let tape = Tape::new();
-    let y = ops::rms_norm(&x, &w, 1e-5, &slot, &tape).unwrap();
+    let y = ops::rms_norm(&x, &w, 1e-5, &[NormUse { slot: &slot, first: 0, tokens: 7 }], &tape).unwrap();
     let dx = ops::grad(&y, &dy, &x).unwrap();
     tape.flush().unwrap();
     let (y64, grads) = reference(&[&x, &w], &dy, |i| {
@@ -120,7 +78,7 @@ fn cross_entropy_counts_no_ignored_row_and_survives_scores_far_below_zero() {
         let logits = randn(&[6, 50]) * 3.0 + shift;
         let targets = Tensor::from_slice(&[3i64, 49, -1, 0, 7, 7]);
         let leaf = logits.copy().set_requires_grad(true);
-        let loss = ops::cross_entropy(&leaf * 1.0, &targets, 0, &alone).unwrap();
+        let loss = ops::cross_entropy(vec![&leaf * 1.0], &targets, &[0], &alone).unwrap();
         let one = Tensor::ones([], (Kind::Double, Device::Cpu));
         let dx = ops::grad(&loss, &one, &leaf).unwrap();
         let (loss64, grads) = reference(&[&logits], &one, |i| {
@@ -131,7 +89,8 @@ fn cross_entropy_counts_no_ignored_row_and_survives_scores_far_below_zero() {
         assert_eq!(dx.get(2).abs().max().double_value(&[]), 0.0);
     }
     // Uniform logits over 50,257 tokens: ln V.
-    let loss = ops::cross_entropy(Tensor::zeros([1, 50257], F32), &Tensor::from_slice(&[5i64]), 0, &alone);
+    let loss =
+        ops::cross_entropy(vec![Tensor::zeros([1, 50257], F32)], &Tensor::from_slice(&[5i64]), &[0], &alone);
     assert!((loss.unwrap().double_value(&[]) - 10.824905).abs() < 1e-5);
 }
 
@@ -139,7 +98,7 @@ fn cross_entropy_counts_no_ignored_row_and_survives_scores_far_below_zero() {
 fn the_embedding_adds_repeated_tokens_and_leaves_other_ranks_rows_alone() {
     let w = randn(&[10, 4]);
     let ids = Tensor::from_slice(&[12i64, 3, 12, 19, 20]);
-    let y = ops::embed(&ids, &w, 10).unwrap();
+    let y = ops::embed(&ids, &w, 10, Kind::Float).unwrap();
     close("row", &y.get(0), &w.get(2), 1e-9);
     assert_eq!(y.get(1).abs().max().double_value(&[]), 0.0);
     assert_eq!(y.get(4).abs().max().double_value(&[]), 0.0);
@@ -186,10 +145,26 @@ fn flash_attention_agrees_with_float64_at_odd_lengths_and_low_scores() {
 fn norms_and_adamw_do_not_depend_on_where_a_tensor_is_cut() {
     let x = randn(&[3 * 65536 + 1000]);
     let want = (x.to_kind(Kind::Double) * x.to_kind(Kind::Double)).sum(Kind::Double).double_value(&[]);
-    assert!((ops::sum_squares(&x).unwrap() / want - 1.0).abs() < 1e-12);
+    let norm = ops::sum_squares(&x).unwrap();
+    assert!((norm / want - 1.0).abs() < 1e-12);
+    // Cut at a border of its blocks, as ZeRO does, a tensor has the same blocks.
+    let cut = 2 * ops::NORM_BLOCK as i64;
+    let mut blocks = ops::sum_squares_blocks(&x.narrow(0, 0, cut)).unwrap();
+    blocks.extend(ops::sum_squares_blocks(&x.narrow(0, cut, 65536 + 1000)).unwrap());
+    assert_eq!(blocks.len(), 4);
+    assert_eq!(ops::tree_sum(&blocks).to_bits(), norm.to_bits());
+    // The sum depends on the order, so an equal one shows the tree.
+    for (values, want) in [
+        (vec![], 0.0),
+        (vec![1e16, 1.0, -1e16], 0.0),
+        (vec![1.0, 1e16, -1e16, 3.0], (1.0 + 1e16) + (-1e16 + 3.0)),
+        (vec![1e16, 1.0, 1.0, 1e16, -2e16], ((1e16 + 1.0) + (1.0 + 1e16)) - 2e16),
+    ] {
+        assert_eq!(ops::tree_sum(&values), want, "{values:?}");
+    }
 
     let run = |cuts: &[i64]| {
-        STATE.set(7);
+        seed(7);
         let n = 20_001;
         let state: Vec<Tensor> = (0..3).map(|_| Tensor::zeros([n], F32)).collect();
         for step in 1..=20 {
@@ -243,6 +218,32 @@ fn a_group_of_one_is_a_group_and_errors_say_what_happened() {
     assert!(Group::new(None, &[0, 1], 0, 0).is_err());
     let error = ops::rope(&randn(&[1, 2, 1, 4]), &randn(&[3, 2]), &randn(&[3, 2])).unwrap_err();
     assert!(error.to_string().contains("rope tables are [3, 2]"), "{error}");
+    let tape = Tape::new();
+    let (slot, _) = slot_like(&x);
+    let uses = |first, tokens| {
+        [NormUse { slot: &slot, first: 0, tokens: 1 }, NormUse { slot: &slot, first, tokens }]
+    };
+    for (uses, want) in [
+        (uses(2, 2), "a use from token 2 of 2 tokens where one from token 1 follows"),
+        (uses(1, 1), "uses for 2 tokens of 4"),
+        (uses(1, 4), "uses for 5 tokens of 4"),
+    ] {
+        let error = ops::rms_norm(&randn(&[1, 4, 4]), &x, 1e-5, &uses, &tape).unwrap_err();
+        assert!(error.to_string().contains(want), "{error}");
+    }
+    let error =
+        ops::linear(&randn(&[2, 4]), &randn(&[3, 4]).to_kind(Kind::BFloat16), &slot, &tape).unwrap_err();
+    assert!(
+        error.to_string().contains("linear has x [2, 4] of Float for weights [3, 4] of BFloat16"),
+        "{error}"
+    );
+    let error = ops::copy_to_shards(&x, &alone, &tape, 0, false).unwrap_err();
+    assert!(error.to_string().contains("one logical shard at least"), "{error}");
+    let error =
+        ops::cross_entropy(vec![randn(&[1, 4])], &Tensor::from_slice(&[0i64]), &[0, 4], &alone).unwrap_err();
+    assert!(error.to_string().contains("2 first columns for 1 shards"), "{error}");
+    let error = ops::embed(&Tensor::from_slice(&[0i64]), &randn(&[2, 2]), 0, Kind::Double).unwrap_err();
+    assert!(error.to_string().contains("not Double"), "{error}");
     let error = ops::grad(&x, &x, &x).unwrap_err();
     assert!(!error.to_string().is_empty() && !error.to_string().contains('\n'), "{error}");
 }
@@ -251,12 +252,12 @@ fn a_group_of_one_is_a_group_and_errors_say_what_happened() {
 fn kernels_give_the_same_bits_on_one_and_two_threads() {
     let bits = |threads| {
         tch::set_num_threads(threads);
-        STATE.set(11);
+        seed(11);
         let alone = Group::new(None, &[0], 0, 0).unwrap();
         let (x, w, dy) = (randn(&[3, 77, 130]).set_requires_grad(true), randn(&[130]), randn(&[3, 77, 130]));
         let (slot, dw) = slot_like(&w);
         let tape = Tape::new();
-        let y = ops::rms_norm(&x, &w, 1e-5, &slot, &tape).unwrap();
+        let y = ops::rms_norm(&x, &w, 1e-5, &[NormUse { slot: &slot, first: 0, tokens: 77 }], &tape).unwrap();
         let dx = ops::grad(&y, &dy, &x).unwrap();
         tape.flush().unwrap();
         let a = randn(&[70_001]).set_requires_grad(true);
@@ -265,7 +266,8 @@ fn kernels_give_the_same_bits_on_one_and_two_threads() {
         let da = ops::grad(&wide, &da, &a).unwrap();
         let leaf = randn(&[101, 513]).set_requires_grad(true);
         let targets: Vec<i64> = (0..101).map(|row| row * 37 % 514 - 1).collect();
-        let loss = ops::cross_entropy(&leaf * 1.0, &Tensor::from_slice(&targets), 0, &alone).unwrap();
+        let loss =
+            ops::cross_entropy(vec![&leaf * 1.0], &Tensor::from_slice(&targets), &[0], &alone).unwrap();
         let dl = ops::grad(&loss, &Tensor::ones([], (Kind::Double, Device::Cpu)), &leaf).unwrap();
         let flat = |x: &Tensor| Vec::<f32>::try_from(&x.to_kind(Kind::Float).flatten(0, -1)).unwrap();
         let mut bits: Vec<u32> =

@@ -69,7 +69,7 @@ pub(super) fn form(
             info.ok_or_else(|| format!("the plan names {}, which was not asked for", assignment.worker))?;
         Ok(Seat {
             info: info.clone(),
-            stage: assignment.stage,
+            stage: assignment.pipeline_index,
             digest,
             assignment: json,
             phase: None,

@@ -23,7 +23,7 @@ const SILENT_MS: u64 = 1500;
 pub(super) struct Seat {
     /// Who it is.
     pub(super) info: WorkerInfo,
-    /// Its pipeline stage.
+    /// Its place along the pipeline axis.
     pub(super) stage: u32,
     /// The digest of its assignment.
     pub(super) digest: String,

@@ -1,8 +1,12 @@
 //! Everything that was decided, put into one assignment for each rank.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
-use coxswain_types::params::{Parameter, ParameterRow, Place, Split, norm_slots, parameter_table, slice_of};
+use coxswain_types::assignment::{Recompute, Stage};
+use coxswain_types::params::{
+    Parameter, ParameterRow, Place, Slice, Split, norm_slots, parameter_table, slice_of,
+};
 use coxswain_types::status::WorkerInfo;
 use coxswain_types::tree::{Node, cover, split};
 use coxswain_types::{Assignment, Rank};
@@ -22,20 +26,25 @@ const OPERATION_MS: u64 = 3_600_000;
 const FORMING_MS: u64 = 20_000;
 
 /// What is the same for every rank.
-struct Shared {
+struct Shared<'a> {
+    request: &'a PlanRequest<'a>,
+    mesh: &'a Mesh,
+    /// The layers of each pipeline stage.
+    layers: &'a [Range<u32>],
     runs: Vec<Range<u32>>,
     owned_runs: Vec<Range<u32>>,
     data_nodes: Vec<Vec<Node>>,
     table: Vec<Parameter>,
     first_slots: Vec<u32>,
     norm_slots: u32,
+    shard_count: u32,
 }
 
 /// One assignment for each worker of `seated`, whose place in it is its rank.
 pub(super) fn assign(
     request: &PlanRequest<'_>,
     mesh: &Mesh,
-    stages: &[Range<u32>],
+    layers: &[Range<u32>],
     seated: &[&WorkerInfo],
 ) -> Vec<Assignment> {
     let spec = request.spec;
@@ -43,90 +52,166 @@ pub(super) fn assign(
     let owned_runs = split(spec.train.reduction_runs, spec.layout.data);
     let data_nodes = owned_runs.iter().map(|owned| cover(spec.train.reduction_runs, owned)).collect();
     let table = parameter_table(&spec.model);
-    let (first_slots, norm_slots) = norm_slots(&table, spec.layout.tensor);
-    let shared = Shared { runs, owned_runs, data_nodes, table, first_slots, norm_slots };
-    (0..).zip(seated).map(|(rank, worker)| assignment(request, mesh, stages, &shared, rank, worker)).collect()
-}
-
-fn assignment(
-    request: &PlanRequest<'_>,
-    mesh: &Mesh,
-    stages: &[Range<u32>],
-    shared: &Shared,
-    rank: u32,
-    worker: &WorkerInfo,
-) -> Assignment {
-    let at = mesh.coordinates(rank);
-    let pipeline = request.spec.layout.pipeline;
-    let owned_runs = shared.owned_runs[at.data as usize].clone();
-    let micro_batches =
-        shared.runs[owned_runs.start as usize].start..shared.runs[owned_runs.end as usize - 1].end;
-    let (embedding, head) = (at.stage == 0, at.stage + 1 == pipeline);
-    let layers = stages[at.stage as usize].clone();
-    let here = |place| match place {
-        Place::Embedding => embedding,
-        Place::Layer(layer) => layers.contains(&layer),
-        Place::Head => head,
-    };
-    let parameters = rows(request, mesh, shared, at, here);
-    Assignment {
-        job: request.job.clone(),
-        generation: request.generation,
-        worker: worker.id.clone(),
-        rank: Rank(rank),
-        world: mesh.world(),
-        data_index: at.data,
-        stage: at.stage,
-        tensor_index: at.tensor,
-        spec: request.spec.clone(),
-        threads: request.threads,
-        directory: request.directory.to_owned(),
-        embedding,
+    let shard_count = spec.train.shards(spec.layout.tensor);
+    let (first_slots, norm_slots) = norm_slots(&table, shard_count);
+    let shared = Shared {
+        request,
+        mesh,
         layers,
-        head,
-        tensor_group: mesh.tensor_group(at),
-        data_group: mesh.data_group(at),
-        previous: mesh.previous(at),
-        next: mesh.next(at),
-        parameters,
-        norm_slots: shared.norm_slots,
-        runs: shared.runs.clone(),
+        runs,
         owned_runs,
-        data_nodes: shared.data_nodes.clone(),
-        train: schedule::train(at.stage, pipeline, micro_batches.clone()),
-        evaluate: schedule::evaluate(at.stage, pipeline, micro_batches),
-        data: request.data.clone(),
-        resume: request.resume.clone(),
-        operation_ms: OPERATION_MS,
-        forming_ms: FORMING_MS,
-    }
+        data_nodes,
+        table,
+        first_slots,
+        norm_slots,
+        shard_count,
+    };
+    (0..).zip(seated).map(|(rank, worker)| shared.assignment(rank, worker)).collect()
 }
 
-/// The rank's rows of the parameter table.
-fn rows(
-    request: &PlanRequest<'_>,
-    mesh: &Mesh,
-    shared: &Shared,
-    at: Coordinates,
-    here: impl Fn(Place) -> bool,
-) -> Vec<ParameterRow> {
-    let tensor = request.spec.layout.tensor;
-    let on_stage = shared.table.iter().zip(&shared.first_slots).filter(|(p, _)| here(p.place));
-    on_stage
-        .map(|(parameter, first_slot)| {
-            let slice = slice_of(parameter, at.tensor, tensor);
-            // One of the ranks that hold the same slice speaks for it: the first of the first data rank.
-            let speaks = at.data == 0 && slice.holders.start == at.tensor;
-            // A replicated parameter sees all of its gradient on every rank; a slice that several
-            // ranks hold sees the part that comes through each rank's own query heads.
-            let partial = parameter.split != Split::Replicated && slice.holders.len() > 1;
-            let holders = slice.holders.clone().filter(|_| partial);
-            ParameterRow {
-                replicas: holders.map(|tensor| mesh.rank(Coordinates { tensor, ..at })).collect(),
-                norm_slot: speaks.then_some(first_slot + slice.ordinal),
-                saves: speaks,
-                ..parameter.row(&slice)
+impl Shared<'_> {
+    fn assignment(&self, rank: u32, worker: &WorkerInfo) -> Assignment {
+        let request = self.request;
+        let (spec, layout) = (request.spec, &request.spec.layout);
+        let at = self.mesh.coordinates(rank);
+        let owned_runs = self.owned_runs[at.data as usize].clone();
+        let micro_batches =
+            self.runs[owned_runs.start as usize].start..self.runs[owned_runs.end as usize - 1].end;
+        let data_group = self.mesh.data_group(at);
+        let stages = self.stages(at);
+        let parameters = self.rows(at, &stages);
+        Assignment {
+            job: request.job.clone(),
+            generation: request.generation,
+            worker: worker.id.clone(),
+            rank: Rank(rank),
+            world: self.mesh.world(),
+            data_index: at.data,
+            pipeline_index: at.pipeline,
+            tensor_index: at.tensor,
+            spec: spec.clone(),
+            threads: request.threads,
+            directory: request.directory.to_owned(),
+            stages,
+            shards: self.shards(at.tensor),
+            shard_count: self.shard_count,
+            tensor_group: self.mesh.tensor_group(at),
+            optimizer_group: if layout.zero { data_group.clone() } else { vec![rank] },
+            data_group,
+            parameters,
+            norm_slots: self.norm_slots,
+            runs: self.runs.clone(),
+            owned_runs,
+            data_nodes: self.data_nodes.clone(),
+            train: schedule::train(layout, &spec.actions, at.pipeline, micro_batches.clone()),
+            evaluate: schedule::evaluate(layout, at.pipeline, micro_batches),
+            data: request.data.clone(),
+            resume: request.resume.clone(),
+            operation_ms: OPERATION_MS,
+            forming_ms: FORMING_MS,
+        }
+    }
+
+    /// The logical tensor shards of a tensor rank.
+    fn shards(&self, tensor: u32) -> Range<u32> {
+        let each = self.shard_count / self.request.spec.layout.tensor;
+        tensor * each..(tensor + 1) * each
+    }
+
+    /// The pipeline stages of a rank: every p-th.
+    fn stages(&self, at: Coordinates) -> Vec<Stage> {
+        let layout = &self.request.spec.layout;
+        let (pipeline, count) = (layout.pipeline, layout.stages());
+        let rank_of = |stage: u32| self.mesh.rank(Coordinates { pipeline: stage % pipeline, ..at });
+        let stage = |index: u32| {
+            let layers = self.layers[index as usize].clone();
+            Stage {
+                index,
+                embedding: index == 0,
+                head: index + 1 == count,
+                previous: index.checked_sub(1).map(rank_of),
+                next: (index + 1 < count).then(|| rank_of(index + 1)),
+                recompute: vec![Recompute::Nothing; layers.len()],
+                layers,
             }
-        })
-        .collect()
+        };
+        (at.pipeline..count).step_by(pipeline as usize).map(stage).collect()
+    }
+
+    /// The rank's rows of the parameter table, place by place: one for each use of a slice.
+    fn rows(&self, at: Coordinates, stages: &[Stage]) -> Vec<ParameterRow> {
+        let mut places = Vec::new();
+        for stage in stages {
+            places.extend(stage.embedding.then_some(Place::Embedding));
+            places.extend(stage.layers.clone().map(Place::Layer));
+            places.extend(stage.head.then_some(Place::Head));
+        }
+        let (mut rows, mut held) = (Vec::new(), BTreeSet::new());
+        for place in places {
+            for (parameter, first_slot) in self.table.iter().zip(&self.first_slots) {
+                let Some(use_of) = parameter.places.iter().position(|used| *used == place) else { continue };
+                for shard in self.shards_of(parameter, at.tensor) {
+                    let slice = slice_of(parameter, shard, self.shard_count);
+                    let first_here = held.insert((&parameter.name, slice.offset));
+                    let (uses, holders) = self.sharing(parameter, &slice, at);
+                    // One of the ranks that hold a slice speaks for it: the first of the first data rank.
+                    let speaks = first_here
+                        && at.data == 0
+                        && holders.first() == Some(&self.mesh.rank(at))
+                        && (self.splits(parameter) || at.tensor == 0);
+                    let sharers = slice.holders.end - slice.holders.start;
+                    let alone = uses.len() < 2;
+                    rows.push(ParameterRow {
+                        place,
+                        use_index: use_of as u32 * sharers + shard - slice.holders.start,
+                        uses: if alone { Vec::new() } else { uses },
+                        holders: if alone { Vec::new() } else { holders },
+                        norm_slot: speaks.then_some(first_slot + slice.ordinal),
+                        saves: speaks,
+                        ..parameter.row(&slice, shard)
+                    });
+                }
+            }
+        }
+        rows
+    }
+
+    /// Whether a parameter's uses are spread over the tensor ranks: what is replicated is used whole
+    /// by each, unless they split the sequence.
+    fn splits(&self, parameter: &Parameter) -> bool {
+        parameter.split != Split::Replicated || self.request.spec.layout.sequence_parallel
+    }
+
+    /// The logical shards whose use of `parameter` a tensor rank computes.
+    fn shards_of(&self, parameter: &Parameter, tensor: u32) -> Range<u32> {
+        if self.splits(parameter) { self.shards(tensor) } else { 0..self.shard_count }
+    }
+
+    /// The rank that brings each use of the slice, in the order in which gradients of uses are added
+    /// (place by place, shard by shard), and the ranks that hold the slice.
+    fn sharing(&self, parameter: &Parameter, slice: &Slice, at: Coordinates) -> (Vec<u32>, Vec<u32>) {
+        let pipeline = self.request.spec.layout.pipeline;
+        let each = self.shard_count / self.request.spec.layout.tensor;
+        let mut uses = Vec::new();
+        for place in &parameter.places {
+            let stage = match place {
+                Place::Embedding => 0,
+                Place::Head => self.layers.len() - 1,
+                Place::Layer(layer) => {
+                    self.layers.iter().position(|layers| layers.contains(layer)).unwrap_or(0)
+                }
+            };
+            for shard in slice.holders.clone() {
+                let tensor = if self.splits(parameter) { shard / each } else { at.tensor };
+                uses.push(self.mesh.rank(Coordinates { pipeline: stage as u32 % pipeline, tensor, ..at }));
+            }
+        }
+        let mut holders = Vec::new();
+        for &rank in &uses {
+            if !holders.contains(&rank) {
+                holders.push(rank);
+            }
+        }
+        (uses, holders)
+    }
 }

@@ -1,12 +1,13 @@
 //! A plan as a program reads it: the facts of the printed form, with the lists of actions.
 
-use coxswain_types::job::Layout;
-use coxswain_types::params::ParameterRow;
+use coxswain_types::assignment::Stage;
+use coxswain_types::job::{Layout, Precision};
 use coxswain_types::schedule::Action;
 use coxswain_types::{Assignment, Generation, Rank, WorkerId};
 use serde::Serialize;
 
-use super::print::{holds, micro_batches};
+use super::grid::micro_batches;
+use super::print::{held_parameters, holds, schedule_name};
 use super::{Memory, Plan};
 
 #[derive(Serialize)]
@@ -14,10 +15,15 @@ struct PlanJson<'a> {
     job: &'a str,
     generation: Generation,
     layout: Layout,
+    /// The schedule as people call it.
+    schedule: String,
+    precision: Precision,
     threads: u32,
     /// Parameters of the model, each counted once.
     parameters: u64,
-    /// Share of time that stages wait, if every compute action takes as long.
+    /// Units of time of a step, if a rank's forward takes one and its backward two.
+    makespan: f64,
+    /// Share of that time that pipeline ranks are idle.
     bubble: f64,
     ranks: Vec<RankJson<'a>>,
     spares: &'a [WorkerId],
@@ -27,10 +33,12 @@ struct PlanJson<'a> {
 struct RankJson<'a> {
     rank: Rank,
     data: u32,
-    stage: u32,
+    pipeline: u32,
     tensor: u32,
     worker: &'a WorkerId,
     holds: String,
+    stages: &'a [Stage],
+    /// Parameters of this rank, each counted once.
     parameters: u64,
     memory: Memory,
     peak_bytes: u64,
@@ -49,8 +57,11 @@ impl Plan {
             job: &first.job,
             generation: first.generation,
             layout: first.spec.layout,
+            schedule: schedule_name(first.spec.layout.schedule),
+            precision: first.spec.train.precision,
             threads: first.threads,
             parameters: self.parameters(),
+            makespan: self.makespan(),
             bubble: self.bubble(),
             ranks: self.assignments.iter().zip(&self.memory).map(rank).collect(),
             spares: &self.spares,
@@ -63,11 +74,12 @@ fn rank<'a>((a, memory): (&'a Assignment, &Memory)) -> RankJson<'a> {
     RankJson {
         rank: a.rank,
         data: a.data_index,
-        stage: a.stage,
+        pipeline: a.pipeline_index,
         tensor: a.tensor_index,
         worker: &a.worker,
         holds: holds(a),
-        parameters: a.parameters.iter().map(ParameterRow::elements).sum(),
+        stages: &a.stages,
+        parameters: held_parameters(a),
         memory: *memory,
         peak_bytes: memory.peak_bytes(),
         micro_batches: [range.start, range.end],

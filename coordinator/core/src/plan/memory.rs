@@ -1,25 +1,33 @@
-//! What a rank holds at its peak, in bytes of fp32. An estimate of tensors only: not the program,
-//! not libtorch's scratch, not the buffers of messages between data ranks.
+//! What a rank holds at its peak. An estimate of tensors only: not the program, not libtorch's scratch,
+//! not the buffers of messages between data ranks.
+//!
+//! Weights, sums of gradients and moments are fp32. What forward passes keep is counted by walking the
+//! rank's own list of actions, so it follows any schedule; `activations` says how much a layer keeps.
+
+use std::collections::BTreeSet;
 
 use coxswain_types::Assignment;
-use coxswain_types::job::Checkpointing;
+use coxswain_types::job::{OptimizerKind, Precision};
 use coxswain_types::params::{ParameterRow, Place};
 use coxswain_types::tree::Node;
 use serde::Serialize;
 
-use super::check::POSTED_RECEIVES;
+use super::activations::{logits_bytes, peak_activations};
 
 /// Bytes of an fp32 number.
-const FP32: u64 = 4;
+pub(super) const FP32: u64 = 4;
+
+/// Elements of the blocks on whose borders the optimizer's state is cut: the blocks of squared norms.
+const BLOCK: u64 = 65_536;
 
 /// Bytes that a rank holds at its peak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// The weights.
+    /// The weights, and under a low precision their copy in it.
     pub parameters_bytes: u64,
     /// Gradient sums of tree nodes that live at once.
     pub gradients_bytes: u64,
-    /// AdamW's two moments.
+    /// The optimizer's moments, or this rank's share of them.
     pub optimizer_bytes: u64,
     /// What forward passes keep for backward passes, over all micro-batches in flight, and the
     /// receives that are posted ahead.
@@ -41,15 +49,40 @@ impl Memory {
 
 /// Estimates a rank's peak.
 pub(super) fn memory(assignment: &Assignment) -> Memory {
-    let elements: u64 = assignment.parameters.iter().map(ParameterRow::elements).sum();
-    let weights = FP32 * elements;
+    let mut seen = BTreeSet::new();
+    let held = assignment.parameters.iter().filter(|row| seen.insert((&row.name, row.offset)));
+    let held: Vec<&ParameterRow> = held.collect();
+    // Each use of a weight has a sum of its own.
+    let sums: u64 = assignment.parameters.iter().map(ParameterRow::elements).sum();
+    let nodes = assignment.data_nodes.get(assignment.data_index as usize).map(Vec::as_slice);
     Memory {
-        parameters_bytes: weights,
-        gradients_bytes: live_buffers(&assignment.data_nodes[assignment.data_index as usize]) * weights,
-        optimizer_bytes: 2 * weights,
-        activations_bytes: FP32 * activations(assignment),
-        logits_bytes: FP32 * logits(assignment),
+        parameters_bytes: held.iter().map(|row| weight_bytes(assignment, row)).sum(),
+        gradients_bytes: live_buffers(nodes.unwrap_or_default()) * FP32 * sums,
+        optimizer_bytes: held.iter().map(|row| optimizer_bytes(assignment, row)).sum(),
+        activations_bytes: peak_activations(assignment),
+        logits_bytes: logits_bytes(assignment),
     }
+}
+
+/// A weight in fp32, and a matrix once more in the precision that it is multiplied in.
+fn weight_bytes(assignment: &Assignment, row: &ParameterRow) -> u64 {
+    let copy = match assignment.spec.train.precision {
+        Precision::Fp32 => 0,
+        low if row.shape.len() == 2 => low.bytes(),
+        _ => 0,
+    };
+    row.elements() * (FP32 + copy)
+}
+
+/// AdamW keeps two moments of a weight, Muon one of a layer's matrix. Where data ranks share the
+/// state, each has whole blocks of it.
+fn optimizer_bytes(assignment: &Assignment, row: &ParameterRow) -> u64 {
+    let muon = assignment.spec.train.optimizer.kind == OptimizerKind::Muon;
+    let matrix = row.shape.len() == 2 && matches!(row.place, Place::Layer(_));
+    let moments = if muon && matrix { 1 } else { 2 };
+    let ranks = assignment.optimizer_group.len().max(1) as u64;
+    let share = row.elements().div_ceil(BLOCK).div_ceil(ranks) * BLOCK;
+    moments * FP32 * share.min(row.elements())
 }
 
 /// Gradient buffers that live at once while a data rank reduces its nodes from left to right. Where
@@ -64,50 +97,6 @@ fn live_buffers(nodes: &[Node]) -> u64 {
 /// place. Over a whole tree that is log2 of the runs, plus one.
 fn peak(node: Node) -> u64 {
     node.children().map_or(1, |(left, right)| peak(left).max(1 + peak(right)))
-}
-
-fn tokens(assignment: &Assignment) -> u64 {
-    u64::from(assignment.spec.train.sequence) * u64::from(assignment.spec.train.micro_batch)
-}
-
-/// Numbers that one layer keeps of one micro-batch. For each token, with widths as this tensor rank
-/// holds them: the layer's input, both norms' outputs and the sum after attention (4 dim); queries
-/// before and after rotation and the attention's output (3 q); keys before and after rotation, and
-/// values (3 kv); the attention's log-sum for each head; gate, up, its activation and the product
-/// (4 ffn).
-fn layer_internals(assignment: &Assignment) -> u64 {
-    let (model, tensor) = (&assignment.spec.model, u64::from(assignment.spec.layout.tensor));
-    let head_dim = u64::from(model.head_dim());
-    let heads = u64::from(model.heads) / tensor;
-    let kv = u64::from(model.kv_heads).div_ceil(tensor) * head_dim;
-    let ffn = u64::from(model.ffn).div_ceil(tensor);
-    tokens(assignment) * (4 * u64::from(model.dim) + 3 * heads * head_dim + 3 * kv + heads + 4 * ffn)
-}
-
-/// Numbers kept for backward passes, and in receives.
-fn activations(assignment: &Assignment) -> u64 {
-    let layers = u64::from(assignment.layers.end - assignment.layers.start);
-    let boundary = tokens(assignment) * u64::from(assignment.spec.model.dim);
-    let internals = layer_internals(assignment);
-    let owned = &assignment.runs[assignment.owned_runs.start as usize..assignment.owned_runs.end as usize];
-    let micro_batches: u32 = owned.iter().map(|run| run.end - run.start).sum();
-    let in_flight = u64::from(micro_batches.min(assignment.spec.layout.pipeline - assignment.stage));
-    let kept = match assignment.spec.train.checkpointing {
-        Checkpointing::None => in_flight * layers * internals,
-        // Each layer's input, and one layer that is computed again.
-        Checkpointing::Full => in_flight * layers * boundary + internals,
-    };
-    let stages = u64::from(assignment.previous.is_some()) + u64::from(assignment.next.is_some());
-    let posted = if stages > 0 { POSTED_RECEIVES as u64 * boundary } else { 0 };
-    kept + posted
-}
-
-/// The logits of one micro-batch and their gradient: on the last stage a forward is followed by its
-/// backward at once.
-fn logits(assignment: &Assignment) -> u64 {
-    let vocabulary =
-        assignment.parameters.iter().filter(|row| row.place == Place::Head && row.shape.len() == 2);
-    vocabulary.map(|row| 2 * tokens(assignment) * row.len).sum()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use coxswain_types::job::Layout;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Coordinates {
     pub(super) data: u32,
-    pub(super) stage: u32,
+    pub(super) pipeline: u32,
     pub(super) tensor: u32,
 }
 
@@ -27,14 +27,14 @@ impl Mesh {
     }
 
     pub(super) fn rank(&self, at: Coordinates) -> u32 {
-        (at.data * self.layout.pipeline + at.stage) * self.layout.tensor + at.tensor
+        (at.data * self.layout.pipeline + at.pipeline) * self.layout.tensor + at.tensor
     }
 
     pub(super) fn coordinates(&self, rank: u32) -> Coordinates {
         let Layout { pipeline, tensor, .. } = self.layout;
         Coordinates {
             data: rank / (pipeline * tensor),
-            stage: rank / tensor % pipeline,
+            pipeline: rank / tensor % pipeline,
             tensor: rank % tensor,
         }
     }
@@ -48,34 +48,31 @@ impl Mesh {
     pub(super) fn data_group(&self, at: Coordinates) -> Vec<u32> {
         (0..self.layout.data).map(|data| self.rank(Coordinates { data, ..at })).collect()
     }
-
-    pub(super) fn previous(&self, at: Coordinates) -> Option<u32> {
-        let stage = at.stage.checked_sub(1)?;
-        Some(self.rank(Coordinates { stage, ..at }))
-    }
-
-    pub(super) fn next(&self, at: Coordinates) -> Option<u32> {
-        let stage = at.stage + 1;
-        (stage < self.layout.pipeline).then(|| self.rank(Coordinates { stage, ..at }))
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use coxswain_types::job::Schedule;
+
     use super::*;
 
     #[test]
     fn ranks_and_coordinates_are_each_others_inverse_and_groups_differ_along_one_axis() {
-        let mesh = Mesh::new(Layout { pipeline: 3, tensor: 2, data: 4 });
+        let layout = Layout {
+            pipeline: 3,
+            tensor: 2,
+            data: 4,
+            schedule: Schedule::OneFOneB,
+            sequence_parallel: false,
+            zero: false,
+        };
+        let mesh = Mesh::new(layout);
         for rank in 0..mesh.world() {
             assert_eq!(mesh.rank(mesh.coordinates(rank)), rank);
         }
-        let at = Coordinates { data: 1, stage: 1, tensor: 1 };
+        let at = Coordinates { data: 1, pipeline: 1, tensor: 1 };
         assert_eq!(mesh.rank(at), 9);
         assert_eq!(mesh.tensor_group(at), [8, 9]);
         assert_eq!(mesh.data_group(at), [3, 9, 15, 21]);
-        assert_eq!((mesh.previous(at), mesh.next(at)), (Some(7), Some(11)));
-        assert_eq!(mesh.previous(Coordinates { stage: 0, ..at }), None);
-        assert_eq!(mesh.next(Coordinates { stage: 2, ..at }), None);
     }
 }

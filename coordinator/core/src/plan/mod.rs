@@ -4,33 +4,41 @@
 //! - `placement`: which worker takes which rank, and how many threads it gets.
 //! - `mesh`: ranks, their coordinates and groups.
 //! - `partition`: layers to stages.
-//! - `schedule`: the list of actions of each stage.
+//! - `schedule`: the list of actions of each pipeline rank.
 //! - `assign`: all of it, put into assignments.
+//! - `recompute`: which layers are computed again in the backward pass.
 //! - `check`: an independent reader that refuses a plan which would hang or leave work out.
-//! - `memory`, `timeline`: what a rank needs, and who waits for whom.
-//! - `print`, `json`: a plan as people and programs read it.
+//! - `memory`, `activations`: what a rank needs.
+//! - `timeline`: who waits for whom.
+//! - `print`, `grid`, `svg`, `json`: a plan as people and programs read it.
 //!
 //! How long a step takes is not estimated yet.
 
+mod activations;
 mod assign;
 pub mod check;
 mod encode;
+mod grid;
 mod json;
 mod memory;
 mod mesh;
 mod partition;
 mod placement;
 mod print;
+mod recompute;
 mod schedule;
+mod svg;
 mod timeline;
 
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
+use coxswain_types::job::Schedule;
 use coxswain_types::status::WorkerInfo;
 use coxswain_types::{Assignment, Generation, JobSpec, WorkerId};
 
 pub use encode::encode;
 pub use memory::Memory;
 pub use placement::threads_for;
+pub use svg::svg;
 
 use mesh::Mesh;
 
@@ -95,7 +103,28 @@ pub enum PlanError {
     Unchecked(&'static str),
     /// The plan's own check refused it.
     #[error("the plan would not work: {0}; please report this")]
-    Broken(#[from] check::Violation),
+    Broken(check::Violation),
+    /// The user's own schedule would hang, leave work out or do it twice.
+    #[error(
+        "layout.actions: this schedule would not work: {0}; line 1 is rank 0's. Each rank does every micro-batch of a \
+         data rank on each of its stages: F, then B or I and W, in ascending order of micro-batches. \
+         `coxswain plan --schedule 1f1b` prints one that works"
+    )]
+    Custom(check::Violation),
+    /// No choice of layers to compute again brings a worker below the budget.
+    #[error(
+        "{worker} needs about {} even if every layer is computed again, and train.checkpointing allows {}; raise \
+         the budget, use more pipeline or tensor ranks, set layout.zero to 1, or make train.micro_batch smaller",
+        print::mebibytes(*.needed), print::mebibytes(*.bytes)
+    )]
+    Budget {
+        /// The worker that needs the most of those that compute together.
+        worker: WorkerId,
+        /// The bytes that it needs.
+        needed: u64,
+        /// The bytes that it may have.
+        bytes: u64,
+    },
     /// An assignment does not survive its encoding.
     #[error("the assignment of rank {0} changes when it is encoded; please report this")]
     Encoding(u32),
@@ -104,15 +133,21 @@ pub enum PlanError {
 /// Plans one generation.
 ///
 /// # Errors
-/// Too few workers, or a fault of the planner that its own check has found.
+/// Too few workers, a schedule of the user's own that would not work, a budget that cannot be met, or a
+/// fault of the planner that its own check has found.
 pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     let spec = request.spec;
     check_layout(spec)?;
     let (seated, spares) = placement::place(request.workers, &spec.layout)?;
     let mesh = Mesh::new(spec.layout);
-    let stages = partition::partition(&spec.model, spec.train.sequence, spec.layout.pipeline);
-    let assignments = assign::assign(request, &mesh, &stages, &seated);
-    check::check(&assignments)?;
+    let layers = partition::partition(&spec.model, spec.train.sequence, spec.layout.stages());
+    let mut assignments = assign::assign(request, &mesh, &layers, &seated);
+    recompute::choose(&mut assignments)?;
+    let own = matches!(spec.layout.schedule, Schedule::Custom { .. });
+    check::check(&assignments).map_err(|violation| {
+        let refuse = if own && violation.in_actions() { PlanError::Custom } else { PlanError::Broken };
+        refuse(violation)
+    })?;
     if let Some(changed) = assignments.iter().find(|assignment| !encode::survives(assignment)) {
         return Err(PlanError::Encoding(changed.rank.0));
     }
@@ -156,21 +191,26 @@ pub fn sketch(spec: &JobSpec, workers: u32) -> Result<Plan, PlanError> {
 /// journal comes here without passing that door.
 fn check_layout(spec: &JobSpec) -> Result<(), PlanError> {
     let (model, train, layout) = (&spec.model, &spec.train, &spec.layout);
+    let shards = train.shards(layout.tensor);
+    let chunks = layout.schedule.chunks();
+    let stages = u64::from(layout.pipeline) * u64::from(chunks);
     let divides = |a: u32, b: u32| a > 0 && b.is_multiple_of(a);
     let rules = [
         (
-            layout.pipeline >= 1 && layout.pipeline <= model.layers,
-            "layout.pipeline must be 1 to model.layers",
+            (1..=u64::from(model.layers)).contains(&stages),
+            "layout.pipeline times layout.chunks must be 1 to model.layers",
         ),
+        ((1..=model.layers).contains(&model.layer_groups), "model.layer_groups must be 1 to model.layers"),
         (divides(model.heads, model.dim), "model.heads must divide model.dim"),
         (divides(model.kv_heads, model.heads), "model.kv_heads must divide model.heads"),
-        (divides(layout.tensor, model.heads), "layout.tensor must divide model.heads"),
+        (divides(layout.tensor, shards), "layout.tensor must divide train.tensor_shards"),
+        (divides(shards, model.heads), "the number of tensor shards must divide model.heads"),
         (
-            divides(layout.tensor, model.kv_heads) || divides(model.kv_heads, layout.tensor),
-            "layout.tensor must divide model.kv_heads or be a multiple of it",
+            divides(shards, model.kv_heads) || divides(model.kv_heads, shards),
+            "the number of tensor shards must divide model.kv_heads or be a multiple of it",
         ),
-        (layout.tensor <= model.ffn, "layout.tensor must be at most model.ffn"),
-        (layout.tensor <= model.vocab, "layout.tensor must be at most model.vocab"),
+        (shards <= model.ffn, "there must be at most model.ffn tensor shards"),
+        (shards <= model.vocab, "there must be at most model.vocab tensor shards"),
         (
             (1..=train.micro_batches).contains(&train.reduction_runs),
             "train.reduction_runs must be 1 to train.micro_batches",

@@ -21,7 +21,7 @@ pub(super) fn place<'a>(
     if let Some(twice) = workers.iter().find(|worker| !names.insert(&worker.id)) {
         return Err(PlanError::WorkerTwice(twice.id.clone()));
     }
-    let Layout { pipeline, tensor, data } = *layout;
+    let Layout { pipeline, tensor, data, .. } = *layout;
     let (needed, found) = (layout.world(), workers.len());
     if found < needed as usize {
         return Err(PlanError::TooFewWorkers { needed, pipeline, tensor, data, found });
@@ -62,7 +62,14 @@ fn by_host(workers: &[WorkerInfo]) -> BTreeMap<&str, Vec<&WorkerInfo>> {
 
 #[cfg(test)]
 mod tests {
+    use coxswain_types::job::Schedule;
+
     use super::*;
+
+    fn layout(pipeline: u32, tensor: u32) -> Layout {
+        let schedule = Schedule::OneFOneB;
+        Layout { pipeline, tensor, data: 1, schedule, sequence_parallel: false, zero: false }
+    }
 
     fn workers(list: &[(&str, &str, u32)]) -> Vec<WorkerInfo> {
         let worker = |(id, host, cores): &(&str, &str, u32)| WorkerInfo {
@@ -88,7 +95,7 @@ mod tests {
             ("f", "c", 4),
         ]);
         let names = |pipeline, tensor| {
-            let (seated, spares) = place(&list, &Layout { pipeline, tensor, data: 1 }).unwrap();
+            let (seated, spares) = place(&list, &layout(pipeline, tensor)).unwrap();
             let seated: Vec<_> = seated.iter().map(|worker| worker.id.0.as_str()).collect();
             let spares: Vec<_> = spares.iter().map(|id| id.0.as_str()).collect();
             format!("{} | {}", seated.join(" "), spares.join(" "))
@@ -101,7 +108,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_placed_is_told() {
-        let layout = Layout { pipeline: 2, tensor: 2, data: 1 };
+        let layout = layout(2, 2);
         let told = |list: &[(&str, &str, u32)]| place(&workers(list), &layout).unwrap_err().to_string();
         assert_eq!(
             told(&[("a", "h", 1), ("b", "h", 1), ("c", "h", 1)]),

@@ -1,17 +1,17 @@
 //! A plan as a person reads it: the ranks, what each holds and needs, and the grid of the schedule.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::ops::Range;
 
+use coxswain_types::assignment::{Recompute, Stage};
+use coxswain_types::job::{Block, Precision, Schedule};
 use coxswain_types::params::ParameterRow;
-use coxswain_types::schedule::{Action, Kind};
 use coxswain_types::{Assignment, WorkerId};
 
-use super::timeline::{idle_share, timeline};
 use super::{Memory, Plan};
 
 /// Characters of a row of the grid: as many as fit on a screen. The rest of a long step looks the
-/// same.
+/// same; `{:#}` prints it.
 const GRID_WIDTH: usize = 96;
 
 impl fmt::Display for Plan {
@@ -25,74 +25,28 @@ impl fmt::Display for Plan {
             writeln!(f, "spare: {} (every rank is taken)", names.join(", "))?;
         }
         writeln!(f)?;
-        self.grid(f)
+        f.write_str(&self.grid(if f.alternate() { None } else { Some(GRID_WIDTH) }))
     }
 }
 
 impl Plan {
-    /// The stages of the data rank with the most micro-batches: it sets the pace.
-    pub(super) fn slowest_pipeline(&self) -> Vec<&Assignment> {
-        let forwards = |a: &Assignment| a.train.iter().filter(|action| action.kind == Kind::Forward).count();
-        let slowest = self.assignments.iter().rev().max_by_key(|a| forwards(a)).map_or(0, |a| a.data_index);
-        let on_it = |a: &&Assignment| a.data_index == slowest && a.tensor_index == 0;
-        self.assignments.iter().filter(on_it).collect()
-    }
-
-    /// The share of time that stages wait, where every compute action takes as long: (p - 1) / (m +
-    /// p - 1) for p stages and m micro-batches of a data rank.
-    pub fn bubble(&self) -> f64 {
-        let lists: Vec<_> = self.slowest_pipeline().iter().map(|a| a.train.as_slice()).collect();
-        idle_share(&timeline(&lists))
-    }
-
     /// The model's parameters, each counted once.
     pub fn parameters(&self) -> u64 {
         let rows = self.assignments.iter().flat_map(|a| &a.parameters);
         rows.filter(|row| row.saves).map(ParameterRow::elements).sum()
     }
+}
 
-    fn grid(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pipeline = self.slowest_pipeline();
-        let Some(first) = pipeline.first() else { return Ok(()) };
-        let lists: Vec<_> = pipeline.iter().map(|a| a.train.as_slice()).collect();
-        let rows = timeline(&lists);
-        let Range { start, end } = micro_batches(first);
-        let ranks = first.data_group.len();
-        let whose =
-            if ranks > 1 { format!("data rank {} of {ranks}, ", first.data_index) } else { String::new() };
-        let (p, m) = (pipeline.len(), end - start);
-        let bubble = 100.0 * idle_share(&rows);
-        writeln!(
-            f,
-            "1F1B: {whose}micro-batches {start}..{end}, one column a forward or a backward; bubble {bubble:.0}% \
-             = (p-1)/(m+p-1), p {p}, m {m}"
-        )?;
-        let cell = |action: &Option<Action>| action.map_or("·".to_owned(), |a| short(&a));
-        let width = rows.iter().flatten().map(|action| cell(action).chars().count()).max().unwrap_or(1);
-        let columns = GRID_WIDTH / (width + 1);
-        for (a, row) in pipeline.iter().zip(&rows) {
-            write!(f, "stage {:<2}", a.stage)?;
-            let mut line = String::new();
-            for action in row.iter().take(columns) {
-                line.push_str(&format!(" {:<width$}", cell(action)));
-            }
-            match row.len().checked_sub(columns) {
-                Some(more) if more > 0 => writeln!(f, "{line} … {more} more")?,
-                _ => writeln!(f, "{}", line.trim_end())?,
-            }
-        }
-        Ok(())
+/// A schedule as people call it.
+pub(super) fn schedule_name(schedule: Schedule) -> String {
+    match schedule {
+        Schedule::GPipe => "GPipe".to_owned(),
+        Schedule::OneFOneB => "1F1B".to_owned(),
+        Schedule::Interleaved { chunks } => format!("interleaved 1F1B, {chunks} stages a rank"),
+        Schedule::ZbH1 => "ZB-H1".to_owned(),
+        Schedule::Custom { chunks: 1 } => "custom".to_owned(),
+        Schedule::Custom { chunks } => format!("custom, {chunks} stages a rank"),
     }
-}
-
-/// The micro-batches of a rank.
-pub(super) fn micro_batches(a: &Assignment) -> Range<u32> {
-    let owned = a.runs.get(a.owned_runs.start as usize..a.owned_runs.end as usize).unwrap_or_default();
-    owned.first().map_or(0, |run| run.start)..owned.last().map_or(0, |run| run.end)
-}
-
-fn short(action: &Action) -> String {
-    action.to_string().trim_start_matches(|c: char| c.is_ascii_digit()).to_owned()
 }
 
 fn counted(n: impl Into<u64>, one: &str, many: &str) -> String {
@@ -109,6 +63,12 @@ fn head_line(f: &mut fmt::Formatter<'_>, a: &Assignment) -> fmt::Result {
         counted(a.world, "worker", "workers"),
         counted(a.threads, "thread each", "threads each"),
     ];
+    let more = [
+        (train.precision != Precision::Fp32).then(|| train.precision.name().to_owned()),
+        layout.sequence_parallel.then(|| "sequence parallel".to_owned()),
+        layout.zero.then(|| "ZeRO-1".to_owned()),
+    ];
+    let parts: Vec<_> = parts.into_iter().chain(more.into_iter().flatten()).collect();
     writeln!(f, "{}", parts.join(" · "))?;
     let rows = a.spec.model.layers;
     let tokens = u64::from(train.micro_batches) * u64::from(train.micro_batch) * u64::from(train.sequence);
@@ -126,41 +86,71 @@ fn head_line(f: &mut fmt::Formatter<'_>, a: &Assignment) -> fmt::Result {
     writeln!(f, "{}", parts.join(" · "))
 }
 
-const COLUMNS: [&str; 8] = ["rank", "data", "stage", "tensor", "worker", "holds", "params", "peak memory"];
+const COLUMNS: [&str; 9] =
+    ["rank", "data", "pipeline", "tensor", "worker", "holds", "recomputes", "params", "peak memory"];
 /// The columns of words start at the left, those of numbers end at the right.
-const WORDS: [bool; 8] = [false, false, false, false, true, true, false, false];
+const WORDS: [bool; 9] = [false, false, false, false, true, true, true, false, false];
 
-fn rank_row(a: &Assignment, memory: &Memory) -> [String; 8] {
-    let elements = a.parameters.iter().map(ParameterRow::elements).sum();
+/// The column that is printed only where a rank recomputes something, and what it says else.
+const RECOMPUTES: usize = 6;
+const NOTHING: &str = "nothing";
+
+fn rank_row(a: &Assignment, memory: &Memory) -> [String; 9] {
     [
         a.rank.to_string(),
         a.data_index.to_string(),
-        a.stage.to_string(),
+        a.pipeline_index.to_string(),
         a.tensor_index.to_string(),
         a.worker.to_string(),
         holds(a),
-        millions(elements),
+        recomputes(a),
+        millions(held_parameters(a)),
         mebibytes(memory.peak_bytes()),
     ]
 }
 
-/// The parts of the model on a stage.
-pub(super) fn holds(a: &Assignment) -> String {
-    let layers = format!("layers {}..{}", a.layers.start, a.layers.end);
-    let parts = [a.embedding.then_some("embed"), Some(layers.as_str()), a.head.then_some("head")];
-    parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+/// Parameters of a rank, each counted once.
+pub(super) fn held_parameters(a: &Assignment) -> u64 {
+    let mut seen = BTreeSet::new();
+    let rows = a.parameters.iter().filter(|row| seen.insert((&row.name, row.offset)));
+    rows.map(ParameterRow::elements).sum()
 }
 
-fn table(f: &mut fmt::Formatter<'_>, rows: &[[String; 8]]) -> fmt::Result {
+/// The parts of the model on a rank, stage by stage.
+pub(super) fn holds(a: &Assignment) -> String {
+    let stage = |stage: &Stage| {
+        let layers = format!("layers {}..{}", stage.layers.start, stage.layers.end);
+        let parts = [stage.embedding.then_some("embed"), Some(&layers), stage.head.then_some("head")];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    };
+    a.stages.iter().map(stage).collect::<Vec<_>>().join(", ")
+}
+
+/// How many layers of a rank are computed again.
+fn recomputes(a: &Assignment) -> String {
+    let modes: Vec<_> = a.stages.iter().flat_map(|stage| &stage.recompute).collect();
+    let what = match modes.iter().find(|mode| ***mode != Recompute::Nothing) {
+        None => return NOTHING.to_owned(),
+        Some(Recompute::Block(Block::Attention)) => "attention of ",
+        Some(Recompute::Block(Block::Ffn)) => "ffn of ",
+        Some(_) => "",
+    };
+    let count = modes.iter().filter(|mode| ***mode != Recompute::Nothing).count();
+    format!("{what}{count} of {}", counted(modes.len() as u64, "layer", "layers"))
+}
+
+fn table(f: &mut fmt::Formatter<'_>, rows: &[[String; 9]]) -> fmt::Result {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.max().unwrap_or(0).max(COLUMNS[column].len())
     };
     let widths: Vec<_> = (0..COLUMNS.len()).map(width).collect();
+    // A column that says the same of every rank in every plan but a few is left out of the others.
+    let idle = rows.iter().all(|row| row[RECOMPUTES] == NOTHING);
     let titles = COLUMNS.map(str::to_owned);
     for row in std::iter::once(&titles).chain(rows) {
         let mut line = String::new();
-        for (column, cell) in row.iter().enumerate() {
+        for (column, cell) in row.iter().enumerate().filter(|(column, _)| !idle || *column != RECOMPUTES) {
             let width = widths[column];
             let gap = if column == 0 { "" } else { "  " };
             line.push_str(&if WORDS[column] {
@@ -182,7 +172,7 @@ fn millions(n: u64) -> String {
     }
 }
 
-fn mebibytes(bytes: u64) -> String {
+pub(super) fn mebibytes(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
 }

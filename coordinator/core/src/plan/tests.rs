@@ -1,12 +1,17 @@
+mod memory;
+mod schedules;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use coxswain_types::params::{Place, parameter_table};
+use coxswain_types::job::Schedule;
+use coxswain_types::params::parameter_table;
 use coxswain_types::schedule::Action;
 use coxswain_types::{Assignment, JobSpec};
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
+use super::print::schedule_name;
 use super::{Plan, PlanError, encode, sketch};
 use crate::spec::{JobText, parse};
 
@@ -29,6 +34,13 @@ pub(super) fn planned(pipeline: u32, tensor: u32, data: u32, micro_batches: u32)
     sketch(&spec, spec.layout.world()).unwrap()
 }
 
+/// The small job with `layers` layers, changed by `change`, on as many workers as it needs.
+pub(super) fn changed(layers: u32, change: impl FnOnce(&mut JobSpec)) -> Result<Plan, PlanError> {
+    let mut spec = job(&[("model.layers", &layers.to_string())]);
+    change(&mut spec);
+    sketch(&spec, spec.layout.world())
+}
+
 fn printed(pipeline: u32, tensor: u32, data: u32, expected: &Expect) {
     let plan = planned(pipeline, tensor, data, 4).to_string();
     expected.assert_eq(&plan);
@@ -41,14 +53,14 @@ fn one_worker() {
         1,
         1,
         &expect![[r#"
-        job tiny · generation 1 · pipeline 1 x tensor 1 x data 1 · 1 worker · 1 thread each
-        4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
-        rank  data  stage  tensor  worker    holds                   params  peak memory
-           0     0      0       0  worker-0  embed layers 0..4 head  254.9K      7.3 MiB
+            job tiny · generation 1 · pipeline 1 x tensor 1 x data 1 · 1 worker · 1 thread each
+            4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
+            rank  data  pipeline  tensor  worker    holds                   params  peak memory
+               0     0         0       0  worker-0  embed layers 0..4 head  254.9K      7.4 MiB
 
-        1F1B: micro-batches 0..4, one column a forward or a backward; bubble 0% = (p-1)/(m+p-1), p 1, m 4
-        stage 0  F0 B0 F1 B1 F2 B2 F3 B3
-    "#]],
+            1F1B: micro-batches 0..4; makespan 12 units of time, 12 without bubble; bubble 0%; a column is a unit
+            pipeline 0  F0 B0─── F1 B1─── F2 B2─── F3 B3───
+        "#]],
     );
 }
 
@@ -59,16 +71,16 @@ fn two_stages() {
         1,
         1,
         &expect![[r#"
-        job tiny · generation 1 · pipeline 2 x tensor 1 x data 1 · 2 workers · 1 thread each
-        4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
-        rank  data  stage  tensor  worker    holds              params  peak memory
-           0     0      0       0  worker-0  embed layers 0..2  127.4K      4.2 MiB
-           1     0      1       0  worker-1  layers 2..4 head   127.5K      3.8 MiB
+            job tiny · generation 1 · pipeline 2 x tensor 1 x data 1 · 2 workers · 1 thread each
+            4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
+            rank  data  pipeline  tensor  worker    holds              params  peak memory
+               0     0         0       0  worker-0  embed layers 0..2  127.4K      4.2 MiB
+               1     0         1       0  worker-1  layers 2..4 head   127.5K      3.8 MiB
 
-        1F1B: micro-batches 0..4, one column a forward or a backward; bubble 20% = (p-1)/(m+p-1), p 2, m 4
-        stage 0  F0 F1 ·  B0 F2 B1 F3 B2 ·  B3
-        stage 1  ·  F0 B0 F1 B1 F2 B2 F3 B3 ·
-    "#]],
+            1F1B: micro-batches 0..4; makespan 15 units of time, 12 without bubble; bubble 20%; a column is a unit
+            pipeline 0  F0 F1 ·  ·  B0─── F2 B1─── F3 B2─── ·  B3───
+            pipeline 1  ·  F0 B0─── F1 B1─── F2 B2─── F3 B3─── ·  ·
+        "#]],
     );
 }
 
@@ -79,15 +91,15 @@ fn two_tensor_ranks() {
         2,
         1,
         &expect![[r#"
-        job tiny · generation 1 · pipeline 1 x tensor 2 x data 1 · 2 workers · 1 thread each
-        4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
-        rank  data  stage  tensor  worker    holds                   params  peak memory
-           0     0      0       0  worker-0  embed layers 0..4 head  127.7K      3.8 MiB
-           1     0      0       1  worker-1  embed layers 0..4 head  127.8K      3.8 MiB
+            job tiny · generation 1 · pipeline 1 x tensor 2 x data 1 · 2 workers · 1 thread each
+            4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
+            rank  data  pipeline  tensor  worker    holds                   params  peak memory
+               0     0         0       0  worker-0  embed layers 0..4 head  127.7K      3.8 MiB
+               1     0         0       1  worker-1  embed layers 0..4 head  127.8K      3.8 MiB
 
-        1F1B: micro-batches 0..4, one column a forward or a backward; bubble 0% = (p-1)/(m+p-1), p 1, m 4
-        stage 0  F0 B0 F1 B1 F2 B2 F3 B3
-    "#]],
+            1F1B: micro-batches 0..4; makespan 12 units of time, 12 without bubble; bubble 0%; a column is a unit
+            pipeline 0  F0 B0─── F1 B1─── F2 B2─── F3 B3───
+        "#]],
     );
 }
 
@@ -98,22 +110,22 @@ fn two_of_each() {
         2,
         2,
         &expect![[r#"
-        job tiny · generation 1 · pipeline 2 x tensor 2 x data 2 · 8 workers · 1 thread each
-        4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
-        rank  data  stage  tensor  worker    holds              params  peak memory
-           0     0      0       0  worker-0  embed layers 0..2   63.8K      2.0 MiB
-           1     0      0       1  worker-1  embed layers 0..2   63.9K      2.0 MiB
-           2     0      1       0  worker-2  layers 2..4 head    63.9K      1.7 MiB
-           3     0      1       1  worker-3  layers 2..4 head    63.9K      1.7 MiB
-           4     1      0       0  worker-4  embed layers 0..2   63.8K      2.0 MiB
-           5     1      0       1  worker-5  embed layers 0..2   63.9K      2.0 MiB
-           6     1      1       0  worker-6  layers 2..4 head    63.9K      1.7 MiB
-           7     1      1       1  worker-7  layers 2..4 head    63.9K      1.7 MiB
+            job tiny · generation 1 · pipeline 2 x tensor 2 x data 2 · 8 workers · 1 thread each
+            4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
+            rank  data  pipeline  tensor  worker    holds              params  peak memory
+               0     0         0       0  worker-0  embed layers 0..2   63.8K      2.0 MiB
+               1     0         0       1  worker-1  embed layers 0..2   63.9K      2.0 MiB
+               2     0         1       0  worker-2  layers 2..4 head    63.9K      1.8 MiB
+               3     0         1       1  worker-3  layers 2..4 head    63.9K      1.8 MiB
+               4     1         0       0  worker-4  embed layers 0..2   63.8K      2.0 MiB
+               5     1         0       1  worker-5  embed layers 0..2   63.9K      2.0 MiB
+               6     1         1       0  worker-6  layers 2..4 head    63.9K      1.8 MiB
+               7     1         1       1  worker-7  layers 2..4 head    63.9K      1.8 MiB
 
-        1F1B: data rank 0 of 2, micro-batches 0..2, one column a forward or a backward; bubble 33% = (p-1)/(m+p-1), p 2, m 2
-        stage 0  F0 F1 ·  B0 ·  B1
-        stage 1  ·  F0 B0 F1 B1 ·
-    "#]],
+            1F1B: data rank 0 of 2, micro-batches 0..2; makespan 9 units of time, 6 without bubble; bubble 33%; a column is a unit
+            pipeline 0  F0 F1 ·  ·  B0─── ·  B1───
+            pipeline 1  ·  F0 B0─── F1 B1─── ·  ·
+        "#]],
     );
 }
 
@@ -124,18 +136,18 @@ fn four_stages_of_a_long_step_with_a_spare() {
     expect![[r#"
         job tiny · generation 1 · pipeline 4 x tensor 1 x data 1 · 4 workers · 1 thread each
         4 layers · 24 micro-batches of 2 x 32 tokens · 8 reduction runs · 1536 tokens a step
-        rank  data  stage  tensor  worker    holds              params  peak memory
-           0     0      0       0  worker-0  embed layers 0..1   80.2K      2.5 MiB
-           1     0      1       0  worker-1  layers 1..2         47.2K      1.6 MiB
-           2     0      2       0  worker-2  layers 2..3         47.2K      1.6 MiB
-           3     0      3       0  worker-3  layers 3..4 head    80.3K      2.8 MiB
+        rank  data  pipeline  tensor  worker    holds              recomputes    params  peak memory
+           0     0         0       0  worker-0  embed layers 0..1  1 of 1 layer   80.2K      2.5 MiB
+           1     0         1       0  worker-1  layers 1..2        1 of 1 layer   47.2K      1.6 MiB
+           2     0         2       0  worker-2  layers 2..3        1 of 1 layer   47.2K      1.6 MiB
+           3     0         3       0  worker-3  layers 3..4 head   1 of 1 layer   80.3K      2.8 MiB
         spare: worker-4 (every rank is taken)
 
-        1F1B: micro-batches 0..24, one column a forward or a backward; bubble 11% = (p-1)/(m+p-1), p 4, m 24
-        stage 0  F0  F1  F2  F3  ·   ·   ·   B0  F4  B1  F5  B2  F6  B3  F7  B4  F8  B5  F9  B6  F10 B7  F11 B8  … 30 more
-        stage 1  ·   F0  F1  F2  ·   ·   B0  F3  B1  F4  B2  F5  B3  F6  B4  F7  B5  F8  B6  F9  B7  F10 B8  F11 … 30 more
-        stage 2  ·   ·   F0  F1  ·   B0  F2  B1  F3  B2  F4  B3  F5  B4  F6  B5  F7  B6  F8  B7  F9  B8  F10 B9  … 30 more
-        stage 3  ·   ·   ·   F0  B0  F1  B1  F2  B2  F3  B3  F4  B4  F5  B5  F6  B6  F7  B7  F8  B8  F9  B9  F10 … 30 more
+        1F1B: micro-batches 0..24; makespan 81 units of time, 72 without bubble; bubble 11%; a column is a unit
+        pipeline 0  F0  F1  F2  F3  ·   ·   ·   ·   ·   ·   B0───── F4  B1───── F5  B2───── F6  B3───── F7  B4───── … 57 more
+        pipeline 1  ·   F0  F1  F2  ·   ·   ·   ·   B0───── F3  B1───── F4  B2───── F5  B3───── F6  B4───── F7  B5── … 57 more
+        pipeline 2  ·   ·   F0  F1  ·   ·   B0───── F2  B1───── F3  B2───── F4  B3───── F5  B4───── F6  B5───── F7 … 57 more
+        pipeline 3  ·   ·   ·   F0  B0───── F1  B1───── F2  B2───── F3  B3───── F4  B4───── F5  B5───── F6  B6───── … 57 more
     "#]].assert_eq(&sketch(&spec, 5).unwrap().to_string());
 }
 
@@ -159,9 +171,14 @@ fn json_has_the_facts_of_the_print() {
           "layout": {
             "data": 1,
             "pipeline": 2,
-            "tensor": 1
+            "schedule": "1f1b",
+            "sequence_parallel": false,
+            "tensor": 1,
+            "zero": false
           },
+          "makespan": 9.0,
           "parameters": 254912,
+          "precision": "fp32",
           "ranks": [
             {
               "data": 0,
@@ -179,8 +196,25 @@ fn json_has_the_facts_of_the_print() {
               ],
               "parameters": 127424,
               "peak_bytes": 3883776,
+              "pipeline": 0,
               "rank": 0,
-              "stage": 0,
+              "stages": [
+                {
+                  "embedding": true,
+                  "head": false,
+                  "index": 0,
+                  "layers": {
+                    "end": 2,
+                    "start": 0
+                  },
+                  "next": 1,
+                  "previous": null,
+                  "recompute": [
+                    "nothing",
+                    "nothing"
+                  ]
+                }
+              ],
               "tensor": 0,
               "train": [
                 "0F0",
@@ -198,7 +232,7 @@ fn json_has_the_facts_of_the_print() {
               "data": 0,
               "holds": "layers 2..4 head",
               "memory": {
-                "activations_bytes": 684032,
+                "activations_bytes": 700416,
                 "gradients_bytes": 1019904,
                 "logits_bytes": 263680,
                 "optimizer_bytes": 1019904,
@@ -209,9 +243,26 @@ fn json_has_the_facts_of_the_print() {
                 2
               ],
               "parameters": 127488,
-              "peak_bytes": 3497472,
+              "peak_bytes": 3513856,
+              "pipeline": 1,
               "rank": 1,
-              "stage": 1,
+              "stages": [
+                {
+                  "embedding": false,
+                  "head": true,
+                  "index": 1,
+                  "layers": {
+                    "end": 4,
+                    "start": 2
+                  },
+                  "next": null,
+                  "previous": 0,
+                  "recompute": [
+                    "nothing",
+                    "nothing"
+                  ]
+                }
+              ],
               "tensor": 0,
               "train": [
                 "1RECV_F0",
@@ -226,6 +277,7 @@ fn json_has_the_facts_of_the_print() {
               "worker": "worker-1"
             }
           ],
+          "schedule": "1F1B",
           "spares": [],
           "threads": 1
         }"#]]
@@ -243,15 +295,16 @@ fn parameters_are_counted_once_whatever_the_layout() {
 #[test]
 fn key_and_value_heads_are_summed_over_the_ranks_that_share_them() {
     let plan = planned(2, 4, 2, 4);
-    let replicas = |rank: usize, name: &str| {
+    let uses = |rank: usize, name: &str| {
         let row = plan.assignments[rank].parameters.iter().find(|row| row.name.contains(name));
-        row.unwrap().replicas.clone()
+        row.unwrap().uses.clone()
     };
     // Rank 14 is data rank 1, stage 1, tensor rank 2: it shares key/value head 1 with rank 15.
-    assert_eq!(replicas(14, "k_proj"), [14, 15]);
-    assert_eq!(replicas(15, "v_proj"), [14, 15]);
-    assert_eq!(replicas(14, "q_proj"), [0_u32; 0]);
-    assert_eq!(replicas(14, "input_layernorm"), [0_u32; 0]);
+    assert_eq!(uses(14, "k_proj"), [14, 15]);
+    assert_eq!(uses(15, "v_proj"), [14, 15]);
+    assert_eq!(uses(14, "q_proj"), [0_u32; 0]);
+    // Norms are replicated: what is added up for one lies on the rank itself.
+    assert!(uses(14, "input_layernorm").iter().all(|rank| *rank == 14));
 }
 
 #[test]
@@ -297,7 +350,7 @@ fn a_digest_is_the_hash_of_the_text_and_changes_with_it() {
     assert_ne!(encode(&other).1, digest);
 }
 
-/// Each slice of each parameter is saved once and has one slot, and every layer is on one stage.
+/// Each slice of each parameter is saved once and has one slot.
 fn check_rows(plan: &Plan) {
     let first = &plan.assignments[0];
     let mut slots = vec![0; first.norm_slots as usize];
@@ -308,11 +361,6 @@ fn check_rows(plan: &Plan) {
             if let Some(slot) = row.norm_slot {
                 slots[slot as usize] += 1;
                 *saved.entry(&row.name).or_default() += row.elements();
-            }
-            match row.place {
-                Place::Embedding => assert!(a.embedding),
-                Place::Layer(layer) => assert!(a.layers.contains(&layer)),
-                Place::Head => assert!(a.head),
             }
         }
     }
@@ -328,16 +376,29 @@ proptest! {
     #[test]
     fn every_layout_that_the_door_lets_in_has_a_plan(
         (pipeline, tensor_log, data, micro_batches) in (1_u32..=4, 0_u32..4, 1_u32..=6, 1_u32..=20),
+        (schedule, shards_log) in (0_usize..5, 0_u32..4),
+        (tied, zero, sequence_parallel, groups) in (any::<bool>(), any::<bool>(), any::<bool>(), 1_u32..=8),
         spares in 0_u32..3,
     ) {
         let data = data.min(micro_batches);
         let layout = format!("{{pipeline: {pipeline}, tensor: {}, data: {data}}}", 1 << tensor_log);
         let micro_batches = micro_batches.to_string();
-        let spec = job(&[("layout", &layout), ("train.micro_batches", &micro_batches)]);
+        let sets = [("layout", layout.as_str()), ("train.micro_batches", &micro_batches), ("model.layers", "8")];
+        let mut spec = job(&sets);
+        let interleaved = Schedule::Interleaved { chunks: 2 };
+        let schedules =
+            [Schedule::OneFOneB, Schedule::GPipe, Schedule::ZbH1, interleaved, Schedule::OneFOneB];
+        spec.layout.schedule = schedules[schedule];
+        (spec.layout.zero, spec.layout.sequence_parallel) = (zero, sequence_parallel);
+        (spec.model.tied_embeddings, spec.model.layer_groups) = (tied, groups);
+        // The last of the schedules goes without a number of shards of its own.
+        spec.train.tensor_shards = (schedule < 4).then_some(1 << tensor_log.max(shards_log));
         let plan = sketch(&spec, spec.layout.world() + spares).unwrap();
         check_rows(&plan);
         prop_assert_eq!(plan.spares.len(), spares as usize);
         prop_assert_eq!(&plan, &sketch(&spec, spec.layout.world() + spares).unwrap());
-        prop_assert!(plan.to_string().contains("1F1B"));
+        let whole: u64 = parameter_table(&spec.model).iter().map(|p| p.elements()).sum();
+        prop_assert_eq!(plan.parameters(), whole);
+        prop_assert!(plan.to_string().contains(&schedule_name(spec.layout.schedule)));
     }
 }

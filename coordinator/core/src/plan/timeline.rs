@@ -1,65 +1,160 @@
-//! Who computes when, if every compute action took one unit of time and messages none: the grid of
-//! a printed plan.
+//! Who computes when, in units of time in which a forward of a rank's whole share takes 1, a backward
+//! 2, and each of its halves 1, while messages take none: the grid of a printed plan, its picture, its
+//! makespan. Real stages differ in weight, so this compares schedules and predicts no seconds.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use coxswain_types::schedule::{Action, Kind};
 
-/// For each stage, what it computes in each unit of time; `None` is idle. The lists are those of the
-/// stages of one data rank, in order, and have passed the plan's check.
-pub(super) fn timeline(lists: &[&[Action]]) -> Vec<Vec<Option<Action>>> {
-    let compute: Vec<Vec<Action>> = lists
-        .iter()
-        .map(|list| {
-            list.iter().filter(|a| matches!(a.kind, Kind::Forward | Kind::Backward)).copied().collect()
-        })
-        .collect();
-    let longest: usize = compute.iter().map(Vec::len).sum();
-    let mut rows: Vec<Vec<Option<Action>>> = vec![Vec::new(); lists.len()];
-    let mut next = vec![0; lists.len()];
-    let mut done = BTreeSet::new();
-    // One rank computes in every unit at least, or none ever will again.
-    for _ in 0..longest {
-        let ready = |stage: usize, action: &Action| match action.kind {
-            Kind::Forward => stage == 0 || done.contains(&(stage - 1, Kind::Forward, action.micro_batch)),
-            _ => stage + 1 == rows.len() || done.contains(&(stage + 1, Kind::Backward, action.micro_batch)),
-        };
-        let now: Vec<Option<Action>> = (0..rows.len())
-            .map(|stage| compute[stage].get(next[stage]).filter(|action| ready(stage, action)).copied())
-            .collect();
-        if now.iter().all(Option::is_none) {
-            break;
-        }
-        for (stage, action) in now.into_iter().enumerate() {
-            next[stage] += usize::from(action.is_some());
-            done.extend(action.map(|a| (stage, a.kind, a.micro_batch)));
-            rows[stage].push(action);
-        }
-    }
-    rows
+/// A compute action and its time, in ticks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub(super) action: Action,
+    pub(super) start: u64,
+    pub(super) end: u64,
 }
 
-/// The share of time that stages are idle, in `0..1`.
-pub(super) fn idle_share(rows: &[Vec<Option<Action>>]) -> f64 {
-    let cells: usize = rows.iter().map(Vec::len).sum();
-    let idle = rows.iter().flatten().filter(|cell| cell.is_none()).count();
-    if cells == 0 { 0.0 } else { idle as f64 / cells as f64 }
+/// What each pipeline rank of a data rank computes, and when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Timeline {
+    /// For each rank, its compute actions in the order of time.
+    pub(super) rows: Vec<Vec<Span>>,
+    /// Ticks of a unit of time: a rank's share has as many stages, and a forward of each takes a tick.
+    pub(super) ticks: u64,
+}
+
+/// Ticks that an action takes; `None` for messages, which take none.
+fn cost(kind: Kind) -> Option<u64> {
+    match kind {
+        Kind::Forward | Kind::Input | Kind::Weight => Some(1),
+        Kind::Backward => Some(2),
+        Kind::RecvForward | Kind::SendForward | Kind::RecvBackward | Kind::SendBackward => None,
+    }
+}
+
+/// The timeline of lists of the pipeline ranks of one data rank, in order, with `chunks` stages each.
+/// The lists have passed the plan's check; of others the timeline shows what can be done.
+pub(super) fn timeline(lists: &[&[Action]], chunks: u32) -> Timeline {
+    let stages = lists.len() as u32 * chunks;
+    let mut rows: Vec<Vec<Span>> = vec![Vec::new(); lists.len()];
+    let mut next = vec![0; lists.len()];
+    // When each stage's forward and backward of a micro-batch end: what their neighbours wait for.
+    let mut ends: BTreeMap<(bool, u32, u32), u64> = BTreeMap::new();
+    loop {
+        let mut moved = false;
+        for ((list, row), next) in lists.iter().zip(&mut rows).zip(&mut next) {
+            while let Some(action) = list.get(*next) {
+                if let Some(cost) = cost(action.kind) {
+                    let forward = action.kind == Kind::Forward;
+                    let needs = match action.kind {
+                        Kind::Forward => action.stage.checked_sub(1),
+                        Kind::Weight => None,
+                        _ => Some(action.stage + 1).filter(|stage| *stage < stages),
+                    };
+                    let ready = needs.map(|stage| ends.get(&(forward, stage, action.micro_batch.0)));
+                    let ready = match ready {
+                        Some(None) => break,
+                        Some(Some(end)) => *end,
+                        None => 0,
+                    };
+                    let start = ready.max(row.last().map_or(0, |span| span.end));
+                    row.push(Span { action: *action, start, end: start + cost });
+                    if action.kind != Kind::Weight {
+                        ends.insert((forward, action.stage, action.micro_batch.0), start + cost);
+                    }
+                }
+                *next += 1;
+                moved = true;
+            }
+        }
+        // Every round but the last moves a rank on, so there are no more rounds than actions.
+        if !moved {
+            break;
+        }
+    }
+    Timeline { rows, ticks: u64::from(chunks).max(1) }
+}
+
+impl Timeline {
+    /// Ticks until the last action has ended.
+    pub(super) fn end(&self) -> u64 {
+        self.rows.iter().filter_map(|row| row.last()).map(|span| span.end).max().unwrap_or(0)
+    }
+
+    /// Units of time of the whole step.
+    pub(super) fn makespan(&self) -> f64 {
+        self.end() as f64 / self.ticks as f64
+    }
+
+    /// Units of time that the busiest rank computes: the step could not be shorter.
+    pub(super) fn ideal(&self) -> f64 {
+        self.rows.iter().map(|row| busy(row)).max().unwrap_or(0) as f64 / self.ticks as f64
+    }
+
+    /// The share of time that ranks are idle, in `0..1`.
+    pub(super) fn bubble(&self) -> f64 {
+        let whole = self.end() * self.rows.len() as u64;
+        let busy: u64 = self.rows.iter().map(|row| busy(row)).sum();
+        if whole == 0 { 0.0 } else { (whole - busy) as f64 / whole as f64 }
+    }
+}
+
+fn busy(row: &[Span]) -> u64 {
+    row.iter().map(|span| span.end - span.start).sum()
 }
 
 #[cfg(test)]
 mod tests {
+    use coxswain_types::job::{Layout, Schedule};
+
     use super::*;
     use crate::plan::schedule::train;
 
+    fn times(pipeline: u32, micro_batches: u32, schedule: Schedule) -> Timeline {
+        let layout = Layout { pipeline, tensor: 1, data: 1, schedule, sequence_parallel: false, zero: false };
+        let lists: Vec<_> = (0..pipeline).map(|rank| train(&layout, &[], rank, 0..micro_batches)).collect();
+        timeline(&lists.iter().map(Vec::as_slice).collect::<Vec<_>>(), schedule.chunks())
+    }
+
     #[test]
-    fn the_idle_share_of_1f1b_is_the_known_one() {
-        for stages in 1..=5_u32 {
-            for micro_batches in 1..=9 {
-                let lists: Vec<_> = (0..stages).map(|stage| train(stage, stages, 0..micro_batches)).collect();
-                let lists: Vec<_> = lists.iter().map(Vec::as_slice).collect();
-                let known = f64::from(stages - 1) / f64::from(micro_batches + stages - 1);
-                let found = idle_share(&timeline(&lists));
-                assert!((found - known).abs() < 1e-12, "{stages} {micro_batches}: {found} {known}");
+    fn makespans_are_those_of_the_papers() {
+        let two = Schedule::Interleaved { chunks: 2 };
+        let four = Schedule::Interleaved { chunks: 4 };
+        for (p, m, plain, v2, v4, zero_bubble) in [
+            (2, 4, 15.0, 13.5, 12.75, 13.0),
+            (4, 4, 21.0, 16.5, 14.25, 15.0),
+            (4, 8, 33.0, 28.5, 26.25, 27.0),
+            (4, 16, 57.0, 52.5, 50.25, 51.0),
+            (8, 16, 69.0, 58.5, 53.25, 55.0),
+            (8, 32, 117.0, 106.5, 101.25, 103.0),
+        ] {
+            let found = |schedule| times(p, m, schedule).makespan();
+            assert_eq!(found(Schedule::GPipe), plain, "GPipe {p} {m}");
+            assert_eq!(found(Schedule::OneFOneB), plain, "1F1B {p} {m}");
+            assert_eq!(found(two), v2, "interleaved {p} {m}");
+            assert_eq!(found(four), v4, "interleaved {p} {m}");
+            assert_eq!(found(Schedule::ZbH1), zero_bubble, "ZB-H1 {p} {m}");
+        }
+    }
+
+    #[test]
+    fn bubbles_follow_their_formulas() {
+        for p in 1..=5_u32 {
+            for m in 1..=9_u32 {
+                for schedule in [Schedule::GPipe, Schedule::OneFOneB] {
+                    let known = f64::from(p - 1) / f64::from(m + p - 1);
+                    let found = times(p, m, schedule).bubble();
+                    assert!((found - known).abs() < 1e-12, "{schedule:?} {p} {m}: {found} {known}");
+                }
+                for v in 2..=4_u32 {
+                    let found = times(p, p * m, Schedule::Interleaved { chunks: v });
+                    let known = f64::from(3 * p * m) + f64::from(3 * (p - 1)) / f64::from(v);
+                    assert!((found.makespan() - known).abs() < 1e-9, "{v} {p} {m}: {found:?} {known}");
+                }
+                if m >= p {
+                    let found = times(p, m, Schedule::ZbH1).makespan();
+                    assert_eq!(found, f64::from(3 * m + p - 1), "ZB-H1 {p} {m}");
+                }
             }
         }
     }

@@ -24,6 +24,12 @@ pub(super) const MICRO_BATCHES: Limit =
 /// Tokens of a micro-batch, `sequence` times `micro_batch`.
 pub(super) const MICRO_BATCH_TOKENS: u64 = 1 << 24;
 pub(super) const STEPS: Limit = up_to(1_000_000_000, "at one step a second this is thirty years");
+pub(super) const TENSOR_SHARDS: Limit =
+    up_to(64, "each rank multiplies its shards one by one, and small products are slow");
+pub(super) const LOSS_SCALE: Limit =
+    up_to(1 << 24, "this lifts the smallest number of fp16 to 1; no gradient needs more");
+pub(super) const NON_FINITE: Limit = up_to(1000, "weights that stay as they are give no better step");
+pub(super) const BUDGET: Limit = up_to(1 << 50, "no worker has more bytes to give");
 pub(super) const THREADS: Limit = up_to(1024, "no machine has more cores to give");
 pub(super) const KEEP: Limit = up_to(1_000_000, "no disk holds more checkpoints");
 pub(super) const SYNTHETIC_TOKENS: Limit = up_to(1 << 36, "the token file takes 4 bytes for each");
@@ -35,3 +41,5 @@ pub(super) const TEXT_FILES: usize = 1024;
 pub(super) const TEXT_VOCAB: u32 = 257;
 /// Length of a job's name: it becomes part of file names and of labels, which end at 64.
 pub(super) const NAME_LEN: usize = 64;
+/// Actions of a user's own schedule, over all pipeline ranks: every assignment carries all of them.
+pub(super) const ACTIONS: usize = 65_536;

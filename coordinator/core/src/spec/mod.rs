@@ -3,6 +3,7 @@
 //!
 //! - [`raw`]: the job file as it is written; its doc comments are the reference of the format, and
 //!   `reference` (tests only) holds `docs/job.md` to them.
+//! - `values`: the words of the format, and what may be written in two ways.
 //! - `yaml`, `node`: text to a tree, and the tree to raw structs. YAML stays inside `yaml`.
 //! - `check`: defaults and limits; all semantic faults are found at once.
 //! - `resolved`: a job written out with every default.
@@ -17,6 +18,7 @@ pub mod raw;
 #[cfg(test)]
 mod reference;
 mod resolved;
+mod values;
 mod yaml;
 
 use std::path::Path;

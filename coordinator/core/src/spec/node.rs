@@ -176,6 +176,7 @@ fn plain(wanted: &str) -> String {
         "u32" => format!("a whole number from 0 to {}", u32::MAX),
         "u64" => format!("a whole number from 0 to {}", u64::MAX),
         "f64" => "a number".to_owned(),
+        "a boolean" => "true or false".to_owned(),
         "a string" => "a text (quote it if it looks like a number)".to_owned(),
         other => other.to_owned(),
     }

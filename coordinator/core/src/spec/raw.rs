@@ -1,11 +1,10 @@
 //! The job file as it is written. These structs are the format: each key with its meaning, its unit
 //! and its default. They are not checked; [`super::parse`] turns them into a `JobSpec`.
 
-use std::fmt;
-
-use coxswain_types::job::Checkpointing;
-use serde::de::{Deserializer, SeqAccess, Visitor};
+use coxswain_types::job::{Precision, Reduction};
 use serde::{Deserialize, Serialize};
+
+pub use super::values::{Checkpoints, OptimizerName, Paths, RateScheduleName, ScheduleName, ZeroStage};
 
 /// A job file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,6 +51,12 @@ pub struct RawModel {
     /// Added to the mean square in RMSNorm. Default: 1e-5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm_eps: Option<f64>,
+    /// Whether the output head uses the token embedding's weights. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tied_embeddings: Option<bool>,
+    /// Groups of consecutive layers whose layers share their weights. Default: `layers`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer_groups: Option<u32>,
 }
 
 /// `data`: where tokens come from; either `text` or `synthetic`.
@@ -102,17 +107,64 @@ pub struct RawTrain {
     /// Threads of each worker's libtorch. Default: chosen once from the cores, then recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,
-    /// `none` keeps all intermediate values for the backward pass, `full` keeps the input of each
-    /// layer only and computes the rest again. Default: `none`.
+    /// `canonical` adds gradients in an order that every layout shares. `fast` takes one run for each
+    /// data rank, so that the bits depend on `layout.data`. Default: `canonical`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub checkpointing: Option<Checkpointing>,
+    pub reduction: Option<Reduction>,
+    /// Logical tensor shards, whose partial sums are added in a fixed tree: every `layout.tensor` that
+    /// divides them gives the same bits. Default: as many as `layout.tensor`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensor_shards: Option<u32>,
+    /// What forward and backward compute in. Weights, the optimizer's state and sums of gradients are
+    /// fp32 always. Default: `fp32`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
+    /// What the loss is multiplied by at first, a power of two; it halves where gradients overflow.
+    /// Default: 65536.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initial_loss_scale: Option<u64>,
+    /// Good steps in a row after which the loss scale doubles. Default: 2000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale_growth_steps: Option<u64>,
+    /// Steps in a row whose loss or gradients are not finite, after which the run stops. Such steps
+    /// change no weights. Default: 10.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub non_finite_max: Option<u32>,
+    /// The share of values that is dropped after the embedding, the attention and the feed-forward
+    /// layer. Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
+    /// The share of attention probabilities that is dropped. Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention_dropout: Option<f64>,
+    /// `none` keeps all intermediate values for the backward pass. `full` keeps the input of each layer
+    /// only and computes the rest again; `attention` and `ffn` do so with one block of each layer.
+    /// `{budget: BYTES}` picks as few layers as it takes for a worker to stay below so many bytes (a
+    /// number, or a text such as `2GiB`). The numbers are the same in all. Default: `none`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpointing: Option<Checkpoints>,
+    /// `adamw` for all parameters, or `muon` for the matrices of layers with `adamw` for the rest.
+    /// Default: `adamw`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub optimizer: Option<OptimizerName>,
+    /// Muon's momentum. Default: 0.95.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
     /// The learning rate after warm-up. Default: 3e-4.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
-    /// The learning rate at the last step, reached along a cosine. Default: a tenth of
-    /// `learning_rate`.
+    /// What the learning rate does after warm-up. `cosine` and `linear` fall to `min_learning_rate` at
+    /// the last step; `wsd` stays, then falls in a straight line over the last `decay_steps`;
+    /// `constant` stays. Default: `cosine`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning_rate_schedule: Option<RateScheduleName>,
+    /// The learning rate at the last step. Default: a tenth of `learning_rate`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_learning_rate: Option<f64>,
+    /// Steps of the fall of `wsd`. Default: a tenth of `steps`, at least 1 and at most `steps -
+    /// warmup_steps`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decay_steps: Option<u64>,
     /// Steps of linear warm-up. Default: a tenth of `steps`, at most 100.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_steps: Option<u64>,
@@ -131,13 +183,17 @@ pub struct RawTrain {
     /// Steps between evaluations of the held-out loss; 0 for one at the end only. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluate_every: Option<u64>,
+    /// Whether each step's line in `metrics.jsonl` names the gradient norm of every parameter. Default:
+    /// false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parameter_norms: Option<bool>,
 }
 
 /// `layout`: how many ways the work is split; their product is the number of workers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawLayout {
-    /// Pipeline stages, each with some of the layers. Default: 1.
+    /// Pipeline ranks, each with some of the layers. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pipeline: Option<u32>,
     /// Tensor ranks, each with some of the heads of every layer. Divides `model.heads`. Default: 1.
@@ -146,6 +202,22 @@ pub struct RawLayout {
     /// Data ranks, each with some of the micro-batches. At most `train.reduction_runs`. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<u32>,
+    /// The order of forwards and backwards on a pipeline rank. Default: `1f1b`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleName>,
+    /// Stages of each pipeline rank. Default: 2 for `interleaved`, 1 for `custom`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<u32>,
+    /// The schedule of `custom`: a line for each pipeline rank, with actions like `0F0, 0F1, 0B0, 0B1`
+    /// (stage, forward or backward, micro-batch) over the micro-batches of one data rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actions: Option<String>,
+    /// Whether what lies between tensor-parallel products is split over the sequence. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence_parallel: Option<bool>,
+    /// ZeRO stage: 1 shards the optimizer's state over the data ranks. Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zero: Option<ZeroStage>,
 }
 
 /// `checkpoint`: when checkpoints are written.
@@ -158,42 +230,4 @@ pub struct RawCheckpoint {
     /// How many committed checkpoints stay on disk. Default: 2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep: Option<u32>,
-}
-
-/// One path or a list of paths.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(untagged)]
-pub enum Paths {
-    /// `text: a.txt`
-    One(String),
-    /// `text: [a.txt, b.txt]`
-    Many(Vec<String>),
-}
-
-impl<'de> Deserialize<'de> for Paths {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Paths, D::Error> {
-        struct OneOrMany;
-
-        impl<'de> Visitor<'de> for OneOrMany {
-            type Value = Paths;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a path or a list of paths")
-            }
-
-            fn visit_str<E>(self, path: &str) -> Result<Paths, E> {
-                Ok(Paths::One(path.to_owned()))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Paths, A::Error> {
-                let mut paths = Vec::new();
-                while let Some(path) = list.next_element()? {
-                    paths.push(path);
-                }
-                Ok(Paths::Many(paths))
-            }
-        }
-
-        deserializer.deserialize_any(OneOrMany)
-    }
 }

@@ -11,6 +11,7 @@ use coxswain_types::JobSpec;
 use super::limits::{self, Limit};
 use super::tests::LEAST;
 use super::{JobText, SpecError, parse, resolved_yaml};
+use rules::RULES;
 
 /// The structs whose fields are the keys.
 const RAW: &str = include_str!("raw.rs");
@@ -49,10 +50,13 @@ use Allowed::{Count, Words};
 
 const POSITIVE: Allowed = Words { words: "above 0", fit: &["1e-9", "1000000"], unfit: &["0", "-1", ".inf"] };
 const NOT_NEGATIVE: Allowed = Words { words: "0 or more", fit: &["0", "5.5"], unfit: &["-0.1", ".nan"] };
+const SHARE: Allowed =
+    Words { words: "0 or more and below 1", fit: &["0", "0.99"], unfit: &["-0.1", "1", ".nan"] };
+const FLAG: Allowed = Words { words: "`true` or `false`", fit: &["true", "false"], unfit: &["1", "yes"] };
 const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
 
 /// Beside this, keys have the rules of [`RULES`].
-const ALLOWED: [(&str, Allowed); 30] = [
+const ALLOWED: [(&str, Allowed); 53] = [
     (
         "name",
         Words {
@@ -67,6 +71,8 @@ const ALLOWED: [(&str, Allowed); 30] = [
     ("model.vocab", Count(&limits::VOCAB)),
     ("model.rope_theta", Words { words: "above 1", fit: &["1.1", "500000"], unfit: &["1", "0"] }),
     ("model.norm_eps", Words { words: "above 0 and below 1", fit: &["1e-12", "0.9"], unfit: &["0", "1"] }),
+    ("model.tied_embeddings", FLAG),
+    ("model.layer_groups", Words { words: "1 to `layers`", fit: &["1", "4"], unfit: &["0", "5"] }),
     ("data.text", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
     (
         "data.held_out",
@@ -80,11 +86,56 @@ const ALLOWED: [(&str, Allowed); 30] = [
     ("train.micro_batches", Count(&limits::MICRO_BATCHES)),
     ("train.reduction_runs", Words { words: "1 to `micro_batches`", fit: &["1"], unfit: &["0", "2"] }),
     ("train.threads", Count(&limits::THREADS)),
-    ("train.checkpointing", Words { words: "`none` or `full`", fit: &["none", "full"], unfit: &["some"] }),
+    (
+        "train.reduction",
+        Words { words: "`canonical` or `fast`", fit: &["canonical", "fast"], unfit: &["slow"] },
+    ),
+    (
+        "train.tensor_shards",
+        Words { words: "a power of two, 1 to 64", fit: &["1", "2", "8"], unfit: &["0", "3", "128"] },
+    ),
+    (
+        "train.precision",
+        Words { words: "`fp32`, `bf16` or `fp16`", fit: &["fp32", "bf16", "fp16"], unfit: &["fp8", "32"] },
+    ),
+    (
+        "train.initial_loss_scale",
+        Words {
+            words: "a power of two, 1 to 16777216",
+            fit: &["1", "16777216"],
+            unfit: &["0", "3", "0.5", "33554432"],
+        },
+    ),
+    ("train.loss_scale_growth_steps", Count(&limits::STEPS)),
+    ("train.non_finite_max", Count(&limits::NON_FINITE)),
+    ("train.dropout", SHARE),
+    ("train.attention_dropout", SHARE),
+    (
+        "train.checkpointing",
+        Words {
+            words: "`none`, `full`, `attention`, `ffn` or `{budget: BYTES}`",
+            fit: &["none", "full", "attention", "ffn", "{budget: 2GiB}", "{budget: 1}"],
+            unfit: &["some", "{budget: 0}", "{budget: 2GB}", "{budget: 1025TiB}", "{}", "7"],
+        },
+    ),
+    ("train.optimizer", Words { words: "`adamw` or `muon`", fit: &["adamw", "muon"], unfit: &["adam"] }),
+    ("train.momentum", SHARE),
+    (
+        "train.learning_rate_schedule",
+        Words {
+            words: "`cosine`, `linear`, `wsd` or `constant`",
+            fit: &["cosine", "linear", "wsd", "constant"],
+            unfit: &["step"],
+        },
+    ),
     ("train.learning_rate", POSITIVE),
     (
         "train.min_learning_rate",
         Words { words: "0 to `learning_rate`", fit: &["0", "3e-4"], unfit: &["-1", "4e-4"] },
+    ),
+    (
+        "train.decay_steps",
+        Words { words: "0 to `steps - warmup_steps`", fit: &["0", "180"], unfit: &["181"] },
     ),
     ("train.warmup_steps", Words { words: "0 to `steps`", fit: &["0", "200"], unfit: &["201"] }),
     (
@@ -99,63 +150,54 @@ const ALLOWED: [(&str, Allowed); 30] = [
     ("train.weight_decay", NOT_NEGATIVE),
     ("train.clip_norm", NOT_NEGATIVE),
     ("train.evaluate_every", ANY_COUNT),
+    ("train.parameter_norms", FLAG),
+    ("layout.pipeline", Count(&limits::WORLD)),
+    ("layout.tensor", Count(&limits::WORLD)),
+    ("layout.data", Count(&limits::WORLD)),
+    (
+        "layout.schedule",
+        Words {
+            words: "`gpipe`, `1f1b`, `interleaved`, `zb-h1` or `custom`",
+            fit: &["gpipe", "1f1b", "interleaved", "zb-h1", "custom"],
+            unfit: &["zb", "7"],
+        },
+    ),
+    (
+        "layout.chunks",
+        Words { words: "2 or more, 1 or more for `custom`", fit: &["2", "4"], unfit: &["1", "5"] },
+    ),
+    (
+        "layout.actions",
+        Words {
+            words: "a line for each pipeline rank",
+            fit: &["0F0,0B0", "' 0F0 , 0I0,0W0 '"],
+            unfit: &["''", "0F0,,0B0", "0F0,1B0", "0F0,0B1", "7"],
+        },
+    ),
+    ("layout.sequence_parallel", FLAG),
+    ("layout.zero", Words { words: "0 or 1", fit: &["0", "1", "true"], unfit: &["2", "3", "4", "one"] }),
     ("checkpoint.every", ANY_COUNT),
     ("checkpoint.keep", Count(&limits::KEEP)),
 ];
 
-/// The axes of the layout share one bound.
 fn allowed(path: &str) -> Option<&'static Allowed> {
-    const AXIS: &Allowed = &Count(&limits::WORLD);
-    if path.starts_with("layout.") {
-        return Some(AXIS);
-    }
     ALLOWED.iter().find(|(of, _)| *of == path).map(|(_, allowed)| allowed)
+}
+
+/// What has to stand beside a key that goes with another choice only.
+fn beside(path: &str) -> Sets {
+    match path {
+        "train.initial_loss_scale" | "train.loss_scale_growth_steps" => &[("train.precision", "fp16")],
+        "train.momentum" => &[("train.optimizer", "muon")],
+        "train.decay_steps" => &[("train.learning_rate_schedule", "wsd")],
+        "layout.chunks" => &[("layout.schedule", "interleaved")],
+        "layout.actions" => &[("layout.schedule", "custom")],
+        _ => &[],
+    }
 }
 
 /// Values that replace those of the minimal job, by path.
 type Sets = &'static [(&'static str, &'static str)];
-
-/// What keys must be to each other, and the values that break it in the minimal job.
-const RULES: [(&str, Sets); 18] = [
-    ("`model.heads` divides `model.dim`.", &[("model.heads", "7")]),
-    ("`model.dim / model.heads` is even.", &[("model.heads", "128")]),
-    ("`model.kv_heads` divides `model.heads`.", &[("model.kv_heads", "3")]),
-    ("With `data.text`, `model.vocab` is at least 257.", &[("model.vocab", "256")]),
-    ("`data` has one of `text` and `synthetic`.", &[("data.synthetic", "{tokens: 999}")]),
-    ("`data.held_out` goes with `data.text` only.", &[("data", "{synthetic: {tokens: 999}, held_out: 0.1}")]),
-    ("`data.synthetic.tokens` is at least `train.sequence` + 1.", &[("data", "{synthetic: {tokens: 64}}")]),
-    (
-        "`train.sequence` x `train.micro_batch` is at most 16777216 tokens.",
-        &[("train.sequence", "1048576"), ("train.micro_batch", "17")],
-    ),
-    ("`train.reduction_runs` is at most `train.micro_batches`.", &[("train.reduction_runs", "2")]),
-    ("`train.warmup_steps` is at most `train.steps`.", &[("train.warmup_steps", "201")]),
-    ("`train.min_learning_rate` is at most `train.learning_rate`.", &[("train.min_learning_rate", "1")]),
-    (
-        "`train.evaluate_every` is 0 where no text is held out.",
-        &[("data.held_out", "0"), ("train.evaluate_every", "10")],
-    ),
-    ("`layout.pipeline` is at most `model.layers`.", &[("layout.pipeline", "5")]),
-    ("`layout.tensor` divides `model.heads`.", &[("layout.tensor", "3")]),
-    (
-        "`layout.tensor` divides `model.kv_heads`, or is a multiple of it.",
-        &[("model", "{layers: 1, dim: 96, heads: 12, kv_heads: 6, vocab: 300}"), ("layout.tensor", "4")],
-    ),
-    ("`layout.data` is at most `train.micro_batches`.", &[("layout.data", "2")]),
-    (
-        "`layout.data` is at most `train.reduction_runs`.",
-        &[("train.micro_batches", "16"), ("layout.data", "9")],
-    ),
-    (
-        "The product of the layout is at most 4096 workers.",
-        &[
-            ("train.micro_batches", "4096"),
-            ("train.reduction_runs", "4096"),
-            ("layout.tensor", "2"),
-            ("layout.data", "2049"),
-        ],
-    ),
-];
 
 /// The structs of `source`, with their fields.
 fn structs(source: &str) -> Vec<Item> {
@@ -219,7 +261,10 @@ impl Key {
             "u32" | "u64" => "whole number",
             "f64" => "number",
             "[f64; 2]" => "two numbers",
-            "Checkpointing" => "word",
+            "bool" => "true or false",
+            "Reduction" | "Precision" | "OptimizerName" | "RateScheduleName" | "ScheduleName" => "word",
+            "Checkpoints" => "word or map",
+            "ZeroStage" => "whole number",
             "Paths" => "path or list",
             ty if ty.starts_with("Raw") => "map",
             other => panic!("say what a {other} is"),
@@ -311,4 +356,5 @@ fn filled(page: &str) -> String {
     })
 }
 
+mod rules;
 mod tests;

@@ -1,14 +1,18 @@
 //! A job written out with every default, so that a run's folder says what was run.
 
 use coxswain_types::JobSpec;
-use coxswain_types::job::DataSpec;
+use coxswain_types::job::{DataSpec, OptimizerKind, Precision, RateSchedule, Reduction, Schedule};
+use coxswain_types::schedule::Action;
 
 use super::error::{Fault, SpecError};
-use super::raw::{Paths, RawCheckpoint, RawData, RawJob, RawLayout, RawModel, RawSynthetic, RawTrain};
+use super::raw::{
+    Checkpoints, OptimizerName, Paths, RateScheduleName, RawCheckpoint, RawData, RawJob, RawLayout, RawModel,
+    RawSynthetic, RawTrain, ScheduleName, ZeroStage,
+};
 use super::yaml;
 
 /// The job as YAML that [`super::parse`] reads back to the same job. `train.threads` is left out
-/// while nobody has chosen it.
+/// while nobody has chosen it, and so are keys that go with another choice.
 ///
 /// # Errors
 /// Never for a job that came out of [`super::parse`]; the writer of YAML could fail in theory.
@@ -26,6 +30,8 @@ fn unchecked(job: &JobSpec) -> RawJob {
         vocab: job.model.vocab,
         rope_theta: Some(job.model.rope_theta),
         norm_eps: Some(job.model.norm_eps),
+        tied_embeddings: Some(job.model.tied_embeddings),
+        layer_groups: Some(job.model.layer_groups),
     };
     let data = match &job.data {
         DataSpec::Text { files, held_out } => {
@@ -35,40 +41,84 @@ fn unchecked(job: &JobSpec) -> RawJob {
             RawData { text: None, held_out: None, synthetic: Some(RawSynthetic { tokens: *tokens }) }
         }
     };
-    let layout = RawLayout {
-        pipeline: Some(job.layout.pipeline),
-        tensor: Some(job.layout.tensor),
-        data: Some(job.layout.data),
-    };
     let checkpoint = RawCheckpoint { every: Some(job.checkpoint.every), keep: Some(job.checkpoint.keep) };
     RawJob {
         name: job.name.clone(),
         model,
         data,
         train: train(job),
-        layout: Some(layout),
+        layout: Some(layout(job)),
         checkpoint: Some(checkpoint),
     }
 }
 
 fn train(job: &JobSpec) -> RawTrain {
     let (train, optimizer) = (&job.train, &job.train.optimizer);
+    let canonical = train.reduction == Reduction::Canonical;
+    let fp16 = train.precision == Precision::Fp16;
+    let (optimizer_name, momentum) = match optimizer.kind {
+        OptimizerKind::AdamW => (OptimizerName::AdamW, None),
+        OptimizerKind::Muon => (OptimizerName::Muon, Some(optimizer.momentum)),
+    };
+    let (schedule, decay_steps) = match optimizer.schedule {
+        RateSchedule::Cosine => (RateScheduleName::Cosine, None),
+        RateSchedule::Linear => (RateScheduleName::Linear, None),
+        RateSchedule::Wsd { decay_steps } => (RateScheduleName::Wsd, Some(decay_steps)),
+        RateSchedule::Constant => (RateScheduleName::Constant, None),
+    };
+    let falls = optimizer.schedule != RateSchedule::Constant;
     RawTrain {
         steps: train.steps,
         seed: Some(train.seed),
         sequence: train.sequence,
         micro_batch: Some(train.micro_batch),
         micro_batches: Some(train.micro_batches),
-        reduction_runs: Some(train.reduction_runs),
+        reduction_runs: canonical.then_some(train.reduction_runs),
         threads: train.threads,
-        checkpointing: Some(train.checkpointing),
+        reduction: Some(train.reduction),
+        tensor_shards: train.tensor_shards,
+        precision: Some(train.precision),
+        // A power of two of at most 2^24, as the spec demands: the cast changes nothing.
+        initial_loss_scale: fp16.then_some(train.loss_scale.initial as u64),
+        loss_scale_growth_steps: fp16.then_some(train.loss_scale.growth_steps),
+        non_finite_max: Some(train.non_finite_max),
+        dropout: Some(train.dropout),
+        attention_dropout: Some(train.attention_dropout),
+        checkpointing: Some(Checkpoints(train.checkpointing)),
+        optimizer: Some(optimizer_name),
+        momentum,
         learning_rate: Some(optimizer.learning_rate),
-        min_learning_rate: Some(optimizer.min_learning_rate),
+        learning_rate_schedule: Some(schedule),
+        min_learning_rate: falls.then_some(optimizer.min_learning_rate),
+        decay_steps,
         warmup_steps: Some(optimizer.warmup_steps),
         betas: Some([optimizer.beta1, optimizer.beta2]),
         eps: Some(optimizer.eps),
         weight_decay: Some(optimizer.weight_decay),
         clip_norm: Some(optimizer.clip_norm),
         evaluate_every: Some(train.evaluate_every),
+        parameter_norms: Some(train.parameter_norms),
+    }
+}
+
+fn layout(job: &JobSpec) -> RawLayout {
+    let layout = &job.layout;
+    let (schedule, chunks) = match layout.schedule {
+        Schedule::GPipe => (ScheduleName::GPipe, None),
+        Schedule::OneFOneB => (ScheduleName::OneFOneB, None),
+        Schedule::Interleaved { chunks } => (ScheduleName::Interleaved, Some(chunks)),
+        Schedule::ZbH1 => (ScheduleName::ZbH1, None),
+        Schedule::Custom { chunks } => (ScheduleName::Custom, Some(chunks)),
+    };
+    let line = |list: &Vec<Action>| list.iter().map(Action::to_string).collect::<Vec<_>>().join(",") + "\n";
+    RawLayout {
+        pipeline: Some(layout.pipeline),
+        tensor: Some(layout.tensor),
+        data: Some(layout.data),
+        schedule: Some(schedule),
+        chunks,
+        actions: (!job.actions.is_empty()).then(|| job.actions.iter().map(line).collect()),
+        sequence_parallel: Some(layout.sequence_parallel),
+        zero: Some(ZeroStage(layout.zero.into())),
     }
 }

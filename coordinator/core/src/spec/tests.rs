@@ -1,9 +1,9 @@
 use std::path::Path;
 
 use coxswain_types::JobSpec;
-use coxswain_types::job::{Checkpointing, DataSpec};
+use coxswain_types::job::{Block, Checkpointing, DataSpec, Reduction, Schedule};
+use coxswain_types::schedule::Action;
 use expect_test::expect;
-use proptest::prelude::*;
 
 use super::{JobText, SpecError, parse, resolved_yaml};
 
@@ -46,6 +46,8 @@ fn a_least_job_gets_every_default() {
           vocab: 512
           rope_theta: 10000.0
           norm_eps: 0.00001
+          tied_embeddings: false
+          layer_groups: 4
         data:
           text:
           - /jobs/texts/a.txt
@@ -57,8 +59,15 @@ fn a_least_job_gets_every_default() {
           micro_batch: 1
           micro_batches: 1
           reduction_runs: 1
+          reduction: canonical
+          precision: fp32
+          non_finite_max: 10
+          dropout: 0.0
+          attention_dropout: 0.0
           checkpointing: none
+          optimizer: adamw
           learning_rate: 0.0003
+          learning_rate_schedule: cosine
           min_learning_rate: 0.000029999999999999997
           warmup_steps: 20
           betas:
@@ -68,10 +77,14 @@ fn a_least_job_gets_every_default() {
           weight_decay: 0.1
           clip_norm: 1.0
           evaluate_every: 0
+          parameter_norms: false
         layout:
           pipeline: 1
           tensor: 1
           data: 1
+          schedule: 1f1b
+          sequence_parallel: false
+          zero: 0
         checkpoint:
           every: 0
           keep: 2
@@ -112,7 +125,7 @@ fn the_first_fault_of_shape_is_told() {
     });
     expect![[r#"
         unknown key:
-          job.yaml:5:3: model.haeds: is not a known key; did you mean `heads`? (known here: layers, dim, heads, kv_heads, ffn, vocab, rope_theta, norm_eps)
+          job.yaml:5:3: model.haeds: is not a known key; did you mean `heads`? (known here: layers, dim, heads, kv_heads, ffn, vocab, rope_theta, norm_eps, tied_embeddings, layer_groups)
         unknown and unlike:
           job.yaml:2:1: xyzzy: is not a known key (known here: name, model, data, train, layout, checkpoint)
         missing key:
@@ -132,7 +145,7 @@ fn the_first_fault_of_shape_is_told() {
         a value for a map:
           job.yaml:7:1: data: found the text `texts/a.txt`; must be a map with keys such as text, held_out, synthetic
         a wrong word:
-          job.yaml:11:3: train.checkpointing: found `ful`; must be none or full; did you mean `full`?
+          job.yaml:11:3: train.checkpointing: found `ful`; must be none or full or attention or ffn or {budget: BYTES}; did you mean `full`?
         a map for paths:
           job.yaml:8:3: data.text: found a map; must be a path or a list of paths
         a number among paths:
@@ -242,6 +255,34 @@ fn single_faults_name_the_flag_that_brought_them() {
         vec![("train.sequence", "1048576"), ("train.micro_batch", "17")],
         vec![("train.betas", "[0.9]")],
         vec![("model.layers", "1025")],
+        vec![("train.precision", "bf16"), ("train.initial_loss_scale", "1024")],
+        vec![("train.precision", "fp16"), ("train.initial_loss_scale", "1000")],
+        vec![("train.checkpointing", "{budget: 2GB}")],
+        vec![("train.checkpointing", "{bytes: 2}")],
+        vec![("train.checkpointing", "{}")],
+        vec![("layout", "{pipeline: 3, schedule: interleaved}")],
+        vec![("layout.zero", "4")],
+        vec![("layout.zero", "all")],
+        vec![("model.tied_embeddings", "1")],
+        vec![("train.reduction", "fast"), ("train.micro_batches", "4"), ("layout.data", "5")],
+        vec![
+            ("train.tensor_shards", "4"),
+            ("layout.sequence_parallel", "true"),
+            ("train.sequence", "66"),
+            ("layout.tensor", "2"),
+        ],
+        vec![
+            ("layout", "{schedule: custom, data: 2}"),
+            ("train.micro_batches", "4"),
+            ("train.reduction_runs", "3"),
+            ("layout.actions", "0F0,0B0"),
+        ],
+        vec![
+            ("layout.schedule", "custom"),
+            ("layout.chunks", "2"),
+            ("layout.pipeline", "2"),
+            ("layout.actions", "\"\\n0F0,2F0,2B0,0B0\\n\\n1F0,3B\""),
+        ],
         vec![("data.text", "[a.txt, '']")],
     ];
     let told: String = rows.iter().map(|sets| refusal(LEAST, sets) + "\n").collect();
@@ -249,7 +290,7 @@ fn single_faults_name_the_flag_that_brought_them() {
         --set model.heads=7: found 7; must divide model.dim (128), such as 8
         --set model.heads=128: found 128, which makes heads of width 1; must leave heads of even width, because RoPE rotates pairs, such as 64
         --set model={layers: 1, dim: 8, heads: 3, vocab: 300}: model.heads: found 3; must divide model.dim (8), such as 2
-        --set model.haeds=7: is not a known key; did you mean `heads`? (known here: layers, dim, heads, kv_heads, ffn, vocab, rope_theta, norm_eps)
+        --set model.haeds=7: is not a known key; did you mean `heads`? (known here: layers, dim, heads, kv_heads, ffn, vocab, rope_theta, norm_eps, tied_embeddings, layer_groups)
         --set name.first=x: there is no key `first` below a value that is not a map
         --set model..heads=8: `model..heads` is no path; paths look like model.heads
         --set model.heads=[8: cannot be read: did not find expected ',' or ']', while parsing a flow sequence
@@ -266,6 +307,19 @@ fn single_faults_name_the_flag_that_brought_them() {
         --set train.micro_batch=17: found 17; with a train.sequence of 1048576 must be 16 or less (at most 16777216 tokens at once; more belong into more micro-batches)
         --set train.betas=[0.9]: found a list of 1; must be a list of 2
         --set model.layers=1025: found 1025; must be 1024 or less (every rank's plan lists its layers one by one)
+        --set train.initial_loss_scale=1024: goes with train.precision fp16 only (gradients of fp32 and bf16 need no scaling); leave it out, or set that too
+        --set train.initial_loss_scale=1000: found 1000; must be a power of two such as 1024, so that scaling rounds nothing
+        --set train.checkpointing={budget: 2GB}: train.checkpointing.budget: found the text `2GB`; must be a whole number of bytes, or one with KiB, MiB, GiB or TiB such as 2GiB
+        --set train.checkpointing={bytes: 2}: train.checkpointing.bytes: is not a known key (known here: budget)
+        --set train.checkpointing={}: train.checkpointing.budget: is missing; it has no default
+        --set layout={pipeline: 3, schedule: interleaved}: layout.chunks: 2 on each of 3 pipeline ranks make 6 stages, more than model.layers (4); this schedule has at least 2, so take fewer pipeline ranks or another schedule: each stage holds at least one
+        --set layout.zero=4: found 4; must be 0 or 1
+        --set layout.zero=all: found the text `all`; must be 0 or 1
+        --set model.tied_embeddings=1: found 1; must be true or false
+        --set layout.data=5: found 5, more data ranks than micro-batches; must be at most train.micro_batches (4): each data rank needs at least one micro-batch of the step
+        --set layout.sequence_parallel=true: needs a train.sequence that train.tensor_shards (4) divides, and finds 66: every shard of the sequence is as long; leave it out, or make the sequence a multiple of 4
+        --set layout={schedule: custom, data: 2}: layout.schedule: found custom; needs a train.reduction_runs that layout.data (2) divides, and finds 3: its list is for one number of micro-batches, the same on every data rank
+        --set layout.actions="\n0F0,2F0,2B0,0B0\n\n1F0,3B": line 4, item 2: `3B` is no action; actions look like 2F0, 1SEND_F3 or 0RECV_B1
         --set data.text=[a.txt, '']: data.text[1]: found an empty path; must name a file
     "#]].assert_eq(&told);
 }
@@ -286,41 +340,41 @@ fn sets_replace_values_and_make_maps() {
 }
 
 #[test]
+fn what_the_new_words_mean() {
+    let job = |sets: &[(&str, &str)]| read_with(LEAST, sets).unwrap();
+    let fast = job(&[("train.reduction", "fast"), ("train.micro_batches", "7"), ("layout.data", "3")]);
+    assert_eq!((fast.train.reduction, fast.train.reduction_runs), (Reduction::Fast, 3));
+    let kept = |value| job(&[("train.checkpointing", value)]).train.checkpointing;
+    assert_eq!(kept("attention"), Checkpointing::Selective(Block::Attention));
+    assert_eq!(kept("ffn"), Checkpointing::Selective(Block::Ffn));
+    assert_eq!(kept("{budget: 512MiB}"), Checkpointing::Budget { bytes: 512 << 20 });
+    assert_eq!(kept("{budget: 12345}"), Checkpointing::Budget { bytes: 12345 });
+    let constant = job(&[("train.learning_rate_schedule", "constant")]).train.optimizer;
+    assert_eq!(constant.min_learning_rate.to_bits(), constant.learning_rate.to_bits());
+    let layout = job(&[("layout", "{pipeline: 2, schedule: interleaved, zero: true}")]).layout;
+    assert_eq!((layout.schedule, layout.zero), (Schedule::Interleaved { chunks: 2 }, true));
+    assert_eq!(layout.stages(), 4);
+}
+
+#[test]
+fn the_lists_of_a_custom_schedule_are_read() {
+    let text = format!(
+        "{LEAST}  micro_batches: 4\nlayout:\n  pipeline: 2\n  data: 2\n  schedule: custom\n  actions: |\n    \
+         0F0, 0F1,0B0,0B1\n    1F0,1I0,1W0,1F1,1B1\n"
+    );
+    let job = read_with(&text, &[]).unwrap();
+    let lines: Vec<_> = job.actions.iter().map(|list| list.iter().map(Action::to_string).collect()).collect();
+    let lines: Vec<_> = lines.iter().map(|list: &Vec<String>| list.join(" ")).collect();
+    assert_eq!(lines, ["0F0 0F1 0B0 0B1", "1F0 1I0 1W0 1F1 1B1"]);
+    assert_eq!(job.layout.schedule, Schedule::Custom { chunks: 1 });
+    assert_eq!(read_with(&resolved_yaml(&job).unwrap(), &[]).unwrap(), job);
+}
+
+#[test]
 fn paths_start_from_the_folder_of_the_job() {
     let job = read_with(LEAST, &[("data.text", "[./a.txt, b/../c.txt, /d.txt]")]).unwrap();
     let DataSpec::Text { files, .. } = job.data else { panic!("text") };
     assert_eq!(files, ["/jobs/a.txt", "/jobs/b/../c.txt", "/d.txt"]);
 }
 
-proptest! {
-    #[test]
-    fn a_resolved_job_is_the_same_job(
-        (layers, heads_log, head_pairs, kv_log) in (1_u32..9, 0_u32..4, 1_u32..9, 0_u32..4),
-        (steps, seed, micro_batches) in (1_u64..10_000, any::<u64>(), 1_u32..33),
-        (learning_rate, held_out, beta) in (1e-9_f64..10.0, 0.0_f64..0.5, 0.0_f64..1.0),
-        threads in proptest::option::of(1_u32..64),
-        synthetic in any::<bool>(),
-    ) {
-        let (heads, kv_heads) = (1 << heads_log, 1 << kv_log.min(heads_log));
-        let dim = heads * head_pairs * 2;
-        let data = if synthetic { "{synthetic: {tokens: 999}}".to_owned() } else { format!("{{text: [a, 'b: c'], held_out: {held_out:?}}}") };
-        let text = format!(
-            "name: p\nmodel: {{layers: {layers}, dim: {dim}, heads: {heads}, kv_heads: {kv_heads}, vocab: 300}}\n\
-             data: {data}\n\
-             train: {{steps: {steps}, seed: {seed}, sequence: 9, micro_batches: {micro_batches}, \
-             learning_rate: {learning_rate:?}, betas: [{beta:?}, 0.5], threads: {}}}\n\
-             layout: {{pipeline: {layers}, tensor: {heads}}}\n",
-            threads.map_or("null".to_owned(), |t| t.to_string()),
-        );
-        let job = read_with(&text, &[]).unwrap();
-        prop_assert_eq!(&job.train.seed, &seed);
-        let resolved = resolved_yaml(&job).unwrap();
-        prop_assert_eq!(read_with(&resolved, &[]).unwrap(), job);
-    }
-
-    #[test]
-    fn no_text_makes_the_door_panic(text in "[a-z:\\[\\]{}&*!|>'\" \\n\\t0-9.,#-]{0,80}") {
-        let _ = read_with(&text, &[("model.heads", &text)]);
-        let _ = read_with(LEAST, &[(&text, "1")]);
-    }
-}
+mod many;

@@ -161,7 +161,7 @@ fn manifests_that_ask_for_too_much_are_refused() {
     let good = std::fs::read_to_string(&path).unwrap();
     let grown = |good: &str| good.replace("        2\n", "        1152921504606846975\n");
     let rows = [
-        (good.replace("\"format\": 1", "\"format\": 2"), "it has format 2"),
+        (good.replace("\"format\": 2", "\"format\": 1"), "it has format 1"),
         (grown(&good), "tensor `w`: shape"),
         (good.replace("        2\n", "        2000000000\n"), "bytes of tensors cannot lie in"),
         (good.replace("\"file\": \"model-g1", "\"file\": \"model-g2"), "which it does not list"),

@@ -45,10 +45,12 @@ mod tests {
             vocab: 301,
             rope_theta: 1e4,
             norm_eps: 1e-5,
+            tied_embeddings: false,
+            layer_groups: 1,
         };
         let table = parameter_table(&model);
         let parameter = table.iter().find(|p| p.name.contains(name)).unwrap();
-        parameter.row(&slice_of(parameter, index, tensor))
+        parameter.row(&slice_of(parameter, index, tensor), index)
     }
 
     #[test]

@@ -1,32 +1,51 @@
 //! The rank's parameters, made from the rows of its assignment and from nothing else.
 //!
-//! The weights of a place lie in one flat buffer, a *bucket*, each row starting at a multiple of
+//! The weights of a place lie in flat buffers, *buckets*, each row starting at a multiple of
 //! [`ROW_ALIGN`] elements; gradients and optimizer state have the same shape. What is reduced,
-//! normed, updated or saved is a view.
+//! normed, updated or saved is a view. A place has one bucket for each [`Class`] of its rows.
+//!
+//! A row is one *use* of a slice. The first use on a rank is its *home*, which has the weights; the
+//! others have gradients only.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::rc::Rc;
 
 use coxswain_native::ops::Slot;
+use coxswain_types::job::{OptimizerKind, Precision};
 use coxswain_types::params::{ParameterRow, Place};
+use coxswain_types::tree::NORM_BLOCK;
 use tch::{Device, Kind, Tensor};
 
 use crate::EngineError;
 
-/// Elements. Borders of slices are multiples of this from a row's start: the optimizer's vector
-/// loop gives other bits at odd cuts, and matrix products want aligned rows.
+/// Elements. Rows start at multiples of this, and are updated up to one: the optimizer's vector loop
+/// gives other bits at odd ends, and matrix products want aligned rows.
 pub(crate) const ROW_ALIGN: i64 = 64;
 
-/// One parameter, or this rank's slice of it.
+/// What the rows of a bucket have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Class {
+    /// Whether the slices have several uses, whose gradients are added after those of micro-batches.
+    pub shared: bool,
+    /// Whether Muon updates them.
+    pub muon: bool,
+}
+
+/// One use of a parameter, or of this rank's slice of it.
 #[derive(Debug)]
 pub struct Param {
     /// What the assignment says of it.
     pub row: ParameterRow,
-    /// The weights, a view of the bucket's buffer, in the slice's shape.
+    /// The fp32 weights, a view of their home's bucket, in the slice's shape.
     pub weight: Tensor,
-    /// Where its gradient goes.
+    /// The weights as products take them: in the job's precision.
+    pub compute: Tensor,
+    /// Where the gradient of this use goes.
     pub slot: Slot,
+    /// Whether the weights lie in this bucket.
+    pub home: bool,
     offset: i64,
 }
 
@@ -36,28 +55,84 @@ impl Param {
         let elements = self.row.elements() as i64;
         Ok(flat.f_narrow(0, self.offset, elements)?.f_view(self.row.local_shape().as_slice())?)
     }
+
+    /// Where the row lies in its bucket, up to the next aligned element.
+    pub fn range(&self) -> Range<i64> {
+        self.offset..self.offset + aligned(&self.row)
+    }
+
+    /// What the slice is known by on all ranks.
+    pub fn slice(&self) -> (&str, u64) {
+        (&self.row.name, self.row.offset)
+    }
 }
 
-/// The parameters of one place, in table order.
+fn aligned(row: &ParameterRow) -> i64 {
+    (row.elements() as i64 + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN
+}
+
+/// Uses of one class of one place.
 #[derive(Debug)]
 pub struct Bucket {
     /// The place.
     pub place: Place,
-    /// Its parameters.
+    /// What the rows have in common.
+    pub class: Class,
+    /// Its uses: first those whose weights lie here, each in table order.
     pub params: Vec<Rc<Param>>,
-    /// All weights, flat; what lies between rows is zero.
+    /// The fp32 weights, flat; what lies between rows is zero.
     pub weights: Tensor,
+    /// The same in the job's precision; the very same tensor in fp32.
+    compute: Tensor,
+    elements: i64,
 }
 
 impl Bucket {
-    /// Number of elements of a buffer of this shape.
+    /// Elements of a buffer for the gradients of all uses.
     pub fn elements(&self) -> i64 {
+        self.elements
+    }
+
+    /// Elements of the weights.
+    pub fn weight_elements(&self) -> i64 {
         self.weights.size().first().copied().unwrap_or(0)
     }
 
-    /// A buffer of this shape, zero.
+    /// A buffer for the gradients of all uses, zero.
     pub fn buffer(&self) -> Tensor {
-        Tensor::zeros([self.elements()], (Kind::Float, Device::Cpu))
+        Tensor::zeros([self.elements], (Kind::Float, Device::Cpu))
+    }
+
+    /// The uses whose weights lie here.
+    pub fn homes(&self) -> impl Iterator<Item = &Rc<Param>> {
+        self.params.iter().filter(|param| param.home)
+    }
+
+    /// Brings the low-precision weights up to date.
+    pub fn refresh(&self) -> Result<(), EngineError> {
+        if self.compute.data_ptr() != self.weights.data_ptr() {
+            self.compute.shallow_clone().f_copy_(&self.weights)?;
+        }
+        Ok(())
+    }
+
+    /// The slices that `parts` data ranks own: borders lie between blocks of squared norms, and
+    /// between rows where a row must stay whole.
+    pub fn slices(&self, parts: usize) -> Vec<Range<i64>> {
+        let mut borders = vec![0];
+        for param in &self.params {
+            let Range { start, end } = param.range();
+            let step = if self.class.muon { i64::MAX } else { NORM_BLOCK as i64 };
+            let inner = std::iter::successors(start.checked_add(step), |at| at.checked_add(step));
+            borders.extend(inner.take_while(|at| *at < end));
+            borders.push(end);
+        }
+        let parts = parts as i64;
+        let border = |part: i64| {
+            let wanted = self.elements * part / parts;
+            borders.iter().copied().find(|at| *at >= wanted).unwrap_or(self.elements)
+        };
+        (0..parts).map(|part| border(part)..border(part + 1)).collect()
     }
 }
 
@@ -65,40 +140,46 @@ impl Bucket {
 #[derive(Debug)]
 pub struct Parameters {
     buckets: Vec<Bucket>,
-    taken: RefCell<BTreeSet<String>>,
+    taken: RefCell<BTreeSet<(Place, String, u32)>>,
 }
 
 impl Parameters {
-    /// Allocates the rows, zero, one bucket for each place in the order of the rows.
-    pub fn allocate(rows: &[ParameterRow]) -> Result<Parameters, EngineError> {
+    /// Allocates the rows, zero, in buckets: places in the order of the rows.
+    pub fn allocate(
+        rows: &[ParameterRow],
+        precision: Precision,
+        optimizer: OptimizerKind,
+    ) -> Result<Parameters, EngineError> {
+        let class = |row: &ParameterRow| Class {
+            shared: row.uses.len() > 1,
+            muon: optimizer == OptimizerKind::Muon
+                && row.shape.len() == 2
+                && matches!(row.place, Place::Layer(_)),
+        };
+        let mut homes = BTreeMap::new();
         let mut buckets = Vec::new();
         for rows in rows.chunk_by(|a, b| a.place == b.place) {
-            let aligned =
-                |row: &ParameterRow| (row.elements() as i64 + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN;
-            let elements: i64 = rows.iter().map(aligned).sum();
-            let weights = Tensor::f_zeros([elements], (Kind::Float, Device::Cpu))?;
-            let mut offset = 0;
-            let mut params = Vec::new();
-            for row in rows {
-                let weight = weights
-                    .f_narrow(0, offset, row.elements() as i64)?
-                    .f_view(row.local_shape().as_slice())?;
-                params.push(Rc::new(Param { row: row.clone(), weight, slot: Slot::new(), offset }));
-                offset += aligned(row);
+            let classes: BTreeSet<_> = rows.iter().map(class).collect();
+            for of in classes {
+                let members: Vec<_> = rows.iter().filter(|row| class(row) == of).collect();
+                buckets.push(bucket(&members, of, precision, &mut homes)?);
             }
-            buckets.push(Bucket { place: rows[0].place, params, weights });
         }
         Ok(Parameters { buckets, taken: RefCell::default() })
     }
 
-    /// The parameter of this name, for the one layer that uses it.
-    pub fn take(&self, name: &str) -> Result<Rc<Param>, EngineError> {
-        let param = self
-            .iter()
-            .find(|param| param.row.name == name)
-            .ok_or_else(|| EngineError::Table(format!("there is no row for {name}")))?;
-        if !self.taken.borrow_mut().insert(name.to_owned()) {
-            return Err(EngineError::Table(format!("{name} is used twice")));
+    /// The use of the parameter `name` at `place` by logical shard `shard`, for the one part of the
+    /// model that it is for.
+    pub fn take(&self, place: Place, name: &str, shard: u32) -> Result<Rc<Param>, EngineError> {
+        let wanted = |param: &&Rc<Param>| {
+            let row = &param.row;
+            (row.place, row.name.as_str(), row.shard) == (place, name, shard)
+        };
+        let param = self.iter().find(wanted).ok_or_else(|| {
+            EngineError::Table(format!("there is no row for {name} at {place:?}, shard {shard}"))
+        })?;
+        if !self.taken.borrow_mut().insert((place, name.to_owned(), shard)) {
+            return Err(EngineError::Table(format!("{name} at {place:?}, shard {shard} is used twice")));
         }
         Ok(Rc::clone(param))
     }
@@ -106,27 +187,88 @@ impl Parameters {
     /// Fails when a row was not used: the plan and the model would disagree about what is trained.
     pub fn expect_all_taken(&self) -> Result<(), EngineError> {
         let taken = self.taken.borrow();
-        match self.iter().find(|param| !taken.contains(&param.row.name)) {
-            Some(param) => Err(EngineError::Table(format!("the row {} is not used", param.row.name))),
+        let key = |param: &Rc<Param>| (param.row.place, param.row.name.clone(), param.row.shard);
+        match self.iter().find(|param| !taken.contains(&key(param))) {
+            Some(param) => Err(EngineError::Table(format!(
+                "the row {} at {:?}, shard {} is not used",
+                param.row.name, param.row.place, param.row.shard
+            ))),
             None => Ok(()),
         }
     }
 
-    /// The buckets, in table order.
+    /// The buckets, place by place.
     pub fn buckets(&self) -> &[Bucket] {
         &self.buckets
     }
 
-    /// The bucket of a place.
-    pub fn bucket_of(&self, place: Place) -> Result<usize, EngineError> {
-        self.buckets
-            .iter()
-            .position(|bucket| bucket.place == place)
-            .ok_or_else(|| EngineError::Table(format!("there are no rows for {place:?}")))
+    /// The buckets of a place.
+    pub fn buckets_of(&self, place: Place) -> Range<usize> {
+        let start = self.buckets.iter().position(|bucket| bucket.place == place).unwrap_or(0);
+        let count = self.buckets.iter().filter(|bucket| bucket.place == place).count();
+        start..start + count
     }
 
-    /// All parameters, in table order.
+    /// All uses, bucket by bucket.
     pub fn iter(&self) -> impl Iterator<Item = &Rc<Param>> {
         self.buckets.iter().flat_map(|bucket| &bucket.params)
+    }
+
+    /// Brings all low-precision weights up to date.
+    pub fn refresh(&self) -> Result<(), EngineError> {
+        self.buckets.iter().try_for_each(Bucket::refresh)
+    }
+}
+
+/// The weights of slices that have a home, and what products take of them.
+type Homes = BTreeMap<(String, u64), (Tensor, Tensor)>;
+
+fn bucket(
+    rows: &[&ParameterRow],
+    class: Class,
+    precision: Precision,
+    homes: &mut Homes,
+) -> Result<Bucket, EngineError> {
+    let slice = |row: &ParameterRow| (row.name.clone(), row.offset);
+    let mut first = BTreeSet::new();
+    let (at_home, guests): (Vec<&ParameterRow>, Vec<&ParameterRow>) =
+        rows.iter().partition(|row| !homes.contains_key(&slice(row)) && first.insert(slice(row)));
+    let length = |rows: &[&ParameterRow]| rows.iter().map(|row| aligned(row)).sum::<i64>();
+    let weights = Tensor::f_zeros([length(&at_home)], (Kind::Float, Device::Cpu))?;
+    let compute = match precision {
+        Precision::Fp32 => weights.shallow_clone(),
+        low => Tensor::f_zeros([length(&at_home)], (kind(low), Device::Cpu))?,
+    };
+    let (mut offset, mut params) = (0, Vec::new());
+    for (home, row) in at_home.iter().map(|row| (true, *row)).chain(guests.iter().map(|row| (false, *row))) {
+        if home {
+            let view = |flat: &Tensor| -> Result<Tensor, EngineError> {
+                let rows = flat.f_narrow(0, offset, row.elements() as i64)?;
+                Ok(rows.f_view(row.local_shape().as_slice())?)
+            };
+            // A norm's weights stay in fp32: its kernel takes them so.
+            let used = if row.shape.len() > 1 { view(&compute)? } else { view(&weights)? };
+            homes.insert(slice(row), (view(&weights)?, used));
+        }
+        let (weight, compute) = &homes[&slice(row)];
+        params.push(Rc::new(Param {
+            row: row.clone(),
+            weight: weight.shallow_clone(),
+            compute: compute.shallow_clone(),
+            slot: Slot::new(),
+            home,
+            offset,
+        }));
+        offset += aligned(row);
+    }
+    Ok(Bucket { place: rows[0].place, class, params, weights, compute, elements: offset })
+}
+
+/// libtorch's name of a precision.
+pub(crate) fn kind(precision: Precision) -> Kind {
+    match precision {
+        Precision::Fp32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+        Precision::Fp16 => Kind::Half,
     }
 }

@@ -2,9 +2,15 @@
 //! canonical sum of gradients over micro-batches and data ranks.
 
 mod cut;
+mod flight;
 mod pipeline;
+mod probe;
 mod reduce;
+mod seat;
+mod shared;
 
 pub use cut::Cut;
 pub use pipeline::{MicroLoss, Mode, Runner};
+pub use probe::{Finding, Probe};
 pub use reduce::Reduction;
+pub use seat::{Seat, seats};

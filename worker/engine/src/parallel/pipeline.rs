@@ -1,28 +1,35 @@
 //! The interpreter of a step's actions. It decides nothing: it does what stands in the list.
 //!
 //! A receive is posted where it stands and awaited by the compute that needs it; a send starts
-//! where it stands and is awaited when its buffer is wanted back. A stage in flight is a chain of
-//! cuts, one for each layer, so backward finishes layer by layer.
+//! where it stands and ends by itself. A stage in flight is a chain of cuts, one for each piece of a
+//! layer, so backward finishes layer by layer.
 
 use std::collections::BTreeMap;
 
 use coxswain_comm::{Axis, Links, Pipe, Transfer};
-use coxswain_types::job::Checkpointing;
+use coxswain_native::ops::Filed;
 use coxswain_types::params::Place;
 use coxswain_types::schedule::{Action, Kind as Act};
 use tch::{Device, Kind, Tensor};
 
-use super::{Cut, Reduction};
+use super::flight::{Filings, Flight, Kept};
+use super::seat::Seat;
+use super::{Cut, Probe, Reduction};
 use crate::EngineError;
 use crate::data::MicroBatchData;
 use crate::error::Doing;
-use crate::model::{Parameters, Rotary, Stage, buffer};
+use crate::model::{Context, Dropout, Parameters, Pass, Rotary, buffer, pieces};
 
 /// Whether gradients are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {
     /// Forward and backward.
-    Train,
+    Train {
+        /// Steps taken before, for what is dropped.
+        step: u64,
+        /// What a micro-batch's loss is multiplied by before its gradient is taken.
+        multiplier: f64,
+    },
     /// Forward only.
     Evaluate,
 }
@@ -38,57 +45,44 @@ pub struct MicroLoss {
     pub tokens: u64,
 }
 
-/// What a layer keeps between forward and backward.
-enum Kept {
-    /// All of it.
-    Cut(Cut),
-    /// The input; the rest is computed again.
-    Input(Tensor),
-}
-
-/// A micro-batch between its forward and its backward.
-struct Flight {
-    data: MicroBatchData,
-    layers: Vec<Kept>,
-    head: Option<Cut>,
-}
-
-/// Runs lists of actions on one stage.
+/// Runs lists of actions on the stages of a rank.
 pub struct Runner<'a> {
-    /// The stage's weights.
-    pub stage: &'a Stage,
-    /// Its parameters, for the buckets.
+    /// The stages.
+    pub seats: &'a [Seat],
+    /// What they share.
+    pub context: &'a Context,
+    /// Their parameters, for the buckets.
     pub parameters: &'a Parameters,
     /// Where gradients go.
     pub reduction: &'a mut Reduction,
     /// The network.
     pub links: &'a Links,
-    /// The rank of the previous stage.
-    pub previous: Option<u32>,
-    /// The rank of the next stage.
-    pub next: Option<u32>,
-    /// What layers keep.
-    pub checkpointing: Checkpointing,
-    /// The layers of this stage.
-    pub places: Vec<Place>,
-    /// Sends that may be in flight: the stage's lead over the next one and two more.
-    pub in_flight_max: usize,
+    /// Sends that have started.
+    pub pipe: &'a Pipe,
+    /// The training's numbers.
+    pub train: &'a coxswain_types::job::TrainSpec,
     /// Positions of a sample.
     pub rotary: &'a Rotary,
-    /// Shape of activations, `[b, t, d]`.
+    /// Shape of activations between stages, `[b, t, d]`.
     pub shape: [i64; 3],
+    /// Where the first value that is not finite is noted, when one is looked for.
+    pub probe: Option<&'a mut Probe>,
 }
 
+/// A message: of activations or of their gradient, into a stage, for a micro-batch.
+type Message = (bool, u32, u32);
+
 /// What one list leaves behind while it runs.
+#[derive(Default)]
 struct Progress {
-    posted: BTreeMap<(bool, u32), (Transfer, Tensor)>,
-    made: BTreeMap<(bool, u32), Tensor>,
-    flights: BTreeMap<u32, Flight>,
-    pipe: Pipe,
+    posted: BTreeMap<Message, (Transfer, Tensor)>,
+    made: BTreeMap<Message, Tensor>,
+    flights: BTreeMap<(u32, u32), Flight>,
+    filed: BTreeMap<(u32, u32), Filings>,
     losses: Vec<MicroLoss>,
 }
 
-impl Runner<'_> {
+impl<'a> Runner<'a> {
     /// Runs `actions`; `fetch` gives a micro-batch's tokens. The result has the losses of the
     /// micro-batches in the order of the list, on the last stage.
     pub fn run(
@@ -97,109 +91,135 @@ impl Runner<'_> {
         mode: Mode,
         fetch: &dyn Fn(u32) -> Result<MicroBatchData, EngineError>,
     ) -> Result<Vec<MicroLoss>, EngineError> {
-        let mut progress = Progress {
-            posted: BTreeMap::new(),
-            made: BTreeMap::new(),
-            flights: BTreeMap::new(),
-            pipe: Pipe::new(self.in_flight_max),
-            losses: Vec::new(),
-        };
+        let mut progress = Progress::default();
         for action in actions {
             self.links.expect_wanted()?;
-            let micro_batch = action.micro_batch.0;
+            let (at, micro_batch) = (action.stage, action.micro_batch.0);
+            let seats = self.seats;
+            let seat = seats
+                .iter()
+                .find(|seat| seat.index == at)
+                .ok_or_else(|| refuse(action, "the stage is on another rank"))?;
             match action.kind {
-                Act::RecvForward => self.post(&mut progress, true, micro_batch)?,
-                Act::RecvBackward => self.post(&mut progress, false, micro_batch)?,
-                Act::SendForward | Act::SendBackward => self.send(&mut progress, action)?,
+                Act::RecvForward => self.post(&mut progress, seat, true, micro_batch)?,
+                Act::RecvBackward => self.post(&mut progress, seat, false, micro_batch)?,
+                Act::SendForward | Act::SendBackward => self.send(&mut progress, seat, action)?,
                 Act::Forward => {
-                    let input = self.received(&mut progress, true, micro_batch)?;
-                    self.forward(&mut progress, mode, micro_batch, input, fetch(micro_batch)?)?;
+                    let input = self.received(&mut progress, seat, true, micro_batch)?;
+                    self.forward(&mut progress, seat, mode, micro_batch, input, fetch(micro_batch)?)?;
                 }
                 Act::Backward => {
-                    let grad = self.received(&mut progress, false, micro_batch)?;
-                    self.backward(&mut progress, action, grad)?;
+                    self.backward(&mut progress, seat, mode, action, false)?;
                 }
+                Act::Input => {
+                    self.context.tape.hold(true);
+                    let done = self.backward(&mut progress, seat, mode, action, true);
+                    self.context.tape.hold(false);
+                    done?;
+                }
+                Act::Weight => self.weight(&mut progress, seat, mode, action)?,
             }
         }
-        progress.pipe.drain().doing(|| "sending to a neighbouring stage".to_owned())?;
+        self.pipe.drain().doing(|| "sending to a neighbouring stage".to_owned())?;
         Ok(progress.losses)
     }
 
-    fn peer(&self, forward: bool) -> Option<u32> {
-        if forward { self.previous } else { self.next }
-    }
-
-    fn post(&self, progress: &mut Progress, forward: bool, micro_batch: u32) -> Result<(), EngineError> {
-        let from = self
-            .peer(forward)
-            .ok_or_else(|| EngineError::Other("a receive from a stage that does not exist".to_owned()))?;
-        let into = buffer(&self.shape)?;
-        let transfer = self.links.recv(&into, from, Axis::Pipeline)?;
-        progress.posted.insert((forward, micro_batch), (transfer, into));
+    fn post(
+        &mut self,
+        progress: &mut Progress,
+        seat: &Seat,
+        forward: bool,
+        micro_batch: u32,
+    ) -> Result<(), EngineError> {
+        let from = if forward { seat.previous } else { seat.next };
+        let from =
+            from.ok_or_else(|| EngineError::Other(format!("stage {} has nobody there", seat.index)))?;
+        let x = buffer(&self.shape, crate::model::kind(self.context.precision))?;
+        let transfer = self.links.recv(&x, from, edge(seat.index, forward, true))?;
+        progress.posted.insert((forward, seat.index, micro_batch), (transfer, x));
         Ok(())
     }
 
-    /// What was received for a compute action; nothing at the pipeline's ends.
+    /// What a stage needs from its neighbour: from the network, or from this rank itself; `None` at
+    /// the ends of the pipeline.
     fn received(
         &self,
         progress: &mut Progress,
+        seat: &Seat,
         forward: bool,
         micro_batch: u32,
     ) -> Result<Option<Tensor>, EngineError> {
-        let Some((transfer, tensor)) = progress.posted.remove(&(forward, micro_batch)) else {
-            return Ok(None);
-        };
-        let what = if forward { "activations" } else { "gradient" };
-        transfer.wait().doing(|| format!("waiting for the {what} of micro-batch {micro_batch}"))?;
-        Ok(Some(tensor))
+        if let Some((transfer, x)) = progress.posted.remove(&(forward, seat.index, micro_batch)) {
+            transfer.wait().doing(|| {
+                let what = if forward { "the activations" } else { "the gradient" };
+                format!("stage {} waiting for {what} of micro-batch {micro_batch}", seat.index)
+            })?;
+            return Ok(Some(x));
+        }
+        let neighbour = if forward { seat.index.wrapping_sub(1) } else { seat.index + 1 };
+        Ok(progress.made.remove(&(forward, neighbour, micro_batch)))
     }
 
-    fn send(&self, progress: &mut Progress, action: &Action) -> Result<(), EngineError> {
+    fn send(&mut self, progress: &mut Progress, seat: &Seat, action: &Action) -> Result<(), EngineError> {
         let forward = action.kind == Act::SendForward;
-        let refuse =
-            |reason: &str| EngineError::Action { action: action.to_string(), reason: reason.to_owned() };
-        let to = self.peer(!forward).ok_or_else(|| refuse("there is no such stage"))?;
-        let x = progress
-            .made
-            .remove(&(forward, action.micro_batch.0))
-            .ok_or_else(|| refuse("there is nothing to send yet"))?;
-        Ok(progress.pipe.push(self.links.send(&x.f_contiguous()?, to, Axis::Pipeline)?)?)
+        let to = if forward { seat.next } else { seat.previous };
+        let to = to.ok_or_else(|| refuse(action, "there is no stage to send to"))?;
+        let x = progress.made.remove(&(forward, seat.index, action.micro_batch.0));
+        let x = x.ok_or_else(|| refuse(action, "it has not been computed"))?.f_contiguous()?;
+        Ok(self.pipe.push(self.links.send(&x, to, edge(seat.index, forward, false))?)?)
+    }
+
+    fn pass(&self, mode: Mode, micro_batch: u32) -> Pass<'a> {
+        let dropout = match mode {
+            Mode::Train { step, .. } => Dropout::of(self.train, step, micro_batch),
+            Mode::Evaluate => None,
+        };
+        Pass { rotary: self.rotary, dropout }
     }
 
     fn forward(
-        &self,
+        &mut self,
         progress: &mut Progress,
+        seat: &Seat,
         mode: Mode,
         micro_batch: u32,
         input: Option<Tensor>,
         data: MicroBatchData,
     ) -> Result<(), EngineError> {
-        let mut x_btd = match (&self.stage.embedding, input) {
-            (Some(table), None) => self.stage.embed(table, &data.ids_bt)?,
+        let (pass, training) = (self.pass(mode, micro_batch), mode != Mode::Evaluate);
+        let mut x_btd = match (&seat.stage.embedding, input) {
+            (Some(table), None) => tch::no_grad(|| table.forward(&data.ids_bt, &pass))?,
             (None, Some(received)) => received,
             _ => {
-                return Err(EngineError::Other(format!("micro-batch {micro_batch} has no input of its own")));
+                return Err(EngineError::Other(format!(
+                    "stage {}, micro-batch {micro_batch}: its input is not there, or not its own",
+                    seat.index
+                )));
             }
         };
-        let mut layers = Vec::new();
-        for layer in &self.stage.layers {
-            let whole = mode == Mode::Train && self.checkpointing == Checkpointing::None;
-            if whole {
-                let cut = Cut::run(&x_btd, |x| layer.forward(x, self.rotary))?;
-                x_btd = cut.output()?;
-                layers.push(Kept::Cut(cut));
-            } else {
-                let output = tch::no_grad(|| layer.forward(&x_btd, self.rotary))?;
-                if mode == Mode::Train {
-                    layers.push(Kept::Input(x_btd));
+        let mut kept = Vec::new();
+        for (at, layer) in seat.stage.layers.iter().enumerate() {
+            for &(piece, again) in pieces(seat.stage.recompute[at]) {
+                if training && !again {
+                    let cut = Cut::run(&x_btd, |x| layer.forward(piece, x, &pass))?;
+                    x_btd = cut.output()?;
+                    kept.push((at, piece, Kept::Cut(cut)));
+                } else {
+                    let output = tch::no_grad(|| layer.forward(piece, &x_btd, &pass))?;
+                    if training {
+                        kept.push((at, piece, Kept::Input(x_btd)));
+                    }
+                    x_btd = output;
                 }
-                x_btd = output;
+            }
+            if let Some(probe) = &mut self.probe {
+                probe.activation(micro_batch, seat.stage.places[at], &x_btd)?;
             }
         }
         let mut head = None;
-        if let Some(model_head) = &self.stage.head {
+        if let Some(model_head) = &seat.stage.head {
             let loss = |x: &Tensor| model_head.loss(x, &data.targets_n);
-            let value = if mode == Mode::Train {
+            let value = if training {
                 let cut = Cut::run(&x_btd, loss)?;
                 let value = cut.output()?;
                 head = Some(cut);
@@ -207,68 +227,148 @@ impl Runner<'_> {
             } else {
                 tch::no_grad(|| loss(&x_btd))?
             };
+            if let Some(probe) = &mut self.probe {
+                probe.activation(micro_batch, Place::Head, &value)?;
+            }
             let loss = value.f_double_value(&[])?;
             progress.losses.push(MicroLoss { micro_batch, loss, tokens: data.tokens });
         } else {
-            progress.made.insert((true, micro_batch), x_btd);
+            progress.made.insert((true, seat.index, micro_batch), x_btd);
         }
-        if mode == Mode::Train {
-            progress.flights.insert(micro_batch, Flight { data, layers, head });
+        if training {
+            progress.flights.insert((seat.index, micro_batch), Flight { data, kept, head });
         }
         Ok(())
     }
 
+    /// The backward pass; with `delay`, weight gradients are kept for later.
     fn backward(
         &mut self,
         progress: &mut Progress,
+        seat: &Seat,
+        mode: Mode,
         action: &Action,
-        grad: Option<Tensor>,
+        delay: bool,
     ) -> Result<(), EngineError> {
         let micro_batch = action.micro_batch.0;
-        let refuse =
-            |reason: &str| EngineError::Action { action: action.to_string(), reason: reason.to_owned() };
-        let flight =
-            progress.flights.remove(&micro_batch).ok_or_else(|| refuse("its forward has not run"))?;
+        let grad = self.received(progress, seat, false, micro_batch)?;
+        let flight = progress.flights.remove(&(seat.index, micro_batch));
+        let flight = flight.ok_or_else(|| refuse(action, "its forward has not run"))?;
+        let Mode::Train { multiplier, .. } = mode else {
+            return Err(refuse(action, "an evaluation has no backward"));
+        };
+        let mut filings = Filings::default();
         let mut dx = match (flight.head, grad) {
             (Some(cut), None) => {
-                let one = Tensor::f_ones([], (Kind::Double, Device::Cpu))?;
-                self.in_bucket(Place::Head, micro_batch, |_| cut.backward(&one))?
+                let scale = Tensor::f_full([], multiplier, (Kind::Double, Device::Cpu))?;
+                self.at_place(Place::Head, micro_batch, true, delay, &mut filings, || cut.backward(&scale))?
             }
             (None, Some(received)) => received,
-            _ => return Err(refuse("it has no gradient of its own")),
+            _ => return Err(refuse(action, "its gradient is not there, or not its own")),
         };
-        for (at, kept) in flight.layers.into_iter().enumerate().rev() {
-            let (stage, rotary) = (self.stage, self.rotary);
-            dx = self.in_bucket(self.places[at], micro_batch, |_| {
-                let cut = match kept {
+        let mut kept = flight.kept;
+        while let Some((at, piece, state)) = kept.pop() {
+            let last = kept.last().is_none_or(|(next, _, _)| *next != at);
+            let layer = &seat.stage.layers[at];
+            let place = seat.stage.places[at];
+            let pass = self.pass(mode, micro_batch);
+            dx = self.at_place(place, micro_batch, last, delay, &mut filings, || {
+                let cut = match state {
                     Kept::Cut(cut) => cut,
-                    Kept::Input(x) => Cut::run(&x, |x| stage.layers[at].forward(x, rotary))?,
+                    Kept::Input(x) => Cut::run(&x, |x| layer.forward(piece, x, &pass))?,
                 };
                 cut.backward(&dx)
             })?;
         }
-        if let Some(table) = &self.stage.embedding {
-            let ids = flight.data.ids_bt;
-            self.in_bucket(Place::Embedding, micro_batch, |stage| stage.embed_grad(table, &ids, &dx))?;
+        if seat.stage.embedding.is_some() {
+            filings.embedding = Some((flight.data.ids_bt, dx));
+            if !delay {
+                self.embedding_grad(seat, mode, micro_batch, &mut filings)?;
+            }
         } else {
-            progress.made.insert((false, micro_batch), dx);
+            progress.made.insert((false, seat.index, micro_batch), dx);
+        }
+        if delay {
+            progress.filed.insert((seat.index, micro_batch), filings);
         }
         Ok(())
     }
 
-    /// Runs a piece of backward whose weight gradients belong to the bucket of `place`.
-    fn in_bucket<T>(
+    /// Runs a piece of backward whose weight gradients belong to `place`. They are computed at once,
+    /// or filed; `last` says that no other piece of the place follows.
+    fn at_place(
         &mut self,
         place: Place,
         micro_batch: u32,
-        piece: impl FnOnce(&Stage) -> Result<T, EngineError>,
-    ) -> Result<T, EngineError> {
-        let at = self.parameters.bucket_of(place)?;
-        let bucket = &self.parameters.buckets()[at];
-        self.reduction.begin(at, bucket, micro_batch)?;
-        let result = piece(self.stage)?;
-        self.stage.tape.flush()?;
-        self.reduction.end(at, bucket, micro_batch)?;
-        Ok(result)
+        last: bool,
+        delay: bool,
+        filings: &mut Filings,
+        piece: impl FnOnce() -> Result<Tensor, EngineError>,
+    ) -> Result<Tensor, EngineError> {
+        if delay {
+            let dx = piece()?;
+            filings.places.push((place, last, self.context.tape.take()));
+            return Ok(dx);
+        }
+        self.reduction.begin(self.parameters, place, micro_batch)?;
+        let dx = piece()?;
+        self.context.tape.flush()?;
+        if last {
+            self.finish_place(place, micro_batch)?;
+        }
+        Ok(dx)
     }
+
+    fn finish_place(&mut self, place: Place, micro_batch: u32) -> Result<(), EngineError> {
+        if let Some(probe) = &mut self.probe {
+            probe.gradients(micro_batch, place, self.reduction, self.parameters)?;
+        }
+        self.reduction.end(self.parameters, place, micro_batch)
+    }
+
+    /// The weight gradients that a backward pass has filed.
+    fn weight(
+        &mut self,
+        progress: &mut Progress,
+        seat: &Seat,
+        mode: Mode,
+        action: &Action,
+    ) -> Result<(), EngineError> {
+        let micro_batch = action.micro_batch.0;
+        let filings = progress.filed.remove(&(seat.index, micro_batch));
+        let mut filings = filings.ok_or_else(|| refuse(action, "its backward for the input has not run"))?;
+        for (place, last, filed) in std::mem::take(&mut filings.places) {
+            self.reduction.begin(self.parameters, place, micro_batch)?;
+            Filed::run(filed)?;
+            if last {
+                self.finish_place(place, micro_batch)?;
+            }
+        }
+        self.embedding_grad(seat, mode, micro_batch, &mut filings)
+    }
+
+    fn embedding_grad(
+        &mut self,
+        seat: &Seat,
+        mode: Mode,
+        micro_batch: u32,
+        filings: &mut Filings,
+    ) -> Result<(), EngineError> {
+        let (Some(table), Some((ids_bt, dx_btd))) = (&seat.stage.embedding, filings.embedding.take()) else {
+            return Ok(());
+        };
+        self.reduction.begin(self.parameters, Place::Embedding, micro_batch)?;
+        table.backward(&ids_bt, &dx_btd, &self.pass(mode, micro_batch))?;
+        self.finish_place(Place::Embedding, micro_batch)
+    }
+}
+
+/// The tag of a message: of the edge from stage `s` to `s + 1`, in one of its directions.
+fn edge(stage: u32, forward: bool, receiving: bool) -> Axis {
+    let stage = if forward == receiving { stage.wrapping_sub(1) } else { stage };
+    Axis::Edge { stage, backward: !forward }
+}
+
+fn refuse(action: &Action, reason: &str) -> EngineError {
+    EngineError::Action { action: action.to_string(), reason: reason.to_owned() }
 }

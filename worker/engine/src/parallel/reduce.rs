@@ -3,18 +3,22 @@
 //! Within a run of micro-batches a bucket accumulates into one buffer; finished runs combine into
 //! tree nodes as soon as both halves are there, so at most log2(R) + 1 buffers live. When a
 //! bucket's last micro-batch is done, its nodes set out to the owners of their slices, while
-//! earlier layers still compute; owners combine in the tree's order and send the sums back.
+//! earlier layers still compute; owners combine in the tree's order. The sums go back to all, unless
+//! each data rank updates its own slice only (ZeRO-1): then only the gradients of slices with several
+//! uses go back, because `shared` adds those of all uses first.
 
 use std::ops::Range;
 
-use coxswain_comm::{Axis, Group, Links, Transfer};
+use coxswain_comm::{Axis, Links, Transfer};
 use coxswain_types::assignment::Assignment;
+use coxswain_types::params::Place;
 use coxswain_types::tree::{self, Node};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
+use super::shared::Shared;
 use crate::EngineError;
 use crate::error::Doing;
-use crate::model::{Bucket, Parameters, ROW_ALIGN, buffer};
+use crate::model::{Bucket, Parameters, buffer};
 
 /// Gradients of all buckets, and the order in which they are added.
 #[derive(Debug)]
@@ -26,12 +30,15 @@ pub struct Reduction {
     peers: Vec<u32>,
     index: usize,
     buckets: Vec<Gradients>,
-    replicas: Vec<(usize, usize, Group)>,
+    shared: Shared,
+    sharded: bool,
 }
 
 /// Gradients of one bucket.
 #[derive(Debug, Default)]
 struct Gradients {
+    /// What each data rank combines.
+    slices: Vec<Range<i64>>,
     current: Option<Tensor>,
     nodes: Vec<(Node, Tensor)>,
     spare: Vec<Tensor>,
@@ -47,57 +54,90 @@ impl Reduction {
         parameters: &Parameters,
         links: &Links,
     ) -> Result<Reduction, EngineError> {
-        let mut replicas = Vec::new();
-        for (at, bucket) in parameters.buckets().iter().enumerate() {
-            for (place, param) in bucket.params.iter().enumerate() {
-                if param.row.replicas.len() > 1 {
-                    replicas.push((at, place, links.group(&param.row.replicas, Axis::Replicas)?));
-                }
-            }
-        }
+        let peers = assignment.data_group.clone();
+        let gradients =
+            |bucket: &Bucket| Gradients { slices: bucket.slices(peers.len()), ..Gradients::default() };
         Ok(Reduction {
             links: links.clone(),
             runs: assignment.runs.clone(),
             owned: assignment.owned_runs.clone(),
             nodes: assignment.data_nodes.clone(),
-            peers: assignment.data_group.clone(),
             index: assignment.data_index as usize,
-            buckets: parameters.buckets().iter().map(|_| Gradients::default()).collect(),
-            replicas,
+            buckets: parameters.buckets().iter().map(gradients).collect(),
+            shared: Shared::new(assignment.rank.0, parameters),
+            sharded: assignment.optimizer_group.len() > 1,
+            peers,
         })
     }
 
-    /// Directs the bucket's slots to where the micro-batch accumulates.
-    pub fn begin(&mut self, at: usize, bucket: &Bucket, micro_batch: u32) -> Result<(), EngineError> {
-        let starts = self.run_of(micro_batch)?.1.start == micro_batch;
-        let gradients = &mut self.buckets[at];
-        if starts {
-            let buffer = gradients.spare.pop().unwrap_or_else(|| bucket.buffer());
-            for param in &bucket.params {
-                param.slot.set(&param.view_of(&buffer)?);
+    /// Directs the slots of a place to where the micro-batch accumulates.
+    pub fn begin(
+        &mut self,
+        parameters: &Parameters,
+        place: Place,
+        micro_batch: u32,
+    ) -> Result<(), EngineError> {
+        for at in parameters.buckets_of(place) {
+            let gradients = &mut self.buckets[at];
+            if gradients.current.is_none() {
+                let bucket = &parameters.buckets()[at];
+                let buffer = gradients.spare.pop().unwrap_or_else(|| bucket.buffer());
+                for param in &bucket.params {
+                    param.slot.set(&param.view_of(&buffer)?);
+                }
+                gradients.current = Some(buffer);
+                if self.run_of(micro_batch)?.1.start != micro_batch {
+                    let why = format!("micro-batch {micro_batch} is not the first of its run");
+                    return Err(EngineError::Other(why));
+                }
             }
-            gradients.current = Some(buffer);
         }
         Ok(())
     }
 
-    /// The micro-batch's gradients of the bucket are in. After the last one they set out.
-    pub fn end(&mut self, at: usize, bucket: &Bucket, micro_batch: u32) -> Result<(), EngineError> {
+    /// The micro-batch's gradients of a place are in. After the last one they set out.
+    pub fn end(
+        &mut self,
+        parameters: &Parameters,
+        place: Place,
+        micro_batch: u32,
+    ) -> Result<(), EngineError> {
         let (run, range) = self.run_of(micro_batch)?;
         if range.end != micro_batch + 1 {
             return Ok(());
         }
         let root = Node::root(self.runs.len() as u32);
-        let gradients = &mut self.buckets[at];
-        let buffer = gradients
-            .current
-            .take()
-            .ok_or_else(|| EngineError::Other(format!("micro-batch {micro_batch} ends before it began")))?;
-        gradients.push(root, Node::leaf(run), buffer)?;
-        if run + 1 == self.owned.end {
-            self.send_parts(at, bucket)?;
+        for at in parameters.buckets_of(place) {
+            let gradients = &mut self.buckets[at];
+            let buffer = gradients.current.take().ok_or_else(|| {
+                EngineError::Other(format!("micro-batch {micro_batch} ends before it began"))
+            })?;
+            gradients.push(root, Node::leaf(run), buffer)?;
+            if run + 1 == self.owned.end {
+                self.send_parts(at)?;
+            }
         }
         Ok(())
+    }
+
+    /// What a bucket has accumulated of the run at hand.
+    pub fn current(&self, at: usize) -> Option<&Tensor> {
+        self.buckets[at].current.as_ref()
+    }
+
+    /// The slice of a bucket whose sums this rank has after [`Reduction::finish`], and which it
+    /// updates: all of it, or under ZeRO-1 its own.
+    pub fn own(&self, at: usize) -> Range<i64> {
+        let slices = &self.buckets[at].slices;
+        match (self.sharded, slices.last()) {
+            (true, _) => slices[self.index].clone(),
+            (false, last) => 0..last.map_or(0, |last| last.end),
+        }
+    }
+
+    /// The slices of a bucket that each rank of the data group updates.
+    pub fn slices(&self, at: usize) -> &[Range<i64>] {
+        &self.buckets[at].slices
     }
 
     fn run_of(&self, micro_batch: u32) -> Result<(u32, Range<u32>), EngineError> {
@@ -108,31 +148,26 @@ impl Reduction {
             .ok_or_else(|| EngineError::Other(format!("micro-batch {micro_batch} is not this rank's")))
     }
 
-    /// The slice of a bucket that each data rank owns.
-    fn slice(&self, bucket: &Bucket, owner: usize) -> (i64, i64) {
-        let blocks = (bucket.elements() / ROW_ALIGN) as u32;
-        let range = &tree::split(blocks, self.peers.len() as u32)[owner];
-        (i64::from(range.start) * ROW_ALIGN, i64::from(range.end - range.start) * ROW_ALIGN)
-    }
-
     fn others(&self) -> impl Iterator<Item = (usize, u32)> + use<> {
         let index = self.index;
         self.peers.clone().into_iter().enumerate().filter(move |(peer, _)| *peer != index)
     }
 
-    fn send_parts(&mut self, at: usize, bucket: &Bucket) -> Result<(), EngineError> {
+    fn send_parts(&mut self, at: usize) -> Result<(), EngineError> {
         let axis = Axis::Data { bucket: at as u32, gather: false };
-        let (_, own_len) = self.slice(bucket, self.index);
+        let own = &self.buckets[at].slices[self.index];
+        let own_len = own.end - own.start;
         for (peer, rank) in self.others() {
             for &node in self.nodes[peer].iter().filter(|_| own_len > 0) {
-                let part = buffer(&[own_len])?;
+                let part = buffer(&[own_len], Kind::Float)?;
                 let receive = self.links.recv(&part, rank, axis)?;
                 self.buckets[at].receives.push(receive);
                 self.buckets[at].parts.push((node, part));
             }
         }
         for (peer, rank) in self.others() {
-            let (start, len) = self.slice(bucket, peer);
+            let Range { start, end } = self.buckets[at].slices[peer].clone();
+            let len = end - start;
             for place in 0..self.buckets[at].nodes.len() {
                 if len > 0 {
                     let part = self.buckets[at].nodes[place].1.f_narrow(0, start, len)?;
@@ -144,11 +179,14 @@ impl Reduction {
         Ok(())
     }
 
-    /// Waits for the sums over all data ranks; then [`Reduction::totals`] has them.
-    pub fn finish(&mut self, buckets: &[Bucket]) -> Result<(), EngineError> {
-        for (at, bucket) in buckets.iter().enumerate() {
-            self.combine(at, bucket)?;
-            self.send_sums(at, bucket)?;
+    /// Waits for the sums over all data ranks and adds those of shared slices; then
+    /// [`Reduction::total`] has them, in the slice that is this rank's [`Reduction::own`].
+    pub fn finish(&mut self, parameters: &Parameters) -> Result<(), EngineError> {
+        for (at, bucket) in parameters.buckets().iter().enumerate() {
+            self.combine(at)?;
+            if bucket.class.shared || !self.sharded {
+                self.send_sums(at)?;
+            }
         }
         for gradients in &mut self.buckets {
             let transfers = gradients.receives.drain(..).chain(gradients.sends.drain(..));
@@ -156,16 +194,14 @@ impl Reduction {
                 transfer.wait().doing(|| "gathering gradients over data ranks".to_owned())?;
             }
         }
-        for (at, place, group) in &self.replicas {
-            let mut grad = buckets[*at].params[*place].view_of(self.buckets[*at].total()?)?;
-            grad.f_copy_(&group.reduce(&grad, coxswain_comm::Op::Sum)?)?;
-        }
-        Ok(())
+        let totals: Vec<_> = self.buckets.iter().map(Gradients::total).collect::<Result<_, _>>()?;
+        self.shared.add(parameters, &totals, &self.links)
     }
 
     /// Combines this rank's slice of a bucket in the order of the tree.
-    fn combine(&mut self, at: usize, bucket: &Bucket) -> Result<(), EngineError> {
-        let (start, len) = self.slice(bucket, self.index);
+    fn combine(&mut self, at: usize) -> Result<(), EngineError> {
+        let Range { start, end } = self.buckets[at].slices[self.index].clone();
+        let len = end - start;
         let root = Node::root(self.runs.len() as u32);
         let gradients = &mut self.buckets[at];
         for transfer in gradients.receives.drain(..) {
@@ -187,14 +223,16 @@ impl Reduction {
         Ok(())
     }
 
-    fn send_sums(&mut self, at: usize, bucket: &Bucket) -> Result<(), EngineError> {
+    fn send_sums(&mut self, at: usize) -> Result<(), EngineError> {
         let axis = Axis::Data { bucket: at as u32, gather: true };
-        let (start, len) = self.slice(bucket, self.index);
+        let Range { start, end } = self.buckets[at].slices[self.index].clone();
+        let len = end - start;
         for (peer, rank) in self.others() {
             let total = self.buckets[at].total()?.shallow_clone();
-            let (peer_start, peer_len) = self.slice(bucket, peer);
-            if peer_len > 0 {
-                let receive = self.links.recv(&total.f_narrow(0, peer_start, peer_len)?, rank, axis)?;
+            let theirs = self.buckets[at].slices[peer].clone();
+            if !theirs.is_empty() {
+                let into = total.f_narrow(0, theirs.start, theirs.end - theirs.start)?;
+                let receive = self.links.recv(&into, rank, axis)?;
                 self.buckets[at].receives.push(receive);
             }
             if len > 0 {

@@ -21,12 +21,14 @@ pub struct Vote {
 }
 
 /// What all ranks agree on.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Closing {
     /// The least revision that any rank has seen; it rules from the next step on.
     pub revision: u64,
     /// The norm of the summed gradient.
     pub norm: f64,
+    /// Squared norms of all slices, by slot.
+    pub squares: Vec<f64>,
     /// The summed loss.
     pub loss: f64,
     /// Tokens that counted.
@@ -81,9 +83,15 @@ impl Closing {
         Closing {
             revision: list[0] as u64,
             norm: norms.iter().sum::<f64>().sqrt(),
+            squares: norms.to_vec(),
             loss: losses.iter().sum(),
             tokens: tokens.iter().sum::<f64>() as u64,
         }
+    }
+
+    /// The norm of the mean gradient, of a loss that was multiplied by `multiplier`.
+    pub fn mean_norm(&self, multiplier: f64) -> f64 {
+        self.norm / self.tokens as f64 / multiplier
     }
 
     /// Mean loss per token.
@@ -106,7 +114,8 @@ mod tests {
         ];
         let lists: Vec<_> = votes.iter().map(|vote| vote.encode(3, 3)).collect();
         let closing = Closing::decode(&merge(&lists), 3, 3);
-        assert_eq!(closing, Closing { revision: 4, norm: 5.0, loss: 8.0, tokens: 30 });
+        let squares = vec![9.0, 0.0, 16.0];
+        assert_eq!(closing, Closing { revision: 4, norm: 5.0, squares, loss: 8.0, tokens: 30 });
     }
 
     #[test]

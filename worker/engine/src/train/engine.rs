@@ -1,22 +1,29 @@
 //! The loop: build the stage, then step, evaluate, save, until told to stop.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Instant;
 
-use coxswain_comm::{Axis, Links, Store};
-use coxswain_native::{memory, ops};
+use coxswain_comm::{Axis, Links, Pipe, Store};
+use coxswain_native::memory;
 use coxswain_types::Step;
 use coxswain_types::assignment::Assignment;
-use coxswain_types::params::Place;
+use coxswain_types::job::Precision;
+use coxswain_types::params::{norm_slots, parameter_table};
+use coxswain_types::schedule::Action;
 use coxswain_types::status::{HeldOut, Saved, StepReport};
 
 use super::closing::{Closing, Vote, close};
-use super::optimizer::Optimizer;
+use super::norms::norms;
+use super::optimizer::{Optimizer, StepNumbers};
 use super::rate::learning_rate;
-use crate::data::Tokens;
+use super::shared_folder::expect_shared;
+use super::verdict::{Trainer, Verdict};
+use crate::data::{MicroBatchData, Tokens};
 use crate::error::Doing;
-use crate::model::{Parameters, Rotary, Shape, Stage, initial_values};
-use crate::parallel::{MicroLoss, Mode, Reduction, Runner};
+use crate::model::{Context, Parameters, Rotary, initial_values};
+use crate::parallel::{Finding, MicroLoss, Mode, Probe, Reduction, Runner, Seat, seats};
 use crate::{EngineError, checkpoint};
 
 /// What a rank has to tell while it trains.
@@ -47,10 +54,13 @@ pub struct Engine {
     assignment: Assignment,
     directory: PathBuf,
     links: Links,
-    stage: Stage,
+    pipe: Pipe,
+    context: Rc<Context>,
+    seats: Vec<Seat>,
     parameters: Parameters,
     reduction: Reduction,
     optimizer: Optimizer,
+    trainer: Trainer,
     tokens: Tokens,
     rotary: Rotary,
     step: Step,
@@ -79,38 +89,43 @@ impl Engine {
         control.tell(Event::Linked(links.clone()));
         expect_shared(&directory, &links, a)?;
 
-        let parameters = Parameters::allocate(&a.parameters)?;
-        let shape = Shape { embedding: a.embedding, layers: a.layers.clone(), head: a.head };
-        let group = links.group(&a.tensor_group, Axis::Tensor)?;
-        let stage = Stage::build(&shape, &a.spec.model, &parameters, group)?;
-        let mut optimizer = Optimizer::new(&parameters, &a.spec.train.optimizer);
+        let train = &a.spec.train;
+        let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind)?;
+        let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?));
+        let seats = seats(a, &parameters, &context)?;
+        let reduction = Reduction::new(a, &parameters, &links)?;
+        let optimizer = Optimizer::new(&parameters, &reduction, &train.optimizer)?;
+        let mut trainer = Trainer::new(train);
         let step = match &a.resume {
             Some(resume) => {
-                checkpoint::load(&directory, resume, a, runtime, &parameters, &mut optimizer, &links)?;
+                trainer = checkpoint::load(&directory, resume, a, runtime, &parameters, &optimizer, &links)?;
                 resume.step
             }
             None => {
-                for param in parameters.iter() {
+                for param in parameters.iter().filter(|param| param.home) {
                     links.expect_wanted()?;
-                    let values = initial_values(&param.row, a.spec.train.seed);
-                    param.weight.shallow_clone().f_copy_(
-                        &tch::Tensor::from_slice(&values).f_view(param.row.local_shape().as_slice())?,
-                    )?;
+                    let values = tch::Tensor::from_slice(&initial_values(&param.row, train.seed));
+                    let shape = param.row.local_shape();
+                    param.weight.shallow_clone().f_copy_(&values.f_view(shape.as_slice())?)?;
                 }
                 Step(0)
             }
         };
-        let reduction = Reduction::new(a, &parameters, &links)?;
-        let rotary = Rotary::new(&a.spec.model, 0, i64::from(a.spec.train.sequence))?;
+        parameters.refresh()?;
+        let rotary = Rotary::new(&a.spec.model, 0, i64::from(train.sequence))?;
+        let pipe = Pipe::new()?;
         control.tell(Event::Ready(step));
         Ok(Engine {
             assignment,
             directory,
             links,
-            stage,
+            pipe,
+            context,
+            seats,
             parameters,
             reduction,
             optimizer,
+            trainer,
             tokens,
             rotary,
             step,
@@ -119,15 +134,26 @@ impl Engine {
 
     /// Trains until the agreed revision's `run_to` is reached, and saves there.
     pub fn run(&mut self, control: &dyn Control) -> Result<(), EngineError> {
+        let done = self.train(control);
+        if done.is_err() {
+            // Nobody will take what is still under way; the thread of sends must not wait for it.
+            self.links.abort();
+        }
+        done
+    }
+
+    fn train(&mut self, control: &dyn Control) -> Result<(), EngineError> {
         let mut run_to = Step(self.assignment.spec.train.steps);
         let mut saved = self.step;
         while self.step < run_to {
             let started = Instant::now();
-            let closing = self.train_step(control.revision())?;
-            let train_seconds = started.elapsed().as_secs_f64();
+            let trainer = self.trainer;
+            let (closing, skipped) = self.train_step(control.revision())?;
+            let seconds = started.elapsed().as_secs_f64();
             run_to = control.run_to(closing.revision).min(Step(self.assignment.spec.train.steps));
             let held_out = if self.evaluates(run_to) { self.evaluate()? } else { None };
-            let report = (self.links.rank() == 0).then(|| self.report(&closing, train_seconds, held_out));
+            let report = (self.links.rank() == 0)
+                .then(|| StepReport { held_out, ..self.report(&closing, seconds, &trainer, skipped) });
             tracing::Span::current().record("step", self.step.0);
             control.tell(Event::Stepped(self.step, report));
             let every = self.assignment.spec.checkpoint.every;
@@ -142,67 +168,105 @@ impl Engine {
         Ok(())
     }
 
-    fn train_step(&mut self, revision: u64) -> Result<Closing, EngineError> {
-        let (step, before) = (self.step.next(), self.step.0);
-        let actions = std::mem::take(&mut self.assignment.train);
-        let losses = self.interpret(&actions, Mode::Train, &|tokens, mb| tokens.train(before, mb));
-        self.assignment.train = actions;
-        let losses = losses?;
-        self.reduction.finish(self.parameters.buckets())?;
-
-        let vote = Vote { revision, norms: self.norms()?, losses: self.contributed(losses) };
+    /// Takes a step; says whether it was skipped.
+    fn train_step(&mut self, revision: u64) -> Result<(Closing, bool), EngineError> {
+        let (step, before) = (self.step.next(), self.trainer);
+        let losses = self.gradients(None)?;
+        let group = &self.assignment.optimizer_group;
+        let norms = norms(&self.parameters, &self.reduction, group, &self.links)?;
+        let vote = Vote { revision, norms, losses: self.contributed(losses) };
         let train = &self.assignment.spec.train;
         let closing = close(&self.links, &vote, self.assignment.norm_slots, train.micro_batches)?;
-        let norm = closing.norm / closing.tokens as f64;
-        if !norm.is_finite() || !closing.loss.is_finite() {
-            return Err(EngineError::NotFinite { step: step.0, norm, loss: closing.mean_loss() });
+        let verdict = self.trainer.judge(&closing, train, step.0);
+        match verdict {
+            Verdict::Apply { learning_rate, divisor } => {
+                let numbers = StepNumbers { applied: self.trainer.applied, learning_rate, divisor };
+                let (parameters, reduction) = (&self.parameters, &self.reduction);
+                self.optimizer.step(
+                    parameters,
+                    reduction,
+                    &numbers,
+                    &self.context.group,
+                    &self.links,
+                    group,
+                )?;
+            }
+            Verdict::Skip => {}
+            Verdict::Stop => {
+                self.reduction.clear();
+                self.trainer.loss_scale = before.loss_scale;
+                return Err(self.culprit(step, &closing)?);
+            }
         }
-        // Gradients are of the sum of losses: one division by the step's tokens and the clip.
-        let clip = train.optimizer.clip_norm;
-        let shrink = if clip > 0.0 && norm > clip { norm / clip } else { 1.0 };
-        let rate = learning_rate(&train.optimizer, step.0, train.steps);
-        let divisor = closing.tokens as f64 * shrink;
-        self.optimizer.step(&self.parameters, &self.reduction, step.0, rate, divisor)?;
         self.reduction.clear();
         self.step = step;
-        Ok(closing)
+        Ok((closing, verdict == Verdict::Skip))
+    }
+
+    /// Forwards, backwards and the sum of gradients of the step that follows.
+    fn gradients(&mut self, probe: Option<&mut Probe>) -> Result<Vec<MicroLoss>, EngineError> {
+        let actions = std::mem::take(&mut self.assignment.train);
+        let step = self.step.0;
+        let multiplier = self.trainer.multiplier(&self.assignment.spec.train);
+        let mode = Mode::Train { step, multiplier };
+        let losses = self.interpret(&actions, mode, probe, &|tokens, mb| tokens.train(step, mb));
+        self.assignment.train = actions;
+        let losses = losses?;
+        self.reduction.finish(&self.parameters)?;
+        Ok(losses)
+    }
+
+    /// Runs the step once more, looking at every output and every gradient, and says where the first
+    /// value arose that is not finite.
+    fn culprit(&mut self, step: Step, closing: &Closing) -> Result<EngineError, EngineError> {
+        let model = self.assignment.spec.model.clone();
+        let table = parameter_table(&model);
+        let mut probe = Probe::new(self.assignment.rank.0, model.layers, table.clone());
+        self.gradients(Some(&mut probe))?;
+        let own = probe.first.map_or(f64::INFINITY, Finding::code);
+        let least =
+            |lists: Vec<Vec<f64>>| vec![lists.iter().map(|list| list[0]).fold(f64::INFINITY, f64::min)];
+        let first = self
+            .links
+            .close(&[own], 1, least)
+            .doing(|| "looking for the first value that is not finite".to_owned())?;
+        let finding = first.first().copied().and_then(Finding::decode);
+        let place = finding.map_or_else(
+            || "the sum of gradients over micro-batches".to_owned(),
+            |finding| finding.describe(&table, model.layers),
+        );
+        Ok(EngineError::NotFinite {
+            step: step.0,
+            in_a_row: self.trainer.skipped,
+            norm: closing.mean_norm(self.trainer.multiplier(&self.assignment.spec.train)),
+            loss: closing.mean_loss(),
+            place,
+        })
     }
 
     fn interpret(
         &mut self,
-        actions: &[coxswain_types::schedule::Action],
+        actions: &[Action],
         mode: Mode,
-        fetch: &dyn Fn(&Tokens, u32) -> Result<crate::data::MicroBatchData, EngineError>,
+        probe: Option<&mut Probe>,
+        fetch: &dyn Fn(&Tokens, u32) -> Result<MicroBatchData, EngineError>,
     ) -> Result<Vec<MicroLoss>, EngineError> {
         let (a, tokens) = (&self.assignment, &self.tokens);
         let train = &a.spec.train;
+        let here = if self.context.spread { train.sequence / a.spec.layout.tensor } else { train.sequence };
         let mut runner = Runner {
-            stage: &self.stage,
+            seats: &self.seats,
+            context: &self.context,
             parameters: &self.parameters,
             reduction: &mut self.reduction,
             links: &self.links,
-            previous: a.previous,
-            next: a.next,
-            checkpointing: train.checkpointing,
-            in_flight_max: (a.spec.layout.pipeline - a.stage) as usize + 2,
-            places: a.layers.clone().map(Place::Layer).collect(),
+            pipe: &self.pipe,
+            train,
             rotary: &self.rotary,
-            shape: [train.micro_batch, train.sequence, a.spec.model.dim].map(i64::from),
+            shape: [train.micro_batch, here, a.spec.model.dim].map(i64::from),
+            probe,
         };
         runner.run(actions, mode, &|micro_batch| fetch(tokens, micro_batch))
-    }
-
-    /// Squared norms of the slices that this rank contributes.
-    fn norms(&self) -> Result<Vec<(u32, f64)>, EngineError> {
-        let mut norms = Vec::new();
-        for (at, bucket) in self.parameters.buckets().iter().enumerate() {
-            for param in &bucket.params {
-                if let Some(slot) = param.row.norm_slot {
-                    norms.push((slot, ops::sum_squares(&param.view_of(self.reduction.total(at)?)?)?));
-                }
-            }
-        }
-        Ok(norms)
     }
 
     /// All tensor ranks of the last stage know the loss; the first of them brings it.
@@ -225,7 +289,8 @@ impl Engine {
         let actions = std::mem::take(&mut self.assignment.evaluate);
         let mut losses = Vec::new();
         for round in 0..rounds {
-            let part = self.interpret(&actions, Mode::Evaluate, &|tokens, mb| tokens.held_out(round, mb))?;
+            let fetch = |tokens: &Tokens, mb: u32| tokens.held_out(round, mb);
+            let part = self.interpret(&actions, Mode::Evaluate, None, &fetch)?;
             losses.extend(part.into_iter().map(|loss| MicroLoss {
                 micro_batch: loss.micro_batch + round as u32 * micro_batches,
                 ..loss
@@ -241,52 +306,55 @@ impl Engine {
         }))
     }
 
-    fn report(&self, closing: &Closing, seconds: f64, held_out: Option<HeldOut>) -> StepReport {
+    /// What is told of a step; `trainer` is as it was before.
+    fn report(&self, closing: &Closing, seconds: f64, trainer: &Trainer, skipped: bool) -> StepReport {
         let train = &self.assignment.spec.train;
+        let scaled = train.precision == Precision::Fp16;
+        let multiplier = trainer.multiplier(train);
+        let mean = 1.0 / closing.tokens as f64 / multiplier;
         StepReport {
             step: self.step.0,
             loss: closing.mean_loss(),
-            grad_norm: closing.norm / closing.tokens as f64,
+            grad_norm: closing.mean_norm(multiplier),
             learning_rate: learning_rate(&train.optimizer, self.step.0, train.steps),
             tokens: closing.tokens,
             tokens_per_second: closing.tokens as f64 / seconds,
             step_seconds: seconds,
-            held_out,
+            skipped,
+            loss_scale: scaled.then_some(trainer.loss_scale),
+            parameter_norms: if train.parameter_norms {
+                self.parameter_norms(closing, mean)
+            } else {
+                BTreeMap::new()
+            },
+            held_out: None,
         }
+    }
+
+    /// The gradient norm of each parameter, from the slots of its slices.
+    fn parameter_norms(&self, closing: &Closing, mean: f64) -> BTreeMap<String, f64> {
+        let table = parameter_table(&self.assignment.spec.model);
+        let (first, count) = norm_slots(&table, self.assignment.shard_count);
+        let ends = first.iter().skip(1).copied().chain([count]);
+        let norm = |((parameter, start), end): ((&coxswain_types::params::Parameter, &u32), u32)| {
+            let squares: f64 = closing.squares[*start as usize..end as usize].iter().sum();
+            (parameter.name.clone(), squares.sqrt() * mean)
+        };
+        table.iter().zip(&first).zip(ends).map(norm).collect()
     }
 
     fn save(&self, control: &dyn Control) -> Result<(), EngineError> {
         let a = &self.assignment;
-        let files =
-            checkpoint::save(&self.directory, self.step, a, &self.parameters, &self.optimizer, &self.links)?;
+        let files = checkpoint::save(
+            &self.directory,
+            self.step,
+            a,
+            &self.parameters,
+            &self.optimizer,
+            &self.trainer,
+            &self.links,
+        )?;
         control.tell(Event::Saved(Saved { step: self.step, files }));
         Ok(())
     }
-}
-
-/// The lead rank leaves a word in the run's folder that every other rank must read there.
-fn expect_shared(directory: &Path, links: &Links, a: &Assignment) -> Result<(), EngineError> {
-    let path = directory.join(format!(".shared-{}", a.generation));
-    let file = |source| EngineError::File { path: path.clone(), source };
-    // The word need not be secret, only new: a file left by another run must not pass for it.
-    let word = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64) & ((1 << 52) - 1);
-    if links.rank() == 0 {
-        std::fs::write(&path, word.to_string()).map_err(file)?;
-    }
-    let agreed = links
-        .close(&[word as f64], 1, |lists| lists[0].clone())
-        .doing(|| "agreeing on the run's folder".to_owned())?;
-    let read = std::fs::read_to_string(&path).ok().and_then(|text| text.parse::<u64>().ok());
-    let same = read == agreed.first().map(|&word| word as u64);
-    // All hear of a failure, and nobody removes the file before all have read it.
-    let failed = links
-        .close(&[f64::from(u8::from(!same))], 1, |lists| vec![lists.iter().map(|list| list[0]).sum()])
-        .doing(|| "agreeing on the run's folder".to_owned())?;
-    if links.rank() == 0 {
-        std::fs::remove_file(&path).map_err(file)?;
-    }
-    if failed.first().is_some_and(|&ranks| ranks > 0.0) {
-        return Err(EngineError::NotShared(directory.to_owned()));
-    }
-    Ok(())
 }

@@ -2,10 +2,15 @@
 
 mod closing;
 mod engine;
+mod muon;
+mod norms;
 mod optimizer;
 mod rate;
+mod shared_folder;
+mod verdict;
 
 pub use closing::{Closing, Vote};
 pub use engine::{Control, Engine, Event};
-pub use optimizer::Optimizer;
+pub use optimizer::{Moments, Optimizer, StepNumbers};
 pub use rate::learning_rate;
+pub use verdict::{Trainer, Verdict};

@@ -1,69 +1,184 @@
-//! AdamW over a rank's parameters, by libtorch's fused kernel.
+//! The update of the weights this rank owns: all of them, or under ZeRO-1 (arXiv 1910.02054) its
+//! slice of each bucket, whose new weights then go to the other data ranks.
 
+use std::ops::Range;
+
+use coxswain_comm::{Axis, Group, Links};
 use coxswain_native::ops::{self, AdamW, Update};
 use coxswain_types::job::OptimizerSpec;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
+use super::muon;
 use crate::EngineError;
-use crate::model::Parameters;
+use crate::error::Doing;
+use crate::model::{Bucket, Param, Parameters};
 use crate::parallel::Reduction;
 
-/// The moments of all parameters, bucket by bucket.
+/// The optimizer's state of all buckets.
 #[derive(Debug)]
 pub struct Optimizer {
-    exp_avg: Vec<Tensor>,
-    exp_avg_sq: Vec<Tensor>,
+    moments: Vec<Moments>,
+    slices: Vec<Vec<Range<i64>>>,
     numbers: OptimizerSpec,
+}
+
+/// The state of a bucket's slice.
+#[derive(Debug)]
+pub struct Moments {
+    /// The slice of the bucket's weights.
+    pub own: Range<i64>,
+    /// Running mean of gradients; Muon's momentum.
+    pub first: Tensor,
+    /// Running mean of squared gradients; Muon has none.
+    pub second: Option<Tensor>,
+}
+
+impl Moments {
+    /// The part of a moment that belongs to a row, flat and up to the aligned end; empty where the row
+    /// lies outside of the slice. With it, where it starts in the bucket.
+    pub fn segment(&self, moment: &Tensor, row: &Range<i64>) -> Result<(i64, Tensor), EngineError> {
+        let (start, end) = (row.start.max(self.own.start), row.end.min(self.own.end));
+        let len = (end - start).max(0);
+        let at = if len > 0 { start - self.own.start } else { 0 };
+        Ok((start, moment.f_narrow(0, at, len)?))
+    }
+}
+
+/// The numbers of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepNumbers {
+    /// Steps that changed weights, this one among them.
+    pub applied: u64,
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// What gradients are divided by.
+    pub divisor: f64,
 }
 
 impl Optimizer {
     /// Moments at zero.
-    pub fn new(parameters: &Parameters, numbers: &OptimizerSpec) -> Optimizer {
-        let zeros = || parameters.buckets().iter().map(|bucket| bucket.buffer()).collect();
-        Optimizer { exp_avg: zeros(), exp_avg_sq: zeros(), numbers: numbers.clone() }
-    }
-
-    /// The two moments of a bucket.
-    pub fn moments(&self, at: usize) -> (&Tensor, &Tensor) {
-        (&self.exp_avg[at], &self.exp_avg_sq[at])
-    }
-
-    /// Takes `step` (counted from 1): gradients are divided by `divisor`, and decay goes to the rows
-    /// that want it.
-    pub fn step(
-        &mut self,
+    pub fn new(
         parameters: &Parameters,
         reduction: &Reduction,
-        step: u64,
-        learning_rate: f64,
-        divisor: f64,
+        numbers: &OptimizerSpec,
+    ) -> Result<Optimizer, EngineError> {
+        let moments = |(at, bucket): (usize, &Bucket)| -> Result<Moments, EngineError> {
+            let own = reduction.own(at);
+            let own = own.start.min(bucket.weight_elements())..own.end.min(bucket.weight_elements());
+            let zeros = || Tensor::f_zeros([own.end - own.start], (Kind::Float, Device::Cpu));
+            let second = if bucket.class.muon { None } else { Some(zeros()?) };
+            Ok(Moments { first: zeros()?, second, own })
+        };
+        let moments = parameters.buckets().iter().enumerate().map(moments).collect::<Result<_, _>>()?;
+        let slices = (0..parameters.buckets().len()).map(|at| reduction.slices(at).to_vec()).collect();
+        Ok(Optimizer { moments, slices, numbers: numbers.clone() })
+    }
+
+    /// What each data rank owns of a bucket, where they share the work.
+    pub fn slices(&self, at: usize) -> &[Range<i64>] {
+        &self.slices[at]
+    }
+
+    /// The state of a bucket.
+    pub fn moments(&self, at: usize) -> &Moments {
+        &self.moments[at]
+    }
+
+    /// Updates the weights that this rank owns, and gets the others from their owners. `tensor` is the
+    /// group over which matrices are split.
+    pub fn step(
+        &self,
+        parameters: &Parameters,
+        reduction: &Reduction,
+        step: &StepNumbers,
+        tensor: &Group,
+        links: &Links,
+        data_group: &[u32],
     ) -> Result<(), EngineError> {
         for decay in [true, false] {
-            let mut views = Vec::new();
-            for (at, bucket) in parameters.buckets().iter().enumerate() {
-                let grads = reduction.total(at)?;
-                for param in bucket.params.iter().filter(|param| param.row.decay == decay) {
-                    let moments = (param.view_of(&self.exp_avg[at])?, param.view_of(&self.exp_avg_sq[at])?);
-                    views.push((&param.weight, param.view_of(grads)?, moments));
+            self.adamw(parameters, reduction, step, decay)?;
+        }
+        for (at, bucket) in parameters.buckets().iter().enumerate().filter(|(_, b)| b.class.muon) {
+            let moments = &self.moments[at];
+            let owned = |param: &&std::rc::Rc<Param>| moments.own.contains(&param.range().start);
+            let params: Vec<&Param> = bucket.homes().filter(owned).map(AsRef::as_ref).collect();
+            muon::step(&params, bucket, moments, reduction.total(at)?, &self.numbers, step, tensor)?;
+        }
+        if data_group.len() > 1 {
+            gather_weights(parameters, reduction, links, data_group)?;
+        }
+        parameters.refresh()
+    }
+
+    fn adamw(
+        &self,
+        parameters: &Parameters,
+        reduction: &Reduction,
+        step: &StepNumbers,
+        decay: bool,
+    ) -> Result<(), EngineError> {
+        let mut views = Vec::new();
+        for (at, bucket) in parameters.buckets().iter().enumerate() {
+            let moments = &self.moments[at];
+            let Some(second) = &moments.second else { continue };
+            let grads = reduction.total(at)?;
+            for param in bucket.homes().filter(|param| param.row.decay == decay) {
+                let (start, first) = moments.segment(&moments.first, &param.range())?;
+                let (_, second) = moments.segment(second, &param.range())?;
+                let len = first.size().first().copied().unwrap_or(0);
+                if len > 0 {
+                    let of = |flat: &Tensor| flat.f_narrow(0, start, len);
+                    views.push((of(&bucket.weights)?, of(grads)?, first, second));
                 }
             }
-            let updates: Vec<_> = views
-                .iter()
-                .map(|(param, grad, (exp_avg, exp_avg_sq))| Update { param, grad, exp_avg, exp_avg_sq })
-                .collect();
-            ops::adamw(
-                &updates,
-                &AdamW {
-                    step,
-                    learning_rate,
-                    beta1: self.numbers.beta1,
-                    beta2: self.numbers.beta2,
-                    weight_decay: if decay { self.numbers.weight_decay } else { 0.0 },
-                    eps: self.numbers.eps,
-                    divisor,
-                },
-            )?;
         }
+        let updates: Vec<_> = views
+            .iter()
+            .map(|(param, grad, exp_avg, exp_avg_sq)| Update { param, grad, exp_avg, exp_avg_sq })
+            .collect();
+        ops::adamw(
+            &updates,
+            &AdamW {
+                step: step.applied,
+                learning_rate: step.learning_rate,
+                beta1: self.numbers.beta1,
+                beta2: self.numbers.beta2,
+                weight_decay: if decay { self.numbers.weight_decay } else { 0.0 },
+                eps: self.numbers.eps,
+                divisor: step.divisor,
+            },
+        )?;
         Ok(())
     }
+}
+
+/// Hands the new weights of each owner's slice to all data ranks.
+fn gather_weights(
+    parameters: &Parameters,
+    reduction: &Reduction,
+    links: &Links,
+    data_group: &[u32],
+) -> Result<(), EngineError> {
+    let mut transfers = Vec::new();
+    for (at, bucket) in parameters.buckets().iter().enumerate() {
+        let axis = Axis::Data { bucket: at as u32, gather: true };
+        let whole = bucket.weight_elements();
+        let slice = |slice: &Range<i64>| -> Result<Option<Tensor>, EngineError> {
+            let (start, end) = (slice.start.min(whole), slice.end.min(whole));
+            Ok(if start < end { Some(bucket.weights.f_narrow(0, start, end - start)?) } else { None })
+        };
+        let own = reduction.own(at);
+        for (owner, &rank) in data_group.iter().enumerate().filter(|(_, rank)| **rank != links.rank()) {
+            if let Some(theirs) = slice(&reduction.slices(at)[owner])? {
+                transfers.push(links.recv(&theirs, rank, axis)?);
+            }
+            if let Some(own) = slice(&own)? {
+                transfers.push(links.send(&own, rank, axis)?);
+            }
+        }
+    }
+    for transfer in transfers {
+        transfer.wait().doing(|| "gathering weights over data ranks".to_owned())?;
+    }
+    Ok(())
 }

@@ -1,39 +1,85 @@
-//! The learning rate: linear warm-up, then a cosine to the minimum.
+//! The learning rate: linear warm-up, then what the job's schedule says.
 
-use coxswain_types::job::OptimizerSpec;
+use coxswain_types::job::{OptimizerSpec, RateSchedule};
 
 /// The rate of `step` (counted from 1) of `steps`.
 pub fn learning_rate(spec: &OptimizerSpec, step: u64, steps: u64) -> f64 {
     if step <= spec.warmup_steps {
         return spec.learning_rate * step as f64 / spec.warmup_steps as f64;
     }
-    let done = (step - spec.warmup_steps) as f64 / (steps - spec.warmup_steps).max(1) as f64;
-    let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos());
-    spec.min_learning_rate + (spec.learning_rate - spec.min_learning_rate) * cosine
+    // How far the way from `from` to the last step is done, in 0..=1.
+    let done = |from: u64| {
+        let way = steps.saturating_sub(from).max(1) as f64;
+        (step.saturating_sub(from) as f64 / way).min(1.0)
+    };
+    let left = match spec.schedule {
+        RateSchedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done(spec.warmup_steps)).cos()),
+        RateSchedule::Linear => 1.0 - done(spec.warmup_steps),
+        RateSchedule::Wsd { decay_steps } => 1.0 - done(steps.saturating_sub(decay_steps)),
+        RateSchedule::Constant => 1.0,
+    };
+    spec.min_learning_rate + (spec.learning_rate - spec.min_learning_rate) * left
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use coxswain_types::job::{Checkpointing, LossScale, OptimizerKind, Precision, Reduction, TrainSpec};
+
     use super::*;
 
+    /// A training of 110 steps, ten of them warm-up.
+    pub(crate) fn train_spec() -> TrainSpec {
+        TrainSpec {
+            steps: 110,
+            seed: 1,
+            sequence: 8,
+            micro_batch: 1,
+            micro_batches: 1,
+            reduction_runs: 1,
+            threads: None,
+            reduction: Reduction::Canonical,
+            tensor_shards: None,
+            precision: Precision::Fp32,
+            loss_scale: LossScale { initial: 65_536.0, growth_steps: 2_000 },
+            non_finite_max: 10,
+            dropout: 0.0,
+            attention_dropout: 0.0,
+            checkpointing: Checkpointing::None,
+            optimizer: OptimizerSpec {
+                kind: OptimizerKind::AdamW,
+                momentum: 0.95,
+                schedule: RateSchedule::Cosine,
+                learning_rate: 1.0,
+                min_learning_rate: 0.1,
+                warmup_steps: 10,
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                weight_decay: 0.1,
+                clip_norm: 1.0,
+            },
+            evaluate_every: 0,
+            parameter_norms: false,
+        }
+    }
+
     #[test]
-    fn the_rate_rises_falls_and_ends_at_the_minimum() {
-        let spec = OptimizerSpec {
-            learning_rate: 1.0,
-            min_learning_rate: 0.1,
-            warmup_steps: 10,
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            clip_norm: 1.0,
-        };
-        let rate = |step| learning_rate(&spec, step, 110);
-        assert_eq!((rate(1), rate(5), rate(10)), (0.1, 0.5, 1.0));
-        assert!((rate(60) - 0.55).abs() < 1e-12);
-        assert!((rate(110) - 0.1).abs() < 1e-12);
-        assert!((11..110).all(|step| rate(step + 1) < rate(step)));
-        let cold = OptimizerSpec { warmup_steps: 0, ..spec };
-        assert!(learning_rate(&cold, 1, 1).is_finite());
+    fn rates_rise_then_follow_their_schedule() {
+        for (schedule, rows) in [
+            (RateSchedule::Cosine, [(35, 0.8682), (60, 0.55), (110, 0.1)]),
+            (RateSchedule::Linear, [(35, 0.775), (60, 0.55), (110, 0.1)]),
+            (RateSchedule::Wsd { decay_steps: 20 }, [(90, 1.0), (100, 0.55), (110, 0.1)]),
+            (RateSchedule::Constant, [(35, 1.0), (60, 1.0), (110, 1.0)]),
+        ] {
+            let spec = OptimizerSpec { schedule, ..train_spec().optimizer };
+            let rate = |step| learning_rate(&spec, step, 110);
+            assert_eq!((rate(1), rate(5), rate(10)), (0.1, 0.5, 1.0), "{schedule:?}");
+            for (step, wanted) in rows {
+                assert!((rate(step) - wanted).abs() < 1e-3, "{schedule:?}, {step}: {}", rate(step));
+            }
+            assert!((11..110).all(|step| rate(step + 1) <= rate(step)), "{schedule:?}");
+            let cold = OptimizerSpec { warmup_steps: 0, ..spec };
+            assert!(learning_rate(&cold, 1, 1).is_finite());
+        }
     }
 }

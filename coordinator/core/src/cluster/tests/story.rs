@@ -8,10 +8,13 @@
 //! 0 cancel demo-1 enough              0 tick     0 desired w0     0 jobs
 //! ```
 
+use std::collections::BTreeMap;
+
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{
-    CheckpointSpec, Checkpointing, DataSpec, JobSpec, Layout, ModelSpec, OptimizerSpec, TrainSpec,
+    CheckpointSpec, Checkpointing, DataSpec, JobSpec, Layout, LossScale, ModelSpec, OptimizerKind,
+    OptimizerSpec, Precision, RateSchedule, Reduction, Schedule, TrainSpec,
 };
 use coxswain_types::status::{Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus};
 
@@ -27,8 +30,13 @@ fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         vocab: 64,
         rope_theta: 1e4,
         norm_eps: 1e-5,
+        tied_embeddings: false,
+        layer_groups: 4,
     };
     let optimizer = OptimizerSpec {
+        kind: OptimizerKind::AdamW,
+        momentum: 0.95,
+        schedule: RateSchedule::Cosine,
         learning_rate: 1e-3,
         min_learning_rate: 1e-4,
         warmup_steps: 1,
@@ -46,9 +54,17 @@ fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         micro_batches: 4,
         reduction_runs: 4,
         threads: None,
+        reduction: Reduction::Canonical,
+        tensor_shards: None,
+        precision: Precision::Fp32,
+        loss_scale: LossScale { initial: 65536.0, growth_steps: 2000 },
+        non_finite_max: 10,
+        dropout: 0.0,
+        attention_dropout: 0.0,
         checkpointing: Checkpointing::None,
         optimizer,
         evaluate_every: 0,
+        parameter_norms: false,
     };
     JobSpec {
         name: name.to_owned(),
@@ -56,6 +72,7 @@ fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         data: DataSpec::Synthetic { tokens: 4096 },
         train,
         layout,
+        actions: Vec::new(),
         checkpoint: CheckpointSpec { every: 2, keep: 2 },
     }
 }
@@ -69,6 +86,9 @@ fn report(step: u64) -> StepReport {
         tokens: 64,
         tokens_per_second: 640.0,
         step_seconds: 0.1,
+        skipped: false,
+        loss_scale: None,
+        parameter_norms: BTreeMap::new(),
         held_out: None,
     }
 }
@@ -147,7 +167,14 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
     match verb {
         "submit" => {
             let axis = |key| number(words, key).unwrap_or(1) as u32;
-            let layout = Layout { pipeline: axis("pp"), tensor: axis("tp"), data: axis("dp") };
+            let layout = Layout {
+                pipeline: axis("pp"),
+                tensor: axis("tp"),
+                data: axis("dp"),
+                schedule: Schedule::OneFOneB,
+                sequence_parallel: false,
+                zero: false,
+            };
             let spec = spec(words[0], layout, number(words, "steps").unwrap());
             // Each job has a folder of its own.
             let directory = format!("/runs/{}", cluster.jobs().len());

@@ -1,10 +1,12 @@
 use std::fmt::Display;
 
+use coxswain_types::assignment::Recompute;
+use coxswain_types::job::Schedule;
 use coxswain_types::schedule::{Action, Kind};
 use coxswain_types::{Assignment, MicroBatch};
 
 use super::{Violation, check};
-use crate::plan::tests::planned;
+use crate::plan::tests::{changed, planned};
 
 /// Three stages on two data ranks, four micro-batches each; ranks 0, 1, 2 are one pipeline.
 fn ranks() -> Vec<Assignment> {
@@ -146,7 +148,7 @@ fn a_post_just_before_its_use_is_late() {
 #[test]
 fn all_posts_at_once_hold_too_many_buffers() {
     let found = refused(|ranks| ranks[1].train.sort_by_key(|a| !matches!(a.kind, Kind::RecvForward)));
-    told("rank 1, train: at 1RECV_F2 3 posted receives are held; at most 2 may be", &found);
+    told("rank 1, train: 4 posted receives are held at once; at most 2 may be", &found);
 }
 
 #[test]
@@ -156,7 +158,7 @@ fn all_forwards_first_hold_too_many_activations() {
         let text = "2RECV_F0 2RECV_F1 2F0 2RECV_F2 2F1 2RECV_F3 2F2 2F3 2B0 2SEND_B0 2B1 2SEND_B1 2B2 2SEND_B2 2B3 2SEND_B3";
         ranks[2].train = text.split(' ').map(action).collect();
     });
-    told("rank 2, train: at 2F1 2 micro-batches in flight are held; at most 1 may be", &found);
+    told("rank 2, train: 4 micro-batches in flight are held at once; at most 1 may be", &found);
 }
 
 #[test]
@@ -167,7 +169,7 @@ fn sends_in_another_order_than_the_receives_are_seen() {
         let after = at(list, "0SEND_F2") + 1;
         list.insert(after, send);
     });
-    told("train: rank 0 sends [0 2 1 3] to rank 1, which receives [0 1 2 3]", &found);
+    told("train: stage 0 sends [0 2 1 3] to stage 1, which receives [0 1 2 3]", &found);
 }
 
 #[test]
@@ -203,13 +205,20 @@ fn micro_batches_without_an_owner_or_with_two_are_seen() {
 
 #[test]
 fn neighbours_that_disagree_are_seen() {
-    let changes: [fn(&mut Vec<Assignment>); 9] = [
+    let changes: [fn(&mut Vec<Assignment>); 16] = [
         |ranks| ranks.swap(0, 1),
-        |ranks| ranks[0].next = Some(4),
-        |ranks| ranks[0].next = Some(77),
-        |ranks| ranks[1].previous = None,
-        |ranks| ranks[1].layers.start += 1,
-        |ranks| ranks[2].head = false,
+        |ranks| ranks[0].stages[0].next = Some(4),
+        |ranks| ranks[0].stages[0].next = Some(77),
+        |ranks| ranks[1].stages[0].previous = None,
+        |ranks| ranks[1].stages[0].layers.start += 1,
+        |ranks| ranks[2].stages[0].head = false,
+        |ranks| ranks[2].stages[0].layers.end -= 1,
+        |ranks| ranks[1].stages[0].index = 4,
+        |ranks| ranks[1].stages.clear(),
+        |ranks| ranks[0].stages[0].recompute.clear(),
+        |ranks| ranks[0].optimizer_group = vec![1],
+        |ranks| ranks[0].optimizer_group = vec![0, 1],
+        |ranks| ranks[4].shards = 1..2,
         |ranks| ranks[0].data_group = vec![3, 0],
         |ranks| ranks[5].owned_runs = 4..9,
         |ranks| drop(ranks.pop()),
@@ -228,4 +237,84 @@ fn a_micro_batch_that_does_not_exist_is_foreign() {
         ranks[2].evaluate[i].micro_batch = MicroBatch(9);
     });
     told("rank 2, evaluate: 2F9 does not belong there", &found);
+}
+
+#[test]
+fn rows_follow_the_stages() {
+    let found = refused(|ranks| ranks[1].parameters.retain(|row| !row.name.contains("layers.2.mlp.up")));
+    told("rank 1: lacks a row of model.layers.2.mlp.up_proj.weight", &found);
+    let found = refused(|ranks| {
+        let row = ranks[0].parameters[0].clone();
+        ranks[1].parameters.push(row);
+    });
+    told("rank 1: has a row that no stage uses, of model.embed_tokens.weight", &found);
+    let found = refused(|ranks| {
+        ranks[0].parameters[0].uses = vec![1, 0];
+    });
+    told("rank 0: is not the user named by its row of model.embed_tokens.weight", &found);
+}
+
+#[test]
+fn a_tensor_group_that_does_not_move_together_is_seen() {
+    let change = |change: fn(&mut Assignment)| {
+        let mut ranks = planned(2, 2, 1, 4).assignments;
+        change(&mut ranks[1]);
+        check(&ranks).unwrap_err().to_string()
+    };
+    // What a lone rank could swap without harm, a rank of a group could not.
+    let swapped = change(|a| {
+        let i = at(&a.train, "0SEND_F0");
+        a.train.swap(i, i + 1);
+    });
+    told("rank 1: has other actions than its tensor group", &swapped);
+    let recomputed = change(|a| a.stages[0].recompute[0] = Recompute::Layer);
+    told("rank 1: has other layers or recompute modes than its tensor group", &recomputed);
+}
+
+/// Two stages of ZB-H1 over two micro-batches.
+fn split(change: impl FnOnce(&mut Vec<Assignment>)) -> String {
+    let plan = changed(4, |spec| {
+        spec.layout.pipeline = 2;
+        spec.layout.schedule = Schedule::ZbH1;
+        (spec.train.micro_batches, spec.train.reduction_runs) = (2, 1);
+    });
+    let mut ranks = plan.unwrap().assignments;
+    change(&mut ranks);
+    check(&ranks).map_or_else(|violation| violation.to_string(), |()| "nothing".to_owned())
+}
+
+#[test]
+fn split_backwards_are_whole_in_order_and_not_mixed() {
+    told("nothing", &split(|_| ()));
+    told(
+        "rank 0, train: 0W1 is missing",
+        &split(|ranks| {
+            ranks[0].train.pop();
+        }),
+    );
+    told(
+        "rank 0, train: 0I0 must come before 0W0",
+        &split(|ranks| {
+            let list = &mut ranks[0].train;
+            let (i, j) = (at(list, "0I0"), at(list, "0W0"));
+            list.swap(i, j);
+        }),
+    );
+    told(
+        "rank 1, train: 1W0 must come before 1W1",
+        &split(|ranks| {
+            let list = &mut ranks[1].train;
+            let (i, j) = (at(list, "1W0"), at(list, "1W1"));
+            list.swap(i, j);
+        }),
+    );
+    told(
+        "rank 1, train: stage 1 has B beside I and W; a stage has either",
+        &split(|ranks| {
+            let list = &mut ranks[1].train;
+            let i = at(list, "1I0");
+            list[i] = action("1B0");
+            list.retain(|a| *a != action("1W0"));
+        }),
+    );
 }

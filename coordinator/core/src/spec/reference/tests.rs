@@ -1,11 +1,14 @@
-use coxswain_types::job::Checkpointing;
+use coxswain_types::job::{Checkpointing, Precision, Reduction};
 use expect_test::expect_file;
 
 use super::super::node::Node;
-use super::super::raw::{Paths, RawCheckpoint, RawData, RawJob, RawLayout, RawModel, RawSynthetic, RawTrain};
+use super::super::raw::{
+    Checkpoints, OptimizerName, Paths, RateScheduleName, RawCheckpoint, RawData, RawJob, RawLayout, RawModel,
+    RawSynthetic, RawTrain, ScheduleName, ZeroStage,
+};
 use super::super::{resolved_yaml, yaml};
 use super::Allowed::{Count, Words};
-use super::{ALLOWED, Key, Limit, Sets, allowed, filled, limits, read, sections};
+use super::{ALLOWED, Key, Limit, Sets, allowed, beside, filled, limits, read, sections};
 
 #[test]
 fn the_page_is_what_the_code_says() {
@@ -26,6 +29,8 @@ fn whole() -> RawJob {
             vocab: 0,
             rope_theta: Some(0.0),
             norm_eps: Some(0.0),
+            tied_embeddings: Some(false),
+            layer_groups: Some(0),
         },
         data: RawData {
             text: Some(Paths::Many(Vec::new())),
@@ -40,17 +45,39 @@ fn whole() -> RawJob {
             micro_batches: Some(0),
             reduction_runs: Some(0),
             threads: Some(0),
-            checkpointing: Some(Checkpointing::None),
+            reduction: Some(Reduction::Canonical),
+            tensor_shards: Some(0),
+            precision: Some(Precision::Fp32),
+            initial_loss_scale: Some(0),
+            loss_scale_growth_steps: Some(0),
+            non_finite_max: Some(0),
+            dropout: Some(0.0),
+            attention_dropout: Some(0.0),
+            checkpointing: Some(Checkpoints(Checkpointing::None)),
+            optimizer: Some(OptimizerName::AdamW),
+            momentum: Some(0.0),
             learning_rate: Some(0.0),
+            learning_rate_schedule: Some(RateScheduleName::Wsd),
             min_learning_rate: Some(0.0),
+            decay_steps: Some(0),
             warmup_steps: Some(0),
             betas: Some([0.0; 2]),
             eps: Some(0.0),
             weight_decay: Some(0.0),
             clip_norm: Some(0.0),
             evaluate_every: Some(0),
+            parameter_norms: Some(false),
         },
-        layout: Some(RawLayout { pipeline: Some(0), tensor: Some(0), data: Some(0) }),
+        layout: Some(RawLayout {
+            pipeline: Some(0),
+            tensor: Some(0),
+            data: Some(0),
+            schedule: Some(ScheduleName::Custom),
+            chunks: Some(0),
+            actions: Some(String::new()),
+            sequence_parallel: Some(false),
+            zero: Some(ZeroStage(0)),
+        }),
         checkpoint: Some(RawCheckpoint { every: Some(0), keep: Some(0) }),
     }
 }
@@ -117,7 +144,17 @@ fn same(one: &Node, other: &Node) -> bool {
 #[test]
 fn a_stated_default_is_what_a_job_gets() {
     // Defaults that are said in words: some values of other keys, and what follows from them.
-    let in_words: [(&str, Sets, &str); 16] = [
+    let custom: Sets = &[("layout.schedule", "custom"), ("layout.actions", "0F0,0B0")];
+    let in_words: [(&str, Sets, &str); 25] = [
+        ("model.layer_groups", &[], "4"),
+        ("model.layer_groups", &[("model.layers", "3")], "3"),
+        ("train.tensor_shards", &[("layout.tensor", "2")], "null"),
+        ("train.decay_steps", &[("train.learning_rate_schedule", "wsd")], "20"),
+        ("train.decay_steps", &[("train.learning_rate_schedule", "wsd"), ("train.steps", "5")], "1"),
+        ("train.decay_steps", &[("train.learning_rate_schedule", "wsd"), ("train.warmup_steps", "199")], "1"),
+        ("layout.chunks", &[("layout.schedule", "interleaved")], "2"),
+        ("layout.chunks", custom, "1"),
+        ("layout.actions", &[], "null"),
         ("model.kv_heads", &[], "8"),
         ("model.kv_heads", &[("model.heads", "16")], "16"),
         ("model.ffn", &[], "384"),
@@ -129,7 +166,11 @@ fn a_stated_default_is_what_a_job_gets() {
         ("train.min_learning_rate", &[("train.learning_rate", "0.5")], "0.05"),
         ("train.warmup_steps", &[], "20"),
         ("train.warmup_steps", &[("train.steps", "5000")], "100"),
-        ("layout", &[], "{pipeline: 1, tensor: 1, data: 1}"),
+        (
+            "layout",
+            &[],
+            "{pipeline: 1, tensor: 1, data: 1, schedule: 1f1b, sequence_parallel: false, zero: 0}",
+        ),
         ("checkpoint", &[], "{every: 0, keep: 2}"),
         ("data.text", &[("data", "{synthetic: {tokens: 999}}")], "null"),
         ("data.synthetic", &[], "null"),
@@ -140,16 +181,16 @@ fn a_stated_default_is_what_a_job_gets() {
         let found = at(&job, path).unwrap_or(&Node::Null);
         assert!(same(found, &tree(expected)), "{path} with {sets:?}: {found:?}");
     }
-    let least = resolved(&[]);
     for Key { path, default, optional, .. } in all_keys() {
         assert!(optional || default.is_none(), "{path} has to be given, so its default is none");
         let value = default.map(|text| tree(text.trim_matches('`')));
-        let is_word = |text: &str| text == "none";
+        let is_word = |text: &str| matches!(allowed(&path), Some(Words { fit, .. }) if fit.contains(&text));
         match value {
             Some(Node::Text(text)) if !is_word(&text) => {
                 assert!(in_words.iter().any(|(of, ..)| *of == path), "{path}: no row for `{text}`");
             }
             Some(value) => {
+                let least = resolved(beside(&path));
                 let found = at(&least, &path);
                 assert!(
                     found.is_some_and(|found| same(found, &value)),
@@ -166,7 +207,8 @@ fn the_borders_are_where_they_are_said_to_be() {
     let refused_at = |path: &str, value: &str| {
         let synthetic = format!("{{synthetic: {{tokens: {value}}}}}");
         let set = if path == "data.synthetic.tokens" { ("data", synthetic.as_str()) } else { (path, value) };
-        let faults = read(&[set]).err().map_or(Vec::new(), |error| error.faults().to_vec());
+        let sets: Vec<_> = beside(path).iter().copied().chain([set]).collect();
+        let faults = read(&sets).err().map_or(Vec::new(), |error| error.faults().to_vec());
         faults.iter().any(|fault| fault.path.starts_with(path))
     };
     for key in all_keys() {

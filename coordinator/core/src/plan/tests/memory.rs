@@ -1,0 +1,167 @@
+//! What ranks hold, and which layers a budget computes again.
+
+use coxswain_types::JobSpec;
+use coxswain_types::assignment::Recompute;
+use coxswain_types::job::{Block, Checkpointing, OptimizerKind, Precision, Schedule};
+use expect_test::expect;
+
+use super::{Plan, changed};
+use crate::plan::Memory;
+
+fn planned(change: impl FnOnce(&mut JobSpec)) -> Plan {
+    changed(8, change).unwrap()
+}
+
+/// The first rank's memory.
+fn memory(change: impl FnOnce(&mut JobSpec)) -> Memory {
+    planned(change).memory[0]
+}
+
+fn pipeline(spec: &mut JobSpec, pipeline: u32, micro_batches: u32, schedule: Schedule) {
+    (spec.layout.pipeline, spec.layout.schedule) = (pipeline, schedule);
+    (spec.train.micro_batches, spec.train.reduction_runs) = (micro_batches, 1);
+}
+
+#[test]
+fn the_first_stage_holds_as_many_micro_batches_as_the_schedule_says() {
+    let bytes = |p, m, schedule| memory(|spec| pipeline(spec, p, m, schedule)).activations_bytes;
+    let one = bytes(4, 1, Schedule::GPipe);
+    let (few, many) = (bytes(4, 4, Schedule::OneFOneB), bytes(4, 40, Schedule::OneFOneB));
+    assert_eq!(few, many, "1F1B holds p, not m");
+    assert!(bytes(4, 40, Schedule::GPipe) > 9 * one);
+    assert!(bytes(4, 40, Schedule::GPipe) > 9 * many, "GPipe holds m");
+    // From I to W less is held than from F to I: between p - r and p micro-batches' worth.
+    let last = |schedule| planned(|spec| pipeline(spec, 4, 8, schedule)).memory[3];
+    assert!(last(Schedule::ZbH1).activations_bytes > last(Schedule::OneFOneB).activations_bytes);
+    assert!(last(Schedule::ZbH1).activations_bytes < 4 * last(Schedule::OneFOneB).activations_bytes);
+    // Of logits I and B leave none on the last stage before the next forward; GPipe's holds all of them.
+    assert_eq!(last(Schedule::ZbH1).logits_bytes, last(Schedule::OneFOneB).logits_bytes);
+    assert_eq!(last(Schedule::GPipe).logits_bytes, last(Schedule::OneFOneB).logits_bytes * 9 / 2);
+    // Interleaving holds 1 + (p - 1) / (p v) as much on the first rank, and posts as many receives.
+    let posted = 2 * 4 * 64 * 64;
+    let plain = bytes(4, 8, Schedule::OneFOneB) - posted;
+    let interleaved = bytes(4, 8, Schedule::Interleaved { chunks: 2 }) - posted;
+    assert_eq!(interleaved * 8, plain * 11);
+}
+
+#[test]
+fn a_low_precision_halves_activations_and_keeps_masters() {
+    let full = memory(|_| ());
+    let low = memory(|spec| spec.train.precision = Precision::Bf16);
+    assert_eq!(low.gradients_bytes, full.gradients_bytes);
+    assert_eq!(low.optimizer_bytes, full.optimizer_bytes);
+    // Norms have no copy.
+    let norms = 17 * 64;
+    assert_eq!(2 * low.parameters_bytes, 3 * full.parameters_bytes - 4 * norms);
+    // All but each head's log-sum is half as large.
+    let sums = 8 * 64 * 8 * 4;
+    assert_eq!(2 * low.activations_bytes, full.activations_bytes + sums);
+    assert_eq!(low.logits_bytes, full.logits_bytes);
+}
+
+#[test]
+fn optimizer_state_is_shared_by_data_ranks_in_whole_blocks() {
+    let plain = memory(|spec| spec.layout.data = 2);
+    let zero = memory(|spec| (spec.layout.data, spec.layout.zero) = (2, true));
+    // The small job's slices are a block or less, so each is whole on one of the ranks.
+    assert_eq!(zero.optimizer_bytes, plain.optimizer_bytes);
+    let wide = |spec: &mut JobSpec| {
+        spec.layout.data = 4;
+        spec.model.vocab = 1 << 14;
+    };
+    let (plain, zero) = (
+        memory(wide),
+        memory(|spec| {
+            wide(spec);
+            spec.layout.zero = true;
+        }),
+    );
+    let vocabulary = 2 * 2 * 4 * 64 * (1 << 14);
+    assert_eq!(plain.optimizer_bytes - zero.optimizer_bytes, vocabulary * 3 / 4);
+    let muon = memory(|spec| spec.train.optimizer.kind = OptimizerKind::Muon);
+    assert!(muon.optimizer_bytes < memory(|_| ()).optimizer_bytes);
+}
+
+#[test]
+fn shared_weights_are_held_once_and_have_a_sum_for_each_use() {
+    let (own, shared) = (memory(|_| ()), memory(|spec| spec.model.layer_groups = 1));
+    assert_eq!(shared.gradients_bytes, own.gradients_bytes);
+    assert!(shared.parameters_bytes * 2 < own.parameters_bytes);
+    assert_eq!(shared.optimizer_bytes, 2 * shared.parameters_bytes);
+    let tied = planned(|spec| spec.model.tied_embeddings = true);
+    assert_eq!(planned(|_| ()).parameters() - tied.parameters(), 515 * 64);
+}
+
+#[test]
+fn sequence_parallelism_splits_the_residual_stream() {
+    let wide = |spec: &mut JobSpec| spec.layout.tensor = 2;
+    let whole = memory(wide);
+    let spread = memory(|spec| {
+        wide(spec);
+        spec.layout.sequence_parallel = true;
+    });
+    // Of 8 layers two places each, and the final norm's input: 64 tokens of 64 numbers, halved.
+    let one = 4 * 4 * 64 * 64 / 4;
+    assert_eq!(whole.activations_bytes - spread.activations_bytes, 17 * one / 2);
+}
+
+/// The activations of one rank under each way of keeping less.
+#[test]
+fn recomputing_more_holds_less() {
+    let with = |mode| memory(|spec| spec.train.checkpointing = mode).activations_bytes;
+    let none = with(Checkpointing::None);
+    let attention = with(Checkpointing::Selective(Block::Attention));
+    let ffn = with(Checkpointing::Selective(Block::Ffn));
+    let full = with(Checkpointing::Full);
+    assert!(none > attention && attention > ffn && ffn > full, "{none} {attention} {ffn} {full}");
+}
+
+fn recomputed(plan: &Plan, rank: usize) -> Vec<bool> {
+    let stages = plan.assignments[rank].stages.iter();
+    stages.flat_map(|stage| stage.recompute.iter().map(|mode| *mode == Recompute::Layer)).collect()
+}
+
+#[test]
+fn a_budget_recomputes_the_fewest_layers_that_fit() {
+    let with = |mode| planned(|spec| spec.train.checkpointing = mode);
+    let peak = |plan: &Plan| plan.memory[0].peak_bytes();
+    let (none, full) = (peak(&with(Checkpointing::None)), peak(&with(Checkpointing::Full)));
+    let budget = |bytes| with(Checkpointing::Budget { bytes });
+    let count = |plan: &Plan| recomputed(plan, 0).iter().filter(|again| **again).count();
+    assert_eq!(count(&budget(none)), 0);
+    assert_eq!(count(&budget(full)), 8);
+    let mut before = 0;
+    for bytes in (full..=none).rev().step_by(50_000) {
+        let plan = budget(bytes);
+        let (count, modes) = (count(&plan), recomputed(&plan, 0));
+        assert!(peak(&plan) <= bytes);
+        assert!(modes.iter().take(count).all(|again| *again), "the first layers go first: {modes:?}");
+        assert!(count >= before, "{bytes}: {count} after {before}");
+        before = count;
+    }
+    assert!(before >= 6);
+}
+
+#[test]
+fn each_pipeline_rank_fits_by_itself_and_a_tensor_group_together() {
+    let least =
+        |ranks: &[usize], plan: &Plan| ranks.iter().map(|r| plan.memory[*r].peak_bytes()).max().unwrap();
+    let layout = |spec: &mut JobSpec| (spec.layout.pipeline, spec.layout.tensor) = (2, 2);
+    let none = planned(layout);
+    let bytes = least(&[0, 1], &none) - 1;
+    let plan = planned(|spec| {
+        layout(spec);
+        spec.train.checkpointing = Checkpointing::Budget { bytes };
+    });
+    assert!(least(&[0, 1, 2, 3], &plan) <= bytes);
+    assert_eq!(recomputed(&plan, 0), recomputed(&plan, 1));
+    assert!(recomputed(&plan, 0)[0], "the first stage is the fuller one");
+    assert_eq!(recomputed(&plan, 2), [false; 4]);
+    assert!(plan.to_string().contains("recomputes"), "{plan}");
+}
+
+#[test]
+fn a_budget_that_nothing_meets_names_the_worker() {
+    let refused = changed(8, |spec| spec.train.checkpointing = Checkpointing::Budget { bytes: 1 << 20 });
+    expect!["worker-0 needs about 10.9 MiB even if every layer is computed again, and train.checkpointing allows 1.0 MiB; raise the budget, use more pipeline or tensor ranks, set layout.zero to 1, or make train.micro_batch smaller"].assert_eq(&refused.unwrap_err().to_string());
+}

@@ -1,0 +1,103 @@
+//! Where tokens come from.
+
+use std::path::{Component, Path, PathBuf};
+
+use coxswain_types::job::{DataSpec, ModelSpec, TrainSpec};
+
+use super::super::error::KeyPath;
+use super::super::limits;
+use super::super::raw::{Paths, RawData};
+use super::Faults;
+
+pub(super) fn data(
+    raw: RawData,
+    base: &Path,
+    model: &ModelSpec,
+    train: &TrainSpec,
+    faults: &mut Faults,
+) -> Option<DataSpec> {
+    let held_out = raw.held_out;
+    let data = match (raw.text, raw.synthetic) {
+        (Some(paths), None) => Some(text(paths, held_out.unwrap_or(0.05), base, model, faults)),
+        (None, Some(synthetic)) => {
+            if held_out.is_some() {
+                faults
+                    .add("data.held_out", "goes with data.text only; random tokens hold out nothing".into());
+            }
+            let enough = u64::from(train.sequence) + 1;
+            if faults.count("data.synthetic.tokens", synthetic.tokens, &limits::SYNTHETIC_TOKENS)
+                && synthetic.tokens < enough
+            {
+                let found = synthetic.tokens;
+                let why = "a sample and the token after it";
+                faults.add(
+                    "data.synthetic.tokens",
+                    format!("found {found}; must be at least train.sequence + 1 ({enough}): {why}"),
+                );
+            }
+            Some(DataSpec::Synthetic { tokens: synthetic.tokens })
+        }
+        (Some(_), Some(_)) => {
+            faults.add("data", "found both text and synthetic; must have one of them".to_owned());
+            None
+        }
+        (None, None) => {
+            faults.add("data", "found neither text nor synthetic; must have one of them".to_owned());
+            None
+        }
+    };
+    let nothing_held_out = match &data {
+        Some(DataSpec::Text { held_out, .. }) => *held_out == 0.0,
+        Some(DataSpec::Synthetic { .. }) => true,
+        None => false,
+    };
+    if nothing_held_out && train.evaluate_every > 0 {
+        let found = train.evaluate_every;
+        faults.add(
+            "train.evaluate_every",
+            format!("found {found}; must be 0 where no text is held out: there is nothing to evaluate on"),
+        );
+    }
+    data
+}
+
+fn text(paths: Paths, held_out: f64, base: &Path, model: &ModelSpec, faults: &mut Faults) -> DataSpec {
+    let least = limits::TEXT_VOCAB;
+    if (1..least).contains(&model.vocab) {
+        let found = model.vocab;
+        let why = "256 bytes and the end-of-text token";
+        faults.add("model.vocab", format!("found {found}; with data.text must be {least} or more ({why})"));
+    }
+    let must = "0 or more and below 0.5 (the share at the end of each file)";
+    faults.number("data.held_out", held_out, |x| (0.0..0.5).contains(&x), must);
+    let (paths, listed) = match paths {
+        Paths::One(path) => (vec![path], false),
+        Paths::Many(paths) => (paths, true),
+    };
+    let most = limits::TEXT_FILES;
+    if paths.is_empty() || paths.len() > most {
+        faults.add("data.text", format!("found a list of {}; must name 1 to {most} files", paths.len()));
+    }
+    let mut files = Vec::new();
+    for (i, path) in paths.iter().enumerate() {
+        let at = KeyPath::from("data.text");
+        let at = if listed { at.index(i) } else { at };
+        if path.is_empty() {
+            faults.add(at, "found an empty path; must name a file".to_owned());
+            continue;
+        }
+        match absolute(base, path) {
+            Some(file) => files.push(file),
+            None => faults.add(at, format!("`{path}` lies in {}, which is no UTF-8 path", base.display())),
+        }
+    }
+    DataSpec::Text { files, held_out }
+}
+
+/// `path` from `base`, without `.` steps. `..` stays: what it means depends on links, which only a
+/// file system knows.
+fn absolute(base: &Path, path: &str) -> Option<String> {
+    let joined = base.join(path);
+    let plain: PathBuf = joined.components().filter(|part| *part != Component::CurDir).collect();
+    plain.into_os_string().into_string().ok()
+}

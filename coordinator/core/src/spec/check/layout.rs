@@ -1,0 +1,179 @@
+//! How many ways the work is split, and what the axes ask of the model and of the training.
+
+use coxswain_types::job::{Layout, ModelSpec, Reduction, Schedule, TrainSpec};
+use coxswain_types::schedule::Action;
+
+use super::super::limits::{self, Limit};
+use super::super::raw::{RawLayout, ZeroStage};
+use super::Faults;
+use super::schedule;
+
+/// The layout, and the user's own schedule if there is one.
+pub(super) fn layout(
+    raw: &RawLayout,
+    model: &ModelSpec,
+    train: &TrainSpec,
+    faults: &mut Faults,
+) -> (Layout, Vec<Vec<Action>>) {
+    let value = |given: Option<u32>| given.unwrap_or(1);
+    let layout = Layout {
+        pipeline: value(raw.pipeline),
+        tensor: value(raw.tensor),
+        data: value(raw.data),
+        schedule: schedule::schedule(raw, faults),
+        sequence_parallel: raw.sequence_parallel.unwrap_or(false),
+        zero: zero(raw.zero, faults),
+    };
+    let Layout { pipeline, tensor, data, .. } = layout;
+    let pipeline_fits = faults.count("layout.pipeline", pipeline, &limits::WORLD);
+    let tensor_fits = faults.count("layout.tensor", tensor, &limits::WORLD);
+    let data_fits = faults.count("layout.data", data, &limits::WORLD);
+    if pipeline_fits && tensor_fits && data_fits {
+        check_world(&layout, faults);
+    }
+    let stages_fit = pipeline_fits && model.layers > 0 && check_stages(&layout, model.layers, faults);
+    if tensor_fits {
+        check_tensor_ranks(&layout, model, train, faults);
+    }
+    let data_fits = data_fits && train.micro_batches > 0 && check_data(data, train, faults);
+    let actions = if stages_fit && data_fits {
+        schedule::actions(raw.actions.as_deref(), &layout, train, faults)
+    } else {
+        Vec::new()
+    };
+    (layout, actions)
+}
+
+fn check_world(layout: &Layout, faults: &mut Faults) {
+    let Layout { pipeline, tensor, data, .. } = *layout;
+    let workers = [pipeline, tensor, data].iter().fold(1_u64, |n, &m| n.saturating_mul(u64::from(m)));
+    let Limit { most, reason, .. } = limits::WORLD;
+    if workers > most {
+        let product = format!("pipeline {pipeline} x tensor {tensor} x data {data}");
+        faults
+            .add("layout", format!("needs {workers} workers ({product}); must be {most} or less ({reason})"));
+    }
+}
+
+fn check_stages(layout: &Layout, layers: u32, faults: &mut Faults) -> bool {
+    let (pipeline, chunks) = (layout.pipeline, layout.schedule.chunks());
+    let each = "each stage holds at least one";
+    if pipeline > layers {
+        let message = format!(
+            "found {pipeline}, more stages than layers; must be at most model.layers ({layers}): {each}"
+        );
+        faults.add("layout.pipeline", message);
+        return false;
+    }
+    let stages = u64::from(pipeline) * u64::from(chunks);
+    if stages > u64::from(layers) {
+        let most = layers / pipeline.max(1);
+        let found = format!("{chunks} on each of {pipeline} pipeline ranks make {stages} stages");
+        let interleaved = matches!(layout.schedule, Schedule::Interleaved { .. });
+        let must = if interleaved && most < 2 {
+            "this schedule has at least 2, so take fewer pipeline ranks or another schedule".to_owned()
+        } else {
+            format!("must be at most {most}")
+        };
+        faults.add("layout.chunks", format!("{found}, more than model.layers ({layers}); {must}: {each}"));
+        return false;
+    }
+    true
+}
+
+/// Checks what every tensor rank, or every logical tensor shard (`each`), needs of the model.
+fn check_split(path: &str, each: &str, ways: u32, model: &ModelSpec, faults: &mut Faults) {
+    let ModelSpec { heads, kv_heads, ffn, vocab, .. } = *model;
+    let mut refuse = |must: String| faults.add(path, format!("found {ways}; {must}"));
+    if heads > 0 && !heads.is_multiple_of(ways) {
+        let why = format!("a head is never split, and every {each} has as many");
+        refuse(format!("must divide model.heads ({heads}): {why}"));
+    } else if heads > 0 && kv_heads > 0 {
+        // Where tensor ranks are more than key/value heads, each head is held by equally many ranks.
+        if !kv_heads.is_multiple_of(ways) && !ways.is_multiple_of(kv_heads) {
+            let must = format!("must divide model.kv_heads ({kv_heads}) or be a multiple of it");
+            refuse(format!("{must}: {each}s hold equally many, or share one"));
+        }
+    }
+    if ffn > 0 && ways > ffn {
+        refuse(format!("must be at most model.ffn ({ffn}): each {each} holds at least one column"));
+    }
+    if vocab > 0 && ways > vocab {
+        refuse(format!("must be at most model.vocab ({vocab}): each {each} holds at least one token"));
+    }
+}
+
+/// Checks `train.tensor_shards` against the model.
+pub(super) fn check_shards(shards: u32, model: &ModelSpec, faults: &mut Faults) {
+    let path = "train.tensor_shards";
+    if !faults.count(path, shards, &limits::TENSOR_SHARDS) {
+        return;
+    }
+    if !shards.is_power_of_two() {
+        let (near, why) = (shards.next_power_of_two(), "their sums are added in a binary tree");
+        faults.add(path, format!("found {shards}; must be a power of two such as {near}: {why}"));
+        return;
+    }
+    check_split(path, "shard", shards, model, faults);
+}
+
+fn check_tensor_ranks(layout: &Layout, model: &ModelSpec, train: &TrainSpec, faults: &mut Faults) {
+    let tensor = layout.tensor;
+    check_split("layout.tensor", "rank", tensor, model, faults);
+    let shards = train.shards(tensor);
+    if shards == 0 {
+        return;
+    }
+    if !shards.is_multiple_of(tensor) {
+        let why = "a rank owns whole shards, and every rank has as many";
+        let must = format!("must divide train.tensor_shards ({shards}): {why}");
+        faults.add("layout.tensor", format!("found {tensor}; {must}"));
+        return;
+    }
+    let sequence = train.sequence;
+    if layout.sequence_parallel && !sequence.is_multiple_of(shards) {
+        let of = if train.tensor_shards.is_some() { "train.tensor_shards" } else { "layout.tensor" };
+        let message = format!(
+            "needs a train.sequence that {of} ({shards}) divides, and finds {sequence}: every shard of the \
+             sequence is as long; leave it out, or make the sequence a multiple of {shards}"
+        );
+        faults.add("layout.sequence_parallel", message);
+    }
+}
+
+fn check_data(data: u32, train: &TrainSpec, faults: &mut Faults) -> bool {
+    let (micro_batches, runs) = (train.micro_batches, train.reduction_runs);
+    if data > micro_batches {
+        let why = "each data rank needs at least one micro-batch of the step";
+        let must = format!("must be at most train.micro_batches ({micro_batches}): {why}");
+        faults.add("layout.data", format!("found {data}, more data ranks than micro-batches; {must}"));
+        return false;
+    }
+    if train.reduction == Reduction::Canonical && runs > 0 && data > runs {
+        let why = "a data rank owns whole runs";
+        let must = format!("must be at most train.reduction_runs ({runs}): {why}");
+        let hint = format!("train.reduction_runs may be raised to {micro_batches}");
+        faults.add("layout.data", format!("found {data}; {must} ({hint})"));
+        return false;
+    }
+    runs > 0
+}
+
+fn zero(stage: Option<ZeroStage>, faults: &mut Faults) -> bool {
+    let ZeroStage(stage) = stage.unwrap_or(ZeroStage(0));
+    let gradients = "gradients are needed whole until the root of the canonical sum is known";
+    let refuse = match stage {
+        0 | 1 => return stage == 1,
+        2 => format!("shards gradients too, which this version does not do ({gradients})"),
+        3 => format!(
+            "shards gradients and parameters too, which this version does not do ({gradients}, and a rank keeps \
+             the parameters of its layers whole)"
+        ),
+        _ => {
+            faults.add("layout.zero", format!("found {stage}; must be 0 or 1"));
+            return false;
+        }
+    };
+    faults.add("layout.zero", format!("found {stage}, which {refuse}; 1 shards the optimizer's state"));
+    false
+}

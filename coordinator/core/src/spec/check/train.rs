@@ -1,0 +1,111 @@
+//! The training, without its optimizer.
+
+use coxswain_types::job::{Checkpointing, LossScale, Precision, Reduction, TrainSpec};
+
+use super::super::limits;
+use super::super::raw::RawTrain;
+use super::Faults;
+use super::optimizer::optimizer;
+
+/// `data_ranks`: of the layout, since fast reduction has one run for each.
+pub(super) fn train(raw: &RawTrain, data_ranks: u32, faults: &mut Faults) -> TrainSpec {
+    let micro_batches = raw.micro_batches.unwrap_or(1);
+    let reduction = raw.reduction.unwrap_or(Reduction::Canonical);
+    let precision = raw.precision.unwrap_or(Precision::Fp32);
+    let train = TrainSpec {
+        steps: raw.steps,
+        seed: raw.seed.unwrap_or(1),
+        sequence: raw.sequence,
+        micro_batch: raw.micro_batch.unwrap_or(1),
+        micro_batches,
+        reduction_runs: match reduction {
+            Reduction::Canonical => raw.reduction_runs.unwrap_or(micro_batches.min(8)),
+            Reduction::Fast => data_ranks,
+        },
+        threads: raw.threads,
+        reduction,
+        tensor_shards: raw.tensor_shards,
+        precision,
+        loss_scale: loss_scale(raw, precision, faults),
+        non_finite_max: raw.non_finite_max.unwrap_or(10),
+        dropout: raw.dropout.unwrap_or(0.0),
+        attention_dropout: raw.attention_dropout.unwrap_or(0.0),
+        checkpointing: raw.checkpointing.map_or(Checkpointing::None, |kept| kept.0),
+        optimizer: optimizer(raw, faults),
+        parameter_norms: raw.parameter_norms.unwrap_or(false),
+        evaluate_every: raw.evaluate_every.unwrap_or(0),
+    };
+    faults.count("train.steps", train.steps, &limits::STEPS);
+    let sequence = faults.count("train.sequence", train.sequence, &limits::SEQUENCE);
+    let micro_batch = faults.count("train.micro_batch", train.micro_batch, &limits::MICRO_BATCH);
+    let tokens = u64::from(train.sequence) * u64::from(train.micro_batch);
+    if sequence && micro_batch && tokens > limits::MICRO_BATCH_TOKENS {
+        let most = limits::MICRO_BATCH_TOKENS / u64::from(train.sequence);
+        let message = format!(
+            "found {}; with a train.sequence of {} must be {most} or less (at most {} tokens at once; more \
+             belong into more micro-batches)",
+            train.micro_batch,
+            train.sequence,
+            limits::MICRO_BATCH_TOKENS
+        );
+        faults.add("train.micro_batch", message);
+    }
+    let known = faults.count("train.micro_batches", micro_batches, &limits::MICRO_BATCHES);
+    check_runs(&train, known, raw.reduction_runs, faults);
+    check_rest(&train, faults);
+    train
+}
+
+fn check_runs(train: &TrainSpec, micro_batches_known: bool, given: Option<u32>, faults: &mut Faults) {
+    let path = "train.reduction_runs";
+    let TrainSpec { micro_batches, reduction_runs: found, .. } = *train;
+    match (train.reduction, given) {
+        (Reduction::Canonical, _) => {
+            if micro_batches_known && !(1..=micro_batches).contains(&found) {
+                let why = "a run holds at least one micro-batch";
+                let must = format!("must be 1 to train.micro_batches ({micro_batches}): {why}");
+                faults.add(path, format!("found {found}; {must}"));
+            }
+        }
+        (Reduction::Fast, None) => {}
+        (Reduction::Fast, Some(found)) => {
+            let why = "each data rank is one run then";
+            faults.add(path, format!("found {found}; must be left out with train.reduction fast: {why}"));
+        }
+    }
+}
+
+/// What depends on no other number.
+fn check_rest(train: &TrainSpec, faults: &mut Faults) {
+    if let Some(threads) = train.threads {
+        faults.count("train.threads", threads, &limits::THREADS);
+    }
+    faults.count("train.non_finite_max", train.non_finite_max, &limits::NON_FINITE);
+    for (path, share) in
+        [("train.dropout", train.dropout), ("train.attention_dropout", train.attention_dropout)]
+    {
+        faults.number(path, share, |x| (0.0..1.0).contains(&x), "0 or more and below 1");
+    }
+    if let Checkpointing::Budget { bytes } = train.checkpointing {
+        faults.count("train.checkpointing.budget", bytes, &limits::BUDGET);
+    }
+}
+
+fn loss_scale(raw: &RawTrain, precision: Precision, faults: &mut Faults) -> LossScale {
+    let (initial, growth_steps) = ("train.initial_loss_scale", "train.loss_scale_growth_steps");
+    let scale = raw.initial_loss_scale.unwrap_or(1 << 16);
+    let steps = raw.loss_scale_growth_steps.unwrap_or(2000);
+    if precision == Precision::Fp16 {
+        if faults.count(initial, scale, &limits::LOSS_SCALE) && !scale.is_power_of_two() {
+            let why = "so that scaling rounds nothing";
+            let near = scale.next_power_of_two();
+            faults.add(initial, format!("found {scale}; must be a power of two such as {near}, {why}"));
+        }
+        faults.count(growth_steps, steps, &limits::STEPS);
+    } else {
+        let with = "train.precision fp16 only (gradients of fp32 and bf16 need no scaling)";
+        faults.only_with(initial, raw.initial_loss_scale.is_some(), with);
+        faults.only_with(growth_steps, raw.loss_scale_growth_steps.is_some(), with);
+    }
+    LossScale { initial: scale as f64, growth_steps: steps }
+}

@@ -1,0 +1,129 @@
+//! What keys must be to each other, each rule with values that break it.
+
+use super::Sets;
+
+/// What keys must be to each other, and the values that break it in the minimal job.
+pub(super) const RULES: [(&str, Sets); 42] = [
+    ("`model.heads` divides `model.dim`.", &[("model.heads", "7")]),
+    ("`model.dim / model.heads` is even.", &[("model.heads", "128")]),
+    ("`model.layer_groups` is at most `model.layers`.", &[("model.layer_groups", "5")]),
+    ("`model.kv_heads` divides `model.heads`.", &[("model.kv_heads", "3")]),
+    ("With `data.text`, `model.vocab` is at least 257.", &[("model.vocab", "256")]),
+    ("`data` has one of `text` and `synthetic`.", &[("data.synthetic", "{tokens: 999}")]),
+    ("`data.held_out` goes with `data.text` only.", &[("data", "{synthetic: {tokens: 999}, held_out: 0.1}")]),
+    ("`data.synthetic.tokens` is at least `train.sequence` + 1.", &[("data", "{synthetic: {tokens: 64}}")]),
+    (
+        "`train.sequence` x `train.micro_batch` is at most 16777216 tokens.",
+        &[("train.sequence", "1048576"), ("train.micro_batch", "17")],
+    ),
+    ("`train.reduction_runs` is at most `train.micro_batches`.", &[("train.reduction_runs", "2")]),
+    (
+        "`train.reduction_runs` is left out with `train.reduction: fast`.",
+        &[("train.reduction", "fast"), ("train.reduction_runs", "1")],
+    ),
+    ("`train.tensor_shards` divides `model.heads`.", &[("train.tensor_shards", "16")]),
+    (
+        "`train.tensor_shards` divides `model.kv_heads`, or is a multiple of it.",
+        &[
+            ("model", "{layers: 1, dim: 96, heads: 12, kv_heads: 6, vocab: 300}"),
+            ("train.tensor_shards", "4"),
+        ],
+    ),
+    (
+        "`train.tensor_shards` is at most `model.ffn` and `model.vocab`.",
+        &[("model.ffn", "4"), ("train.tensor_shards", "8")],
+    ),
+    (
+        "`train.initial_loss_scale` and `train.loss_scale_growth_steps` go with `train.precision: fp16` only.",
+        &[("train.initial_loss_scale", "65536")],
+    ),
+    ("`train.momentum` goes with `train.optimizer: muon` only.", &[("train.momentum", "0.9")]),
+    (
+        "`train.decay_steps` goes with `train.learning_rate_schedule: wsd` only.",
+        &[("train.decay_steps", "10")],
+    ),
+    (
+        "`train.decay_steps` is at most `train.steps` - `train.warmup_steps`.",
+        &[("train.learning_rate_schedule", "wsd"), ("train.decay_steps", "181")],
+    ),
+    (
+        "`train.min_learning_rate` is left out with `train.learning_rate_schedule: constant`.",
+        &[("train.learning_rate_schedule", "constant"), ("train.min_learning_rate", "0")],
+    ),
+    ("`train.warmup_steps` is at most `train.steps`.", &[("train.warmup_steps", "201")]),
+    ("`train.min_learning_rate` is at most `train.learning_rate`.", &[("train.min_learning_rate", "1")]),
+    (
+        "`train.evaluate_every` is 0 where no text is held out.",
+        &[("data.held_out", "0"), ("train.evaluate_every", "10")],
+    ),
+    ("`layout.pipeline` is at most `model.layers`.", &[("layout.pipeline", "5")]),
+    (
+        "`layout.pipeline` x `layout.chunks` is at most `model.layers`.",
+        &[("layout.pipeline", "2"), ("layout.schedule", "interleaved"), ("layout.chunks", "3")],
+    ),
+    ("`layout.chunks` goes with `interleaved` and `custom` only.", &[("layout.chunks", "2")]),
+    (
+        "`layout.chunks` is at least 2 with `interleaved`.",
+        &[("layout.schedule", "interleaved"), ("layout.chunks", "1")],
+    ),
+    ("`layout.actions` goes with `layout.schedule: custom` only.", &[("layout.actions", "0F0,0B0")]),
+    ("`layout.schedule: custom` needs `layout.actions`.", &[("layout.schedule", "custom")]),
+    (
+        "`layout.actions` has a line for each pipeline rank.",
+        &[("layout.schedule", "custom"), ("layout.pipeline", "2"), ("layout.actions", "0F0,0B0")],
+    ),
+    (
+        "`layout.actions` has actions between commas, at most 65536 in all.",
+        &[("layout.schedule", "custom"), ("layout.actions", "0F0,0X0")],
+    ),
+    (
+        "An action is of one of its rank's stages.",
+        &[
+            ("layout.schedule", "custom"),
+            ("layout.pipeline", "2"),
+            ("layout.actions", "\"0F0,0B0\\n1F0,0B0\""),
+        ],
+    ),
+    (
+        "An action is of one of a data rank's micro-batches.",
+        &[("layout.schedule", "custom"), ("layout.actions", "0F0,0B0,0F1,0B1")],
+    ),
+    (
+        "With `custom`, `layout.data` divides `train.micro_batches` and `train.reduction_runs`.",
+        &[
+            ("layout.schedule", "custom"),
+            ("layout.actions", "0F0,0B0"),
+            ("train.micro_batches", "3"),
+            ("layout.data", "2"),
+        ],
+    ),
+    (
+        "With `layout.sequence_parallel`, `layout.tensor` and `train.tensor_shards` divide `train.sequence`.",
+        &[("layout.sequence_parallel", "true"), ("layout.tensor", "2"), ("train.sequence", "63")],
+    ),
+    ("`layout.zero` shards the optimizer's state only.", &[("layout.zero", "2")]),
+    ("`layout.zero` does not shard parameters.", &[("layout.zero", "3")]),
+    (
+        "`layout.tensor` divides `train.tensor_shards` where that is set.",
+        &[("train.tensor_shards", "2"), ("layout.tensor", "4")],
+    ),
+    ("`layout.tensor` divides `model.heads`.", &[("layout.tensor", "3")]),
+    (
+        "`layout.tensor` divides `model.kv_heads`, or is a multiple of it.",
+        &[("model", "{layers: 1, dim: 96, heads: 12, kv_heads: 6, vocab: 300}"), ("layout.tensor", "4")],
+    ),
+    ("`layout.data` is at most `train.micro_batches`.", &[("layout.data", "2")]),
+    (
+        "`layout.data` is at most `train.reduction_runs`.",
+        &[("train.micro_batches", "16"), ("layout.data", "9")],
+    ),
+    (
+        "The product of the layout is at most 4096 workers.",
+        &[
+            ("train.micro_batches", "4096"),
+            ("train.reduction_runs", "4096"),
+            ("layout.tensor", "2"),
+            ("layout.data", "2049"),
+        ],
+    ),
+];

@@ -1,0 +1,46 @@
+//! Squared norms of the gradient: sums over fixed blocks of each slice, added in a fixed tree, so
+//! that it does not matter which data rank has which block.
+
+use coxswain_comm::{Axis, Links};
+use coxswain_native::ops;
+use coxswain_types::tree::NORM_BLOCK;
+
+use crate::EngineError;
+use crate::error::Doing;
+use crate::model::Parameters;
+use crate::parallel::Reduction;
+
+/// The squared norms that this rank contributes to the closing exchange, by slot. `group` are the
+/// ranks among which sums are spread; the first of them contributes.
+pub(super) fn norms(
+    parameters: &Parameters,
+    reduction: &Reduction,
+    group: &[u32],
+    links: &Links,
+) -> Result<Vec<(u32, f64)>, EngineError> {
+    let mut blocks = Vec::new();
+    let mut rows = Vec::new();
+    for (at, bucket) in parameters.buckets().iter().enumerate() {
+        let (own, total) = (reduction.own(at), reduction.total(at)?);
+        for param in bucket.homes() {
+            let (start, elements) = (param.range().start, param.row.elements() as i64);
+            let first = blocks.len();
+            blocks.resize(first + (elements as u64).div_ceil(NORM_BLOCK) as usize, 0.0);
+            let from = (own.start - start).clamp(0, elements);
+            let to = (own.end - start).clamp(0, elements);
+            if from < to {
+                let sums = ops::sum_squares_blocks(&total.f_narrow(0, start + from, to - from)?)?;
+                let place = first + from as usize / NORM_BLOCK as usize;
+                blocks[place..place + sums.len()].copy_from_slice(&sums);
+            }
+            rows.push((param.row.norm_slot, first..blocks.len()));
+        }
+    }
+    let blocks = links
+        .sum_to_first(group, blocks, Axis::Optimizer)
+        .doing(|| "adding norms over data ranks".to_owned())?;
+    let slot = |(slot, range): (Option<u32>, std::ops::Range<usize>)| {
+        slot.map(|slot| (slot, ops::tree_sum(&blocks[range])))
+    };
+    Ok(rows.into_iter().filter_map(slot).collect())
+}

@@ -1,0 +1,36 @@
+//! Whether all ranks see the same folder.
+
+use std::path::Path;
+
+use coxswain_comm::Links;
+use coxswain_types::assignment::Assignment;
+
+use crate::EngineError;
+use crate::error::Doing;
+
+/// The lead rank leaves a word in the run's folder that every other rank must read there.
+pub(super) fn expect_shared(directory: &Path, links: &Links, a: &Assignment) -> Result<(), EngineError> {
+    let path = directory.join(format!(".shared-{}", a.generation));
+    let file = |source| EngineError::File { path: path.clone(), source };
+    // The word need not be secret, only new: a file left by another run must not pass for it.
+    let word = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64) & ((1 << 52) - 1);
+    if links.rank() == 0 {
+        std::fs::write(&path, word.to_string()).map_err(file)?;
+    }
+    let agreed = links
+        .close(&[word as f64], 1, |lists| lists[0].clone())
+        .doing(|| "agreeing on the run's folder".to_owned())?;
+    let read = std::fs::read_to_string(&path).ok().and_then(|text| text.parse::<u64>().ok());
+    let same = read == agreed.first().map(|&word| word as u64);
+    // All hear of a failure, and nobody removes the file before all have read it.
+    let failed = links
+        .close(&[f64::from(u8::from(!same))], 1, |lists| vec![lists.iter().map(|list| list[0]).sum()])
+        .doing(|| "agreeing on the run's folder".to_owned())?;
+    if links.rank() == 0 {
+        std::fs::remove_file(&path).map_err(file)?;
+    }
+    if failed.first().is_some_and(|&ranks| ranks > 0.0) {
+        return Err(EngineError::NotShared(directory.to_owned()));
+    }
+    Ok(())
+}

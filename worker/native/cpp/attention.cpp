@@ -1,0 +1,363 @@
+// Exact attention in tiles (arXiv 2205.14135, 2307.08691), with dropout of probabilities. Memory is
+// linear in the lengths: forward keeps the output and one log-sum a row, backward makes the
+// probabilities again, tile by tile, and draws the same mask.
+//
+// One thread works on one head at a time, in fp32 whatever the inputs are, so bits depend on neither
+// the number of threads nor the other heads. The arithmetic on tiles is in tiles.h.
+//
+// Shapes: b batch, t queries, s keys, h heads, g key/value heads, k head dim.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "random.h"
+#include "shim.h"
+#include "tiles.h"
+
+namespace coxswain {
+namespace {
+
+using at::Tensor;
+using tiles::kLanes;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// Rows and columns of a tile: its scores and factors fit the second cache together.
+constexpr int64_t kTile = 128;
+
+// What of the probabilities is dropped: element (batch, head, i, j) has the index
+// ((batch * heads + first_head + head) * t + i) * s + j, where `heads` counts those of all ranks.
+struct Drop {
+  int64_t key;
+  double rate;
+  int64_t first_head, heads;
+};
+
+struct Shape {
+  int64_t batch, queries, keys, heads, groups, dim, cols; // cols: dim, padded
+  bool causal;
+  float scale;
+
+  Shape(const Tensor& q, const Tensor& k, bool causal)
+      : batch(q.size(0)), queries(q.size(1)), keys(k.size(1)), heads(q.size(2)), groups(k.size(2)), dim(q.size(3)),
+        cols(tiles::padded(dim)), causal(causal),
+        scale(static_cast<float>(1 / std::sqrt(static_cast<double>(dim)))) {}
+
+  // Query i sees the keys j <= i + shift().
+  int64_t shift() const { return causal ? keys - queries : keys; }
+  int64_t group_of(int64_t head) const { return head / (heads / groups); }
+  // How many keys some of the queries before `end` see.
+  int64_t seen(int64_t end) const { return std::clamp<int64_t>(end + shift(), 0, keys); }
+  tiles::Scores scores(float* data, int64_t query, int64_t rows, int64_t key, int64_t valid) const {
+    return {data, kTile, rows, tiles::padded(valid), valid, query + shift() - key + 1, scale};
+  }
+};
+
+// The rows of one head in a tensor [b, t, h, k].
+template <class T>
+struct Head {
+  T* data;
+  int64_t step;
+  Head(const Tensor& x, int64_t batch, int64_t head)
+      : data(static_cast<T*>(x.data_ptr()) + batch * x.stride(0) + head * x.stride(2)), step(x.stride(1)) {}
+  T* row(int64_t i) const { return data + i * step; }
+};
+
+// Copies `rows` rows from `first` on; the padding, to `cols` and to a whole number of kLanes rows, is zero.
+template <class T>
+void pack(Head<T> from, int64_t first, int64_t rows, int64_t dim, int64_t cols, float* to) {
+  for (int64_t row = 0; row < rows; ++row, to += cols) {
+    const T* x = from.row(first + row);
+    for (int64_t i = 0; i < dim; ++i) to[i] = static_cast<float>(x[i]);
+    std::fill(to + dim, to + cols, 0.f);
+  }
+  std::fill(to, to + (tiles::padded(rows) - rows) * cols, 0.f);
+}
+
+template <class T>
+void unpack(const float* from, Head<T> to, int64_t first, int64_t rows, int64_t dim, int64_t cols) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = 0; i < dim; ++i) to.row(first + row)[i] = static_cast<T>(from[row * cols + i]);
+}
+
+// Buffers of the threads that share `units` units of work, made before they start: a thread of the
+// pool has no allocator of its own.
+struct Scratch {
+  Scratch(int64_t units, int64_t floats)
+      : each(tiles::padded(floats)),
+        all(at::empty({std::min<int64_t>(at::get_num_threads(), std::max<int64_t>(units, 1)) * each}, at::kFloat)) {}
+  float* mine() { return all.data_ptr<float>() + at::get_thread_num() * each; }
+  int64_t each;
+  Tensor all;
+};
+
+float* take(float*& from, int64_t floats) { return (from += floats) - floats; }
+
+// Applies the mask to a tile of probabilities; `to` may be the tile itself. Padding is zero and stays so.
+void drop_tile(
+    const Shape& shape, const Drop& drop, int64_t head, tiles::Scores p, int64_t query, int64_t key, float* to) {
+  const auto dropout = random::dropout_of(drop.key, drop.rate);
+  const int64_t batch = head / shape.heads, place = batch * drop.heads + drop.first_head + head % shape.heads;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const uint64_t line = static_cast<uint64_t>(place) * static_cast<uint64_t>(shape.queries) +
+                          static_cast<uint64_t>(query + row);
+    random::drop(p.data + row * p.step, p.cols, dropout,
+                 line * static_cast<uint64_t>(shape.keys) + static_cast<uint64_t>(key), to + row * p.step);
+  }
+}
+
+struct Forward {
+  const Shape& shape;
+  const Drop& drop;
+  const Tensor &q, &k, &v, &out, &log_sum; // log_sum[b, h, t]
+
+  int64_t floats() const { return kTile * (4 * shape.cols + kTile + 2); }
+
+  // The queries from `query` on of one head (batch and head in one number).
+  template <class T>
+  void tile(int64_t head, int64_t query, float* scratch) const {
+    const auto& ops = tiles::kernels();
+    const int64_t batch = head / shape.heads, group = shape.group_of(head % shape.heads), cols = shape.cols;
+    const int64_t rows = std::min(kTile, shape.queries - query), product_rows = tiles::padded(rows);
+    float *queries = take(scratch, kTile * cols), *keys = take(scratch, kTile * cols);
+    float *values = take(scratch, kTile * cols), *sums = take(scratch, kTile * cols);
+    float *scores = take(scratch, kTile * kTile), *max = take(scratch, kTile), *sum = take(scratch, kTile);
+    pack(Head<T>(q, batch, head % shape.heads), query, rows, shape.dim, cols, queries);
+    std::fill(sums, sums + product_rows * cols, 0.f);
+    std::fill(max, max + rows, -std::numeric_limits<float>::infinity());
+    std::fill(sum, sum + rows, 0.f);
+
+    const int64_t seen = shape.seen(query + rows);
+    for (int64_t key = 0; key < seen; key += kTile) {
+      const int64_t valid = std::min(kTile, shape.keys - key);
+      const auto tile = shape.scores(scores, query, rows, key, valid);
+      pack(Head<T>(k, batch, group), key, valid, shape.dim, cols, values);
+      ops.transpose(values, tiles::padded(valid), cols, keys, kTile);
+      pack(Head<T>(v, batch, group), key, valid, shape.dim, cols, values);
+      ops.product({queries, cols, 1}, keys, kTile, product_rows, tile.cols, shape.dim, false, scores, kTile);
+      ops.advance(tile, {max, sum, sums, cols});
+      if (drop.rate > 0) drop_tile(shape, drop, head, tile, query, key, scores);
+      ops.product({scores, kTile, 1}, values, cols, product_rows, cols, valid, true, sums, cols);
+    }
+
+    float* log_sums = log_sum.data_ptr<float>() + head * shape.queries + query;
+    for (int64_t row = 0; row < rows; ++row) {
+      // A row that sees no key gives zero, and an infinite log-sum makes its probabilities zero.
+      const bool blind = max[row] == -std::numeric_limits<float>::infinity() && sum[row] == 0;
+      const float inverse = blind ? 0.f : 1 / sum[row];
+      log_sums[row] = blind ? std::numeric_limits<float>::infinity() : max[row] + std::log(sum[row]);
+      for (int64_t i = 0; i < shape.dim; ++i) sums[row * cols + i] *= inverse;
+    }
+    unpack(sums, Head<T>(out, batch, head % shape.heads), query, rows, shape.dim, cols);
+  }
+
+  template <class T>
+  void run() const {
+    const int64_t tiles_each = (shape.queries + kTile - 1) / kTile, units = shape.batch * shape.heads * tiles_each;
+    Scratch scratch(units, floats());
+    at::parallel_for(0, units, 1, [&](int64_t first, int64_t last) {
+      for (int64_t unit = first; unit < last; ++unit)
+        tile<T>(unit / tiles_each, unit % tiles_each * kTile, scratch.mine());
+    });
+  }
+};
+
+struct Backward {
+  const Shape& shape;
+  const Drop& drop;
+  const Tensor &q, &k, &v, &out, &log_sum, &grad; // of the output
+  const Tensor &dq, &dk, &dv;                     // dk and dv have a part for each head of q
+
+  int64_t floats() const {
+    const int64_t queries = tiles::padded(shape.queries, kTile);
+    return queries * (3 * shape.cols + 1) + kTile * (6 * shape.cols + 3 * kTile);
+  }
+
+  // Row sums of grad * out: what the normalization subtracts from each gradient of a probability.
+  template <class T>
+  void means(int64_t batch, int64_t head, const float* grads, float* to) const {
+    const Head<T> from(out, batch, head);
+    for (int64_t row = 0; row < shape.queries; ++row) {
+      float lanes[kLanes] = {};
+      const T* x = from.row(row);
+      for (int64_t i = 0; i < shape.dim; ++i)
+        lanes[i % kLanes] += grads[row * shape.cols + i] * static_cast<float>(x[i]);
+      to[row] = 0;
+      for (float lane : lanes) to[row] += lane;
+    }
+  }
+
+  template <class T, class Part>
+  void head(int64_t head, float* scratch) const {
+    const auto& ops = tiles::kernels();
+    const int64_t batch = head / shape.heads, h = head % shape.heads, cols = shape.cols;
+    const int64_t group = shape.group_of(h), all = tiles::padded(shape.queries, kTile), side = kTile * cols;
+    float *queries = take(scratch, all * cols), *grads = take(scratch, all * cols);
+    float *query_grads = take(scratch, all * cols), *mean = take(scratch, all);
+    float *keys = take(scratch, side), *key_cols = take(scratch, side), *value_cols = take(scratch, side);
+    float *key_grads = take(scratch, side), *value_grads = take(scratch, side), *values = take(scratch, side);
+    float *p = take(scratch, kTile * kTile), *dropped = take(scratch, kTile * kTile);
+    float* p_grads = take(scratch, kTile * kTile);
+    pack(Head<T>(q, batch, h), 0, shape.queries, shape.dim, cols, queries);
+    pack(Head<T>(grad, batch, h), 0, shape.queries, shape.dim, cols, grads);
+    means<T>(batch, h, grads, mean);
+    std::fill(query_grads, query_grads + all * cols, 0.f);
+    if (drop.rate == 0) dropped = p;
+
+    for (int64_t key = 0; key < shape.keys; key += kTile) {
+      const int64_t valid = std::min(kTile, shape.keys - key), key_rows = tiles::padded(valid);
+      pack(Head<T>(k, batch, group), key, valid, shape.dim, cols, keys);
+      pack(Head<T>(v, batch, group), key, valid, shape.dim, cols, values);
+      ops.transpose(keys, key_rows, cols, key_cols, kTile);
+      ops.transpose(values, key_rows, cols, value_cols, kTile);
+      std::fill(key_grads, key_grads + side, 0.f);
+      std::fill(value_grads, value_grads + side, 0.f);
+      // Tiles before the first query that sees this key are wholly masked.
+      for (int64_t query = std::max<int64_t>(0, key - shape.shift()) / kTile * kTile; query < shape.queries;
+           query += kTile) {
+        const int64_t rows = std::min(kTile, shape.queries - query), product_rows = tiles::padded(rows);
+        const auto tile = shape.scores(p, query, rows, key, valid);
+        const float *tile_queries = queries + query * cols, *tile_grads = grads + query * cols;
+        ops.product({tile_queries, cols, 1}, key_cols, kTile, product_rows, tile.cols, shape.dim, false, p, kTile);
+        ops.probabilities(tile, log_sum.const_data_ptr<float>() + head * shape.queries + query);
+        if (drop.rate > 0) drop_tile(shape, drop, head, tile, query, key, dropped);
+        ops.product({dropped, 1, kTile}, tile_grads, cols, key_rows, cols, rows, true, value_grads, cols);
+        ops.product({tile_grads, cols, 1}, value_cols, kTile, product_rows, tile.cols, shape.dim, false, p_grads,
+                    kTile);
+        ops.score_grads(tile, dropped, p_grads, mean + query);
+        ops.product({p, 1, kTile}, tile_queries, cols, key_rows, cols, rows, true, key_grads, cols);
+        ops.product({p, kTile, 1}, keys, cols, product_rows, cols, valid, true, query_grads + query * cols, cols);
+      }
+      unpack(key_grads, Head<Part>(dk, batch, h), key, valid, shape.dim, cols);
+      unpack(value_grads, Head<Part>(dv, batch, h), key, valid, shape.dim, cols);
+    }
+    unpack(query_grads, Head<T>(dq, batch, h), 0, shape.queries, shape.dim, cols);
+  }
+
+  template <class T, class Part>
+  void run() const {
+    const int64_t units = shape.batch * shape.heads;
+    Scratch scratch(units, floats());
+    at::parallel_for(0, units, 1, [&](int64_t first, int64_t last) {
+      for (int64_t unit = first; unit < last; ++unit) head<T, Part>(unit, scratch.mine());
+    });
+  }
+};
+
+// Adds the parts [b, s, h, k] of the heads of a group, in the order of heads.
+template <class T>
+Tensor sum_of_groups(const Tensor& parts, const Shape& shape, const Tensor& like) {
+  Tensor sums = at::empty(like.sizes(), like.options());
+  const int64_t per_group = shape.heads / shape.groups, dim = shape.dim;
+  at::parallel_for(0, shape.batch * shape.keys * shape.groups, kTile, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      const float* part = parts.const_data_ptr<float>() + row * per_group * dim;
+      T* to = static_cast<T*>(sums.data_ptr()) + row * dim;
+      for (int64_t i = 0; i < dim; ++i) {
+        float sum = part[i];
+        for (int64_t head = 1; head < per_group; ++head) sum += part[head * dim + i];
+        to[i] = static_cast<T>(sum);
+      }
+    }
+  });
+  return sums;
+}
+
+// Calls `body` with a value of the element type of a tensor.
+template <class F>
+void with_type(const Tensor& x, F&& body) {
+  if (x.scalar_type() == at::kFloat) body(float{});
+  else if (x.scalar_type() == at::kBFloat16) body(at::BFloat16{});
+  else body(at::Half{});
+}
+
+Tensor rows_contiguous(const Tensor& x) { return x.size(3) == 1 || x.stride(3) == 1 ? x : x.contiguous(); }
+
+struct Attention : Function<Attention> {
+  static Tensor forward(
+      AutogradContext* ctx, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, bool causal, int64_t key,
+      double rate, int64_t first_head, int64_t heads) {
+    const Tensor q = rows_contiguous(q_in), k = rows_contiguous(k_in), v = rows_contiguous(v_in);
+    const Shape shape(q, k, causal);
+    const Drop drop{key, rate, first_head, heads};
+    const Tensor out = at::empty(q.sizes(), q.options());
+    const Tensor log_sum = at::empty({shape.batch, shape.heads, shape.queries}, q.options().dtype(at::kFloat));
+    with_type(q, [&](auto type) { Forward{shape, drop, q, k, v, out, log_sum}.run<decltype(type)>(); });
+    ctx->save_for_backward({q, k, v, out, log_sum});
+    ctx->saved_data["causal"] = causal;
+    ctx->saved_data["key"] = key;
+    ctx->saved_data["rate"] = rate;
+    ctx->saved_data["first_head"] = first_head;
+    ctx->saved_data["heads"] = heads;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor q = saved[0], k = saved[1], v = saved[2], out = saved[3], log_sum = saved[4];
+    const Tensor grad = rows_contiguous(grads[0]);
+    const auto& data = ctx->saved_data;
+    const Shape shape(q, k, data.at("causal").toBool());
+    const Drop drop{data.at("key").toInt(), data.at("rate").toDouble(), data.at("first_head").toInt(),
+                    data.at("heads").toInt()};
+    Tensor dq = at::empty(q.sizes(), q.options()), dk, dv;
+    with_type(q, [&](auto type) {
+      using T = decltype(type);
+      if (shape.heads == shape.groups) {
+        dk = at::empty(k.sizes(), k.options());
+        dv = at::empty(v.sizes(), v.options());
+        Backward{shape, drop, q, k, v, out, log_sum, grad, dq, dk, dv}.run<T, T>();
+        return;
+      }
+      const auto options = q.options().dtype(at::kFloat);
+      const Tensor dk_parts = at::empty({shape.batch, shape.keys, shape.heads, shape.dim}, options);
+      const Tensor dv_parts = at::empty(dk_parts.sizes(), options);
+      Backward{shape, drop, q, k, v, out, log_sum, grad, dq, dk_parts, dv_parts}.run<T, float>();
+      dk = sum_of_groups<T>(dk_parts, shape, k);
+      dv = sum_of_groups<T>(dv_parts, shape, v);
+    });
+    return {dq, dk, dv, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, bool causal, const Drop& drop) {
+  const auto type = q.scalar_type();
+  for (const Tensor& x : {q, k, v}) {
+    TORCH_CHECK(x.device().is_cpu() && (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf),
+                "attention takes fp32, bf16 or fp16 tensors on the CPU, not ", x.scalar_type(), " on ", x.device());
+    TORCH_CHECK(x.scalar_type() == type, "attention has queries in ", type, " and keys or values in ",
+                x.scalar_type());
+  }
+  TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k.sizes() == v.sizes() && q.size(0) == k.size(0) &&
+                  q.size(3) == k.size(3) && q.size(3) > 0 && k.size(2) > 0 && q.size(2) % k.size(2) == 0,
+              "attention takes q [b, t, h, k] and k, v [b, s, g, k] with h a multiple of g, not ", q.sizes(), ", ",
+              k.sizes(), ", ", v.sizes());
+  random::dropout_of(drop.key, drop.rate); // A bad rate is told before any work.
+  TORCH_CHECK(drop.rate == 0 || (drop.first_head >= 0 && drop.heads - q.size(2) >= drop.first_head),
+              "attention has heads ", drop.first_head, "..", drop.first_head + q.size(2), " of ", drop.heads);
+  return Attention::apply(q, k, v, causal, drop.key, drop.rate, drop.first_head, drop.heads);
+}
+
+} // namespace
+} // namespace coxswain
+
+using namespace coxswain;
+
+extern "C" {
+
+// A rate of 0 drops nothing, and the key and the heads do not matter then.
+char* cx_attention_dropout(
+    const void* q, const void* k, const void* v, bool causal, uint64_t key, double rate, int64_t first_head,
+    int64_t heads, void** out) {
+  return guarded([&] {
+    const Drop drop{static_cast<int64_t>(key), rate, first_head, heads};
+    *out = handle(attention(tensor(q), tensor(k), tensor(v), causal, drop));
+  });
+}
+
+} // extern "C"

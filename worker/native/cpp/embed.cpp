@@ -1,0 +1,64 @@
+// The embedding table's rows, and their gradients.
+#include "function.h"
+#include "kernels.h"
+
+namespace coxswain {
+namespace {
+
+// Rows of the table for the ids that this shard holds, zero for the others.
+Tensor embed(const Tensor& ids_n, const Tensor& w_vd, int64_t start, at::ScalarType kind) {
+  TORCH_CHECK(ids_n.scalar_type() == at::kLong && w_vd.dim() == 2 && w_vd.device().is_cpu(),
+              "embed takes ids and a [v, d] table");
+  const Tensor ids = ids_n.contiguous(), w = w_vd.contiguous();
+  const int64_t vocab = w.size(0), dim = w.size(1), rows = ids.numel();
+  Tensor y = at::empty({rows, dim}, w.options());
+  const auto bytes = static_cast<size_t>(dim) * w.element_size();
+  const char* from = static_cast<const char*>(w.const_data_ptr());
+  char* to = static_cast<char*>(y.data_ptr());
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t id = ids.const_data_ptr<int64_t>()[row] - start;
+    char* out = to + static_cast<size_t>(row) * bytes;
+    if (id >= 0 && id < vocab) std::memcpy(out, from + static_cast<size_t>(id) * bytes, bytes);
+    else std::memset(out, 0, bytes);
+  }
+  return y.to(kind);
+}
+
+// Adds each row of dy to its id's row, in row order: the order in which equal ids are added is fixed.
+void embed_grad(const Tensor& ids_n, const Tensor& dy_nd, Slot& slot, int64_t start) {
+  Tensor& dw = buffer(slot);
+  TORCH_CHECK(ids_n.scalar_type() == at::kLong && dw.dim() == 2 && dw.is_contiguous() &&
+                  dy_nd.numel() == ids_n.numel() * dw.size(1),
+              "embed_grad has ", dy_nd.sizes(), " for ids ", ids_n.sizes());
+  if (slot.fresh) dw.zero_();
+  slot.fresh = false;
+  const Tensor ids = ids_n.contiguous(), dy = dy_nd.contiguous();
+  const int64_t vocab = dw.size(0), dim = dw.size(1);
+  float* grad = dw.data_ptr<float>();
+  by_kind(dy, "embed_grad", [&](auto kind) {
+    using T = decltype(kind);
+    for (int64_t row = 0; row < ids.numel(); ++row) {
+      const int64_t id = ids.const_data_ptr<int64_t>()[row] - start;
+      if (id >= 0 && id < vocab) kernels::add(data<T>(dy) + row * dim, dim, grad + id * dim);
+    }
+  });
+}
+
+} // namespace
+} // namespace coxswain
+
+using namespace coxswain;
+
+extern "C" {
+
+// `kind` is libtorch's number of the result's element type.
+char* cx_embed(const void* ids, const void* w, int64_t start, int kind, void** out) {
+  return guarded([&] {
+    *out = handle(embed(tensor(ids), tensor(w), start, static_cast<at::ScalarType>(kind)));
+  });
+}
+char* cx_embed_grad(const void* ids, const void* dy, void* slot, int64_t start) {
+  return guarded([&] { embed_grad(tensor(ids), tensor(dy), *static_cast<Slot*>(slot), start); });
+}
+
+} // extern "C"

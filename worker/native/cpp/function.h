@@ -1,0 +1,67 @@
+#pragma once
+// What the shim's own autograd functions share. Weights are constants to autograd: a backward pass
+// returns the input's gradient and files what the weight's gradient needs on the tape.
+//
+// Shapes: b batch, t tokens, d model dim, n = b*t rows, h heads, k head dim, o output features, v
+// vocabulary, s logical tensor shards.
+#include "shim.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+namespace coxswain {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// Rows of a loop that one thread should take at least: below this, starting a thread costs more.
+constexpr int64_t kRowGrain = 16;
+constexpr int64_t kElementGrain = 32768;
+
+template <class T>
+const T* data(const Tensor& x) { return x.const_data_ptr<T>(); }
+inline const float* floats(const Tensor& x) { return x.const_data_ptr<float>(); }
+
+// Calls `body` with a value of x's element type, whose kernels are chosen by overload.
+template <class F>
+void by_kind(const Tensor& x, const char* what, F&& body) {
+  TORCH_CHECK(x.device().is_cpu(), what, " takes tensors on the CPU, not on ", x.device());
+  switch (x.scalar_type()) {
+    case at::kFloat: return body(float{});
+    case at::kBFloat16: return body(at::BFloat16{});
+    case at::kHalf: return body(at::Half{});
+    default: TORCH_CHECK(false, what, " takes fp32, bf16 or fp16, not ", x.scalar_type());
+  }
+}
+
+inline void expect_fp32_cpu(const Tensor& x, const char* what) {
+  TORCH_CHECK(x.device().is_cpu() && x.scalar_type() == at::kFloat, what, " takes fp32 tensors on the CPU, not ",
+              x.scalar_type(), " on ", x.device());
+}
+
+// Handles cross `Function::apply` as numbers, and are kept by the graph as counted references.
+inline int64_t pointer(const void* handle) { return reinterpret_cast<int64_t>(handle); }
+template <class T>
+c10::intrusive_ptr<T> counted_at(int64_t pointer) { return counted<T>(reinterpret_cast<void*>(pointer)); }
+template <class T>
+c10::IValue capsule_at(int64_t pointer) { return c10::IValue::make_capsule(counted_at<T>(pointer)); }
+template <class T>
+c10::intrusive_ptr<T> kept(const AutogradContext* ctx, const char* key) {
+  return c10::static_intrusive_pointer_cast<T>(ctx->saved_data.at(key).toCapsule());
+}
+
+// The slot's buffer, which is fp32 whatever the gradient was computed in.
+inline Tensor& buffer(Slot& slot) {
+  TORCH_CHECK(slot.grad.defined() && slot.grad.scalar_type() == at::kFloat, "a slot needs an fp32 buffer");
+  return slot.grad;
+}
+
+inline void accumulate(Slot& slot, const Tensor& part) {
+  if (slot.fresh) buffer(slot).copy_(part); else buffer(slot).add_(part);
+  slot.fresh = false;
+}
+
+} // namespace coxswain
