@@ -14,6 +14,8 @@ const ODD: &str = "model.vocab=333";
 const TABLE: &[Row] = &[
     ("one", (1, 1, 1), &[], &[]),
     ("one again", (1, 1, 1), &[], &[Bits("one")]),
+    // An evaluation leaves the training alone.
+    ("evaluated at the end only", (1, 1, 1), &["train.evaluate_every=0"], &[Bits("one")]),
     ("one, full", (1, 1, 1), &[FULL], &[Bits("one")]),
     ("pp2", (2, 1, 1), &[], &[Bits("one")]),
     ("pp2, full", (2, 1, 1), &[FULL], &[Bits("one")]),

@@ -1,30 +1,60 @@
 //! Memory that runs take, on bytes counted by the allocator.
 
 use anyhow::{Result, ensure};
-use coxswain_tests::Folder;
+use coxswain_tests::{Folder, Run, Summary};
+
+const PEAK: &str = "peak_tensor_bytes";
+
+/// Long samples, so that activations are most of the memory.
+fn long(folder: &Folder, name: &str) -> Run {
+    let sets = ["model.layers=8", "train.sequence=256", "train.micro_batch=4", "train.steps=3"];
+    sets.iter().fold(folder.run(name), |run, set| run.set(set))
+}
+
+fn measured(run: &Run) -> Result<(Summary, u64)> {
+    let summary = run.summary()?;
+    let peak = run.logged(PEAK)?;
+    println!("{}: {peak} bytes at the peak", run.out().display());
+    Ok((summary, peak))
+}
 
 #[test]
-fn checkpointed_layers_give_the_same_bits_in_less_memory() -> Result<()> {
+fn layers_computed_again_give_the_same_bits_in_less_memory() -> Result<()> {
     let folder = Folder::new()?;
-    // Long samples, so that activations are most of the memory.
-    let job = |name: &str| {
-        [
-            "model.layers=8",
-            "train.sequence=256",
-            "train.micro_batch=4",
-            "train.micro_batches=2",
-            "train.steps=3",
-        ]
-        .iter()
-        .fold(folder.run(name), |run, set| run.set(set))
+    let job = |name: &str, checkpointing: &str| {
+        let set = format!("train.checkpointing={checkpointing}");
+        long(&folder, name).set("train.micro_batches=2").set(&set)
     };
-    let (none, full) = (job("none"), job("full").set("train.checkpointing=full"));
-    let (kept, again) = (none.summary()?, full.summary()?);
-    ensure!(kept.bits_differ(&again).is_none(), "{:?}", kept.bits_differ(&again));
-    let key = "peak_tensor_bytes";
-    let (kept, again) = (none.logged(key)?, full.logged(key)?);
-    println!("all kept: {kept} bytes at the peak; computed again: {again}");
-    ensure!(again * 2 < kept, "checkpointing saves too little: {again} of {kept} bytes");
+    let (all, none) = measured(&job("none", "none"))?;
+    let (other, full) = measured(&job("full", "full"))?;
+    ensure!(all.bits_differ(&other).is_none(), "{:?}", all.bits_differ(&other));
+    ensure!(full * 2 < none, "full checkpointing saves too little: {full} of {none} bytes");
+    for block in ["attention", "ffn"] {
+        let (other, peak) = measured(&job(block, block))?;
+        ensure!(all.bits_differ(&other).is_none(), "{block}: {:?}", all.bits_differ(&other));
+        ensure!(full < peak && peak * 10 < none * 9, "{block}: {peak} of {none} bytes");
+    }
+    // A budget is kept, on counted bytes, and not by computing everything again.
+    let budget = (none + full) / 2;
+    let (other, peak) = measured(&job("budget", &format!("{{budget: {budget}}}")))?;
+    ensure!(all.bits_differ(&other).is_none(), "budget: {:?}", all.bits_differ(&other));
+    ensure!(peak <= budget && peak > full, "{peak} bytes where {budget} are allowed and {full} are least");
+    Ok(())
+}
+
+#[test]
+fn the_first_stage_of_1f1b_holds_as_many_micro_batches_as_there_are_stages() -> Result<()> {
+    let folder = Folder::new()?;
+    let peak = |name: &str, schedule: &str, micro_batches: u32| {
+        let run = long(&folder, name).layout(4, 1, 1).set("train.reduction_runs=1");
+        let run = run.set(&format!("layout.schedule={schedule}"));
+        measured(&run.set(&format!("train.micro_batches={micro_batches}"))).map(|(_, peak)| peak)
+    };
+    let (few, many) = (peak("1f1b 4", "1f1b", 4)?, peak("1f1b 16", "1f1b", 16)?);
+    ensure!(many * 100 <= few * 105, "{many} bytes for 16 micro-batches, {few} for 4");
+    // The control: a schedule that holds all of them.
+    let all = peak("gpipe 16", "gpipe", 16)?;
+    ensure!(all > 2 * many, "gpipe holds {all} bytes, 1F1B {many}");
     Ok(())
 }
 
@@ -34,7 +64,7 @@ fn a_stage_of_a_pipeline_and_a_tensor_shard_take_less_than_the_whole() -> Result
     let peak = |name: &str, pipeline, tensor| {
         let run = folder.run(name).layout(pipeline, tensor, 1).set("train.steps=3").set("model.ffn=512");
         run.summary()?;
-        run.logged("peak_tensor_bytes")
+        run.logged(PEAK)
     };
     let (one, pp2, tp2) = (peak("one", 1, 1)?, peak("pp2", 2, 1)?, peak("tp2", 1, 2)?);
     println!("one {one}, pp2 {pp2}, tp2 {tp2}");

@@ -122,7 +122,8 @@ def accumulate(shape, model, step, rank, ranks, quiet):
     for index, (x, y) in enumerate(zip(inputs.split(shape.micro_batch), targets.split(shape.micro_batch))):
         # Gradients are reduced with the last backward only.
         with quiet() if index + 1 < count else contextlib.nullcontext():
-            loss = cross_entropy(model(x), y) / count
+            with torch.autocast("cpu", torch.bfloat16, enabled=shape.bf16):
+                loss = cross_entropy(model(x), y) / count
             loss.backward()
         total += loss.item()
     return total
@@ -176,8 +177,12 @@ def pipeline_parallel(shape, rank):
 BUILD = {"single": single, "dp": data_parallel, "pp": pipeline_parallel, "tp": tensor_parallel}
 
 
-def optimizers(model):
+def optimizers(shape, model):
     """Fused AdamW; it takes no mix of sharded and whole parameters, so each kind has its own."""
+    if shape.zero:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        return [ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=LEARNING_RATE, fused=True)]
     sharded = [p for p in model.parameters() if hasattr(p, "placements")]
     whole = [p for p in model.parameters() if not hasattr(p, "placements")]
     return [torch.optim.AdamW(group, lr=LEARNING_RATE, fused=True) for group in (sharded, whole) if group]
@@ -192,7 +197,7 @@ def train(rank, shape, port, results):
     barrier = dist.barrier if ranks > 1 else lambda: None
     torch.manual_seed(0)
     model, step_of = BUILD[shape.mode](shape, rank)
-    updates = optimizers(model)
+    updates = optimizers(shape, model)
     seconds, losses = [], []
     for step in range(shape.warm_up + shape.steps):
         barrier()
@@ -221,6 +226,8 @@ def arguments():
     for name, default in (sizes | steps).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--checkpoint", action="store_true", help="compute layers again in the backward pass")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 by autocast, one process or DDP")
+    parser.add_argument("--zero", action="store_true", help="shard the optimizer's state over data ranks")
     return parser.parse_args()
 
 

@@ -31,7 +31,12 @@ pub(crate) struct Args {
     #[command(flatten)]
     shape: Shape,
     /// Which rows, separated by commas.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "single,dp2,pp2,tp2")]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "single,dp2,pp2,tp2,single-bf16,single-full,dp2-zero"
+    )]
     rows: Vec<Row>,
     /// How often each row is measured, ours and PyTorch in turn; the medians are shown.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]

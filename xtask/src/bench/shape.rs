@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 /// Steps before the clock counts: the first ones fill caches and allocators.
 pub(super) const WARM_UP_STEPS: u64 = 2;
 
-/// A layout of the table.
+/// A row of the table: a layout, and one thing that differs from the plain step.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Row {
     /// One process.
@@ -18,6 +18,12 @@ pub(super) enum Row {
     Pp2,
     /// Two tensor shards.
     Tp2,
+    /// One process in bf16; PyTorch by autocast.
+    SingleBf16,
+    /// One process that computes layers again in the backward pass.
+    SingleFull,
+    /// Two data ranks with the optimizer's state sharded.
+    Dp2Zero,
 }
 
 impl Row {
@@ -28,25 +34,36 @@ impl Row {
             Row::Dp2 => "dp2",
             Row::Pp2 => "pp2",
             Row::Tp2 => "tp2",
+            Row::SingleBf16 => "single-bf16",
+            Row::SingleFull => "single-full",
+            Row::Dp2Zero => "dp2-zero",
         }
     }
 
-    /// What the peer calls it.
+    /// Data, pipeline and tensor ranks.
+    fn layout(self) -> [u32; 3] {
+        match self {
+            Row::Single | Row::SingleBf16 | Row::SingleFull => [1, 1, 1],
+            Row::Dp2 | Row::Dp2Zero => [2, 1, 1],
+            Row::Pp2 => [1, 2, 1],
+            Row::Tp2 => [1, 1, 2],
+        }
+    }
+
+    /// What the peer calls the layout.
     fn mode(self) -> &'static str {
-        self.name().trim_end_matches('2')
+        match self.layout() {
+            [2, _, _] => "dp",
+            [_, 2, _] => "pp",
+            [_, _, 2] => "tp",
+            _ => "single",
+        }
     }
 
     /// How many processes it takes.
     pub(super) fn processes(self) -> usize {
-        if self == Row::Single { 1 } else { 2 }
+        self.layout().iter().product::<u32>() as usize
     }
-}
-
-/// The precision of the matrix products. Job files know fp32 only, so far.
-#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dtype {
-    /// 32-bit floating point.
-    Fp32,
 }
 
 /// A LLaMA-style decoder and the batch of a step. The defaults are those of the table in
@@ -83,9 +100,6 @@ pub(super) struct Shape {
     /// Steps that are measured, after two that are not.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     steps: u64,
-    /// Precision.
-    #[arg(long, value_enum, default_value_t = Dtype::Fp32)]
-    dtype: Dtype,
     /// Compute layers again in the backward pass instead of keeping their intermediate values.
     #[arg(long)]
     checkpoint: bool,
@@ -95,16 +109,21 @@ impl Shape {
     /// Refuses what the peer could not split as we do; the rest is refused by the job file's checks.
     pub(super) fn check(&self, row: Row) -> Result<()> {
         let even = |value: u32| value.is_multiple_of(2);
-        match row {
-            Row::Single => {}
-            Row::Dp2 => ensure!(even(self.micro_batches), "dp2 needs an even number of --micro-batches"),
-            Row::Pp2 => ensure!(even(self.layers), "pp2 needs an even number of --layers"),
-            Row::Tp2 => ensure!(
+        let name = row.name();
+        match row.mode() {
+            "dp" => ensure!(even(self.micro_batches), "{name} needs an even number of --micro-batches"),
+            "pp" => ensure!(even(self.layers), "{name} needs an even number of --layers"),
+            "tp" => ensure!(
                 even(self.heads) && even(self.kv_heads) && even(self.ffn) && even(self.vocab),
-                "tp2 needs even --heads, --kv-heads, --ffn and --vocab"
+                "{name} needs even --heads, --kv-heads, --ffn and --vocab"
             ),
+            _ => {}
         }
         Ok(())
+    }
+
+    fn recomputes(&self, row: Row) -> bool {
+        self.checkpoint || row == Row::SingleFull
     }
 
     fn all_steps(&self) -> u64 {
@@ -113,7 +132,7 @@ impl Shape {
 
     /// The job file. JSON is YAML, so nothing needs quoting by hand.
     pub(super) fn job(&self, row: Row) -> String {
-        let ways = |of: Row| if of == row { 2 } else { 1 };
+        let [data, pipeline, tensor] = row.layout();
         let samples = u64::from(self.micro_batch) * u64::from(self.micro_batches) * self.all_steps();
         let job = json!({
             "name": format!("bench-{}", row.name()),
@@ -132,7 +151,8 @@ impl Shape {
                 "sequence": self.seq,
                 "micro_batch": self.micro_batch,
                 "micro_batches": self.micro_batches,
-                "checkpointing": if self.checkpoint { "full" } else { "none" },
+                "checkpointing": if self.recomputes(row) { "full" } else { "none" },
+                "precision": if row == Row::SingleBf16 { "bf16" } else { "fp32" },
                 // The peer's optimizer: AdamW with its defaults, no warm-up, no clipping.
                 "learning_rate": 3e-4,
                 "min_learning_rate": 3e-4,
@@ -142,7 +162,12 @@ impl Shape {
                 "weight_decay": 0.01,
                 "clip_norm": 0.0,
             },
-            "layout": { "data": ways(Row::Dp2), "pipeline": ways(Row::Pp2), "tensor": ways(Row::Tp2) },
+            "layout": {
+                "data": data,
+                "pipeline": pipeline,
+                "tensor": tensor,
+                "zero": u32::from(row == Row::Dp2Zero),
+            },
         });
         format!("{job:#}\n")
     }
@@ -166,8 +191,12 @@ impl Shape {
         }
         flag("steps", self.steps);
         flag("warm-up", WARM_UP_STEPS);
-        if self.checkpoint {
-            flags.push("--checkpoint".to_owned());
+        for (name, given) in [
+            ("--checkpoint", self.recomputes(row)),
+            ("--bf16", row == Row::SingleBf16),
+            ("--zero", row == Row::Dp2Zero),
+        ] {
+            flags.extend(given.then(|| name.to_owned()));
         }
         flags
     }
@@ -185,7 +214,6 @@ impl Shape {
             "micro_batch": self.micro_batch,
             "micro_batches": self.micro_batches,
             "steps": self.steps,
-            "dtype": "fp32",
             "checkpoint": self.checkpoint,
         })
     }
@@ -193,7 +221,7 @@ impl Shape {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use clap::{Parser, ValueEnum};
 
     use super::*;
 
@@ -211,7 +239,7 @@ mod tests {
     fn a_row_is_one_job_and_the_same_flags() {
         let shape = shape(&["--kv-heads", "4", "--steps", "3", "--checkpoint"]);
         let job: Value = serde_json::from_str(&shape.job(Row::Pp2)).unwrap();
-        assert_eq!(job["layout"], json!({ "data": 1, "pipeline": 2, "tensor": 1 }));
+        assert_eq!(job["layout"], json!({ "data": 1, "pipeline": 2, "tensor": 1, "zero": 0 }));
         assert_eq!(job["train"]["steps"], 5);
         assert_eq!(job["train"]["checkpointing"], "full");
         assert_eq!(job["model"]["kv_heads"], 4);
@@ -224,8 +252,21 @@ mod tests {
     }
 
     #[test]
+    fn a_row_of_another_kind_says_so_on_both_sides() {
+        for (row, key, value, flag) in [
+            (Row::SingleBf16, "/train/precision", json!("bf16"), "--bf16"),
+            (Row::SingleFull, "/train/checkpointing", json!("full"), "--checkpoint"),
+            (Row::Dp2Zero, "/layout/zero", json!(1), "--zero"),
+        ] {
+            let job: Value = serde_json::from_str(&shape(&[]).job(row)).unwrap();
+            assert_eq!(job.pointer(key), Some(&value));
+            assert_eq!(shape(&[]).flags(row).last().map(String::as_str), Some(flag));
+        }
+    }
+
+    #[test]
     fn every_job_passes_the_real_door() {
-        for row in [Row::Single, Row::Dp2, Row::Pp2, Row::Tp2] {
+        for row in Row::value_variants().iter().copied() {
             let text = shape(&["--checkpoint"]).job(row);
             let base = std::path::Path::new("/");
             let job = coxswain_core::spec::JobText { source: "bench.yaml", text: &text, sets: &[], base };

@@ -1,6 +1,6 @@
 //! How many ways the work is split, and what the axes ask of the model and of the training.
 
-use coxswain_types::job::{Layout, ModelSpec, Reduction, Schedule, TrainSpec};
+use coxswain_types::job::{Layout, ModelSpec, OptimizerKind, Reduction, Schedule, TrainSpec};
 use coxswain_types::schedule::Action;
 
 use super::super::limits::{self, Limit};
@@ -129,6 +129,12 @@ fn check_tensor_ranks(layout: &Layout, model: &ModelSpec, train: &TrainSpec, fau
         let must = format!("must divide train.tensor_shards ({shards}): {why}");
         faults.add("layout.tensor", format!("found {tensor}; {must}"));
         return;
+    }
+    if train.optimizer.kind == OptimizerKind::Muon && !model.ffn.is_multiple_of(shards) {
+        let ffn = model.ffn;
+        let why = "muon gathers whole matrices from tensor ranks, whose slices are as large";
+        faults
+            .add("layout.tensor", format!("needs a model.ffn that {shards} divides, and finds {ffn}: {why}"));
     }
     let sequence = train.sequence;
     if layout.sequence_parallel && !sequence.is_multiple_of(shards) {

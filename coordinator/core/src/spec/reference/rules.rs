@@ -3,7 +3,7 @@
 use super::Sets;
 
 /// What keys must be to each other, and the values that break it in the minimal job.
-pub(super) const RULES: [(&str, Sets); 42] = [
+pub(super) const RULES: [(&str, Sets); 43] = [
     ("`model.heads` divides `model.dim`.", &[("model.heads", "7")]),
     ("`model.dim / model.heads` is even.", &[("model.heads", "128")]),
     ("`model.layer_groups` is at most `model.layers`.", &[("model.layer_groups", "5")]),
@@ -108,6 +108,10 @@ pub(super) const RULES: [(&str, Sets); 42] = [
         &[("train.tensor_shards", "2"), ("layout.tensor", "4")],
     ),
     ("`layout.tensor` divides `model.heads`.", &[("layout.tensor", "3")]),
+    (
+        "With `muon`, `layout.tensor` and `train.tensor_shards` divide `model.ffn`.",
+        &[("train.optimizer", "muon"), ("layout.tensor", "2"), ("model.ffn", "97")],
+    ),
     (
         "`layout.tensor` divides `model.kv_heads`, or is a multiple of it.",
         &[("model", "{layers: 1, dim: 96, heads: 12, kv_heads: 6, vocab: 300}"), ("layout.tensor", "4")],
