@@ -3,16 +3,18 @@
 //! - [`Run`]: a job in a folder of its own, started with `coxswain up`, and what it left there.
 //! - [`Folder`]: a temporary folder with a small job and its text.
 //! - [`Table`]: runs, and what each must equal.
+//! - [`threads`]: ranks as threads of this process.
 //! - [`process`]: processes as the operating system sees them.
 //!
-//! The tests themselves lie in `tests/`: a table of layouts, failures, two nodes, memory, text
-//! that is generated, deployment files.
+//! The tests themselves lie in `tests/`: tables of layouts and modes, certificates, failures, two
+//! nodes, memory, convergence, text that is generated, deployment files.
 
 mod corpus;
 mod folder;
 pub mod process;
 mod run;
 mod table;
+pub mod threads;
 
 pub use corpus::text;
 pub use folder::{Folder, JOB};

@@ -10,6 +10,9 @@ use crate::error::Doing;
 use crate::model::Parameters;
 use crate::parallel::Reduction;
 
+/// Where slices are cut and where sums are cut is said twice, on either side of libtorch.
+const _: () = assert!(NORM_BLOCK as usize == ops::NORM_BLOCK);
+
 /// The squared norms that this rank contributes to the closing exchange, by slot. `group` are the
 /// ranks among which sums are spread; the first of them contributes.
 pub(super) fn norms(

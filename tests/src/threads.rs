@@ -1,0 +1,88 @@
+//! Ranks as threads of this process, over real Gloo: for what needs a look inside.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use anyhow::{Result, anyhow};
+use coxswain_comm::{Axis, Links, MemoryStore, Pipe};
+use coxswain_core::plan::sketch;
+use coxswain_core::spec::{JobText, parse};
+use coxswain_engine::EngineError;
+use coxswain_engine::data::MicroBatchData;
+use coxswain_engine::model::{Context, Parameters, Rotary, initial_values};
+use coxswain_engine::parallel::{MicroLoss, Mode, Reduction, Runner, seats};
+use coxswain_types::Assignment;
+use tch::Tensor;
+
+use crate::JOB;
+
+/// What a rank has after a step.
+#[derive(Debug)]
+pub struct Stepped {
+    /// The losses, on the last stage.
+    pub losses: Vec<MicroLoss>,
+    /// The parameters.
+    pub parameters: Parameters,
+    /// The sums of their gradients.
+    pub reduction: Reduction,
+}
+
+/// The assignments of [`JOB`] with this changed, for as many workers as it needs.
+pub fn assignments(path: &str, value: u32) -> Result<Vec<Assignment>> {
+    let sets = [(path.to_owned(), value.to_string())];
+    let spec = parse(&JobText { source: "job", text: JOB, sets: &sets, base: Path::new("/") })
+        .map_err(|error| anyhow!("{error}"))?;
+    let plan = sketch(&spec, spec.layout.world()).map_err(|error| anyhow!("{error}"))?;
+    Ok(plan.assignments)
+}
+
+/// Forwards, backwards and the sum of gradients of one step on a rank, from values at birth.
+pub fn step(
+    a: &Assignment,
+    store: MemoryStore,
+    fetch: &dyn Fn(u32) -> Result<MicroBatchData, EngineError>,
+) -> Result<Stepped> {
+    let train = &a.spec.train;
+    let links = Links::join(store, a.rank.0, a.world, "127.0.0.1", 5_000, 20_000)?;
+    let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind)?;
+    for param in parameters.iter() {
+        let values = Tensor::from_slice(&initial_values(&param.row, 1));
+        param.weight.shallow_clone().copy_(&values.view(param.row.local_shape().as_slice()));
+    }
+    let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?));
+    let seats = seats(a, &parameters, &context)?;
+    let mut reduction = Reduction::new(a, &parameters, &links)?;
+    let rotary = Rotary::new(&a.spec.model, 0, i64::from(train.sequence))?;
+    let pipe = Pipe::new()?;
+    let mut runner = Runner {
+        seats: &seats,
+        context: &context,
+        parameters: &parameters,
+        reduction: &mut reduction,
+        links: &links,
+        pipe: &pipe,
+        train,
+        rotary: &rotary,
+        shape: [train.micro_batch, train.sequence, a.spec.model.dim].map(i64::from),
+        probe: None,
+    };
+    let losses = runner.run(&a.train, Mode::Train { step: 0, multiplier: 1.0 }, fetch)?;
+    reduction.finish(&parameters)?;
+    Ok(Stepped { losses, parameters, reduction })
+}
+
+/// Runs `rank` for each assignment in a thread of its own; the results in their order.
+pub fn on_threads<T: Send>(
+    assignments: &[Assignment],
+    rank: impl Fn(&Assignment, MemoryStore) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let (store, rank) = (MemoryStore::default(), &rank);
+    std::thread::scope(|scope| {
+        let start = |a| {
+            let store = store.clone();
+            scope.spawn(move || rank(a, store))
+        };
+        let threads: Vec<_> = assignments.iter().map(start).collect();
+        threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a rank panicked"))?).collect()
+    })
+}
