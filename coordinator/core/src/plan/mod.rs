@@ -106,9 +106,9 @@ pub enum PlanError {
     Broken(check::Violation),
     /// The user's own schedule would hang, leave work out or do it twice.
     #[error(
-        "layout.actions: this schedule would not work: {0}; line 1 is rank 0's. Each rank does every micro-batch of a \
-         data rank on each of its stages: F, then B or I and W, in ascending order of micro-batches. \
-         `coxswain plan --schedule 1f1b` prints one that works"
+        "layout.actions: this schedule would not work: {0}; stage s stands on line 1 + s mod layout.pipeline. \
+         Each rank does every micro-batch of a data rank on each of its stages: F, then B or I and W, in ascending \
+         order of micro-batches. `coxswain plan --schedule 1f1b` prints one that works"
     )]
     Custom(check::Violation),
     /// No choice of layers to compute again brings a worker below the budget.
