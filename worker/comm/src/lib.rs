@@ -1,7 +1,7 @@
 //! Tensors between the ranks of a generation, safe, over [`coxswain_native`].
 //!
 //! - [`Links`]: this rank's connection to all others, and the tags that keep their traffic apart.
-//! - [`Pipe`]: sends that are awaited late, so that compute goes on.
+//! - [`Pipe`]: sends that nobody waits for, so that compute goes on.
 //! - [`Links::close`]: one small exchange over all ranks.
 //!
 //! Who exchanges what, and when, is left to `coxswain-engine`; how ranks find each other is a

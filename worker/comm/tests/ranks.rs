@@ -1,23 +1,14 @@
 //! Ranks of one generation as threads of one process, over real Gloo on the loopback.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+mod common;
+
 use std::time::{Duration, Instant};
 
 use coxswain_comm::{Axis, Links, MemoryStore, Op, Pipe, TorchError};
 use tch::{Device, Kind, Tensor};
 
-/// Runs `body` as each of `world` ranks; the results in rank order.
-fn ranks<T: Send>(world: u32, body: impl Fn(Links) -> T + Sync) -> Vec<T> {
-    let store = MemoryStore::default();
-    std::thread::scope(|scope| {
-        let join = |rank| {
-            let (store, body) = (store.clone(), &body);
-            scope.spawn(move || body(Links::join(store, rank, world, "127.0.0.1", 5_000, 5_000).unwrap()))
-        };
-        let threads: Vec<_> = (0..world).map(join).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
-}
+use common::ranks;
 
 fn filled(value: f64, len: i64) -> Tensor {
     Tensor::full([len], value, (Kind::Float, Device::Cpu))

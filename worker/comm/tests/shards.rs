@@ -1,9 +1,13 @@
 //! Logical tensor shards over one, two and four ranks: the same bits, spread over the sequence or not.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use coxswain_comm::{Axis, Links, MemoryStore};
+mod common;
+
+use coxswain_comm::{Axis, Links};
 use coxswain_native::ops::{self, NormUse, Slot, Tape};
 use tch::{Device, Kind, Tensor};
+
+use common::ranks;
 
 const SHARDS: usize = 4;
 const BATCH: i64 = 2;
@@ -11,19 +15,6 @@ const TOKENS: i64 = 8;
 const DIM: i64 = 16;
 /// Columns of one shard: of the feed-forward layer, and of the vocabulary.
 const WIDTH: i64 = 24;
-
-/// Runs `body` as each of `world` ranks; the results in rank order.
-fn ranks<T: Send>(world: u32, body: impl Fn(Links) -> T + Sync) -> Vec<T> {
-    let store = MemoryStore::default();
-    std::thread::scope(|scope| {
-        let join = |rank| {
-            let (store, body) = (store.clone(), &body);
-            scope.spawn(move || body(Links::join(store, rank, world, "127.0.0.1", 5_000, 5_000).unwrap()))
-        };
-        let threads: Vec<_> = (0..world).map(join).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
-}
 
 /// Numbers of about one, a pure function of the name: every rank makes the same.
 fn numbers(name: u64, shape: &[i64], kind: Kind) -> Tensor {

@@ -4,7 +4,6 @@
 //! When a checkpoint is committed is the coordinator's decision; this module writes a rank's part.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 
 use coxswain_comm::{Axis, Links};
@@ -19,7 +18,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::EngineError;
 use crate::error::Doing;
-use crate::model::{Param, Parameters};
+use crate::model::{Bucket, Param, Parameters};
 use crate::train::{Moments, Optimizer, Trainer};
 
 const FIRST_MOMENT: &str = "exp_avg/";
@@ -167,8 +166,7 @@ struct Row<'a> {
     prefix: &'static str,
     moments: &'a Moments,
     moment: &'a Tensor,
-    /// What each rank of the optimizer's group holds, in elements of the bucket.
-    slices: &'a [Range<i64>],
+    bucket: &'a Bucket,
 }
 
 /// The moments of all rows, in the same order on all ranks of an optimizer group.
@@ -177,7 +175,7 @@ fn moments<'a>(parameters: &'a Parameters, optimizer: &'a Optimizer) -> Vec<Name
     for (at, bucket) in parameters.buckets().iter().enumerate() {
         let moments = optimizer.moments(at);
         for param in bucket.homes() {
-            let row = |prefix, moment| Row { prefix, moments, moment, slices: optimizer.slices(at) };
+            let row = |prefix, moment| Row { prefix, moments, moment, bucket };
             first.push((&**param, row(FIRST_MOMENT, &moments.first)));
             second.extend(moments.second.as_ref().map(|moment| (&**param, row(SECOND_MOMENT, moment))));
         }
@@ -202,7 +200,7 @@ impl Row<'_> {
         let flat = Tensor::f_zeros([range.end - range.start], (Kind::Float, Device::Cpu))?;
         let (start, own) = self.moments.segment(self.moment, &range)?;
         flat.f_narrow(0, (start - range.start).max(0), own.numel() as i64)?.f_copy_(&own)?;
-        for (&rank, slice) in group.iter().zip(self.slices).skip(1) {
+        for (&rank, slice) in group.iter().zip(self.bucket.slices(group.len())).skip(1) {
             let (from, to) = (slice.start.max(range.start), slice.end.min(range.end));
             if from < to {
                 let part = flat.f_narrow(0, from - range.start, to - from)?;

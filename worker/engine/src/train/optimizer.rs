@@ -18,7 +18,6 @@ use crate::parallel::Reduction;
 #[derive(Debug)]
 pub struct Optimizer {
     moments: Vec<Moments>,
-    slices: Vec<Vec<Range<i64>>>,
     numbers: OptimizerSpec,
 }
 
@@ -70,13 +69,7 @@ impl Optimizer {
             Ok(Moments { first: zeros()?, second, own })
         };
         let moments = parameters.buckets().iter().enumerate().map(moments).collect::<Result<_, _>>()?;
-        let slices = (0..parameters.buckets().len()).map(|at| reduction.slices(at).to_vec()).collect();
-        Ok(Optimizer { moments, slices, numbers: numbers.clone() })
-    }
-
-    /// What each data rank owns of a bucket, where they share the work.
-    pub fn slices(&self, at: usize) -> &[Range<i64>] {
-        &self.slices[at]
+        Ok(Optimizer { moments, numbers: numbers.clone() })
     }
 
     /// The state of a bucket.

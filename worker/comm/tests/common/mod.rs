@@ -1,0 +1,16 @@
+//! Ranks of one generation as threads of one process.
+
+use coxswain_comm::{Links, MemoryStore};
+
+/// Runs `body` as each of `world` ranks; the results in rank order.
+pub(crate) fn ranks<T: Send>(world: u32, body: impl Fn(Links) -> T + Sync) -> Vec<T> {
+    let store = MemoryStore::default();
+    std::thread::scope(|scope| {
+        let join = |rank| {
+            let (store, body) = (store.clone(), &body);
+            scope.spawn(move || body(Links::join(store, rank, world, "127.0.0.1", 5_000, 5_000).unwrap()))
+        };
+        let threads: Vec<_> = (0..world).map(join).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
