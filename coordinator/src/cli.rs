@@ -111,6 +111,7 @@ Exit codes:
 Example:
   coxswain plan job.yaml --workers 4 --set layout.pipeline=4 --set layout.tensor=1
   coxswain plan job.yaml --workers 4 --schedule 1f1b,zb-h1 --svg schedules.svg
+  coxswain plan --preset t5-small --workers 1 --format json
 
 Exit codes:
   0  the plan is printed

@@ -100,7 +100,7 @@ impl Driver {
                 let job = self.cluster.next_job(&spec.name, &directory);
                 if let Ok(job) = &job {
                     let submission = Submission { job: job.clone(), spec: *spec, directory };
-                    self.handle(Event::Submitted(submission))?;
+                    self.handle(Event::Submitted(Box::new(submission)))?;
                 }
                 let _ = reply.send(job);
             }

@@ -7,8 +7,25 @@ use coxswain_types::JobSpec;
 
 /// Checks a job; the error is what to tell the user.
 pub(crate) fn parse(text: &str, source: &str, base: &Path, sets: &[String]) -> Result<JobSpec, String> {
-    let sets = sets.iter().map(|set| split_set(set)).collect::<Result<Vec<_>, _>>()?;
+    let sets = split_sets(sets)?;
     spec::parse(&JobText { source, text, sets: &sets, base }).map_err(|error| error.to_string())
+}
+
+/// Checks a job that is planned only: its model may be one that cannot be trained yet.
+pub(crate) fn look(text: &str, source: &str, base: &Path, sets: &[String]) -> Result<JobSpec, String> {
+    let sets = split_sets(sets)?;
+    spec::look(&JobText { source, text, sets: &sets, base }).map_err(|error| error.to_string())
+}
+
+/// The text of a job around a known model.
+pub(crate) fn around(preset: &str, workers: u32, source: &str, sets: &[String]) -> Result<String, String> {
+    let sets = split_sets(sets)?;
+    let job = JobText { source, text: "", sets: &sets, base: Path::new("/") };
+    spec::presets::job_text(&job, preset, workers).map_err(|error| error.to_string())
+}
+
+fn split_sets(sets: &[String]) -> Result<Vec<(String, String)>, String> {
+    sets.iter().map(|set| split_set(set)).collect()
 }
 
 fn split_set(set: &str) -> Result<(String, String), String> {

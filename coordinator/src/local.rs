@@ -16,8 +16,17 @@ use crate::{job, workers};
 
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
-    #[command(flatten)]
-    job: JobFile,
+    /// The job file (YAML).
+    #[arg(value_name = "JOB.yaml", required_unless_present = "preset", conflicts_with = "preset")]
+    job: Option<PathBuf>,
+    /// Plan a known model instead of a job file, such as gpt2 or t5-small; docs/job.md lists them, and so
+    /// does a wrong name. The job around it has synthetic tokens, and more workers are pipeline ranks
+    /// unless the layout is set.
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// Replace a value of the job, such as train.steps=100 (repeatable).
+    #[arg(long = "set", value_name = "PATH=VALUE")]
+    sets: Vec<String>,
     /// How many workers there would be.
     #[arg(long, value_name = "N")]
     workers: u32,
@@ -95,13 +104,13 @@ pub(crate) fn read_job(args: &JobFile) -> Result<JobInput, Failure> {
 }
 
 pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
-    let job = read_job(&args.job)?;
+    let job = job_to_plan(args)?;
     let variants = if args.schedule.is_empty() {
         vec![job]
     } else {
         args.schedule.iter().map(|name| scheduled(&job, name)).collect()
     };
-    let plans = variants.iter().map(|job| planned(job, args.workers)).collect::<Result<Vec<_>, _>>()?;
+    let plans = variants.iter().map(|job| planned(job, args)).collect::<Result<Vec<_>, _>>()?;
     if let Some(file) = &args.svg {
         let picture = svg(&plans.iter().collect::<Vec<_>>());
         fs::write(file, picture).with_context(|| format!("{} cannot be written", file.display()))?;
@@ -133,10 +142,25 @@ fn scheduled(job: &JobInput, schedule: &str) -> JobInput {
     JobInput { text: job.text.clone(), source: job.source.clone(), base: job.base.clone(), sets }
 }
 
-fn planned(job: &JobInput, workers: u32) -> Result<Plan, Failure> {
-    let spec = job.spec()?;
-    job::check_workers(&spec, workers).map_err(Failure::Input)?;
-    sketch(&spec, workers).map_err(|error| Failure::Input(error.to_string()))
+/// The job file, or a job around the preset.
+fn job_to_plan(args: &PlanArgs) -> Result<JobInput, Failure> {
+    let sets = args.sets.clone();
+    let Some(preset) = &args.preset else {
+        let job = args.job.clone().unwrap_or_default();
+        return read_job(&JobFile { job, sets });
+    };
+    let source = format!("--preset {preset}");
+    let text = job::around(preset, args.workers, &source, &sets).map_err(Failure::Input)?;
+    Ok(JobInput { text, source, base: PathBuf::from("/"), sets })
+}
+
+fn planned(job: &JobInput, args: &PlanArgs) -> Result<Plan, Failure> {
+    let spec = match args.preset {
+        Some(_) => job::look(&job.text, &job.source, &job.base, &job.sets).map_err(Failure::Input)?,
+        None => job.spec()?,
+    };
+    job::check_workers(&spec, args.workers).map_err(Failure::Input)?;
+    sketch(&spec, args.workers).map_err(|error| Failure::Input(error.to_string()))
 }
 
 pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {

@@ -71,12 +71,9 @@ impl Progress {
 
 fn describe(report: &StepReport, left_seconds: f64) -> String {
     let held_out = report.held_out.map_or(String::new(), |held_out| {
-        format!(
-            "  held out {:.3} (perplexity {:.2}, {:.3} bits per byte)",
-            held_out.loss,
-            held_out.perplexity(),
-            held_out.bits_per_byte
-        )
+        let bits = held_out.bits_per_byte;
+        let bits = if bits.is_nan() { String::new() } else { format!(", {bits:.3} bits per byte") };
+        format!("  held out {:.3} (perplexity {:.2}{bits})", held_out.loss, held_out.perplexity())
     });
     let loss = match (report.skipped, report.loss_scale) {
         (false, _) => format!("loss {:.4}", report.loss),

@@ -73,6 +73,38 @@ fn plans_go_to_stdout() {
 }
 
 #[test]
+fn a_known_model_is_planned_without_a_job_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = |arguments: &[&str]| coxswain(folder.path(), &[&["plan"], arguments].concat());
+    // One that can be trained, one that can be planned only, and one that no machine here could hold.
+    for (preset, workers, parameters) in [
+        ("gpt2", "1", 124_439_808_u64),
+        ("t5-small", "3", 60_506_624),
+        ("llama-3.1-405b", "1", 405_853_388_800),
+    ] {
+        let output = plan(&["--preset", preset, "--workers", workers, "--format", "json"]);
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""), "{preset}");
+        let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(plan["parameters"].as_u64(), Some(parameters), "{preset}");
+        assert_eq!(plan["ranks"].as_array().map(Vec::len).unwrap().to_string(), workers, "{preset}");
+    }
+    let output = plan(&["--preset", "gpt2", "--workers", "4", "--set", "layout.tensor=4"]);
+    assert!(text(&output.stdout).contains("pipeline 1 x tensor 4 x data 1"), "{}", text(&output.stderr));
+    let rows: [(&[&str], &str); 5] = [
+        (&["--preset", "gpt5", "--workers", "1"], "must be one of gpt2, gpt2-medium, "),
+        (&["--preset", "a: [", "--workers", "1"], "found `a: [`, which is no preset"),
+        (&["--preset", "gpt2", "--workers", "1", "--set", "model.heads=7"], "--set model.heads=7: found 7"),
+        (&["--workers", "1"], "JOB.yaml"),
+        (&["job.yaml", "--preset", "gpt2", "--workers", "1"], "cannot be used with"),
+    ];
+    for (arguments, expected) in rows {
+        let output = plan(arguments);
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), ""), "{arguments:?}");
+        assert!(text(&output.stderr).contains(expected), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
 fn schedules_are_compared_and_drawn_without_changing_the_job() {
     let folder = tempfile::tempdir().unwrap();
     // The job's own schedule has lists, which the others do not take.

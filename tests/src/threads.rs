@@ -62,7 +62,7 @@ pub fn step(
         links: &links,
         pipe: &pipe,
         train,
-        rotary: &rotary,
+        rotary: rotary.as_ref(),
         shape: [train.micro_batch, train.sequence, a.spec.model.dim].map(i64::from),
         probe: None,
     };

@@ -20,18 +20,7 @@ use crate::shards::{ShardTensor, write_shard};
 pub(crate) fn spec(data: DataSpec) -> JobSpec {
     JobSpec {
         name: "tiny".into(),
-        model: ModelSpec {
-            layers: 1,
-            dim: 8,
-            heads: 2,
-            kv_heads: 1,
-            ffn: 16,
-            vocab: 300,
-            rope_theta: 10_000.0,
-            norm_eps: 1e-5,
-            tied_embeddings: false,
-            layer_groups: 1,
-        },
+        model: ModelSpec::llama(1, 8, 2, 1, 16, 300),
         data,
         train: TrainSpec {
             steps: 2,
@@ -64,6 +53,8 @@ pub(crate) fn spec(data: DataSpec) -> JobSpec {
             },
             evaluate_every: 0,
             parameter_norms: false,
+            masked: 0.15,
+            separate_documents: false,
         },
         layout: Layout {
             pipeline: 1,

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::PreparedData;
 use coxswain_types::job::DataSpec;
+use coxswain_types::model::Head;
 use serde::{Deserialize, Serialize};
 
 pub use crate::hash::mix;
@@ -155,7 +156,8 @@ fn prepare_as(
     spec: &JobSpec,
     wanted: Option<&PreparedData>,
 ) -> Result<PreparedData, PrepareError> {
-    let vocab = spec.model.vocab;
+    // The last token of a masked language model is the one that hides others; no text has it.
+    let vocab = spec.model.vocab - u32::from(spec.model.head == Head::MaskedLm);
     let (inputs, texts) = match &spec.data {
         DataSpec::Text { files, held_out } => {
             let texts = read_texts(files)?;

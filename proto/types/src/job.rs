@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::model::ModelSpec;
 use crate::schedule::Action;
 
 /// A checked job.
@@ -26,39 +27,6 @@ pub struct JobSpec {
     pub actions: Vec<Vec<Action>>,
     /// When checkpoints are written.
     pub checkpoint: CheckpointSpec,
-}
-
-/// A decoder-only transformer, LLaMA style: RMSNorm, RoPE, SwiGLU, grouped-query attention.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ModelSpec {
-    /// Number of transformer layers.
-    pub layers: u32,
-    /// Width of the residual stream.
-    pub dim: u32,
-    /// Number of query heads; divides `dim`.
-    pub heads: u32,
-    /// Number of key/value heads; divides `heads`.
-    pub kv_heads: u32,
-    /// Width of the feed-forward layer.
-    pub ffn: u32,
-    /// Number of tokens that the model knows.
-    pub vocab: u32,
-    /// Base of the rotary position encoding (arXiv 2104.09864).
-    pub rope_theta: f64,
-    /// Added to the mean square in RMSNorm (arXiv 1910.07467).
-    pub norm_eps: f64,
-    /// Whether the output head uses the token embedding's weights.
-    pub tied_embeddings: bool,
-    /// Groups of consecutive layers whose layers share their weights (ALBERT, arXiv 1909.11942);
-    /// `layers` where each has its own.
-    pub layer_groups: u32,
-}
-
-impl ModelSpec {
-    /// Width of one attention head.
-    pub fn head_dim(&self) -> u32 {
-        self.dim / self.heads.max(1)
-    }
 }
 
 /// Where tokens come from.
@@ -120,6 +88,10 @@ pub struct TrainSpec {
     pub evaluate_every: u64,
     /// Whether each step's record names the gradient norm of every parameter.
     pub parameter_norms: bool,
+    /// The share of tokens that a masked language model is asked for, in `0..1`.
+    pub masked: f64,
+    /// Whether a token sees its own document only, where a sample holds parts of several.
+    pub separate_documents: bool,
 }
 
 impl TrainSpec {

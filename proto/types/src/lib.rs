@@ -3,6 +3,8 @@
 //! Reading order:
 //! - [`ids`]: what is counted: ranks, steps, micro-batches, generations.
 //! - [`job`]: what the user asked for, after every check has passed.
+//! - [`model`]: the transformer of a job, composed of the parts that families share.
+//! - [`mask`]: which keys a query sees, exactly and in tiles.
 //! - [`params`]: the parameter table, one pure function of the model.
 //! - [`tree`]: the canonical order in which gradients are added, whatever the layout.
 //! - [`schedule`]: the actions of a step and their text form.
@@ -14,6 +16,8 @@
 pub mod assignment;
 pub mod ids;
 pub mod job;
+pub mod mask;
+pub mod model;
 pub mod params;
 pub mod schedule;
 pub mod status;

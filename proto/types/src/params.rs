@@ -1,13 +1,18 @@
 //! The parameter table: name, global shape, tensor split, place, decay. One pure function of the
 //! model; the plan hands each rank its [`ParameterRow`]s, and the engine builds from those alone.
 //!
-//! Names and shapes are those of the Hugging Face layout for LLaMA, so that a checkpoint needs no
-//! translation to leave the house.
+//! Names are those of the Hugging Face layout for LLaMA, carried on to what LLaMA does not have; the
+//! names of other families are translated where models enter and leave the house.
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::ModelSpec;
 use crate::tree::split;
+
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use table::{EMBEDDING, HEAD, layer_prefix, parameter_table, relative_bias, stack_prefix};
 
 /// The part of the model that a parameter belongs to. Places are the unit of pipeline cuts and of
 /// gradient buckets.
@@ -16,8 +21,11 @@ use crate::tree::split;
 pub enum Place {
     /// The token embedding, on the first stage.
     Embedding,
-    /// A transformer layer.
+    /// A transformer layer; an encoder's come before a decoder's.
     Layer(u32),
+    /// What lies between an encoder and its decoder: the encoder's final norm, and the decoder's
+    /// embedding. On the stage of the decoder's first layer.
+    Bridge,
     /// The final norm and the output head, on the last stage.
     Head,
 }
@@ -28,6 +36,8 @@ pub enum Place {
 pub enum Init {
     /// All ones.
     Ones,
+    /// All zeros.
+    Zeros,
     /// Normal with mean zero.
     Normal {
         /// The standard deviation.
@@ -148,6 +158,11 @@ impl ParameterRow {
         shape
     }
 
+    /// Whether this is a matrix of a layer that maps activations, which Muon is made for.
+    pub fn is_layer_matrix(&self) -> bool {
+        matches!(self.place, Place::Layer(_)) && self.shape.len() == 2 && self.name.ends_with("_proj.weight")
+    }
+
     /// Number of elements of the slice.
     pub fn elements(&self) -> u64 {
         let whole: u64 = self.shape.iter().product();
@@ -194,75 +209,6 @@ pub struct Slice {
     pub holders: std::ops::Range<u32>,
 }
 
-/// Every parameter of the model, in the canonical order.
-pub fn parameter_table(model: &ModelSpec) -> Vec<Parameter> {
-    let (dim, ffn, vocab) = (u64::from(model.dim), u64::from(model.ffn), u64::from(model.vocab));
-    let head = u64::from(model.head_dim());
-    let (q, kv) = (u64::from(model.heads) * head, u64::from(model.kv_heads) * head);
-    // GPT-2's rule: projections into the residual stream shrink with the number of layers, so that
-    // the stream's variance does not grow with depth.
-    let std = 0.02;
-    let into_residual = std / f64::from(2 * model.layers).sqrt();
-
-    let matrix =
-        |name: String, shape: [u64; 2], along: u8, units: u32, places: &[Place], std: f64| Parameter {
-            name,
-            shape: shape.to_vec(),
-            split: Split::Along { dim: along, units },
-            places: places.to_vec(),
-            decay: true,
-            init: Init::Normal { std },
-        };
-    let norm = |name: String, places: &[Place]| Parameter {
-        name,
-        shape: vec![dim],
-        split: Split::Replicated,
-        places: places.to_vec(),
-        decay: false,
-        init: Init::Ones,
-    };
-
-    let ends = [Place::Embedding, Place::Head];
-    let embedding = if model.tied_embeddings { &ends[..] } else { &ends[..1] };
-    let mut table = vec![matrix(EMBEDDING.into(), [vocab, dim], 0, model.vocab, embedding, std)];
-    for layers in split(model.layers, model.layer_groups) {
-        let prefix = layer_prefix(model, layers.start);
-        let places: Vec<_> = layers.map(Place::Layer).collect();
-        let place = places.as_slice();
-        let name = |part: &str| format!("{prefix}.{part}.weight");
-        table.extend([
-            norm(name("input_layernorm"), place),
-            matrix(name("self_attn.q_proj"), [q, dim], 0, model.heads, place, std),
-            matrix(name("self_attn.k_proj"), [kv, dim], 0, model.kv_heads, place, std),
-            matrix(name("self_attn.v_proj"), [kv, dim], 0, model.kv_heads, place, std),
-            matrix(name("self_attn.o_proj"), [dim, q], 1, model.heads, place, into_residual),
-            norm(name("post_attention_layernorm"), place),
-            matrix(name("mlp.gate_proj"), [ffn, dim], 0, model.ffn, place, std),
-            matrix(name("mlp.up_proj"), [ffn, dim], 0, model.ffn, place, std),
-            matrix(name("mlp.down_proj"), [dim, ffn], 1, model.ffn, place, into_residual),
-        ]);
-    }
-    table.push(norm("model.norm.weight".into(), &ends[1..]));
-    if !model.tied_embeddings {
-        table.push(matrix(HEAD.into(), [vocab, dim], 0, model.vocab, &ends[1..], std));
-    }
-    table
-}
-
-/// The token embedding's name.
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
-/// The output head's name, where it has weights of its own.
-pub const HEAD: &str = "lm_head.weight";
-
-/// What the names of the weights of `layer` begin with: its own number, or that of its group.
-pub fn layer_prefix(model: &ModelSpec, layer: u32) -> String {
-    if model.layer_groups == model.layers {
-        return format!("model.layers.{layer}");
-    }
-    let group = split(model.layers, model.layer_groups).iter().position(|layers| layers.contains(&layer));
-    format!("model.layer_groups.{}", group.unwrap_or(0))
-}
-
 /// The first slot of each parameter in the closing exchange's list of squared norms, and the
 /// number of slots in all: one for each different slice.
 pub fn norm_slots(table: &[Parameter], tensor: u32) -> (Vec<u32>, u32) {
@@ -276,67 +222,4 @@ pub fn norm_slots(table: &[Parameter], tensor: u32) -> (Vec<u32>, u32) {
         })
         .collect();
     (first, next)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn model(layers: u32, dim: u32, heads: u32, kv_heads: u32, ffn: u32, vocab: u32) -> ModelSpec {
-        ModelSpec {
-            layers,
-            dim,
-            heads,
-            kv_heads,
-            ffn,
-            vocab,
-            rope_theta: 1e4,
-            norm_eps: 1e-5,
-            tied_embeddings: false,
-            layer_groups: layers,
-        }
-    }
-
-    #[test]
-    fn parameter_counts_are_the_published_ones() {
-        for (name, model, count) in [
-            ("Llama-2 7B", model(32, 4096, 32, 32, 11008, 32000), 6_738_415_616_u64),
-            ("Llama-2 13B", model(40, 5120, 40, 40, 13824, 32000), 13_015_864_320),
-            ("Llama-3 8B", model(32, 4096, 32, 8, 14336, 128_256), 8_030_261_248),
-        ] {
-            let sum: u64 = parameter_table(&model).iter().map(Parameter::elements).sum();
-            assert_eq!(sum, count, "{name}");
-        }
-    }
-
-    #[test]
-    fn the_different_slices_of_a_parameter_cover_it_once() {
-        let table = parameter_table(&model(2, 64, 8, 2, 96, 515));
-        for tensor in [1, 2, 4, 8] {
-            for parameter in &table {
-                let mut end = 0;
-                let mut seen = 0;
-                for index in 0..tensor {
-                    let slice = slice_of(parameter, index, tensor);
-                    assert!(slice.holders.contains(&index));
-                    if slice.holders.start == index {
-                        assert_eq!((slice.ordinal, slice.offset), (seen, end), "{}", parameter.name);
-                        end += slice.len;
-                        seen += 1;
-                    }
-                }
-                let dim = slice_of(parameter, 0, tensor).dim;
-                assert_eq!(end, parameter.shape[usize::from(dim)]);
-                assert_eq!(seen, parameter.slices(tensor));
-            }
-        }
-    }
-
-    #[test]
-    fn key_and_value_heads_fewer_than_ranks_are_replicated() {
-        let table = parameter_table(&model(1, 64, 8, 2, 96, 512));
-        let k = table.iter().find(|p| p.name.ends_with("k_proj.weight")).unwrap();
-        let slice = slice_of(k, 3, 4);
-        assert_eq!((slice.offset, slice.len, slice.holders), (8, 8, 2..4));
-    }
 }

@@ -119,7 +119,8 @@ pub struct HeldOut {
     /// Mean loss per token, in nats.
     #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
-    /// The loss of the whole text over its bytes, in bits.
+    /// The loss of the whole text over its bytes, in bits; NaN where tokens are asked for that see what
+    /// follows them.
     #[serde(deserialize_with = "number_or_null")]
     pub bits_per_byte: f64,
 }

@@ -1,10 +1,14 @@
 //! Micro-batches from token files: which tokens, as a pure function of (seed, step, micro-batch).
 
 use std::path::Path;
+use std::sync::Arc;
 
+use coxswain_files::hash::draw;
+use coxswain_files::tokenizer::END_OF_TEXT_ID;
 use coxswain_files::{Samples, TokenFile, sample_index};
+use coxswain_types::JobSpec;
 use coxswain_types::assignment::{self, PreparedData};
-use coxswain_types::job::TrainSpec;
+use coxswain_types::model::Head;
 use tch::Tensor;
 
 use crate::EngineError;
@@ -18,6 +22,51 @@ pub struct MicroBatchData {
     pub targets_n: Tensor,
     /// How many targets there are.
     pub tokens: u64,
+    /// The document that each token is of, row by row, where a token sees its own document only.
+    pub documents: Option<Vec<Arc<[u32]>>>,
+}
+
+/// What a token is trained to tell.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Objective {
+    /// The token after it.
+    Next,
+    /// Itself, where it is hidden (arXiv 1810.04805).
+    Masked(Masking),
+}
+
+/// Which tokens are hidden: a function of (seed, sample, place).
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Masking {
+    key: u64,
+    rate: f64,
+    /// The token that hides others; those below it are text.
+    mask: u32,
+}
+
+impl Masking {
+    /// What stands at the places of a sample, and what is asked there: of the chosen tokens, eight of
+    /// ten are hidden, one is replaced by any, one stays. At least one is chosen.
+    fn hide(&self, sample: u64, tokens: &[i64]) -> (Vec<i64>, Vec<i64>) {
+        let key = draw(self.key, sample);
+        let unit = |bits: u64| (bits >> 11) as f64 / (1_u64 << 53) as f64;
+        let mut chosen: Vec<usize> =
+            (0..tokens.len()).filter(|at| unit(draw(key, *at as u64)) < self.rate).collect();
+        if chosen.is_empty() && !tokens.is_empty() {
+            chosen.push((draw(key, u64::MAX) % tokens.len() as u64) as usize);
+        }
+        let (mut ids, mut targets) = (tokens.to_vec(), vec![-1; tokens.len()]);
+        for at in chosen {
+            targets[at] = tokens[at];
+            let bits = draw(draw(key, at as u64), 1);
+            ids[at] = match bits % 10 {
+                0 => tokens[at],
+                1 => (draw(bits, 2) % u64::from(self.mask.max(1))) as i64,
+                _ => i64::from(self.mask),
+            };
+        }
+        (ids, targets)
+    }
 }
 
 /// The tokens of a job.
@@ -29,11 +78,14 @@ pub struct Tokens {
     sequence: usize,
     rows: u32,
     micro_batches: u32,
+    objective: Objective,
+    separate: bool,
 }
 
 impl Tokens {
     /// Opens the files and checks that they are those of the assignment.
-    pub fn open(directory: &Path, data: &PreparedData, train: &TrainSpec) -> Result<Tokens, EngineError> {
+    pub fn open(directory: &Path, data: &PreparedData, spec: &JobSpec) -> Result<Tokens, EngineError> {
+        let train = &spec.train;
         if let Some(wanted) = &data.tokenizer_digest {
             let path = directory.join(coxswain_files::prepare::TOKENIZER);
             let found = coxswain_files::atomic::digest_file(&path)
@@ -54,6 +106,16 @@ impl Tokens {
             sequence: train.sequence as usize,
             rows: train.micro_batch,
             micro_batches: train.micro_batches,
+            objective: match spec.model.head {
+                // A draw apart from those of samples, dropout and values at birth.
+                Head::MaskedLm => Objective::Masked(Masking {
+                    key: draw(train.seed, u64::from(b'm')),
+                    rate: train.masked,
+                    mask: spec.model.vocab - 1,
+                }),
+                Head::Lm | Head::Pooled { .. } => Objective::Next,
+            },
+            separate: train.separate_documents,
         };
         if tokens.samples.windows() == 0 {
             return Err(EngineError::Other(format!(
@@ -66,11 +128,11 @@ impl Tokens {
 
     /// A micro-batch of the step that follows `step0` finished ones.
     pub fn train(&self, step0: u64, micro_batch: u32) -> Result<MicroBatchData, EngineError> {
-        let starts = (0..self.rows).map(|row| {
+        let rows = (0..self.rows).map(|row| {
             let sample = sample_index(step0, micro_batch, row, self.micro_batches, self.rows);
-            Some((self.samples.start(sample), self.sequence))
+            Some((sample, self.samples.start(sample), self.sequence))
         });
-        read(&self.train, starts, self.sequence)
+        self.read(&self.train, rows)
     }
 
     /// Rounds of `micro_batches` micro-batches that cover the held-out text.
@@ -95,29 +157,89 @@ impl Tokens {
         let windows = (first..first + u64::from(self.rows)).map(|window| {
             let start = window * self.sequence as u64;
             let targets = (file.len() - 1).saturating_sub(start).min(self.sequence as u64);
-            (targets > 0).then_some((start, targets as usize))
+            // Samples of training count up from 0, windows of the held-out text down from the end.
+            (targets > 0).then_some((!window, start, targets as usize))
         });
-        read(file, windows, self.sequence)
+        self.read(file, windows)
+    }
+
+    /// Reads rows of `(sample, start, number of targets)`; a row of `None` has no targets at all.
+    fn read(
+        &self,
+        file: &TokenFile,
+        rows: impl Iterator<Item = Option<(u64, u64, usize)>>,
+    ) -> Result<MicroBatchData, EngineError> {
+        let (mut ids, mut targets, mut documents) = (Vec::new(), Vec::new(), Vec::new());
+        for row in rows {
+            let mut window = vec![0; row.map_or(0, |(_, _, len)| len + 1)];
+            if let Some((_, start, _)) = row {
+                file.read(start, &mut window)?;
+            }
+            let (sample, len) = row.map_or((0, 0), |(sample, _, len)| (sample, len));
+            if self.separate {
+                documents.push(documents_of(&window[..len], self.sequence));
+            }
+            let (row_ids, row_targets) = match self.objective {
+                Objective::Next => (window[..len].to_vec(), window.get(1..).unwrap_or_default().to_vec()),
+                Objective::Masked(masking) => masking.hide(sample, &window[..len]),
+            };
+            ids.extend(row_ids.into_iter().chain(std::iter::repeat_n(0, self.sequence - len)));
+            targets.extend(row_targets.into_iter().chain(std::iter::repeat_n(-1, self.sequence - len)));
+        }
+        let tokens = targets.iter().filter(|target| **target >= 0).count() as u64;
+        let ids_bt = Tensor::from_slice(&ids).f_view([-1, self.sequence as i64])?;
+        let documents = self.separate.then_some(documents);
+        Ok(MicroBatchData { ids_bt, targets_n: Tensor::from_slice(&targets), tokens, documents })
     }
 }
 
-/// Reads rows of `(start, number of targets)`; a row of `None` has no targets at all.
-fn read(
-    file: &TokenFile,
-    rows: impl Iterator<Item = Option<(u64, usize)>>,
-    sequence: usize,
-) -> Result<MicroBatchData, EngineError> {
-    let (mut ids, mut targets, mut count) = (Vec::new(), Vec::new(), 0);
-    for row in rows {
-        let mut window = vec![0; row.map_or(0, |(_, len)| len + 1)];
-        if let Some((start, len)) = row {
-            file.read(start, &mut window)?;
-            count += len as u64;
+/// The document of each token: one ends with the end of text. What pads a row is one more.
+fn documents_of(tokens: &[i64], sequence: usize) -> Arc<[u32]> {
+    let mut document = 0;
+    let mut of: Vec<u32> = tokens
+        .iter()
+        .map(|token| {
+            let own = document;
+            document += u32::from(*token == i64::from(END_OF_TEXT_ID));
+            own
+        })
+        .collect();
+    let last = document + 1;
+    of.resize(sequence, last);
+    of.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masking_hides_the_share_it_should_and_asks_for_what_it_hides() {
+        let masking = Masking { key: 7, rate: 0.15, mask: 999 };
+        let tokens: Vec<i64> = (0..1000).map(|i| i % 500).collect();
+        let mut counts = [0_u32; 4];
+        for sample in 0..100 {
+            let (ids, targets) = masking.hide(sample, &tokens);
+            for ((id, target), token) in ids.iter().zip(&targets).zip(&tokens) {
+                assert!(*target == -1 && id == token || target == token);
+                counts[0] += u32::from(*target >= 0);
+                counts[1] += u32::from(*id == 999);
+                counts[2] += u32::from(*target >= 0 && id == token);
+                counts[3] += u32::from(*target >= 0 && id != token && *id != 999);
+            }
         }
-        let len = window.len().saturating_sub(1);
-        ids.extend(window.iter().take(len).copied().chain(std::iter::repeat_n(0, sequence - len)));
-        targets.extend(window.iter().skip(1).copied().chain(std::iter::repeat_n(-1, sequence - len)));
+        let near = |count: u32, share: f64| (f64::from(count) / (1e5 * share) - 1.0).abs() < 0.06;
+        assert!(near(counts[0], 0.15) && near(counts[1], 0.12), "{counts:?}");
+        assert!(near(counts[2], 0.015) && near(counts[3], 0.015), "{counts:?}");
+        assert_eq!(masking.hide(3, &tokens), masking.hide(3, &tokens));
+        assert_ne!(masking.hide(3, &tokens), masking.hide(4, &tokens));
+        // A short row is asked for something.
+        assert!((0..50).all(|sample| masking.hide(sample, &[5, 6]).1.iter().any(|target| *target >= 0)));
     }
-    let ids_bt = Tensor::from_slice(&ids).f_view([-1, sequence as i64])?;
-    Ok(MicroBatchData { ids_bt, targets_n: Tensor::from_slice(&targets), tokens: count })
+
+    #[test]
+    fn documents_end_with_the_end_of_text() {
+        let end = i64::from(END_OF_TEXT_ID);
+        assert_eq!(*documents_of(&[1, 2, end, 3, end, 4], 8), [0, 0, 0, 1, 1, 2, 3, 3]);
+    }
 }

@@ -9,6 +9,7 @@ use coxswain_files::hash::draw;
 use coxswain_files::{Checkpoint, Tokenizer};
 use coxswain_types::assignment::Recompute;
 use coxswain_types::job::{ModelSpec, OptimizerKind, Precision};
+use coxswain_types::model::Architecture;
 use coxswain_types::params::{ParameterRow, Place, parameter_table, slice_of};
 use tch::{Kind, Tensor};
 
@@ -39,7 +40,13 @@ impl Generator {
     pub fn load(directory: &Path, folder: &Path) -> Result<Generator, EngineError> {
         let checkpoint = Checkpoint::open(folder, None)?;
         checkpoint.verify()?;
-        let model = checkpoint.manifest().spec.model.clone();
+        let spec = &checkpoint.manifest().spec;
+        let (model, seed) = (spec.model.clone(), spec.train.seed);
+        if model.architecture != Architecture::Decoder {
+            return Err(EngineError::Other(
+                "only a decoder writes; this checkpoint is of an encoder".to_owned(),
+            ));
+        }
         let path = directory.join(coxswain_files::prepare::TOKENIZER);
         let tokenizer = Tokenizer::load(&path)?;
         let digest = coxswain_files::atomic::digest_bytes(&tokenizer.to_bytes());
@@ -53,7 +60,7 @@ impl Generator {
                 )));
             }
         }
-        let (stage, parameters) = whole_stage(&model)?;
+        let (stage, parameters) = whole_stage(&model, seed)?;
         load_weights(&checkpoint, &parameters)?;
         Ok(Generator { stage, model, tokenizer })
     }
@@ -109,8 +116,8 @@ fn next_logits(
     };
     let ids_bt = Tensor::from_slice(ids).f_view([1, -1])?;
     let rotary = Rotary::new(model, position, ids.len() as i64)?;
-    let pass = Pass { rotary: &rotary, dropout: None };
-    let x_btd = table.forward(&ids_bt, &pass)?;
+    let pass = Pass { rotary: rotary.as_ref(), first: position, documents: None, dropout: None };
+    let x_btd = table.stem(&table.look_up(&ids_bt, &pass)?, &pass)?;
     let x_btd = stage.forward_layers(x_btd, &pass, caches)?;
     let last = x_btd.f_narrow(1, ids.len() as i64 - 1, 1)?;
     Ok(Tensor::f_cat(&head.logits(&last)?, 1)?.f_view([-1])?)
@@ -143,7 +150,7 @@ fn choose(logits: &Tensor, sampling: &Sampling, index: u64) -> Result<u32, Engin
 }
 
 /// The whole model on one rank, zero, and its parameters.
-fn whole_stage(model: &ModelSpec) -> Result<(Stage, Parameters), EngineError> {
+fn whole_stage(model: &ModelSpec, seed: u64) -> Result<(Stage, Parameters), EngineError> {
     let table = parameter_table(model);
     let layers = (0..model.layers).map(Place::Layer);
     let places = std::iter::once(Place::Embedding).chain(layers).chain([Place::Head]);
@@ -154,7 +161,7 @@ fn whole_stage(model: &ModelSpec) -> Result<(Stage, Parameters), EngineError> {
         })
         .collect();
     let parameters = Parameters::allocate(&rows, Precision::Fp32, OptimizerKind::AdamW)?;
-    let context = Rc::new(Context::alone(model, Links::alone().group(&[0], Axis::Tensor)?));
+    let context = Rc::new(Context::alone(model, seed, Links::alone().group(&[0], Axis::Tensor)?));
     let recompute = vec![Recompute::Nothing; model.layers as usize];
     let shape = Shape { embedding: true, layers: 0..model.layers, head: true, recompute };
     let stage = Stage::build(shape, &parameters, &context)?;
@@ -168,7 +175,7 @@ mod tests {
     use crate::model::initial_values;
 
     fn stage(model: &ModelSpec) -> Stage {
-        let (stage, parameters) = whole_stage(model).unwrap();
+        let (stage, parameters) = whole_stage(model, 1).unwrap();
         for param in parameters.iter().filter(|param| param.home) {
             // Larger than at birth, so that attention has something to choose from.
             let values = Tensor::from_slice(&initial_values(&param.row, 5)) * 5.0;
@@ -193,18 +200,8 @@ mod tests {
     #[test]
     fn cached_tokens_give_the_logits_of_the_whole_text() {
         for (tied_embeddings, layer_groups) in [(false, 3), (true, 3), (true, 1)] {
-            let model = ModelSpec {
-                layers: 3,
-                dim: 48,
-                heads: 6,
-                kv_heads: 2,
-                ffn: 64,
-                vocab: 99,
-                rope_theta: 1e4,
-                norm_eps: 1e-5,
-                tied_embeddings,
-                layer_groups,
-            };
+            let plain = ModelSpec::llama(3, 48, 6, 2, 64, 99);
+            let model = ModelSpec { tied_embeddings, layer_groups, ..plain };
             expect_cached_equals_whole(&model);
         }
     }

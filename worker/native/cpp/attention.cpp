@@ -1,34 +1,27 @@
-// Exact attention in tiles (arXiv 2205.14135, 2307.08691), with dropout of probabilities. Memory is
-// linear in the lengths: forward keeps the output and one log-sum a row, backward makes the
-// probabilities again, tile by tile, and draws the same mask.
+// Exact attention in tiles (arXiv 2205.14135, 2307.08691) over a list of tiles, with a bias by distance
+// and dropout of probabilities. Memory is linear in the lengths: forward keeps the output and one log-sum
+// a row, backward makes the probabilities again, tile by tile, and draws the same mask.
 //
 // One thread works on one head at a time, in fp32 whatever the inputs are, so bits depend on neither
 // the number of threads nor the other heads. The arithmetic on tiles is in tiles.h.
 //
 // Shapes: b batch, t queries, s keys, h heads, g key/value heads, k head dim.
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <torch/csrc/autograd/custom_function.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "blocks.h"
+#include "function.h"
 #include "random.h"
-#include "shim.h"
 #include "tiles.h"
 
 namespace coxswain {
 namespace {
 
-using at::Tensor;
 using tiles::kLanes;
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::variable_list;
 
 // Rows and columns of a tile: its scores and factors fit the second cache together.
-constexpr int64_t kTile = 128;
+constexpr int64_t kTile = BlockList::kTile;
 
 // What of the probabilities is dropped: element (batch, head, i, j) has the index
 // ((batch * heads + first_head + head) * t + i) * s + j, where `heads` counts those of all ranks.
@@ -38,23 +31,60 @@ struct Drop {
   int64_t first_head, heads;
 };
 
+// What each query sees, and what is added to its scores.
 struct Shape {
   int64_t batch, queries, keys, heads, groups, dim, cols; // cols: dim, padded
   bool causal;
   float scale;
+  c10::intrusive_ptr<BlockList> list; // null where the causal flag says all
+  Tensor bias;                        // [h, s + t - 1], or undefined
 
-  Shape(const Tensor& q, const Tensor& k, bool causal)
+  Shape(const Tensor& q, const Tensor& k, bool causal, double scale, c10::intrusive_ptr<BlockList> list, Tensor bias)
       : batch(q.size(0)), queries(q.size(1)), keys(k.size(1)), heads(q.size(2)), groups(k.size(2)), dim(q.size(3)),
-        cols(tiles::padded(dim)), causal(causal),
-        scale(static_cast<float>(1 / std::sqrt(static_cast<double>(dim)))) {}
+        cols(tiles::padded(dim)), causal(causal), scale(static_cast<float>(scale)), list(std::move(list)),
+        bias(std::move(bias)) {}
 
   // Query i sees the keys j <= i + shift().
   int64_t shift() const { return causal ? keys - queries : keys; }
   int64_t group_of(int64_t head) const { return head / (heads / groups); }
   // How many keys some of the queries before `end` see.
   int64_t seen(int64_t end) const { return std::clamp<int64_t>(end + shift(), 0, keys); }
+  // Whether scores are made ready by `prepare`: they are then whole, and no longer scaled by others.
+  bool prepared() const { return list || bias.defined(); }
   tiles::Scores scores(float* data, int64_t query, int64_t rows, int64_t key, int64_t valid) const {
-    return {data, kTile, rows, tiles::padded(valid), valid, query + shift() - key + 1, scale};
+    return {data, kTile, rows, tiles::padded(valid), valid, query + shift() - key + 1, prepared() ? 1.f : scale};
+  }
+  // Of head `head` (batch and head in one number), calls `body(key, bits)` for the tiles that the queries
+  // from `query` on see.
+  template <class F>
+  void keys_of(int64_t head, int64_t query, int64_t rows, F&& body) const {
+    if (list) return list->keys_of(head / heads, head % heads, query, body);
+    for (int64_t key = 0; key < seen(query + rows); key += kTile) body(key, nullptr);
+  }
+  // The same the other way about: the tiles of queries that see the keys from `key` on.
+  template <class F>
+  void queries_of(int64_t head, int64_t key, F&& body) const {
+    if (list) return list->queries_of(head / heads, head % heads, key, body);
+    // Tiles before the first query that sees this key are wholly masked.
+    for (int64_t query = std::max<int64_t>(0, key - shift()) / kTile * kTile; query < queries; query += kTile)
+      body(query, nullptr);
+  }
+  const float* bias_of(int64_t head, int64_t query, int64_t key) const {
+    return bias.const_data_ptr<float>() + head % heads * bias.size(1) + key - query + queries - 1;
+  }
+  // Scales the products, adds the bias, and hides what the bits hide.
+  void prepare(tiles::Scores tile, int64_t head, int64_t query, int64_t key, const BlockList::Bits* bits) const {
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      float* x = tile.data + row * tile.step;
+      for (int64_t i = 0; i < tile.valid; ++i) x[i] *= scale;
+      if (bias.defined()) {
+        const float* add = bias_of(head, query + row, key);
+        for (int64_t i = 0; i < tile.valid; ++i) x[i] += add[i];
+      }
+      if (bits)
+        for (int64_t i = 0; i < tile.valid; ++i)
+          if (!(bits[row][i / 64] >> (i % 64) & 1)) x[i] = -std::numeric_limits<float>::infinity();
+    }
   }
 };
 
@@ -132,18 +162,18 @@ struct Forward {
     std::fill(max, max + rows, -std::numeric_limits<float>::infinity());
     std::fill(sum, sum + rows, 0.f);
 
-    const int64_t seen = shape.seen(query + rows);
-    for (int64_t key = 0; key < seen; key += kTile) {
+    shape.keys_of(head, query, rows, [&](int64_t key, const BlockList::Bits* bits) {
       const int64_t valid = std::min(kTile, shape.keys - key);
       const auto tile = shape.scores(scores, query, rows, key, valid);
       pack(Head<T>(k, batch, group), key, valid, shape.dim, cols, values);
       ops.transpose(values, tiles::padded(valid), cols, keys, kTile);
       pack(Head<T>(v, batch, group), key, valid, shape.dim, cols, values);
       ops.product({queries, cols, 1}, keys, kTile, product_rows, tile.cols, shape.dim, false, scores, kTile);
+      if (shape.prepared()) shape.prepare(tile, head, query, key, bits);
       ops.advance(tile, {max, sum, sums, cols});
       if (drop.rate > 0) drop_tile(shape, drop, head, tile, query, key, scores);
       ops.product({scores, kTile, 1}, values, cols, product_rows, cols, valid, true, sums, cols);
-    }
+    });
 
     float* log_sums = log_sum.data_ptr<float>() + head * shape.queries + query;
     for (int64_t row = 0; row < rows; ++row) {
@@ -172,6 +202,7 @@ struct Backward {
   const Drop& drop;
   const Tensor &q, &k, &v, &out, &log_sum, &grad; // of the output
   const Tensor &dq, &dk, &dv;                     // dk and dv have a part for each head of q
+  const Tensor& dbias;                            // [b, h, s + t - 1], a part for each row of the batch, or undefined
 
   int64_t floats() const {
     const int64_t queries = tiles::padded(shape.queries, kTile);
@@ -189,6 +220,19 @@ struct Backward {
         lanes[i % kLanes] += grads[row * shape.cols + i] * static_cast<float>(x[i]);
       to[row] = 0;
       for (float lane : lanes) to[row] += lane;
+    }
+  }
+
+  // The gradients of scores that were made ready: those of the bias are their sums along the diagonals,
+  // those of the products are scaled.
+  void finish_score_grads(tiles::Scores tile, int64_t head, int64_t query, int64_t key) const {
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      float* x = tile.data + row * tile.step;
+      if (dbias.defined()) {
+        float* sum = dbias.data_ptr<float>() + head * dbias.size(2) + key - query - row + shape.queries - 1;
+        for (int64_t i = 0; i < tile.valid; ++i) sum[i] += x[i];
+      }
+      for (int64_t i = 0; i < tile.cols; ++i) x[i] *= shape.scale;
     }
   }
 
@@ -217,22 +261,22 @@ struct Backward {
       ops.transpose(values, key_rows, cols, value_cols, kTile);
       std::fill(key_grads, key_grads + side, 0.f);
       std::fill(value_grads, value_grads + side, 0.f);
-      // Tiles before the first query that sees this key are wholly masked.
-      for (int64_t query = std::max<int64_t>(0, key - shape.shift()) / kTile * kTile; query < shape.queries;
-           query += kTile) {
+      shape.queries_of(head, key, [&](int64_t query, const BlockList::Bits* bits) {
         const int64_t rows = std::min(kTile, shape.queries - query), product_rows = tiles::padded(rows);
         const auto tile = shape.scores(p, query, rows, key, valid);
         const float *tile_queries = queries + query * cols, *tile_grads = grads + query * cols;
         ops.product({tile_queries, cols, 1}, key_cols, kTile, product_rows, tile.cols, shape.dim, false, p, kTile);
+        if (shape.prepared()) shape.prepare(tile, head, query, key, bits);
         ops.probabilities(tile, log_sum.const_data_ptr<float>() + head * shape.queries + query);
         if (drop.rate > 0) drop_tile(shape, drop, head, tile, query, key, dropped);
         ops.product({dropped, 1, kTile}, tile_grads, cols, key_rows, cols, rows, true, value_grads, cols);
         ops.product({tile_grads, cols, 1}, value_cols, kTile, product_rows, tile.cols, shape.dim, false, p_grads,
                     kTile);
         ops.score_grads(tile, dropped, p_grads, mean + query);
+        if (shape.prepared()) finish_score_grads(tile, head, query, key);
         ops.product({p, 1, kTile}, tile_queries, cols, key_rows, cols, rows, true, key_grads, cols);
         ops.product({p, kTile, 1}, keys, cols, product_rows, cols, valid, true, query_grads + query * cols, cols);
-      }
+      });
       unpack(key_grads, Head<Part>(dk, batch, h), key, valid, shape.dim, cols);
       unpack(value_grads, Head<Part>(dv, batch, h), key, valid, shape.dim, cols);
     }
@@ -280,16 +324,21 @@ Tensor rows_contiguous(const Tensor& x) { return x.size(3) == 1 || x.stride(3) =
 
 struct Attention : Function<Attention> {
   static Tensor forward(
-      AutogradContext* ctx, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, bool causal, int64_t key,
-      double rate, int64_t first_head, int64_t heads) {
+      AutogradContext* ctx, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const Tensor& bias_in,
+      int64_t list, bool causal, double scale, int64_t key, double rate, int64_t first_head, int64_t heads) {
     const Tensor q = rows_contiguous(q_in), k = rows_contiguous(k_in), v = rows_contiguous(v_in);
-    const Shape shape(q, k, causal);
+    // Autograd takes defined tensors only: an empty one says that there is none.
+    const Tensor bias = bias_in.numel() > 0 ? bias_in.contiguous() : Tensor();
+    const auto blocks = list == 0 ? nullptr : counted_at<BlockList>(list);
+    const Shape shape(q, k, causal, scale, blocks, bias);
     const Drop drop{key, rate, first_head, heads};
     const Tensor out = at::empty(q.sizes(), q.options());
     const Tensor log_sum = at::empty({shape.batch, shape.heads, shape.queries}, q.options().dtype(at::kFloat));
     with_type(q, [&](auto type) { Forward{shape, drop, q, k, v, out, log_sum}.run<decltype(type)>(); });
-    ctx->save_for_backward({q, k, v, out, log_sum});
+    ctx->save_for_backward({q, k, v, out, log_sum, bias});
+    if (blocks) ctx->saved_data["list"] = c10::IValue::make_capsule(blocks);
     ctx->saved_data["causal"] = causal;
+    ctx->saved_data["scale"] = scale;
     ctx->saved_data["key"] = key;
     ctx->saved_data["rate"] = rate;
     ctx->saved_data["first_head"] = first_head;
@@ -299,33 +348,43 @@ struct Attention : Function<Attention> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor q = saved[0], k = saved[1], v = saved[2], out = saved[3], log_sum = saved[4];
+    const Tensor q = saved[0], k = saved[1], v = saved[2], out = saved[3], log_sum = saved[4], bias = saved[5];
     const Tensor grad = rows_contiguous(grads[0]);
     const auto& data = ctx->saved_data;
-    const Shape shape(q, k, data.at("causal").toBool());
+    const auto blocks = data.count("list") ? kept<BlockList>(ctx, "list") : nullptr;
+    const Shape shape(q, k, data.at("causal").toBool(), data.at("scale").toDouble(), blocks, bias);
     const Drop drop{data.at("key").toInt(), data.at("rate").toDouble(), data.at("first_head").toInt(),
                     data.at("heads").toInt()};
-    Tensor dq = at::empty(q.sizes(), q.options()), dk, dv;
+    Tensor dq = at::empty(q.sizes(), q.options()), dk, dv, dbias;
+    if (ctx->needs_input_grad(3)) dbias = at::zeros({shape.batch, shape.heads, bias.size(1)}, at::kFloat);
     with_type(q, [&](auto type) {
       using T = decltype(type);
       if (shape.heads == shape.groups) {
         dk = at::empty(k.sizes(), k.options());
         dv = at::empty(v.sizes(), v.options());
-        Backward{shape, drop, q, k, v, out, log_sum, grad, dq, dk, dv}.run<T, T>();
+        Backward{shape, drop, q, k, v, out, log_sum, grad, dq, dk, dv, dbias}.run<T, T>();
         return;
       }
       const auto options = q.options().dtype(at::kFloat);
       const Tensor dk_parts = at::empty({shape.batch, shape.keys, shape.heads, shape.dim}, options);
       const Tensor dv_parts = at::empty(dk_parts.sizes(), options);
-      Backward{shape, drop, q, k, v, out, log_sum, grad, dq, dk_parts, dv_parts}.run<T, float>();
+      Backward{shape, drop, q, k, v, out, log_sum, grad, dq, dk_parts, dv_parts, dbias}.run<T, float>();
       dk = sum_of_groups<T>(dk_parts, shape, k);
       dv = sum_of_groups<T>(dv_parts, shape, v);
     });
-    return {dq, dk, dv, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    Tensor bias_grad;
+    if (dbias.defined()) {
+      bias_grad = dbias[0];
+      for (int64_t row = 1; row < shape.batch; ++row) bias_grad.add_(dbias[row]);
+    }
+    const Tensor none;
+    return {dq, dk, dv, bias_grad, none, none, none, none, none, none, none};
   }
 };
 
-Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, bool causal, const Drop& drop) {
+Tensor attention(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias, const void* list, bool causal, double scale,
+    const Drop& drop) {
   const auto type = q.scalar_type();
   for (const Tensor& x : {q, k, v}) {
     TORCH_CHECK(x.device().is_cpu() && (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf),
@@ -337,10 +396,16 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, bool causal,
                   q.size(3) == k.size(3) && q.size(3) > 0 && k.size(2) > 0 && q.size(2) % k.size(2) == 0,
               "attention takes q [b, t, h, k] and k, v [b, s, g, k] with h a multiple of g, not ", q.sizes(), ", ",
               k.sizes(), ", ", v.sizes());
+  if (bias.defined()) {
+    expect_fp32_cpu(bias, "attention's bias");
+    TORCH_CHECK(bias.sizes() == at::IntArrayRef({q.size(2), q.size(1) + k.size(1) - 1}),
+                "attention has a bias ", bias.sizes(), " for q ", q.sizes(), " and k ", k.sizes());
+  }
+  if (list != nullptr) counted<BlockList>(list)->expect(q.size(0), q.size(2), q.size(1), k.size(1));
   random::dropout_of(drop.key, drop.rate); // A bad rate is told before any work.
   TORCH_CHECK(drop.rate == 0 || (drop.first_head >= 0 && drop.heads - q.size(2) >= drop.first_head),
               "attention has heads ", drop.first_head, "..", drop.first_head + q.size(2), " of ", drop.heads);
-  return Attention::apply(q, k, v, causal, drop.key, drop.rate, drop.first_head, drop.heads);
+  return Attention::apply(q, k, v, bias.defined() ? bias : at::empty({0}, at::kFloat), pointer(list), causal, scale, drop.key, drop.rate, drop.first_head, drop.heads);
 }
 
 } // namespace
@@ -350,13 +415,15 @@ using namespace coxswain;
 
 extern "C" {
 
-// A rate of 0 drops nothing, and the key and the heads do not matter then.
-char* cx_attention_dropout(
-    const void* q, const void* k, const void* v, bool causal, uint64_t key, double rate, int64_t first_head,
-    int64_t heads, void** out) {
+// The bias and the list may be null. A rate of 0 drops nothing, and the key and the heads do not matter then.
+char* cx_tiled_attention(
+    const void* q, const void* k, const void* v, const void* bias, const void* list, bool causal, double scale,
+    uint64_t key, double rate, int64_t first_head, int64_t heads, void** out) {
   return guarded([&] {
     const Drop drop{static_cast<int64_t>(key), rate, first_head, heads};
-    *out = handle(attention(tensor(q), tensor(k), tensor(v), causal, drop));
+    const Tensor none;
+    *out = handle(attention(tensor(q), tensor(k), tensor(v), bias == nullptr ? none : tensor(bias), list, causal, scale,
+                            drop));
   });
 }
 

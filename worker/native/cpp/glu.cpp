@@ -1,42 +1,50 @@
-// The gated linear unit of the feed-forward layer.
+// The non-linearities of feed-forward layers, by themselves or as the gate of another product.
 #include "function.h"
 #include "kernels.h"
 
 namespace coxswain {
 namespace {
 
-// silu(a) * b (arXiv 2002.05202); keeps a and b only and computes the sigmoid twice.
-struct SwiGlu : Function<SwiGlu> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& a_in, const Tensor& b_in) {
-    TORCH_CHECK(a_in.sizes() == b_in.sizes() && a_in.scalar_type() == b_in.scalar_type(), "swiglu has ",
-                a_in.sizes(), " of ", a_in.scalar_type(), " and ", b_in.sizes(), " of ", b_in.scalar_type());
-    const Tensor a = a_in.contiguous(), b = b_in.contiguous();
+using kernels::Activation;
+
+// act(a) * b (arXiv 2002.05202), or act(a) where it is not gated, and b is a again; keeps a and b only.
+struct Activate : Function<Activate> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& a_in, const Tensor& b_in, int64_t by, bool gated) {
+    TORCH_CHECK(!gated || (a_in.sizes() == b_in.sizes() && a_in.scalar_type() == b_in.scalar_type()),
+                "a gate has ", a_in.sizes(), " of ", a_in.scalar_type(), " and ", b_in.sizes());
+    const Tensor a = a_in.contiguous(), b = gated ? b_in.contiguous() : a;
     Tensor y = at::empty_like(a);
-    by_kind(a, "swiglu", [&](auto kind) {
+    by_kind(a, "an activation", [&](auto kind) {
       using T = decltype(kind);
       T* y_data = y.data_ptr<T>();
+      const T *a_data = data<T>(a), *b_data = gated ? data<T>(b) : nullptr;
       at::parallel_for(0, a.numel(), kElementGrain, [&](int64_t first, int64_t last) {
-        kernels::swiglu(data<T>(a) + first, data<T>(b) + first, last - first, y_data + first);
+        kernels::activate(static_cast<Activation>(by), a_data + first, gated ? b_data + first : nullptr, last - first,
+                          y_data + first);
       });
     });
     ctx->save_for_backward({a, b});
+    ctx->saved_data["by"] = by;
+    ctx->saved_data["gated"] = gated;
     return y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const Tensor a = saved[0], b = saved[1], dy = grads[0].contiguous();
-    Tensor da = at::empty_like(a), db = at::empty_like(b);
-    by_kind(a, "swiglu", [&](auto kind) {
+    const bool gated = ctx->saved_data.at("gated").toBool();
+    const auto by = static_cast<Activation>(ctx->saved_data.at("by").toInt());
+    Tensor da = at::empty_like(a), db = gated ? at::empty_like(b) : Tensor();
+    by_kind(a, "an activation", [&](auto kind) {
       using T = decltype(kind);
-      T* da_data = da.data_ptr<T>();
-      T* db_data = db.data_ptr<T>();
+      T *da_data = da.data_ptr<T>(), *db_data = gated ? db.data_ptr<T>() : nullptr;
+      const T *dy_data = data<T>(dy), *a_data = data<T>(a), *b_data = gated ? data<T>(b) : nullptr;
       at::parallel_for(0, a.numel(), kElementGrain, [&](int64_t first, int64_t last) {
-        kernels::swiglu_grad(data<T>(dy) + first, data<T>(a) + first, data<T>(b) + first, last - first,
-                             da_data + first, db_data + first);
+        kernels::activate_grad(by, dy_data + first, a_data + first, gated ? b_data + first : nullptr, last - first,
+                               da_data + first, gated ? db_data + first : nullptr);
       });
     });
-    return {da, db};
+    return {da, db, Tensor(), Tensor()};
   }
 };
 
@@ -45,6 +53,10 @@ struct SwiGlu : Function<SwiGlu> {
 
 using namespace coxswain;
 
-extern "C" char* cx_swiglu(const void* a, const void* b, void** out) {
-  return guarded([&] { *out = handle(SwiGlu::apply(tensor(a), tensor(b))); });
+// `by` is an Activation; b may be null.
+extern "C" char* cx_activate(const void* a, const void* b, int by, void** out) {
+  return guarded([&] {
+    const bool gated = b != nullptr;
+    *out = handle(Activate::apply(tensor(a), tensor(gated ? b : a), static_cast<int64_t>(by), gated));
+  });
 }

@@ -124,16 +124,148 @@ INLINE void rope_heads_of(
 }
 
 template <class T>
-INLINE void swiglu_of(const T* a, const T* b, int64_t count, T* y) {
-  for (int64_t i = 0; i < count; ++i) down(up(a[i]) * sigmoid(up(a[i])) * up(b[i]), y[i]);
+INLINE void layer_norm_rows_of(
+    const T* x, const float* w, const float* b, float eps, int64_t rows, int64_t dim, T* y, float* mean, float* rstd) {
+  for (int64_t row = 0; row < rows; ++row, x += dim, y += dim) {
+    const float m = lane_sum<float>(dim, [x](int64_t i) { return up(x[i]); }) / static_cast<float>(dim);
+    const float squares = lane_sum<float>(dim, [=](int64_t i) { return (up(x[i]) - m) * (up(x[i]) - m); });
+    const float r = 1.f / std::sqrt(squares / static_cast<float>(dim) + eps);
+    mean[row] = m;
+    rstd[row] = r;
+    for (int64_t i = 0; i < dim; ++i) down((up(x[i]) - m) * r * w[i] + b[i], y[i]);
+  }
 }
 
 template <class T>
-INLINE void swiglu_grad_of(const T* dy, const T* a, const T* b, int64_t count, T* da, T* db) {
+INLINE void layer_norm_grad_rows_of(
+    const T* dy, const T* x, const float* w, const float* mean, const float* rstd, int64_t rows, int64_t dim, T* dx) {
+  for (int64_t row = 0; row < rows; ++row, dy += dim, x += dim, dx += dim) {
+    const float r = rstd[row], m = mean[row], share = 1.f / static_cast<float>(dim);
+    const float flat = lane_sum<float>(dim, [=](int64_t i) { return up(dy[i]) * w[i]; }) * share;
+    const float along = lane_sum<float>(dim, [=](int64_t i) { return up(dy[i]) * w[i] * (up(x[i]) - m); }) * r * r * share;
+    for (int64_t i = 0; i < dim; ++i) down(r * (up(dy[i]) * w[i] - flat - (up(x[i]) - m) * along), dx[i]);
+  }
+}
+
+template <class T>
+INLINE void layer_norm_weight_grad_of(
+    const T* dy, const T* x, const float* mean, const float* rstd, int64_t rows, int64_t dim, int64_t first,
+    int64_t last, float* dw) {
+  for (int64_t row = 0; row < rows; ++row, dy += dim, x += dim) {
+    const float r = rstd[row], m = mean[row];
+    for (int64_t i = first; i < last; ++i) dw[i] += up(dy[i]) * (up(x[i]) - m) * r;
+  }
+}
+
+template <class T>
+INLINE void add_bias_of(const T* x, const float* b, int64_t rows, int64_t dim, T* y) {
+  for (int64_t row = 0; row < rows; ++row, x += dim, y += dim)
+    for (int64_t i = 0; i < dim; ++i) down(up(x[i]) + b[i], y[i]);
+}
+
+template <class T>
+INLINE void bias_grad_of(const T* dy, int64_t rows, int64_t dim, int64_t first, int64_t last, float* db) {
+  for (int64_t row = 0; row < rows; ++row, dy += dim)
+    for (int64_t i = first; i < last; ++i) db[i] += up(dy[i]);
+}
+
+// Each gives its value and its derivative at x.
+struct At {
+  float value, slope;
+};
+
+struct Silu {
+  static INLINE At at(float x) {
+    const float s = sigmoid(x);
+    return {x * s, s * (1.f + x * (1.f - s))};
+  }
+};
+
+struct Relu {
+  static INLINE At at(float x) { return {x > 0.f ? x : 0.f, x > 0.f ? 1.f : 0.f}; }
+};
+
+// The normal distribution's sum up to x, by a fit of the complementary error function whose relative
+// error is at most 1.2e-7 everywhere (W. H. Press and others, Numerical Recipes, section 6.2).
+INLINE float normal_sum(float x) {
+  const float z = std::fabs(x) * 0.70710678118654752f, t = 1.f / (1.f + 0.5f * z);
+  float p = 0.17087277f;
+  p = p * t - 0.82215223f;
+  p = p * t + 1.48851587f;
+  p = p * t - 1.13520398f;
+  p = p * t + 0.27886807f;
+  p = p * t - 0.18628806f;
+  p = p * t + 0.09678418f;
+  p = p * t + 0.37409196f;
+  p = p * t + 1.00002368f;
+  const float half = 0.5f * t * exp_fast(p * t - 1.26551223f - z * z);
+  return x < 0.f ? half : 1.f - half;
+}
+
+struct Gelu {
+  static INLINE At at(float x) {
+    const float sum = normal_sum(x);
+    return {x * sum, sum + x * 0.39894228040143268f * exp_fast(-0.5f * x * x)};
+  }
+};
+
+// x (1 + tanh(u)) / 2 is x sigmoid(2 u).
+struct GeluTanh {
+  static INLINE At at(float x) {
+    constexpr float root = 1.5957691216057308f, cubic = 0.044715f;
+    const float s = sigmoid(root * x * (1.f + cubic * x * x));
+    return {x * s, s + x * s * (1.f - s) * root * (1.f + 3.f * cubic * x * x)};
+  }
+};
+
+struct Tanh {
+  static INLINE At at(float x) {
+    const float y = 2.f * sigmoid(2.f * x) - 1.f;
+    return {y, 1.f - y * y};
+  }
+};
+
+template <class A, class T>
+INLINE void activate_by(const T* a, const T* b, int64_t count, T* y) {
+  if (b == nullptr) {
+    for (int64_t i = 0; i < count; ++i) down(A::at(up(a[i])).value, y[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) down(A::at(up(a[i])).value * up(b[i]), y[i]);
+  }
+}
+
+template <class A, class T>
+INLINE void activate_grad_by(const T* dy, const T* a, const T* b, int64_t count, T* da, T* db) {
+  if (b == nullptr) {
+    for (int64_t i = 0; i < count; ++i) down(up(dy[i]) * A::at(up(a[i])).slope, da[i]);
+    return;
+  }
   for (int64_t i = 0; i < count; ++i) {
-    const float d = up(dy[i]), x = up(a[i]), s = sigmoid(x);
-    down(d * up(b[i]) * s * (1.f + x * (1.f - s)), da[i]);
-    down(d * x * s, db[i]);
+    const At at = A::at(up(a[i]));
+    down(up(dy[i]) * up(b[i]) * at.slope, da[i]);
+    down(up(dy[i]) * at.value, db[i]);
+  }
+}
+
+template <class T>
+INLINE void activate_of(Activation by, const T* a, const T* b, int64_t count, T* y) {
+  switch (by) {
+    case Activation::Relu: return activate_by<Relu>(a, b, count, y);
+    case Activation::Gelu: return activate_by<Gelu>(a, b, count, y);
+    case Activation::GeluTanh: return activate_by<GeluTanh>(a, b, count, y);
+    case Activation::Silu: return activate_by<Silu>(a, b, count, y);
+    case Activation::Tanh: return activate_by<Tanh>(a, b, count, y);
+  }
+}
+
+template <class T>
+INLINE void activate_grad_of(Activation by, const T* dy, const T* a, const T* b, int64_t count, T* da, T* db) {
+  switch (by) {
+    case Activation::Relu: return activate_grad_by<Relu>(dy, a, b, count, da, db);
+    case Activation::Gelu: return activate_grad_by<Gelu>(dy, a, b, count, da, db);
+    case Activation::GeluTanh: return activate_grad_by<GeluTanh>(dy, a, b, count, da, db);
+    case Activation::Silu: return activate_grad_by<Silu>(dy, a, b, count, da, db);
+    case Activation::Tanh: return activate_grad_by<Tanh>(dy, a, b, count, da, db);
   }
 }
 
@@ -188,9 +320,32 @@ INLINE void add_of(const T* x, int64_t count, float* sum) {
       const T* x, const float* cos, const float* sin, float sign, int64_t heads, int64_t half, T* y) {              \
     rope_heads_of(x, cos, sin, sign, heads, half, y);                                                               \
   }                                                                                                                 \
-  CLONES void swiglu(const T* a, const T* b, int64_t count, T* y) { swiglu_of(a, b, count, y); }                    \
-  CLONES void swiglu_grad(const T* dy, const T* a, const T* b, int64_t count, T* da, T* db) {                       \
-    swiglu_grad_of(dy, a, b, count, da, db);                                                                        \
+  CLONES void layer_norm_rows(                                                                                      \
+      const T* x, const float* w, const float* b, float eps, int64_t rows, int64_t dim, T* y, float* mean,          \
+      float* rstd) {                                                                                                \
+    layer_norm_rows_of(x, w, b, eps, rows, dim, y, mean, rstd);                                                     \
+  }                                                                                                                 \
+  CLONES void layer_norm_grad_rows(                                                                                 \
+      const T* dy, const T* x, const float* w, const float* mean, const float* rstd, int64_t rows, int64_t dim,     \
+      T* dx) {                                                                                                      \
+    layer_norm_grad_rows_of(dy, x, w, mean, rstd, rows, dim, dx);                                                   \
+  }                                                                                                                 \
+  CLONES void layer_norm_weight_grad(                                                                               \
+      const T* dy, const T* x, const float* mean, const float* rstd, int64_t rows, int64_t dim, int64_t first,      \
+      int64_t last, float* dw) {                                                                                    \
+    layer_norm_weight_grad_of(dy, x, mean, rstd, rows, dim, first, last, dw);                                       \
+  }                                                                                                                 \
+  CLONES void add_bias(const T* x, const float* b, int64_t rows, int64_t dim, T* y) {                               \
+    add_bias_of(x, b, rows, dim, y);                                                                                \
+  }                                                                                                                 \
+  CLONES void bias_grad(const T* dy, int64_t rows, int64_t dim, int64_t first, int64_t last, float* db) {           \
+    bias_grad_of(dy, rows, dim, first, last, db);                                                                   \
+  }                                                                                                                 \
+  CLONES void activate(Activation by, const T* a, const T* b, int64_t count, T* y) {                                \
+    activate_of(by, a, b, count, y);                                                                                \
+  }                                                                                                                 \
+  CLONES void activate_grad(Activation by, const T* dy, const T* a, const T* b, int64_t count, T* da, T* db) {      \
+    activate_grad_of(by, dy, a, b, count, da, db);                                                                  \
   }                                                                                                                 \
   CLONES float max_of(const T* x, int64_t count) { return max_of_all(x, count); }                                   \
   CLONES float exp_sum(const T* x, float shift, int64_t count) { return exp_sum_of(x, shift, count); }              \

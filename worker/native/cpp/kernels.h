@@ -9,6 +9,8 @@
 
 namespace coxswain::kernels {
 
+enum class Activation : int { Relu = 0, Gelu = 1, GeluTanh = 2, Silu = 3, Tanh = 4 };
+
 #define COXSWAIN_KERNELS(T)                                                                                        \
   /* y = x * rstd * w and rstd = 1 / sqrt(mean(x^2) + eps), over `rows` rows of `dim`. */                          \
   void rms_norm_rows(const T* x, const float* w, float eps, int64_t rows, int64_t dim, T* y, float* rstd);         \
@@ -21,10 +23,24 @@ namespace coxswain::kernels {
       float* dw);                                                                                                  \
   /* Rotates the pairs (x[i], x[i + half]) of each head of one token; `sign` is -1 for the way back. */            \
   void rope_heads(const T* x, const float* cos, const float* sin, float sign, int64_t heads, int64_t half, T* y);  \
-  /* y = silu(a) * b. */                                                                                           \
-  void swiglu(const T* a, const T* b, int64_t count, T* y);                                                        \
-  /* da and db, given dy. */                                                                                       \
-  void swiglu_grad(const T* dy, const T* a, const T* b, int64_t count, T* da, T* db);                              \
+  /* y = (x - mean) * rstd * w + b, and rstd = 1 / sqrt(variance + eps), over `rows` rows of `dim`. */              \
+  void layer_norm_rows(                                                                                             \
+      const T* x, const float* w, const float* b, float eps, int64_t rows, int64_t dim, T* y, float* mean,          \
+      float* rstd);                                                                                                 \
+  void layer_norm_grad_rows(                                                                                        \
+      const T* dy, const T* x, const float* w, const float* mean, const float* rstd, int64_t rows, int64_t dim,     \
+      T* dx);                                                                                                       \
+  void layer_norm_weight_grad(                                                                                      \
+      const T* dy, const T* x, const float* mean, const float* rstd, int64_t rows, int64_t dim, int64_t first,      \
+      int64_t last, float* dw);                                                                                     \
+  /* y = x + b, over `rows` rows of `dim`. */                                                                       \
+  void add_bias(const T* x, const float* b, int64_t rows, int64_t dim, T* y);                                       \
+  /* db[first..last] += sum over the rows, in row order, of dy. */                                                  \
+  void bias_grad(const T* dy, int64_t rows, int64_t dim, int64_t first, int64_t last, float* db);                   \
+  /* y = act(a) * b, or act(a) where b is null. */                                                                  \
+  void activate(Activation by, const T* a, const T* b, int64_t count, T* y);                                        \
+  /* da and db, given dy; db is left alone where b is null. */                                                      \
+  void activate_grad(Activation by, const T* dy, const T* a, const T* b, int64_t count, T* da, T* db);              \
   float max_of(const T* x, int64_t count);                                                                         \
   /* The sum of exp(x - shift). */                                                                                 \
   float exp_sum(const T* x, float shift, int64_t count);                                                           \

@@ -11,6 +11,15 @@ pub(crate) struct StoreCalls {
     pub(crate) get: extern "C" fn(*mut c_void, *const c_char, usize, *mut *mut u8, *mut usize) -> *mut c_char,
 }
 
+/// Three lists of `count`: the slots, first tokens and numbers of tokens of a vector's uses.
+#[repr(C)]
+pub(crate) struct UseList {
+    pub(crate) slots: *const *mut c_void,
+    pub(crate) firsts: *const i64,
+    pub(crate) tokens: *const i64,
+    pub(crate) count: usize,
+}
+
 unsafe extern "C" {
     pub(crate) fn cx_alloc(bytes: usize) -> *mut c_void;
     pub(crate) fn cx_runtime() -> *mut c_char;
@@ -50,10 +59,32 @@ unsafe extern "C" {
         x: *const c_void,
         w: *const c_void,
         eps: f64,
-        slots: *const *mut c_void,
-        firsts: *const i64,
-        tokens: *const i64,
-        count: usize,
+        uses: UseList,
+        tape: *mut c_void,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_layer_norm(
+        x: *const c_void,
+        w: *const c_void,
+        b: *const c_void,
+        eps: f64,
+        w_uses: UseList,
+        b_uses: UseList,
+        tape: *mut c_void,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_add_bias(
+        x: *const c_void,
+        b: *const c_void,
+        uses: UseList,
+        tape: *mut c_void,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn cx_table_columns(
+        anchor: *const c_void,
+        table: *const c_void,
+        rows: *const c_void,
+        slot: *mut c_void,
         tape: *mut c_void,
         out: *mut *mut c_void,
     ) -> *mut c_char;
@@ -63,7 +94,12 @@ unsafe extern "C" {
         sin: *const c_void,
         out: *mut *mut c_void,
     ) -> *mut c_char;
-    pub(crate) fn cx_swiglu(a: *const c_void, b: *const c_void, out: *mut *mut c_void) -> *mut c_char;
+    pub(crate) fn cx_activate(
+        a: *const c_void,
+        b: *const c_void,
+        by: i32,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
     pub(crate) fn cx_copy_to_shards(
         x: *const c_void,
         group: *mut c_void,

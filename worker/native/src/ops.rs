@@ -14,13 +14,17 @@ use crate::TorchError;
 use crate::error::check;
 use crate::ffi;
 
+mod activation;
 mod optimizer;
 mod parallel;
 mod tape;
+mod vector;
 
+pub use activation::{Gate, Unary, activate, gated};
 pub use optimizer::{AdamW, NORM_BLOCK, Update, adamw, sum_squares, sum_squares_blocks, tree_sum};
 pub use parallel::{copy_to_shards, cross_entropy, reduce_from_shards};
 pub use tape::{Filed, Slot, Tape};
+pub use vector::{NormUse, add_bias, layer_norm, rms_norm, table_columns};
 
 pub(crate) fn raw(x: &Tensor) -> *const c_void {
     x.as_ptr() as *const c_void
@@ -46,56 +50,10 @@ pub fn linear(x: &Tensor, w: &Tensor, slot: &Slot, tape: &Tape) -> Result<Tensor
     made(|out| unsafe { ffi::cx_linear(raw(x), raw(w), slot.0, tape.0, out) })
 }
 
-/// One use of a norm's weight: by tokens `first..first + tokens` of its input.
-#[derive(Clone, Copy, Debug)]
-pub struct NormUse<'a> {
-    /// Where the gradient of this use accumulates.
-    pub slot: &'a Slot,
-    /// The first of its tokens.
-    pub first: i64,
-    /// Number of its tokens.
-    pub tokens: i64,
-}
-
-/// RMSNorm over the last dim (arXiv 1910.07467): x `[.., t, d]`, w `[d]` in fp32, which the statistics
-/// are too. Backward files w's gradient for each use, a sum of its own in row order. The uses follow
-/// each other and cover the t tokens.
-pub fn rms_norm(
-    x: &Tensor,
-    w: &Tensor,
-    eps: f64,
-    uses: &[NormUse<'_>],
-    tape: &Tape,
-) -> Result<Tensor, TorchError> {
-    let slots: Vec<_> = uses.iter().map(|each| each.slot.0).collect();
-    let firsts: Vec<_> = uses.iter().map(|each| each.first).collect();
-    let tokens: Vec<_> = uses.iter().map(|each| each.tokens).collect();
-    // SAFETY: as for `linear`; the three lists have `uses.len()` entries.
-    made(|out| unsafe {
-        ffi::cx_rms_norm(
-            raw(x),
-            raw(w),
-            eps,
-            slots.as_ptr(),
-            firsts.as_ptr(),
-            tokens.as_ptr(),
-            uses.len(),
-            tape.0,
-            out,
-        )
-    })
-}
-
 /// Rotary positions (arXiv 2104.09864): x `[b, t, h, k]`, cos and sin `[t, k/2]`.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor, TorchError> {
     // SAFETY: the tensors are alive during the call.
     made(|out| unsafe { ffi::cx_rope(raw(x), raw(cos), raw(sin), out) })
-}
-
-/// `silu(a) * b` (arXiv 2002.05202).
-pub fn swiglu(a: &Tensor, b: &Tensor) -> Result<Tensor, TorchError> {
-    // SAFETY: the tensors are alive during the call.
-    made(|out| unsafe { ffi::cx_swiglu(raw(a), raw(b), out) })
 }
 
 /// Rows of `w` for the ids in `start..start + w.size(0)`, zero for others, as `kind`, which is fp32, bf16

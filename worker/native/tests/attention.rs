@@ -1,10 +1,24 @@
 //! Attention with dropout of probabilities against dense float64 formulas, forward and backward.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use coxswain_native::attention::{ProbabilityDropout, attention};
+use coxswain_native::TorchError;
+use coxswain_native::attention::{self, Options, ProbabilityDropout, Visible};
 use coxswain_native::ops;
 use coxswain_native::random::keep_mask;
 use tch::{Device, Kind, Tensor};
+
+/// With the usual scale and no bias.
+fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    causal: bool,
+    dropout: Option<ProbabilityDropout>,
+) -> Result<Tensor, TorchError> {
+    let scale = q.size().last().map_or(1.0, |dim| (*dim as f64).powf(-0.5));
+    let visible = if causal { Visible::Causal } else { Visible::All };
+    attention::attention(q, k, v, &Options { visible, scale, bias_hr: None, dropout })
+}
 
 const KEY: u64 = 0xfeed_0042_0000_0007;
 

@@ -1,7 +1,7 @@
 //! Memory of attention with dropout: a process of its own, for the bytes of other tests would count.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use coxswain_native::attention::{ProbabilityDropout, attention};
+use coxswain_native::attention::{Options, ProbabilityDropout, Visible, attention};
 use coxswain_native::{memory, ops};
 use tch::{Device, Kind, Tensor};
 
@@ -13,9 +13,11 @@ fn memory_grows_linearly_with_length() {
         let ones = |heads: i64| Tensor::ones([1, t, heads, 32], (Kind::Float, Device::Cpu));
         let (q, k, v, dy) = (ones(4).set_requires_grad(true), ones(2), ones(2), ones(4));
         let dropout = ProbabilityDropout { key: 9, rate: 0.1, first_head: 0, heads: 4 };
+        let (visible, dropout) = (Visible::Causal, Some(dropout));
+        let options = Options { visible, scale: 0.2, bias_hr: None, dropout };
         let before = memory::current_bytes();
         memory::reset_peak();
-        let y = attention(&q, &k, &v, true, Some(dropout)).unwrap();
+        let y = attention(&q, &k, &v, &options).unwrap();
         drop(ops::grad(&y, &dy, &q).unwrap());
         (memory::peak_bytes() - before) as f64
     };

@@ -3,7 +3,7 @@
 
 use coxswain_native::memory;
 use coxswain_native::net::{Group, Op};
-use coxswain_native::ops::{self, AdamW, NormUse, Tape, Update};
+use coxswain_native::ops::{self, AdamW, Gate, NormUse, Tape, Update};
 use tch::{Device, Kind, Tensor};
 
 mod support;
@@ -64,7 +64,7 @@ fn rms_norm_rope_and_swiglu_agree_with_float64() {
     // The grid reaches where exponentials underflow and overflow.
     let a = Tensor::linspace(-120, 120, 1001, F32).set_requires_grad(true);
     let (b, dy) = (randn(&[1001]), randn(&[1001]));
-    let y = ops::swiglu(&a, &b).unwrap();
+    let y = ops::gated(&a, &b, Gate::Swiglu).unwrap();
     let da = ops::grad(&y, &dy, &a).unwrap();
     let (y64, grads) = reference(&[&a, &b], &dy, |i| i[0].silu() * &i[1]);
     close("swiglu", &y, &y64, 1e-6);
@@ -262,7 +262,7 @@ fn kernels_give_the_same_bits_on_one_and_two_threads() {
         tape.flush().unwrap();
         let a = randn(&[70_001]).set_requires_grad(true);
         let (b, da) = (randn(&[70_001]), randn(&[70_001]));
-        let wide = ops::swiglu(&a, &b).unwrap();
+        let wide = ops::gated(&a, &b, Gate::Swiglu).unwrap();
         let da = ops::grad(&wide, &da, &a).unwrap();
         let leaf = randn(&[101, 513]).set_requires_grad(true);
         let targets: Vec<i64> = (0..101).map(|row| row * 37 % 514 - 1).collect();

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use coxswain_native::net::Group;
-use coxswain_native::ops::{self, NormUse, Tape};
+use coxswain_native::ops::{self, Gate, NormUse, Tape};
 use tch::{Device, Kind, Tensor};
 
 mod support;
@@ -93,7 +93,7 @@ fn rms_norm_rope_and_swiglu() {
         let (b, dy) = (leaf(&[1001], kind), sample(&[1001], kind));
         let (y64, grads) = reference(&[&a, &b], &dy, |i| i[0].silu() * &i[1]);
         for (name, input, want) in [("da", &a, &grads[0]), ("db", &b, &grads[1])] {
-            let y = ops::swiglu(&a, &b).unwrap();
+            let y = ops::gated(&a, &b, Gate::Swiglu).unwrap();
             rounded_once("swiglu", &y, &y64, row);
             rounded_once(name, &ops::grad(&y, &dy, input).unwrap(), want, row);
         }

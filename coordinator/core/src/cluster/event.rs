@@ -35,7 +35,7 @@ pub struct Prepared {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A user wants a job done.
-    Submitted(Submission),
+    Submitted(Box<Submission>),
     /// The answer to [`Effect::Prepare`].
     Prepared {
         /// The job's id.

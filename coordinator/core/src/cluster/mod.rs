@@ -64,7 +64,7 @@ impl Cluster {
         let mut out = Vec::new();
         self.end_interrupted(&mut out);
         match event {
-            Event::Submitted(submission) => self.submit(submission, &mut out),
+            Event::Submitted(submission) => self.submit(*submission, &mut out),
             Event::Prepared { job, result } => self.prepared(&job, result, &mut out),
             Event::Seen { status } => self.seen(now_ms, status, &mut out),
             Event::Lost { worker, incarnation, why } => self.lost(&worker, incarnation, &why, &mut out),

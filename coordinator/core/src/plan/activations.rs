@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use coxswain_types::Assignment;
 use coxswain_types::assignment::{Recompute, Stage};
 use coxswain_types::job::Block;
-use coxswain_types::params::Place;
+use coxswain_types::model::{Attention, Head, ModelSpec, NormPlacement, Positions};
+use coxswain_types::params::{EMBEDDING, HEAD, ParameterRow, Place};
 use coxswain_types::schedule::{Action, Kind};
 
 use super::check::{peak_in_flight, peak_posted};
@@ -14,42 +15,51 @@ use super::memory::FP32;
 /// Bytes that the parts of a layer keep of one micro-batch.
 #[derive(Clone, Copy, Debug)]
 struct Layer {
-    /// A place of the residual stream: a layer's input, or the sum after attention. With sequence
+    /// A place of the residual stream: a layer's input, or the sum after a block. With sequence
     /// parallelism each tensor rank has a part of it.
     stream: u64,
-    /// Inside attention: the norm's output, gathered; queries before and after rotation and the
-    /// attention's output; keys before and after rotation, and values; each head's log-sum in fp32.
+    /// Blocks, each of which begins with a place of the stream: attention, the feed-forward layer, and
+    /// between them attention to the encoder's output where there is one.
+    blocks: u64,
+    /// Inside the attention blocks: the norm's output, gathered; queries, keys and values in their forms,
+    /// the output, and each head's log-sum in fp32.
     attention: u64,
-    /// Inside the feed-forward layer: the norm's output, gathered; gate, up, its activation, the product.
+    /// Inside the feed-forward layer: the norm's output, gathered; gate and up, or up alone; its
+    /// activation; the product of the two.
     ffn: u64,
-    /// What W needs: the inputs of the seven products and their outputs' gradients.
+    /// What W needs: the inputs of the products and their outputs' gradients.
     filed: u64,
-    /// What W of the head needs: its input and the logits' gradient.
-    head_filed: u64,
 }
 
 impl Layer {
-    fn of(a: &Assignment) -> Layer {
-        let (model, layout) = (&a.spec.model, &a.spec.layout);
-        let (tensor, bytes) = (u64::from(layout.tensor).max(1), a.spec.train.precision.bytes());
-        let tokens = tokens(a);
-        let dim = u64::from(model.dim);
+    fn of(a: &Assignment, layer: u32) -> Layer {
+        let model = &a.spec.model;
+        let (tensor, bytes) = (u64::from(a.spec.layout.tensor).max(1), a.spec.train.precision.bytes());
+        let (tokens, dim) = (tokens(a), u64::from(model.dim));
+        let head = u64::from(model.head_dim);
         let heads = u64::from(model.heads).div_ceil(tensor);
-        let q = heads * u64::from(model.head_dim());
-        let kv = u64::from(model.kv_heads).div_ceil(tensor) * u64::from(model.head_dim());
+        let (q, kv) = (heads * head, u64::from(model.kv_heads).div_ceil(tensor) * head);
         let ffn = u64::from(model.ffn).div_ceil(tensor);
-        let parts = if layout.sequence_parallel { tensor } else { 1 };
+        let gated = model.activation.gated();
+        let own = bytes * self_attention(model, heads, q, kv) + FP32 * heads;
+        let mut attention = tokens * own;
+        let mut filed = 4 * dim + 2 * q + 2 * kv + if gated { 3 } else { 2 } * ffn;
+        if model.crosses(layer) {
+            // The encoder's output is kept once for all layers; its keys and values are as many as tokens.
+            attention += tokens * (bytes * (dim + 2 * q + 2 * kv) + FP32 * heads);
+            filed += 3 * dim + 2 * q + 2 * kv;
+        }
         Layer {
-            stream: bytes * (tokens * dim).div_ceil(parts),
-            attention: tokens * (bytes * (dim + 3 * q + 3 * kv) + FP32 * heads),
-            ffn: bytes * tokens * (dim + 4 * ffn),
-            filed: bytes * tokens * (4 * dim + 2 * q + 2 * kv + 3 * ffn),
-            head_filed: bytes * tokens * (dim + vocabulary(a)),
+            stream: stream(a),
+            blocks: if model.crosses(layer) { 3 } else { 2 },
+            attention,
+            ffn: bytes * tokens * (dim + if gated { 4 } else { 2 } * ffn),
+            filed: bytes * tokens * filed,
         }
     }
 
     fn whole(&self) -> u64 {
-        2 * self.stream + self.attention + self.ffn
+        self.blocks * self.stream + self.attention + self.ffn
     }
 
     /// What a backward pass computes again, and holds for one layer at a time.
@@ -75,19 +85,58 @@ struct Held {
 }
 
 fn held(a: &Assignment, stage: &Stage) -> Held {
-    let layer = Layer::of(a);
-    let mut held =
-        Held { filed: layer.filed * u64::from(stage.layers.end - stage.layers.start), ..Held::default() };
-    for recompute in &stage.recompute {
+    let (bytes, model) = (a.spec.train.precision.bytes(), &a.spec.model);
+    let (tokens, dim) = (tokens(a), u64::from(model.dim));
+    let mut held = Held::default();
+    for (layer, recompute) in stage.layers.clone().zip(&stage.recompute) {
+        let layer = Layer::of(a, layer);
+        held.filed += layer.filed;
         held.kept += layer.whole() - layer.again(*recompute);
         held.again = held.again.max(layer.again(*recompute));
     }
+    if stage.layers.end > model.encoder_layers && model.encoder_layers > 0 {
+        // The encoder's output, which every layer of the decoder reads, and which travels on.
+        held.kept += stream(a);
+    }
     if stage.head {
-        // The final norm's input and its output.
-        held.kept += layer.stream + a.spec.train.precision.bytes() * tokens(a) * u64::from(a.spec.model.dim);
-        held.filed += layer.head_filed;
+        // The input of the final norm, which there is none of where norms follow blocks; the head's input.
+        let norm = if model.norm.placement == NormPlacement::Pre { stream(a) } else { 0 };
+        held.kept += norm + bytes * tokens * dim;
+        // What W of the head needs: its input and the logits' gradient.
+        held.filed += bytes * tokens * (dim + vocabulary(a));
+        if model.head == Head::MaskedLm {
+            // The dense layer's output, its activation, and the norm of that.
+            held.kept += 3 * bytes * tokens * u64::from(model.embedding.dim);
+        }
     }
     held
+}
+
+/// Bytes of a place of the residual stream, on one tensor rank.
+fn stream(a: &Assignment) -> u64 {
+    let layout = &a.spec.layout;
+    let parts = if layout.sequence_parallel { u64::from(layout.tensor).max(1) } else { 1 };
+    a.spec.train.precision.bytes() * (tokens(a) * u64::from(a.spec.model.dim)).div_ceil(parts)
+}
+
+/// Numbers that attention to a layer's own tokens keeps of a token: the norm's output, then queries, keys
+/// and values in each form that a backward pass needs, and the output. No attention keeps its scores.
+fn self_attention(model: &ModelSpec, heads: u64, q: u64, kv: u64) -> u64 {
+    let dim = u64::from(model.dim);
+    // Before and after rotation.
+    let rotated = if matches!(model.positions, Positions::Rope { .. }) { q + kv } else { 0 };
+    let plain = dim + 2 * q + 2 * kv + rotated;
+    match model.attention {
+        Attention::Full | Attention::Window { .. } | Attention::BigBird { .. } => plain,
+        Attention::Longformer { projections, .. } => plain + if projections { 2 * kv } else { 0 },
+        // Queries and keys through the feature map; a head's shares of forgetting.
+        Attention::Linear { decay } => plain + q + kv + if decay { heads } else { 0 },
+        Attention::Compressed { block, .. } => plain + (2 * kv).div_ceil(u64::from(block.max(1))),
+        // The latent before and after its norm, and the shared key; keys and values have every head.
+        Attention::Latent { rank, rope_dim } => {
+            dim + 3 * q + 2 * q + 2 * u64::from(rank) + u64::from(rope_dim)
+        }
+    }
 }
 
 /// The most bytes at once of a training step, and the receives that are posted ahead. Backward frees
@@ -109,7 +158,7 @@ pub(super) fn peak_activations(a: &Assignment) -> u64 {
         }
         peak = peak.max(live);
     }
-    peak + peak_posted(&a.train) as u64 * Layer::of(a).stream
+    peak + peak_posted(&a.train) as u64 * stream(a)
 }
 
 /// The head's logits. The loss turns them to fp32, which stay until the backward; beside them are the
@@ -131,10 +180,12 @@ pub(super) fn logits_bytes(a: &Assignment) -> u64 {
     tokens(a) * vocabulary(a) * (FP32 * in_flight + beside)
 }
 
-/// The logits of a token on this tensor rank.
+/// The logits of a token on this tensor rank; a pooled head has some for each sample only, which weigh
+/// nothing.
 fn vocabulary(a: &Assignment) -> u64 {
-    let matrices = a.parameters.iter().filter(|row| row.place == Place::Head && row.shape.len() == 2);
-    matrices.map(|row| row.len).sum()
+    let logits =
+        |row: &&ParameterRow| row.place == Place::Head && [HEAD, EMBEDDING].contains(&row.name.as_str());
+    a.parameters.iter().filter(logits).map(|row| row.len).sum()
 }
 
 fn tokens(a: &Assignment) -> u64 {

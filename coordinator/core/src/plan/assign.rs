@@ -143,7 +143,10 @@ impl Shared<'_> {
         let mut places = Vec::new();
         for stage in stages {
             places.extend(stage.embedding.then_some(Place::Embedding));
-            places.extend(stage.layers.clone().map(Place::Layer));
+            for layer in stage.layers.clone() {
+                places.extend((layer == self.bridge()).then_some(Place::Bridge));
+                places.push(Place::Layer(layer));
+            }
             places.extend(stage.head.then_some(Place::Head));
         }
         let (mut rows, mut held) = (Vec::new(), BTreeSet::new());
@@ -176,6 +179,15 @@ impl Shared<'_> {
         rows
     }
 
+    /// The decoder's first layer, where it follows an encoder; else no parameter lies before it.
+    fn bridge(&self) -> u32 {
+        self.request.spec.model.encoder_layers
+    }
+
+    fn stage_of(&self, layer: u32) -> usize {
+        self.layers.iter().position(|layers| layers.contains(&layer)).unwrap_or(0)
+    }
+
     /// Whether a parameter's uses are spread over the tensor ranks: what is replicated is used whole
     /// by each, unless they split the sequence.
     fn splits(&self, parameter: &Parameter) -> bool {
@@ -197,9 +209,8 @@ impl Shared<'_> {
             let stage = match place {
                 Place::Embedding => 0,
                 Place::Head => self.layers.len() - 1,
-                Place::Layer(layer) => {
-                    self.layers.iter().position(|layers| layers.contains(layer)).unwrap_or(0)
-                }
+                Place::Bridge => self.stage_of(self.bridge()),
+                Place::Layer(layer) => self.stage_of(*layer),
             };
             for shard in slice.holders.clone() {
                 let tensor = if self.splits(parameter) { shard / each } else { at.tensor };

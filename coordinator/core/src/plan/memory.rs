@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use coxswain_types::Assignment;
 use coxswain_types::job::{OptimizerKind, Precision};
-use coxswain_types::params::{ParameterRow, Place};
+use coxswain_types::params::ParameterRow;
 use coxswain_types::tree::Node;
 use serde::Serialize;
 
@@ -78,8 +78,7 @@ fn weight_bytes(assignment: &Assignment, row: &ParameterRow) -> u64 {
 /// state, each has whole blocks of it.
 fn optimizer_bytes(assignment: &Assignment, row: &ParameterRow) -> u64 {
     let muon = assignment.spec.train.optimizer.kind == OptimizerKind::Muon;
-    let matrix = row.shape.len() == 2 && matches!(row.place, Place::Layer(_));
-    let moments = if muon && matrix { 1 } else { 2 };
+    let moments = if muon && row.is_layer_matrix() { 1 } else { 2 };
     let ranks = assignment.optimizer_group.len().max(1) as u64;
     let share = row.elements().div_ceil(BLOCK).div_ceil(ranks) * BLOCK;
     moments * FP32 * share.min(row.elements())

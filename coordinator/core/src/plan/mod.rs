@@ -197,11 +197,11 @@ fn check_layout(spec: &JobSpec) -> Result<(), PlanError> {
     let divides = |a: u32, b: u32| a > 0 && b.is_multiple_of(a);
     let rules = [
         (
-            (1..=u64::from(model.layers)).contains(&stages),
-            "layout.pipeline times layout.chunks must be 1 to model.layers",
+            (1..=u64::from(model.all_layers())).contains(&stages),
+            "layout.pipeline times layout.chunks must be 1 to the number of layers",
         ),
         ((1..=model.layers).contains(&model.layer_groups), "model.layer_groups must be 1 to model.layers"),
-        (divides(model.heads, model.dim), "model.heads must divide model.dim"),
+        (model.heads > 0 && model.head_dim > 0, "model.heads and model.head_dim must be above 0"),
         (divides(model.kv_heads, model.heads), "model.kv_heads must divide model.heads"),
         (divides(layout.tensor, shards), "layout.tensor must divide train.tensor_shards"),
         (divides(shards, model.heads), "the number of tensor shards must divide model.heads"),

@@ -2,37 +2,93 @@
 //! pipeline moves at that stage's pace, and the head weighs as much as several layers of a small
 //! model.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use coxswain_types::job::ModelSpec;
+use coxswain_types::model::{Attention, Head};
 
-/// Forward FLOPs for each token of a layer and of the head; a backward costs twice as much of both.
-/// The embedding is a look-up and costs nothing here.
-#[derive(Clone, Copy, Debug)]
-struct Cost {
-    layer: u64,
-    head: u64,
+/// Forward FLOPs for each token of every layer, with what stands before the first and after the last; a
+/// backward costs twice as much of all of them. The embedding is a look-up and costs nothing here.
+fn costs(model: &ModelSpec, sequence: u32) -> Vec<u64> {
+    let mut costs: Vec<u64> =
+        (0..model.all_layers()).map(|layer| layer_cost(model, layer, sequence)).collect();
+    // Each stack begins with an embedding, the decoder's on the stage of its first layer.
+    let stacks = BTreeSet::from([0, model.encoder_layers as usize]);
+    for first in stacks {
+        if let Some(cost) = costs.get_mut(first) {
+            *cost += embedding_map(model);
+        }
+    }
+    if let Some(cost) = costs.last_mut() {
+        *cost += head_cost(model, sequence);
+    }
+    costs
 }
 
-impl Cost {
-    fn of(model: &ModelSpec, sequence: u32) -> Cost {
-        let [dim, ffn, vocab, sequence] = [model.dim, model.ffn, model.vocab, sequence].map(u64::from);
-        let kv = u64::from(model.kv_heads) * u64::from(model.head_dim());
-        // Two FLOPs for each weight: q and o, k and v, gate and up and down.
-        let weights = 2 * (2 * dim * dim + 2 * dim * kv + 3 * dim * ffn);
-        // Scores and their product with the values, half of which the causal mask leaves out.
-        let attention = 2 * sequence * dim;
-        Cost { layer: weights + attention, head: 2 * dim * vocab }
-    }
+/// Two FLOPs for each weight, and two for each number of the scores and of their product with the values.
+fn layer_cost(model: &ModelSpec, layer: u32, sequence: u32) -> u64 {
+    let [dim, ffn] = [model.dim, model.ffn].map(u64::from);
+    let head = u64::from(model.head_dim);
+    let (q, kv) = (u64::from(model.heads) * head, u64::from(model.kv_heads) * head);
+    let matrices = if model.activation.gated() { 3 } else { 2 };
+    let keys_and_values = match model.attention {
+        Attention::Latent { rank, rope_dim } => {
+            let (rank, rope_dim) = (u64::from(rank), u64::from(rope_dim));
+            let up = u64::from(model.heads) * (2 * head).saturating_sub(rope_dim);
+            dim * (rank + rope_dim) + rank * up
+        }
+        Attention::Longformer { projections: true, .. } => 4 * dim * kv,
+        _ => 2 * dim * kv,
+    };
+    let own = 2 * (2 * dim * q + keys_and_values + matrices * dim * ffn) + scores(model, layer, sequence);
+    // The encoder's output is as long as the decoder's input, and all of it is seen.
+    let crossing = 2 * (2 * dim * q + 2 * dim * kv) + 4 * u64::from(sequence) * q;
+    if model.crosses(layer) { own + crossing } else { own }
+}
 
-    fn stage(&self, layers: usize, last: bool) -> u128 {
-        u128::from(self.layer) * layers as u128 + if last { u128::from(self.head) } else { 0 }
+/// The scores of a token and their product with the values: linear in the length where the number of keys
+/// that it sees is bounded.
+fn scores(model: &ModelSpec, layer: u32, sequence: u32) -> u64 {
+    let q = u64::from(model.heads) * u64::from(model.head_dim);
+    let (sequence, causal) = (u64::from(sequence), model.causal(layer));
+    let all = if causal { sequence.div_ceil(2) } else { sequence };
+    let around = |window: u32| if causal { u64::from(window) } else { 2 * u64::from(window) + 1 };
+    let keys = match model.attention {
+        Attention::Full | Attention::Latent { .. } => all,
+        Attention::Window { window } => around(window),
+        Attention::Longformer { window, global, .. } => around(window) + u64::from(global),
+        Attention::BigBird { block, window, global, random } => {
+            u64::from(block) * [window, global, random].map(u64::from).iter().sum::<u64>()
+        }
+        // The state has as many numbers as keys and values of one head's width would.
+        Attention::Linear { .. } => u64::from(model.head_dim),
+        Attention::Compressed { window, block } => {
+            u64::from(window) + sequence.div_ceil(2 * u64::from(block.max(1)))
+        }
+    };
+    let keys = if matches!(model.attention, Attention::Linear { .. }) { keys } else { keys.min(all) };
+    4 * q * keys
+}
+
+fn embedding_map(model: &ModelSpec) -> u64 {
+    let (width, dim) = (u64::from(model.embedding.dim), u64::from(model.dim));
+    if width == dim { 0 } else { 2 * width * dim }
+}
+
+fn head_cost(model: &ModelSpec, sequence: u32) -> u64 {
+    let [dim, vocab, width] = [model.dim, model.vocab, model.embedding.dim].map(u64::from);
+    match model.head {
+        Head::Lm => 2 * dim * vocab,
+        Head::MaskedLm => 2 * (dim * width + width * vocab),
+        // One token of a sequence is pooled.
+        Head::Pooled { classes } => 2 * dim * (dim + u64::from(classes)) / u64::from(sequence.max(1)),
     }
 }
 
-/// The layers of each of `stages` stages, at least one each; `stages` is at most `model.layers`.
+/// The layers of each of `stages` stages, at least one each; `stages` is at most the number of layers.
 pub(super) fn partition(model: &ModelSpec, sequence: u32, stages: u32) -> Vec<Range<u32>> {
-    let counts = counts(Cost::of(model, sequence), model.layers as usize, stages as usize);
+    let counts = counts(&costs(model, sequence), stages as usize);
     let mut next = 0;
     counts
         .into_iter()
@@ -44,78 +100,77 @@ pub(super) fn partition(model: &ModelSpec, sequence: u32, stages: u32) -> Vec<Ra
         .collect()
 }
 
-/// The number of layers of each stage. Layers cost the same, so only the last stage's share is a
-/// choice: the stages before it share the rest evenly, the larger shares in front. The least dearest
-/// stage decides; among equals the least sum of squares, which is the most even partition; then the
-/// smallest last stage.
-fn counts(cost: Cost, layers: usize, stages: usize) -> Vec<usize> {
-    let front = stages - 1;
-    let with_last = |last: usize| {
-        let rest = layers - last;
-        let share = |i: usize| rest / front + usize::from(i < rest % front);
-        (0..front).map(share).chain([last]).collect::<Vec<_>>()
-    };
-    let rank = |counts: &Vec<usize>| {
-        let costs = counts.iter().enumerate().map(|(i, count)| cost.stage(*count, i == front));
-        let squares = costs.clone().map(|cost| cost * cost);
-        (costs.max(), squares.fold(0, u128::saturating_add))
-    };
-    let choices = if front == 0 { layers..=layers } else { 1..=layers - front };
-    choices.map(with_last).min_by_key(rank).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_dearest_stage_is_as_cheap_as_can_be_then_the_rest_is_even() {
-        for (layer, head, layers, stages, expected) in [
-            (1, 0, 8, 1, vec![8]),
-            (1, 0, 8, 2, vec![4, 4]),
-            (1, 0, 7, 2, vec![4, 3]),
-            (1, 0, 10, 4, vec![3, 3, 2, 2]),
-            (1, 1, 7, 2, vec![4, 3]),
-            (1, 2, 8, 2, vec![5, 3]),
-            // The head alone outweighs all layers: one layer has to stay with it.
-            (1, 100, 6, 3, vec![3, 2, 1]),
-            (1, 5, 4, 4, vec![1, 1, 1, 1]),
-        ] {
-            let found = counts(Cost { layer, head }, layers, stages);
-            assert_eq!(found, expected, "{layers} layers, head {head}, {stages} stages");
-        }
-    }
-
-    #[test]
-    fn no_other_partition_has_a_cheaper_dearest_stage() {
-        for head in [0, 1, 3, 7, 20] {
-            let cost = Cost { layer: 3, head };
-            for layers in 1..=9_usize {
-                for stages in 1..=layers {
-                    let dearest = |counts: &[usize]| {
-                        let costs = counts.iter().enumerate().map(|(i, n)| cost.stage(*n, i + 1 == stages));
-                        costs.max().unwrap()
-                    };
-                    let found = counts(cost, layers, stages);
-                    assert_eq!(found.iter().sum::<usize>(), layers);
-                    assert!(found.iter().all(|n| *n >= 1));
-                    let least = every_split(layers, stages).iter().map(|c| dearest(c)).min().unwrap();
-                    assert_eq!(dearest(&found), least, "{layers} {stages} {head}");
+/// The number of layers of each stage. The least dearest stage decides; among equals the least sum of
+/// squares, which is the most even partition; then the larger shares in front.
+fn counts(costs: &[u64], stages: usize) -> Vec<usize> {
+    let sums: Vec<u128> = std::iter::once(0)
+        .chain(costs.iter().scan(0_u128, |sum, cost| {
+            *sum += u128::from(*cost);
+            Some(*sum)
+        }))
+        .collect();
+    let dearest = least_dearest(costs, stages);
+    let layers = costs.len();
+    // best[start]: the least sum of squares of the layers from `start` on in the stages that follow, and
+    // how many layers the first of those takes. Stages are added from the last one to the first.
+    let mut best: Vec<Option<u128>> = (0..=layers).map(|start| (start == layers).then_some(0)).collect();
+    let mut takes = Vec::with_capacity(stages);
+    for stage in (0..stages).rev() {
+        let mut next = vec![None; layers + 1];
+        let mut take = vec![0; layers + 1];
+        // The stages before this one have at least a layer each, and so have those after it.
+        for start in stage..=layers.saturating_sub(stages - stage) {
+            let ends = start + 1..=layers - (stages - stage - 1);
+            let affordable = ends.take_while(|end| sums[*end] - sums[start] <= dearest);
+            for end in affordable {
+                let Some(rest) = best[end] else { continue };
+                let cost = sums[end] - sums[start];
+                let squares = cost.saturating_mul(cost).saturating_add(rest);
+                if next[start].is_none_or(|least| squares <= least) {
+                    (next[start], take[start]) = (Some(squares), end - start);
                 }
             }
         }
+        best = next;
+        takes.push(take);
     }
-
-    fn every_split(layers: usize, stages: usize) -> Vec<Vec<usize>> {
-        if stages == 1 {
-            return vec![vec![layers]];
-        }
-        (1..=layers + 1 - stages)
-            .flat_map(|first| {
-                every_split(layers - first, stages - 1)
-                    .into_iter()
-                    .map(move |rest| [vec![first], rest].concat())
-            })
-            .collect()
-    }
+    let mut start = 0;
+    takes
+        .iter()
+        .rev()
+        .map(|take| {
+            let count = take[start];
+            start += count;
+            count
+        })
+        .collect()
 }
+
+/// The cost of the dearest stage of the best partition, by bisection: with a larger bound no more stages
+/// are needed.
+fn least_dearest(costs: &[u64], stages: usize) -> u128 {
+    let needed = |bound: u128| {
+        let (mut stages, mut cost) = (1, 0);
+        for layer in costs.iter().map(|cost| u128::from(*cost)) {
+            if cost + layer > bound {
+                (stages, cost) = (stages + 1, 0);
+            }
+            cost += layer;
+        }
+        stages
+    };
+    let mut low = costs.iter().copied().max().map_or(0, u128::from);
+    let mut high = costs.iter().map(|cost| u128::from(*cost)).sum::<u128>().max(low);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if needed(middle) <= stages {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    high
+}
+
+#[cfg(test)]
+mod tests;

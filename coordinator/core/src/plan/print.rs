@@ -70,7 +70,7 @@ fn head_line(f: &mut fmt::Formatter<'_>, a: &Assignment) -> fmt::Result {
     ];
     let parts: Vec<_> = parts.into_iter().chain(more.into_iter().flatten()).collect();
     writeln!(f, "{}", parts.join(" · "))?;
-    let rows = a.spec.model.layers;
+    let rows = a.spec.model.all_layers();
     let tokens = u64::from(train.micro_batches) * u64::from(train.micro_batch) * u64::from(train.sequence);
     let parts = [
         counted(rows, "layer", "layers"),

@@ -48,6 +48,15 @@ impl Faults {
         fits
     }
 
+    /// A count that has no default where `with` is chosen; 0 where it is missing or wrong.
+    fn need(&mut self, path: &str, given: Option<u32>, with: &str, limit: &Limit) -> u32 {
+        let Some(found) = given else {
+            self.add(path, format!("is missing; {with} needs it"));
+            return 0;
+        };
+        if self.count(path, found, limit) { found } else { 0 }
+    }
+
     /// Refuses a key that is given where it has no meaning; `with` says where it has one, and why.
     fn only_with(&mut self, path: &str, given: bool, with: &str) {
         if given {
@@ -56,18 +65,32 @@ impl Faults {
     }
 }
 
+/// What a job is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// It shall be trained.
+    Train,
+    /// It shall be looked at: a plan of a model that cannot be trained yet.
+    Look,
+}
+
 /// Makes the job, or tells everything that is wrong with it.
-pub(super) fn check(raw: RawJob, base: &Path) -> Result<JobSpec, Vec<(KeyPath, String)>> {
+pub(super) fn check(raw: RawJob, base: &Path, purpose: Purpose) -> Result<JobSpec, Vec<(KeyPath, String)>> {
     let mut faults = Faults::default();
     check_name(&raw.name, &mut faults);
     let layout = raw.layout.clone().unwrap_or_default();
     let model = model::model(&raw.model, &mut faults);
     let train = train::train(&raw.train, layout.data.unwrap_or(1), &mut faults);
+    model::check_training(&model, &raw.train, &train, &mut faults);
     let data = data::data(raw.data, base, &model, &train, &mut faults);
     if let Some(shards) = train.tensor_shards {
         layout::check_shards(shards, &model, &mut faults);
     }
     let (layout, actions) = layout::layout(&layout, &model, &train, &mut faults);
+    if let Some(part) = model::unsupported(&model).filter(|_| purpose == Purpose::Train) {
+        let instead = "`coxswain plan --preset` can plan it";
+        faults.add("model", format!("{part} cannot be trained in this version; {instead}"));
+    }
     let checkpoint = checkpoint(raw.checkpoint.as_ref(), &mut faults);
     match data {
         Some(data) if faults.0.is_empty() => {

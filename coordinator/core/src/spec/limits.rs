@@ -18,6 +18,18 @@ pub(super) const DIM: Limit = up_to(65_536, "a square matrix of this width holds
 pub(super) const FFN: Limit = up_to(262_144, "four times the greatest model.dim");
 pub(super) const VOCAB: Limit = up_to(1 << 20, "four times the largest vocabularies in use");
 pub(super) const SEQUENCE: Limit = up_to(1 << 20, "rotary angles are exact in fp32 up to here");
+/// Rows of a table of positions before the first position's; RoBERTa and BART have 2.
+pub(super) const POSITION_OFFSET: Limit = Limit { least: 0, most: 1024, reason: "they are never looked up" };
+/// Windows, blocks, tables of positions, and the lengths that models were trained on.
+pub(super) const LENGTH: Limit = up_to(1 << 20, "no sequence is longer");
+pub(super) const BUCKETS: Limit =
+    Limit { least: 4, most: 4096, reason: "each head has a learned number for each" };
+pub(super) const TOKEN_TYPES: Limit =
+    Limit { least: 0, most: 1024, reason: "kinds of segments are few, and each has a learned vector" };
+pub(super) const CLASSES: Limit = Limit { least: 0, most: 65_536, reason: "each class has a row of weights" };
+/// Global tokens or blocks, and random blocks of a row.
+pub(super) const GLOBAL: Limit =
+    Limit { least: 0, most: 65_536, reason: "each is seen by all tokens: more of them is full attention" };
 pub(super) const MICRO_BATCH: Limit = up_to(65_536, "more samples belong into more micro-batches");
 pub(super) const MICRO_BATCHES: Limit =
     up_to(4096, "an assignment lists every micro-batch's actions and has to fit in one message");

@@ -5,6 +5,7 @@
 //!   `reference` (tests only) holds `docs/job.md` to them.
 //! - `values`: the words of the format, and what may be written in two ways.
 //! - `yaml`, `node`: text to a tree, and the tree to raw structs. YAML stays inside `yaml`.
+//! - [`presets`]: known models by name.
 //! - `check`: defaults and limits; all semantic faults are found at once.
 //! - `resolved`: a job written out with every default.
 //!
@@ -14,6 +15,7 @@ mod check;
 mod error;
 mod limits;
 mod node;
+pub mod presets;
 pub mod raw;
 #[cfg(test)]
 mod reference;
@@ -28,6 +30,7 @@ use coxswain_types::JobSpec;
 pub use error::{Fault, Origin, SpecError};
 pub use resolved::resolved_yaml;
 
+use check::Purpose;
 use error::KeyPath;
 
 /// A job file is a page of text; a longer one is some other file, and is refused before it is parsed.
@@ -52,6 +55,18 @@ pub struct JobText<'a> {
 /// The first fault of shape (YAML syntax, a key that is unknown, missing or given twice, a value of
 /// the wrong type), or else every fault of meaning.
 pub fn parse(job: &JobText<'_>) -> Result<JobSpec, SpecError> {
+    read(job, Purpose::Train)
+}
+
+/// As [`parse`], for a job that is only looked at: its model may be one that cannot be trained yet.
+///
+/// # Errors
+/// As [`parse`].
+pub fn look(job: &JobText<'_>) -> Result<JobSpec, SpecError> {
+    read(job, Purpose::Look)
+}
+
+fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
     let refuse = |faults: Vec<(KeyPath, String)>| {
         let mut faults: Vec<_> =
             faults.into_iter().map(|(path, message)| place(job, &path, message)).collect();
@@ -75,9 +90,10 @@ pub fn parse(job: &JobText<'_>) -> Result<JobSpec, SpecError> {
             yaml::read(value).map_err(|fault| SpecError::from(Fault::new(set(), "", fault.message)))?;
         tree.set(path, value).map_err(|message| SpecError::from(Fault::new(set(), path, message)))?;
     }
+    presets::expand(&mut tree).map_err(|message| refuse(vec![("model.preset".into(), message)]))?;
     let raw: raw::RawJob =
         node::decode(tree).map_err(|error| refuse(vec![(error.culprit(), error.problem.to_string())]))?;
-    check::check(raw, job.base).map_err(refuse)
+    check::check(raw, job.base, purpose).map_err(refuse)
 }
 
 /// Says where `path` got its value: from the last `--set` above or at it, or from a line of the text.

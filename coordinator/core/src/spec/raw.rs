@@ -4,6 +4,13 @@
 use coxswain_types::job::{Precision, Reduction};
 use serde::{Deserialize, Serialize};
 
+mod model;
+
+pub use model::{
+    ActivationName, AttentionName, BiasNames, HeadName, PositionsName, RawAttention, RawModel,
+    RawRopeScaling, RopeScalingName,
+};
+
 pub use super::values::{Checkpoints, OptimizerName, Paths, RateScheduleName, ScheduleName, ZeroStage};
 
 /// A job file.
@@ -25,38 +32,6 @@ pub struct RawJob {
     /// When checkpoints are written. Default: at the end only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<RawCheckpoint>,
-}
-
-/// `model`: a decoder-only transformer, LLaMA style.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawModel {
-    /// Number of transformer layers.
-    pub layers: u32,
-    /// Width of the residual stream.
-    pub dim: u32,
-    /// Number of query heads. Divides `dim`, and `dim / heads` is even.
-    pub heads: u32,
-    /// Number of key/value heads. Divides `heads`. Default: `heads`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kv_heads: Option<u32>,
-    /// Width of the feed-forward layer. Default: 8/3 of `dim`, rounded up to a multiple of 64.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ffn: Option<u32>,
-    /// Number of tokens that the model knows. With text at least 257: the bytes and the end of text.
-    pub vocab: u32,
-    /// Base of the rotary position encoding. Default: 10000.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rope_theta: Option<f64>,
-    /// Added to the mean square in RMSNorm. Default: 1e-5.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub norm_eps: Option<f64>,
-    /// Whether the output head uses the token embedding's weights. Default: false.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tied_embeddings: Option<bool>,
-    /// Groups of consecutive layers whose layers share their weights. Default: `layers`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub layer_groups: Option<u32>,
 }
 
 /// `data`: where tokens come from; either `text` or `synthetic`.
@@ -187,6 +162,14 @@ pub struct RawTrain {
     /// false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parameter_norms: Option<bool>,
+    /// The share of tokens that a masked language model (`model.head: masked-lm`) is asked for; eight of
+    /// ten of them are hidden, one is replaced, one stays. Default: 0.15.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masked: Option<f64>,
+    /// Whether a token sees its own document only, where a sample holds parts of several. A document ends
+    /// with its file. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub separate_documents: Option<bool>,
 }
 
 /// `layout`: how many ways the work is split; their product is the number of workers.

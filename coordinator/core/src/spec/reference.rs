@@ -1,5 +1,5 @@
 //! What `docs/job.md` says of the format, made from the format: the meaning, type and default of each
-//! key from [`super::raw`] as it is written, the bounds from [`super::limits`], the rest from [`parse`].
+//! key from [`super::raw`] as it is written, the bounds from [`super::limits`], the rest from [`look`].
 //!
 //! The page's prose is its own. [`filled`] replaces what stands between `<!-- NAME -->` and
 //! `<!-- end of NAME -->`; a test compares, and `UPDATE_EXPECT=1` rewrites the page.
@@ -7,14 +7,17 @@
 use std::path::Path;
 
 use coxswain_types::JobSpec;
+use coxswain_types::params::{Parameter, parameter_table};
 
 use super::limits::{self, Limit};
+use super::presets;
 use super::tests::LEAST;
-use super::{JobText, SpecError, parse, resolved_yaml};
+use super::{JobText, SpecError, look, resolved_yaml};
+use model::{MODEL, beside_model};
 use rules::RULES;
 
 /// The structs whose fields are the keys.
-const RAW: &str = include_str!("raw.rs");
+const RAW: &str = concat!(include_str!("raw.rs"), include_str!("raw/model.rs"));
 
 /// A struct of [`RAW`], or a field of one.
 struct Item {
@@ -56,23 +59,13 @@ const FLAG: Allowed = Words { words: "`true` or `false`", fit: &["true", "false"
 const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
 
 /// Beside this, keys have the rules of [`RULES`].
-const ALLOWED: [(&str, Allowed); 53] = [
+const ALLOWED: [(&str, Allowed); 45] = [
     (
         "name",
         Words {
             words: "as the meaning says", fit: &["a", "0.b_c-d"], unfit: &["''", "A", "-a", "a b", "ä"]
         },
     ),
-    ("model.layers", Count(&limits::LAYERS)),
-    ("model.dim", Count(&limits::DIM)),
-    ("model.heads", Count(&limits::DIM)),
-    ("model.kv_heads", Count(&limits::DIM)),
-    ("model.ffn", Count(&limits::FFN)),
-    ("model.vocab", Count(&limits::VOCAB)),
-    ("model.rope_theta", Words { words: "above 1", fit: &["1.1", "500000"], unfit: &["1", "0"] }),
-    ("model.norm_eps", Words { words: "above 0 and below 1", fit: &["1e-12", "0.9"], unfit: &["0", "1"] }),
-    ("model.tied_embeddings", FLAG),
-    ("model.layer_groups", Words { words: "1 to `layers`", fit: &["1", "4"], unfit: &["0", "5"] }),
     ("data.text", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
     (
         "data.held_out",
@@ -151,6 +144,11 @@ const ALLOWED: [(&str, Allowed); 53] = [
     ("train.clip_norm", NOT_NEGATIVE),
     ("train.evaluate_every", ANY_COUNT),
     ("train.parameter_norms", FLAG),
+    (
+        "train.masked",
+        Words { words: "above 0 and below 1", fit: &["0.01", "0.99"], unfit: &["0", "1", ".nan"] },
+    ),
+    ("train.separate_documents", FLAG),
     ("layout.pipeline", Count(&limits::WORLD)),
     ("layout.tensor", Count(&limits::WORLD)),
     ("layout.data", Count(&limits::WORLD)),
@@ -181,7 +179,7 @@ const ALLOWED: [(&str, Allowed); 53] = [
 ];
 
 fn allowed(path: &str) -> Option<&'static Allowed> {
-    ALLOWED.iter().find(|(of, _)| *of == path).map(|(_, allowed)| allowed)
+    ALLOWED.iter().chain(&MODEL).find(|(of, _)| *of == path).map(|(_, allowed)| allowed)
 }
 
 /// What has to stand beside a key that goes with another choice only.
@@ -190,9 +188,10 @@ fn beside(path: &str) -> Sets {
         "train.initial_loss_scale" | "train.loss_scale_growth_steps" => &[("train.precision", "fp16")],
         "train.momentum" => &[("train.optimizer", "muon")],
         "train.decay_steps" => &[("train.learning_rate_schedule", "wsd")],
+        "train.masked" => &[("model.architecture", "encoder"), ("model.vocab", "600")],
         "layout.chunks" => &[("layout.schedule", "interleaved")],
         "layout.actions" => &[("layout.schedule", "custom")],
-        _ => &[],
+        path => beside_model(path),
     }
 }
 
@@ -262,10 +261,14 @@ impl Key {
             "f64" => "number",
             "[f64; 2]" => "two numbers",
             "bool" => "true or false",
-            "Reduction" | "Precision" | "OptimizerName" | "RateScheduleName" | "ScheduleName" => "word",
+            "Reduction" | "Precision" | "OptimizerName" | "RateScheduleName" | "ScheduleName"
+            | "Architecture" | "PositionsName" | "RopeScalingName" | "NormKind" | "NormPlacement"
+            | "ActivationName" | "AttentionName" | "HeadName" => "word",
+            "BiasNames" => "true, false or list",
             "Checkpoints" => "word or map",
             "ZeroStage" => "whole number",
             "Paths" => "path or list",
+            "RawAttention" => "word or map",
             ty if ty.starts_with("Raw") => "map",
             other => panic!("say what a {other} is"),
         }
@@ -306,6 +309,18 @@ fn keys() -> String {
     text.trim_end().to_owned()
 }
 
+/// Every preset, with the parameters that its model has.
+fn models() -> String {
+    let mut text = "| Preset | Parameters |\n|---|---|\n".to_owned();
+    for name in presets::names() {
+        let sets = [("model", format!("{{preset: {name}}}"))];
+        let model = read(&sets.each_ref().map(|(path, value)| (*path, value.as_str()))).unwrap().model;
+        let parameters: u64 = parameter_table(&model).iter().map(Parameter::elements).sum();
+        text.push_str(&format!("| `{name}` | {parameters} |\n"));
+    }
+    text.trim_end().to_owned()
+}
+
 /// Every rule with what the program says where it is broken.
 fn rules() -> String {
     let mut text = "| Rule | What is said where it is broken |\n|---|---|\n".to_owned();
@@ -331,7 +346,7 @@ fn bounds() -> String {
 /// The minimal job with some values replaced.
 fn read(sets: &[(&str, &str)]) -> Result<JobSpec, SpecError> {
     let sets: Vec<_> = sets.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())).collect();
-    parse(&JobText { source: "job.yaml", text: LEAST, sets: &sets, base: Path::new("/jobs") })
+    look(&JobText { source: "job.yaml", text: LEAST, sets: &sets, base: Path::new("/jobs") })
 }
 
 fn fenced(text: &str) -> String {
@@ -345,6 +360,7 @@ fn filled(page: &str) -> String {
         ("minimal job", fenced(LEAST)),
         ("resolved job", fenced(&resolved)),
         ("keys", keys()),
+        ("presets", models()),
         ("rules", rules()),
         ("bounds", bounds()),
     ];
@@ -356,5 +372,6 @@ fn filled(page: &str) -> String {
     })
 }
 
+mod model;
 mod rules;
 mod tests;

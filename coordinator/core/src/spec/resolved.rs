@@ -2,14 +2,17 @@
 
 use coxswain_types::JobSpec;
 use coxswain_types::job::{DataSpec, OptimizerKind, Precision, RateSchedule, Reduction, Schedule};
+use coxswain_types::model::Head;
 use coxswain_types::schedule::Action;
 
 use super::error::{Fault, SpecError};
 use super::raw::{
-    Checkpoints, OptimizerName, Paths, RateScheduleName, RawCheckpoint, RawData, RawJob, RawLayout, RawModel,
+    Checkpoints, OptimizerName, Paths, RateScheduleName, RawCheckpoint, RawData, RawJob, RawLayout,
     RawSynthetic, RawTrain, ScheduleName, ZeroStage,
 };
 use super::yaml;
+
+mod model;
 
 /// The job as YAML that [`super::parse`] reads back to the same job. `train.threads` is left out
 /// while nobody has chosen it, and so are keys that go with another choice.
@@ -21,18 +24,6 @@ pub fn resolved_yaml(job: &JobSpec) -> Result<String, SpecError> {
 }
 
 fn unchecked(job: &JobSpec) -> RawJob {
-    let model = RawModel {
-        layers: job.model.layers,
-        dim: job.model.dim,
-        heads: job.model.heads,
-        kv_heads: Some(job.model.kv_heads),
-        ffn: Some(job.model.ffn),
-        vocab: job.model.vocab,
-        rope_theta: Some(job.model.rope_theta),
-        norm_eps: Some(job.model.norm_eps),
-        tied_embeddings: Some(job.model.tied_embeddings),
-        layer_groups: Some(job.model.layer_groups),
-    };
     let data = match &job.data {
         DataSpec::Text { files, held_out } => {
             RawData { text: Some(Paths::Many(files.clone())), held_out: Some(*held_out), synthetic: None }
@@ -44,7 +35,7 @@ fn unchecked(job: &JobSpec) -> RawJob {
     let checkpoint = RawCheckpoint { every: Some(job.checkpoint.every), keep: Some(job.checkpoint.keep) };
     RawJob {
         name: job.name.clone(),
-        model,
+        model: model::model(&job.model),
         data,
         train: train(job),
         layout: Some(layout(job)),
@@ -98,6 +89,8 @@ fn train(job: &JobSpec) -> RawTrain {
         clip_norm: Some(optimizer.clip_norm),
         evaluate_every: Some(train.evaluate_every),
         parameter_norms: Some(train.parameter_norms),
+        masked: (job.model.head == Head::MaskedLm).then_some(train.masked),
+        separate_documents: Some(train.separate_documents),
     }
 }
 

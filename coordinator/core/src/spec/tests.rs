@@ -38,14 +38,30 @@ fn a_least_job_gets_every_default() {
     expect![[r#"
         name: least
         model:
+          architecture: decoder
           layers: 4
           dim: 128
           heads: 8
           kv_heads: 8
+          head_dim: 16
           ffn: 384
           vocab: 512
+          positions: rope
           rope_theta: 10000.0
+          norm: rms
+          norm_placement: pre
           norm_eps: 0.00001
+          activation: swiglu
+          biases: false
+          attention:
+            kind: full
+          attention_scale: 0.25
+          embedding_dim: 128
+          token_types: 0
+          embedding_norm: false
+          embedding_scaled: false
+          head: lm
+          logit_scale: 1.0
           tied_embeddings: false
           layer_groups: 4
         data:
@@ -78,6 +94,7 @@ fn a_least_job_gets_every_default() {
           clip_norm: 1.0
           evaluate_every: 0
           parameter_norms: false
+          separate_documents: false
         layout:
           pipeline: 1
           tensor: 1
@@ -125,7 +142,7 @@ fn the_first_fault_of_shape_is_told() {
     });
     expect![[r#"
         unknown key:
-          job.yaml:5:3: model.haeds: is not a known key; did you mean `heads`? (known here: layers, dim, heads, kv_heads, ffn, vocab, rope_theta, norm_eps, tied_embeddings, layer_groups)
+          job.yaml:5:3: model.haeds: is not a known key; did you mean `heads`? (known here: preset, architecture, layers, encoder_layers, dim, heads, kv_heads, head_dim, ffn, vocab, positions, rope_theta, rope_scaling, max_positions, position_offset, relative_buckets, relative_max_distance, norm, norm_placement, norm_eps, activation, biases, attention, attention_scale, embedding_dim, token_types, embedding_norm, embedding_scaled, head, classes, logit_scale, tied_embeddings, layer_groups)
         unknown and unlike:
           job.yaml:2:1: xyzzy: is not a known key (known here: name, model, data, train, layout, checkpoint)
         missing key:
@@ -210,7 +227,7 @@ checkpoint: {keep: 0}
 ";
     expect![[r#"
         job.yaml:1:1: name: found `Least One`; must be 1 to 64 of a-z, 0-9, `.`, `_` and `-`, beginning with a letter or a digit: it names folders
-        job.yaml:2:30: model.heads: found 7; must divide model.dim (512), such as 8
+        job.yaml:2:30: model.heads: found 7; must divide model.dim (512), such as 8, or model.head_dim must be set
         job.yaml:2:40: model.kv_heads: found 3; must divide model.heads (7): each is shared by equally many query heads, such as 1
         job.yaml:2:53: model.vocab: found 100; with data.text must be 257 or more (256 bytes and the end-of-text token)
         job.yaml:4:3: data.text: found a list of 0; must name 1 to 1024 files
@@ -287,10 +304,10 @@ fn single_faults_name_the_flag_that_brought_them() {
     ];
     let told: String = rows.iter().map(|sets| refusal(LEAST, sets) + "\n").collect();
     expect![[r#"
-        --set model.heads=7: found 7; must divide model.dim (128), such as 8
+        --set model.heads=7: found 7; must divide model.dim (128), such as 8, or model.head_dim must be set
         --set model.heads=128: found 128, which makes heads of width 1; must leave heads of even width, because RoPE rotates pairs, such as 64
-        --set model={layers: 1, dim: 8, heads: 3, vocab: 300}: model.heads: found 3; must divide model.dim (8), such as 2
-        --set model.haeds=7: is not a known key; did you mean `heads`? (known here: layers, dim, heads, kv_heads, ffn, vocab, rope_theta, norm_eps, tied_embeddings, layer_groups)
+        --set model={layers: 1, dim: 8, heads: 3, vocab: 300}: model.heads: found 3; must divide model.dim (8), such as 2, or model.head_dim must be set
+        --set model.haeds=7: is not a known key; did you mean `heads`? (known here: preset, architecture, layers, encoder_layers, dim, heads, kv_heads, head_dim, ffn, vocab, positions, rope_theta, rope_scaling, max_positions, position_offset, relative_buckets, relative_max_distance, norm, norm_placement, norm_eps, activation, biases, attention, attention_scale, embedding_dim, token_types, embedding_norm, embedding_scaled, head, classes, logit_scale, tied_embeddings, layer_groups)
         --set name.first=x: there is no key `first` below a value that is not a map
         --set model..heads=8: `model..heads` is no path; paths look like model.heads
         --set model.heads=[8: cannot be read: did not find expected ',' or ']', while parsing a flow sequence

@@ -8,6 +8,7 @@ use coxswain_types::params::{Init, ParameterRow};
 pub fn initial_values(row: &ParameterRow, seed: u64) -> Vec<f32> {
     let std = match row.init {
         Init::Ones => return vec![1.0; row.elements() as usize],
+        Init::Zeros => return vec![0.0; row.elements() as usize],
         Init::Normal { std } => std,
     };
     let key = row.name.bytes().fold(draw(seed, 0), |key, byte| draw(key, u64::from(byte)));
@@ -36,18 +37,7 @@ mod tests {
     use coxswain_types::params::{parameter_table, slice_of};
 
     fn row(name: &str, index: u32, tensor: u32) -> ParameterRow {
-        let model = ModelSpec {
-            layers: 1,
-            dim: 32,
-            heads: 4,
-            kv_heads: 2,
-            ffn: 48,
-            vocab: 301,
-            rope_theta: 1e4,
-            norm_eps: 1e-5,
-            tied_embeddings: false,
-            layer_groups: 1,
-        };
+        let model = ModelSpec::llama(1, 32, 4, 2, 48, 301);
         let table = parameter_table(&model);
         let parameter = table.iter().find(|p| p.name.contains(name)).unwrap();
         parameter.row(&slice_of(parameter, index, tensor), index)

@@ -1,5 +1,5 @@
-//! One transformer layer, LLaMA style: norm, grouped-query attention with rotary positions, norm,
-//! SwiGLU (Megatron's cut, arXiv 1909.08053).
+//! One transformer layer: an attention block and a feed-forward block, each with a norm before it or
+//! after its residual sum.
 //!
 //! A rank holds some of the *logical tensor shards* of the layer. Each shard is computed by itself,
 //! as if it had a rank of its own; their partial sums are added in a fixed tree, so the bits do not
@@ -7,15 +7,17 @@
 
 use std::rc::Rc;
 
-use coxswain_native::attention::{self, ProbabilityDropout};
-use coxswain_native::ops;
 use coxswain_types::assignment::Recompute;
 use coxswain_types::job::Block;
+use coxswain_types::model::NormPlacement;
 use coxswain_types::params::{Place, layer_prefix};
 use tch::{Device, Kind, Tensor};
 
+use super::attention::AttentionBlock;
+use super::cache::Cache;
+use super::ffn::Ffn;
 use super::norm::Norm;
-use super::param::{Param, Parameters};
+use super::param::Parameters;
 use super::pass::{Pass, Site};
 use super::stage::Context;
 use crate::EngineError;
@@ -25,22 +27,10 @@ use crate::EngineError;
 pub struct Layer {
     index: u32,
     attention_norm: Norm,
+    attention: AttentionBlock,
     ffn_norm: Norm,
-    shards: Vec<Shard>,
+    ffn: Ffn,
     context: Rc<Context>,
-}
-
-/// The weights of one logical tensor shard.
-#[derive(Debug)]
-struct Shard {
-    index: u32,
-    q: Rc<Param>,
-    k: Rc<Param>,
-    v: Rc<Param>,
-    o: Rc<Param>,
-    gate: Rc<Param>,
-    up: Rc<Param>,
-    down: Rc<Param>,
 }
 
 /// A part of a layer that runs as one piece between cuts.
@@ -67,28 +57,14 @@ pub fn pieces(recompute: Recompute) -> &'static [(Piece, bool)] {
 impl Layer {
     /// Layer `index` of the model.
     pub fn build(index: u32, parameters: &Parameters, context: &Rc<Context>) -> Result<Layer, EngineError> {
-        let prefix = layer_prefix(&context.model, index);
-        let place = Place::Layer(index);
-        let name = |part: &str| format!("{prefix}.{part}.weight");
-        let take = |part: &str, shard| parameters.take(place, &name(part), shard);
-        let norm = |part: &str| Norm::build(place, &name(part), parameters, context);
-        let shard = |index| -> Result<Shard, EngineError> {
-            Ok(Shard {
-                index,
-                q: take("self_attn.q_proj", index)?,
-                k: take("self_attn.k_proj", index)?,
-                v: take("self_attn.v_proj", index)?,
-                o: take("self_attn.o_proj", index)?,
-                gate: take("mlp.gate_proj", index)?,
-                up: take("mlp.up_proj", index)?,
-                down: take("mlp.down_proj", index)?,
-            })
-        };
+        let (prefix, place) = (layer_prefix(&context.model, index), Place::Layer(index));
+        let norm = |part: &str| Norm::build(place, &format!("{prefix}.{part}"), parameters, context);
         Ok(Layer {
             index,
             attention_norm: norm("input_layernorm")?,
+            attention: AttentionBlock::build(index, &format!("{prefix}.self_attn"), parameters, context)?,
             ffn_norm: norm("post_attention_layernorm")?,
-            shards: context.shards.clone().map(shard).collect::<Result<_, _>>()?,
+            ffn: Ffn::build(place, &format!("{prefix}.mlp"), parameters, context)?,
             context: Rc::clone(context),
         })
     }
@@ -96,10 +72,9 @@ impl Layer {
     /// A piece of the layer; x and the result are `[b, t, d]`, with this rank's part of t where the
     /// sequence is split.
     pub fn forward(&self, piece: Piece, x_btd: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
-        let attend = |shard: &Shard, q: &Tensor, k: &Tensor, v: &Tensor| self.attend(shard, q, k, v, pass);
         match piece {
-            Piece::Whole => self.ffn(&self.attention(x_btd, pass, attend)?, pass),
-            Piece::Attention => self.attention(x_btd, pass, attend),
+            Piece::Whole => self.ffn(&self.attention(x_btd, pass, None)?, pass),
+            Piece::Attention => self.attention(x_btd, pass, None),
             Piece::Ffn => self.ffn(x_btd, pass),
         }
     }
@@ -111,88 +86,40 @@ impl Layer {
         pass: &Pass<'_>,
         cache: &mut Cache,
     ) -> Result<Tensor, EngineError> {
-        let x_btd = self.attention(x_btd, pass, |_, q, k, v| {
-            let causal = cache.is_empty();
-            let (k, v) = cache.append(k, v)?;
-            Ok(ops::attention(q, &k, &v, causal)?)
-        })?;
-        self.ffn(&x_btd, pass)
+        self.ffn(&self.attention(x_btd, pass, Some(cache))?, pass)
     }
 
     fn attention(
         &self,
         x_btd: &Tensor,
         pass: &Pass<'_>,
-        mut attend: impl FnMut(&Shard, &Tensor, &Tensor, &Tensor) -> Result<Tensor, EngineError>,
+        cache: Option<&mut Cache>,
     ) -> Result<Tensor, EngineError> {
-        let shared = self.context.copy_to_shards(&self.attention_norm.forward(x_btd)?)?;
-        let (mut parts, rotary) = (Vec::new(), pass.rotary);
-        for (shard, x_btd) in self.shards.iter().zip(&shared) {
-            let q_bthk = ops::rope(&self.heads(x_btd, &shard.q)?, &rotary.cos, &rotary.sin)?;
-            let k_btgk = ops::rope(&self.heads(x_btd, &shard.k)?, &rotary.cos, &rotary.sin)?;
-            let v_btgk = self.heads(x_btd, &shard.v)?;
-            let mixed = attend(shard, &q_bthk, &k_btgk, &v_btgk)?.f_flatten(2, 3)?;
-            parts.push(self.context.linear(&mixed, &shard.o)?);
-        }
-        let sum_btd = self.context.reduce_from_shards(&parts)?;
-        Ok(x_btd.f_add(&pass.dropout(&sum_btd, self.index, Site::Attention, &self.context)?)?)
-    }
-
-    fn attend(
-        &self,
-        shard: &Shard,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        pass: &Pass<'_>,
-    ) -> Result<Tensor, EngineError> {
-        let Some((key, rate)) = pass.probabilities(self.index) else {
-            return Ok(ops::attention(q, k, v, true)?);
-        };
-        let heads = i64::from(self.context.model.heads);
-        let each = heads / i64::from(self.context.shard_count);
-        let first_head = i64::from(shard.index) * each;
-        let dropout = ProbabilityDropout { key, rate, first_head, heads };
-        Ok(attention::attention(q, k, v, true, Some(dropout))?)
+        self.residual(x_btd, &self.attention_norm, Site::Attention, pass, |x_btd| {
+            self.attention.forward(x_btd, pass, cache)
+        })
     }
 
     fn ffn(&self, x_btd: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
-        let shared = self.context.copy_to_shards(&self.ffn_norm.forward(x_btd)?)?;
-        let mut parts = Vec::new();
-        for (shard, x_btd) in self.shards.iter().zip(&shared) {
-            let (gate, up) =
-                (self.context.linear(x_btd, &shard.gate)?, self.context.linear(x_btd, &shard.up)?);
-            parts.push(self.context.linear(&ops::swiglu(&gate, &up)?, &shard.down)?);
-        }
-        let sum_btd = self.context.reduce_from_shards(&parts)?;
-        Ok(x_btd.f_add(&pass.dropout(&sum_btd, self.index, Site::Ffn, &self.context)?)?)
+        self.residual(x_btd, &self.ffn_norm, Site::Ffn, pass, |x_btd| self.ffn.forward(x_btd))
     }
 
-    /// A product cut into heads: `[b, t, heads, k]`.
-    fn heads(&self, x_btd: &Tensor, param: &Param) -> Result<Tensor, EngineError> {
-        let head_dim = i64::from(self.context.model.head_dim());
-        Ok(self.context.linear(x_btd, param)?.f_unflatten(2, [-1, head_dim].as_slice())?)
-    }
-}
-
-/// Keys and values of the tokens so far, for generation: `[b, s, g, k]`.
-#[derive(Debug, Default)]
-pub struct Cache {
-    kv: Option<(Tensor, Tensor)>,
-}
-
-impl Cache {
-    fn is_empty(&self) -> bool {
-        self.kv.is_none()
-    }
-
-    fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor), EngineError> {
-        let (k, v) = match &self.kv {
-            None => (k.shallow_clone(), v.shallow_clone()),
-            Some((old_k, old_v)) => (Tensor::f_cat(&[old_k, k], 1)?, Tensor::f_cat(&[old_v, v], 1)?),
+    /// `x + block(norm(x))`, or `norm(x + block(x))`.
+    fn residual(
+        &self,
+        x_btd: &Tensor,
+        norm: &Norm,
+        site: Site,
+        pass: &Pass<'_>,
+        block: impl FnOnce(&Tensor) -> Result<Tensor, EngineError>,
+    ) -> Result<Tensor, EngineError> {
+        let add = |y_btd: &Tensor| -> Result<Tensor, EngineError> {
+            Ok(x_btd.f_add(&pass.dropout(y_btd, self.index, site, &self.context)?)?)
         };
-        self.kv = Some((k.shallow_clone(), v.shallow_clone()));
-        Ok((k, v))
+        match self.context.model.norm.placement {
+            NormPlacement::Pre => add(&block(&norm.forward(x_btd)?)?),
+            NormPlacement::Post => norm.forward(&add(&block(x_btd)?)?),
+        }
     }
 }
 

@@ -3,18 +3,30 @@
 //! The model knows nothing of pipelines or data ranks. Tensor parallelism shows in the two calls
 //! `copy_to_shards` and `reduce_from_shards`, over a group that may have one rank.
 
+mod attention;
+mod cache;
+mod embedding;
+mod ffn;
+mod head;
 mod init;
 mod layer;
+mod linear;
 mod norm;
 mod param;
 mod pass;
+mod positions;
 mod stage;
+mod uses;
 
+pub use cache::Cache;
+pub use embedding::Embedding;
+pub use head::Head;
 pub use init::initial_values;
 pub(crate) use layer::buffer;
-pub use layer::{Cache, Layer, Piece, pieces};
+pub use layer::{Layer, Piece, pieces};
 pub use norm::Norm;
 pub(crate) use param::kind;
 pub use param::{Bucket, Class, Param, Parameters};
-pub use pass::{Dropout, Pass, Rotary, Site};
-pub use stage::{Context, Embedding, Head, Shape, Stage};
+pub use pass::{Dropout, Pass, Site};
+pub use positions::Rotary;
+pub use stage::{Context, Shape, Stage};

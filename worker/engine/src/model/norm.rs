@@ -1,52 +1,44 @@
-//! RMSNorm, whose weight gradient is one sum for each logical shard of the sequence: where tensor
-//! ranks split the sequence, each brings the sums of its own shards.
+//! RMSNorm and LayerNorm.
 
 use std::rc::Rc;
 
-use coxswain_native::ops::{self, NormUse};
+use coxswain_native::ops;
+use coxswain_types::model::NormKind;
 use coxswain_types::params::Place;
-use coxswain_types::tree::split;
 use tch::Tensor;
 
-use super::param::{Param, Parameters};
+use super::param::Parameters;
 use super::stage::Context;
+use super::uses::Uses;
 use crate::EngineError;
 
-/// A norm's weights, once for each of the sequence shards that this rank computes.
+/// A norm's weights.
 #[derive(Debug)]
 pub struct Norm {
-    uses: Vec<Rc<Param>>,
+    weight: Uses,
+    bias: Option<Uses>,
     context: Rc<Context>,
 }
 
 impl Norm {
+    /// The norm whose parameters are `name.weight` and, in a LayerNorm, `name.bias`.
     pub(super) fn build(
         place: Place,
         name: &str,
         parameters: &Parameters,
         context: &Rc<Context>,
     ) -> Result<Norm, EngineError> {
-        let shards = if context.spread { context.shards.clone() } else { 0..context.shard_count };
-        let uses = shards.map(|shard| parameters.take(place, name, shard)).collect::<Result<_, _>>()?;
-        Ok(Norm { uses, context: Rc::clone(context) })
+        let uses = |part: &str| Uses::build(place, &format!("{name}.{part}"), parameters, context);
+        let biased = context.model.norm.kind == NormKind::Layer;
+        let bias = biased.then(|| uses("bias")).transpose()?;
+        Ok(Norm { weight: uses("weight")?, bias, context: Rc::clone(context) })
     }
 
     /// x and the result are `[b, t, d]`.
     pub(super) fn forward(&self, x_btd: &Tensor) -> Result<Tensor, EngineError> {
-        let tokens = x_btd.size().get(1).copied().unwrap_or(0);
-        let ranges = split(tokens as u32, self.uses.len() as u32);
-        let uses: Vec<_> = self
-            .uses
-            .iter()
-            .zip(ranges)
-            .map(|(param, range)| NormUse {
-                slot: &param.slot,
-                first: i64::from(range.start),
-                tokens: i64::from(range.end - range.start),
-            })
-            .collect();
-        let weight = self.uses.first().map(|param| &param.weight);
-        let weight = weight.ok_or_else(|| EngineError::Table("a norm has no rows".to_owned()))?;
-        Ok(ops::rms_norm(x_btd, weight, self.context.model.norm_eps, &uses, &self.context.tape)?)
+        let (eps, tape) = (self.context.model.norm.eps, &self.context.tape);
+        let (weight, uses) = (self.weight.weight()?, self.weight.of(x_btd));
+        let Some(bias) = &self.bias else { return Ok(ops::rms_norm(x_btd, weight, eps, &uses, tape)?) };
+        Ok(ops::layer_norm(x_btd, weight, bias.weight()?, eps, &uses, &bias.of(x_btd), tape)?)
     }
 }

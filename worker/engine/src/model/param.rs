@@ -152,9 +152,7 @@ impl Parameters {
     ) -> Result<Parameters, EngineError> {
         let class = |row: &ParameterRow| Class {
             shared: row.uses.len() > 1,
-            muon: optimizer == OptimizerKind::Muon
-                && row.shape.len() == 2
-                && matches!(row.place, Place::Layer(_)),
+            muon: optimizer == OptimizerKind::Muon && row.is_layer_matrix(),
         };
         let mut homes = BTreeMap::new();
         let mut buckets = Vec::new();

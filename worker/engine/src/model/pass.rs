@@ -1,11 +1,15 @@
 //! What a forward pass depends on beside weights and tokens: positions, and which values are
 //! dropped. Both are functions of their arguments alone, so a pass can be run again.
 
+use std::sync::Arc;
+
 use coxswain_files::hash::draw;
 use coxswain_native::random;
-use coxswain_types::job::{ModelSpec, TrainSpec};
+use coxswain_types::job::TrainSpec;
 use tch::Tensor;
 
+use super::embedding;
+use super::positions::Rotary;
 use super::stage::Context;
 use crate::EngineError;
 
@@ -25,8 +29,13 @@ pub enum Site {
 /// One forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass<'a> {
-    /// Positions.
-    pub rotary: &'a Rotary,
+    /// Rotations of the positions at hand, where the model rotates.
+    pub rotary: Option<&'a Rotary>,
+    /// The position of the first token.
+    pub first: i64,
+    /// For each row of the micro-batch, the number of the document that each token is of; a token sees
+    /// its own document only. `None` where each row is one document.
+    pub documents: Option<&'a [Arc<[u32]>]>,
     /// What is dropped; `None` outside of training.
     pub dropout: Option<Dropout>,
 }
@@ -73,34 +82,26 @@ impl Pass<'_> {
         Ok(random::dropout(x_btd, dropout.at(layer, site), dropout.rate, place)?)
     }
 
+    /// Whether values are dropped.
+    pub(super) fn drops(&self) -> bool {
+        self.dropout.is_some_and(|dropout| dropout.rate > 0.0)
+    }
+
+    /// The position of each token, `[b, t]`: documents begin anew.
+    pub(super) fn positions_of(&self, ids_bt: &Tensor) -> Result<Tensor, EngineError> {
+        let Some(rows) = self.documents else { return embedding::positions(self.first, ids_bt) };
+        let mut positions = Vec::new();
+        for row in rows {
+            for document in row.chunk_by(|a, b| a == b) {
+                positions.extend(0..document.len() as i64);
+            }
+        }
+        Ok(Tensor::from_slice(&positions).f_view_as(ids_bt)?)
+    }
+
     /// Key and rate of the attention's probabilities.
     pub(super) fn probabilities(&self, layer: u32) -> Option<(u64, f64)> {
         let dropout = self.dropout.filter(|dropout| dropout.attention_rate > 0.0)?;
         Some((dropout.at(layer, Site::Probabilities), dropout.attention_rate))
-    }
-}
-
-/// Rotary tables for consecutive positions, `[t, k/2]` (arXiv 2104.09864).
-#[derive(Debug)]
-pub struct Rotary {
-    pub(super) cos: Tensor,
-    pub(super) sin: Tensor,
-}
-
-impl Rotary {
-    /// Tables for the positions `start..start + tokens`.
-    ///
-    /// Angles are computed in double: a float's last place is a visible angle at position 10,000.
-    pub fn new(model: &ModelSpec, start: i64, tokens: i64) -> Result<Rotary, EngineError> {
-        let (half, dim) = (i64::from(model.head_dim()) / 2, f64::from(model.head_dim()));
-        let angle = |position: i64, i: i64| position as f64 * model.rope_theta.powf(-2.0 * i as f64 / dim);
-        let table = |f: fn(f64) -> f64| {
-            let values: Vec<f32> = (start..start + tokens)
-                .flat_map(|position| (0..half).map(move |i| (position, i)))
-                .map(|(position, i)| f(angle(position, i)) as f32)
-                .collect();
-            Tensor::from_slice(&values).f_view([tokens, half])
-        };
-        Ok(Rotary { cos: table(f64::cos)?, sin: table(f64::sin)? })
     }
 }

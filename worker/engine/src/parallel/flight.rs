@@ -8,7 +8,16 @@ use super::Cut;
 use crate::data::MicroBatchData;
 use crate::model::Piece;
 
-/// What a piece of a layer keeps between forward and backward.
+/// A part of a stage that runs as one piece between cuts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// What follows the embedding's look-up.
+    Stem,
+    /// Of a layer of the stage, this piece.
+    Layer(usize, Piece),
+}
+
+/// What a part keeps between forward and backward.
 pub(super) enum Kept {
     /// All of it.
     Cut(Cut),
@@ -19,8 +28,8 @@ pub(super) enum Kept {
 /// A micro-batch between its forward and its backward.
 pub(super) struct Flight {
     pub(super) data: MicroBatchData,
-    /// The pieces, in order: which layer of the stage, which part of it.
-    pub(super) kept: Vec<(usize, Piece, Kept)>,
+    /// The parts, in order.
+    pub(super) kept: Vec<(Part, Kept)>,
     pub(super) head: Option<Cut>,
 }
 
@@ -29,6 +38,6 @@ pub(super) struct Flight {
 pub(super) struct Filings {
     /// Weight gradients in the order of the backward pass, and whether their place is then done.
     pub(super) places: Vec<(Place, bool, Filed)>,
-    /// What the embedding's gradient needs: ids `[b, t]`, and the gradient of its output.
-    pub(super) embedding: Option<(Tensor, Tensor)>,
+    /// What the embedding's gradient needs: the tokens, and the gradient of its look-up.
+    pub(super) embedding: Option<(MicroBatchData, Tensor)>,
 }

@@ -12,7 +12,7 @@ use coxswain_types::params::Place;
 use coxswain_types::schedule::{Action, Kind as Act};
 use tch::{Device, Kind, Tensor};
 
-use super::flight::{Filings, Flight, Kept};
+use super::flight::{Filings, Flight, Kept, Part};
 use super::seat::Seat;
 use super::{Cut, Probe, Reduction};
 use crate::EngineError;
@@ -62,7 +62,7 @@ pub struct Runner<'a> {
     /// The training's numbers.
     pub train: &'a coxswain_types::job::TrainSpec,
     /// Positions of a sample.
-    pub rotary: &'a Rotary,
+    pub rotary: Option<&'a Rotary>,
     /// Shape of activations between stages, `[b, t, d]`.
     pub shape: [i64; 3],
     /// Where the first value that is not finite is noted, when one is looked for.
@@ -169,12 +169,12 @@ impl<'a> Runner<'a> {
         Ok(self.pipe.push(self.links.send(&x, to, edge(seat.index, forward, false))?)?)
     }
 
-    fn pass(&self, mode: Mode, micro_batch: u32) -> Pass<'a> {
+    fn pass<'p>(&'p self, mode: Mode, micro_batch: u32, data: &'p MicroBatchData) -> Pass<'p> {
         let dropout = match mode {
             Mode::Train { step, .. } => Dropout::of(self.train, step, micro_batch),
             Mode::Evaluate => None,
         };
-        Pass { rotary: self.rotary, dropout }
+        Pass { rotary: self.rotary, first: 0, documents: data.documents.as_deref(), dropout }
     }
 
     fn forward(
@@ -186,9 +186,18 @@ impl<'a> Runner<'a> {
         input: Option<Tensor>,
         data: MicroBatchData,
     ) -> Result<(), EngineError> {
-        let (pass, training) = (self.pass(mode, micro_batch), mode != Mode::Evaluate);
+        let training = mode != Mode::Evaluate;
+        let mut kept = Vec::new();
         let mut x_btd = match (&seat.stage.embedding, input) {
-            (Some(table), None) => tch::no_grad(|| table.forward(&data.ids_bt, &pass))?,
+            (Some(table), None) => {
+                let pass = self.pass(mode, micro_batch, &data);
+                let x_bte = tch::no_grad(|| table.look_up(&data.ids_bt, &pass))?;
+                if table.has_stem(&pass) {
+                    piece(seat, Part::Stem, x_bte, &pass, training.then_some((&mut kept, false)))?
+                } else {
+                    x_bte
+                }
+            }
             (None, Some(received)) => received,
             _ => {
                 return Err(EngineError::Other(format!(
@@ -197,20 +206,11 @@ impl<'a> Runner<'a> {
                 )));
             }
         };
-        let mut kept = Vec::new();
-        for (at, layer) in seat.stage.layers.iter().enumerate() {
-            for &(piece, again) in pieces(seat.stage.recompute[at]) {
-                if training && !again {
-                    let cut = Cut::run(&x_btd, |x| layer.forward(piece, x, &pass))?;
-                    x_btd = cut.output()?;
-                    kept.push((at, piece, Kept::Cut(cut)));
-                } else {
-                    let output = tch::no_grad(|| layer.forward(piece, &x_btd, &pass))?;
-                    if training {
-                        kept.push((at, piece, Kept::Input(x_btd)));
-                    }
-                    x_btd = output;
-                }
+        for at in 0..seat.stage.layers.len() {
+            let pass = self.pass(mode, micro_batch, &data);
+            for &(which, again) in pieces(seat.stage.recompute[at]) {
+                let part = Part::Layer(at, which);
+                x_btd = piece(seat, part, x_btd, &pass, training.then_some((&mut kept, again)))?;
             }
             if let Some(probe) = &mut self.probe {
                 probe.activation(micro_batch, seat.stage.places[at], &x_btd)?;
@@ -267,21 +267,24 @@ impl<'a> Runner<'a> {
             _ => return Err(refuse(action, "its gradient is not there, or not its own")),
         };
         let mut kept = flight.kept;
-        while let Some((at, piece, state)) = kept.pop() {
-            let last = kept.last().is_none_or(|(next, _, _)| *next != at);
-            let layer = &seat.stage.layers[at];
-            let place = seat.stage.places[at];
-            let pass = self.pass(mode, micro_batch);
-            dx = self.at_place(place, micro_batch, last, delay, &mut filings, || {
-                let cut = match state {
-                    Kept::Cut(cut) => cut,
-                    Kept::Input(x) => Cut::run(&x, |x| layer.forward(piece, x, &pass))?,
-                };
-                cut.backward(&dx)
-            })?;
+        while let Some((part, state)) = kept.pop() {
+            let (place, last) = match part {
+                Part::Stem => (Place::Embedding, false),
+                Part::Layer(at, _) => {
+                    let last = !matches!(kept.last(), Some((Part::Layer(next, _), _)) if *next == at);
+                    (seat.stage.places[at], last)
+                }
+            };
+            // The tape is the model's, and what is filed goes where `at_place` directs it.
+            let pass = self.pass(mode, micro_batch, &flight.data);
+            let cut = match state {
+                Kept::Cut(cut) => cut,
+                Kept::Input(x) => Cut::run(&x, |x| run(seat, part, x, &pass))?,
+            };
+            dx = self.at_place(place, micro_batch, last, delay, &mut filings, || cut.backward(&dx))?;
         }
         if seat.stage.embedding.is_some() {
-            filings.embedding = Some((flight.data.ids_bt, dx));
+            filings.embedding = Some((flight.data, dx));
             if !delay {
                 self.embedding_grad(seat, mode, micro_batch, &mut filings)?;
             }
@@ -354,12 +357,47 @@ impl<'a> Runner<'a> {
         micro_batch: u32,
         filings: &mut Filings,
     ) -> Result<(), EngineError> {
-        let (Some(table), Some((ids_bt, dx_btd))) = (&seat.stage.embedding, filings.embedding.take()) else {
+        let (Some(table), Some((data, dx_bte))) = (&seat.stage.embedding, filings.embedding.take()) else {
             return Ok(());
         };
         self.reduction.begin(self.parameters, Place::Embedding, micro_batch)?;
-        table.backward(&ids_bt, &dx_btd, &self.pass(mode, micro_batch))?;
+        table.look_up_backward(&data.ids_bt, &dx_bte, &self.pass(mode, micro_batch, &data))?;
         self.finish_place(Place::Embedding, micro_batch)
+    }
+}
+
+/// Runs a part of a stage, and keeps of it what its backward pass needs: with `keep`, the list and
+/// whether the part is computed again.
+fn piece(
+    seat: &Seat,
+    part: Part,
+    x: Tensor,
+    pass: &Pass<'_>,
+    keep: Option<(&mut Vec<(Part, Kept)>, bool)>,
+) -> Result<Tensor, EngineError> {
+    match keep {
+        None => tch::no_grad(|| run(seat, part, &x, pass)),
+        Some((kept, true)) => {
+            let output = tch::no_grad(|| run(seat, part, &x, pass))?;
+            kept.push((part, Kept::Input(x)));
+            Ok(output)
+        }
+        Some((kept, false)) => {
+            let cut = Cut::run(&x, |x| run(seat, part, x, pass))?;
+            let output = cut.output()?;
+            kept.push((part, Kept::Cut(cut)));
+            Ok(output)
+        }
+    }
+}
+
+fn run(seat: &Seat, part: Part, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
+    match part {
+        Part::Stem => seat.stage.embedding.as_ref().map_or_else(
+            || Err(EngineError::Other(format!("stage {} has no embedding", seat.index))),
+            |embedding| embedding.stem(x, pass),
+        ),
+        Part::Layer(at, piece) => seat.stage.layers[at].forward(piece, x, pass),
     }
 }
 

@@ -94,7 +94,7 @@ impl Probe {
         match place {
             Place::Embedding => 0,
             Place::Layer(layer) => layer + 1,
-            Place::Head => self.layers + 1,
+            Place::Bridge | Place::Head => self.layers + 1,
         }
     }
 

@@ -10,6 +10,7 @@ use coxswain_native::memory;
 use coxswain_types::Step;
 use coxswain_types::assignment::Assignment;
 use coxswain_types::job::Precision;
+use coxswain_types::model::Head;
 use coxswain_types::params::{norm_slots, parameter_table};
 use coxswain_types::schedule::Action;
 use coxswain_types::status::{HeldOut, Saved, StepReport};
@@ -62,7 +63,7 @@ pub struct Engine {
     optimizer: Optimizer,
     trainer: Trainer,
     tokens: Tokens,
-    rotary: Rotary,
+    rotary: Option<Rotary>,
     step: Step,
 }
 
@@ -83,7 +84,7 @@ impl Engine {
         memory::reset_peak();
         let a = &assignment;
         let directory = PathBuf::from(&a.directory);
-        let tokens = Tokens::open(&directory, &a.data, &a.spec.train)?;
+        let tokens = Tokens::open(&directory, &a.data, &a.spec)?;
         let links = Links::join(store, a.rank.0, a.world, address, a.forming_ms, a.operation_ms)
             .doing(|| format!("joining generation {} as rank {} from {address}", a.generation, a.rank))?;
         control.tell(Event::Linked(links.clone()));
@@ -262,7 +263,7 @@ impl Engine {
             links: &self.links,
             pipe: &self.pipe,
             train,
-            rotary: &self.rotary,
+            rotary: self.rotary.as_ref(),
             shape: [train.micro_batch, here, a.spec.model.dim].map(i64::from),
             probe,
         };
@@ -302,7 +303,11 @@ impl Engine {
         let bits = closing.loss / std::f64::consts::LN_2;
         Ok(Some(HeldOut {
             loss: closing.mean_loss(),
-            bits_per_byte: bits / self.assignment.data.held_out_bytes as f64,
+            // Masked tokens are a part of the text, and know what follows them: no code of so many bits.
+            bits_per_byte: match self.assignment.spec.model.head {
+                Head::Lm => bits / self.assignment.data.held_out_bytes as f64,
+                Head::MaskedLm | Head::Pooled { .. } => f64::NAN,
+            },
         }))
     }
 

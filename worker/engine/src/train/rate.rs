@@ -60,6 +60,8 @@ pub(super) mod tests {
             },
             evaluate_every: 0,
             parameter_norms: false,
+            masked: 0.15,
+            separate_documents: false,
         }
     }
 

@@ -21,18 +21,7 @@ use coxswain_types::status::{Phase, Published, Saved, SavedFile, StepReport, Wor
 use crate::cluster::{Cluster, Effect, Entry, Event, Prepared, Submission, Weight};
 
 fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
-    let model = ModelSpec {
-        layers: 4,
-        dim: 32,
-        heads: 4,
-        kv_heads: 2,
-        ffn: 64,
-        vocab: 64,
-        rope_theta: 1e4,
-        norm_eps: 1e-5,
-        tied_embeddings: false,
-        layer_groups: 4,
-    };
+    let model = ModelSpec::llama(4, 32, 4, 2, 64, 64);
     let optimizer = OptimizerSpec {
         kind: OptimizerKind::AdamW,
         momentum: 0.95,
@@ -65,6 +54,8 @@ fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         optimizer,
         evaluate_every: 0,
         parameter_norms: false,
+        masked: 0.15,
+        separate_documents: false,
     };
     JobSpec {
         name: name.to_owned(),
@@ -179,7 +170,7 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
             // Each job has a folder of its own.
             let directory = format!("/runs/{}", cluster.jobs().len());
             let job = cluster.next_job(words[0], &directory).unwrap();
-            Event::Submitted(Submission { job, spec, directory })
+            Event::Submitted(Box::new(Submission { job, spec, directory }))
         }
         "prepared" => {
             Event::Prepared { job: words[0].to_owned(), result: Ok(prepared(number(words, "resume"))) }

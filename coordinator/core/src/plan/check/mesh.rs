@@ -48,7 +48,7 @@ fn check_stage(assignments: &[Assignment], a: &Assignment, stage: &Stage) -> Res
     let before = on(stage.previous, stage.index.checked_sub(1));
     let after = on(stage.next, stage.index.checked_add(1));
     let agrees = |other: Option<u32>| other == Some(a.rank.0);
-    let layers = a.spec.model.layers;
+    let layers = a.spec.model.all_layers();
     let rules = [
         (stage.embedding == (stage.index == 0), "holds the embedding exactly if it has the first stage"),
         (stage.previous.is_none() == stage.embedding, "has a previous stage exactly if it is not the first"),
@@ -115,6 +115,7 @@ fn check_rows(a: &Assignment) -> Result<(), Violation> {
         a.stages.iter().any(|stage| match place {
             Place::Embedding => stage.embedding,
             Place::Layer(layer) => stage.layers.contains(&layer),
+            Place::Bridge => stage.layers.contains(&a.spec.model.encoder_layers),
             Place::Head => stage.head,
         })
     };

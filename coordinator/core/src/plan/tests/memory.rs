@@ -3,6 +3,7 @@
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::Recompute;
 use coxswain_types::job::{Block, Checkpointing, OptimizerKind, Precision, Schedule};
+use coxswain_types::model::{Activation, Architecture, Attention, ModelSpec, NormPlacement, Positions};
 use expect_test::expect;
 
 use super::{Plan, changed};
@@ -164,4 +165,39 @@ fn each_pipeline_rank_fits_by_itself_and_a_tensor_group_together() {
 fn a_budget_that_nothing_meets_names_the_worker() {
     let refused = changed(8, |spec| spec.train.checkpointing = Checkpointing::Budget { bytes: 1 << 20 });
     expect!["worker-0 needs about 10.9 MiB even if every layer is computed again, and train.checkpointing allows 1.0 MiB; raise the budget, use more pipeline or tensor ranks, set layout.zero to 1, or make train.micro_batch smaller"].assert_eq(&refused.unwrap_err().to_string());
+}
+
+/// What a layer keeps of a token in fp32 numbers, in one micro-batch of 8 layers on one rank.
+#[test]
+fn activations_follow_the_parts_of_the_model() {
+    let of = |change: fn(&mut ModelSpec)| {
+        let memory = memory(|spec| {
+            pipeline(spec, 1, 1, Schedule::GPipe);
+            change(&mut spec.model);
+        });
+        memory.activations_bytes
+    };
+    let plain = of(|_| ());
+    let model = super::job(&[]).model;
+    let (layers, tokens) = (8, 64);
+    let numbers = |each: u64| 4 * layers * tokens * each;
+    let (q, kv, ffn) = (64, u64::from(model.kv_heads * model.head_dim), u64::from(model.ffn));
+    // Without a gate: one map and its activation. Without rotation: queries and keys once.
+    assert_eq!(plain - of(|model| model.activation = Activation::Relu), numbers(2 * ffn));
+    assert_eq!(plain - of(|model| model.positions = Positions::None), numbers(q + kv));
+    // A window keeps as much as all keys: no attention keeps its scores.
+    assert_eq!(of(|model| model.attention = Attention::Window { window: 8 }), plain);
+    let linear = of(|model| model.attention = Attention::Linear { decay: false });
+    assert_eq!(linear - plain, numbers(q + kv));
+    // Where norms follow blocks there is none before the head.
+    let post = of(|model| model.norm.placement = NormPlacement::Post);
+    assert_eq!(plain - post, 4 * tokens * 64);
+    // Half of the layers are an encoder's. Those of the decoder have one more block, with a place of the
+    // stream, the norm's output, queries, keys, values, the output and sums; the encoder's output is kept once.
+    let two = of(|model| {
+        (model.architecture, model.layers, model.encoder_layers) = (Architecture::EncoderDecoder, 4, 4);
+        model.layer_groups = 4;
+    });
+    let heads = u64::from(model.heads);
+    assert_eq!(two - plain, numbers(2 * 64 + 2 * q + 2 * kv + heads) / 2 + 4 * tokens * 64);
 }

@@ -31,7 +31,7 @@ pub(super) fn layout(
     if pipeline_fits && tensor_fits && data_fits {
         check_world(&layout, faults);
     }
-    let stages_fit = pipeline_fits && model.layers > 0 && check_stages(&layout, model.layers, faults);
+    let stages_fit = pipeline_fits && model.layers > 0 && check_stages(&layout, model, faults);
     if tensor_fits {
         check_tensor_ranks(&layout, model, train, faults);
     }
@@ -55,13 +55,14 @@ fn check_world(layout: &Layout, faults: &mut Faults) {
     }
 }
 
-fn check_stages(layout: &Layout, layers: u32, faults: &mut Faults) -> bool {
+fn check_stages(layout: &Layout, model: &ModelSpec, faults: &mut Faults) -> bool {
+    let layers = model.all_layers();
+    let named = if model.encoder_layers > 0 { "model.layers + model.encoder_layers" } else { "model.layers" };
     let (pipeline, chunks) = (layout.pipeline, layout.schedule.chunks());
     let each = "each stage holds at least one";
     if pipeline > layers {
-        let message = format!(
-            "found {pipeline}, more stages than layers; must be at most model.layers ({layers}): {each}"
-        );
+        let message =
+            format!("found {pipeline}, more stages than layers; must be at most {named} ({layers}): {each}");
         faults.add("layout.pipeline", message);
         return false;
     }
@@ -75,7 +76,7 @@ fn check_stages(layout: &Layout, layers: u32, faults: &mut Faults) -> bool {
         } else {
             format!("must be at most {most}")
         };
-        faults.add("layout.chunks", format!("{found}, more than model.layers ({layers}); {must}: {each}"));
+        faults.add("layout.chunks", format!("{found}, more than {named} ({layers}); {must}: {each}"));
         return false;
     }
     true

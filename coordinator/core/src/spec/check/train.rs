@@ -33,6 +33,8 @@ pub(super) fn train(raw: &RawTrain, data_ranks: u32, faults: &mut Faults) -> Tra
         checkpointing: raw.checkpointing.map_or(Checkpointing::None, |kept| kept.0),
         optimizer: optimizer(raw, faults),
         parameter_norms: raw.parameter_norms.unwrap_or(false),
+        masked: raw.masked.unwrap_or(0.15),
+        separate_documents: raw.separate_documents.unwrap_or(false),
         evaluate_every: raw.evaluate_every.unwrap_or(0),
     };
     faults.count("train.steps", train.steps, &limits::STEPS);
@@ -86,6 +88,7 @@ fn check_rest(train: &TrainSpec, faults: &mut Faults) {
     {
         faults.number(path, share, |x| (0.0..1.0).contains(&x), "0 or more and below 1");
     }
+    faults.number("train.masked", train.masked, |x| x > 0.0 && x < 1.0, "above 0 and below 1");
     if let Checkpointing::Budget { bytes } = train.checkpointing {
         faults.count("train.checkpointing.budget", bytes, &limits::BUDGET);
     }

@@ -3,11 +3,91 @@
 use super::Sets;
 
 /// What keys must be to each other, and the values that break it in the minimal job.
-pub(super) const RULES: [(&str, Sets); 43] = [
-    ("`model.heads` divides `model.dim`.", &[("model.heads", "7")]),
-    ("`model.dim / model.heads` is even.", &[("model.heads", "128")]),
+pub(super) const RULES: [(&str, Sets); 72] = [
+    ("`model.heads` divides `model.dim`, unless `model.head_dim` is set.", &[("model.heads", "7")]),
+    ("`model.dim / model.heads` is even with `rope`.", &[("model.heads", "128")]),
+    ("`model.head_dim` is even with `rope`.", &[("model.head_dim", "15")]),
     ("`model.layer_groups` is at most `model.layers`.", &[("model.layer_groups", "5")]),
+    (
+        "`model.layer_groups` is `model.layers` in an encoder-decoder.",
+        &[("model.architecture", "encoder-decoder"), ("model.layer_groups", "2")],
+    ),
     ("`model.kv_heads` divides `model.heads`.", &[("model.kv_heads", "3")]),
+    ("`model.preset` is known.", &[("model.preset", "gpt5")]),
+    ("`model.encoder_layers` goes with `encoder-decoder` only.", &[("model.encoder_layers", "2")]),
+    (
+        "`model.max_positions` goes with `learned` positions only, and so on.",
+        &[("model.max_positions", "64")],
+    ),
+    ("`learned` positions need `model.max_positions`.", &[("model.positions", "learned")]),
+    (
+        "`train.sequence` is at most `model.max_positions`.",
+        &[("model.positions", "learned"), ("model.max_positions", "63")],
+    ),
+    (
+        "`sinusoidal` positions have pairs.",
+        &[("model", "{layers: 1, dim: 129, heads: 3, vocab: 300, positions: sinusoidal}")],
+    ),
+    (
+        "`model.rope_scaling.original` is needed with `llama3` and `yarn`.",
+        &[("model.rope_scaling", "{kind: yarn, factor: 2}")],
+    ),
+    (
+        "`model.rope_scaling.low` goes with `llama3` only, and so on.",
+        &[("model.rope_scaling", "{kind: linear, factor: 2, low: 1}")],
+    ),
+    ("`model.classes` goes with the head `pooled` only.", &[("model.classes", "2")]),
+    ("The head `lm` is no encoder's.", &[("model.architecture", "encoder"), ("model.head", "lm")]),
+    ("The head `masked-lm` is an encoder's.", &[("model.head", "masked-lm"), ("model.vocab", "600")]),
+    ("The head `pooled` is an encoder's.", &[("model.head", "pooled")]),
+    (
+        "The head `lm` is tied to an embedding of the model's width only.",
+        &[("model.tied_embeddings", "true"), ("model.embedding_dim", "64")],
+    ),
+    (
+        "`model.attention.window` goes with kinds that have one, and so on.",
+        &[("model.attention", "{kind: linear, window: 16}")],
+    ),
+    ("A window is needed where a kind has no other default.", &[("model.attention", "window")]),
+    ("The window of `bigbird` is odd.", &[("model.attention", "{kind: bigbird, window: 4}")]),
+    (
+        "`linear` attention has no positions that add to scores.",
+        &[("model.attention", "linear"), ("model.positions", "alibi")],
+    ),
+    (
+        "`compressed` attention has no positions that add to scores.",
+        &[("model.attention", "{kind: compressed, window: 16}"), ("model.positions", "relative")],
+    ),
+    (
+        "`linear` attention forgets in decoders only.",
+        &[("model.attention", "{kind: linear, decay: true}"), ("model.architecture", "encoder")],
+    ),
+    (
+        "`compressed` attention is a decoder's.",
+        &[("model.attention", "{kind: compressed, window: 16}"), ("model.architecture", "encoder")],
+    ),
+    (
+        "`latent` attention needs `rope`.",
+        &[("model.attention", "{kind: latent, rank: 16, rope_dim: 8}"), ("model.positions", "none")],
+    ),
+    (
+        "`latent` attention has as many key/value heads as query heads.",
+        &[("model.attention", "{kind: latent, rank: 16, rope_dim: 8}"), ("model.kv_heads", "4")],
+    ),
+    ("`model.attention.rope_dim` is even.", &[("model.attention", "{kind: latent, rank: 16, rope_dim: 7}")]),
+    (
+        "`model.attention.rope_dim` is below `model.head_dim`.",
+        &[("model.attention", "{kind: latent, rank: 16, rope_dim: 16}")],
+    ),
+    (
+        "`train.attention_dropout` is 0 with `linear` and `compressed` attention.",
+        &[("model.attention", "linear"), ("train.attention_dropout", "0.1")],
+    ),
+    ("`train.masked` goes with the head `masked-lm` only.", &[("train.masked", "0.15")]),
+    (
+        "With `data.text` and the head `masked-lm`, `model.vocab` is at least 258.",
+        &[("model.architecture", "encoder"), ("model.vocab", "257")],
+    ),
     ("With `data.text`, `model.vocab` is at least 257.", &[("model.vocab", "256")]),
     ("`data` has one of `text` and `synthetic`.", &[("data.synthetic", "{tokens: 999}")]),
     ("`data.held_out` goes with `data.text` only.", &[("data", "{synthetic: {tokens: 999}, held_out: 0.1}")]),

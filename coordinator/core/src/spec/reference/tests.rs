@@ -1,14 +1,16 @@
 use coxswain_types::job::{Checkpointing, Precision, Reduction};
+use coxswain_types::model::{Architecture, Biases, NormKind, NormPlacement};
 use expect_test::expect_file;
 
 use super::super::node::Node;
 use super::super::raw::{
-    Checkpoints, OptimizerName, Paths, RateScheduleName, RawCheckpoint, RawData, RawJob, RawLayout, RawModel,
-    RawSynthetic, RawTrain, ScheduleName, ZeroStage,
+    ActivationName, AttentionName, BiasNames, Checkpoints, HeadName, OptimizerName, Paths, PositionsName,
+    RateScheduleName, RawAttention, RawCheckpoint, RawData, RawJob, RawLayout, RawModel, RawRopeScaling,
+    RawSynthetic, RawTrain, RopeScalingName, ScheduleName, ZeroStage,
 };
 use super::super::{resolved_yaml, yaml};
 use super::Allowed::{Count, Words};
-use super::{ALLOWED, Key, Limit, Sets, allowed, beside, filled, limits, read, sections};
+use super::{ALLOWED, Key, Limit, MODEL, Sets, allowed, beside, filled, limits, read, sections};
 
 #[test]
 fn the_page_is_what_the_code_says() {
@@ -20,18 +22,7 @@ fn the_page_is_what_the_code_says() {
 fn whole() -> RawJob {
     RawJob {
         name: String::new(),
-        model: RawModel {
-            layers: 0,
-            dim: 0,
-            heads: 0,
-            kv_heads: Some(0),
-            ffn: Some(0),
-            vocab: 0,
-            rope_theta: Some(0.0),
-            norm_eps: Some(0.0),
-            tied_embeddings: Some(false),
-            layer_groups: Some(0),
-        },
+        model: model(),
         data: RawData {
             text: Some(Paths::Many(Vec::new())),
             held_out: Some(0.0),
@@ -67,6 +58,8 @@ fn whole() -> RawJob {
             clip_norm: Some(0.0),
             evaluate_every: Some(0),
             parameter_norms: Some(false),
+            masked: Some(0.0),
+            separate_documents: Some(false),
         },
         layout: Some(RawLayout {
             pipeline: Some(0),
@@ -79,6 +72,62 @@ fn whole() -> RawJob {
             zero: Some(ZeroStage(0)),
         }),
         checkpoint: Some(RawCheckpoint { every: Some(0), keep: Some(0) }),
+    }
+}
+
+fn model() -> RawModel {
+    RawModel {
+        preset: Some(String::new()),
+        architecture: Some(Architecture::Encoder),
+        layers: 0,
+        encoder_layers: Some(0),
+        dim: 0,
+        heads: 0,
+        kv_heads: Some(0),
+        head_dim: Some(0),
+        ffn: Some(0),
+        vocab: 0,
+        positions: Some(PositionsName::Rope),
+        rope_theta: Some(0.0),
+        rope_scaling: Some(RawRopeScaling {
+            kind: RopeScalingName::Yarn,
+            factor: 0.0,
+            original: Some(0),
+            low: Some(0.0),
+            high: Some(0.0),
+            beta_fast: Some(0.0),
+            beta_slow: Some(0.0),
+        }),
+        max_positions: Some(0),
+        position_offset: Some(0),
+        relative_buckets: Some(0),
+        relative_max_distance: Some(0),
+        norm: Some(NormKind::Rms),
+        norm_placement: Some(NormPlacement::Pre),
+        norm_eps: Some(0.0),
+        activation: Some(ActivationName::Relu),
+        biases: Some(BiasNames(Biases::default())),
+        attention: Some(RawAttention {
+            kind: AttentionName::Full,
+            window: Some(0),
+            global: Some(0),
+            projections: Some(false),
+            block: Some(0),
+            random: Some(0),
+            decay: Some(false),
+            rank: Some(0),
+            rope_dim: Some(0),
+        }),
+        attention_scale: Some(0.0),
+        embedding_dim: Some(0),
+        token_types: Some(0),
+        embedding_norm: Some(false),
+        embedding_scaled: Some(false),
+        head: Some(HeadName::Lm),
+        classes: Some(0),
+        logit_scale: Some(0.0),
+        tied_embeddings: Some(false),
+        layer_groups: Some(0),
     }
 }
 
@@ -120,7 +169,7 @@ fn every_key_is_there_and_has_its_words() {
         assert!(!key.meaning.is_empty() && !key.meaning.contains("Default"), "{}", key.path);
         assert!(key.is_map() || allowed(&key.path).is_some(), "{}", key.path);
     }
-    assert!(ALLOWED.iter().all(|(path, _)| told.iter().any(|key| key == path)));
+    assert!(ALLOWED.iter().chain(&MODEL).all(|(path, _)| told.iter().any(|key| key == path)));
     let files = format!("1 to {} files", limits::TEXT_FILES);
     assert!(matches!(allowed("data.text"), Some(Words { words, .. }) if *words == files));
     known.sort();
@@ -145,9 +194,29 @@ fn same(one: &Node, other: &Node) -> bool {
 fn a_stated_default_is_what_a_job_gets() {
     // Defaults that are said in words: some values of other keys, and what follows from them.
     let custom: Sets = &[("layout.schedule", "custom"), ("layout.actions", "0F0,0B0")];
-    let in_words: [(&str, Sets, &str); 25] = [
+    let in_words: [(&str, Sets, &str); 45] = [
         ("model.layer_groups", &[], "4"),
         ("model.layer_groups", &[("model.layers", "3")], "3"),
+        ("model.preset", &[], "null"),
+        ("model.encoder_layers", &[("model.architecture", "encoder-decoder")], "4"),
+        ("model.encoder_layers", &[], "null"),
+        ("model.head_dim", &[], "16"),
+        ("model.head_dim", &[("model.heads", "4")], "32"),
+        ("model.ffn", &[("model.activation", "gelu")], "512"),
+        ("model.rope_scaling", &[], "null"),
+        ("model.rope_theta", &[("model.positions", "none")], "null"),
+        ("model.rope_scaling.original", beside("model.rope_scaling.low"), "8192"),
+        ("model.max_positions", &[], "null"),
+        ("model.attention", &[], "{kind: full}"),
+        ("model.attention.window", &[("model.attention", "bigbird")], "3"),
+        ("model.attention.window", &[], "null"),
+        ("model.attention.rank", &[], "null"),
+        ("model.attention.rope_dim", &[], "null"),
+        ("model.attention_scale", &[], "0.25"),
+        ("model.attention_scale", &[("model.head_dim", "64")], "0.125"),
+        ("model.embedding_dim", &[], "128"),
+        ("model.head", &[], "lm"),
+        ("model.head", &[("model.architecture", "encoder"), ("model.vocab", "600")], "masked-lm"),
         ("train.tensor_shards", &[("layout.tensor", "2")], "null"),
         ("train.decay_steps", &[("train.learning_rate_schedule", "wsd")], "20"),
         ("train.decay_steps", &[("train.learning_rate_schedule", "wsd"), ("train.steps", "5")], "1"),

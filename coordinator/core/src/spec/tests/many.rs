@@ -1,9 +1,13 @@
 //! Many jobs: each comes back from its resolved text, and no text makes the door panic.
 
+use std::path::Path;
+
+use coxswain_types::params::parameter_table;
 use proptest::prelude::*;
 
 use super::{LEAST, read_with};
-use crate::spec::resolved_yaml;
+use crate::plan::sketch;
+use crate::spec::{JobText, look, resolved_yaml};
 
 proptest! {
     #[test]
@@ -77,6 +81,62 @@ proptest! {
         let job = read_with(LEAST, &sets).unwrap();
         let resolved = resolved_yaml(&job).unwrap();
         prop_assert_eq!(read_with(&resolved, &[]).unwrap(), job);
+    }
+
+    #[test]
+    fn a_model_of_any_parts_is_refused_or_planned_and_comes_back(
+        (architecture, positions, attention, activation) in (0_usize..3, 0_usize..10, 0_usize..10, 0_usize..6),
+        (biases, head, layers, more) in (0_usize..4, 0_usize..4, 1_u32..5, 1_u32..5),
+        (pipeline, tensor, flags) in (1_u32..4, 0_u32..3, any::<[bool; 6]>()),
+    ) {
+        let flag = |i: usize, one: &'static str, other: &'static str| if flags[i] { one } else { other };
+        let mut parts = vec![
+            ["architecture: decoder", "architecture: encoder", "architecture: encoder-decoder"][architecture],
+            [
+                "positions: rope", "rope_theta: 99.5", "rope_scaling: {kind: linear, factor: 2}",
+                "rope_scaling: {kind: llama3, factor: 2, original: 32, low: 1.5}",
+                "rope_scaling: {kind: yarn, factor: 2, original: 32, beta_fast: 9}",
+                "positions: learned, max_positions: 64, position_offset: 2",
+                "positions: sinusoidal", "positions: alibi", "positions: relative, relative_buckets: 16",
+                "positions: none",
+            ][positions],
+            [
+                "attention: full", "attention: {kind: window, window: 8}",
+                "attention: {kind: longformer, window: 8, global: 2, projections: true}",
+                "attention: {kind: longformer, window: 8}", "attention: bigbird",
+                "attention: {kind: bigbird, block: 8, window: 1, global: 0, random: 2}",
+                "attention: linear", "attention: {kind: linear, decay: true}",
+                "attention: {kind: compressed, window: 8, block: 4}",
+                "attention: {kind: latent, rank: 24, rope_dim: 4}",
+            ][attention],
+            ["activation: relu", "activation: gelu", "activation: gelu-tanh", "activation: swiglu",
+                "activation: geglu", "activation: geglu-tanh"][activation],
+            ["biases: true", "biases: false", "biases: [qkv]", "biases: [ffn, out]"][biases],
+            ["head: lm", "head: masked-lm", "head: pooled, classes: 3", "head: null"][head],
+            flag(0, "norm: rms", "norm: layer, norm_placement: post"),
+            flag(1, "kv_heads: 4", "kv_heads: 8"),
+            flag(2, "head_dim: 12, attention_scale: 1", "logit_scale: 0.3"),
+            flag(3, "embedding_dim: 24, embedding_scaled: true", "embedding_norm: true, token_types: 2"),
+            flag(4, "tied_embeddings: true", "layer_groups: 1"),
+        ];
+        let encoder = format!("encoder_layers: {more}");
+        if architecture == 2 && flags[5] {
+            parts.push(&encoder);
+        }
+        let text = format!(
+            "name: p\nmodel: {{layers: {layers}, dim: 64, heads: 8, vocab: 300, {}}}\n\
+             data: {{synthetic: {{tokens: 999}}}}\ntrain: {{steps: 2, sequence: 64}}\n\
+             layout: {{pipeline: {pipeline}, tensor: {}}}\n",
+            parts.join(", "), 1 << tensor,
+        );
+        let look = |text: &str| look(&JobText { source: "job.yaml", text, sets: &[], base: Path::new("/") });
+        if let Ok(job) = look(&text) {
+            prop_assert_eq!(&look(&resolved_yaml(&job).unwrap()).unwrap(), &job);
+            let plan = sketch(&job, job.layout.world());
+            let plan = plan.map_err(|error| TestCaseError::fail(format!("{text}{error}")))?;
+            let whole: u64 = parameter_table(&job.model).iter().map(|row| row.elements()).sum();
+            prop_assert_eq!(plan.parameters(), whole);
+        }
     }
 
     #[test]

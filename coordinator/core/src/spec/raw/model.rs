@@ -1,0 +1,190 @@
+//! The `model` map of a job file.
+
+use coxswain_types::model::{Architecture, NormKind, NormPlacement};
+use serde::{Deserialize, Serialize};
+
+pub use super::super::values::model::{
+    ActivationName, AttentionName, BiasNames, HeadName, PositionsName, RopeScalingName,
+};
+
+/// `model`: a transformer. With no more than the required keys it is a decoder, LLaMA style: RMSNorm,
+/// RoPE, SwiGLU, no biases.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawModel {
+    /// The name of a known model, whose values then stand for all keys that are left out here. A key with
+    /// the value `null` takes the default of this table instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
+    /// `decoder`: each token sees those before it (GPT, LLaMA). `encoder`: each sees all (BERT).
+    /// `encoder-decoder`: a decoder that also sees an encoder's output (T5, BART). Default: `decoder`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<Architecture>,
+    /// Number of transformer layers: of the decoder, or of an encoder that stands alone.
+    pub layers: u32,
+    /// Number of layers of the encoder in an `encoder-decoder`. Default: `layers`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder_layers: Option<u32>,
+    /// Width of the residual stream.
+    pub dim: u32,
+    /// Number of query heads. Divides `dim`, and `dim / heads` is even with `rope`, unless `head_dim` is set.
+    pub heads: u32,
+    /// Number of key/value heads. Divides `heads`. Default: `heads`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_heads: Option<u32>,
+    /// Width of a head; even with `rope`. Default: `dim / heads`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<u32>,
+    /// Width of the feed-forward layer. Default: 8/3 of `dim`, rounded up to a multiple of 64, or 4 times
+    /// `dim` where `activation` has no gate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ffn: Option<u32>,
+    /// Number of tokens that the model knows. With text at least 257: the bytes and the end of text; one
+    /// more with the head `masked-lm`, whose last token is the one that hides others.
+    pub vocab: u32,
+    /// How a token's place is known: `rope` rotates queries and keys (arXiv 2104.09864), `learned` and
+    /// `sinusoidal` add to the embedding, `alibi` (arXiv 2108.12409) and `relative` (T5's buckets, arXiv
+    /// 1910.10683) add to scores, `none` leaves the causal mask. Default: `rope`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub positions: Option<PositionsName>,
+    /// Base of the rotary position encoding. Default: 10000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_theta: Option<f64>,
+    /// How the wavelengths of `rope` are stretched for longer sequences. Default: not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RawRopeScaling>,
+    /// The longest sequence of `learned` positions, which have a vector for each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_positions: Option<u32>,
+    /// Rows of the table of `learned` positions before the first position's (2 in RoBERTa and BART).
+    /// Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position_offset: Option<u32>,
+    /// Buckets of distances of `relative` positions. Default: 32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relative_buckets: Option<u32>,
+    /// The distance from which on all are in the last bucket of `relative` positions. Default: 128.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relative_max_distance: Option<u32>,
+    /// `rms` divides by the root of the mean square (arXiv 1910.07467), `layer` takes off the mean first
+    /// and adds a bias (arXiv 1607.06450). Default: `rms`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm: Option<NormKind>,
+    /// `pre`: before each block and after the last layer. `post`: after each block's residual sum.
+    /// Default: `pre`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_placement: Option<NormPlacement>,
+    /// Added to the mean square or the variance. Default: 1e-5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_eps: Option<f64>,
+    /// The non-linearity of the feed-forward layer; those with `glu` have a gate (arXiv 2002.05202), and
+    /// `-tanh` is the approximation of GPT-2. Default: `swiglu`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation: Option<ActivationName>,
+    /// Which linear maps of a layer add a bias: all, none, or a list of `qkv` (queries, keys, values),
+    /// `out` (the attention's output) and `ffn`. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub biases: Option<BiasNames>,
+    /// Which keys a query sees, and in what form they are kept: a kind alone (such as `linear`), or a map.
+    /// Default: `full`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention: Option<RawAttention>,
+    /// What products of queries and keys are multiplied by. Default: `head_dim^-0.5`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention_scale: Option<f64>,
+    /// Width of the token embedding; another one than the model's is mapped to it (ALBERT). Default: `dim`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding_dim: Option<u32>,
+    /// Token types, each with a learned vector (2 in BERT). Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_types: Option<u32>,
+    /// Whether a norm follows the embedding. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding_norm: Option<bool>,
+    /// Whether the embedding is multiplied by the root of `dim`. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding_scaled: Option<bool>,
+    /// What follows the last layer. `lm`: logits of the next token. `masked-lm`: a dense layer and logits
+    /// of the hidden token. `pooled`: the first token's output through a dense layer and tanh, then
+    /// classes. Default: `masked-lm` for an encoder, else `lm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head: Option<HeadName>,
+    /// Classes of the `pooled` head; 0 where features alone are wanted. Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<u32>,
+    /// What logits are multiplied by (`dim^-0.5` in T5). Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logit_scale: Option<f64>,
+    /// Whether the output head uses the token embedding's weights. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tied_embeddings: Option<bool>,
+    /// Groups of consecutive layers whose layers share their weights. Default: `layers`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer_groups: Option<u32>,
+}
+
+/// `model.rope_scaling`: how rotary positions reach beyond the length that a model was trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawRopeScaling {
+    /// `linear` stretches all wavelengths (arXiv 2306.15595), `llama3` the long ones (arXiv 2407.21783),
+    /// `yarn` by parts and with sharper scores (arXiv 2309.00071).
+    pub kind: RopeScalingName,
+    /// By how much.
+    pub factor: f64,
+    /// The length that the model was trained on at first; required with `llama3` and `yarn`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original: Option<u32>,
+    /// With `llama3`, waves longer than `original` over this are stretched by the factor. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub low: Option<f64>,
+    /// With `llama3`, waves shorter than `original` over this are not stretched. Default: 4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub high: Option<f64>,
+    /// With `yarn`, rotations over `original` above which a dimension is not stretched. Default: 32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_fast: Option<f64>,
+    /// With `yarn`, rotations over `original` below which a dimension is stretched by the factor.
+    /// Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_slow: Option<f64>,
+}
+
+/// `model.attention`: which keys a query sees, and in what form they are kept. A kind whose numbers all
+/// have defaults may stand alone, without a map.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, remote = "Self")]
+pub struct RawAttention {
+    /// `full`: all that the architecture lets it see. `window`: the nearest. `longformer`: a window, and
+    /// first tokens that see all and are seen by all (arXiv 2004.05150). `bigbird`: by blocks, a window,
+    /// the first ones, and some at random (arXiv 2007.14062). `linear`: sums instead of scores (arXiv
+    /// 2006.16236). `compressed`: a causal window, and a learned summary of each older block. `latent`:
+    /// keys and values made from one narrow latent a token (arXiv 2405.04434).
+    pub kind: AttentionName,
+    /// Tokens of the window: the last ones, itself included, in a decoder; so many on each side in an
+    /// encoder. With `bigbird` blocks, an odd number, 3 if left out; required with the others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<u32>,
+    /// Tokens (`longformer`) or blocks (`bigbird`) at the start that see all and are seen by all. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global: Option<u32>,
+    /// Whether the global tokens of `longformer` have projections of their own. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub projections: Option<bool>,
+    /// Tokens of a block of `bigbird`, or of a summary of `compressed`. Default: 64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block: Option<u32>,
+    /// Blocks that a row of blocks of `bigbird` sees at random. Default: 3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub random: Option<u32>,
+    /// Whether each head of `linear` forgets by a learned share at each token (arXiv 2312.06635). Default:
+    /// false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decay: Option<bool>,
+    /// Width of the latent of `latent`, which needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rank: Option<u32>,
+    /// Width of the rotated part of a head of `latent`, which needs it; even, and below the width of a head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_dim: Option<u32>,
+}

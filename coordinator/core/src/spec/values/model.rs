@@ -1,0 +1,247 @@
+//! The words of the `model` map, and what it takes in two forms.
+
+use std::fmt;
+
+use coxswain_types::model::{Activation, Biases};
+use serde::de::value::{MapAccessDeserializer, StrDeserializer};
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::super::raw::RawAttention;
+
+/// How a token's place is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PositionsName {
+    /// Rotated queries and keys.
+    Rope,
+    /// A learned vector for each.
+    Learned,
+    /// Sines and cosines.
+    Sinusoidal,
+    /// Slopes.
+    Alibi,
+    /// T5's buckets.
+    Relative,
+    /// Not at all.
+    None,
+}
+
+impl PositionsName {
+    /// The word.
+    pub fn word(self) -> &'static str {
+        match self {
+            PositionsName::Rope => "rope",
+            PositionsName::Learned => "learned",
+            PositionsName::Sinusoidal => "sinusoidal",
+            PositionsName::Alibi => "alibi",
+            PositionsName::Relative => "relative",
+            PositionsName::None => "none",
+        }
+    }
+}
+
+/// How wavelengths are stretched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RopeScalingName {
+    /// All by one factor.
+    Linear,
+    /// Long ones.
+    Llama3,
+    /// By parts.
+    Yarn,
+}
+
+/// A non-linearity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActivationName {
+    /// ReLU.
+    Relu,
+    /// GELU.
+    Gelu,
+    /// GELU by tanh.
+    GeluTanh,
+    /// Gated SiLU.
+    Swiglu,
+    /// Gated GELU.
+    Geglu,
+    /// Gated GELU by tanh.
+    GegluTanh,
+}
+
+const ACTIVATIONS: [(ActivationName, Activation); 6] = [
+    (ActivationName::Relu, Activation::Relu),
+    (ActivationName::Gelu, Activation::Gelu),
+    (ActivationName::GeluTanh, Activation::GeluTanh),
+    (ActivationName::Swiglu, Activation::Swiglu),
+    (ActivationName::Geglu, Activation::Geglu),
+    (ActivationName::GegluTanh, Activation::GegluTanh),
+];
+
+impl From<ActivationName> for Activation {
+    fn from(name: ActivationName) -> Activation {
+        ACTIVATIONS.iter().find(|(of, _)| *of == name).map_or(Activation::Swiglu, |(_, value)| *value)
+    }
+}
+
+impl From<Activation> for ActivationName {
+    fn from(value: Activation) -> ActivationName {
+        ACTIVATIONS.iter().find(|(_, of)| *of == value).map_or(ActivationName::Swiglu, |(name, _)| *name)
+    }
+}
+
+/// The kind of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttentionName {
+    /// All keys.
+    Full,
+    /// The nearest.
+    Window,
+    /// A window and global tokens.
+    Longformer,
+    /// Blocks.
+    BigBird,
+    /// Sums.
+    Linear,
+    /// Summaries.
+    Compressed,
+    /// Low rank.
+    Latent,
+}
+
+impl AttentionName {
+    /// The word.
+    pub fn word(self) -> &'static str {
+        match self {
+            AttentionName::Full => "full",
+            AttentionName::Window => "window",
+            AttentionName::Longformer => "longformer",
+            AttentionName::BigBird => "bigbird",
+            AttentionName::Linear => "linear",
+            AttentionName::Compressed => "compressed",
+            AttentionName::Latent => "latent",
+        }
+    }
+}
+
+impl RawAttention {
+    /// A kind alone.
+    pub fn of(kind: AttentionName) -> RawAttention {
+        RawAttention {
+            kind,
+            window: None,
+            global: None,
+            projections: None,
+            block: None,
+            random: None,
+            decay: None,
+            rank: None,
+            rope_dim: None,
+        }
+    }
+}
+
+impl Serialize for RawAttention {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        RawAttention::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for RawAttention {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RawAttention, D::Error> {
+        struct WordOrMap;
+
+        impl<'de> Visitor<'de> for WordOrMap {
+            type Value = RawAttention;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(
+                    "full, window, longformer, bigbird, linear, compressed, latent, or a map with kind",
+                )
+            }
+
+            fn visit_str<E: Error>(self, word: &str) -> Result<RawAttention, E> {
+                AttentionName::deserialize(StrDeserializer::new(word)).map(RawAttention::of)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawAttention, A::Error> {
+                RawAttention::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_any(WordOrMap)
+    }
+}
+
+/// The head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadName {
+    /// The next token.
+    Lm,
+    /// The hidden token.
+    MaskedLm,
+    /// Classes.
+    Pooled,
+}
+
+/// Which maps add a bias, as it is written: `true`, `false`, or a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BiasNames(pub Biases);
+
+/// One of the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum BiasName {
+    Qkv,
+    Out,
+    Ffn,
+}
+
+impl Serialize for BiasNames {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Biases { qkv, out, ffn } = self.0;
+        let named = [(qkv, BiasName::Qkv), (out, BiasName::Out), (ffn, BiasName::Ffn)];
+        let names: Vec<_> = named.iter().filter(|(has, _)| *has).map(|(_, name)| *name).collect();
+        match names.len() {
+            0 => serializer.serialize_bool(false),
+            3 => serializer.serialize_bool(true),
+            _ => names.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for BiasNames {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<BiasNames, D::Error> {
+        struct FlagOrList;
+
+        impl<'de> Visitor<'de> for FlagOrList {
+            type Value = BiasNames;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false, or a list of qkv, out and ffn")
+            }
+
+            fn visit_bool<E>(self, all: bool) -> Result<BiasNames, E> {
+                Ok(BiasNames(Biases { qkv: all, out: all, ffn: all }))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<BiasNames, A::Error> {
+                let mut biases = Biases::default();
+                while let Some(name) = list.next_element()? {
+                    match name {
+                        BiasName::Qkv => biases.qkv = true,
+                        BiasName::Out => biases.out = true,
+                        BiasName::Ffn => biases.ffn = true,
+                    }
+                }
+                Ok(BiasNames(biases))
+            }
+        }
+
+        deserializer.deserialize_any(FlagOrList)
+    }
+}

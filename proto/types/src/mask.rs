@@ -1,0 +1,254 @@
+//! Which keys a query sees: one algebra of masks, exact for each pair, and as the list of tiles that a
+//! kernel visits.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::model::Attention;
+
+mod blocks;
+#[cfg(test)]
+mod tests;
+
+pub use blocks::{Blocks, Pattern, TILE};
+
+/// Which keys a query sees.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Mask {
+    /// All.
+    All,
+    /// Those up to itself.
+    Causal,
+    /// Those at most so far before it and so far after it.
+    Window {
+        /// How far before.
+        before: u32,
+        /// How far after.
+        after: u32,
+    },
+    /// Those of its block and of so many blocks on either side.
+    BlockWindow {
+        /// Tokens in a block.
+        block: u32,
+        /// How many blocks on either side.
+        each: u32,
+    },
+    /// The first ones of the sequence.
+    GlobalKeys {
+        /// How many.
+        first: u32,
+    },
+    /// All, for the first queries of the sequence.
+    GlobalQueries {
+        /// How many.
+        first: u32,
+    },
+    /// Blocks that are drawn for each row of blocks.
+    RandomBlocks(RandomBlocks),
+    /// Those of its own document: for each place of the sequence, its document's number.
+    Documents(Arc<[u32]>),
+    /// Those before the padding.
+    Keys {
+        /// How many.
+        count: u32,
+    },
+    /// What all of these let it see.
+    And(Vec<Mask>),
+    /// What any of these lets it see.
+    Or(Vec<Mask>),
+}
+
+/// Blocks drawn at random (arXiv 2007.14062): a function of (seed, layer, head, row of blocks) alone, so
+/// every layout draws the same.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RandomBlocks {
+    /// The seed of the job.
+    pub seed: u64,
+    /// The layer.
+    pub layer: u32,
+    /// Tokens in a block.
+    pub block: u32,
+    /// Blocks drawn for a row; all that there are, where there are fewer.
+    pub per_row: u32,
+    /// Blocks of the sequence.
+    pub blocks: u32,
+    /// Whether none after the row's own are drawn.
+    pub causal: bool,
+}
+
+impl RandomBlocks {
+    /// The blocks of a row, in the order in which they are drawn.
+    pub fn drawn(&self, head: u32, row: u32) -> Vec<u32> {
+        let among = if self.causal { row + 1 } else { self.blocks.max(row + 1) };
+        if among <= self.per_row {
+            return (0..among).collect();
+        }
+        let key = [self.layer, head, row].into_iter().fold(self.seed, |key, part| mix(key, u64::from(part)));
+        let mut drawn = Vec::new();
+        // A draw that comes again is drawn anew: with at most as many as half, few do; the bound is never
+        // near, for each block comes up in so many draws.
+        for attempt in 0..u64::from(among) * 64 {
+            if drawn.len() as u32 == self.per_row {
+                break;
+            }
+            let block = (mix(key, attempt) % u64::from(among)) as u32;
+            if !drawn.contains(&block) {
+                drawn.push(block);
+            }
+        }
+        drawn
+    }
+}
+
+/// 64 bits from two numbers (the finalizer of SplitMix64).
+fn mix(key: u64, value: u64) -> u64 {
+    let mut z = key ^ value.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// What a rectangle of pairs shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    None,
+    Some,
+    All,
+}
+
+impl Seen {
+    fn of(none: bool, all: bool) -> Seen {
+        match (none, all) {
+            (true, _) => Seen::None,
+            (_, true) => Seen::All,
+            _ => Seen::Some,
+        }
+    }
+}
+
+impl Mask {
+    /// Whether `query` sees `key`, in a head.
+    pub fn sees(&self, head: u32, query: u32, key: u32) -> bool {
+        match self {
+            Mask::All => true,
+            Mask::Causal => key <= query,
+            Mask::Window { before, after } => {
+                key.saturating_add(*before) >= query && key <= query.saturating_add(*after)
+            }
+            Mask::BlockWindow { block, each } => (query / block).abs_diff(key / block) <= *each,
+            Mask::GlobalKeys { first } => key < *first,
+            Mask::GlobalQueries { first } => query < *first,
+            Mask::RandomBlocks(random) => {
+                random.drawn(head, query / random.block).contains(&(key / random.block))
+            }
+            Mask::Documents(of) => document(of, query) == document(of, key),
+            Mask::Keys { count } => key < *count,
+            Mask::And(masks) => masks.iter().all(|mask| mask.sees(head, query, key)),
+            Mask::Or(masks) => masks.iter().any(|mask| mask.sees(head, query, key)),
+        }
+    }
+
+    /// What a rectangle shows, which is not empty. `Some` may still turn out to be none or all.
+    fn tile(&self, head: u32, rows: &Range<u32>, cols: &Range<u32>) -> Seen {
+        let (top, bottom, left, right) = (rows.start, rows.end - 1, cols.start, cols.end - 1);
+        let window = |before: u32, after: u32, [top, bottom, left, right]: [u32; 4]| {
+            let none = right.saturating_add(before) < top || left > bottom.saturating_add(after);
+            let all = left.saturating_add(before) >= bottom && right <= top.saturating_add(after);
+            Seen::of(none, all)
+        };
+        match self {
+            Mask::All => Seen::All,
+            Mask::Causal => Seen::of(left > bottom, right <= top),
+            Mask::Window { before, after } => window(*before, *after, [top, bottom, left, right]),
+            Mask::BlockWindow { block, each } => {
+                window(*each, *each, [top / block, bottom / block, left / block, right / block])
+            }
+            Mask::GlobalKeys { first } | Mask::Keys { count: first } => {
+                Seen::of(left >= *first, right < *first)
+            }
+            Mask::GlobalQueries { first } => Seen::of(top >= *first, bottom < *first),
+            Mask::RandomBlocks(random) => {
+                let blocks = left / random.block..=right / random.block;
+                let mut rows = top / random.block..=bottom / random.block;
+                let any = rows.any(|row| random.drawn(head, row).iter().any(|at| blocks.contains(at)));
+                Seen::of(!any, false)
+            }
+            Mask::Documents(of) => {
+                let span = |range: &Range<u32>| {
+                    let mut all = range.clone().map(|at| document(of, at));
+                    let first = all.next().unwrap_or(0);
+                    all.fold((first, first), |(least, most), at| (least.min(at), most.max(at)))
+                };
+                let ((least, most), (first, last)) = (span(rows), span(cols));
+                Seen::of(most < first || last < least, least == last && most == first)
+            }
+            Mask::And(masks) => {
+                let seen = masks.iter().map(|mask| mask.tile(head, rows, cols));
+                let (least, all) = seen.fold((false, true), |(none, all), seen| {
+                    (none || seen == Seen::None, all && seen == Seen::All)
+                });
+                Seen::of(least, all)
+            }
+            Mask::Or(masks) => {
+                let seen = masks.iter().map(|mask| mask.tile(head, rows, cols));
+                let (none, all) = seen.fold((true, false), |(none, all), seen| {
+                    (none && seen == Seen::None, all || seen == Seen::All)
+                });
+                Seen::of(none, all)
+            }
+        }
+    }
+
+    /// Whether heads see different keys.
+    fn by_head(&self) -> bool {
+        match self {
+            Mask::RandomBlocks(_) => true,
+            Mask::And(masks) | Mask::Or(masks) => masks.iter().any(Mask::by_head),
+            _ => false,
+        }
+    }
+}
+
+/// The document at a place; what lies past the end is the last one's.
+fn document(of: &[u32], at: u32) -> u32 {
+    of.get(at as usize).or(of.last()).copied().unwrap_or(0)
+}
+
+/// The mask of a layer over a sequence of `keys` tokens; `None` where the form of attention has no mask
+/// beside the causal one.
+pub fn layer_mask(attention: Attention, causal: bool, layer: u32, seed: u64, keys: u32) -> Option<Mask> {
+    let within = |mut masks: Vec<Mask>| {
+        let or = if masks.len() == 1 { masks.remove(0) } else { Mask::Or(masks) };
+        if causal { Mask::And(vec![or, Mask::Causal]) } else { or }
+    };
+    let near = |window: u32| {
+        let before = if causal { window.saturating_sub(1) } else { window };
+        Mask::Window { before, after: if causal { 0 } else { window } }
+    };
+    match attention {
+        Attention::Window { window } => Some(near(window)),
+        Attention::Longformer { window, global, .. } => {
+            let first = global;
+            Some(within(vec![near(window), Mask::GlobalKeys { first }, Mask::GlobalQueries { first }]))
+        }
+        Attention::BigBird { block, window, global, random } => {
+            let first = global.saturating_mul(block);
+            let blocks = keys.div_ceil(block.max(1));
+            let drawn = RandomBlocks { seed, layer, block, per_row: random, blocks, causal };
+            Some(within(vec![
+                Mask::BlockWindow { block, each: window / 2 },
+                Mask::GlobalKeys { first },
+                Mask::GlobalQueries { first },
+                Mask::RandomBlocks(drawn),
+            ]))
+        }
+        Attention::Full
+        | Attention::Linear { .. }
+        | Attention::Compressed { .. }
+        | Attention::Latent { .. } => None,
+    }
+}
+
+/// Lists of tiles that are known already, so that equal ones are kept once.
+type Known = HashMap<Box<[u128]>, u32>;

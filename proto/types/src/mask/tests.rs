@@ -1,0 +1,115 @@
+use super::*;
+
+fn blocks(mask: &Mask, tokens: u32) -> Blocks {
+    Blocks::of(std::slice::from_ref(mask), 0..1, tokens, tokens)
+}
+
+fn pairs(mask: &Mask, tokens: u32) -> u64 {
+    blocks(mask, tokens).pairs(0)
+}
+
+#[test]
+fn pairs_are_those_of_the_closed_forms() {
+    let window = |window, causal| layer_mask(Attention::Window { window }, causal, 0, 1, 0).unwrap();
+    assert_eq!(pairs(&window(128, true), 1024), 122_944);
+    assert_eq!(pairs(&window(512, true), 4096), 1_966_336);
+    assert_eq!(pairs(&Mask::Causal, 300), 300 * 301 / 2);
+    assert_eq!(pairs(&Mask::All, 300), 300 * 300);
+    let longformer = |window, global, causal| {
+        layer_mask(Attention::Longformer { window, global, projections: false }, causal, 0, 1, 0).unwrap()
+    };
+    for (tokens, near, global, expected) in [(16, 2, 1, 100), (64, 8, 2, 1234), (128, 16, 4, 4828)] {
+        assert_eq!(pairs(&longformer(near, global, false), tokens), expected);
+    }
+    for (tokens, near, global, expected) in [(16, 4, 2, 81), (64, 8, 4, 702), (256, 32, 8, 9460)] {
+        assert_eq!(pairs(&longformer(near, global, true), tokens), expected);
+    }
+    for (count, seen) in [(8, 34), (16, 74), (64, 314)] {
+        let form = Attention::BigBird { block: 16, window: 3, global: 1, random: 0 };
+        let mask = layer_mask(form, false, 0, 1, count * 16).unwrap();
+        assert_eq!(pairs(&mask, count * 16), seen * 256, "{count} blocks");
+    }
+}
+
+/// Masks of all kinds, over sequences whose lengths are no multiples of a tile.
+fn kinds(tokens: u32) -> Vec<Mask> {
+    let documents: Arc<[u32]> = (0..tokens).map(|at| at / 50).collect();
+    let padded = Mask::And(vec![Mask::Keys { count: tokens * 2 / 3 }, Mask::Documents(documents)]);
+    let forms = [
+        Attention::Window { window: 20 },
+        Attention::Longformer { window: 9, global: 3, projections: false },
+        Attention::BigBird { block: 16, window: 3, global: 1, random: 2 },
+    ];
+    let forms = forms
+        .into_iter()
+        .flat_map(|form| [true, false].map(|causal| layer_mask(form, causal, 3, 7, tokens).unwrap()));
+    let plain = [Mask::All, Mask::Causal, padded.clone(), Mask::And(vec![padded, Mask::Causal])];
+    plain.into_iter().chain(forms).collect()
+}
+
+#[test]
+fn tiles_show_what_the_mask_shows_pair_by_pair() {
+    for tokens in [1, 127, 129, 300] {
+        for mask in kinds(tokens) {
+            for queries in [1, tokens.div_ceil(2), tokens] {
+                let blocks = Blocks::of(std::slice::from_ref(&mask), 2..4, queries, tokens);
+                for head in 0..2 {
+                    let pattern = &blocks.patterns[blocks.pattern_of[head] as usize];
+                    let mut seen = vec![false; (queries * tokens) as usize];
+                    for (row, ends) in pattern.first.windows(2).enumerate() {
+                        for (col, shown) in &pattern.tiles[ends[0] as usize..ends[1] as usize] {
+                            for i in 0..TILE.min(queries - row as u32 * TILE) {
+                                for j in 0..TILE.min(tokens - col * TILE) {
+                                    let on = shown
+                                        .is_none_or(|at| blocks.bits[at as usize][i as usize] >> j & 1 == 1);
+                                    seen[((row as u32 * TILE + i) * tokens + col * TILE + j) as usize] = on;
+                                }
+                            }
+                        }
+                    }
+                    for i in 0..queries {
+                        for j in 0..tokens {
+                            let wanted = mask.sees(head as u32 + 2, i + tokens - queries, j);
+                            assert_eq!(seen[(i * tokens + j) as usize], wanted, "{mask:?} {tokens} {i} {j}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn visited_tiles_grow_with_the_length_and_equal_ones_are_kept_once() {
+    let forms = [
+        Attention::Window { window: 512 },
+        Attention::Longformer { window: 256, global: 16, projections: false },
+        Attention::BigBird { block: 64, window: 3, global: 2, random: 3 },
+    ];
+    for form in forms {
+        let visited = |tokens| blocks(&layer_mask(form, false, 0, 1, tokens).unwrap(), tokens).visited();
+        let (short, long) = (visited(4096), visited(16_384));
+        assert!(long < 5 * short, "{form:?}: {short} tiles at 4k, {long} at 16k");
+    }
+    let window = layer_mask(forms[0], true, 0, 1, 0).unwrap();
+    assert_eq!(blocks(&window, 32_768).bits.len(), 2);
+}
+
+#[test]
+fn random_blocks_are_drawn_once_each_and_differ_by_head_layer_and_row() {
+    let random = RandomBlocks { seed: 1, layer: 2, block: 16, per_row: 3, blocks: 40, causal: false };
+    let row = |head, row| random.drawn(head, row);
+    for at in 0..40 {
+        let mut drawn = row(0, at);
+        drawn.sort_unstable();
+        drawn.dedup();
+        assert!(drawn.len() == 3 && drawn.iter().all(|block| *block < 40));
+        let causal = RandomBlocks { causal: true, ..random }.drawn(0, at);
+        assert!(causal.iter().all(|block| *block <= at) && causal.len() as u32 == 3.min(at + 1));
+    }
+    assert_ne!(row(0, 5), row(1, 5));
+    assert_ne!(row(0, 5), row(0, 6));
+    assert_ne!(row(0, 5), RandomBlocks { layer: 3, ..random }.drawn(0, 5));
+    // A change of the draw would silently change every resumed run.
+    assert_eq!([row(0, 5), row(3, 9)], [[22, 15, 16], [22, 16, 10]]);
+}

@@ -1,0 +1,141 @@
+//! The table of architectures and attentions: each in one process, and to the same bits in layouts that
+//! cut it along every axis. Real processes, a small model.
+
+use anyhow::{Context, Result};
+use coxswain_tests::Equal::{Bits, Differs, Near};
+use coxswain_tests::{Folder, Row, Table};
+
+const T4: &str = "train.tensor_shards=4";
+const SPREAD: &str = "layout.sequence_parallel=true";
+const ZERO: &str = "layout.zero=1";
+const FULL: &str = "train.checkpointing=full";
+const ATTENTION: &str = "train.checkpointing=attention";
+const FFN: &str = "train.checkpointing=ffn";
+const ZERO_BUBBLE: &str = "layout.schedule=zb-h1";
+const DROP: &str = "train.dropout=0.1";
+const DROP_ATTENTION: &str = "train.attention_dropout=0.1";
+const BF16: &str = "train.precision=bf16";
+
+/// Parts of a model that stay the same over the rows of a table.
+fn hold(model: &[&'static str], rows: &[Row]) -> Result<()> {
+    let folder = Folder::new()?;
+    let mut table = Table::new(&folder);
+    for row in rows {
+        let run = model.iter().fold(table.job(row), |run, set| run.set(set));
+        table.compare(row.0, &run, row.3)?;
+    }
+    table.end()
+}
+
+/// GPT-2: learned positions, LayerNorm, biases everywhere, GELU, one table at both ends.
+const GPT: [&str; 6] = [
+    "model.positions=learned",
+    "model.max_positions=40",
+    "model.norm=layer",
+    "model.biases=true",
+    "model.activation=gelu-tanh",
+    "model.tied_embeddings=true",
+];
+
+/// BERT: an encoder, norms after blocks, a norm and types in the embedding, masked tokens.
+const BERT: [&str; 10] = [
+    "model.architecture=encoder",
+    "model.positions=learned",
+    "model.max_positions=32",
+    "model.norm=layer",
+    "model.norm_placement=post",
+    "model.embedding_norm=true",
+    "model.token_types=2",
+    "model.biases=true",
+    "model.activation=gelu",
+    "model.tied_embeddings=true",
+];
+
+#[test]
+fn decoders() -> Result<()> {
+    hold(
+        &GPT,
+        &[
+            ("gpt, one", (1, 1, 1), &[T4], &[]),
+            ("gpt, pp3", (3, 1, 1), &[T4], &[Bits("gpt, one")]),
+            ("gpt, pp2 tp2", (2, 2, 1), &[T4, FULL], &[Bits("gpt, one")]),
+            ("gpt, tp4, split", (1, 4, 1), &[T4, SPREAD], &[Bits("gpt, one")]),
+            ("gpt, tp2 dp2, ZeRO, split", (1, 2, 2), &[T4, ZERO, SPREAD], &[Bits("gpt, one")]),
+            ("gpt, dropped", (1, 1, 1), &[T4, DROP], &[Differs("gpt, one")]),
+            ("gpt, dropped, pp2 tp2, split", (2, 2, 1), &[T4, DROP, SPREAD], &[Bits("gpt, dropped")]),
+        ],
+    )
+}
+
+#[test]
+fn encoders() -> Result<()> {
+    let albert = ["model.embedding_dim=32", "model.layer_groups=1"];
+    let albert: Vec<_> = BERT.into_iter().chain(albert).collect();
+    hold(
+        &BERT,
+        &[
+            ("bert, one", (1, 1, 1), &[T4], &[]),
+            ("bert, pp4, zb-h1", (4, 1, 1), &[T4, ZERO_BUBBLE], &[Bits("bert, one")]),
+            ("bert, pp2 tp2, split, ffn", (2, 2, 1), &[T4, SPREAD, FFN], &[Bits("bert, one")]),
+            ("bert, tp4", (1, 4, 1), &[T4, ATTENTION], &[Bits("bert, one")]),
+            ("bert, bf16", (1, 1, 1), &[T4, BF16], &[Near("bert, one")]),
+            ("bert, bf16, pp2 tp2", (2, 2, 1), &[T4, BF16], &[Bits("bert, bf16")]),
+        ],
+    )?;
+    hold(
+        &albert,
+        &[
+            ("albert, one", (1, 1, 1), &[T4, DROP], &[]),
+            ("albert, pp2 tp2", (2, 2, 1), &[T4, DROP], &[Bits("albert, one")]),
+            ("albert, pp2 dp2, ZeRO", (2, 1, 2), &[T4, DROP, ZERO], &[Bits("albert, one")]),
+            ("albert, tp2, split", (1, 2, 1), &[T4, DROP, SPREAD], &[Bits("albert, one")]),
+        ],
+    )
+}
+
+/// Sequences of two tiles, so that masks leave some out.
+const LONG: [&str; 3] = ["train.sequence=160", "train.micro_batches=4", "train.steps=8"];
+
+#[test]
+fn attentions() -> Result<()> {
+    let forms: [(&str, &[&str]); 6] = [
+        ("window, alibi", &["model.attention={kind: window, window: 24}", "model.positions=alibi"]),
+        (
+            "longformer, sinusoids",
+            &[
+                "model.attention={kind: longformer, window: 12, global: 3}",
+                "model.positions=sinusoidal",
+                "model.architecture=encoder",
+            ],
+        ),
+        (
+            "bigbird, relative",
+            &[
+                "model.attention={kind: bigbird, block: 8, window: 3, global: 1, random: 2}",
+                "model.positions=relative",
+                "model.architecture=encoder",
+            ],
+        ),
+        (
+            "bigbird, causal, geglu",
+            &[
+                "model.attention={kind: bigbird, block: 8, window: 3, global: 1, random: 2}",
+                "model.activation=geglu",
+                "model.rope_scaling={kind: yarn, factor: 4, original: 40}",
+            ],
+        ),
+        ("documents", &["train.separate_documents=true"]),
+        ("relative, causal", &["model.positions=relative", "model.activation=relu"]),
+    ];
+    for (name, form) in forms {
+        let model: Vec<_> = LONG.into_iter().chain(form.iter().copied()).collect();
+        let rows: [Row; 4] = [
+            ("one", (1, 1, 1), &[T4], &[]),
+            ("pp2 tp2", (2, 2, 1), &[T4, FULL], &[Bits("one")]),
+            ("tp4 split, dropped", (1, 4, 1), &[T4, SPREAD, DROP_ATTENTION], &[Differs("one")]),
+            ("dropped, one", (1, 1, 1), &[T4, DROP_ATTENTION], &[Bits("tp4 split, dropped")]),
+        ];
+        hold(&model, &rows).context(name)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! Tokens before the first layer: look-up, positions, and what follows them.
+//!
+//! The tables are cut over the logical shards by rows. A look-up has no gradient for its ids, so it
+//! stands outside of autograd; what follows it (the *stem*) is a piece like those of layers.
+
+use std::rc::Rc;
+
+use coxswain_native::ops;
+use coxswain_types::model::Positions;
+use coxswain_types::params::{EMBEDDING, Place, stack_prefix};
+use tch::{Kind, Tensor};
+
+use super::linear::Row;
+use super::norm::Norm;
+use super::param::{Param, Parameters, kind};
+use super::pass::{Pass, Site};
+use super::positions::sinusoids;
+use super::stage::Context;
+use crate::EngineError;
+
+/// The embedding of a stack.
+#[derive(Debug)]
+pub struct Embedding {
+    shards: Vec<Shard>,
+    norm: Option<Norm>,
+    map: Option<Row>,
+    context: Rc<Context>,
+}
+
+/// The rows of one logical shard.
+#[derive(Debug)]
+struct Shard {
+    tokens: Rc<Param>,
+    positions: Option<Rc<Param>>,
+    types: Option<Rc<Param>>,
+}
+
+impl Embedding {
+    pub(super) fn build(
+        place: Place,
+        parameters: &Parameters,
+        context: &Rc<Context>,
+    ) -> Result<Embedding, EngineError> {
+        let (model, prefix) = (&context.model, stack_prefix(&context.model, place));
+        let learned = matches!(model.positions, Positions::Learned { .. });
+        let table = |part: &str, shard| parameters.take(place, &format!("{prefix}.{part}.weight"), shard);
+        let shard = |index| -> Result<Shard, EngineError> {
+            Ok(Shard {
+                tokens: parameters.take(place, EMBEDDING, index)?,
+                positions: learned.then(|| table("embed_positions", index)).transpose()?,
+                types: (model.embedding.types > 0).then(|| table("embed_types", index)).transpose()?,
+            })
+        };
+        let norm = || Norm::build(place, &format!("{prefix}.embed_norm"), parameters, context);
+        let map = || Row::build(place, &format!("{prefix}.embed_map"), true, parameters, context);
+        Ok(Embedding {
+            shards: context.shards.clone().map(shard).collect::<Result<_, _>>()?,
+            norm: model.embedding.norm.then(norm).transpose()?,
+            map: (model.embedding.dim != model.dim).then(map).transpose()?,
+            context: Rc::clone(context),
+        })
+    }
+
+    /// Whether anything follows the look-up.
+    pub fn has_stem(&self, pass: &Pass<'_>) -> bool {
+        let sinusoidal = self.context.model.positions == Positions::Sinusoidal;
+        sinusoidal || self.norm.is_some() || self.map.is_some() || pass.drops()
+    }
+
+    /// What the tables hold of `ids_bt`, `[b, t, e]`.
+    pub fn look_up(&self, ids_bt: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
+        let shape = [ids_bt.size(), vec![-1]].concat();
+        let kind = kind(self.context.precision);
+        let mut parts = Vec::new();
+        for shard in &self.shards {
+            let mut sum: Option<Tensor> = None;
+            for (table, ids_n, factor) in self.tables(shard, ids_bt, pass)? {
+                let mut rows_ne = ops::embed(&ids_n, &table.weight, table.row.offset, kind)?;
+                if factor != 1.0 {
+                    rows_ne = rows_ne.f_mul_scalar(factor)?;
+                }
+                sum = Some(sum.map_or(Ok(rows_ne.shallow_clone()), |sum| sum.f_add(&rows_ne))?);
+            }
+            let rows_ne = sum.ok_or_else(|| EngineError::Table("an embedding has no table".to_owned()))?;
+            parts.push(rows_ne.f_view(shape.as_slice())?);
+        }
+        self.context.reduce_from_shards(&parts)
+    }
+
+    /// Accumulates the tables' gradients, given that of the look-up `[b, t, e]`.
+    pub fn look_up_backward(
+        &self,
+        ids_bt: &Tensor,
+        dx_bte: &Tensor,
+        pass: &Pass<'_>,
+    ) -> Result<(), EngineError> {
+        let gathered =
+            if self.context.spread { self.context.group.gather(dx_bte, 1)? } else { dx_bte.shallow_clone() };
+        let dx_ne = gathered.f_flatten(0, 1)?;
+        for shard in &self.shards {
+            for (table, ids_n, factor) in self.tables(shard, ids_bt, pass)? {
+                let dx_ne = if factor == 1.0 { dx_ne.shallow_clone() } else { dx_ne.f_mul_scalar(factor)? };
+                ops::embed_grad(&ids_n, &dx_ne, &table.slot, table.row.offset)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A shard's tables, which of their rows each token adds, and what those are multiplied by.
+    fn tables<'s>(
+        &self,
+        shard: &'s Shard,
+        ids_bt: &Tensor,
+        pass: &Pass<'_>,
+    ) -> Result<Vec<(&'s Param, Tensor, f64)>, EngineError> {
+        let (model, ids_n) = (&self.context.model, ids_bt.f_flatten(0, 1)?);
+        let factor = if model.embedding.scaled { f64::from(model.dim).sqrt() } else { 1.0 };
+        let mut tables: Vec<(&Param, Tensor, f64)> = vec![(&shard.tokens, ids_n, factor)];
+        if let (Some(table), Positions::Learned { offset, .. }) = (&shard.positions, model.positions) {
+            let positions_bt = pass.positions_of(ids_bt)?;
+            let rows_n = positions_bt.f_add_scalar(i64::from(offset))?.f_flatten(0, 1)?;
+            tables.push((table, rows_n, 1.0));
+        }
+        if let Some(table) = &shard.types {
+            // All tokens are of the first type. A slice that several shards hold is added by one: no row
+            // has the id -1, so the others add zeros and file a gradient of zeros.
+            let row = if table.row.use_index == 0 { 0 } else { -1 };
+            tables.push((table, ids_bt.f_flatten(0, 1)?.f_full_like(row)?, 1.0));
+        }
+        Ok(tables)
+    }
+
+    /// What follows the look-up: `[b, t, e]` to `[b, t, d]`.
+    pub fn stem(&self, x_bte: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
+        let mut x = x_bte.shallow_clone();
+        if self.context.model.positions == Positions::Sinusoidal {
+            let tokens = x.size()[1];
+            let first = pass.first + if self.context.spread { self.context.group_index * tokens } else { 0 };
+            x = x.f_add(&sinusoids(x.size()[2], first, tokens)?.f_to_kind(x.kind())?)?;
+        }
+        if let Some(norm) = &self.norm {
+            x = norm.forward(&x)?;
+        }
+        x = pass.dropout(&x, 0, Site::Embedding, &self.context)?;
+        self.map.as_ref().map_or(Ok(x.shallow_clone()), |map| map.whole(&x))
+    }
+}
+
+/// Positions `first..first + t` of each row, `[b, t]`.
+pub(super) fn positions(first: i64, ids_bt: &Tensor) -> Result<Tensor, EngineError> {
+    let tokens = ids_bt.size()[1];
+    let row_t = Tensor::f_arange_start(first, first + tokens, (Kind::Int64, ids_bt.device()))?;
+    Ok(row_t.f_unsqueeze(0)?.f_expand_as(ids_bt)?)
+}
