@@ -12,6 +12,7 @@ use coxswain_engine::data::MicroBatchData;
 use coxswain_engine::model::{Context, Parameters, Rotary, initial_values};
 use coxswain_engine::parallel::{MicroLoss, Mode, Reduction, Runner, seats};
 use coxswain_types::Assignment;
+use coxswain_types::params::ParameterRow;
 use tch::Tensor;
 
 use crate::JOB;
@@ -29,8 +30,12 @@ pub struct Stepped {
 
 /// The assignments of [`JOB`] with this changed, for as many workers as it needs.
 pub fn assignments(path: &str, value: u32) -> Result<Vec<Assignment>> {
-    let sets = [(path.to_owned(), value.to_string())];
-    let spec = parse(&JobText { source: "job", text: JOB, sets: &sets, base: Path::new("/") })
+    assignments_of(JOB, &[(path.to_owned(), value.to_string())])
+}
+
+/// The assignments of a job with these values changed, for as many workers as it needs.
+pub fn assignments_of(text: &str, sets: &[(String, String)]) -> Result<Vec<Assignment>> {
+    let spec = parse(&JobText { source: "job", text, sets, base: Path::new("/") })
         .map_err(|error| anyhow!("{error}"))?;
     let plan = sketch(&spec, spec.layout.world()).map_err(|error| anyhow!("{error}"))?;
     Ok(plan.assignments)
@@ -42,11 +47,21 @@ pub fn step(
     store: MemoryStore,
     fetch: &dyn Fn(u32) -> Result<MicroBatchData, EngineError>,
 ) -> Result<Stepped> {
+    step_from(a, store, fetch, &|row| Ok(Tensor::from_slice(&initial_values(row, 1))))
+}
+
+/// The same, from the values that `values` gives for each row.
+pub fn step_from(
+    a: &Assignment,
+    store: MemoryStore,
+    fetch: &dyn Fn(u32) -> Result<MicroBatchData, EngineError>,
+    values: &dyn Fn(&ParameterRow) -> Result<Tensor>,
+) -> Result<Stepped> {
     let train = &a.spec.train;
     let links = Links::join(store, a.rank.0, a.world, "127.0.0.1", 5_000, 20_000)?;
     let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind)?;
     for param in parameters.iter() {
-        let values = Tensor::from_slice(&initial_values(&param.row, 1));
+        let values = values(&param.row)?;
         param.weight.shallow_clone().copy_(&values.view(param.row.local_shape().as_slice()));
     }
     let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?));

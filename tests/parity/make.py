@@ -1,0 +1,144 @@
+"""Makes the fixtures of tests/tests/parity.rs: small random models of the `transformers` library, with
+the sum of their token losses and its gradients, under the names that this project gives parameters.
+
+    pip install torch transformers safetensors && python tests/parity/make.py
+"""
+
+from pathlib import Path
+
+import torch
+import transformers as hf
+from safetensors.torch import save_file
+
+VOCAB, DIM, FFN, LAYERS, HEADS, TOKENS, ROWS = 48, 16, 24, 2, 4, 12, 2
+
+
+def llama_names(layer_biases=()):
+    names = {"model.embed_tokens.weight": "model.embed_tokens.weight", "model.norm.weight": "model.norm.weight"}
+    for i in range(LAYERS):
+        for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+                     "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm"):
+            for kind in ("weight", "bias") if part in layer_biases else ("weight",):
+                name = f"model.layers.{i}.{part}.{kind}"
+                names[name] = name
+    return names
+
+
+def both(theirs, ours):
+    return {f"{theirs}.{kind}": f"{ours}.{kind}" for kind in ("weight", "bias")}
+
+
+def bert_names(prefix, layers):
+    names = {
+        f"{prefix}.embeddings.word_embeddings.weight": "model.embed_tokens.weight",
+        f"{prefix}.embeddings.position_embeddings.weight": "model.embed_positions.weight",
+        f"{prefix}.embeddings.token_type_embeddings.weight": "model.embed_types.weight",
+        **both(f"{prefix}.embeddings.LayerNorm", "model.embed_norm"),
+    }
+    for i in range(layers):
+        at, to = f"{prefix}.encoder.layer.{i}", f"model.layers.{i}"
+        for theirs, ours in (
+            ("attention.self.query", "self_attn.q_proj"), ("attention.self.key", "self_attn.k_proj"),
+            ("attention.self.value", "self_attn.v_proj"), ("attention.output.dense", "self_attn.o_proj"),
+            ("attention.output.LayerNorm", "input_layernorm"), ("intermediate.dense", "mlp.up_proj"),
+            ("output.dense", "mlp.down_proj"), ("output.LayerNorm", "post_attention_layernorm"),
+        ):
+            names |= both(f"{at}.{theirs}", f"{to}.{ours}")
+    return names
+
+
+def gpt2(model):
+    """GPT-2 keeps its maps as [in, out], and queries, keys and values in one."""
+    names = {
+        "transformer.wte.weight": "model.embed_tokens.weight", "transformer.wpe.weight": "model.embed_positions.weight",
+        **both("transformer.ln_f", "model.norm"),
+    }
+    for i in range(LAYERS):
+        at, to = f"transformer.h.{i}", f"model.layers.{i}"
+        names |= both(f"{at}.ln_1", f"{to}.input_layernorm") | both(f"{at}.ln_2", f"{to}.post_attention_layernorm")
+    for which, take in (("w", lambda p: p.data), ("g", lambda p: p.grad)):
+        params = {name: take(p) for name, p in model.named_parameters()}
+        for theirs, ours in names.items():
+            yield f"{which}/{ours}", params[theirs]
+        for i in range(LAYERS):
+            at, to = f"transformer.h.{i}", f"model.layers.{i}"
+            for theirs, ours in (("attn.c_proj", "self_attn.o_proj"), ("mlp.c_fc", "mlp.up_proj"),
+                                 ("mlp.c_proj", "mlp.down_proj")):
+                yield f"{which}/{to}.{ours}.weight", params[f"{at}.{theirs}.weight"].T
+                yield f"{which}/{to}.{ours}.bias", params[f"{at}.{theirs}.bias"]
+            for kind in ("weight", "bias"):
+                parts = params[f"{at}.attn.c_attn.{kind}"].chunk(3, -1)
+                for ours, part in zip("qkv", parts):
+                    yield f"{which}/{to}.self_attn.{ours}_proj.{kind}", part.T if kind == "weight" else part
+
+
+def plain(names):
+    def rows(model):
+        params = dict(model.named_parameters())
+        for theirs, ours in names.items():
+            yield f"w/{ours}", params[theirs].data
+            yield f"g/{ours}", params[theirs].grad
+    return rows
+
+
+def families():
+    size = dict(vocab_size=VOCAB, hidden_size=DIM, intermediate_size=FFN, num_hidden_layers=LAYERS,
+                num_attention_heads=HEADS, max_position_embeddings=32)
+    grouped = dict(size, num_key_value_heads=2, rms_norm_eps=1e-5)
+    head = {"lm_head.weight": "lm_head.weight"}
+    llama3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                  original_max_position_embeddings=32, rope_theta=10000.0)
+    yarn = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32, rope_theta=10000.0)
+    yield "gpt2", hf.GPT2LMHeadModel(hf.GPT2Config(
+        vocab_size=VOCAB, n_positions=32, n_embd=DIM, n_layer=LAYERS, n_head=HEADS, n_inner=FFN, resid_pdrop=0,
+        embd_pdrop=0, attn_pdrop=0, attn_implementation="eager")), gpt2
+    eager = dict(attn_implementation="eager")
+    for name, scaling in (("llama3", llama3), ("yarn", yarn)):
+        config = hf.LlamaConfig(**grouped, rope_parameters=scaling, tie_word_embeddings=False, **eager)
+        yield name, hf.LlamaForCausalLM(config), plain(llama_names() | head)
+    config = hf.MistralConfig(**grouped, sliding_window=5, tie_word_embeddings=False, **eager)
+    yield "mistral", hf.MistralForCausalLM(config), plain(llama_names() | head)
+    config = hf.Qwen2Config(**grouped, tie_word_embeddings=True, **eager)
+    biased = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    yield "qwen2", hf.Qwen2ForCausalLM(config), plain(llama_names(biased))
+
+    quiet = dict(size, hidden_dropout_prob=0, attention_probs_dropout_prob=0, type_vocab_size=2, **eager)
+    tail = {"cls.predictions.bias": "lm_head.bias", **both("cls.predictions.transform.dense", "lm_head.dense"),
+            **both("cls.predictions.transform.LayerNorm", "lm_head.norm")}
+    yield "bert", hf.BertForMaskedLM(hf.BertConfig(**quiet)), plain(bert_names("bert", LAYERS) | tail)
+    tail = {"lm_head.bias": "lm_head.bias", **both("lm_head.dense", "lm_head.dense"),
+            **both("lm_head.layer_norm", "lm_head.norm")}
+    config = hf.RobertaConfig(**dict(quiet, max_position_embeddings=34, type_vocab_size=1), pad_token_id=1)
+    yield "roberta", hf.RobertaForMaskedLM(config), plain(bert_names("roberta", LAYERS) | tail)
+    config = hf.AlbertConfig(**quiet, embedding_size=8, hidden_act="gelu_new")
+    at, to = "albert.encoder.albert_layer_groups.0.albert_layers.0", "model.layer_groups.0"
+    names = bert_names("albert", 0) | both("albert.encoder.embedding_hidden_mapping_in", "model.embed_map")
+    for theirs, ours in (("attention.query", "self_attn.q_proj"), ("attention.key", "self_attn.k_proj"),
+                         ("attention.value", "self_attn.v_proj"), ("attention.dense", "self_attn.o_proj"),
+                         ("attention.LayerNorm", "input_layernorm"), ("ffn", "mlp.up_proj"),
+                         ("ffn_output", "mlp.down_proj"), ("full_layer_layer_norm", "post_attention_layernorm")):
+        names |= both(f"{at}.{theirs}", f"{to}.{ours}")
+    tail = {"predictions.bias": "lm_head.bias", **both("predictions.dense", "lm_head.dense"),
+            **both("predictions.LayerNorm", "lm_head.norm")}
+    yield "albert", hf.AlbertForMaskedLM(config), plain(names | tail)
+
+
+def main():
+    folder = Path(__file__).parent
+    for index, (name, model, rows) in enumerate(families()):
+        torch.manual_seed(index)
+        with torch.no_grad():
+            for which, p in model.named_parameters():
+                norm = p.dim() == 1 and which.endswith("weight")
+                p.normal_(1.0 if norm else 0.0, 0.2)
+        ids = torch.randint(2, VOCAB, (ROWS, TOKENS + 1))
+        logits = model(input_ids=ids[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+        loss.backward()
+        tensors = {key: value.contiguous().clone() for key, value in rows(model)}
+        tensors |= {"ids": ids[:, :-1].contiguous(), "targets": ids[:, 1:].contiguous(), "loss": loss.detach()}
+        save_file(tensors, folder / f"{name}.safetensors")
+        print(f"{name}: {sum(v.numel() for k, v in tensors.items() if k.startswith('w/'))} weights, loss {loss:.6f}")
+
+
+main()
