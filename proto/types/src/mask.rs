@@ -149,6 +149,47 @@ impl Mask {
         }
     }
 
+    /// Which of at most 128 keys `query` sees: a bit for each.
+    fn row(&self, head: u32, query: u32, keys: &Range<u32>) -> u128 {
+        match self {
+            Mask::All => range(0, u32::MAX, keys),
+            Mask::Causal => range(0, query.saturating_add(1), keys),
+            Mask::Window { before, after } => {
+                range(query.saturating_sub(*before), query.saturating_add(*after).saturating_add(1), keys)
+            }
+            Mask::BlockWindow { block, each } => {
+                let own = query / block;
+                let end = own.saturating_add(*each).saturating_add(1).saturating_mul(*block);
+                range(own.saturating_sub(*each) * block, end, keys)
+            }
+            Mask::GlobalKeys { first } | Mask::Keys { count: first } => range(0, *first, keys),
+            Mask::GlobalQueries { first } => {
+                if query < *first {
+                    range(0, u32::MAX, keys)
+                } else {
+                    0
+                }
+            }
+            Mask::RandomBlocks(random) => {
+                let drawn = random.drawn(head, query / random.block);
+                let bits = |at: u32| {
+                    let start = at.saturating_mul(random.block);
+                    range(start, start.saturating_add(random.block), keys)
+                };
+                drawn.into_iter().fold(0, |all, at| all | bits(at))
+            }
+            Mask::Documents(of) => {
+                let own = document(of, query);
+                let seen = keys.clone().enumerate().filter(|(_, key)| document(of, *key) == own);
+                seen.fold(0, |bits, (at, _)| bits | 1 << at)
+            }
+            Mask::And(masks) => {
+                masks.iter().fold(range(0, u32::MAX, keys), |bits, mask| bits & mask.row(head, query, keys))
+            }
+            Mask::Or(masks) => masks.iter().fold(0, |bits, mask| bits | mask.row(head, query, keys)),
+        }
+    }
+
     /// What a rectangle shows, which is not empty. `Some` may still turn out to be none or all.
     fn tile(&self, head: u32, rows: &Range<u32>, cols: &Range<u32>) -> Seen {
         let (top, bottom, left, right) = (rows.start, rows.end - 1, cols.start, cols.end - 1);
@@ -208,6 +249,16 @@ impl Mask {
             _ => false,
         }
     }
+}
+
+/// A bit for each of the keys that lies in `start..end`.
+fn range(start: u32, end: u32, keys: &Range<u32>) -> u128 {
+    let (first, last) = (start.clamp(keys.start, keys.end), end.clamp(keys.start, keys.end));
+    if first >= last {
+        return 0;
+    }
+    let ones = u128::MAX >> (128 - (last - first));
+    ones << (first - keys.start)
 }
 
 /// The document at a place; what lies past the end is the last one's.

@@ -49,10 +49,8 @@ struct Shape {
   int64_t group_of(int64_t head) const { return head / (heads / groups); }
   // How many keys some of the queries before `end` see.
   int64_t seen(int64_t end) const { return std::clamp<int64_t>(end + shift(), 0, keys); }
-  // Whether scores are made ready by `prepare`: they are then whole, and no longer scaled by others.
-  bool prepared() const { return list || bias.defined(); }
   tiles::Scores scores(float* data, int64_t query, int64_t rows, int64_t key, int64_t valid) const {
-    return {data, kTile, rows, tiles::padded(valid), valid, query + shift() - key + 1, prepared() ? 1.f : scale};
+    return {data, kTile, rows, tiles::padded(valid), valid, query + shift() - key + 1, bias.defined() ? 1.f : scale};
   }
   // Of head `head` (batch and head in one number), calls `body(key, bits)` for the tiles that the queries
   // from `query` on see.
@@ -72,18 +70,33 @@ struct Shape {
   const float* bias_of(int64_t head, int64_t query, int64_t key) const {
     return bias.const_data_ptr<float>() + head % heads * bias.size(1) + key - query + queries - 1;
   }
-  // Scales the products, adds the bias, and hides what the bits hide.
+  // Hides what the bits hide, and with a bias makes scores whole, which others then scale no more.
   void prepare(tiles::Scores tile, int64_t head, int64_t query, int64_t key, const BlockList::Bits* bits) const {
+    if (!bits && !bias.defined()) return;
     for (int64_t row = 0; row < tile.rows; ++row) {
       float* x = tile.data + row * tile.step;
-      for (int64_t i = 0; i < tile.valid; ++i) x[i] *= scale;
       if (bias.defined()) {
         const float* add = bias_of(head, query + row, key);
-        for (int64_t i = 0; i < tile.valid; ++i) x[i] += add[i];
+        for (int64_t i = 0; i < tile.valid; ++i) x[i] = x[i] * scale + add[i];
       }
-      if (bits)
-        for (int64_t i = 0; i < tile.valid; ++i)
-          if (!(bits[row][i / 64] >> (i % 64) & 1)) x[i] = -std::numeric_limits<float>::infinity();
+      if (bits) hide(x, tile.valid, bits[row]);
+    }
+  }
+
+  // Run by run of hidden keys: most rows have one or two.
+  static void hide(float* x, int64_t count, const BlockList::Bits& bits) {
+    for (int64_t half = 0; half * 64 < count; ++half) {
+      const int64_t end = std::min<int64_t>(64, count - half * 64);
+      for (int64_t i = 0; i < end;) {
+        const uint64_t rest = bits[half] >> i;
+        if (rest & 1) {
+          i += ~rest == 0 ? 64 : __builtin_ctzll(~rest);
+          continue;
+        }
+        const int64_t next = rest == 0 ? end : std::min<int64_t>(end, i + __builtin_ctzll(rest));
+        std::fill(x + half * 64 + i, x + half * 64 + next, -std::numeric_limits<float>::infinity());
+        i = next;
+      }
     }
   }
 };
@@ -169,7 +182,7 @@ struct Forward {
       ops.transpose(values, tiles::padded(valid), cols, keys, kTile);
       pack(Head<T>(v, batch, group), key, valid, shape.dim, cols, values);
       ops.product({queries, cols, 1}, keys, kTile, product_rows, tile.cols, shape.dim, false, scores, kTile);
-      if (shape.prepared()) shape.prepare(tile, head, query, key, bits);
+      shape.prepare(tile, head, query, key, bits);
       ops.advance(tile, {max, sum, sums, cols});
       if (drop.rate > 0) drop_tile(shape, drop, head, tile, query, key, scores);
       ops.product({scores, kTile, 1}, values, cols, product_rows, cols, valid, true, sums, cols);
@@ -223,8 +236,8 @@ struct Backward {
     }
   }
 
-  // The gradients of scores that were made ready: those of the bias are their sums along the diagonals,
-  // those of the products are scaled.
+  // With a bias the gradients at hand are those of whole scores: the bias's are their sums along the
+  // diagonals, the products' are scaled.
   void finish_score_grads(tiles::Scores tile, int64_t head, int64_t query, int64_t key) const {
     for (int64_t row = 0; row < tile.rows; ++row) {
       float* x = tile.data + row * tile.step;
@@ -266,14 +279,14 @@ struct Backward {
         const auto tile = shape.scores(p, query, rows, key, valid);
         const float *tile_queries = queries + query * cols, *tile_grads = grads + query * cols;
         ops.product({tile_queries, cols, 1}, key_cols, kTile, product_rows, tile.cols, shape.dim, false, p, kTile);
-        if (shape.prepared()) shape.prepare(tile, head, query, key, bits);
+        shape.prepare(tile, head, query, key, bits);
         ops.probabilities(tile, log_sum.const_data_ptr<float>() + head * shape.queries + query);
         if (drop.rate > 0) drop_tile(shape, drop, head, tile, query, key, dropped);
         ops.product({dropped, 1, kTile}, tile_grads, cols, key_rows, cols, rows, true, value_grads, cols);
         ops.product({tile_grads, cols, 1}, value_cols, kTile, product_rows, tile.cols, shape.dim, false, p_grads,
                     kTile);
         ops.score_grads(tile, dropped, p_grads, mean + query);
-        if (shape.prepared()) finish_score_grads(tile, head, query, key);
+        if (shape.bias.defined()) finish_score_grads(tile, head, query, key);
         ops.product({p, 1, kTile}, tile_queries, cols, key_rows, cols, rows, true, key_grads, cols);
         ops.product({p, kTile, 1}, keys, cols, product_rows, cols, valid, true, query_grads + query * cols, cols);
       });

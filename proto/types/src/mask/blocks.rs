@@ -108,11 +108,7 @@ enum Bits {
 }
 
 fn bits(mask: &Mask, head: u32, rows: &Range<u32>, cols: &Range<u32>) -> Bits {
-    let row = |query: u32| {
-        let shown = cols.clone().enumerate().filter(|(_, key)| mask.sees(head, query, *key));
-        shown.fold(0_u128, |bits, (at, _)| bits | 1 << at)
-    };
-    let bits: Box<[u128]> = rows.clone().map(row).collect();
+    let bits: Box<[u128]> = rows.clone().map(|query| mask.row(head, query, cols)).collect();
     let all = cols.end - cols.start;
     if bits.iter().all(|row| *row == 0) {
         Bits::None

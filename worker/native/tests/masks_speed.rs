@@ -1,0 +1,60 @@
+//! Time of a window against that of full attention, forward and backward. It prints a table.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::time::Instant;
+
+use coxswain_native::attention::{BlockList, Options, Visible, attention};
+use coxswain_native::ops;
+use coxswain_types::mask::{Blocks, layer_mask};
+use coxswain_types::model::Attention;
+use tch::{Kind, Tensor};
+
+mod support;
+use support::randn;
+
+const HEADS: i64 = 2;
+
+/// Seconds of a forward and a backward pass over `tokens`: in full, and with the mask of `form`.
+fn seconds(tokens: u32, form: Attention) -> [f64; 2] {
+    let leaf = || randn(&[1, tokens.into(), HEADS, 64]).set_requires_grad(true);
+    let (q, k, v) = (leaf(), leaf(), leaf());
+    let timed = |forward: &dyn Fn() -> Tensor| {
+        let start = Instant::now();
+        let y = forward();
+        drop(Tensor::run_backward(&[y.sum(Kind::Float)], &[&q, &k, &v], false, false));
+        start.elapsed().as_secs_f64()
+    };
+    let full = timed(&|| ops::attention(&q, &k, &v, true).unwrap());
+    let mask = layer_mask(form, true, 0, 1, tokens).unwrap();
+    let listed = timed(&|| {
+        let blocks = Blocks::of(std::slice::from_ref(&mask), 0..HEADS as u32, tokens, tokens);
+        let list = BlockList::new(&blocks).unwrap();
+        let options = Options { visible: Visible::Blocks(&list), scale: 0.125, bias_hr: None, dropout: None };
+        attention(&q, &k, &v, &options).unwrap()
+    });
+    [full, listed]
+}
+
+const WINDOW: Attention = Attention::Window { window: 512 };
+
+/// A masked dense product, or a loop over tiles that are hidden, would take sixteen times as long for four
+/// times the tokens, and as long as full attention.
+#[test]
+fn time_grows_with_the_length_and_a_window_is_several_times_faster_than_full_attention() {
+    let forms = [
+        ("window 512", WINDOW, 3.0),
+        ("longformer 512, 16", Attention::Longformer { window: 512, global: 16, projections: false }, 2.0),
+        ("bigbird 64 x (3, 2, 3)", Attention::BigBird { block: 64, window: 3, global: 2, random: 3 }, 1.5),
+    ];
+    for (name, form, faster) in forms {
+        let mut rows = Vec::new();
+        for tokens in [2048, 4096, 8192, 16_384, 32_768] {
+            let [full, listed] = seconds(tokens, form);
+            println!("{name:<24} {tokens:>6} tokens: full {full:.3} s, {listed:.3} s: {:.1}", full / listed);
+            rows.push([full, listed]);
+        }
+        let [[full, at_16k], [_, at_32k]] = [rows[3], rows[4]];
+        assert!(full > faster * at_16k, "{name} at 16k: {full} s in full, {at_16k} s");
+        assert!(at_32k < 8.0 * rows[2][1], "{name}: {} s at 8k, {at_32k} s at 32k", rows[2][1]);
+    }
+}
