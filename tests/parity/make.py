@@ -123,20 +123,78 @@ def families():
     yield "albert", hf.AlbertForMaskedLM(config), plain(names | tail)
 
 
+def t5_names():
+    """The tables of relative positions lie in the first block of each stack."""
+    names = {"shared.weight": "model.embed_tokens.weight", "encoder.final_layer_norm.weight": "model.encoder.norm.weight",
+             "decoder.final_layer_norm.weight": "model.norm.weight"}
+    for stack, ours in (("encoder", "model.encoder"), ("decoder", "model")):
+        table = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        names[table] = f"{ours}.relative_bias.weight"
+        for i in range(LAYERS):
+            at, to = f"{stack}.block.{i}.layer", f"{ours}.layers.{i}"
+            for part in "qkvo":
+                names[f"{at}.0.SelfAttention.{part}.weight"] = f"{to}.self_attn.{part}_proj.weight"
+            names[f"{at}.0.layer_norm.weight"] = f"{to}.input_layernorm.weight"
+            last = 1
+            if stack == "decoder":
+                for part in "qkvo":
+                    names[f"{at}.1.EncDecAttention.{part}.weight"] = f"{to}.cross_attn.{part}_proj.weight"
+                names[f"{at}.1.layer_norm.weight"] = f"{to}.cross_attention_layernorm.weight"
+                last = 2
+            names[f"{at}.{last}.DenseReluDense.wi.weight"] = f"{to}.mlp.up_proj.weight"
+            names[f"{at}.{last}.DenseReluDense.wo.weight"] = f"{to}.mlp.down_proj.weight"
+            names[f"{at}.{last}.layer_norm.weight"] = f"{to}.post_attention_layernorm.weight"
+    return names
+
+
+def bart_names():
+    names = {"model.shared.weight": "model.embed_tokens.weight"}
+    for stack, ours in (("encoder", "model.encoder"), ("decoder", "model")):
+        names[f"model.{stack}.embed_positions.weight"] = f"{ours}.embed_positions.weight"
+        names |= both(f"model.{stack}.layernorm_embedding", f"{ours}.embed_norm")
+        for i in range(LAYERS):
+            at, to = f"model.{stack}.layers.{i}", f"{ours}.layers.{i}"
+            kinds = [("self_attn", "self_attn"), ("encoder_attn", "cross_attn")][: 1 if stack == "encoder" else 2]
+            for theirs, own in kinds:
+                for theirs_part, part in (("q_proj",) * 2, ("k_proj",) * 2, ("v_proj",) * 2, ("out_proj", "o_proj")):
+                    names |= both(f"{at}.{theirs}.{theirs_part}", f"{to}.{own}.{part}")
+            norms = [("self_attn_layer_norm", "input_layernorm"), ("final_layer_norm", "post_attention_layernorm"),
+                     ("encoder_attn_layer_norm", "cross_attention_layernorm")][: 2 if stack == "encoder" else 3]
+            for theirs, own in norms + [("fc1", "mlp.up_proj"), ("fc2", "mlp.down_proj")]:
+                names |= both(f"{at}.{theirs}", f"{to}.{own}")
+    return names
+
+
+def encoder_decoders():
+    config = hf.T5Config(vocab_size=VOCAB, d_model=DIM, d_kv=DIM // HEADS, d_ff=FFN, num_layers=LAYERS, num_heads=HEADS,
+                         relative_attention_num_buckets=8, relative_attention_max_distance=16, dropout_rate=0,
+                         tie_word_embeddings=True, attn_implementation="eager")
+    yield "t5", hf.T5ForConditionalGeneration(config), plain(t5_names())
+    config = hf.BartConfig(vocab_size=VOCAB, d_model=DIM, encoder_layers=LAYERS, decoder_layers=LAYERS,
+                           encoder_attention_heads=HEADS, decoder_attention_heads=HEADS, encoder_ffn_dim=FFN,
+                           decoder_ffn_dim=FFN, max_position_embeddings=32, dropout=0, attention_dropout=0,
+                           activation_dropout=0, attn_implementation="eager")
+    yield "bart", hf.BartForConditionalGeneration(config), plain(bart_names())
+
+
 def main():
     folder = Path(__file__).parent
-    for index, (name, model, rows) in enumerate(families()):
+    for index, (name, model, rows) in enumerate([*families(), *encoder_decoders()]):
         torch.manual_seed(index)
         with torch.no_grad():
             for which, p in model.named_parameters():
                 norm = p.dim() == 1 and which.endswith("weight")
                 p.normal_(1.0 if norm else 0.0, 0.2)
         ids = torch.randint(2, VOCAB, (ROWS, TOKENS + 1))
-        logits = model(input_ids=ids[:, :-1]).logits
+        inputs, source = {"input_ids": ids[:, :-1]}, {}
+        if model.config.is_encoder_decoder:
+            source = {"source": torch.randint(2, VOCAB, (ROWS, TOKENS))}
+            inputs = {"input_ids": source["source"], "decoder_input_ids": ids[:, :-1]}
+        logits = model(**inputs).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
         loss.backward()
         tensors = {key: value.contiguous().clone() for key, value in rows(model)}
-        tensors |= {"ids": ids[:, :-1].contiguous(), "targets": ids[:, 1:].contiguous(), "loss": loss.detach()}
+        tensors |= {"ids": ids[:, :-1].contiguous(), "targets": ids[:, 1:].contiguous(), "loss": loss.detach()} | source
         save_file(tensors, folder / f"{name}.safetensors")
         print(f"{name}: {sum(v.numel() for k, v in tensors.items() if k.startswith('w/'))} weights, loss {loss:.6f}")
 

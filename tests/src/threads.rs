@@ -12,6 +12,7 @@ use coxswain_engine::data::MicroBatchData;
 use coxswain_engine::model::{Context, Parameters, Rotary, initial_values};
 use coxswain_engine::parallel::{MicroLoss, Mode, Reduction, Runner, seats};
 use coxswain_types::Assignment;
+use coxswain_types::job::Lengths;
 use coxswain_types::params::ParameterRow;
 use tch::Tensor;
 
@@ -78,7 +79,7 @@ pub fn step_from(
         pipe: &pipe,
         train,
         rotary: rotary.as_ref(),
-        shape: [train.micro_batch, train.sequence, a.spec.model.dim].map(i64::from),
+        lengths: Lengths::of(&a.spec.model, train),
         probe: None,
     };
     let losses = runner.run(&a.train, Mode::Train { step: 0, multiplier: 1.0 }, fetch)?;

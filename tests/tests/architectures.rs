@@ -139,3 +139,54 @@ fn attentions() -> Result<()> {
     }
     Ok(())
 }
+
+/// T5: norms before blocks, relative positions, one table at three places.
+const T5: [&str; 6] = [
+    "model.architecture=encoder-decoder",
+    "model.encoder_layers=2",
+    "model.layers=3",
+    "model.positions=relative",
+    "model.activation=relu",
+    "model.tied_embeddings=true",
+];
+
+/// BART: norms after blocks, learned positions and norms in both embeddings; the text is filled in.
+const BART: [&str; 10] = [
+    "model.architecture=encoder-decoder",
+    "model.layers=2",
+    "model.positions=learned",
+    "model.max_positions=32",
+    "model.norm=layer",
+    "model.norm_placement=post",
+    "model.embedding_norm=true",
+    "model.biases=true",
+    "model.activation=gelu",
+    "train.corruption=infilling",
+];
+
+#[test]
+fn encoder_decoders() -> Result<()> {
+    hold(
+        &T5,
+        &[
+            ("t5, one", (1, 1, 1), &[T4], &[]),
+            ("t5, pp2", (2, 1, 1), &[T4], &[Bits("t5, one")]),
+            ("t5, pp3", (3, 1, 1), &[T4, FULL], &[Bits("t5, one")]),
+            ("t5, pp4, zb-h1", (4, 1, 1), &[T4, ZERO_BUBBLE], &[Bits("t5, one")]),
+            ("t5, pp2 tp2, split", (2, 2, 1), &[T4, SPREAD, ATTENTION], &[Bits("t5, one")]),
+            ("t5, tp2 dp2, ZeRO", (1, 2, 2), &[T4, ZERO], &[Bits("t5, one")]),
+            ("t5, bf16", (1, 1, 1), &[T4, BF16], &[Near("t5, one")]),
+            ("t5, bf16, pp2 tp2", (2, 2, 1), &[T4, BF16], &[Bits("t5, bf16")]),
+            ("t5, dropped", (1, 1, 1), &[T4, DROP, DROP_ATTENTION], &[Differs("t5, one")]),
+            ("t5, dropped, pp4", (4, 1, 1), &[T4, DROP, DROP_ATTENTION, FFN], &[Bits("t5, dropped")]),
+        ],
+    )?;
+    hold(
+        &BART,
+        &[
+            ("bart, one", (1, 1, 1), &[T4], &[]),
+            ("bart, pp4", (4, 1, 1), &[T4], &[Bits("bart, one")]),
+            ("bart, pp3 tp2, split", (3, 2, 1), &[T4, SPREAD, FULL], &[Bits("bart, one")]),
+        ],
+    )
+}

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use coxswain_comm::MemoryStore;
-use coxswain_engine::data::MicroBatchData;
+use coxswain_engine::data::{MicroBatchData, Source};
 use coxswain_tests::threads::{assignments_of, on_threads, step_from};
 use coxswain_types::Assignment;
 use coxswain_types::params::parameter_table;
@@ -59,7 +59,9 @@ fn rank(a: &Assignment, store: MemoryStore, name: &str) -> Result<(f64, Vec<Slic
     let fetch = |_| {
         let tokens = targets.numel() as u64;
         let (ids_bt, targets_n) = (ids.shallow_clone(), targets.shallow_clone());
-        Ok(MicroBatchData { ids_bt, targets_n, tokens, documents: None })
+        let source = fixture.0.get("source");
+        let source = source.map(|ids| Source { ids_bs: ids.shallow_clone(), padded: None });
+        Ok(MicroBatchData { source, ids_bt, targets_n, tokens, documents: None })
     };
     let stepped = step_from(a, store, &fetch, &|row| {
         let whole = fixture.get(&format!("w/{}", row.name))?;
@@ -86,6 +88,10 @@ fn hold(name: &str, model: &str) -> Result<()> {
             [("model", model.to_owned()), ("layout", format!("{{pipeline: {pipeline}, tensor: {tensor}}}"))]
                 .map(|(path, value)| (path.to_owned(), value))
                 .into();
+        // Under infilling a decoder's sequence is as long as its encoder's, as in the fixtures.
+        let mends = model.contains("encoder-decoder");
+        let infilling = mends.then(|| ("train.corruption".to_owned(), "infilling".to_owned()));
+        let sets: Vec<_> = sets.into_iter().chain(infilling).collect();
         let assignments = assignments_of(JOB, &sets).context(name.to_owned())?;
         let table = parameter_table(&assignments[0].spec.model);
         let ours: Vec<_> = table.iter().map(|parameter| format!("w/{}", parameter.name)).collect();
@@ -136,4 +142,15 @@ fn encoders() -> Result<()> {
     hold("roberta", &format!("{{{BERT}, activation: gelu, token_types: 1, position_offset: 2}}"))?;
     let albert = "activation: gelu-tanh, token_types: 2, embedding_dim: 8, layer_groups: 1";
     hold("albert", &format!("{{{BERT}, {albert}}}"))
+}
+
+#[test]
+fn encoder_decoders() -> Result<()> {
+    let both = "architecture: encoder-decoder, layers: 2, dim: 16, heads: 4, ffn: 24, vocab: 48, tied_embeddings: true";
+    let t5 = "positions: relative, relative_buckets: 8, relative_max_distance: 16, norm_eps: 1.0e-6, \
+              activation: relu, attention_scale: 1, logit_scale: 0.25";
+    hold("t5", &format!("{{{both}, {t5}}}"))?;
+    let bart = "positions: learned, max_positions: 32, position_offset: 2, norm: layer, norm_placement: post, \
+                activation: gelu, biases: true, embedding_norm: true";
+    hold("bart", &format!("{{{both}, {bart}}}"))
 }

@@ -54,6 +54,7 @@ pub(crate) fn spec(data: DataSpec) -> JobSpec {
             evaluate_every: 0,
             parameter_norms: false,
             masked: 0.15,
+            corruption: coxswain_types::job::Corruption::Spans,
             separate_documents: false,
         },
         layout: Layout {

@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::PreparedData;
-use coxswain_types::job::DataSpec;
-use coxswain_types::model::Head;
+use coxswain_types::job::{DataSpec, Lengths, reserved_tokens};
 use serde::{Deserialize, Serialize};
 
 pub use crate::hash::mix;
@@ -156,8 +155,7 @@ fn prepare_as(
     spec: &JobSpec,
     wanted: Option<&PreparedData>,
 ) -> Result<PreparedData, PrepareError> {
-    // The last token of a masked language model is the one that hides others; no text has it.
-    let vocab = spec.model.vocab - u32::from(spec.model.head == Head::MaskedLm);
+    let vocab = spec.model.vocab.saturating_sub(reserved_tokens(&spec.model, &spec.train));
     let (inputs, texts) = match &spec.data {
         DataSpec::Text { files, held_out } => {
             let texts = read_texts(files)?;
@@ -185,7 +183,7 @@ fn prepare_as(
     if wanted.is_some_and(|wanted| *wanted != prepared.data) {
         return Err(changed());
     }
-    check(&prepared.data, spec.train.sequence)?;
+    check(&prepared.data, Lengths::of(&spec.model, &spec.train).window)?;
     Ok(prepared.data)
 }
 

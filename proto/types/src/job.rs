@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::model::ModelSpec;
+use crate::model::{Architecture, Head};
 use crate::schedule::Action;
 
 /// A checked job.
@@ -90,6 +91,8 @@ pub struct TrainSpec {
     pub parameter_norms: bool,
     /// The share of tokens that a masked language model is asked for, in `0..1`.
     pub masked: f64,
+    /// What an encoder-decoder is asked to mend.
+    pub corruption: Corruption,
     /// Whether a token sees its own document only, where a sample holds parts of several.
     pub separate_documents: bool,
 }
@@ -98,6 +101,87 @@ impl TrainSpec {
     /// Number of logical tensor shards under `tensor` tensor ranks.
     pub fn shards(&self, tensor: u32) -> u32 {
         self.tensor_shards.unwrap_or(tensor)
+    }
+}
+
+/// What is done to a text before an encoder reads it; its decoder writes what was there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Corruption {
+    /// Spans are taken out, and a token of its own stands for each; the decoder writes the spans, each
+    /// after its token (T5, arXiv 1910.10683).
+    Spans,
+    /// Spans are taken out, and one and the same token stands for each, some of nothing; the decoder
+    /// writes the whole text (BART, arXiv 1910.13461; sentences keep their order).
+    Infilling,
+}
+
+/// Mean length of a span that is taken out, in tokens, of both papers.
+pub const SPAN_TOKENS: u32 = 3;
+
+/// The decoder's length is a multiple of this under [`Corruption::Spans`], so that the sequence can be
+/// split over tensor ranks.
+const TARGET_MULTIPLE: u32 = 16;
+
+/// Tokens of a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lengths {
+    /// Of the text that it is made from.
+    pub window: u32,
+    /// That the encoder in front of a decoder reads; 0 where there is none.
+    pub source: u32,
+    /// Of the stack that ends with the head.
+    pub target: u32,
+}
+
+impl Lengths {
+    /// The lengths of a job's samples. With [`Corruption::Spans`] the encoder reads `train.sequence`
+    /// tokens, which stand for a longer text.
+    pub fn of(model: &ModelSpec, train: &TrainSpec) -> Lengths {
+        let sequence = train.sequence;
+        if model.architecture != Architecture::EncoderDecoder {
+            return Lengths { window: sequence, source: 0, target: sequence };
+        }
+        match train.corruption {
+            Corruption::Infilling => Lengths { window: sequence, source: sequence, target: sequence },
+            Corruption::Spans => {
+                let corrupted = |window: u32| {
+                    let (noise, spans) = noise(window, train.masked);
+                    window.saturating_sub(noise).saturating_add(spans + 1)
+                };
+                let kept = 1.0 - train.masked + train.masked / f64::from(SPAN_TOKENS);
+                let mut window = (f64::from(sequence) / kept) as u32;
+                // Rounding moves the estimate by a few tokens at most.
+                while window > 2 && corrupted(window) > sequence {
+                    window -= 1;
+                }
+                while corrupted(window + 1) <= sequence && window < sequence.saturating_mul(64) {
+                    window += 1;
+                }
+                let (noise, spans) = noise(window, train.masked);
+                let target = (noise + spans + 1).next_multiple_of(TARGET_MULTIPLE);
+                Lengths { window, source: sequence, target }
+            }
+        }
+    }
+}
+
+/// How many of `window` tokens are taken out, and in how many spans.
+pub fn noise(window: u32, share: f64) -> (u32, u32) {
+    let most = window.saturating_sub(1).max(1);
+    let noise = ((f64::from(window) * share).round() as u32).clamp(1, most);
+    let spans = (f64::from(noise) / f64::from(SPAN_TOKENS)).round() as u32;
+    (noise, spans.clamp(1, (window.max(2) - noise).min(noise).max(1)))
+}
+
+/// Tokens at the end of the vocabulary that no text has, but stand for parts of it.
+pub fn reserved_tokens(model: &ModelSpec, train: &TrainSpec) -> u32 {
+    match (model.architecture, train.corruption) {
+        (Architecture::EncoderDecoder, Corruption::Spans) => {
+            noise(Lengths::of(model, train).window, train.masked).1
+        }
+        (Architecture::EncoderDecoder, Corruption::Infilling) => 1,
+        _ => u32::from(model.head == Head::MaskedLm),
     }
 }
 

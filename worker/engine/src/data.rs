@@ -8,15 +8,22 @@ use coxswain_files::tokenizer::END_OF_TEXT_ID;
 use coxswain_files::{Samples, TokenFile, sample_index};
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::{self, PreparedData};
+use coxswain_types::job::Lengths;
 use coxswain_types::model::Head;
 use tch::Tensor;
 
 use crate::EngineError;
 
+mod corrupt;
+
+use corrupt::Mending;
+
 /// The tokens of a micro-batch.
 #[derive(Debug)]
 pub struct MicroBatchData {
-    /// Inputs, `[b, t]`.
+    /// What the encoder in front of a decoder reads.
+    pub source: Option<Source>,
+    /// Inputs of the last stack, `[b, t]`.
     pub ids_bt: Tensor,
     /// Targets, `[n]`; -1 where there is none.
     pub targets_n: Tensor,
@@ -26,6 +33,22 @@ pub struct MicroBatchData {
     pub documents: Option<Vec<Arc<[u32]>>>,
 }
 
+/// What an encoder reads for its decoder.
+#[derive(Debug)]
+pub struct Source {
+    /// Its tokens, `[b, s]`.
+    pub ids_bs: Tensor,
+    /// How many of each row are not padding, where some are.
+    pub padded: Option<Vec<u32>>,
+}
+
+impl MicroBatchData {
+    /// What the first layer of all reads.
+    pub fn first_ids(&self) -> &Tensor {
+        self.source.as_ref().map_or(&self.ids_bt, |source| &source.ids_bs)
+    }
+}
+
 /// What a token is trained to tell.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Objective {
@@ -33,6 +56,8 @@ enum Objective {
     Next,
     /// Itself, where it is hidden (arXiv 1810.04805).
     Masked(Masking),
+    /// What was taken out of the text that its encoder reads.
+    Mend(Mending),
 }
 
 /// Which tokens are hidden: a function of (seed, sample, place).
@@ -75,7 +100,7 @@ pub struct Tokens {
     train: TokenFile,
     samples: Samples,
     held_out: Option<TokenFile>,
-    sequence: usize,
+    lengths: Lengths,
     rows: u32,
     micro_batches: u32,
     objective: Objective,
@@ -99,20 +124,26 @@ impl Tokens {
             }
         }
         let open = |file: &assignment::TokenFile| TokenFile::open(directory, file);
+        let lengths = Lengths::of(&spec.model, train);
+        // A draw apart from those of samples, dropout and values at birth.
+        let key = draw(train.seed, u64::from(b'm'));
         let tokens = Tokens {
             train: open(&data.train)?,
-            samples: Samples::new(data.train.tokens, train.sequence, train.seed),
+            samples: Samples::new(data.train.tokens, lengths.window, train.seed),
             held_out: data.held_out.as_ref().map(open).transpose()?,
-            sequence: train.sequence as usize,
+            lengths,
             rows: train.micro_batch,
             micro_batches: train.micro_batches,
             objective: match spec.model.head {
-                // A draw apart from those of samples, dropout and values at birth.
-                Head::MaskedLm => Objective::Masked(Masking {
-                    key: draw(train.seed, u64::from(b'm')),
-                    rate: train.masked,
-                    mask: spec.model.vocab - 1,
+                _ if lengths.source > 0 => Objective::Mend(Mending {
+                    key,
+                    corruption: train.corruption,
+                    share: train.masked,
+                    vocab: spec.model.vocab,
                 }),
+                Head::MaskedLm => {
+                    Objective::Masked(Masking { key, rate: train.masked, mask: spec.model.vocab - 1 })
+                }
                 Head::Lm | Head::Pooled { .. } => Objective::Next,
             },
             separate: train.separate_documents,
@@ -120,7 +151,7 @@ impl Tokens {
         if tokens.samples.windows() == 0 {
             return Err(EngineError::Other(format!(
                 "{} has {} tokens, fewer than one sample of {} and its last target",
-                data.train.path, data.train.tokens, train.sequence
+                data.train.path, data.train.tokens, lengths.window
             )));
         }
         Ok(tokens)
@@ -130,7 +161,7 @@ impl Tokens {
     pub fn train(&self, step0: u64, micro_batch: u32) -> Result<MicroBatchData, EngineError> {
         let rows = (0..self.rows).map(|row| {
             let sample = sample_index(step0, micro_batch, row, self.micro_batches, self.rows);
-            Some((sample, self.samples.start(sample), self.sequence))
+            Some((sample, self.samples.start(sample), self.lengths.window as usize))
         });
         self.read(&self.train, rows)
     }
@@ -143,7 +174,7 @@ impl Tokens {
 
     fn held_out_windows(&self) -> u64 {
         let tokens = self.held_out.as_ref().map_or(0, TokenFile::len);
-        tokens.saturating_sub(1).div_ceil(self.sequence as u64)
+        tokens.saturating_sub(1).div_ceil(self.lengths.window.into())
     }
 
     /// A micro-batch of a round over the held-out text: consecutive windows, the last one short,
@@ -155,8 +186,8 @@ impl Tokens {
             .ok_or_else(|| EngineError::Other("there is no held-out text".to_owned()))?;
         let first = (round * u64::from(self.micro_batches) + u64::from(micro_batch)) * u64::from(self.rows);
         let windows = (first..first + u64::from(self.rows)).map(|window| {
-            let start = window * self.sequence as u64;
-            let targets = (file.len() - 1).saturating_sub(start).min(self.sequence as u64);
+            let start = window * u64::from(self.lengths.window);
+            let targets = (file.len() - 1).saturating_sub(start).min(self.lengths.window.into());
             // Samples of training count up from 0, windows of the held-out text down from the end.
             (targets > 0).then_some((!window, start, targets as usize))
         });
@@ -169,7 +200,9 @@ impl Tokens {
         file: &TokenFile,
         rows: impl Iterator<Item = Option<(u64, u64, usize)>>,
     ) -> Result<MicroBatchData, EngineError> {
+        let [source_len, sequence] = [self.lengths.source, self.lengths.target].map(|n| n as usize);
         let (mut ids, mut targets, mut documents) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut source, mut counts) = (Vec::new(), Vec::new());
         for row in rows {
             let mut window = vec![0; row.map_or(0, |(_, _, len)| len + 1)];
             if let Some((_, start, _)) = row {
@@ -177,20 +210,39 @@ impl Tokens {
             }
             let (sample, len) = row.map_or((0, 0), |(sample, _, len)| (sample, len));
             if self.separate {
-                documents.push(documents_of(&window[..len], self.sequence));
+                documents.push(documents_of(&window[..len], sequence));
             }
             let (row_ids, row_targets) = match self.objective {
                 Objective::Next => (window[..len].to_vec(), window.get(1..).unwrap_or_default().to_vec()),
                 Objective::Masked(masking) => masking.hide(sample, &window[..len]),
+                Objective::Mend(mending) => {
+                    let mended = mending.corrupt(sample, &window[..len]);
+                    counts.push(mended.source.len() as u32);
+                    pad(&mut source, mended.source, source_len, 0);
+                    (mended.ids, mended.targets)
+                }
             };
-            ids.extend(row_ids.into_iter().chain(std::iter::repeat_n(0, self.sequence - len)));
-            targets.extend(row_targets.into_iter().chain(std::iter::repeat_n(-1, self.sequence - len)));
+            pad(&mut ids, row_ids, sequence, 0);
+            pad(&mut targets, row_targets, sequence, -1);
         }
         let tokens = targets.iter().filter(|target| **target >= 0).count() as u64;
-        let ids_bt = Tensor::from_slice(&ids).f_view([-1, self.sequence as i64])?;
+        let ids_bt = Tensor::from_slice(&ids).f_view([-1, sequence as i64])?;
+        let padded = counts.iter().any(|count| *count != self.lengths.source);
+        let source = (source_len > 0).then(|| -> Result<Source, EngineError> {
+            let ids_bs = Tensor::from_slice(&source).f_view([-1, source_len as i64])?;
+            Ok(Source { ids_bs, padded: padded.then_some(counts) })
+        });
         let documents = self.separate.then_some(documents);
-        Ok(MicroBatchData { ids_bt, targets_n: Tensor::from_slice(&targets), tokens, documents })
+        let source = source.transpose()?;
+        Ok(MicroBatchData { source, ids_bt, targets_n: Tensor::from_slice(&targets), tokens, documents })
     }
+}
+
+/// Adds a row of `len`, filled up with `with`.
+fn pad(rows: &mut Vec<i64>, row: Vec<i64>, len: usize, with: i64) {
+    let end = rows.len() + len;
+    rows.extend(row);
+    rows.resize(end, with);
 }
 
 /// The document of each token: one ends with the end of text. What pads a row is one more.

@@ -8,7 +8,7 @@ use coxswain_comm::{Axis, Links};
 use coxswain_files::hash::draw;
 use coxswain_files::{Checkpoint, Tokenizer};
 use coxswain_types::assignment::Recompute;
-use coxswain_types::job::{ModelSpec, OptimizerKind, Precision};
+use coxswain_types::job::{Corruption, ModelSpec, OptimizerKind, Precision, reserved_tokens};
 use coxswain_types::model::Architecture;
 use coxswain_types::params::{ParameterRow, Place, parameter_table, slice_of};
 use tch::{Kind, Tensor};
@@ -32,6 +32,9 @@ pub struct Sampling {
 pub struct Generator {
     stage: Stage,
     model: ModelSpec,
+    corruption: Corruption,
+    /// Tokens at the end of the vocabulary that no text has.
+    reserved: u32,
     tokenizer: Tokenizer,
 }
 
@@ -41,8 +44,9 @@ impl Generator {
         let checkpoint = Checkpoint::open(folder, None)?;
         checkpoint.verify()?;
         let spec = &checkpoint.manifest().spec;
-        let (model, seed) = (spec.model.clone(), spec.train.seed);
-        if model.architecture != Architecture::Decoder {
+        let (model, train, seed) = (spec.model.clone(), spec.train.clone(), spec.train.seed);
+        let reserved = reserved_tokens(&model, &train);
+        if model.architecture == Architecture::Encoder {
             return Err(EngineError::Other(
                 "only a decoder writes; this checkpoint is of an encoder".to_owned(),
             ));
@@ -62,7 +66,7 @@ impl Generator {
         }
         let (stage, parameters) = whole_stage(&model, seed)?;
         load_weights(&checkpoint, &parameters)?;
-        Ok(Generator { stage, model, tokenizer })
+        Ok(Generator { stage, model, corruption: train.corruption, reserved, tokenizer })
     }
 
     /// Writes up to `count` tokens after `prompt`, handing each piece of text to `show` as soon as
@@ -74,16 +78,25 @@ impl Generator {
         sampling: &Sampling,
         mut show: impl FnMut(&str),
     ) -> Result<String, EngineError> {
-        let mut ids: Vec<i64> = self.tokenizer.encode(prompt).into_iter().map(i64::from).collect();
+        let end = i64::from(coxswain_files::tokenizer::END_OF_TEXT_ID);
+        let mut ids = self.prompt(prompt);
+        let mut memory = None;
+        if self.model.encoder_layers > 0 {
+            ids.push(end);
+            memory = Some(tch::no_grad(|| encode(&self.stage, &self.model, &ids))?);
+            ids = vec![end];
+        }
         if ids.is_empty() {
-            ids.push(i64::from(coxswain_files::tokenizer::END_OF_TEXT_ID));
+            ids.push(end);
         }
         let mut caches: Vec<Cache> = (0..self.model.layers).map(|_| Cache::default()).collect();
         let (mut written, mut shown) = (Vec::<u32>::new(), 0);
         let mut text = String::new();
         let mut position = 0;
         for index in 0..u64::from(count) {
-            let logits = tch::no_grad(|| next_logits(&self.stage, &self.model, &ids, position, &mut caches))?;
+            let logits = tch::no_grad(|| {
+                next_logits(&self.stage, &self.model, (&ids, memory.take()), position, &mut caches)
+            })?;
             position += ids.len() as i64;
             let id = choose(&logits, sampling, index)?;
             if id == coxswain_files::tokenizer::END_OF_TEXT_ID {
@@ -91,7 +104,7 @@ impl Generator {
             }
             written.push(id);
             ids = vec![i64::from(id)];
-            text = self.tokenizer.decode(&written);
+            text = self.text(&written);
             // A character may end in the middle of a token; what is cut shows as U+FFFD.
             let whole = text.trim_end_matches('\u{fffd}').len();
             if whole > shown && text.is_char_boundary(shown) {
@@ -103,22 +116,67 @@ impl Generator {
     }
 }
 
-/// The logits `[v]` after the last of `ids`, which stand at `position` and on.
+/// What stands in a prompt, and in text, for what was taken out.
+const MASK: &str = "<mask>";
+
+impl Generator {
+    /// The tokens of a prompt; of an encoder-decoder, with the tokens that stand for what it shall write.
+    fn prompt(&self, prompt: &str) -> Vec<i64> {
+        let encode = |text: &str| self.tokenizer.encode(text).into_iter().map(i64::from).collect::<Vec<_>>();
+        if self.model.encoder_layers == 0 {
+            return encode(prompt);
+        }
+        let mut ids = Vec::new();
+        for (at, part) in prompt.split(MASK).enumerate() {
+            if at > 0 {
+                let span = if self.corruption == Corruption::Spans { at as i64 - 1 } else { 0 };
+                ids.push((i64::from(self.model.vocab) - 1 - span).max(0));
+            }
+            ids.extend(encode(part));
+        }
+        ids
+    }
+
+    /// The text of tokens; those that stand for others show as in a prompt.
+    fn text(&self, ids: &[u32]) -> String {
+        let stands = |id: &u32| *id >= self.model.vocab - self.reserved;
+        let parts = ids.chunk_by(|a, b| stands(a) == stands(b));
+        parts
+            .map(|part| match part.first() {
+                Some(first) if stands(first) => MASK.repeat(part.len()),
+                _ => self.tokenizer.decode(part),
+            })
+            .collect()
+    }
+}
+
+/// What the encoder makes of `ids`, `[1, s, d]`.
+fn encode(stage: &Stage, model: &ModelSpec, ids: &[i64]) -> Result<Tensor, EngineError> {
+    let ids_bs = Tensor::from_slice(ids).f_view([1, -1])?;
+    let rotary = Rotary::new(model, 0, ids.len() as i64)?;
+    stage.encode(&ids_bs, &pass(rotary.as_ref(), 0))
+}
+
+fn pass(rotary: Option<&Rotary>, first: i64) -> Pass<'_> {
+    Pass { rotary, first, documents: None, source: 0, padded: None, dropout: None }
+}
+
+/// The logits `[v]` after the last of `ids`, which stand at `position` and on; the encoder's output comes
+/// with the first of them.
 fn next_logits(
     stage: &Stage,
     model: &ModelSpec,
-    ids: &[i64],
+    (ids, memory): (&[i64], Option<Tensor>),
     position: i64,
     caches: &mut [Cache],
 ) -> Result<Tensor, EngineError> {
-    let (Some(table), Some(head)) = (&stage.embedding, &stage.head) else {
+    let Some(head) = &stage.head else {
         return Err(EngineError::Other("generation needs the whole model".to_owned()));
     };
     let ids_bt = Tensor::from_slice(ids).f_view([1, -1])?;
     let rotary = Rotary::new(model, position, ids.len() as i64)?;
-    let pass = Pass { rotary: rotary.as_ref(), first: position, documents: None, dropout: None };
-    let x_btd = table.stem(&table.look_up(&ids_bt, &pass)?, &pass)?;
-    let x_btd = stage.forward_layers(x_btd, &pass, caches)?;
+    let pass = pass(rotary.as_ref(), position);
+    let x_btd = stage.decode(&ids_bt, memory.as_ref(), &pass, caches)?;
     let last = x_btd.f_narrow(1, ids.len() as i64 - 1, 1)?;
     Ok(Tensor::f_cat(&head.logits(&last)?, 1)?.f_view([-1])?)
 }
@@ -152,8 +210,12 @@ fn choose(logits: &Tensor, sampling: &Sampling, index: u64) -> Result<u32, Engin
 /// The whole model on one rank, zero, and its parameters.
 fn whole_stage(model: &ModelSpec, seed: u64) -> Result<(Stage, Parameters), EngineError> {
     let table = parameter_table(model);
-    let layers = (0..model.layers).map(Place::Layer);
-    let places = std::iter::once(Place::Embedding).chain(layers).chain([Place::Head]);
+    let bridge = (model.encoder_layers > 0).then_some(Place::Bridge);
+    let places = std::iter::once(Place::Embedding)
+        .chain((0..model.encoder_layers).map(Place::Layer))
+        .chain(bridge)
+        .chain((model.encoder_layers..model.all_layers()).map(Place::Layer))
+        .chain([Place::Head]);
     let rows: Vec<_> = places
         .flat_map(|place| {
             let used = table.iter().filter(move |parameter| parameter.places.contains(&place));
@@ -162,8 +224,8 @@ fn whole_stage(model: &ModelSpec, seed: u64) -> Result<(Stage, Parameters), Engi
         .collect();
     let parameters = Parameters::allocate(&rows, Precision::Fp32, OptimizerKind::AdamW)?;
     let context = Rc::new(Context::alone(model, seed, Links::alone().group(&[0], Axis::Tensor)?));
-    let recompute = vec![Recompute::Nothing; model.layers as usize];
-    let shape = Shape { embedding: true, layers: 0..model.layers, head: true, recompute };
+    let recompute = vec![Recompute::Nothing; model.all_layers() as usize];
+    let shape = Shape { embedding: true, layers: 0..model.all_layers(), head: true, recompute };
     let stage = Stage::build(shape, &parameters, &context)?;
     parameters.expect_all_taken()?;
     Ok((stage, parameters))
@@ -191,7 +253,9 @@ mod tests {
         let mut last = None;
         for &piece in pieces {
             let part = &ids[at..at + piece];
-            last = Some(tch::no_grad(|| next_logits(stage, model, part, at as i64, &mut caches)).unwrap());
+            last = Some(
+                tch::no_grad(|| next_logits(stage, model, (part, None), at as i64, &mut caches)).unwrap(),
+            );
             at += piece;
         }
         Vec::try_from(&last.unwrap()).unwrap()

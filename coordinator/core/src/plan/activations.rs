@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use coxswain_types::Assignment;
 use coxswain_types::assignment::{Recompute, Stage};
-use coxswain_types::job::Block;
+use coxswain_types::job::{Block, Lengths};
 use coxswain_types::model::{Attention, Head, ModelSpec, NormPlacement, Positions};
 use coxswain_types::params::{EMBEDDING, HEAD, ParameterRow, Place};
 use coxswain_types::schedule::{Action, Kind};
@@ -35,7 +35,7 @@ impl Layer {
     fn of(a: &Assignment, layer: u32) -> Layer {
         let model = &a.spec.model;
         let (tensor, bytes) = (u64::from(a.spec.layout.tensor).max(1), a.spec.train.precision.bytes());
-        let (tokens, dim) = (tokens(a), u64::from(model.dim));
+        let (tokens, dim) = (tokens(a, layer), u64::from(model.dim));
         let head = u64::from(model.head_dim);
         let heads = u64::from(model.heads).div_ceil(tensor);
         let (q, kv) = (heads * head, u64::from(model.kv_heads).div_ceil(tensor) * head);
@@ -45,12 +45,11 @@ impl Layer {
         let mut attention = tokens * own;
         let mut filed = 4 * dim + 2 * q + 2 * kv + if gated { 3 } else { 2 } * ffn;
         if model.crosses(layer) {
-            // The encoder's output is kept once for all layers; its keys and values are as many as tokens.
-            attention += tokens * (bytes * (dim + 2 * q + 2 * kv) + FP32 * heads);
+            attention += tokens * (bytes * (dim + 2 * q) + FP32 * heads) + source(a) * bytes * (dim + 2 * kv);
             filed += 3 * dim + 2 * q + 2 * kv;
         }
         Layer {
-            stream: stream(a),
+            stream: stream(a, layer),
             blocks: if model.crosses(layer) { 3 } else { 2 },
             attention,
             ffn: bytes * tokens * (dim + if gated { 4 } else { 2 } * ffn),
@@ -86,7 +85,7 @@ struct Held {
 
 fn held(a: &Assignment, stage: &Stage) -> Held {
     let (bytes, model) = (a.spec.train.precision.bytes(), &a.spec.model);
-    let (tokens, dim) = (tokens(a), u64::from(model.dim));
+    let (tokens, dim) = (tokens(a, model.encoder_layers), u64::from(model.dim));
     let mut held = Held::default();
     for (layer, recompute) in stage.layers.clone().zip(&stage.recompute) {
         let layer = Layer::of(a, layer);
@@ -94,13 +93,10 @@ fn held(a: &Assignment, stage: &Stage) -> Held {
         held.kept += layer.whole() - layer.again(*recompute);
         held.again = held.again.max(layer.again(*recompute));
     }
-    if stage.layers.end > model.encoder_layers && model.encoder_layers > 0 {
-        // The encoder's output, which every layer of the decoder reads, and which travels on.
-        held.kept += stream(a);
-    }
     if stage.head {
         // The input of the final norm, which there is none of where norms follow blocks; the head's input.
-        let norm = if model.norm.placement == NormPlacement::Pre { stream(a) } else { 0 };
+        let norm =
+            if model.norm.placement == NormPlacement::Pre { stream(a, model.encoder_layers) } else { 0 };
         held.kept += norm + bytes * tokens * dim;
         // What W of the head needs: its input and the logits' gradient.
         held.filed += bytes * tokens * (dim + vocabulary(a));
@@ -112,11 +108,13 @@ fn held(a: &Assignment, stage: &Stage) -> Held {
     held
 }
 
-/// Bytes of a place of the residual stream, on one tensor rank.
-fn stream(a: &Assignment) -> u64 {
-    let layout = &a.spec.layout;
+/// Bytes of a place of a layer's residual stream, on one tensor rank; a decoder's has the output of its
+/// encoder behind it, which travels on.
+fn stream(a: &Assignment, layer: u32) -> u64 {
+    let (layout, model) = (&a.spec.layout, &a.spec.model);
     let parts = if layout.sequence_parallel { u64::from(layout.tensor).max(1) } else { 1 };
-    a.spec.train.precision.bytes() * (tokens(a) * u64::from(a.spec.model.dim)).div_ceil(parts)
+    let tokens = tokens(a, layer) + if model.crosses(layer) { source(a) } else { 0 };
+    a.spec.train.precision.bytes() * (tokens * u64::from(model.dim)).div_ceil(parts)
 }
 
 /// Numbers that attention to a layer's own tokens keeps of a token: the norm's output, then queries, keys
@@ -158,7 +156,7 @@ pub(super) fn peak_activations(a: &Assignment) -> u64 {
         }
         peak = peak.max(live);
     }
-    peak + peak_posted(&a.train) as u64 * stream(a)
+    peak + peak_posted(&a.train) as u64 * stream(a, a.spec.model.encoder_layers)
 }
 
 /// The head's logits. The loss turns them to fp32, which stay until the backward; beside them are the
@@ -177,7 +175,7 @@ pub(super) fn logits_bytes(a: &Assignment) -> u64 {
     let in_flight = peak_in_flight(&until_backward.collect::<Vec<_>>()) as u64;
     let bytes = a.spec.train.precision.bytes();
     let beside = if bytes == FP32 { bytes } else { 2 * bytes };
-    tokens(a) * vocabulary(a) * (FP32 * in_flight + beside)
+    tokens(a, a.spec.model.encoder_layers) * vocabulary(a) * (FP32 * in_flight + beside)
 }
 
 /// The logits of a token on this tensor rank; a pooled head has some for each sample only, which weigh
@@ -188,6 +186,14 @@ fn vocabulary(a: &Assignment) -> u64 {
     a.parameters.iter().filter(logits).map(|row| row.len).sum()
 }
 
-fn tokens(a: &Assignment) -> u64 {
-    u64::from(a.spec.train.sequence) * u64::from(a.spec.train.micro_batch)
+/// Tokens of a micro-batch in the stack of a layer.
+fn tokens(a: &Assignment, layer: u32) -> u64 {
+    let lengths = Lengths::of(&a.spec.model, &a.spec.train);
+    let own = if layer < a.spec.model.encoder_layers { lengths.source } else { lengths.target };
+    u64::from(own) * u64::from(a.spec.train.micro_batch)
+}
+
+/// Tokens of a micro-batch that an encoder reads for its decoder.
+fn source(a: &Assignment) -> u64 {
+    u64::from(Lengths::of(&a.spec.model, &a.spec.train).source) * u64::from(a.spec.train.micro_batch)
 }

@@ -31,7 +31,7 @@ mod svg;
 mod timeline;
 
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
-use coxswain_types::job::Schedule;
+use coxswain_types::job::{Lengths, Schedule};
 use coxswain_types::status::WorkerInfo;
 use coxswain_types::{Assignment, Generation, JobSpec, WorkerId};
 
@@ -140,7 +140,8 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     check_layout(spec)?;
     let (seated, spares) = placement::place(request.workers, &spec.layout)?;
     let mesh = Mesh::new(spec.layout);
-    let layers = partition::partition(&spec.model, spec.train.sequence, spec.layout.stages());
+    let layers =
+        partition::partition(&spec.model, Lengths::of(&spec.model, &spec.train), spec.layout.stages());
     let mut assignments = assign::assign(request, &mesh, &layers, &seated);
     recompute::choose(&mut assignments)?;
     let own = matches!(spec.layout.schedule, Schedule::Custom { .. });

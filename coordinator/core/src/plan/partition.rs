@@ -5,29 +5,31 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use coxswain_types::job::ModelSpec;
+use coxswain_types::job::{Lengths, ModelSpec};
 use coxswain_types::model::{Attention, Head};
 
-/// Forward FLOPs for each token of every layer, with what stands before the first and after the last; a
+/// Forward FLOPs of a sample in every layer, with what stands before the first and after the last; a
 /// backward costs twice as much of all of them. The embedding is a look-up and costs nothing here.
-fn costs(model: &ModelSpec, sequence: u32) -> Vec<u64> {
-    let mut costs: Vec<u64> =
-        (0..model.all_layers()).map(|layer| layer_cost(model, layer, sequence)).collect();
+fn costs(model: &ModelSpec, lengths: Lengths) -> Vec<u64> {
+    let tokens =
+        |layer: u32| u64::from(if layer < model.encoder_layers { lengths.source } else { lengths.target });
+    let cost = |layer| tokens(layer) * layer_cost(model, layer, tokens(layer) as u32, lengths.source);
+    let mut costs: Vec<u64> = (0..model.all_layers()).map(cost).collect();
     // Each stack begins with an embedding, the decoder's on the stage of its first layer.
     let stacks = BTreeSet::from([0, model.encoder_layers as usize]);
     for first in stacks {
         if let Some(cost) = costs.get_mut(first) {
-            *cost += embedding_map(model);
+            *cost += tokens(first as u32) * embedding_map(model);
         }
     }
     if let Some(cost) = costs.last_mut() {
-        *cost += head_cost(model, sequence);
+        *cost += u64::from(lengths.target) * head_cost(model, lengths.target);
     }
     costs
 }
 
 /// Two FLOPs for each weight, and two for each number of the scores and of their product with the values.
-fn layer_cost(model: &ModelSpec, layer: u32, sequence: u32) -> u64 {
+fn layer_cost(model: &ModelSpec, layer: u32, sequence: u32, source: u32) -> u64 {
     let [dim, ffn] = [model.dim, model.ffn].map(u64::from);
     let head = u64::from(model.head_dim);
     let (q, kv) = (u64::from(model.heads) * head, u64::from(model.kv_heads) * head);
@@ -42,8 +44,9 @@ fn layer_cost(model: &ModelSpec, layer: u32, sequence: u32) -> u64 {
         _ => 2 * dim * kv,
     };
     let own = 2 * (2 * dim * q + keys_and_values + matrices * dim * ffn) + scores(model, layer, sequence);
-    // The encoder's output is as long as the decoder's input, and all of it is seen.
-    let crossing = 2 * (2 * dim * q + 2 * dim * kv) + 4 * u64::from(sequence) * q;
+    // All of the encoder's output is seen, and each of its tokens makes a key and a value.
+    let made = 4 * dim * kv * u64::from(source) / u64::from(sequence.max(1));
+    let crossing = 4 * dim * q + made + 4 * u64::from(source) * q;
     if model.crosses(layer) { own + crossing } else { own }
 }
 
@@ -87,8 +90,8 @@ fn head_cost(model: &ModelSpec, sequence: u32) -> u64 {
 }
 
 /// The layers of each of `stages` stages, at least one each; `stages` is at most the number of layers.
-pub(super) fn partition(model: &ModelSpec, sequence: u32, stages: u32) -> Vec<Range<u32>> {
-    let counts = counts(&costs(model, sequence), stages as usize);
+pub(super) fn partition(model: &ModelSpec, lengths: Lengths, stages: u32) -> Vec<Range<u32>> {
+    let counts = counts(&costs(model, lengths), stages as usize);
     let mut next = 0;
     counts
         .into_iter()

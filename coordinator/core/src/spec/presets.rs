@@ -59,7 +59,7 @@ pub fn job_text(job: &JobText<'_>, name: &str, workers: u32) -> Result<String, S
         return Err(Fault::in_file(job.source, None, "", unknown(name, &names())).into());
     }
     let text = format!("name: {name}\nmodel: {{preset: {name}}}\n");
-    let smallest = format!("{text}data: {{synthetic: {{tokens: 2}}}}\ntrain: {{steps: 1, sequence: 1}}\n");
+    let smallest = format!("{text}data: {{synthetic: {{tokens: 64}}}}\ntrain: {{steps: 1, sequence: 4}}\n");
     let of_model = |path: &str| path == "model" || path.starts_with("model.");
     let sets: Vec<_> = job.sets.iter().filter(|(path, _)| of_model(path)).cloned().collect();
     let model = look(&JobText { text: &smallest, sets: &sets, ..*job })?.model;

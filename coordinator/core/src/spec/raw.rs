@@ -1,7 +1,7 @@
 //! The job file as it is written. These structs are the format: each key with its meaning, its unit
 //! and its default. They are not checked; [`super::parse`] turns them into a `JobSpec`.
 
-use coxswain_types::job::{Precision, Reduction};
+use coxswain_types::job::{Corruption, Precision, Reduction};
 use serde::{Deserialize, Serialize};
 
 mod model;
@@ -163,9 +163,16 @@ pub struct RawTrain {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parameter_norms: Option<bool>,
     /// The share of tokens that a masked language model (`model.head: masked-lm`) is asked for; eight of
-    /// ten of them are hidden, one is replaced, one stays. Default: 0.15.
+    /// ten of them are hidden, one is replaced, one stays. Of an encoder-decoder, the share of tokens that
+    /// are taken out. Default: 0.15, and 0.3 where `corruption` is `infilling`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masked: Option<f64>,
+    /// What an encoder-decoder is asked to mend. `spans`: spans of `masked` of the text (three tokens each
+    /// on average) are taken out, each for a token of its own, and the decoder writes the spans (T5).
+    /// `infilling`: one token stands for each, and the decoder writes the whole text (BART). Default:
+    /// `spans`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub corruption: Option<Corruption>,
     /// Whether a token sees its own document only, where a sample holds parts of several. A document ends
     /// with its file. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -59,7 +59,7 @@ const FLAG: Allowed = Words { words: "`true` or `false`", fit: &["true", "false"
 const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
 
 /// Beside this, keys have the rules of [`RULES`].
-const ALLOWED: [(&str, Allowed); 45] = [
+const ALLOWED: [(&str, Allowed); 46] = [
     (
         "name",
         Words {
@@ -148,6 +148,10 @@ const ALLOWED: [(&str, Allowed); 45] = [
         "train.masked",
         Words { words: "above 0 and below 1", fit: &["0.01", "0.99"], unfit: &["0", "1", ".nan"] },
     ),
+    (
+        "train.corruption",
+        Words { words: "`spans` or `infilling`", fit: &["spans", "infilling"], unfit: &["deletion"] },
+    ),
     ("train.separate_documents", FLAG),
     ("layout.pipeline", Count(&limits::WORLD)),
     ("layout.tensor", Count(&limits::WORLD)),
@@ -189,6 +193,7 @@ fn beside(path: &str) -> Sets {
         "train.momentum" => &[("train.optimizer", "muon")],
         "train.decay_steps" => &[("train.learning_rate_schedule", "wsd")],
         "train.masked" => &[("model.architecture", "encoder"), ("model.vocab", "600")],
+        "train.corruption" => &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")],
         "layout.chunks" => &[("layout.schedule", "interleaved")],
         "layout.actions" => &[("layout.schedule", "custom")],
         path => beside_model(path),
@@ -261,9 +266,9 @@ impl Key {
             "f64" => "number",
             "[f64; 2]" => "two numbers",
             "bool" => "true or false",
-            "Reduction" | "Precision" | "OptimizerName" | "RateScheduleName" | "ScheduleName"
-            | "Architecture" | "PositionsName" | "RopeScalingName" | "NormKind" | "NormPlacement"
-            | "ActivationName" | "AttentionName" | "HeadName" => "word",
+            "Reduction" | "Precision" | "Corruption" | "OptimizerName" | "RateScheduleName"
+            | "ScheduleName" | "Architecture" | "PositionsName" | "RopeScalingName" | "NormKind"
+            | "NormPlacement" | "ActivationName" | "AttentionName" | "HeadName" => "word",
             "BiasNames" => "true, false or list",
             "Checkpoints" => "word or map",
             "ZeroStage" => "whole number",

@@ -2,7 +2,7 @@
 
 use coxswain_types::JobSpec;
 use coxswain_types::job::{DataSpec, OptimizerKind, Precision, RateSchedule, Reduction, Schedule};
-use coxswain_types::model::Head;
+use coxswain_types::model::{Architecture, Head};
 use coxswain_types::schedule::Action;
 
 use super::error::{Fault, SpecError};
@@ -47,6 +47,7 @@ fn train(job: &JobSpec) -> RawTrain {
     let (train, optimizer) = (&job.train, &job.train.optimizer);
     let canonical = train.reduction == Reduction::Canonical;
     let fp16 = train.precision == Precision::Fp16;
+    let mends = job.model.architecture == Architecture::EncoderDecoder;
     let (optimizer_name, momentum) = match optimizer.kind {
         OptimizerKind::AdamW => (OptimizerName::AdamW, None),
         OptimizerKind::Muon => (OptimizerName::Muon, Some(optimizer.momentum)),
@@ -89,7 +90,8 @@ fn train(job: &JobSpec) -> RawTrain {
         clip_norm: Some(optimizer.clip_norm),
         evaluate_every: Some(train.evaluate_every),
         parameter_norms: Some(train.parameter_norms),
-        masked: (job.model.head == Head::MaskedLm).then_some(train.masked),
+        masked: (job.model.head == Head::MaskedLm || mends).then_some(train.masked),
+        corruption: mends.then_some(train.corruption),
         separate_documents: Some(train.separate_documents),
     }
 }

@@ -318,7 +318,7 @@ fn single_faults_name_the_flag_that_brought_them() {
         --set data={}: found neither text nor synthetic; must have one of them
         job.yaml:7:1: data: found both text and synthetic; must have one of them
         --set data={synthetic: {tokens: 64}, held_out: 0.1}: data.held_out: goes with data.text only; random tokens hold out nothing
-        --set data={synthetic: {tokens: 64}, held_out: 0.1}: data.synthetic.tokens: found 64; must be at least train.sequence + 1 (65): a sample and the token after it
+        --set data={synthetic: {tokens: 64}, held_out: 0.1}: data.synthetic.tokens: found 64; must be at least train.sequence + 1 (65): the text of a sample and the token after it
         --set train.evaluate_every=10: found 10; must be 0 where no text is held out: there is nothing to evaluate on
         --set train.min_learning_rate=1: found 1.0; must be 0 or more and at most train.learning_rate (0.0003)
         --set train.micro_batch=17: found 17; with a train.sequence of 1048576 must be 16 or less (at most 16777216 tokens at once; more belong into more micro-batches)

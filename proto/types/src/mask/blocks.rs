@@ -53,7 +53,8 @@ impl Blocks {
     }
 
     fn pattern(&mut self, mask: &Mask, head: u32, known: &mut Known) -> Pattern {
-        let before = self.keys - self.queries;
+        // Only masks that do not know places are of more queries than keys: an encoder's, for its decoder.
+        let before = self.keys.saturating_sub(self.queries);
         let tiles =
             |count: u32| (0..count.div_ceil(TILE)).map(move |at| at * TILE..count.min((at + 1) * TILE));
         let mut pattern = Pattern { first: vec![0], tiles: Vec::new() };

@@ -20,7 +20,7 @@ use tch::Tensor;
 use super::cache::Cache;
 use super::linear::{Column, Row};
 use super::param::{Param, Parameters};
-use super::pass::Pass;
+use super::pass::{Pass, Site};
 use super::positions::{alibi_slopes, relative_bucket};
 use super::stage::Context;
 use crate::EngineError;
@@ -29,6 +29,8 @@ use crate::EngineError;
 #[derive(Debug)]
 pub(super) struct AttentionBlock {
     layer: u32,
+    /// Whether keys and values are of the encoder's output.
+    cross: bool,
     shards: Vec<Shard>,
     output: Row,
     /// Lists of tiles that were made before, by shard and number of tokens.
@@ -49,7 +51,7 @@ struct Shard {
 
 impl AttentionBlock {
     pub(super) fn build(
-        layer: u32,
+        (layer, cross): (u32, bool),
         prefix: &str,
         parameters: &Parameters,
         context: &Rc<Context>,
@@ -59,7 +61,7 @@ impl AttentionBlock {
             Column::build((place, &format!("{prefix}.{part}"), shard), biased, parameters, context)
         };
         let table = relative_bias(model, layer);
-        let relative = matches!(model.positions, Positions::RelativeBias { .. });
+        let relative = !cross && matches!(model.positions, Positions::RelativeBias { .. });
         let shard = |index| -> Result<Shard, EngineError> {
             Ok(Shard {
                 index,
@@ -71,6 +73,7 @@ impl AttentionBlock {
         };
         Ok(AttentionBlock {
             layer,
+            cross,
             shards: context.shards.clone().map(shard).collect::<Result<_, _>>()?,
             output: Row::build(place, &format!("{prefix}.o_proj"), model.biases.out, parameters, context)?,
             lists: RefCell::default(),
@@ -90,13 +93,45 @@ impl AttentionBlock {
         for (at, (shard, x_btd)) in self.shards.iter().zip(&shared).enumerate() {
             let (mut q_bthk, mut k_btgk) = (self.heads(x_btd, &shard.q)?, self.heads(x_btd, &shard.k)?);
             if let Some(rotary) = pass.rotary {
-                q_bthk = ops::rope(&q_bthk, &rotary.cos, &rotary.sin)?;
-                k_btgk = ops::rope(&k_btgk, &rotary.cos, &rotary.sin)?;
+                let (cos, sin) = rotary.first(q_bthk.size()[1])?;
+                q_bthk = ops::rope(&q_bthk, &cos, &sin)?;
+                k_btgk = ops::rope(&k_btgk, &cos, &sin)?;
             }
             let v_btgk = self.heads(x_btd, &shard.v)?;
             let (k_bsgk, v_bsgk) = match kept.as_deref_mut() {
                 Some(cache) => cache.shard(at).append(&k_btgk, &v_btgk)?,
                 None => (k_btgk, v_btgk),
+            };
+            let mixed_bthk = self.mix(shard, x_btd, [&q_bthk, &k_bsgk, &v_bsgk], pass)?;
+            parts.push(self.output.part(at, &mixed_bthk.f_flatten(2, 3)?)?);
+        }
+        self.output.sum(&parts)
+    }
+
+    /// Attention to the encoder's output, `[b, s, d]`; where there is none, to that of the cache.
+    pub(super) fn cross(
+        &self,
+        x_btd: &Tensor,
+        memory_bsd: Option<&Tensor>,
+        pass: &Pass<'_>,
+        cache: Option<&mut Cache>,
+    ) -> Result<Tensor, EngineError> {
+        let shared = self.context.copy_to_shards(x_btd)?;
+        let memory = memory_bsd.map(|memory| self.context.copy_to_shards(memory)).transpose()?;
+        let (mut parts, mut kept) = (Vec::new(), cache);
+        for (at, (shard, x_btd)) in self.shards.iter().zip(&shared).enumerate() {
+            let q_bthk = self.heads(x_btd, &shard.q)?;
+            let (k_bsgk, v_bsgk) = match (&memory, kept.as_deref_mut()) {
+                (Some(memory), kept) => {
+                    let memory_bsd = &memory[at];
+                    let pair = (self.heads(memory_bsd, &shard.k)?, self.heads(memory_bsd, &shard.v)?);
+                    if let Some(cache) = kept {
+                        cache.shard(at).cross(&pair.0, &pair.1);
+                    }
+                    pair
+                }
+                (None, Some(cache)) => cache.shard(at).crossed().ok_or_else(unread)?,
+                (None, None) => return Err(unread()),
             };
             let mixed_bthk = self.mix(shard, x_btd, [&q_bthk, &k_bsgk, &v_bsgk], pass)?;
             parts.push(self.output.part(at, &mixed_bthk.f_flatten(2, 3)?)?);
@@ -115,10 +150,11 @@ impl AttentionBlock {
     ) -> Result<Tensor, EngineError> {
         let model = &self.context.model;
         let (queries, keys) = (q.size()[1], k.size()[1]);
-        let causal = model.causal(self.layer);
+        let causal = self.causal();
         let heads = i64::from(model.heads);
         let first_head = i64::from(shard.index) * (heads / i64::from(self.context.shard_count));
-        let dropout = pass.probabilities(self.layer).map(|(key, rate)| ProbabilityDropout {
+        let site = if self.cross { Site::CrossProbabilities } else { Site::Probabilities };
+        let dropout = pass.probabilities(self.layer, site).map(|(key, rate)| ProbabilityDropout {
             key,
             rate,
             first_head,
@@ -154,21 +190,24 @@ impl AttentionBlock {
         pass: &Pass<'_>,
     ) -> Result<Option<Rc<BlockList>>, EngineError> {
         let model = &self.context.model;
-        let causal = model.causal(self.layer);
-        let own = layer_mask(model.attention, causal, self.layer, self.context.seed, keys as u32);
-        let masks = match (own, pass.documents) {
+        let causal = self.causal();
+        let own = if self.cross {
+            None
+        } else {
+            layer_mask(model.attention, causal, self.layer, self.context.seed, keys as u32)
+        };
+        let rows = self.rows(pass);
+        // A list of a whole sequence that is the same for all rows comes again at each micro-batch.
+        let (known, again) = ((shard.index, keys), queries == keys && rows.is_none());
+        let masks = match (own, rows) {
             (None, None) => return Ok(None),
             (Some(own), None) => vec![own],
             (own, Some(rows)) => {
                 let plain = if causal { Mask::Causal } else { Mask::All };
                 let own = own.unwrap_or(plain);
-                rows.iter()
-                    .map(|row| Mask::And(vec![own.clone(), Mask::Documents(Arc::clone(row))]))
-                    .collect()
+                rows.into_iter().map(|row| Mask::And(vec![own.clone(), row])).collect()
             }
         };
-        // A list of a whole sequence without documents comes again at each micro-batch.
-        let (known, again) = ((shard.index, keys), queries == keys && pass.documents.is_none());
         if let Some(list) = self.lists.borrow().get(&known).filter(|_| again) {
             return Ok(Some(Rc::clone(list)));
         }
@@ -181,6 +220,20 @@ impl AttentionBlock {
         Ok(Some(list))
     }
 
+    /// What the rows of a micro-batch differ in: documents, or the padding of what the encoder reads.
+    fn rows(&self, pass: &Pass<'_>) -> Option<Vec<Mask>> {
+        if self.cross || self.layer < self.context.model.encoder_layers {
+            let padded = pass.padded?;
+            return Some(padded.iter().map(|count| Mask::Keys { count: *count }).collect());
+        }
+        let documents = pass.documents?;
+        Some(documents.iter().map(|row| Mask::Documents(Arc::clone(row))).collect())
+    }
+
+    fn causal(&self) -> bool {
+        !self.cross && self.context.model.causal(self.layer)
+    }
+
     /// What is added to scores, by relative position; see [`Options`].
     fn bias(
         &self,
@@ -190,6 +243,9 @@ impl AttentionBlock {
         keys: i64,
     ) -> Result<Option<Tensor>, EngineError> {
         let model = &self.context.model;
+        if self.cross {
+            return Ok(None);
+        }
         // The distance of a key from a query, from that of the first key to the last query on.
         let distances = 1 - keys..queries;
         match model.positions {
@@ -208,7 +264,7 @@ impl AttentionBlock {
                 let table = shard.relative.as_ref();
                 let table =
                     table.ok_or_else(|| EngineError::Table("a layer has no relative bias".to_owned()))?;
-                let causal = model.causal(self.layer);
+                let causal = self.causal();
                 let rows: Vec<i64> = distances
                     .map(|distance| relative_bucket(distance, !causal, buckets, max_distance))
                     .collect();
@@ -224,4 +280,8 @@ impl AttentionBlock {
         let head_dim = i64::from(self.context.model.head_dim);
         Ok(column.forward(x_btd)?.f_unflatten(2, [-1, head_dim].as_slice())?)
     }
+}
+
+fn unread() -> EngineError {
+    EngineError::Other("a decoder has nothing that its encoder has read".to_owned())
 }

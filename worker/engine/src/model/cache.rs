@@ -24,9 +24,21 @@ impl Cache {
 pub(super) struct Kept {
     /// Keys and values, `[b, s, g, k]`.
     pairs: Option<(Tensor, Tensor)>,
+    /// Keys and values of the encoder's output, which are made once.
+    crossed: Option<(Tensor, Tensor)>,
 }
 
 impl Kept {
+    /// Keeps keys and values of the encoder's output.
+    pub(super) fn cross(&mut self, k: &Tensor, v: &Tensor) {
+        self.crossed = Some((k.shallow_clone(), v.shallow_clone()));
+    }
+
+    /// Keys and values of the encoder's output.
+    pub(super) fn crossed(&self) -> Option<(Tensor, Tensor)> {
+        self.crossed.as_ref().map(|(k, v)| (k.shallow_clone(), v.shallow_clone()))
+    }
+
     /// Adds keys and values of further tokens; returns those of all.
     pub(super) fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor), EngineError> {
         let (k, v) = match &self.pairs {

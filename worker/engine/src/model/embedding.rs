@@ -24,6 +24,8 @@ pub struct Embedding {
     shards: Vec<Shard>,
     norm: Option<Norm>,
     map: Option<Row>,
+    /// The layer that follows it.
+    before: u32,
     context: Rc<Context>,
 }
 
@@ -57,6 +59,7 @@ impl Embedding {
             shards: context.shards.clone().map(shard).collect::<Result<_, _>>()?,
             norm: model.embedding.norm.then(norm).transpose()?,
             map: (model.embedding.dim != model.dim).then(map).transpose()?,
+            before: if place == Place::Bridge { model.encoder_layers } else { 0 },
             context: Rc::clone(context),
         })
     }
@@ -141,7 +144,7 @@ impl Embedding {
         if let Some(norm) = &self.norm {
             x = norm.forward(&x)?;
         }
-        x = pass.dropout(&x, 0, Site::Embedding, &self.context)?;
+        x = pass.dropout(&x, self.before, Site::Embedding, &self.context)?;
         self.map.as_ref().map_or(Ok(x.shallow_clone()), |map| map.whole(&x))
     }
 }

@@ -11,6 +11,7 @@ use super::ffn::activate;
 use super::linear::{Row, add};
 use super::norm::Norm;
 use super::param::{Param, Parameters};
+use super::pass::Pass;
 use super::stage::Context;
 use crate::EngineError;
 
@@ -82,8 +83,11 @@ impl Head {
         self.shards.iter().zip(&shared).map(logits).collect()
     }
 
-    /// The summed loss of the targets `[n]`, a double scalar; a target of -1 counts nothing.
-    pub fn loss(&self, x_btd: &Tensor, targets_n: &Tensor) -> Result<Tensor, EngineError> {
+    /// The summed loss of the targets `[n]`, a double scalar; a target of -1 counts nothing. What an
+    /// encoder's decoder hands over ends with the encoder's output, which has no loss.
+    pub fn loss(&self, x_btd: &Tensor, targets_n: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
+        let x_btd =
+            &if pass.source > 0 { pass.split(x_btd, &self.context)?.0 } else { x_btd.shallow_clone() };
         let starts: Vec<_> = self.shards.iter().map(|shard| shard.weight.row.offset).collect();
         Ok(ops::cross_entropy(self.logits(x_btd)?, targets_n, &starts, &self.context.group)?)
     }

@@ -28,6 +28,8 @@ pub struct Layer {
     index: u32,
     attention_norm: Norm,
     attention: AttentionBlock,
+    /// Attention to an encoder's output.
+    cross: Option<(Norm, AttentionBlock)>,
     ffn_norm: Norm,
     ffn: Ffn,
     context: Rc<Context>,
@@ -59,45 +61,77 @@ impl Layer {
     pub fn build(index: u32, parameters: &Parameters, context: &Rc<Context>) -> Result<Layer, EngineError> {
         let (prefix, place) = (layer_prefix(&context.model, index), Place::Layer(index));
         let norm = |part: &str| Norm::build(place, &format!("{prefix}.{part}"), parameters, context);
+        let attention = |part: &str, cross| {
+            AttentionBlock::build((index, cross), &format!("{prefix}.{part}"), parameters, context)
+        };
+        let cross =
+            || Ok::<_, EngineError>((norm("cross_attention_layernorm")?, attention("cross_attn", true)?));
         Ok(Layer {
             index,
             attention_norm: norm("input_layernorm")?,
-            attention: AttentionBlock::build(index, &format!("{prefix}.self_attn"), parameters, context)?,
+            attention: attention("self_attn", false)?,
+            cross: context.model.crosses(index).then(cross).transpose()?,
             ffn_norm: norm("post_attention_layernorm")?,
             ffn: Ffn::build(place, &format!("{prefix}.mlp"), parameters, context)?,
             context: Rc::clone(context),
         })
     }
 
+    /// Whether it reads an encoder's output.
+    pub fn crosses(&self) -> bool {
+        self.cross.is_some()
+    }
+
     /// A piece of the layer; x and the result are `[b, t, d]`, with this rank's part of t where the
-    /// sequence is split.
+    /// sequence is split. Behind a decoder's tokens are those of its encoder's output, which pass
+    /// through.
     pub fn forward(&self, piece: Piece, x_btd: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
+        if self.cross.is_none() {
+            return self.own(piece, x_btd, None, pass);
+        }
+        let (x_btd, memory_bsd) = pass.split(x_btd, &self.context)?;
+        let y_btd = self.own(piece, &x_btd, Some(&memory_bsd), pass)?;
+        Ok(Tensor::f_cat(&[y_btd, memory_bsd], 1)?)
+    }
+
+    fn own(
+        &self,
+        piece: Piece,
+        x_btd: &Tensor,
+        memory_bsd: Option<&Tensor>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor, EngineError> {
         match piece {
-            Piece::Whole => self.ffn(&self.attention(x_btd, pass, None)?, pass),
-            Piece::Attention => self.attention(x_btd, pass, None),
+            Piece::Whole => self.ffn(&self.attention(x_btd, memory_bsd, pass, None)?, pass),
+            Piece::Attention => self.attention(x_btd, memory_bsd, pass, None),
             Piece::Ffn => self.ffn(x_btd, pass),
         }
     }
 
-    /// All of the layer for the tokens that follow those in the cache.
+    /// All of the layer for the tokens that follow those in the cache. The encoder's output comes with the
+    /// first of them.
     pub fn forward_cached(
         &self,
         x_btd: &Tensor,
+        memory_bsd: Option<&Tensor>,
         pass: &Pass<'_>,
         cache: &mut Cache,
     ) -> Result<Tensor, EngineError> {
-        self.ffn(&self.attention(x_btd, pass, Some(cache))?, pass)
+        self.ffn(&self.attention(x_btd, memory_bsd, pass, Some(cache))?, pass)
     }
 
     fn attention(
         &self,
         x_btd: &Tensor,
+        memory_bsd: Option<&Tensor>,
         pass: &Pass<'_>,
-        cache: Option<&mut Cache>,
+        mut cache: Option<&mut Cache>,
     ) -> Result<Tensor, EngineError> {
-        self.residual(x_btd, &self.attention_norm, Site::Attention, pass, |x_btd| {
-            self.attention.forward(x_btd, pass, cache)
-        })
+        let x_btd = self.residual(x_btd, &self.attention_norm, Site::Attention, pass, |x_btd| {
+            self.attention.forward(x_btd, pass, cache.as_deref_mut())
+        })?;
+        let Some((norm, cross)) = &self.cross else { return Ok(x_btd) };
+        self.residual(&x_btd, norm, Site::Cross, pass, |x_btd| cross.cross(x_btd, memory_bsd, pass, cache))
     }
 
     fn ffn(&self, x_btd: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {

@@ -4,6 +4,7 @@
 //! `copy_to_shards` and `reduce_from_shards`, over a group that may have one rank.
 
 mod attention;
+mod bridge;
 mod cache;
 mod embedding;
 mod ffn;
@@ -18,6 +19,7 @@ mod positions;
 mod stage;
 mod uses;
 
+pub use bridge::Bridge;
 pub use cache::Cache;
 pub use embedding::Embedding;
 pub use head::Head;

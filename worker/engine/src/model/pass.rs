@@ -24,6 +24,10 @@ pub enum Site {
     Ffn,
     /// Among the attention's probabilities.
     Probabilities,
+    /// After the output projection of the attention to an encoder's output.
+    Cross,
+    /// Among the probabilities of the attention to an encoder's output.
+    CrossProbabilities,
 }
 
 /// One forward pass.
@@ -36,6 +40,10 @@ pub struct Pass<'a> {
     /// For each row of the micro-batch, the number of the document that each token is of; a token sees
     /// its own document only. `None` where each row is one document.
     pub documents: Option<&'a [Arc<[u32]>]>,
+    /// How many tokens of an encoder's output follow those of the decoder, whole; 0 where none do.
+    pub source: i64,
+    /// How many tokens of each row the encoder reads, where some are padding.
+    pub padded: Option<&'a [u32]>,
     /// What is dropped; `None` outside of training.
     pub dropout: Option<Dropout>,
 }
@@ -82,6 +90,21 @@ impl Pass<'_> {
         Ok(random::dropout(x_btd, dropout.at(layer, site), dropout.rate, place)?)
     }
 
+    /// A decoder's own tokens of x `[b, t + s, d]`, and the output of its encoder that follows them, in
+    /// this rank's parts.
+    pub(super) fn split(&self, x_bnd: &Tensor, context: &Context) -> Result<(Tensor, Tensor), EngineError> {
+        let source = self.here(self.source, context);
+        let parts = x_bnd.f_split_with_sizes([x_bnd.size()[1] - source, source].as_slice(), 1)?;
+        let [own, memory] = <[Tensor; 2]>::try_from(parts)
+            .map_err(|_| EngineError::Other("a decoder's input was not two parts".to_owned()))?;
+        Ok((own, memory))
+    }
+
+    /// So many tokens of a sequence, in this rank's part of it.
+    pub(super) fn here(&self, tokens: i64, context: &Context) -> i64 {
+        if context.spread { tokens / context.group_size } else { tokens }
+    }
+
     /// Whether values are dropped.
     pub(super) fn drops(&self) -> bool {
         self.dropout.is_some_and(|dropout| dropout.rate > 0.0)
@@ -100,8 +123,8 @@ impl Pass<'_> {
     }
 
     /// Key and rate of the attention's probabilities.
-    pub(super) fn probabilities(&self, layer: u32) -> Option<(u64, f64)> {
+    pub(super) fn probabilities(&self, layer: u32, site: Site) -> Option<(u64, f64)> {
         let dropout = self.dropout.filter(|dropout| dropout.attention_rate > 0.0)?;
-        Some((dropout.at(layer, Site::Probabilities), dropout.attention_rate))
+        Some((dropout.at(layer, site), dropout.attention_rate))
     }
 }

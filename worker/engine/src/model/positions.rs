@@ -16,6 +16,12 @@ pub struct Rotary {
 }
 
 impl Rotary {
+    /// The tables of the first `tokens` positions: where two stacks are not as long as each other, the
+    /// tables are those of the longer one.
+    pub(super) fn first(&self, tokens: i64) -> Result<(Tensor, Tensor), EngineError> {
+        Ok((self.cos.f_narrow(0, 0, tokens)?, self.sin.f_narrow(0, 0, tokens)?))
+    }
+
     /// Tables for the positions `start..start + tokens`; `None` where the model does not rotate.
     pub fn new(model: &ModelSpec, start: i64, tokens: i64) -> Result<Option<Rotary>, EngineError> {
         let Positions::Rope { theta, scaling } = model.positions else { return Ok(None) };

@@ -11,9 +11,10 @@ use coxswain_types::job::{ModelSpec, Precision};
 use coxswain_types::params::Place;
 use tch::Tensor;
 
+use super::bridge::Bridge;
 use super::embedding::Embedding;
 use super::head::Head;
-use super::layer::Layer;
+use super::layer::{Layer, Piece};
 use super::param::{Param, Parameters};
 use super::pass::Pass;
 use crate::EngineError;
@@ -111,40 +112,76 @@ pub struct Stage {
     pub embedding: Option<Embedding>,
     /// The layers, in order.
     pub layers: Vec<Layer>,
+    /// What lies before the decoder's first layer, where it follows an encoder and is here.
+    pub bridge: Option<Bridge>,
     /// The final norm and output head, on the last stage.
     pub head: Option<Head>,
     /// What each layer computes again.
     pub recompute: Vec<Recompute>,
     /// The places of the layers.
     pub places: Vec<Place>,
+    /// Which of the model's layers they are.
+    pub range: Range<u32>,
+    first_of_decoder: u32,
 }
 
 impl Stage {
     /// Builds the stage from its parameters; fails when a row is missing.
     pub fn build(shape: Shape, parameters: &Parameters, context: &Rc<Context>) -> Result<Stage, EngineError> {
         let layer = |index| Layer::build(index, parameters, context);
+        let first = context.model.encoder_layers;
+        let bridged = first > 0 && shape.layers.contains(&first);
         Ok(Stage {
             embedding: shape
                 .embedding
                 .then(|| Embedding::build(Place::Embedding, parameters, context))
                 .transpose()?,
+            bridge: bridged.then(|| Bridge::build(parameters, context)).transpose()?,
             layers: shape.layers.clone().map(layer).collect::<Result<_, _>>()?,
             head: shape.head.then(|| Head::build(parameters, context)).transpose()?,
             recompute: shape.recompute,
-            places: shape.layers.map(Place::Layer).collect(),
+            places: shape.layers.clone().map(Place::Layer).collect(),
+            range: shape.layers,
+            first_of_decoder: first,
         })
     }
 
-    /// The layers without cuts, for generation.
-    pub fn forward_layers(
+    /// What lies before the `at`-th layer here, if that is the decoder's first and follows an encoder.
+    pub fn bridge_before(&self, at: usize) -> Option<&Bridge> {
+        let here = self.range.start + at as u32 == self.first_of_decoder;
+        self.bridge.as_ref().filter(|_| here)
+    }
+
+    /// What the encoder in front of the decoder makes of `ids_bs`, `[b, s, d]`, for generation.
+    pub fn encode(&self, ids_bs: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
+        let (Some(table), Some(bridge)) = (&self.embedding, &self.bridge) else { return Err(partial()) };
+        let mut x_bsd = table.stem(&table.look_up(ids_bs, pass)?, pass)?;
+        for layer in self.layers.iter().take_while(|layer| !layer.crosses()) {
+            x_bsd = layer.forward(Piece::Whole, &x_bsd, pass)?;
+        }
+        bridge.memory(&x_bsd)
+    }
+
+    /// The last stack's output for the tokens `ids_bt` that follow those in the caches, `[b, t, d]`. The
+    /// encoder's output comes with the first of them.
+    pub fn decode(
         &self,
-        mut x_btd: Tensor,
+        ids_bt: &Tensor,
+        memory_bsd: Option<&Tensor>,
         pass: &Pass<'_>,
         caches: &mut [super::Cache],
     ) -> Result<Tensor, EngineError> {
-        for (layer, cache) in self.layers.iter().zip(caches) {
-            x_btd = layer.forward_cached(&x_btd, pass, cache)?;
+        let bridged = self.bridge.as_ref().map(|bridge| &bridge.embedding);
+        let table = bridged.or(self.embedding.as_ref()).ok_or_else(partial)?;
+        let mut x_btd = table.stem(&table.look_up(ids_bt, pass)?, pass)?;
+        let layers = self.layers.iter().filter(|layer| bridged.is_none() || layer.crosses());
+        for (layer, cache) in layers.zip(caches) {
+            x_btd = layer.forward_cached(&x_btd, memory_bsd, pass, cache)?;
         }
         Ok(x_btd)
     }
+}
+
+fn partial() -> EngineError {
+    EngineError::Other("generation needs the whole model".to_owned())
 }

@@ -13,6 +13,8 @@ use crate::model::Piece;
 pub(super) enum Part {
     /// What follows the embedding's look-up.
     Stem,
+    /// What lies between encoder and decoder, which has so many rows and tokens here.
+    Bridge([i64; 2]),
     /// Of a layer of the stage, this piece.
     Layer(usize, Piece),
 }
@@ -38,6 +40,7 @@ pub(super) struct Flight {
 pub(super) struct Filings {
     /// Weight gradients in the order of the backward pass, and whether their place is then done.
     pub(super) places: Vec<(Place, bool, Filed)>,
-    /// What the embedding's gradient needs: the tokens, and the gradient of its look-up.
-    pub(super) embedding: Option<(MicroBatchData, Tensor)>,
+    /// What gradients of embeddings need: their places and the gradients of their look-ups, and the tokens.
+    pub(super) look_ups: Vec<(Place, Tensor)>,
+    pub(super) data: Option<MicroBatchData>,
 }

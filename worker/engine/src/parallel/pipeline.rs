@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use coxswain_comm::{Axis, Links, Pipe, Transfer};
 use coxswain_native::ops::Filed;
+use coxswain_types::job::Lengths;
 use coxswain_types::params::Place;
 use coxswain_types::schedule::{Action, Kind as Act};
 use tch::{Device, Kind, Tensor};
@@ -63,8 +64,8 @@ pub struct Runner<'a> {
     pub train: &'a coxswain_types::job::TrainSpec,
     /// Positions of a sample.
     pub rotary: Option<&'a Rotary>,
-    /// Shape of activations between stages, `[b, t, d]`.
-    pub shape: [i64; 3],
+    /// Tokens of a sample.
+    pub lengths: Lengths,
     /// Where the first value that is not finite is noted, when one is looked for.
     pub probe: Option<&'a mut Probe>,
 }
@@ -134,10 +135,27 @@ impl<'a> Runner<'a> {
         let from = if forward { seat.previous } else { seat.next };
         let from =
             from.ok_or_else(|| EngineError::Other(format!("stage {} has nobody there", seat.index)))?;
-        let x = buffer(&self.shape, crate::model::kind(self.context.precision))?;
+        let x = buffer(&self.shape(seat, forward), crate::model::kind(self.context.precision))?;
         let transfer = self.links.recv(&x, from, edge(seat.index, forward, true))?;
         progress.posted.insert((forward, seat.index, micro_batch), (transfer, x));
         Ok(())
+    }
+
+    /// The shape of the activations that come to a stage, or of the gradient of those that leave it,
+    /// `[b, t, d]`: behind a decoder's tokens are those of its encoder's output.
+    fn shape(&self, seat: &Seat, forward: bool) -> [i64; 3] {
+        let model = &self.context.model;
+        let layers = &seat.stage.range;
+        let next = if forward { layers.start } else { layers.end };
+        let Lengths { source, target, .. } = self.lengths;
+        let tokens = match model.encoder_layers {
+            0 => target,
+            encoder if next <= encoder => source,
+            _ => target + source,
+        };
+        let here =
+            if self.context.spread { i64::from(tokens) / self.context.group_size } else { tokens.into() };
+        [self.train.micro_batch.into(), here, model.dim.into()]
     }
 
     /// What a stage needs from its neighbour: from the network, or from this rank itself; `None` at
@@ -174,7 +192,14 @@ impl<'a> Runner<'a> {
             Mode::Train { step, .. } => Dropout::of(self.train, step, micro_batch),
             Mode::Evaluate => None,
         };
-        Pass { rotary: self.rotary, first: 0, documents: data.documents.as_deref(), dropout }
+        Pass {
+            rotary: self.rotary,
+            first: 0,
+            documents: data.documents.as_deref(),
+            source: self.lengths.source.into(),
+            padded: data.source.as_ref().and_then(|source| source.padded.as_deref()),
+            dropout,
+        }
     }
 
     fn forward(
@@ -191,7 +216,7 @@ impl<'a> Runner<'a> {
         let mut x_btd = match (&seat.stage.embedding, input) {
             (Some(table), None) => {
                 let pass = self.pass(mode, micro_batch, &data);
-                let x_bte = tch::no_grad(|| table.look_up(&data.ids_bt, &pass))?;
+                let x_bte = tch::no_grad(|| table.look_up(data.first_ids(), &pass))?;
                 if table.has_stem(&pass) {
                     piece(seat, Part::Stem, x_bte, &pass, training.then_some((&mut kept, false)))?
                 } else {
@@ -208,6 +233,16 @@ impl<'a> Runner<'a> {
         };
         for at in 0..seat.stage.layers.len() {
             let pass = self.pass(mode, micro_batch, &data);
+            if let Some(bridge) = seat.stage.bridge_before(at) {
+                let x_bte = tch::no_grad(|| bridge.embedding.look_up(&data.ids_bt, &pass))?;
+                let part = Part::Bridge([x_bte.size()[0], x_bte.size()[1]]);
+                let flat = bridge.join(&x_bte, &x_btd)?;
+                x_btd = piece(seat, part, flat, &pass, training.then_some((&mut kept, false)))?;
+                if let Some(probe) = &mut self.probe {
+                    probe.activation(micro_batch, Place::Bridge, &x_btd)?;
+                }
+            }
+            let pass = self.pass(mode, micro_batch, &data);
             for &(which, again) in pieces(seat.stage.recompute[at]) {
                 let part = Part::Layer(at, which);
                 x_btd = piece(seat, part, x_btd, &pass, training.then_some((&mut kept, again)))?;
@@ -218,7 +253,8 @@ impl<'a> Runner<'a> {
         }
         let mut head = None;
         if let Some(model_head) = &seat.stage.head {
-            let loss = |x: &Tensor| model_head.loss(x, &data.targets_n);
+            let pass = self.pass(mode, micro_batch, &data);
+            let loss = |x: &Tensor| model_head.loss(x, &data.targets_n, &pass);
             let value = if training {
                 let cut = Cut::run(&x_btd, loss)?;
                 let value = cut.output()?;
@@ -270,6 +306,7 @@ impl<'a> Runner<'a> {
         while let Some((part, state)) = kept.pop() {
             let (place, last) = match part {
                 Part::Stem => (Place::Embedding, false),
+                Part::Bridge(_) => (Place::Bridge, false),
                 Part::Layer(at, _) => {
                     let last = !matches!(kept.last(), Some((Part::Layer(next, _), _)) if *next == at);
                     (seat.stage.places[at], last)
@@ -282,16 +319,28 @@ impl<'a> Runner<'a> {
                 Kept::Input(x) => Cut::run(&x, |x| run(seat, part, x, &pass))?,
             };
             dx = self.at_place(place, micro_batch, last, delay, &mut filings, || cut.backward(&dx))?;
+            if let (Part::Bridge(shape), Some(bridge)) = (part, &seat.stage.bridge) {
+                let (own, memory) = bridge.part(&dx, shape)?;
+                dx = memory.f_contiguous()?;
+                let look_up = (Place::Bridge, own.f_contiguous()?);
+                if delay {
+                    filings.look_ups.push(look_up);
+                } else {
+                    self.look_up_grad(seat, mode, micro_batch, &flight.data, look_up)?;
+                }
+            }
         }
         if seat.stage.embedding.is_some() {
-            filings.embedding = Some((flight.data, dx));
-            if !delay {
-                self.embedding_grad(seat, mode, micro_batch, &mut filings)?;
+            if delay {
+                filings.look_ups.push((Place::Embedding, dx));
+            } else {
+                self.look_up_grad(seat, mode, micro_batch, &flight.data, (Place::Embedding, dx))?;
             }
         } else {
             progress.made.insert((false, seat.index, micro_batch), dx);
         }
         if delay {
+            filings.data = Some(flight.data);
             progress.filed.insert((seat.index, micro_batch), filings);
         }
         Ok(())
@@ -347,22 +396,31 @@ impl<'a> Runner<'a> {
                 self.finish_place(place, micro_batch)?;
             }
         }
-        self.embedding_grad(seat, mode, micro_batch, &mut filings)
+        let Some(data) = &filings.data else { return Ok(()) };
+        for look_up in std::mem::take(&mut filings.look_ups) {
+            self.look_up_grad(seat, mode, micro_batch, data, look_up)?;
+        }
+        Ok(())
     }
 
-    fn embedding_grad(
+    /// The gradient of a look-up, of the embedding of the first stack or of the decoder behind it.
+    fn look_up_grad(
         &mut self,
         seat: &Seat,
         mode: Mode,
         micro_batch: u32,
-        filings: &mut Filings,
+        data: &MicroBatchData,
+        (place, dx_bte): (Place, Tensor),
     ) -> Result<(), EngineError> {
-        let (Some(table), Some((data, dx_bte))) = (&seat.stage.embedding, filings.embedding.take()) else {
-            return Ok(());
+        let bridge = seat.stage.bridge.as_ref().map(|bridge| &bridge.embedding);
+        let (table, ids_bt) = match place {
+            Place::Bridge => (bridge, &data.ids_bt),
+            _ => (seat.stage.embedding.as_ref(), data.first_ids()),
         };
-        self.reduction.begin(self.parameters, Place::Embedding, micro_batch)?;
-        table.look_up_backward(&data.ids_bt, &dx_bte, &self.pass(mode, micro_batch, &data))?;
-        self.finish_place(Place::Embedding, micro_batch)
+        let Some(table) = table else { return Ok(()) };
+        self.reduction.begin(self.parameters, place, micro_batch)?;
+        table.look_up_backward(ids_bt, &dx_bte, &self.pass(mode, micro_batch, data))?;
+        self.finish_place(place, micro_batch)
     }
 }
 
@@ -396,6 +454,10 @@ fn run(seat: &Seat, part: Part, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor, E
         Part::Stem => seat.stage.embedding.as_ref().map_or_else(
             || Err(EngineError::Other(format!("stage {} has no embedding", seat.index))),
             |embedding| embedding.stem(x, pass),
+        ),
+        Part::Bridge(shape) => seat.stage.bridge.as_ref().map_or_else(
+            || Err(EngineError::Other(format!("stage {} has no bridge", seat.index))),
+            |bridge| bridge.forward(x, shape, pass),
         ),
         Part::Layer(at, piece) => seat.stage.layers[at].forward(piece, x, pass),
     }

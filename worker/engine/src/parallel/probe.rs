@@ -1,6 +1,7 @@
 //! Where the first value that is not finite arose: a step is run again with every output and every
 //! gradient looked at.
 
+use coxswain_types::model::ModelSpec;
 use coxswain_types::params::{Parameter, Place};
 use tch::Tensor;
 
@@ -60,11 +61,18 @@ impl Finding {
     }
 
     /// Says it for people.
-    pub fn describe(self, table: &[Parameter], layers: u32) -> String {
-        let place = match self.depth {
-            0 => "the embedding".to_owned(),
-            depth if depth <= layers => format!("layer {}", depth - 1),
-            _ => "the head".to_owned(),
+    pub fn describe(self, table: &[Parameter], model: &ModelSpec) -> String {
+        let layers = (0..model.all_layers()).map(Place::Layer);
+        let bridge = (model.encoder_layers > 0).then_some(Place::Bridge);
+        let mut places = std::iter::once(Place::Embedding).chain(bridge).chain(layers);
+        let place = match places.find(|place| depth(model, *place) == self.depth) {
+            Some(Place::Embedding) => "the embedding".to_owned(),
+            Some(Place::Bridge) => "the decoder's embedding".to_owned(),
+            Some(Place::Layer(layer)) if layer < model.encoder_layers => {
+                format!("layer {layer} of the encoder")
+            }
+            Some(Place::Layer(layer)) => format!("layer {}", layer - model.encoder_layers),
+            Some(Place::Head) | None => "the head".to_owned(),
         };
         let what = match table.get(self.parameter as usize).filter(|_| self.backward) {
             Some(parameter) => format!("the gradient of {} at {place}", parameter.name),
@@ -80,22 +88,14 @@ pub struct Probe {
     /// The first value that was not finite on this rank.
     pub first: Option<Finding>,
     rank: u32,
-    layers: u32,
+    model: ModelSpec,
     table: Vec<Parameter>,
 }
 
 impl Probe {
     /// Has seen nothing yet.
-    pub fn new(rank: u32, layers: u32, table: Vec<Parameter>) -> Probe {
-        Probe { first: None, rank, layers, table }
-    }
-
-    fn depth(&self, place: Place) -> u32 {
-        match place {
-            Place::Embedding => 0,
-            Place::Layer(layer) => layer + 1,
-            Place::Bridge | Place::Head => self.layers + 1,
-        }
+    pub fn new(rank: u32, model: ModelSpec, table: Vec<Parameter>) -> Probe {
+        Probe { first: None, rank, model, table }
     }
 
     fn note(&mut self, finding: Finding) {
@@ -107,7 +107,7 @@ impl Probe {
     /// Looks at the output of a place.
     pub fn activation(&mut self, micro_batch: u32, place: Place, x: &Tensor) -> Result<(), EngineError> {
         if !finite(x)? {
-            let depth = self.depth(place);
+            let depth = depth(&self.model, place);
             self.note(Finding { backward: false, micro_batch, depth, parameter: 0, rank: self.rank });
         }
         Ok(())
@@ -129,7 +129,7 @@ impl Probe {
                     self.note(Finding {
                         backward: true,
                         micro_batch,
-                        depth: self.depth(place),
+                        depth: depth(&self.model, place),
                         parameter: index.unwrap_or(0) as u32,
                         rank: self.rank,
                     });
@@ -137,6 +137,19 @@ impl Probe {
             }
         }
         Ok(())
+    }
+}
+
+/// How many places a value has come through: an encoder and its decoder have a bridge between them.
+fn depth(model: &ModelSpec, place: Place) -> u32 {
+    let encoder = model.encoder_layers;
+    let bridge = u32::from(encoder > 0);
+    match place {
+        Place::Embedding => 0,
+        Place::Layer(layer) if layer < encoder => layer + 1,
+        Place::Bridge => encoder + 1,
+        Place::Layer(layer) => layer + 1 + bridge,
+        Place::Head => model.all_layers() + 1 + bridge,
     }
 }
 

@@ -9,7 +9,7 @@ use coxswain_comm::{Axis, Links, Pipe, Store};
 use coxswain_native::memory;
 use coxswain_types::Step;
 use coxswain_types::assignment::Assignment;
-use coxswain_types::job::Precision;
+use coxswain_types::job::{Lengths, Precision};
 use coxswain_types::model::Head;
 use coxswain_types::params::{norm_slots, parameter_table};
 use coxswain_types::schedule::Action;
@@ -113,7 +113,8 @@ impl Engine {
             }
         };
         parameters.refresh()?;
-        let rotary = Rotary::new(&a.spec.model, 0, i64::from(train.sequence))?;
+        let lengths = Lengths::of(&a.spec.model, train);
+        let rotary = Rotary::new(&a.spec.model, 0, lengths.source.max(lengths.target).into())?;
         let pipe = Pipe::new()?;
         control.tell(Event::Ready(step));
         Ok(Engine {
@@ -222,7 +223,7 @@ impl Engine {
     fn culprit(&mut self, step: Step, closing: &Closing) -> Result<EngineError, EngineError> {
         let model = self.assignment.spec.model.clone();
         let table = parameter_table(&model);
-        let mut probe = Probe::new(self.assignment.rank.0, model.layers, table.clone());
+        let mut probe = Probe::new(self.assignment.rank.0, model.clone(), table.clone());
         self.gradients(Some(&mut probe))?;
         let own = probe.first.map_or(f64::INFINITY, Finding::code);
         let least =
@@ -234,7 +235,7 @@ impl Engine {
         let finding = first.first().copied().and_then(Finding::decode);
         let place = finding.map_or_else(
             || "the sum of gradients over micro-batches".to_owned(),
-            |finding| finding.describe(&table, model.layers),
+            |finding| finding.describe(&table, &model),
         );
         Ok(EngineError::NotFinite {
             step: step.0,
@@ -254,7 +255,6 @@ impl Engine {
     ) -> Result<Vec<MicroLoss>, EngineError> {
         let (a, tokens) = (&self.assignment, &self.tokens);
         let train = &a.spec.train;
-        let here = if self.context.spread { train.sequence / a.spec.layout.tensor } else { train.sequence };
         let mut runner = Runner {
             seats: &self.seats,
             context: &self.context,
@@ -264,7 +264,7 @@ impl Engine {
             pipe: &self.pipe,
             train,
             rotary: self.rotary.as_ref(),
-            shape: [train.micro_batch, here, a.spec.model.dim].map(i64::from),
+            lengths: Lengths::of(&a.spec.model, train),
             probe,
         };
         runner.run(actions, mode, &|micro_batch| fetch(tokens, micro_batch))
@@ -305,8 +305,10 @@ impl Engine {
             loss: closing.mean_loss(),
             // Masked tokens are a part of the text, and know what follows them: no code of so many bits.
             bits_per_byte: match self.assignment.spec.model.head {
-                Head::Lm => bits / self.assignment.data.held_out_bytes as f64,
-                Head::MaskedLm | Head::Pooled { .. } => f64::NAN,
+                Head::Lm if self.assignment.spec.model.encoder_layers == 0 => {
+                    bits / self.assignment.data.held_out_bytes as f64
+                }
+                Head::Lm | Head::MaskedLm | Head::Pooled { .. } => f64::NAN,
             },
         }))
     }

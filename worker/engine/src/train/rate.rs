@@ -61,6 +61,7 @@ pub(super) mod tests {
             evaluate_every: 0,
             parameter_norms: false,
             masked: 0.15,
+            corruption: coxswain_types::job::Corruption::Spans,
             separate_documents: false,
         }
     }

@@ -55,6 +55,7 @@ fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         evaluate_every: 0,
         parameter_norms: false,
         masked: 0.15,
+        corruption: coxswain_types::job::Corruption::Spans,
         separate_documents: false,
     };
     JobSpec {

@@ -93,7 +93,7 @@ fn a_layer_costs_what_it_multiplies() {
     let cost = |change: fn(&mut ModelSpec), layer| {
         let mut model = llama();
         change(&mut model);
-        layer_cost(&model, layer, 128)
+        layer_cost(&model, layer, 128, 128)
     };
     let rest = 2 * (2 * dim * dim + 2 * dim * kv);
     let plain = rest + 2 * 3 * dim * ffn + 2 * sequence * dim;
@@ -114,7 +114,7 @@ fn bounded_attention_costs_the_same_at_any_length() {
     let at = |attention, sequence| {
         let mut model = llama();
         model.attention = attention;
-        layer_cost(&model, 0, sequence)
+        layer_cost(&model, 0, sequence, 0)
     };
     for attention in [
         Attention::Window { window: 64 },
@@ -134,10 +134,10 @@ fn stages_are_cut_through_both_stacks() {
     let mut model = llama();
     (model.architecture, model.encoder_layers) = (Architecture::EncoderDecoder, 8);
     for stages in [1, 2, 3, 5, 16] {
-        let cut = partition(&model, 64, stages);
+        let cut = partition(&model, Lengths { window: 64, source: 0, target: 64 }, stages);
         assert_eq!((cut.len(), cut[0].start, cut[cut.len() - 1].end), (stages as usize, 0, 16));
         assert!(cut.windows(2).all(|pair| pair[0].end == pair[1].start) && cut.iter().all(|c| !c.is_empty()));
     }
     // A decoder's layers cost more: the encoder alone is less than half of the work.
-    assert!(partition(&model, 64, 2)[0].end > 8);
+    assert!(partition(&model, Lengths { window: 64, source: 0, target: 64 }, 2)[0].end > 8);
 }

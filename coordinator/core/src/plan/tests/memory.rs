@@ -2,7 +2,7 @@
 
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::Recompute;
-use coxswain_types::job::{Block, Checkpointing, OptimizerKind, Precision, Schedule};
+use coxswain_types::job::{Block, Checkpointing, Corruption, OptimizerKind, Precision, Schedule};
 use coxswain_types::model::{Activation, Architecture, Attention, ModelSpec, NormPlacement, Positions};
 use expect_test::expect;
 
@@ -193,11 +193,17 @@ fn activations_follow_the_parts_of_the_model() {
     let post = of(|model| model.norm.placement = NormPlacement::Post);
     assert_eq!(plain - post, 4 * tokens * 64);
     // Half of the layers are an encoder's. Those of the decoder have one more block, with a place of the
-    // stream, the norm's output, queries, keys, values, the output and sums; the encoder's output is kept once.
-    let two = of(|model| {
+    // stream, the norm's output, queries, keys, values, the output and sums; and in each of the three places
+    // of their stream, and in that of the head, the encoder's output follows; it is copied for its maps.
+    let two = memory(|spec| {
+        pipeline(spec, 1, 1, Schedule::GPipe);
+        let model = &mut spec.model;
         (model.architecture, model.layers, model.encoder_layers) = (Architecture::EncoderDecoder, 4, 4);
         model.layer_groups = 4;
+        spec.train.corruption = Corruption::Infilling;
     });
     let heads = u64::from(model.heads);
-    assert_eq!(two - plain, numbers(2 * 64 + 2 * q + 2 * kv + heads) / 2 + 4 * tokens * 64);
+    let crossing = numbers(2 * 64 + 2 * q + 2 * kv + heads) / 2;
+    let behind = (4 * 3 + 1 + 4) * 4 * tokens * 64;
+    assert_eq!(two.activations_bytes - plain, crossing + behind);
 }

@@ -2,8 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use coxswain_types::job::{DataSpec, ModelSpec, TrainSpec};
-use coxswain_types::model::Head;
+use coxswain_types::job::{DataSpec, Lengths, ModelSpec, TrainSpec, reserved_tokens};
 
 use super::super::error::KeyPath;
 use super::super::limits;
@@ -19,22 +18,21 @@ pub(super) fn data(
 ) -> Option<DataSpec> {
     let held_out = raw.held_out;
     let data = match (raw.text, raw.synthetic) {
-        (Some(paths), None) => Some(text(paths, held_out.unwrap_or(0.05), base, model, faults)),
+        (Some(paths), None) => Some(text(paths, held_out.unwrap_or(0.05), base, (model, train), faults)),
         (None, Some(synthetic)) => {
             if held_out.is_some() {
                 faults
                     .add("data.held_out", "goes with data.text only; random tokens hold out nothing".into());
             }
-            let enough = u64::from(train.sequence) + 1;
+            let enough = u64::from(Lengths::of(model, train).window) + 1;
             if faults.count("data.synthetic.tokens", synthetic.tokens, &limits::SYNTHETIC_TOKENS)
                 && synthetic.tokens < enough
             {
                 let found = synthetic.tokens;
-                let why = "a sample and the token after it";
-                faults.add(
-                    "data.synthetic.tokens",
-                    format!("found {found}; must be at least train.sequence + 1 ({enough}): {why}"),
-                );
+                let why = "the text of a sample and the token after it";
+                let must = if model.encoder_layers > 0 { "" } else { "train.sequence + 1 " };
+                let must = if must.is_empty() { enough.to_string() } else { format!("{must}({enough})") };
+                faults.add("data.synthetic.tokens", format!("found {found}; must be at least {must}: {why}"));
             }
             Some(DataSpec::Synthetic { tokens: synthetic.tokens })
         }
@@ -62,16 +60,21 @@ pub(super) fn data(
     data
 }
 
-fn text(paths: Paths, held_out: f64, base: &Path, model: &ModelSpec, faults: &mut Faults) -> DataSpec {
-    // The last token of a masked language model is the one that hides others; no text has it.
-    let masks = model.head == Head::MaskedLm;
-    let least = limits::TEXT_VOCAB + u32::from(masks);
+fn text(
+    paths: Paths,
+    held_out: f64,
+    base: &Path,
+    (model, train): (&ModelSpec, &TrainSpec),
+    faults: &mut Faults,
+) -> DataSpec {
+    let reserved = reserved_tokens(model, train);
+    let least = limits::TEXT_VOCAB + reserved;
     if (1..least).contains(&model.vocab) {
         let found = model.vocab;
-        let why = if masks {
-            "256 bytes, the end-of-text token, and the token that hides others"
-        } else {
-            "256 bytes and the end-of-text token"
+        let why = match reserved {
+            0 => "256 bytes and the end-of-text token".to_owned(),
+            1 => "256 bytes, the end-of-text token, and the token that hides others".to_owned(),
+            spans => format!("256 bytes, the end-of-text token, and {spans} that stand for spans"),
         };
         faults.add("model.vocab", format!("found {found}; with data.text must be {least} or more ({why})"));
     }

@@ -1,6 +1,6 @@
 //! How many ways the work is split, and what the axes ask of the model and of the training.
 
-use coxswain_types::job::{Layout, ModelSpec, OptimizerKind, Reduction, Schedule, TrainSpec};
+use coxswain_types::job::{Layout, Lengths, ModelSpec, OptimizerKind, Reduction, Schedule, TrainSpec};
 use coxswain_types::schedule::Action;
 
 use super::super::limits::{self, Limit};
@@ -138,6 +138,13 @@ fn check_tensor_ranks(layout: &Layout, model: &ModelSpec, train: &TrainSpec, fau
             .add("layout.tensor", format!("needs a model.ffn that {shards} divides, and finds {ffn}: {why}"));
     }
     let sequence = train.sequence;
+    let decoded = Lengths::of(model, train).target;
+    if layout.sequence_parallel && sequence.is_multiple_of(shards) && !decoded.is_multiple_of(shards) {
+        let why = "every shard of the sequence is as long";
+        let message =
+            format!("needs {shards} to divide the {decoded} tokens of the decoder: {why}; leave it out");
+        faults.add("layout.sequence_parallel", message);
+    }
     if layout.sequence_parallel && !sequence.is_multiple_of(shards) {
         let of = if train.tensor_shards.is_some() { "train.tensor_shards" } else { "layout.tensor" };
         let message = format!(

@@ -1,6 +1,6 @@
 //! The training, without its optimizer.
 
-use coxswain_types::job::{Checkpointing, LossScale, Precision, Reduction, TrainSpec};
+use coxswain_types::job::{Checkpointing, Corruption, LossScale, Precision, Reduction, TrainSpec};
 
 use super::super::limits;
 use super::super::raw::RawTrain;
@@ -12,6 +12,7 @@ pub(super) fn train(raw: &RawTrain, data_ranks: u32, faults: &mut Faults) -> Tra
     let micro_batches = raw.micro_batches.unwrap_or(1);
     let reduction = raw.reduction.unwrap_or(Reduction::Canonical);
     let precision = raw.precision.unwrap_or(Precision::Fp32);
+    let corruption = raw.corruption.unwrap_or(Corruption::Spans);
     let train = TrainSpec {
         steps: raw.steps,
         seed: raw.seed.unwrap_or(1),
@@ -33,7 +34,8 @@ pub(super) fn train(raw: &RawTrain, data_ranks: u32, faults: &mut Faults) -> Tra
         checkpointing: raw.checkpointing.map_or(Checkpointing::None, |kept| kept.0),
         optimizer: optimizer(raw, faults),
         parameter_norms: raw.parameter_norms.unwrap_or(false),
-        masked: raw.masked.unwrap_or(0.15),
+        masked: raw.masked.unwrap_or(if corruption == Corruption::Infilling { 0.3 } else { 0.15 }),
+        corruption,
         separate_documents: raw.separate_documents.unwrap_or(false),
         evaluate_every: raw.evaluate_every.unwrap_or(0),
     };

@@ -181,10 +181,5 @@ fn what_can_be_planned_only_is_not_trained() {
         albert-base: job.yaml:2:1: model: the head pooled cannot be trained in this version; `coxswain plan --preset` can plan it
         longformer-base: job.yaml:2:1: model: the head pooled cannot be trained in this version; `coxswain plan --preset` can plan it
         bigbird-base: job.yaml:2:1: model: the head pooled cannot be trained in this version; `coxswain plan --preset` can plan it
-        t5-small: job.yaml:2:1: model: the architecture encoder-decoder cannot be trained in this version; `coxswain plan --preset` can plan it
-        t5-base: job.yaml:2:1: model: the architecture encoder-decoder cannot be trained in this version; `coxswain plan --preset` can plan it
-        t5-large: job.yaml:2:1: model: the architecture encoder-decoder cannot be trained in this version; `coxswain plan --preset` can plan it
-        bart-base: job.yaml:2:1: model: the architecture encoder-decoder cannot be trained in this version; `coxswain plan --preset` can plan it
-        bart-large: job.yaml:2:1: model: the architecture encoder-decoder cannot be trained in this version; `coxswain plan --preset` can plan it
     "#]].assert_eq(&refused.concat());
 }

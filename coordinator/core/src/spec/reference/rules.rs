@@ -3,7 +3,7 @@
 use super::Sets;
 
 /// What keys must be to each other, and the values that break it in the minimal job.
-pub(super) const RULES: [(&str, Sets); 72] = [
+pub(super) const RULES: [(&str, Sets); 74] = [
     ("`model.heads` divides `model.dim`, unless `model.head_dim` is set.", &[("model.heads", "7")]),
     ("`model.dim / model.heads` is even with `rope`.", &[("model.heads", "128")]),
     ("`model.head_dim` is even with `rope`.", &[("model.head_dim", "15")]),
@@ -83,7 +83,12 @@ pub(super) const RULES: [(&str, Sets); 72] = [
         "`train.attention_dropout` is 0 with `linear` and `compressed` attention.",
         &[("model.attention", "linear"), ("train.attention_dropout", "0.1")],
     ),
-    ("`train.masked` goes with the head `masked-lm` only.", &[("train.masked", "0.15")]),
+    ("`train.masked` goes with the head `masked-lm` and encoder-decoders only.", &[("train.masked", "0.15")]),
+    ("`train.corruption` goes with encoder-decoders only.", &[("train.corruption", "spans")]),
+    (
+        "Encoder-decoders have a `train.sequence` of 4 or more, and `train.separate_documents: false`.",
+        &[("model.architecture", "encoder-decoder"), ("train.sequence", "3")],
+    ),
     (
         "With `data.text` and the head `masked-lm`, `model.vocab` is at least 258.",
         &[("model.architecture", "encoder"), ("model.vocab", "257")],

@@ -1,4 +1,4 @@
-use coxswain_types::job::{Checkpointing, Precision, Reduction};
+use coxswain_types::job::{Checkpointing, Corruption, Precision, Reduction};
 use coxswain_types::model::{Architecture, Biases, NormKind, NormPlacement};
 use expect_test::expect_file;
 
@@ -59,6 +59,7 @@ fn whole() -> RawJob {
             evaluate_every: Some(0),
             parameter_norms: Some(false),
             masked: Some(0.0),
+            corruption: Some(Corruption::Spans),
             separate_documents: Some(false),
         },
         layout: Some(RawLayout {
@@ -194,7 +195,11 @@ fn same(one: &Node, other: &Node) -> bool {
 fn a_stated_default_is_what_a_job_gets() {
     // Defaults that are said in words: some values of other keys, and what follows from them.
     let custom: Sets = &[("layout.schedule", "custom"), ("layout.actions", "0F0,0B0")];
-    let in_words: [(&str, Sets, &str); 45] = [
+    let mends: Sets = &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")];
+    let in_words: [(&str, Sets, &str); 48] = [
+        ("train.masked", mends, "0.15"),
+        ("train.corruption", mends, "spans"),
+        ("train.corruption", &[], "null"),
         ("model.layer_groups", &[], "4"),
         ("model.layer_groups", &[("model.layers", "3")], "3"),
         ("model.preset", &[], "null"),

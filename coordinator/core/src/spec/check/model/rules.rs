@@ -139,16 +139,30 @@ pub(in super::super) fn check_training(
         let found = train.attention_dropout;
         faults.add("train.attention_dropout", format!("found {found:?}; must be 0: model.attention {why}"));
     }
-    if model.head != Head::MaskedLm {
-        faults.only_with("train.masked", raw.masked.is_some(), "model.head masked-lm only");
+    let mends = model.architecture == Architecture::EncoderDecoder;
+    if model.head != Head::MaskedLm && !mends {
+        let with = "model.head masked-lm and model.architecture encoder-decoder only";
+        faults.only_with("train.masked", raw.masked.is_some(), with);
+    }
+    if !mends {
+        let with = "model.architecture encoder-decoder only";
+        faults.only_with("train.corruption", raw.corruption.is_some(), with);
+        return;
+    }
+    if (1..4).contains(&train.sequence) {
+        let found = train.sequence;
+        let why =
+            "an encoder-decoder's sample is a kept token, one taken out, what stands for it, and an end";
+        faults.add("train.sequence", format!("found {found}; must be at least 4: {why}"));
+    }
+    if train.separate_documents {
+        let why = "what a decoder writes is of all documents of its sample in this version";
+        faults.add("train.separate_documents", format!("must be false for an encoder-decoder: {why}"));
     }
 }
 
 /// What can be planned but not trained yet; shrinks as the engine grows.
 pub(in super::super) fn unsupported(model: &ModelSpec) -> Option<&'static str> {
-    if model.architecture == Architecture::EncoderDecoder {
-        return Some("the architecture encoder-decoder");
-    }
     if matches!(model.head, Head::Pooled { .. }) {
         return Some("the head pooled");
     }
