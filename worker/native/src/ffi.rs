@@ -143,6 +143,18 @@ unsafe extern "C" {
         causal: bool,
         out: *mut *mut c_void,
     ) -> *mut c_char;
+    pub(crate) fn cx_linear_attention(
+        q: *const c_void,
+        k: *const c_void,
+        v: *const c_void,
+        log_decay: *const c_void,
+        s: *const c_void,
+        z: *const c_void,
+        causal: bool,
+        out: *mut *mut c_void,
+        s_out: *mut *mut c_void,
+        z_out: *mut *mut c_void,
+    ) -> *mut c_char;
     pub(crate) fn cx_sum_squares_blocks(x: *const c_void, sums: *mut f64, blocks: usize) -> *mut c_char;
     pub(crate) fn cx_adamw(
         params: *const *const c_void,

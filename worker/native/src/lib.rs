@@ -7,6 +7,7 @@
 //!
 //! - [`ops`]: autograd functions, the tape, the optimizer.
 //! - [`attention`]: attention with dropout of probabilities.
+//! - [`linear_attention`]: attention in time linear in the length.
 //! - [`random`]: counter-based dropout.
 //! - [`net`]: process groups, groups of ranks, transfers.
 //! - [`memory`]: bytes that tensors take.
@@ -17,6 +18,7 @@
 pub mod attention;
 mod error;
 mod ffi;
+pub mod linear_attention;
 pub mod memory;
 pub mod net;
 pub mod ops;
