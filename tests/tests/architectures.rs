@@ -98,7 +98,7 @@ const LONG: [&str; 3] = ["train.sequence=160", "train.micro_batches=4", "train.s
 
 #[test]
 fn attentions() -> Result<()> {
-    let forms: [(&str, &[&str]); 6] = [
+    let forms: [(&str, &[&str]); 8] = [
         ("window, alibi", &["model.attention={kind: window, window: 24}", "model.positions=alibi"]),
         (
             "longformer, sinusoids",
@@ -124,6 +124,14 @@ fn attentions() -> Result<()> {
                 "model.rope_scaling={kind: yarn, factor: 4, original: 40}",
             ],
         ),
+        (
+            "longformer, own projections",
+            &[
+                "model.attention={kind: longformer, window: 12, global: 3, projections: true}",
+                "model.architecture=encoder",
+            ],
+        ),
+        ("compressed", &["model.attention={kind: compressed, window: 20, block: 8}"]),
         ("documents", &["train.separate_documents=true"]),
         ("relative, causal", &["model.positions=relative", "model.activation=relu"]),
     ];
@@ -139,6 +147,36 @@ fn attentions() -> Result<()> {
     }
     Ok(())
 }
+
+/// Attention whose keys and values are not kept one by one: the same bits in every layout.
+#[test]
+fn attentions_that_keep_less() -> Result<()> {
+    let forms: [(&str, &[&str]); 4] = [
+        ("linear", &["model.attention={kind: linear}", "model.architecture=encoder"]),
+        ("linear, documents", &["model.attention={kind: linear}", "train.separate_documents=true"]),
+        ("decay", &["model.attention={kind: linear, decay: true}", "model.positions=none"]),
+        ("latent", &[LATENT, "model.kv_heads=4"]),
+    ];
+    for (name, form) in forms {
+        let model: Vec<_> = form.iter().copied().chain(["train.steps=8"]).collect();
+        let rows: [Row; 5] = [
+            ("one", (1, 1, 1), &[T4], &[]),
+            ("pp2 tp2", (2, 2, 1), &[T4, FULL], &[Bits("one")]),
+            ("tp4, split", (1, 4, 1), &[T4, SPREAD, ATTENTION], &[Bits("one")]),
+            ("bf16", (1, 1, 1), &[T4, BF16], &[Near("one")]),
+            ("bf16, pp2 tp2, split", (2, 2, 1), &[T4, BF16, SPREAD, ZERO_BUBBLE], &[Bits("bf16")]),
+        ];
+        hold(&model, &rows).context(name)?;
+    }
+    let muon = [LATENT, "model.kv_heads=4", "train.optimizer=muon", "train.steps=8"];
+    let rows: [Row; 2] = [
+        ("muon, one", (1, 1, 1), &[T4], &[]),
+        ("muon, tp2 dp2, ZeRO", (1, 2, 2), &[T4, ZERO], &[Bits("muon, one")]),
+    ];
+    hold(&muon, &rows)
+}
+
+const LATENT: &str = "model.attention={kind: latent, rank: 24, rope_dim: 4}";
 
 /// T5: norms before blocks, relative positions, one table at three places.
 const T5: [&str; 6] = [

@@ -30,7 +30,14 @@ fn rank(a: &Assignment, store: MemoryStore) -> Result<Vec<Instant>> {
         let ids = vec![i64::from(micro_batch); (train.micro_batch * train.sequence) as usize];
         let targets_n = Tensor::from_slice(&ids);
         let ids_bt = targets_n.view([i64::from(train.micro_batch), -1]);
-        Ok(MicroBatchData { ids_bt, targets_n, tokens: ids.len() as u64, documents: None, source: None })
+        Ok(MicroBatchData {
+            source_bs: None,
+            ids_bt,
+            targets_n,
+            tokens: ids.len() as u64,
+            documents: None,
+            padded: None,
+        })
     })?;
     let head = a.stages.iter().any(|stage| stage.head);
     ensure!(stepped.losses.len() == if head { train.micro_batches as usize } else { 0 });

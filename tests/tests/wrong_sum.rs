@@ -23,7 +23,14 @@ fn rank(a: &Assignment, store: MemoryStore) -> Result<Gradients> {
         let factor = i64::from(micro_batch) * 2 + 3;
         let targets_n = (Tensor::arange(tokens, (Kind::Int64, Device::Cpu)) * factor).remainder(300);
         let ids_bt = targets_n.view([i64::from(train.micro_batch), -1]);
-        Ok(MicroBatchData { source: None, ids_bt, targets_n, tokens: tokens as u64, documents: None })
+        Ok(MicroBatchData {
+            source_bs: None,
+            ids_bt,
+            targets_n,
+            tokens: tokens as u64,
+            documents: None,
+            padded: None,
+        })
     })?;
     let (mut norms, mut digests) = (BTreeMap::new(), BTreeMap::new());
     for (at, bucket) in stepped.parameters.buckets().iter().enumerate() {

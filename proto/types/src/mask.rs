@@ -53,6 +53,8 @@ pub enum Mask {
         /// How many.
         count: u32,
     },
+    /// Those at hand of a sequence that is in part kept as summaries.
+    Compressed(Compressed),
     /// What all of these let it see.
     And(Vec<Mask>),
     /// What any of these lets it see.
@@ -75,6 +77,36 @@ pub struct RandomBlocks {
     pub blocks: u32,
     /// Whether none after the row's own are drawn.
     pub causal: bool,
+}
+
+/// A causal window over keys, before which stand summaries of finished blocks: each token is seen once,
+/// by itself or in the summary of its block. The keys are first all summaries, then tokens one by one;
+/// a query stands where its own key does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compressed {
+    /// At least so many tokens, the query's own included, are seen one by one.
+    pub window: u32,
+    /// Tokens of a summary.
+    pub block: u32,
+    /// Summaries in front.
+    pub summaries: u32,
+    /// The place in the sequence of the first key that is a token.
+    pub start: u32,
+}
+
+impl Compressed {
+    /// The first token that the one at `place` of the sequence sees by itself: where the block begins that
+    /// holds the first one of its window.
+    pub fn exact(&self, place: u32) -> u32 {
+        place.saturating_add(1).saturating_sub(self.window) / self.block * self.block
+    }
+
+    /// What of the summaries and of the tokens a query sees.
+    fn seen(&self, query: u32) -> (Range<u32>, Range<u32>) {
+        let exact = self.exact((query + self.start).saturating_sub(self.summaries));
+        let first = (self.summaries + exact).saturating_sub(self.start).max(self.summaries);
+        (0..self.summaries.min(exact / self.block), first..query.saturating_add(1))
+    }
 }
 
 impl RandomBlocks {
@@ -144,6 +176,10 @@ impl Mask {
             }
             Mask::Documents(of) => document(of, query) == document(of, key),
             Mask::Keys { count } => key < *count,
+            Mask::Compressed(compressed) => {
+                let (summaries, tokens) = compressed.seen(query);
+                summaries.contains(&key) || tokens.contains(&key)
+            }
             Mask::And(masks) => masks.iter().all(|mask| mask.sees(head, query, key)),
             Mask::Or(masks) => masks.iter().any(|mask| mask.sees(head, query, key)),
         }
@@ -182,6 +218,10 @@ impl Mask {
                 let own = document(of, query);
                 let seen = keys.clone().enumerate().filter(|(_, key)| document(of, *key) == own);
                 seen.fold(0, |bits, (at, _)| bits | 1 << at)
+            }
+            Mask::Compressed(compressed) => {
+                let (summaries, tokens) = compressed.seen(query);
+                range(summaries.start, summaries.end, keys) | range(tokens.start, tokens.end, keys)
             }
             Mask::And(masks) => {
                 masks.iter().fold(range(0, u32::MAX, keys), |bits, mask| bits & mask.row(head, query, keys))
@@ -223,6 +263,14 @@ impl Mask {
                 };
                 let ((least, most), (first, last)) = (span(rows), span(cols));
                 Seen::of(most < first || last < least, least == last && most == first)
+            }
+            Mask::Compressed(compressed) => {
+                // Both ends of what a query sees only move on from one query to the next.
+                let ((few, early), (many, late)) = (compressed.seen(top), compressed.seen(bottom));
+                let outside = |range: &Range<u32>| right < range.start || left >= range.end;
+                let inside = |range: Range<u32>| range.contains(&left) && range.contains(&right);
+                let none = outside(&many) && outside(&(early.start..late.end));
+                Seen::of(none, inside(few) || inside(late.start..early.end))
             }
             Mask::And(masks) => {
                 let seen = masks.iter().map(|mask| mask.tile(head, rows, cols));

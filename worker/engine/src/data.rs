@@ -21,8 +21,8 @@ use corrupt::Mending;
 /// The tokens of a micro-batch.
 #[derive(Debug)]
 pub struct MicroBatchData {
-    /// What the encoder in front of a decoder reads.
-    pub source: Option<Source>,
+    /// What the encoder in front of a decoder reads, `[b, s]`.
+    pub source_bs: Option<Tensor>,
     /// Inputs of the last stack, `[b, t]`.
     pub ids_bt: Tensor,
     /// Targets, `[n]`; -1 where there is none.
@@ -31,21 +31,14 @@ pub struct MicroBatchData {
     pub tokens: u64,
     /// The document that each token is of, row by row, where a token sees its own document only.
     pub documents: Option<Vec<Arc<[u32]>>>,
-}
-
-/// What an encoder reads for its decoder.
-#[derive(Debug)]
-pub struct Source {
-    /// Its tokens, `[b, s]`.
-    pub ids_bs: Tensor,
-    /// How many of each row are not padding, where some are.
+    /// How many of each row that an encoder reads are not padding, where some are.
     pub padded: Option<Vec<u32>>,
 }
 
 impl MicroBatchData {
     /// What the first layer of all reads.
     pub fn first_ids(&self) -> &Tensor {
-        self.source.as_ref().map_or(&self.ids_bt, |source| &source.ids_bs)
+        self.source_bs.as_ref().unwrap_or(&self.ids_bt)
     }
 }
 
@@ -214,7 +207,10 @@ impl Tokens {
             }
             let (row_ids, row_targets) = match self.objective {
                 Objective::Next => (window[..len].to_vec(), window.get(1..).unwrap_or_default().to_vec()),
-                Objective::Masked(masking) => masking.hide(sample, &window[..len]),
+                Objective::Masked(masking) => {
+                    counts.push(len as u32);
+                    masking.hide(sample, &window[..len])
+                }
                 Objective::Mend(mending) => {
                     let mended = mending.corrupt(sample, &window[..len]);
                     counts.push(mended.source.len() as u32);
@@ -227,14 +223,17 @@ impl Tokens {
         }
         let tokens = targets.iter().filter(|target| **target >= 0).count() as u64;
         let ids_bt = Tensor::from_slice(&ids).f_view([-1, sequence as i64])?;
-        let padded = counts.iter().any(|count| *count != self.lengths.source);
-        let source = (source_len > 0).then(|| -> Result<Source, EngineError> {
-            let ids_bs = Tensor::from_slice(&source).f_view([-1, source_len as i64])?;
-            Ok(Source { ids_bs, padded: padded.then_some(counts) })
-        });
-        let documents = self.separate.then_some(documents);
-        let source = source.transpose()?;
-        Ok(MicroBatchData { source, ids_bt, targets_n: Tensor::from_slice(&targets), tokens, documents })
+        let read = if source_len > 0 { source_len } else { sequence };
+        let padded = counts.iter().any(|count| *count as usize != read);
+        let source = || Tensor::from_slice(&source).f_view([-1, source_len as i64]);
+        Ok(MicroBatchData {
+            source_bs: (source_len > 0).then(source).transpose()?,
+            ids_bt,
+            targets_n: Tensor::from_slice(&targets),
+            tokens,
+            documents: self.separate.then_some(documents),
+            padded: padded.then_some(counts),
+        })
     }
 }
 

@@ -234,6 +234,8 @@ fn whole_stage(model: &ModelSpec, seed: u64) -> Result<(Stage, Parameters), Engi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use coxswain_types::model::{Attention, Positions};
+
     use crate::model::initial_values;
 
     fn stage(model: &ModelSpec) -> Stage {
@@ -248,17 +250,23 @@ mod tests {
 
     /// The logits after `ids`, handed in by pieces of these lengths.
     fn logits(stage: &Stage, model: &ModelSpec, ids: &[i64], pieces: &[usize]) -> Vec<f32> {
+        written(stage, model, ids, pieces).0
+    }
+
+    /// And the bytes of the caches after them.
+    fn written(stage: &Stage, model: &ModelSpec, ids: &[i64], pieces: &[usize]) -> (Vec<f32>, u64) {
         let mut caches: Vec<Cache> = (0..model.layers).map(|_| Cache::default()).collect();
+        let read: Vec<i64> = (0..17).map(|i| i * 7 % 99).collect();
+        let encodes = model.encoder_layers > 0;
+        let mut memory = encodes.then(|| tch::no_grad(|| encode(stage, model, &read)).unwrap());
         let mut at = 0;
         let mut last = None;
         for &piece in pieces {
-            let part = &ids[at..at + piece];
-            last = Some(
-                tch::no_grad(|| next_logits(stage, model, (part, None), at as i64, &mut caches)).unwrap(),
-            );
+            let part = (&ids[at..at + piece], memory.take());
+            last = Some(tch::no_grad(|| next_logits(stage, model, part, at as i64, &mut caches)).unwrap());
             at += piece;
         }
-        Vec::try_from(&last.unwrap()).unwrap()
+        (Vec::try_from(&last.unwrap()).unwrap(), caches.iter().map(Cache::held_bytes).sum())
     }
 
     #[test]
@@ -268,19 +276,74 @@ mod tests {
             let model = ModelSpec { tied_embeddings, layer_groups, ..plain };
             expect_cached_equals_whole(&model);
         }
+        let plain = || ModelSpec::llama(3, 48, 6, 2, 64, 99);
+        let forms = [
+            Attention::Window { window: 6 },
+            Attention::Longformer { window: 6, global: 2, projections: false },
+            Attention::BigBird { block: 4, window: 3, global: 1, random: 1 },
+            Attention::Linear { decay: false },
+            Attention::Linear { decay: true },
+            Attention::Compressed { window: 6, block: 4 },
+            Attention::Compressed { window: 1, block: 1 },
+        ];
+        for attention in forms {
+            expect_cached_equals_whole(&ModelSpec { attention, ..plain() });
+        }
+        expect_cached_equals_whole(&ModelSpec { positions: Positions::Alibi, ..plain() });
+        let window = Attention::Window { window: 6 };
+        expect_cached_equals_whole(&ModelSpec { attention: window, positions: RELATIVE, ..plain() });
+        expect_cached_equals_whole(&latent());
+        // An encoder in front.
+        let both = ModelSpec { architecture: Architecture::EncoderDecoder, encoder_layers: 2, ..plain() };
+        for positions in [RELATIVE, Positions::Learned { max: 40, offset: 0 }] {
+            expect_cached_equals_whole(&ModelSpec { positions, ..both.clone() });
+        }
+        expect_cached_equals_whole(&ModelSpec { attention: Attention::Linear { decay: false }, ..both });
+    }
+
+    const RELATIVE: Positions = Positions::RelativeBias { buckets: 8, max_distance: 16 };
+
+    fn latent() -> ModelSpec {
+        let attention = Attention::Latent { rank: 10, rope_dim: 4 };
+        ModelSpec { attention, ..ModelSpec::llama(3, 48, 6, 6, 64, 99) }
     }
 
     fn expect_cached_equals_whole(model: &ModelSpec) {
         let stage = stage(model);
-        let ids: Vec<i64> = (0..12).map(|i| i * 31 % 99).collect();
-        let whole = logits(&stage, model, &ids, &[12]);
-        let cached = logits(&stage, model, &ids, &[5, 1, 1, 1, 1, 1, 1, 1]);
+        let ids: Vec<i64> = (0..31).map(|i| i * 31 % 99).collect();
+        let whole = logits(&stage, model, &ids, &[31]);
         let size = whole.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
-        let error = whole.iter().zip(&cached).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(error < 1e-5 * size, "off by {error} of {size}");
-        // A cache that is ignored, or positions that do not move on, would show.
-        let other = logits(&stage, model, &ids[1..], &[11]);
-        assert!(whole.iter().zip(&other).any(|(a, b)| (a - b).abs() > 1e-2 * size));
+        let off = |other: &[f32]| whole.iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        for pieces in [[&[5][..], &[1; 26]].concat(), vec![3, 20, 1, 7]] {
+            let error = off(&logits(&stage, model, &ids, &pieces));
+            assert!(error < 2e-5 * size, "{model:?} by {pieces:?} is off by {error} of {size}");
+        }
+        // A cache that is ignored would show.
+        let other = logits(&stage, model, &ids[28..], &[3]);
+        assert!(off(&other) > 1e-3 * size, "{model:?}");
+    }
+
+    /// Bytes of the caches after 96 tokens; a full cache has keys and values of every token.
+    #[test]
+    fn caches_are_as_small_as_stated() {
+        let held = |model: &ModelSpec| {
+            let ids: Vec<i64> = (0..96).map(|i| i * 31 % 99).collect();
+            written(&stage(model), model, &ids, &[[40].as_slice(), &[1; 56]].concat()).1
+        };
+        let plain = ModelSpec::llama(2, 48, 6, 6, 64, 99);
+        let with = |attention| held(&ModelSpec { attention, ..plain.clone() });
+        let of_tokens = |tokens: u64| 2 * tokens * 2 * 48 * 4;
+        let full = held(&plain);
+        assert_eq!(full, of_tokens(96));
+        // The window's older tokens are gone; the next token brings its own.
+        assert_eq!(with(Attention::Window { window: 12 }), of_tokens(11));
+        // Twelve tokens of the window and the rest of a block; a summary for each block before them.
+        assert_eq!(with(Attention::Compressed { window: 12, block: 12 }), of_tokens(12 + 7));
+        // The latent and the rotated key instead of a key and a value for each of six heads.
+        let attention = Attention::Latent { rank: 10, rope_dim: 4 };
+        assert_eq!(with(attention), full * 14 / 96);
+        // Sums of 8 by 8, and of 8, for each head, after any number of tokens.
+        assert_eq!(with(Attention::Linear { decay: true }), 2 * 6 * (8 * 8 + 8) * 4);
     }
 
     #[test]

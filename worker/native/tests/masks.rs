@@ -74,7 +74,8 @@ fn every_mask_agrees_with_float64_both_ways_with_and_without_a_bias() {
                 let leaf = |shape: &[i64]| randn(shape).set_requires_grad(true);
                 let (q, k, v) = (leaf(&[2, t, 4, 24]), leaf(&[2, s, 2, 24]), leaf(&[2, s, 2, 24]));
                 let (bias, dy) = (leaf(&[4, s + t - 1]), randn(&[2, t, 4, 24]));
-                let list = BlockList::new(&Blocks::of(&masks, 0..4, queries, tokens)).unwrap();
+                let list =
+                    BlockList::new(&Blocks::of(&masks, 0..4, tokens - queries..tokens, tokens)).unwrap();
                 let visible = Visible::Blocks(&list);
                 let bias_hr = biased.then_some(&bias);
                 let options = Options { visible, scale: SCALE, bias_hr, dropout: None };
@@ -100,7 +101,7 @@ fn tiles_that_are_not_listed_are_not_looked_at() {
     // One NaN among the keys or values of a visited tile would be in every sum.
     seed(6);
     let mask = layer_mask(Attention::Window { window: 64 }, true, 0, 1, 1024).unwrap();
-    let blocks = Blocks::of(std::slice::from_ref(&mask), 0..2, 1024, 1024);
+    let blocks = Blocks::of(std::slice::from_ref(&mask), 0..2, 0..1024, 1024);
     assert_eq!(blocks.visited(), 2 * (8 + 7));
     let list = BlockList::new(&blocks).unwrap();
     let (q, k, v) = (randn(&[1, 1024, 2, 16]), randn(&[1, 1024, 2, 16]), randn(&[1, 1024, 2, 16]));
@@ -118,7 +119,7 @@ fn tiles_that_are_not_listed_are_not_looked_at() {
 fn scores_far_below_zero_are_exact_and_low_precisions_come_near() {
     seed(7);
     let (_, masks) = forms(200).remove(3);
-    let list = BlockList::new(&Blocks::of(&masks, 0..2, 200, 200)).unwrap();
+    let list = BlockList::new(&Blocks::of(&masks, 0..2, 0..200, 200)).unwrap();
     let options = Options { visible: Visible::Blocks(&list), scale: SCALE, bias_hr: None, dropout: None };
     let hidden = hidden(&masks, 2, 200, 200);
     let (q, k, v) = (randn(&[1, 200, 2, 16]) + 30.0, randn(&[1, 200, 2, 16]) - 30.0, randn(&[1, 200, 2, 16]));
@@ -145,7 +146,7 @@ fn bits_depend_on_neither_threads_nor_other_heads() {
         let (q, k, v) = (leaf(&[2, 300, 4, 24]), leaf(&[2, 300, 4, 24]), leaf(&[2, 300, 4, 24]));
         let form = Attention::BigBird { block: 16, window: 3, global: 1, random: 2 };
         let mask = layer_mask(form, false, 1, 7, 300).unwrap();
-        let list = BlockList::new(&Blocks::of(&[mask], heads.clone(), 300, 300)).unwrap();
+        let list = BlockList::new(&Blocks::of(&[mask], heads.clone(), 0..300, 300)).unwrap();
         let dropout = ProbabilityDropout { key: 3, rate: 0.2, first_head: heads.start.into(), heads: 4 };
         let visible = Visible::Blocks(&list);
         let options = Options { visible, scale: SCALE, bias_hr: None, dropout: Some(dropout) };
@@ -166,7 +167,7 @@ fn memory_of_a_window_is_linear_in_the_length() {
         let ones = || Tensor::ones([1, t.into(), 2, 32], (Kind::Float, Device::Cpu));
         let (q, k, v, dy) = (ones().set_requires_grad(true), ones(), ones(), ones());
         let mask = layer_mask(Attention::Window { window: 256 }, false, 0, 1, t).unwrap();
-        let list = BlockList::new(&Blocks::of(&[mask], 0..2, t, t)).unwrap();
+        let list = BlockList::new(&Blocks::of(&[mask], 0..2, 0..t, t)).unwrap();
         let before = memory::current_bytes();
         memory::reset_peak();
         let visible = Visible::Blocks(&list);

@@ -27,7 +27,7 @@ fn seconds(tokens: u32, form: Attention) -> [f64; 2] {
     let full = timed(&|| ops::attention(&q, &k, &v, true).unwrap());
     let mask = layer_mask(form, true, 0, 1, tokens).unwrap();
     let listed = timed(&|| {
-        let blocks = Blocks::of(std::slice::from_ref(&mask), 0..HEADS as u32, tokens, tokens);
+        let blocks = Blocks::of(std::slice::from_ref(&mask), 0..HEADS as u32, 0..tokens, tokens);
         let list = BlockList::new(&blocks).unwrap();
         let options = Options { visible: Visible::Blocks(&list), scale: 0.125, bias_hr: None, dropout: None };
         attention(&q, &k, &v, &options).unwrap()

@@ -12,7 +12,7 @@ pub const TILE: u32 = 128;
 pub struct Blocks {
     /// Number of queries.
     pub queries: u32,
-    /// Number of keys; the queries are the last of them.
+    /// Number of keys.
     pub keys: u32,
     /// Number of heads.
     pub heads: u32,
@@ -34,16 +34,21 @@ pub struct Pattern {
 }
 
 impl Blocks {
-    /// The tiles of `heads`, of the last `queries` of `keys` tokens. One mask is for all rows of a batch;
-    /// else there is one for each.
-    pub fn of(masks: &[Mask], heads: Range<u32>, queries: u32, keys: u32) -> Blocks {
-        let mut blocks = Blocks { queries, keys, heads: heads.end - heads.start, ..Blocks::default() };
+    /// The tiles of `heads`, of the queries at these places among `keys` tokens. One mask is for all rows of
+    /// a batch; else there is one for each.
+    pub fn of(masks: &[Mask], heads: Range<u32>, queries: Range<u32>, keys: u32) -> Blocks {
+        let mut blocks = Blocks {
+            queries: queries.end - queries.start,
+            keys,
+            heads: heads.end - heads.start,
+            ..Blocks::default()
+        };
         let mut known = Known::new();
         for mask in masks {
             let by_head = mask.by_head();
             for head in heads.clone() {
                 if by_head || head == heads.start {
-                    let pattern = blocks.pattern(mask, head, &mut known);
+                    let pattern = blocks.pattern(mask, head, queries.start, &mut known);
                     blocks.patterns.push(pattern);
                 }
                 blocks.pattern_of.push(blocks.patterns.len() as u32 - 1);
@@ -52,9 +57,7 @@ impl Blocks {
         blocks
     }
 
-    fn pattern(&mut self, mask: &Mask, head: u32, known: &mut Known) -> Pattern {
-        // Only masks that do not know places are of more queries than keys: an encoder's, for its decoder.
-        let before = self.keys.saturating_sub(self.queries);
+    fn pattern(&mut self, mask: &Mask, head: u32, before: u32, known: &mut Known) -> Pattern {
         let tiles =
             |count: u32| (0..count.div_ceil(TILE)).map(move |at| at * TILE..count.min((at + 1) * TILE));
         let mut pattern = Pattern { first: vec![0], tiles: Vec::new() };

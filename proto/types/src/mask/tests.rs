@@ -1,7 +1,7 @@
 use super::*;
 
 fn blocks(mask: &Mask, tokens: u32) -> Blocks {
-    Blocks::of(std::slice::from_ref(mask), 0..1, tokens, tokens)
+    Blocks::of(std::slice::from_ref(mask), 0..1, 0..tokens, tokens)
 }
 
 fn pairs(mask: &Mask, tokens: u32) -> u64 {
@@ -44,7 +44,10 @@ fn kinds(tokens: u32) -> Vec<Mask> {
         .into_iter()
         .flat_map(|form| [true, false].map(|causal| layer_mask(form, causal, 3, 7, tokens).unwrap()));
     let plain = [Mask::All, Mask::Causal, padded.clone(), Mask::And(vec![padded, Mask::Causal])];
-    plain.into_iter().chain(forms).collect()
+    let compressed = [(40, 16, 3, 16), (9, 8, 10, 80), (1, 1, 0, 0), (130, 16, 7, 0)]
+        .map(|(window, block, summaries, start)| Compressed { window, block, summaries, start })
+        .map(Mask::Compressed);
+    plain.into_iter().chain(forms).chain(compressed).collect()
 }
 
 #[test]
@@ -52,7 +55,7 @@ fn tiles_show_what_the_mask_shows_pair_by_pair() {
     for tokens in [1, 127, 129, 300] {
         for mask in kinds(tokens) {
             for queries in [1, tokens.div_ceil(2), tokens] {
-                let blocks = Blocks::of(std::slice::from_ref(&mask), 2..4, queries, tokens);
+                let blocks = Blocks::of(std::slice::from_ref(&mask), 2..4, tokens - queries..tokens, tokens);
                 for head in 0..2 {
                     let pattern = &blocks.patterns[blocks.pattern_of[head] as usize];
                     let mut seen = vec![false; (queries * tokens) as usize];
@@ -112,4 +115,27 @@ fn random_blocks_are_drawn_once_each_and_differ_by_head_layer_and_row() {
     assert_ne!(row(0, 5), RandomBlocks { layer: 3, ..random }.drawn(0, 5));
     // A change of the draw would silently change every resumed run.
     assert_eq!([row(0, 5), row(3, 9)], [[22, 15, 16], [22, 16, 10]]);
+}
+
+/// Tokens that a query sees, one by one or in summaries, are all up to itself, each once.
+#[test]
+fn compressed_masks_cover_each_token_once() {
+    for (window, block, tokens) in [(8, 4, 40_u32), (5, 3, 31), (1, 1, 9), (16, 16, 50), (64, 16, 20)] {
+        let all = Compressed { window, block, summaries: 0, start: 0 };
+        let summaries = all.exact(tokens - 1) / block;
+        let whole = Compressed { summaries, ..all };
+        // In generation the tokens before the window of the first query are gone.
+        let start = all.exact(tokens / 2);
+        for (mask, first) in [(whole, 0), (Compressed { start, ..whole }, tokens / 2)] {
+            for place in first..tokens {
+                let query = place - mask.start + summaries;
+                let sees = |key| Mask::Compressed(mask).sees(0, query, key);
+                let in_blocks =
+                    (0..summaries).filter(|at| sees(*at)).flat_map(|at| at * block..(at + 1) * block);
+                let alone = (mask.start..tokens).filter(|at| sees(at - mask.start + summaries));
+                let seen: Vec<u32> = in_blocks.chain(alone).collect();
+                assert_eq!(seen, (0..=place).collect::<Vec<_>>(), "{mask:?} at {place}");
+            }
+        }
+    }
 }

@@ -228,7 +228,7 @@ impl Table<'_> {
             }
             Attention::Compressed { block, .. } => {
                 let name = format!("{prefix}.summary.weight");
-                self.matrix(name, [u64::from(kv_heads), u64::from(block)], (0, kv_heads), places, 0.0);
+                self.matrix(name, [block, kv_heads].map(u64::from), (1, kv_heads), places, 0.0);
             }
             _ => {}
         }

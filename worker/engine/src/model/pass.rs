@@ -28,6 +28,8 @@ pub enum Site {
     Cross,
     /// Among the probabilities of the attention to an encoder's output.
     CrossProbabilities,
+    /// Among the probabilities of tokens that have projections of their own.
+    GlobalProbabilities,
 }
 
 /// One forward pass.

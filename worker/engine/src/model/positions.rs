@@ -3,7 +3,7 @@
 
 use std::f64::consts::{PI, TAU};
 
-use coxswain_types::model::{ModelSpec, Positions, RopeScaling};
+use coxswain_types::model::{Attention, ModelSpec, Positions, RopeScaling};
 use tch::Tensor;
 
 use crate::EngineError;
@@ -16,16 +16,22 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// The tables of the first `tokens` positions: where two stacks are not as long as each other, the
-    /// tables are those of the longer one.
-    pub(super) fn first(&self, tokens: i64) -> Result<(Tensor, Tensor), EngineError> {
-        Ok((self.cos.f_narrow(0, 0, tokens)?, self.sin.f_narrow(0, 0, tokens)?))
+    /// x `[b, t, h, k]` rotated, whose first token is at `first` of the tables; they may reach further, for
+    /// the longer one of two stacks.
+    pub(super) fn rotate(&self, first: i64, x_bthk: &Tensor) -> Result<Tensor, EngineError> {
+        let tokens = x_bthk.size()[1];
+        let [cos, sin] = [&self.cos, &self.sin].map(|table| table.f_narrow(0, first, tokens));
+        Ok(coxswain_native::ops::rope(x_bthk, &cos?, &sin?)?)
     }
 
     /// Tables for the positions `start..start + tokens`; `None` where the model does not rotate.
     pub fn new(model: &ModelSpec, start: i64, tokens: i64) -> Result<Option<Rotary>, EngineError> {
         let Positions::Rope { theta, scaling } = model.positions else { return Ok(None) };
-        let (frequencies, factor) = frequencies(f64::from(model.head_dim), theta, scaling);
+        let rotated = match model.attention {
+            Attention::Latent { rope_dim, .. } => rope_dim,
+            _ => model.head_dim,
+        };
+        let (frequencies, factor) = frequencies(f64::from(rotated), theta, scaling);
         let table = |f: fn(f64) -> f64| {
             let values: Vec<f32> = (start..start + tokens)
                 .flat_map(|at| frequencies.iter().map(move |frequency| at as f64 * frequency))

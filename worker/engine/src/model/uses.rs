@@ -1,7 +1,9 @@
-//! Parameters that every tensor rank has whole and applies to rows: norms and biases. The gradient is
+//! Parameters that every tensor rank has whole and applies to rows: norms, biases, and maps to what all
+//! heads share. The gradient is
 //! one sum for each logical shard of the sequence: where tensor ranks split the sequence, each brings
 //! the sums of its own shards.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use coxswain_native::ops::{self, NormUse};
@@ -13,7 +15,7 @@ use super::param::{Param, Parameters};
 use super::stage::Context;
 use crate::EngineError;
 
-/// A vector's uses, one for each of the sequence shards that this rank computes.
+/// A parameter's uses, one for each of the sequence shards that this rank computes.
 #[derive(Debug)]
 pub(super) struct Uses(Vec<Rc<Param>>);
 
@@ -33,14 +35,19 @@ impl Uses {
         first.ok_or_else(|| EngineError::Table("a parameter has no rows".to_owned()))
     }
 
+    /// The uses, and the tokens of each of so many.
+    pub(super) fn ranges(&self, tokens: i64) -> impl Iterator<Item = (&Rc<Param>, Range<i64>)> {
+        let ranges = split(tokens as u32, self.0.len() as u32);
+        self.0.iter().zip(ranges).map(|(param, range)| (param, range.start.into()..range.end.into()))
+    }
+
     /// The uses by the tokens of x, `[.., t, d]`.
     pub(super) fn of(&self, x: &Tensor) -> Vec<NormUse<'_>> {
         let tokens = x.size().iter().rev().nth(1).copied().unwrap_or(0);
-        let ranges = split(tokens as u32, self.0.len() as u32);
-        let uses = self.0.iter().zip(ranges).map(|(param, range)| NormUse {
+        let uses = self.ranges(tokens).map(|(param, range)| NormUse {
             slot: &param.slot,
-            first: i64::from(range.start),
-            tokens: i64::from(range.end - range.start),
+            first: range.start,
+            tokens: range.end - range.start,
         });
         uses.collect()
     }

@@ -197,7 +197,7 @@ impl<'a> Runner<'a> {
             first: 0,
             documents: data.documents.as_deref(),
             source: self.lengths.source.into(),
-            padded: data.source.as_ref().and_then(|source| source.padded.as_deref()),
+            padded: data.padded.as_deref(),
             dropout,
         }
     }

@@ -174,7 +174,6 @@ fn what_can_be_planned_only_is_not_trained() {
         })
         .collect();
     expect![[r#"
-        deepseek-latent-small: job.yaml:2:1: model: the attention latent cannot be trained in this version; `coxswain plan --preset` can plan it
         bert-base: job.yaml:2:1: model: the head pooled cannot be trained in this version; `coxswain plan --preset` can plan it
         bert-large: job.yaml:2:1: model: the head pooled cannot be trained in this version; `coxswain plan --preset` can plan it
         roberta-base: job.yaml:2:1: model: the head pooled cannot be trained in this version; `coxswain plan --preset` can plan it

@@ -142,9 +142,12 @@ pub(super) fn beside_model(path: &str) -> Sets {
         "model.attention.kind" | "model.attention.window" => {
             &[("model.attention", "{kind: window, window: 16}")]
         }
-        "model.attention.global" | "model.attention.projections" => {
-            &[("model.attention", "{kind: longformer, window: 16}")]
-        }
+        "model.attention.global" => &[("model.attention", "{kind: longformer, window: 16}")],
+        "model.attention.projections" => &[
+            ("model.attention", "{kind: longformer, window: 16}"),
+            ("model.architecture", "encoder"),
+            ("model.vocab", "600"),
+        ],
         "model.attention.block" | "model.attention.random" => &[("model.attention", "{kind: bigbird}")],
         "model.attention.decay" => &[("model.attention", "{kind: linear}")],
         "model.attention.rank" | "model.attention.rope_dim" => {

@@ -22,6 +22,7 @@ fn attention(model: &ModelSpec) -> Vec<Rule> {
     let decay = matches!(model.attention, Attention::Linear { decay: true });
     let compressed = matches!(model.attention, Attention::Compressed { .. });
     let latent = matches!(model.attention, Attention::Latent { .. });
+    let own_projections = matches!(model.attention, Attention::Longformer { projections: true, .. });
     let scores = matches!(model.positions, Positions::Alibi | Positions::RelativeBias { .. });
     let encodes = model.architecture != Architecture::Decoder;
     let rope = matches!(model.positions, Positions::Rope { .. });
@@ -53,6 +54,12 @@ fn attention(model: &ModelSpec) -> Vec<Rule> {
             "model.attention",
             "compressed summarizes what came before, and an encoder's tokens see both sides; take another kind, or \
              the architecture decoder",
+        ),
+        (
+            own_projections && model.architecture != Architecture::Encoder,
+            "model.attention.projections",
+            "the first tokens see all others by projections of their own, and in a decoder they see only each other; \
+             must be false, or the architecture encoder",
         ),
         (
             latent && !rope,
@@ -130,14 +137,22 @@ pub(in super::super) fn check_training(
         let must = format!("must be at most model.max_positions ({max}): {why}");
         faults.add("train.sequence", format!("found {found}; {must}"));
     }
-    let kind = match model.attention {
-        Attention::Linear { .. } => Some("linear makes no probabilities"),
-        Attention::Compressed { .. } => Some("compressed has no dropout of probabilities in this version"),
+    let linear = matches!(model.attention, Attention::Linear { .. });
+    if linear && train.attention_dropout > 0.0 {
+        let (found, why) = (train.attention_dropout, "model.attention linear makes no probabilities");
+        faults.add("train.attention_dropout", format!("found {found:?}; must be 0: {why}"));
+    }
+    let mixes = match model.attention {
+        Attention::Linear { .. } if model.architecture == Architecture::Encoder => {
+            Some("in an encoder every token of model.attention linear sees the same sum over all tokens")
+        }
+        Attention::Compressed { .. } => {
+            Some("a summary of model.attention compressed may be of two documents")
+        }
         _ => None,
     };
-    if let Some(why) = kind.filter(|_| train.attention_dropout > 0.0) {
-        let found = train.attention_dropout;
-        faults.add("train.attention_dropout", format!("found {found:?}; must be 0: model.attention {why}"));
+    if let Some(why) = mixes.filter(|_| train.separate_documents) {
+        faults.add("train.separate_documents", format!("must be false: {why}"));
     }
     let mends = model.architecture == Architecture::EncoderDecoder;
     if model.head != Head::MaskedLm && !mends {
@@ -166,11 +181,5 @@ pub(in super::super) fn unsupported(model: &ModelSpec) -> Option<&'static str> {
     if matches!(model.head, Head::Pooled { .. }) {
         return Some("the head pooled");
     }
-    match model.attention {
-        Attention::Linear { .. } => Some("the attention linear"),
-        Attention::Compressed { .. } => Some("the attention compressed"),
-        Attention::Latent { .. } => Some("the attention latent"),
-        Attention::Longformer { projections: true, .. } => Some("the attention longformer with projections"),
-        _ => None,
-    }
+    None
 }

@@ -1,0 +1,75 @@
+//! Linear attention (arXiv 2006.16236): means of values by the products of features, without a softmax.
+
+use coxswain_native::linear_attention::linear_attention;
+use tch::{Kind, Tensor};
+
+use super::{AttentionBlock, Shard};
+use crate::EngineError;
+use crate::model::cache::Kept;
+use crate::model::pass::Pass;
+
+/// A log decay that leaves nothing of what was before.
+const FORGET: f64 = -200.0;
+
+/// A key whose features are zero: e^x below the smallest number.
+const NO_KEY: f64 = -1e4;
+
+impl AttentionBlock {
+    /// q `[b, t, h, k]`, k and v `[b, t, g, k]`; what a layer keeps is a sum of fixed size.
+    pub(super) fn linear(
+        &self,
+        shard: &Shard,
+        x_btd: &Tensor,
+        [q, k, v]: [&Tensor; 3],
+        pass: &Pass<'_>,
+        kept: Option<&mut Kept>,
+    ) -> Result<Tensor, EngineError> {
+        if !self.causal() {
+            let k = match pass.padded {
+                None => k.shallow_clone(),
+                Some(counts) => k.f_masked_fill(&padding(counts, k.size()[1])?, NO_KEY)?,
+            };
+            return Ok(linear_attention(q, &k, v, None, false, None)?.0);
+        }
+        let decay = shard.decay.as_ref().map(|decay| -> Result<Tensor, EngineError> {
+            // A head keeps sigmoid(x) of what it has; this form of its logarithm does not overflow.
+            Ok(decay.forward(x_btd)?.f_to_kind(Kind::Float)?.f_log_sigmoid()?)
+        });
+        let decay = self.forget(decay.transpose()?, q, pass)?;
+        let state = kept.as_ref().and_then(|kept| kept.state());
+        let (mixed, state) = linear_attention(q, k, v, decay.as_ref(), true, state)?;
+        if let (Some(kept), Some(state)) = (kept, state) {
+            kept.go_on(state);
+        }
+        Ok(mixed)
+    }
+
+    /// Log decays `[b, t, h]`, by which the first token of a document forgets those before it.
+    fn forget(
+        &self,
+        decay: Option<Tensor>,
+        q_bthk: &Tensor,
+        pass: &Pass<'_>,
+    ) -> Result<Option<Tensor>, EngineError> {
+        let Some(rows) = pass.documents else { return Ok(decay) };
+        let first = |row: &[u32]| -> Vec<bool> {
+            let before = std::iter::once(row.first()).chain(row.iter().map(Some));
+            row.iter().zip(before).map(|(own, before)| Some(own) != before).collect()
+        };
+        let firsts: Vec<bool> = rows.iter().flat_map(|row| first(row)).collect();
+        let shape = &q_bthk.size()[..3];
+        let firsts_bt1 = Tensor::from_slice(&firsts).f_view([shape[0], shape[1], 1])?;
+        let decay = match decay {
+            Some(decay) => decay,
+            None => Tensor::f_zeros(shape, (Kind::Float, q_bthk.device()))?,
+        };
+        Ok(Some(decay.f_masked_fill(&firsts_bt1, FORGET)?))
+    }
+}
+
+/// Which of `tokens` are padding, for rows of so many that are not: `[b, t, 1, 1]`.
+fn padding(counts: &[u32], tokens: i64) -> Result<Tensor, EngineError> {
+    let hidden: Vec<bool> =
+        counts.iter().flat_map(|&count| (0..tokens).map(move |at| at >= i64::from(count))).collect();
+    Ok(Tensor::from_slice(&hidden).f_view([counts.len() as i64, tokens, 1, 1])?)
+}

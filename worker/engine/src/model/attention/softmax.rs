@@ -1,0 +1,164 @@
+//! Values mixed by a softmax over the keys that a mask leaves.
+//!
+//! What a query sees is said by a mask ([`coxswain_types::mask`]); where that is more than "all" or "all
+//! before", kernels are handed the list of tiles that it leaves.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use coxswain_native::attention::{self, BlockList, Options, ProbabilityDropout, Visible};
+use coxswain_native::ops;
+use coxswain_types::mask::{Blocks, Mask};
+use coxswain_types::model::Positions;
+use tch::Tensor;
+
+use super::{AttentionBlock, Shard};
+use crate::EngineError;
+use crate::model::pass::{Pass, Site};
+use crate::model::positions::{alibi_slopes, relative_bucket};
+
+/// What is mixed, and how it is seen.
+pub(super) struct Mixed<'a> {
+    /// Queries, `[b, t, h, k]`.
+    pub q: &'a Tensor,
+    /// Keys, `[b, s, g, k]`.
+    pub k: &'a Tensor,
+    /// Values, of the same shape.
+    pub v: &'a Tensor,
+    /// The place of the first query among the keys.
+    pub first: i64,
+    /// What a query sees; where it is `None`, all keys, or in a causal layer all up to its own.
+    pub own: Option<Mask>,
+    /// Whether the same lengths come again with each micro-batch.
+    pub again: bool,
+}
+
+impl Mixed<'_> {
+    fn lengths(&self) -> (i64, i64) {
+        (self.q.size()[1], self.k.size()[1])
+    }
+}
+
+impl AttentionBlock {
+    /// `softmax(q k^T scale + bias) v` over the keys that the mask leaves, `[b, t, h, k]`. The anchor is what
+    /// queries are made of.
+    pub(super) fn mix(
+        &self,
+        shard: &Shard,
+        anchor: &Tensor,
+        mixed: &Mixed<'_>,
+        pass: &Pass<'_>,
+        site: Site,
+    ) -> Result<Tensor, EngineError> {
+        let (Mixed { q, k, v, .. }, model) = (mixed, &self.context.model);
+        let (queries, keys) = mixed.lengths();
+        let causal = self.causal();
+        let heads = i64::from(model.heads);
+        let first_head = i64::from(shard.index) * (heads / i64::from(self.context.shard_count));
+        let dropout = pass.probabilities(self.layer, site).map(|(key, rate)| ProbabilityDropout {
+            key,
+            rate,
+            first_head,
+            heads,
+        });
+        let bias = self.bias(shard, anchor, mixed)?;
+        let list = self.list(shard, mixed, pass)?;
+        let usual = (model.attention_scale * f64::from(model.head_dim).sqrt() - 1.0).abs() < 1e-12;
+        if list.is_none() && bias.is_none() && dropout.is_none() && usual {
+            // One query after all keys sees them all; libtorch's own kernel wants as many of both otherwise.
+            if !causal || queries == keys {
+                return Ok(ops::attention(q, k, v, causal)?);
+            }
+            if queries == 1 {
+                return Ok(ops::attention(q, k, v, false)?);
+            }
+        }
+        let visible = match &list {
+            Some(list) => Visible::Blocks(list),
+            None if causal => Visible::Causal,
+            None => Visible::All,
+        };
+        let options = Options { visible, scale: model.attention_scale, bias_hr: bias.as_ref(), dropout };
+        Ok(attention::attention(q, k, v, &options)?)
+    }
+
+    /// The tiles that the mask leaves; `None` where it is all keys, or all before a query.
+    fn list(
+        &self,
+        shard: &Shard,
+        mixed: &Mixed<'_>,
+        pass: &Pass<'_>,
+    ) -> Result<Option<Rc<BlockList>>, EngineError> {
+        let (heads, (queries, keys)) = (mixed.q.size()[2] as u32, mixed.lengths());
+        let rows = self.rows(pass);
+        let (known, again) = ((shard.index, mixed.first, keys), mixed.again && rows.is_none());
+        if let Some(list) = self.lists.borrow().get(&known).filter(|_| again) {
+            return Ok(Some(Rc::clone(list)));
+        }
+        let masks = match (&mixed.own, rows) {
+            (None, None) => return Ok(None),
+            (Some(own), None) => vec![own.clone()],
+            (own, Some(rows)) => {
+                let plain = if self.causal() { Mask::Causal } else { Mask::All };
+                let own = own.clone().unwrap_or(plain);
+                rows.into_iter().map(|row| Mask::And(vec![own.clone(), row])).collect()
+            }
+        };
+        let (first, of_queries) = (shard.index * heads, mixed.first as u32);
+        let queries = of_queries..of_queries + queries as u32;
+        let list = Rc::new(BlockList::new(&Blocks::of(&masks, first..first + heads, queries, keys as u32))?);
+        if again {
+            self.lists.borrow_mut().insert(known, Rc::clone(&list));
+        }
+        Ok(Some(list))
+    }
+
+    /// What the rows of a micro-batch differ in: documents, or the padding of what an encoder reads.
+    fn rows(&self, pass: &Pass<'_>) -> Option<Vec<Mask>> {
+        let padded =
+            || pass.padded.map(|rows| rows.iter().map(|count| Mask::Keys { count: *count }).collect());
+        let documents =
+            |rows: &[Arc<[u32]>]| rows.iter().map(|row| Mask::Documents(Arc::clone(row))).collect();
+        if self.causal() {
+            pass.documents.map(documents)
+        } else {
+            pass.documents.map(documents).or_else(padded)
+        }
+    }
+
+    /// What is added to scores, by relative position; see [`Options`].
+    fn bias(&self, shard: &Shard, anchor: &Tensor, mixed: &Mixed<'_>) -> Result<Option<Tensor>, EngineError> {
+        let model = &self.context.model;
+        if self.cross {
+            return Ok(None);
+        }
+        let (queries, keys) = mixed.lengths();
+        // The distance of a key from a query, from that of the first key to the last query on.
+        let distances = 1 - (mixed.first + queries)..keys - mixed.first;
+        match model.positions {
+            Positions::Alibi => {
+                let each = model.heads / self.context.shard_count;
+                let slopes = alibi_slopes(model.heads);
+                let own = slopes.iter().skip((shard.index * each) as usize).take(each as usize);
+                let values: Vec<f32> = own
+                    .flat_map(|slope| {
+                        distances.clone().map(move |distance| (-slope * distance.abs() as f64) as f32)
+                    })
+                    .collect();
+                Ok(Some(Tensor::from_slice(&values).f_view([i64::from(each), -1])?))
+            }
+            Positions::RelativeBias { buckets, max_distance } => {
+                let table = shard.relative.as_ref();
+                let table =
+                    table.ok_or_else(|| EngineError::Table("a layer has no relative bias".to_owned()))?;
+                let causal = self.causal();
+                let rows: Vec<i64> = distances
+                    .map(|distance| relative_bucket(distance, !causal, buckets, max_distance))
+                    .collect();
+                let rows_r = Tensor::from_slice(&rows);
+                Ok(Some(ops::table_columns(anchor, &table.weight, &rows_r, &table.slot, &self.context.tape)?))
+            }
+            _ => Ok(None),
+        }
+    }
+}
