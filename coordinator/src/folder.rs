@@ -142,7 +142,7 @@ train: {steps: 5, sequence: 16, micro_batches: 4}
                 tensor_shards: 0,
             },
             spec,
-            data: PreparedData { tokenizer_digest: None, train, held_out: None, held_out_bytes: 0 },
+            data: PreparedData::of_tokens(train),
             files: vec![],
             tensors: vec![],
         }

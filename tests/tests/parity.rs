@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use coxswain_comm::MemoryStore;
-use coxswain_engine::data::{MicroBatchData, Source};
+use coxswain_engine::data::MicroBatchData;
 use coxswain_tests::threads::{assignments_of, on_threads, step_from};
 use coxswain_types::Assignment;
 use coxswain_types::params::parameter_table;
@@ -59,9 +59,8 @@ fn rank(a: &Assignment, store: MemoryStore, name: &str) -> Result<(f64, Vec<Slic
     let fetch = |_| {
         let tokens = targets.numel() as u64;
         let (ids_bt, targets_n) = (ids.shallow_clone(), targets.shallow_clone());
-        let source = fixture.0.get("source");
-        let source = source.map(|ids| Source { ids_bs: ids.shallow_clone(), padded: None });
-        Ok(MicroBatchData { source, ids_bt, targets_n, tokens, documents: None })
+        let source_bs = fixture.0.get("source").map(Tensor::shallow_clone);
+        Ok(MicroBatchData { source_bs, ids_bt, targets_n, tokens, documents: None, padded: None })
     };
     let stepped = step_from(a, store, &fetch, &|row| {
         let whole = fixture.get(&format!("w/{}", row.name))?;

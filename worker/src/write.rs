@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use coxswain_engine::generate::{Generator, Sampling};
 
 use crate::args::Generate;
@@ -30,18 +30,11 @@ pub(crate) fn run(args: &Generate) -> Result<()> {
 
 /// The run's folder and the checkpoint's, from either of them.
 fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
-    if path.join(coxswain_files::manifest::MANIFEST).is_file() {
-        let full = path.canonicalize().with_context(|| format!("finding {}", path.display()))?;
-        let directory = full.parent().and_then(Path::parent);
-        let directory = directory.with_context(|| format!("{} is in no run's folder", path.display()))?;
-        return Ok((directory.to_owned(), full));
-    }
-    match coxswain_files::latest(path)? {
-        Some((_, folder)) => Ok((path.to_owned(), folder)),
-        None => bail!(
+    coxswain_files::folders::locate(path)?.with_context(|| {
+        format!(
             "{} has no committed checkpoint; give a run's folder (what `up --out` was given) or one of its \
              checkpoints/step-* folders",
             path.display()
-        ),
-    }
+        )
+    })
 }

@@ -56,6 +56,7 @@ pub(crate) fn spec(data: DataSpec) -> JobSpec {
             masked: 0.15,
             corruption: coxswain_types::job::Corruption::Spans,
             separate_documents: false,
+            start_from: None,
         },
         layout: Layout {
             pipeline: 1,
@@ -87,7 +88,7 @@ pub(crate) fn header(step: u64) -> Header {
             reduction_runs: 2,
             tensor_shards: 0,
         },
-        data: PreparedData { tokenizer_digest: None, train, held_out: None, held_out_bytes: 0 },
+        data: PreparedData::of_tokens(train),
     }
 }
 

@@ -55,6 +55,19 @@ pub fn latest(dir: &Path) -> Result<Option<(u64, PathBuf)>, CheckpointError> {
     Ok(Some((step, folder)))
 }
 
+/// The run's folder and a checkpoint's, from either of them; `None` where there is no checkpoint.
+///
+/// # Errors
+/// As [`latest`].
+pub fn locate(path: &Path) -> Result<Option<(PathBuf, PathBuf)>, CheckpointError> {
+    if path.join(MANIFEST).is_file() {
+        let full = path.canonicalize().map_err(CheckpointError::io(path))?;
+        // A checkpoint lies in the run's folder, in the folder of all its checkpoints.
+        return Ok(full.parent().and_then(Path::parent).map(|run| (run.to_owned(), full.clone())));
+    }
+    Ok(latest(path)?.map(|(_, folder)| (path.to_owned(), folder)))
+}
+
 /// Removes all but the newest `keep` published checkpoints (at least one stays), and what was never
 /// published and is older than the newest published one. Returns the steps that it removed.
 ///

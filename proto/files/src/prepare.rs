@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::PreparedData;
 use coxswain_types::job::{DataSpec, Lengths, reserved_tokens};
+use coxswain_types::model::Head;
 use serde::{Deserialize, Serialize};
 
 pub use crate::hash::mix;
@@ -30,6 +31,11 @@ pub const HELD_OUT: &str = "data/held_out.tokens";
 pub const HELD_OUT_TEXT: &str = "data/held_out.txt";
 /// What all of this was made from, below the run's folder.
 pub const PREPARED: &str = "data/prepared.json";
+
+mod labelled;
+mod start;
+
+use start::Start;
 
 /// Grows when the same inputs come to give other tokens.
 const RECIPE: u32 = 1;
@@ -85,6 +91,19 @@ pub enum PrepareError {
         /// Tokens that there are.
         tokens: u64,
     },
+    /// A line of labelled text says no class.
+    #[error("data.labelled: {path}, line {line}: {what}", path = path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Its line, from 1 on.
+        line: usize,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The weights to start from do not fit.
+    #[error("train.start_from: {0}")]
+    Start(String),
     /// The tokenizer could not be made or written.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
@@ -125,8 +144,22 @@ struct Prepared {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Inputs {
-    Text { digests: Vec<String>, held_out: f64, vocab: u32 },
-    Synthetic { tokens: u64, seed: u64, vocab: u32 },
+    Text {
+        digests: Vec<String>,
+        held_out: f64,
+        vocab: u32,
+        /// The digest of the tokenizer that is there already.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tokenizer: Option<String>,
+        /// Of labelled lines: classes, and tokens of a line.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lines: Option<(u32, u32)>,
+    },
+    Synthetic {
+        tokens: u64,
+        seed: u64,
+        vocab: u32,
+    },
 }
 
 /// Prepares the data of a job below the run's folder `dir`, or finds it prepared.
@@ -155,12 +188,19 @@ fn prepare_as(
     spec: &JobSpec,
     wanted: Option<&PreparedData>,
 ) -> Result<PreparedData, PrepareError> {
+    let start = Start::of(spec)?;
     let vocab = spec.model.vocab.saturating_sub(reserved_tokens(&spec.model, &spec.train));
     let (inputs, texts) = match &spec.data {
-        DataSpec::Text { files, held_out } => {
+        DataSpec::Text { files, held_out } | DataSpec::Labelled { files, held_out } => {
             let texts = read_texts(files)?;
             let digests = texts.iter().map(|text| digest_bytes(text.as_bytes())).collect();
-            (Inputs::Text { digests, held_out: *held_out, vocab }, texts)
+            let tokenizer = start.as_ref().and_then(|start| start.tokenizer.as_ref());
+            let tokenizer = tokenizer.map(|tokenizer| digest_bytes(&tokenizer.to_bytes()));
+            let lines = match (&spec.data, spec.model.head) {
+                (DataSpec::Labelled { .. }, Head::Pooled { classes }) => Some((classes, spec.train.sequence)),
+                _ => None,
+            };
+            (Inputs::Text { digests, held_out: *held_out, vocab, tokenizer, lines }, texts)
         }
         DataSpec::Synthetic { tokens } => {
             (Inputs::Synthetic { tokens: *tokens, seed: spec.train.seed, vocab }, Vec::new())
@@ -170,10 +210,13 @@ fn prepare_as(
     if wanted.is_some() && stored(dir).is_some_and(|stored| stored.inputs != inputs) {
         return Err(changed());
     }
-    let prepared = match reusable(dir, &inputs) {
+    let weights = start.as_ref().map(|start| start.weights.clone());
+    let reusable = reusable(dir, &inputs).filter(|prepared| prepared.data.weights == weights);
+    let prepared = match reusable {
         Some(prepared) => prepared,
         None => {
-            let prepared = make(dir, inputs, &texts)?;
+            let mut prepared = make(dir, spec, inputs, &texts, start.as_ref())?;
+            prepared.data.weights = weights;
             let json =
                 serde_json::to_vec_pretty(&prepared).map_err(|e| write_error(dir, PREPARED)(e.into()))?;
             write_atomic(&dir.join(PREPARED), &json).map_err(write_error(dir, PREPARED))?;
@@ -221,7 +264,13 @@ fn reusable(dir: &Path, inputs: &Inputs) -> Option<Prepared> {
     intact.then_some(prepared)
 }
 
-fn make(dir: &Path, inputs: Inputs, texts: &[String]) -> Result<Prepared, PrepareError> {
+fn make(
+    dir: &Path,
+    spec: &JobSpec,
+    inputs: Inputs,
+    texts: &[String],
+    start: Option<&Start>,
+) -> Result<Prepared, PrepareError> {
     create_folder(&dir.join("data")).map_err(write_error(dir, "data"))?;
     // What this run will not have must not lie about from an earlier one.
     for stale in [PREPARED, TOKENIZER, HELD_OUT, HELD_OUT_TEXT] {
@@ -231,11 +280,13 @@ fn make(dir: &Path, inputs: Inputs, texts: &[String]) -> Result<Prepared, Prepar
         }
     }
     let (data, held_out_text) = match inputs {
-        Inputs::Text { held_out, vocab, .. } => make_text(dir, texts, held_out, vocab)?,
+        Inputs::Text { held_out, vocab, lines, .. } => {
+            make_text(dir, spec, texts, (held_out, vocab, lines), start)?
+        }
         Inputs::Synthetic { tokens, seed, vocab } => {
             let ids = (0..tokens).map(|i| draw_below(seed ^ SYNTHETIC, i, vocab));
             let train = write_token_stream(dir, TRAIN, ids)?;
-            (PreparedData { tokenizer_digest: None, train, held_out: None, held_out_bytes: 0 }, None)
+            (PreparedData::of_tokens(train), None)
         }
     };
     Ok(Prepared { recipe: RECIPE, inputs, held_out_text, data })
@@ -243,24 +294,44 @@ fn make(dir: &Path, inputs: Inputs, texts: &[String]) -> Result<Prepared, Prepar
 
 fn make_text(
     dir: &Path,
+    spec: &JobSpec,
     texts: &[String],
-    share: f64,
-    vocab: u32,
+    (share, vocab, lines): (f64, u32, Option<(u32, u32)>),
+    start: Option<&Start>,
 ) -> Result<(PreparedData, Option<String>), PrepareError> {
-    let parts = texts.iter().map(|text| text.split_at(held_out_start(text, share)));
+    let border = |text: &str| match lines {
+        None => held_out_start(text, share),
+        Some(_) => labelled::held_out_start(text, share),
+    };
+    let parts = texts.iter().map(|text| text.split_at(border(text)));
     let (train, held_out): (Vec<&str>, Vec<&str>) = parts.unzip();
-    let tokenizer = Tokenizer::train(&train, vocab)?;
+    let brought = start.and_then(|start| start.tokenizer.clone());
+    let tokenizer = match brought {
+        Some(tokenizer) => tokenizer,
+        None => Tokenizer::train(&train, vocab)?,
+    };
     tokenizer.save(&dir.join(TOKENIZER))?;
+    let first = start.map(|start| &start.data);
+    let end_of_text = first.map_or(END_OF_TEXT_ID, |data| data.end_of_text);
+    let tokens = |texts: &[&str], first_lines: &[usize]| match lines {
+        None => join(&tokenizer, texts, end_of_text).map_err(PrepareError::from),
+        Some(limits) => {
+            let DataSpec::Labelled { files, .. } = &spec.data else { return Ok(Vec::new()) };
+            let of_file = |at: usize| (files[at].as_str(), texts[at], first_lines[at]);
+            labelled::rows(&tokenizer, (0..texts.len()).map(of_file), limits)
+        }
+    };
+    let lines_before: Vec<usize> = train.iter().map(|text| text.matches('\n').count()).collect();
     let mut data = PreparedData {
         tokenizer_digest: Some(digest_bytes(&tokenizer.to_bytes())),
-        train: write_tokens(dir, TRAIN, &join(&tokenizer, &train))?,
-        held_out: None,
-        held_out_bytes: 0,
+        end_of_text,
+        mask: first.and_then(|data| data.mask),
+        ..PreparedData::of_tokens(write_tokens(dir, TRAIN, &tokens(&train, &vec![0; train.len()])?)?)
     };
     if share == 0.0 {
         return Ok((data, None));
     }
-    data.held_out = Some(write_tokens(dir, HELD_OUT, &join(&tokenizer, &held_out))?);
+    data.held_out = Some(write_tokens(dir, HELD_OUT, &tokens(&held_out, &lines_before)?)?);
     let text = held_out.concat();
     data.held_out_bytes = text.len() as u64;
     write_atomic(&dir.join(HELD_OUT_TEXT), text.as_bytes()).map_err(write_error(dir, HELD_OUT_TEXT))?;
@@ -268,15 +339,15 @@ fn make_text(
 }
 
 /// The tokens of documents, with the token between documents between them.
-fn join(tokenizer: &Tokenizer, documents: &[&str]) -> Vec<u32> {
+fn join(tokenizer: &Tokenizer, documents: &[&str], end_of_text: u32) -> Result<Vec<u32>, TokenizerError> {
     let mut tokens = Vec::new();
     for document in documents.iter().filter(|document| !document.is_empty()) {
         if !tokens.is_empty() {
-            tokens.push(END_OF_TEXT_ID);
+            tokens.push(end_of_text);
         }
-        tokens.extend(tokenizer.encode(document));
+        tokens.extend(tokenizer.encode(document)?);
     }
-    tokens
+    Ok(tokens)
 }
 
 /// Where the held-out part of a text starts: `share` of its bytes from the end, moved on to the

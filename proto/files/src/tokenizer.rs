@@ -1,7 +1,8 @@
-//! The tokenizer: a byte-level BPE, as GPT-2's, trained on the job's own text.
+//! The tokenizer: a byte-level BPE, as GPT-2's, trained on the job's own text; or any other that came
+//! with a model.
 //!
-//! It is kept as a `tokenizer.json` that other programs can read. Any text can be encoded, byte by
-//! byte where nothing better is known, and decodes to itself.
+//! It is kept as a `tokenizer.json` that other programs can read. By a tokenizer that was trained here any
+//! text can be encoded, byte by byte where nothing better is known, and decodes to itself.
 
 use std::collections::HashMap;
 use std::io;
@@ -56,13 +57,26 @@ pub enum TokenizerError {
     /// The text is no `tokenizer.json` of ours.
     #[error("this is no byte-level tokenizer that was trained here: {0}; let the data be prepared again")]
     Foreign(String),
+    /// The text is no `tokenizer.json` at all.
+    #[error("this is no tokenizer.json that can be read: {0}")]
+    Unreadable(String),
+    /// A tokenizer from elsewhere has no tokens for a text.
+    #[error("the tokenizer has no tokens for a text: {0}")]
+    Encoding(String),
 }
 
-/// A byte-level BPE.
+/// A tokenizer.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     json: Vec<u8>,
+    /// What is known of one that was trained here.
+    own: Option<Own>,
+}
+
+/// A byte-level BPE that was trained here.
+#[derive(Clone, Debug)]
+struct Own {
     /// The bytes of each token, by id.
     spelling: Vec<Vec<u8>>,
     /// The token of each single byte.
@@ -97,17 +111,31 @@ impl Tokenizer {
         Tokenizer::from_bytes(inner.to_string(true).map_err(failed)?.as_bytes())
     }
 
-    /// Reads a `tokenizer.json`.
+    /// Reads a `tokenizer.json`, of a tokenizer that was trained here or of any other.
     ///
     /// # Errors
-    /// [`TokenizerError::Io`] and [`TokenizerError::Foreign`].
+    /// [`TokenizerError::Io`] and [`TokenizerError::Unreadable`].
     pub fn load(path: &Path) -> Result<Tokenizer, TokenizerError> {
         let failed = |source| TokenizerError::Io { path: path.to_owned(), source };
         let bytes = std::fs::metadata(path).map_err(failed)?.len();
         if bytes > MAX_JSON_BYTES {
-            return Err(TokenizerError::Foreign(format!("{bytes} bytes are too many")));
+            return Err(TokenizerError::Unreadable(format!("{bytes} bytes are too many")));
         }
-        Tokenizer::from_bytes(&std::fs::read(path).map_err(failed)?)
+        let bytes = std::fs::read(path).map_err(failed)?;
+        Tokenizer::from_bytes(&bytes).or_else(|_| Tokenizer::from_elsewhere(&bytes))
+    }
+
+    /// Reads the bytes of any `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Unreadable`].
+    pub fn from_elsewhere(bytes: &[u8]) -> Result<Tokenizer, TokenizerError> {
+        let unreadable = |e: tokenizers::Error| TokenizerError::Unreadable(e.to_string());
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(unreadable)?;
+        inner.set_encode_special_tokens(true);
+        inner.with_truncation(None).map_err(unreadable)?;
+        inner.with_padding(None);
+        Ok(Tokenizer { inner, json: bytes.to_vec(), own: None })
     }
 
     /// Writes the `tokenizer.json`, whole or not at all.
@@ -154,38 +182,67 @@ impl Tokenizer {
         if spelling.first().map(Vec::as_slice) != Some(END_OF_TEXT.as_bytes()) {
             return Err(foreign("its first token does not end a text"));
         }
-        Ok(Tokenizer { inner, json: bytes.to_vec(), spelling, byte_ids })
+        Ok(Tokenizer { inner, json: bytes.to_vec(), own: Some(Own { spelling, byte_ids }) })
     }
 
     /// The tokens of a text. It never holds the token between documents.
-    pub fn encode(&self, text: &str) -> Vec<u32> {
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encoding`], never of a tokenizer that was trained here.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let Some(own) = &self.own else { return self.encode_elsewhere(text, false) };
         let mut ids = Vec::with_capacity(text.len() / 3);
         for piece in pieces(text) {
             match self.inner.encode_fast(piece, false) {
                 Ok(encoding) => ids.extend_from_slice(encoding.get_ids()),
                 // Every byte has a token, so that the library has no reason to refuse; if it ever
                 // does, single bytes still say the same text.
-                Err(_) => ids.extend(self.encode_bytes(piece)),
+                Err(_) => ids.extend(own.encode_bytes(piece)),
             }
         }
-        ids
+        Ok(ids)
     }
 
-    fn encode_bytes(&self, text: &str) -> impl Iterator<Item = u32> {
-        text.bytes().map(|byte| self.byte_ids[usize::from(byte)])
+    /// The tokens of a text that stands by itself, with those that such a text begins and ends with: of a
+    /// tokenizer that was trained here the end of text, in front.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_alone(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        if self.own.is_none() {
+            return self.encode_elsewhere(text, true);
+        }
+        Ok(std::iter::once(END_OF_TEXT_ID).chain(self.encode(text)?).collect())
+    }
+
+    fn encode_elsewhere(&self, text: &str, alone: bool) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.inner.encode_fast(text, alone);
+        Ok(encoding.map_err(|e| TokenizerError::Encoding(e.to_string()))?.get_ids().to_vec())
     }
 
     /// The text of tokens. Bytes that are no UTF-8 become U+FFFD; ids that the tokenizer does not
     /// know (a model may have room for more) say nothing.
     pub fn decode(&self, ids: &[u32]) -> String {
+        let Some(own) = &self.own else { return self.inner.decode(ids, false).unwrap_or_default() };
         let bytes: Vec<u8> =
-            ids.iter().filter_map(|&id| self.spelling.get(id as usize)).flatten().copied().collect();
+            ids.iter().filter_map(|&id| own.spelling.get(id as usize)).flatten().copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The token of that spelling, such as `[MASK]`.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
     }
 
     /// Number of tokens, the one between documents among them.
     pub fn vocab_size(&self) -> u32 {
-        self.spelling.len() as u32
+        self.own.as_ref().map_or_else(|| self.inner.get_vocab_size(true), |own| own.spelling.len()) as u32
+    }
+}
+
+impl Own {
+    fn encode_bytes(&self, text: &str) -> impl Iterator<Item = u32> {
+        text.bytes().map(|byte| self.byte_ids[usize::from(byte)])
     }
 }
 
@@ -276,7 +333,7 @@ mod tests {
             assert!(first.to_bytes() == train().to_bytes(), "training is not deterministic");
         }
         assert!(first.to_bytes() != Tokenizer::train(&[&b], 600).unwrap().to_bytes());
-        assert!(first.encode(&a).len() * 2 < a.len(), "{} tokens", first.encode(&a).len());
+        assert!(first.encode(&a).unwrap().len() * 2 < a.len(), "{} tokens", first.encode(&a).unwrap().len());
     }
 
     #[test]
@@ -284,13 +341,16 @@ mod tests {
         let tokenizer = Tokenizer::train(&[&prose(2_000, 1)], 300).unwrap();
         for text in ["", " ", "one two\r\n\tthree", "größe \u{1F6A3} \u{0}", "a<|endoftext|>b", "  x  y  "]
         {
-            let ids = tokenizer.encode(text);
+            let ids = tokenizer.encode(text).unwrap();
             assert_eq!(tokenizer.decode(&ids), text);
             assert!(!ids.contains(&END_OF_TEXT_ID), "{text}");
-            assert_eq!(tokenizer.decode(&tokenizer.encode_bytes(text).collect::<Vec<_>>()), text);
+            assert_eq!(
+                tokenizer.decode(&tokenizer.own.as_ref().unwrap().encode_bytes(text).collect::<Vec<_>>()),
+                text
+            );
         }
         assert_eq!(tokenizer.decode(&[END_OF_TEXT_ID]), END_OF_TEXT);
-        let rower = tokenizer.encode("\u{1F6A3}");
+        let rower = tokenizer.encode("\u{1F6A3}").unwrap();
         assert_eq!(tokenizer.decode(&rower[..1]), "\u{FFFD}");
         assert_eq!(tokenizer.decode(&[300, u32::MAX]), "");
     }
@@ -304,7 +364,7 @@ mod tests {
         trained.save(&path).unwrap();
         let loaded = Tokenizer::load(&path).unwrap();
         assert_eq!(loaded.to_bytes(), trained.to_bytes());
-        assert_eq!(loaded.encode(&text), trained.encode(&text));
+        assert_eq!(loaded.encode(&text).unwrap(), trained.encode(&text).unwrap());
         assert_eq!(std::fs::read(&path).unwrap(), trained.to_bytes());
     }
 
@@ -337,6 +397,12 @@ mod tests {
             );
         }
         assert!(matches!(Tokenizer::load(Path::new("nowhere")), Err(TokenizerError::Io { .. })));
+        // What others have made is taken where a model brought it, and treats text in its own way.
+        let foreign = good.replace("\"add_prefix_space\": false", "\"add_prefix_space\": true");
+        let foreign = Tokenizer::from_elsewhere(foreign.as_bytes()).unwrap();
+        assert_eq!(foreign.decode(&foreign.encode("hello").unwrap()), " hello");
+        let error = Tokenizer::from_elsewhere(b"{}").unwrap_err().to_string();
+        assert!(error.starts_with("this is no tokenizer.json that can be read"), "{error}");
     }
 
     #[test]
@@ -354,10 +420,10 @@ mod tests {
             while !rest.is_empty() {
                 let (piece, after) = rest.split_at(piece_len(rest, least));
                 prop_assert!(!piece.is_empty());
-                ids.extend(tokenizer.encode(piece));
+                ids.extend(tokenizer.encode(piece).unwrap());
                 rest = after;
             }
-            prop_assert_eq!(&ids, &tokenizer.encode(&text));
+            prop_assert_eq!(&ids, &tokenizer.encode(&text).unwrap());
             prop_assert_eq!(tokenizer.decode(&ids), text);
         }
     }

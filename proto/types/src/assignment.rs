@@ -118,6 +118,40 @@ pub struct PreparedData {
     pub held_out: Option<TokenFile>,
     /// Bytes of the held-out text, for bits per byte.
     pub held_out_bytes: u64,
+    /// The token that ends a text.
+    #[serde(default)]
+    pub end_of_text: u32,
+    /// The token that stands for others; where there are several, those below it follow. The
+    /// vocabulary's last one, where it is `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<u32>,
+    /// Where weights at birth come from, if not from the seed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Weights>,
+}
+
+/// A checkpoint whose weights another run begins with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Weights {
+    /// Its folder.
+    pub folder: String,
+    /// The digest of its manifest.
+    pub digest: String,
+}
+
+impl PreparedData {
+    /// Data whose only tokens are to train on, made by nobody's tokenizer.
+    pub fn of_tokens(train: TokenFile) -> PreparedData {
+        PreparedData {
+            tokenizer_digest: None,
+            train,
+            held_out: None,
+            held_out_bytes: 0,
+            end_of_text: 0,
+            mask: None,
+            weights: None,
+        }
+    }
 }
 
 /// A file of tokens, little-endian `u32`s.

@@ -41,6 +41,13 @@ pub enum DataSpec {
         /// The share at the end of each file that is kept for the held-out loss, in `0..0.5`.
         held_out: f64,
     },
+    /// Files of lines, each a class's number, a tab, and a text of that class.
+    Labelled {
+        /// Absolute paths.
+        files: Vec<String>,
+        /// The share of lines at the end of each file that is kept for the held-out loss, in `0..0.5`.
+        held_out: f64,
+    },
     /// Uniformly random tokens, for measurements of speed.
     Synthetic {
         /// How many tokens.
@@ -95,6 +102,10 @@ pub struct TrainSpec {
     pub corruption: Corruption,
     /// Whether a token sees its own document only, where a sample holds parts of several.
     pub separate_documents: bool,
+    /// The absolute path of a run's folder, or of an imported model's: its newest checkpoint has the weights
+    /// at birth, and its tokenizer is the job's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_from: Option<String>,
 }
 
 impl TrainSpec {
@@ -139,6 +150,10 @@ impl Lengths {
     /// tokens, which stand for a longer text.
     pub fn of(model: &ModelSpec, train: &TrainSpec) -> Lengths {
         let sequence = train.sequence;
+        if matches!(model.head, Head::Pooled { .. }) {
+            // A line of labelled text: its class, its number of tokens, and these, filled up.
+            return Lengths { window: sequence.saturating_add(2), source: 0, target: sequence };
+        }
         if model.architecture != Architecture::EncoderDecoder {
             return Lengths { window: sequence, source: 0, target: sequence };
         }

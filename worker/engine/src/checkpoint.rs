@@ -3,14 +3,14 @@
 //!
 //! When a checkpoint is committed is the coordinator's decision; this module writes a rank's part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use coxswain_comm::{Axis, Links};
 use coxswain_files::folders::{model_file, optimizer_file, step_folder};
 use coxswain_files::{Checkpoint, Fingerprint, Header, ShardTensor, write_shard};
 use coxswain_types::Step;
-use coxswain_types::assignment::{Assignment, Resume};
+use coxswain_types::assignment::{Assignment, Resume, Weights};
 use coxswain_types::job::Reduction;
 use coxswain_types::params::ParameterRow;
 use coxswain_types::status::SavedFile;
@@ -261,6 +261,27 @@ pub(crate) fn load_weights(checkpoint: &Checkpoint, parameters: &Parameters) -> 
         .iter()
         .filter(|param| param.home)
         .try_for_each(|param| read(checkpoint, &param.row, "", &param.weight))
+}
+
+/// Values of weights that a job starts from; says which parameters the checkpoint does not have, whose
+/// values stay.
+pub fn start(
+    weights: &Weights,
+    parameters: &Parameters,
+    links: &Links,
+) -> Result<BTreeSet<String>, EngineError> {
+    let checkpoint = Checkpoint::open(Path::new(&weights.folder), Some(&weights.digest))?;
+    let mut born = BTreeSet::new();
+    for param in parameters.iter().filter(|param| param.home) {
+        links.expect_wanted()?;
+        match checkpoint.shape(&param.row.name) {
+            Ok(_) => read(&checkpoint, &param.row, "", &param.weight)?,
+            Err(_) => {
+                born.insert(param.row.name.clone());
+            }
+        }
+    }
+    Ok(born)
 }
 
 /// The slice of a tensor that neighbouring rows make.

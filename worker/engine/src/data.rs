@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use coxswain_files::hash::draw;
-use coxswain_files::tokenizer::END_OF_TEXT_ID;
 use coxswain_files::{Samples, TokenFile, sample_index};
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::{self, PreparedData};
@@ -51,6 +50,8 @@ enum Objective {
     Masked(Masking),
     /// What was taken out of the text that its encoder reads.
     Mend(Mending),
+    /// The class of the text, which the first token is asked for.
+    Class,
 }
 
 /// Which tokens are hidden: a function of (seed, sample, place).
@@ -58,8 +59,10 @@ enum Objective {
 struct Masking {
     key: u64,
     rate: f64,
-    /// The token that hides others; those below it are text.
+    /// The token that hides others.
     mask: u32,
+    /// How many tokens are text.
+    text: u32,
 }
 
 impl Masking {
@@ -79,7 +82,7 @@ impl Masking {
             let bits = draw(draw(key, at as u64), 1);
             ids[at] = match bits % 10 {
                 0 => tokens[at],
-                1 => (draw(bits, 2) % u64::from(self.mask.max(1))) as i64,
+                1 => (draw(bits, 2) % u64::from(self.text.max(1))) as i64,
                 _ => i64::from(self.mask),
             };
         }
@@ -98,6 +101,7 @@ pub struct Tokens {
     micro_batches: u32,
     objective: Objective,
     separate: bool,
+    end_of_text: u32,
 }
 
 impl Tokens {
@@ -118,6 +122,8 @@ impl Tokens {
         }
         let open = |file: &assignment::TokenFile| TokenFile::open(directory, file);
         let lengths = Lengths::of(&spec.model, train);
+        let (vocab, end_of_text) = (spec.model.vocab, data.end_of_text);
+        let mask = data.mask.unwrap_or(vocab - 1);
         // A draw apart from those of samples, dropout and values at birth.
         let key = draw(train.seed, u64::from(b'm'));
         let tokens = Tokens {
@@ -132,14 +138,19 @@ impl Tokens {
                     key,
                     corruption: train.corruption,
                     share: train.masked,
-                    vocab: spec.model.vocab,
+                    mask,
+                    end_of_text,
                 }),
                 Head::MaskedLm => {
-                    Objective::Masked(Masking { key, rate: train.masked, mask: spec.model.vocab - 1 })
+                    // Of a vocabulary of our own all tokens but the last are text.
+                    let text = if mask == vocab - 1 { mask } else { vocab };
+                    Objective::Masked(Masking { key, rate: train.masked, mask, text })
                 }
-                Head::Lm | Head::Pooled { .. } => Objective::Next,
+                Head::Lm => Objective::Next,
+                Head::Pooled { .. } => Objective::Class,
             },
             separate: train.separate_documents,
+            end_of_text,
         };
         if tokens.samples.windows() == 0 {
             return Err(EngineError::Other(format!(
@@ -203,13 +214,20 @@ impl Tokens {
             }
             let (sample, len) = row.map_or((0, 0), |(sample, _, len)| (sample, len));
             if self.separate {
-                documents.push(documents_of(&window[..len], sequence));
+                documents.push(documents_of(&window[..len], sequence, self.end_of_text));
             }
             let (row_ids, row_targets) = match self.objective {
                 Objective::Next => (window[..len].to_vec(), window.get(1..).unwrap_or_default().to_vec()),
                 Objective::Masked(masking) => {
                     counts.push(len as u32);
                     masking.hide(sample, &window[..len])
+                }
+                Objective::Class => {
+                    let (class, text) = labelled(&window[..len]);
+                    counts.push(text.len() as u32);
+                    targets.push(class);
+                    pad(&mut ids, text.to_vec(), sequence, 0);
+                    continue;
                 }
                 Objective::Mend(mending) => {
                     let mended = mending.corrupt(sample, &window[..len]);
@@ -244,14 +262,22 @@ fn pad(rows: &mut Vec<i64>, row: Vec<i64>, len: usize, with: i64) {
     rows.resize(end, with);
 }
 
+/// The class of a row of a labelled file, and its tokens; none of an empty row.
+fn labelled(row: &[i64]) -> (i64, &[i64]) {
+    match row {
+        [class, len, tokens @ ..] => (*class, &tokens[..(*len as usize).min(tokens.len())]),
+        _ => (-1, &[]),
+    }
+}
+
 /// The document of each token: one ends with the end of text. What pads a row is one more.
-fn documents_of(tokens: &[i64], sequence: usize) -> Arc<[u32]> {
+fn documents_of(tokens: &[i64], sequence: usize, end_of_text: u32) -> Arc<[u32]> {
     let mut document = 0;
     let mut of: Vec<u32> = tokens
         .iter()
         .map(|token| {
             let own = document;
-            document += u32::from(*token == i64::from(END_OF_TEXT_ID));
+            document += u32::from(*token == i64::from(end_of_text));
             own
         })
         .collect();
@@ -266,7 +292,7 @@ mod tests {
 
     #[test]
     fn masking_hides_the_share_it_should_and_asks_for_what_it_hides() {
-        let masking = Masking { key: 7, rate: 0.15, mask: 999 };
+        let masking = Masking { key: 7, rate: 0.15, mask: 999, text: 999 };
         let tokens: Vec<i64> = (0..1000).map(|i| i % 500).collect();
         let mut counts = [0_u32; 4];
         for sample in 0..100 {
@@ -290,7 +316,13 @@ mod tests {
 
     #[test]
     fn documents_end_with_the_end_of_text() {
-        let end = i64::from(END_OF_TEXT_ID);
-        assert_eq!(*documents_of(&[1, 2, end, 3, end, 4], 8), [0, 0, 0, 1, 1, 2, 3, 3]);
+        assert_eq!(*documents_of(&[1, 2, 9, 3, 9, 4], 8, 9), [0, 0, 0, 1, 1, 2, 3, 3]);
+    }
+
+    #[test]
+    fn a_labelled_row_ends_where_it_says() {
+        assert_eq!(labelled(&[2, 3, 7, 8, 9, 0, 0]), (2, [7, 8, 9].as_slice()));
+        assert_eq!(labelled(&[]), (-1, [].as_slice()));
+        assert_eq!(labelled(&[1, 9, 7]), (1, [7].as_slice()));
     }
 }

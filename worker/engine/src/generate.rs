@@ -33,8 +33,10 @@ pub struct Generator {
     stage: Stage,
     model: ModelSpec,
     corruption: Corruption,
-    /// Tokens at the end of the vocabulary that no text has.
+    /// The token that stands for others, and how many do: it and those below it.
+    mask: u32,
     reserved: u32,
+    end_of_text: u32,
     tokenizer: Tokenizer,
 }
 
@@ -66,7 +68,9 @@ impl Generator {
         }
         let (stage, parameters) = whole_stage(&model, seed)?;
         load_weights(&checkpoint, &parameters)?;
-        Ok(Generator { stage, model, corruption: train.corruption, reserved, tokenizer })
+        let data = &checkpoint.manifest().data;
+        let (mask, end_of_text) = (data.mask.unwrap_or(model.vocab - 1), data.end_of_text);
+        Ok(Generator { stage, model, corruption: train.corruption, mask, reserved, end_of_text, tokenizer })
     }
 
     /// Writes up to `count` tokens after `prompt`, handing each piece of text to `show` as soon as
@@ -78,8 +82,8 @@ impl Generator {
         sampling: &Sampling,
         mut show: impl FnMut(&str),
     ) -> Result<String, EngineError> {
-        let end = i64::from(coxswain_files::tokenizer::END_OF_TEXT_ID);
-        let mut ids = self.prompt(prompt);
+        let end = i64::from(self.end_of_text);
+        let mut ids = self.prompt(prompt)?;
         let mut memory = None;
         if self.model.encoder_layers > 0 {
             ids.push(end);
@@ -99,7 +103,7 @@ impl Generator {
             })?;
             position += ids.len() as i64;
             let id = choose(&logits, sampling, index)?;
-            if id == coxswain_files::tokenizer::END_OF_TEXT_ID {
+            if id == self.end_of_text {
                 break;
             }
             written.push(id);
@@ -121,8 +125,10 @@ const MASK: &str = "<mask>";
 
 impl Generator {
     /// The tokens of a prompt; of an encoder-decoder, with the tokens that stand for what it shall write.
-    fn prompt(&self, prompt: &str) -> Vec<i64> {
-        let encode = |text: &str| self.tokenizer.encode(text).into_iter().map(i64::from).collect::<Vec<_>>();
+    fn prompt(&self, prompt: &str) -> Result<Vec<i64>, EngineError> {
+        let encode = |text: &str| -> Result<Vec<i64>, EngineError> {
+            Ok(self.tokenizer.encode(text)?.into_iter().map(i64::from).collect())
+        };
         if self.model.encoder_layers == 0 {
             return encode(prompt);
         }
@@ -130,16 +136,16 @@ impl Generator {
         for (at, part) in prompt.split(MASK).enumerate() {
             if at > 0 {
                 let span = if self.corruption == Corruption::Spans { at as i64 - 1 } else { 0 };
-                ids.push((i64::from(self.model.vocab) - 1 - span).max(0));
+                ids.push((i64::from(self.mask) - span).max(0));
             }
-            ids.extend(encode(part));
+            ids.extend(encode(part)?);
         }
-        ids
+        Ok(ids)
     }
 
     /// The text of tokens; those that stand for others show as in a prompt.
     fn text(&self, ids: &[u32]) -> String {
-        let stands = |id: &u32| *id >= self.model.vocab - self.reserved;
+        let stands = |id: &u32| *id <= self.mask && *id + self.reserved > self.mask;
         let parts = ids.chunk_by(|a, b| stands(a) == stands(b));
         parts
             .map(|part| match part.first() {

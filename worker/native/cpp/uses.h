@@ -14,11 +14,12 @@ struct Use {
 struct Uses : torch::CustomClassHolder {
   std::vector<Use> list;
 
-  // The sums of the list are over all rows only if its ranges follow each other without a gap.
+  // The sums of the list are over all rows only if its ranges follow each other without a gap. Some are empty
+  // where there are fewer tokens than uses.
   void expect_partition(int64_t tokens) const {
     int64_t end = 0;
     for (const auto& use : list) {
-      TORCH_CHECK(use.first == end && use.tokens > 0, "a vector has a use from token ", use.first, " of ",
+      TORCH_CHECK(use.first == end && use.tokens >= 0, "a vector has a use from token ", use.first, " of ",
                   use.tokens, " tokens where one from token ", end, " follows");
       end += use.tokens;
     }

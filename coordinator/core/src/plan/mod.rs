@@ -175,7 +175,7 @@ pub fn sketch(spec: &JobSpec, workers: u32) -> Result<Plan, PlanError> {
         })
         .collect();
     let nothing = TokenFile { path: String::new(), tokens: 0, digest: String::new() };
-    let data = PreparedData { tokenizer_digest: None, train: nothing, held_out: None, held_out_bytes: 0 };
+    let data = PreparedData::of_tokens(nothing);
     plan(&PlanRequest {
         job: spec.name.clone(),
         generation: Generation(1),

@@ -70,7 +70,7 @@ impl Faults {
 pub(super) enum Purpose {
     /// It shall be trained.
     Train,
-    /// It shall be looked at: a plan of a model that cannot be trained yet.
+    /// It shall be looked at: a plan of a model whose head has no data to be trained on.
     Look,
 }
 
@@ -80,16 +80,15 @@ pub(super) fn check(raw: RawJob, base: &Path, purpose: Purpose) -> Result<JobSpe
     check_name(&raw.name, &mut faults);
     let layout = raw.layout.clone().unwrap_or_default();
     let model = model::model(&raw.model, &mut faults);
-    let train = train::train(&raw.train, layout.data.unwrap_or(1), &mut faults);
+    let train = train::train(&raw.train, layout.data.unwrap_or(1), base, &mut faults);
     model::check_training(&model, &raw.train, &train, &mut faults);
     let data = data::data(raw.data, base, &model, &train, &mut faults);
     if let Some(shards) = train.tensor_shards {
         layout::check_shards(shards, &model, &mut faults);
     }
     let (layout, actions) = layout::layout(&layout, &model, &train, &mut faults);
-    if let Some(part) = model::unsupported(&model).filter(|_| purpose == Purpose::Train) {
-        let instead = "`coxswain plan --preset` can plan it";
-        faults.add("model", format!("{part} cannot be trained in this version; {instead}"));
+    if purpose == Purpose::Train {
+        model::check_classes(&model, data.as_ref(), layout.sequence_parallel, &mut faults);
     }
     let checkpoint = checkpoint(raw.checkpoint.as_ref(), &mut faults);
     match data {

@@ -34,13 +34,17 @@ pub struct RawJob {
     pub checkpoint: Option<RawCheckpoint>,
 }
 
-/// `data`: where tokens come from; either `text` or `synthetic`.
+/// `data`: where tokens come from; one of `text`, `labelled` and `synthetic`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawData {
     /// One path or a list of paths of text files. Relative ones start from the job file's folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<Paths>,
+    /// One path or a list of paths of files of labelled lines, for `model.head: pooled`: a class's number
+    /// from 0 on, a tab, and a text of that class. Texts of more than `train.sequence` tokens are cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labelled: Option<Paths>,
     /// The share at the end of each file that is kept for the held-out loss: 0 to below 0.5.
     /// Default: 0.05.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -177,6 +181,11 @@ pub struct RawTrain {
     /// with its file. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub separate_documents: Option<bool>,
+    /// A run's folder, or one that `coxswain import` made: the weights at birth are those of its newest
+    /// checkpoint, and its tokenizer is the job's. What only this job's head has is born anew. Relative
+    /// paths start from the job file's folder. Default: weights from `seed`, a tokenizer from the text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_from: Option<String>,
 }
 
 /// `layout`: how many ways the work is split; their product is the number of workers.

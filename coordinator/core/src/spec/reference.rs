@@ -12,7 +12,7 @@ use coxswain_types::params::{Parameter, parameter_table};
 use super::limits::{self, Limit};
 use super::presets;
 use super::tests::LEAST;
-use super::{JobText, SpecError, look, resolved_yaml};
+use super::{JobText, SpecError, look, parse, resolved_yaml};
 use model::{MODEL, beside_model};
 use rules::RULES;
 
@@ -59,7 +59,7 @@ const FLAG: Allowed = Words { words: "`true` or `false`", fit: &["true", "false"
 const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
 
 /// Beside this, keys have the rules of [`RULES`].
-const ALLOWED: [(&str, Allowed); 46] = [
+const ALLOWED: [(&str, Allowed); 48] = [
     (
         "name",
         Words {
@@ -67,6 +67,7 @@ const ALLOWED: [(&str, Allowed); 46] = [
         },
     ),
     ("data.text", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
+    ("data.labelled", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
     (
         "data.held_out",
         Words { words: "0 or more and below 0.5", fit: &["0", "0.49"], unfit: &["-0.1", "0.5"] },
@@ -153,6 +154,7 @@ const ALLOWED: [(&str, Allowed); 46] = [
         Words { words: "`spans` or `infilling`", fit: &["spans", "infilling"], unfit: &["deletion"] },
     ),
     ("train.separate_documents", FLAG),
+    ("train.start_from", Words { words: "a folder", fit: &["a", "../runs/b"], unfit: &["''", "[a]"] }),
     ("layout.pipeline", Count(&limits::WORLD)),
     ("layout.tensor", Count(&limits::WORLD)),
     ("layout.data", Count(&limits::WORLD)),
@@ -194,6 +196,12 @@ fn beside(path: &str) -> Sets {
         "train.decay_steps" => &[("train.learning_rate_schedule", "wsd")],
         "train.masked" => &[("model.architecture", "encoder"), ("model.vocab", "600")],
         "train.corruption" => &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")],
+        "data.labelled" => &[
+            ("data", "{}"),
+            ("model.architecture", "encoder"),
+            ("model.head", "pooled"),
+            ("model.classes", "2"),
+        ],
         "layout.chunks" => &[("layout.schedule", "interleaved")],
         "layout.actions" => &[("layout.schedule", "custom")],
         path => beside_model(path),
@@ -330,7 +338,7 @@ fn models() -> String {
 fn rules() -> String {
     let mut text = "| Rule | What is said where it is broken |\n|---|---|\n".to_owned();
     for (rule, sets) in RULES {
-        let error = read(sets).unwrap_err();
+        let error = read_by(parse, sets).unwrap_err();
         let [fault] = error.faults() else { panic!("{rule}: {error}") };
         text.push_str(&format!("| {rule} | {}: {} |\n", fault.path, fault.message));
     }
@@ -350,8 +358,15 @@ fn bounds() -> String {
 
 /// The minimal job with some values replaced.
 fn read(sets: &[(&str, &str)]) -> Result<JobSpec, SpecError> {
+    read_by(look, sets)
+}
+
+fn read_by(
+    door: impl Fn(&JobText<'_>) -> Result<JobSpec, SpecError>,
+    sets: &[(&str, &str)],
+) -> Result<JobSpec, SpecError> {
     let sets: Vec<_> = sets.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())).collect();
-    look(&JobText { source: "job.yaml", text: LEAST, sets: &sets, base: Path::new("/jobs") })
+    door(&JobText { source: "job.yaml", text: LEAST, sets: &sets, base: Path::new("/jobs") })
 }
 
 fn fenced(text: &str) -> String {

@@ -24,12 +24,16 @@ pub fn resolved_yaml(job: &JobSpec) -> Result<String, SpecError> {
 }
 
 fn unchecked(job: &JobSpec) -> RawJob {
+    let nothing = RawData { text: None, labelled: None, held_out: None, synthetic: None };
     let data = match &job.data {
         DataSpec::Text { files, held_out } => {
-            RawData { text: Some(Paths::Many(files.clone())), held_out: Some(*held_out), synthetic: None }
+            RawData { text: Some(Paths::Many(files.clone())), held_out: Some(*held_out), ..nothing }
+        }
+        DataSpec::Labelled { files, held_out } => {
+            RawData { labelled: Some(Paths::Many(files.clone())), held_out: Some(*held_out), ..nothing }
         }
         DataSpec::Synthetic { tokens } => {
-            RawData { text: None, held_out: None, synthetic: Some(RawSynthetic { tokens: *tokens }) }
+            RawData { synthetic: Some(RawSynthetic { tokens: *tokens }), ..nothing }
         }
     };
     let checkpoint = RawCheckpoint { every: Some(job.checkpoint.every), keep: Some(job.checkpoint.keep) };
@@ -93,6 +97,7 @@ fn train(job: &JobSpec) -> RawTrain {
         masked: (job.model.head == Head::MaskedLm || mends).then_some(train.masked),
         corruption: mends.then_some(train.corruption),
         separate_documents: Some(train.separate_documents),
+        start_from: train.start_from.clone(),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Texts with parts taken out, and what a decoder shall write of them: pure functions of (seed, sample).
 
 use coxswain_files::hash::draw;
-use coxswain_files::tokenizer::END_OF_TEXT_ID;
 use coxswain_types::job::{Corruption, SPAN_TOKENS, noise};
 
 /// How texts are corrupted.
@@ -11,8 +10,9 @@ pub(super) struct Mending {
     pub(super) corruption: Corruption,
     /// The share of tokens that is taken out.
     pub(super) share: f64,
-    /// The tokens that stand for others are the last ones, from the end on.
-    pub(super) vocab: u32,
+    /// The token that stands for others; those below it stand for further spans.
+    pub(super) mask: u32,
+    pub(super) end_of_text: u32,
 }
 
 /// A sample of an encoder-decoder.
@@ -78,7 +78,7 @@ impl Mending {
     /// The sample of a text. One of fewer than two tokens has nothing to be taken out, and no targets.
     pub(super) fn corrupt(&self, sample: u64, tokens: &[i64]) -> Mended {
         if tokens.len() < 2 {
-            let source = tokens.iter().copied().chain([i64::from(END_OF_TEXT_ID)]).collect();
+            let source = tokens.iter().copied().chain([i64::from(self.end_of_text)]).collect();
             return Mended { source, ..Mended::default() };
         }
         let mut draws = Draws { key: draw(self.key, sample), next: 0 };
@@ -86,7 +86,7 @@ impl Mending {
             Corruption::Spans => self.spans(&mut draws, tokens),
             Corruption::Infilling => self.infilling(&mut draws, tokens),
         };
-        let ids = std::iter::once(i64::from(END_OF_TEXT_ID)).chain(targets.iter().copied());
+        let ids = std::iter::once(i64::from(self.end_of_text)).chain(targets.iter().copied());
         Mended { ids: ids.take(targets.len()).collect(), source, targets }
     }
 
@@ -97,15 +97,15 @@ impl Mending {
         let (taken, kept) = (draws.compose(noise, spans), draws.compose(tokens.len() - noise, spans));
         let (mut source, mut targets, mut at) = (Vec::new(), Vec::new(), 0);
         for (span, (taken, kept)) in taken.into_iter().zip(kept).enumerate() {
-            let stands = i64::from(self.vocab) - 1 - span as i64;
+            let stands = i64::from(self.mask) - span as i64;
             source.extend(&tokens[at..at + kept]);
             source.push(stands);
             targets.push(stands);
             targets.extend(&tokens[at + kept..at + kept + taken]);
             at += kept + taken;
         }
-        source.push(i64::from(END_OF_TEXT_ID));
-        targets.push(i64::from(END_OF_TEXT_ID));
+        source.push(i64::from(self.end_of_text));
+        targets.push(i64::from(self.end_of_text));
         (source, targets)
     }
 
@@ -129,7 +129,7 @@ impl Mending {
         let (mut source, mut at, mut before) = (Vec::new(), 0, 0);
         for (gap, length) in gaps.into_iter().zip(lengths) {
             source.extend(&tokens[at..at + gap - before]);
-            source.push(i64::from(self.vocab) - 1);
+            source.push(self.mask.into());
             at += gap - before + length;
             before = gap;
         }
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     fn mending(corruption: Corruption, share: f64) -> Mending {
-        Mending { key: 7, corruption, share, vocab: 1000 }
+        Mending { key: 7, corruption, share, mask: 999, end_of_text: 0 }
     }
 
     /// The text again, from what the encoder reads and what the decoder writes.
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn spans_put_back_give_the_text() {
-        let end = i64::from(END_OF_TEXT_ID);
+        let end = 0;
         for (len, share) in [(2, 0.15), (3, 0.5), (20, 0.15), (568, 0.15), (100, 0.5), (100, 0.9)] {
             let text: Vec<i64> = (0..len).map(|i| 1 + i * 7 % 800).collect();
             for sample in 0..20 {

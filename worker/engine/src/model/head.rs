@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use coxswain_native::ops;
+use coxswain_native::ops::{self, Unary};
 use coxswain_types::model::{self, NormPlacement};
 use coxswain_types::params::{EMBEDDING, HEAD, Place};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::ffn::activate;
 use super::linear::{Row, add};
@@ -19,9 +19,17 @@ use crate::EngineError;
 #[derive(Debug)]
 pub struct Head {
     norm: Option<Norm>,
-    transform: Option<(Row, Norm)>,
-    shards: Vec<Shard>,
+    form: Form,
     context: Rc<Context>,
+}
+
+/// What is told.
+#[derive(Debug)]
+enum Form {
+    /// Tokens, whose logits are cut over the logical shards; masked tokens after a dense layer.
+    Tokens { transform: Option<(Row, Norm)>, shards: Vec<Shard> },
+    /// The class of a text, by a dense layer and tanh of its first token, and a map to classes.
+    Class { dense: Row, classifier: Option<Row> },
 }
 
 /// The part of the vocabulary of one logical shard.
@@ -34,38 +42,45 @@ struct Shard {
 impl Head {
     pub(super) fn build(parameters: &Parameters, context: &Rc<Context>) -> Result<Head, EngineError> {
         let (model, place) = (&context.model, Place::Head);
-        let masked = match model.head {
-            model::Head::Lm => false,
-            model::Head::MaskedLm => true,
-            model::Head::Pooled { .. } => {
-                return Err(EngineError::Other("a pooled head has no logits of tokens".to_owned()));
+        let norm = |name: &str| Norm::build(place, name, parameters, context);
+        let row = |name: &str| Row::build(place, name, true, parameters, context);
+        let form = match model.head {
+            model::Head::Pooled { classes } => Form::Class {
+                dense: row("pooler.dense")?,
+                classifier: (classes > 0).then(|| row("classifier")).transpose()?,
+            },
+            model::Head::Lm | model::Head::MaskedLm => {
+                let masked = model.head == model::Head::MaskedLm;
+                let name = if model.tied_embeddings { EMBEDDING } else { HEAD };
+                let shard = |index| -> Result<Shard, EngineError> {
+                    let bias = || parameters.take(place, "lm_head.bias", index);
+                    let bias = masked.then(bias).transpose()?;
+                    Ok(Shard { weight: parameters.take(place, name, index)?, bias })
+                };
+                let transform =
+                    || -> Result<_, EngineError> { Ok((row("lm_head.dense")?, norm("lm_head.norm")?)) };
+                Form::Tokens {
+                    transform: masked.then(transform).transpose()?,
+                    shards: context.shards.clone().map(shard).collect::<Result<_, _>>()?,
+                }
             }
         };
-        let name = if model.tied_embeddings { EMBEDDING } else { HEAD };
-        let norm = |name: &str| Norm::build(place, name, parameters, context);
-        let shard = |index| -> Result<Shard, EngineError> {
-            let bias = || parameters.take(place, "lm_head.bias", index);
-            Ok(Shard { weight: parameters.take(place, name, index)?, bias: masked.then(bias).transpose()? })
-        };
-        let transform = || -> Result<_, EngineError> {
-            Ok((Row::build(place, "lm_head.dense", true, parameters, context)?, norm("lm_head.norm")?))
-        };
         let pre = model.norm.placement == NormPlacement::Pre;
-        Ok(Head {
-            norm: pre.then(|| norm("model.norm")).transpose()?,
-            transform: masked.then(transform).transpose()?,
-            shards: context.shards.clone().map(shard).collect::<Result<_, _>>()?,
-            context: Rc::clone(context),
-        })
+        let norm = pre.then(|| norm("model.norm")).transpose()?;
+        Ok(Head { norm, form, context: Rc::clone(context) })
+    }
+
+    fn normed(&self, x_btd: &Tensor) -> Result<Tensor, EngineError> {
+        self.norm.as_ref().map_or_else(|| Ok(x_btd.shallow_clone()), |norm| norm.forward(x_btd))
     }
 
     /// The logits of each of this rank's shards of the vocabulary, `[n, v]`.
     pub fn logits(&self, x_btd: &Tensor) -> Result<Vec<Tensor>, EngineError> {
-        let mut x_btd = x_btd.shallow_clone();
-        if let Some(norm) = &self.norm {
-            x_btd = norm.forward(&x_btd)?;
-        }
-        if let Some((dense, norm)) = &self.transform {
+        let Form::Tokens { transform, shards } = &self.form else {
+            return Err(EngineError::Other("a pooled head has no logits of tokens".to_owned()));
+        };
+        let mut x_btd = self.normed(x_btd)?;
+        if let Some((dense, norm)) = transform {
             x_btd = norm.forward(&activate(self.context.model.activation, &dense.whole(&x_btd)?)?)?;
         }
         if self.context.model.logit_scale != 1.0 {
@@ -80,15 +95,46 @@ impl Head {
             };
             Ok(logits_btv.f_flatten(0, 1)?)
         };
-        self.shards.iter().zip(&shared).map(logits).collect()
+        shards.iter().zip(&shared).map(logits).collect()
     }
 
-    /// The summed loss of the targets `[n]`, a double scalar; a target of -1 counts nothing. What an
-    /// encoder's decoder hands over ends with the encoder's output, which has no loss.
+    /// The pooled output of each text, `[b, d]`, and the logits of its classes, `[b, c]`, where the head has
+    /// some.
+    pub fn pooled(&self, x_btd: &Tensor) -> Result<(Tensor, Option<Tensor>), EngineError> {
+        let Form::Class { dense, classifier } = &self.form else {
+            return Err(EngineError::Other("a head of tokens has no pooled output".to_owned()));
+        };
+        let first_b1d = self.normed(&x_btd.f_narrow(1, 0, 1)?.f_contiguous()?)?;
+        let pooled_b1d = ops::activate(&dense.whole(&first_b1d)?, Unary::Tanh)?;
+        let logits = classifier.as_ref().map(|map| map.whole(&pooled_b1d)).transpose()?;
+        let logits = logits.map(|logits| logits.f_squeeze_dim(1)).transpose()?;
+        Ok((pooled_b1d.f_squeeze_dim(1)?, logits))
+    }
+
+    /// The summed loss of the targets `[n]`, of tokens or of texts, a double scalar; a target of -1 counts
+    /// nothing. What an encoder's decoder hands over ends with the encoder's output, which has no loss.
     pub fn loss(&self, x_btd: &Tensor, targets_n: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
         let x_btd =
             &if pass.source > 0 { pass.split(x_btd, &self.context)?.0 } else { x_btd.shallow_clone() };
-        let starts: Vec<_> = self.shards.iter().map(|shard| shard.weight.row.offset).collect();
-        Ok(ops::cross_entropy(self.logits(x_btd)?, targets_n, &starts, &self.context.group)?)
+        match &self.form {
+            Form::Tokens { shards, .. } => {
+                let starts: Vec<_> = shards.iter().map(|shard| shard.weight.row.offset).collect();
+                Ok(ops::cross_entropy(self.logits(x_btd)?, targets_n, &starts, &self.context.group)?)
+            }
+            Form::Class { .. } => {
+                let (_, logits) = self.pooled(x_btd)?;
+                let logits =
+                    logits.ok_or_else(|| EngineError::Other("the head has no classes".to_owned()))?;
+                class_loss(&logits, targets_n)
+            }
+        }
     }
+}
+
+/// The sum of `-log softmax(logits)[target]` over texts, whose logits `[b, c]` every tensor rank has whole.
+fn class_loss(logits_bc: &Tensor, targets_b: &Tensor) -> Result<Tensor, EngineError> {
+    let log_bc = logits_bc.f_log_softmax(-1, Kind::Float)?;
+    let counts_b = targets_b.f_ge(0)?;
+    let of_b = log_bc.f_gather(1, &targets_b.f_clamp_min(0)?.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?;
+    Ok(of_b.f_mul(&counts_b)?.f_neg()?.f_sum(Kind::Double)?)
 }

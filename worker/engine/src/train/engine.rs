@@ -109,6 +109,10 @@ impl Engine {
                     let shape = param.row.local_shape();
                     param.weight.shallow_clone().f_copy_(&values.f_view(shape.as_slice())?)?;
                 }
+                if let Some(weights) = &a.data.weights {
+                    let born = checkpoint::start(weights, &parameters, &links)?;
+                    tracing::info!("weights from {}; born anew: {born:?}", weights.folder);
+                }
                 Step(0)
             }
         };

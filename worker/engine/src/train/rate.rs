@@ -63,6 +63,7 @@ pub(super) mod tests {
             masked: 0.15,
             corruption: coxswain_types::job::Corruption::Spans,
             separate_documents: false,
+            start_from: None,
         }
     }
 

@@ -57,6 +57,7 @@ fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         masked: 0.15,
         corruption: coxswain_types::job::Corruption::Spans,
         separate_documents: false,
+        start_from: None,
     };
     JobSpec {
         name: name.to_owned(),
@@ -92,11 +93,7 @@ fn prepared(resume: Option<u64>) -> Prepared {
         path: format!("checkpoints/{step}"),
         digest: format!("m{step}"),
     });
-    Prepared {
-        data: PreparedData { tokenizer_digest: None, train, held_out: None, held_out_bytes: 0 },
-        threads: resume.as_ref().map(|_| 3),
-        resume,
-    }
+    Prepared { data: PreparedData::of_tokens(train), threads: resume.as_ref().map(|_| 3), resume }
 }
 
 /// `key=value` among the words.

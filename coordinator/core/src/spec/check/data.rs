@@ -3,6 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use coxswain_types::job::{DataSpec, Lengths, ModelSpec, TrainSpec, reserved_tokens};
+use coxswain_types::model::Head;
 
 use super::super::error::KeyPath;
 use super::super::limits;
@@ -16,11 +17,25 @@ pub(super) fn data(
     train: &TrainSpec,
     faults: &mut Faults,
 ) -> Option<DataSpec> {
-    let held_out = raw.held_out;
-    let data = match (raw.text, raw.synthetic) {
-        (Some(paths), None) => Some(text(paths, held_out.unwrap_or(0.05), base, (model, train), faults)),
-        (None, Some(synthetic)) => {
-            if held_out.is_some() {
+    let pooled = matches!(model.head, Head::Pooled { .. });
+    if raw.labelled.is_some() && !pooled {
+        let why = "a class is told from the first token's output";
+        faults.add("data.labelled", format!("goes with model.head pooled only: {why}"));
+    }
+    let held_out = raw.held_out.unwrap_or(0.05);
+    let of_text = |path: &'static str, paths, faults: &mut Faults| {
+        check_text(model, train, held_out, faults);
+        files(path, paths, base, faults)
+    };
+    let data = match (raw.text, raw.labelled, raw.synthetic) {
+        (Some(paths), None, None) => {
+            Some(DataSpec::Text { files: of_text("data.text", paths, faults), held_out })
+        }
+        (None, Some(paths), None) => {
+            Some(DataSpec::Labelled { files: of_text("data.labelled", paths, faults), held_out })
+        }
+        (None, None, Some(synthetic)) => {
+            if raw.held_out.is_some() {
                 faults
                     .add("data.held_out", "goes with data.text only; random tokens hold out nothing".into());
             }
@@ -36,17 +51,17 @@ pub(super) fn data(
             }
             Some(DataSpec::Synthetic { tokens: synthetic.tokens })
         }
-        (Some(_), Some(_)) => {
-            faults.add("data", "found both text and synthetic; must have one of them".to_owned());
-            None
-        }
-        (None, None) => {
-            faults.add("data", "found neither text nor synthetic; must have one of them".to_owned());
+        (text, labelled, synthetic) => {
+            let names = [("text", text.is_some()), ("labelled", labelled.is_some())];
+            let names = names.into_iter().chain([("synthetic", synthetic.is_some())]);
+            let found: Vec<_> = names.filter(|(_, given)| *given).map(|(name, _)| name).collect();
+            let found = if found.is_empty() { "nothing".to_owned() } else { found.join(" and ") };
+            faults.add("data", format!("found {found}; must have one of text, labelled and synthetic"));
             None
         }
     };
     let nothing_held_out = match &data {
-        Some(DataSpec::Text { held_out, .. }) => *held_out == 0.0,
+        Some(DataSpec::Text { held_out, .. } | DataSpec::Labelled { held_out, .. }) => *held_out == 0.0,
         Some(DataSpec::Synthetic { .. }) => true,
         None => false,
     };
@@ -60,37 +75,37 @@ pub(super) fn data(
     data
 }
 
-fn text(
-    paths: Paths,
-    held_out: f64,
-    base: &Path,
-    (model, train): (&ModelSpec, &TrainSpec),
-    faults: &mut Faults,
-) -> DataSpec {
+/// What every text asks of the job.
+fn check_text(model: &ModelSpec, train: &TrainSpec, held_out: f64, faults: &mut Faults) {
     let reserved = reserved_tokens(model, train);
     let least = limits::TEXT_VOCAB + reserved;
-    if (1..least).contains(&model.vocab) {
+    // A tokenizer that is there already has its own size, which is checked where it is read.
+    if train.start_from.is_none() && (1..least).contains(&model.vocab) {
         let found = model.vocab;
         let why = match reserved {
             0 => "256 bytes and the end-of-text token".to_owned(),
             1 => "256 bytes, the end-of-text token, and the token that hides others".to_owned(),
             spans => format!("256 bytes, the end-of-text token, and {spans} that stand for spans"),
         };
-        faults.add("model.vocab", format!("found {found}; with data.text must be {least} or more ({why})"));
+        faults.add("model.vocab", format!("found {found}; with text must be {least} or more ({why})"));
     }
     let must = "0 or more and below 0.5 (the share at the end of each file)";
     faults.number("data.held_out", held_out, |x| (0.0..0.5).contains(&x), must);
+}
+
+/// The absolute paths of text files.
+fn files(key: &'static str, paths: Paths, base: &Path, faults: &mut Faults) -> Vec<String> {
     let (paths, listed) = match paths {
         Paths::One(path) => (vec![path], false),
         Paths::Many(paths) => (paths, true),
     };
     let most = limits::TEXT_FILES;
     if paths.is_empty() || paths.len() > most {
-        faults.add("data.text", format!("found a list of {}; must name 1 to {most} files", paths.len()));
+        faults.add(key, format!("found a list of {}; must name 1 to {most} files", paths.len()));
     }
     let mut files = Vec::new();
     for (i, path) in paths.iter().enumerate() {
-        let at = KeyPath::from("data.text");
+        let at = KeyPath::from(key);
         let at = if listed { at.index(i) } else { at };
         if path.is_empty() {
             faults.add(at, "found an empty path; must name a file".to_owned());
@@ -101,12 +116,12 @@ fn text(
             None => faults.add(at, format!("`{path}` lies in {}, which is no UTF-8 path", base.display())),
         }
     }
-    DataSpec::Text { files, held_out }
+    files
 }
 
 /// `path` from `base`, without `.` steps. `..` stays: what it means depends on links, which only a
 /// file system knows.
-fn absolute(base: &Path, path: &str) -> Option<String> {
+pub(super) fn absolute(base: &Path, path: &str) -> Option<String> {
     let joined = base.join(path);
     let plain: PathBuf = joined.components().filter(|part| *part != Component::CurDir).collect();
     plain.into_os_string().into_string().ok()

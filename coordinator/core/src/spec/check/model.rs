@@ -14,7 +14,7 @@ use super::super::limits;
 use super::super::raw::{ActivationName, HeadName, RawModel};
 use super::Faults;
 
-pub(super) use rules::{check_training, unsupported};
+pub(super) use rules::{check_classes, check_training};
 
 pub(super) fn model(raw: &RawModel, faults: &mut Faults) -> ModelSpec {
     let architecture = raw.architecture.unwrap_or(Architecture::Decoder);

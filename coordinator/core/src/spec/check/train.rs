@@ -1,14 +1,17 @@
 //! The training, without its optimizer.
 
+use std::path::Path;
+
 use coxswain_types::job::{Checkpointing, Corruption, LossScale, Precision, Reduction, TrainSpec};
 
 use super::super::limits;
 use super::super::raw::RawTrain;
 use super::Faults;
+use super::data::absolute;
 use super::optimizer::optimizer;
 
 /// `data_ranks`: of the layout, since fast reduction has one run for each.
-pub(super) fn train(raw: &RawTrain, data_ranks: u32, faults: &mut Faults) -> TrainSpec {
+pub(super) fn train(raw: &RawTrain, data_ranks: u32, base: &Path, faults: &mut Faults) -> TrainSpec {
     let micro_batches = raw.micro_batches.unwrap_or(1);
     let reduction = raw.reduction.unwrap_or(Reduction::Canonical);
     let precision = raw.precision.unwrap_or(Precision::Fp32);
@@ -38,6 +41,7 @@ pub(super) fn train(raw: &RawTrain, data_ranks: u32, faults: &mut Faults) -> Tra
         corruption,
         separate_documents: raw.separate_documents.unwrap_or(false),
         evaluate_every: raw.evaluate_every.unwrap_or(0),
+        start_from: raw.start_from.as_deref().and_then(|path| start_from(path, base, faults)),
     };
     faults.count("train.steps", train.steps, &limits::STEPS);
     let sequence = faults.count("train.sequence", train.sequence, &limits::SEQUENCE);
@@ -58,6 +62,19 @@ pub(super) fn train(raw: &RawTrain, data_ranks: u32, faults: &mut Faults) -> Tra
     check_runs(&train, known, raw.reduction_runs, faults);
     check_rest(&train, faults);
     train
+}
+
+fn start_from(path: &str, base: &Path, faults: &mut Faults) -> Option<String> {
+    let at = "train.start_from";
+    if path.is_empty() {
+        faults.add(at, "found an empty path; must name a folder".to_owned());
+        return None;
+    }
+    let found = absolute(base, path);
+    if found.is_none() {
+        faults.add(at, format!("`{path}` lies in {}, which is no UTF-8 path", base.display()));
+    }
+    found
 }
 
 fn check_runs(train: &TrainSpec, micro_batches_known: bool, given: Option<u32>, faults: &mut Faults) {

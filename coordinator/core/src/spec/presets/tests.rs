@@ -174,11 +174,17 @@ fn what_can_be_planned_only_is_not_trained() {
         })
         .collect();
     expect![[r#"
-        bert-base: job.yaml:2:1: model: the head pooled cannot be trained in this version; `coxswain plan --preset` can plan it
-        bert-large: job.yaml:2:1: model: the head pooled cannot be trained in this version; `coxswain plan --preset` can plan it
-        roberta-base: job.yaml:2:1: model: the head pooled cannot be trained in this version; `coxswain plan --preset` can plan it
-        albert-base: job.yaml:2:1: model: the head pooled cannot be trained in this version; `coxswain plan --preset` can plan it
-        longformer-base: job.yaml:2:1: model: the head pooled cannot be trained in this version; `coxswain plan --preset` can plan it
-        bigbird-base: job.yaml:2:1: model: the head pooled cannot be trained in this version; `coxswain plan --preset` can plan it
+        bert-base: job.yaml:2:1: model.classes: found 0; must be 2 or more: the loss of model.head pooled is over classes; `coxswain plan --preset` can plan it without
+        job.yaml:3:8: data.synthetic: has no classes; model.head pooled is trained on data.labelled
+        bert-large: job.yaml:2:1: model.classes: found 0; must be 2 or more: the loss of model.head pooled is over classes; `coxswain plan --preset` can plan it without
+        job.yaml:3:8: data.synthetic: has no classes; model.head pooled is trained on data.labelled
+        roberta-base: job.yaml:2:1: model.classes: found 0; must be 2 or more: the loss of model.head pooled is over classes; `coxswain plan --preset` can plan it without
+        job.yaml:3:8: data.synthetic: has no classes; model.head pooled is trained on data.labelled
+        albert-base: job.yaml:2:1: model.classes: found 0; must be 2 or more: the loss of model.head pooled is over classes; `coxswain plan --preset` can plan it without
+        job.yaml:3:8: data.synthetic: has no classes; model.head pooled is trained on data.labelled
+        longformer-base: job.yaml:2:1: model.classes: found 0; must be 2 or more: the loss of model.head pooled is over classes; `coxswain plan --preset` can plan it without
+        job.yaml:3:8: data.synthetic: has no classes; model.head pooled is trained on data.labelled
+        bigbird-base: job.yaml:2:1: model.classes: found 0; must be 2 or more: the loss of model.head pooled is over classes; `coxswain plan --preset` can plan it without
+        job.yaml:3:8: data.synthetic: has no classes; model.head pooled is trained on data.labelled
     "#]].assert_eq(&refused.concat());
 }

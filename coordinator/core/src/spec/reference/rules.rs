@@ -3,7 +3,7 @@
 use super::Sets;
 
 /// What keys must be to each other, and the values that break it in the minimal job.
-pub(super) const RULES: [(&str, Sets); 74] = [
+pub(super) const RULES: [(&str, Sets); 80] = [
     ("`model.heads` divides `model.dim`, unless `model.head_dim` is set.", &[("model.heads", "7")]),
     ("`model.dim / model.heads` is even with `rope`.", &[("model.heads", "128")]),
     ("`model.head_dim` is even with `rope`.", &[("model.head_dim", "15")]),
@@ -39,7 +39,10 @@ pub(super) const RULES: [(&str, Sets); 74] = [
     ("`model.classes` goes with the head `pooled` only.", &[("model.classes", "2")]),
     ("The head `lm` is no encoder's.", &[("model.architecture", "encoder"), ("model.head", "lm")]),
     ("The head `masked-lm` is an encoder's.", &[("model.head", "masked-lm"), ("model.vocab", "600")]),
-    ("The head `pooled` is an encoder's.", &[("model.head", "pooled")]),
+    (
+        "The head `pooled` is an encoder's.",
+        &[("data", "{labelled: a}"), ("model.head", "pooled"), ("model.classes", "2")],
+    ),
     (
         "The head `lm` is tied to an embedding of the model's width only.",
         &[("model.tied_embeddings", "true"), ("model.embedding_dim", "64")],
@@ -80,7 +83,15 @@ pub(super) const RULES: [(&str, Sets); 74] = [
         &[("model.attention", "{kind: latent, rank: 16, rope_dim: 16}")],
     ),
     (
-        "`train.attention_dropout` is 0 with `linear` and `compressed` attention.",
+        "`longformer` has projections of its own for global tokens in encoders only.",
+        &[("model.attention", "{kind: longformer, window: 16, projections: true}")],
+    ),
+    (
+        "`train.separate_documents` is false with `compressed` attention, and with `linear` in an encoder.",
+        &[("model.attention", "{kind: compressed, window: 16}"), ("train.separate_documents", "true")],
+    ),
+    (
+        "`train.attention_dropout` is 0 with `linear` attention.",
         &[("model.attention", "linear"), ("train.attention_dropout", "0.1")],
     ),
     ("`train.masked` goes with the head `masked-lm` and encoder-decoders only.", &[("train.masked", "0.15")]),
@@ -94,8 +105,35 @@ pub(super) const RULES: [(&str, Sets); 74] = [
         &[("model.architecture", "encoder"), ("model.vocab", "257")],
     ),
     ("With `data.text`, `model.vocab` is at least 257.", &[("model.vocab", "256")]),
-    ("`data` has one of `text` and `synthetic`.", &[("data.synthetic", "{tokens: 999}")]),
-    ("`data.held_out` goes with `data.text` only.", &[("data", "{synthetic: {tokens: 999}, held_out: 0.1}")]),
+    ("`data` has one of `text`, `labelled` and `synthetic`.", &[("data.synthetic", "{tokens: 999}")]),
+    (
+        "`data.labelled` and `model.head: pooled` go together.",
+        &[("model.architecture", "encoder"), ("model.head", "pooled"), ("model.classes", "2")],
+    ),
+    ("`data.labelled` goes with `model.head: pooled` only.", &[("data", "{labelled: a}")]),
+    (
+        "`model.classes` is 2 or more where a `pooled` head is trained.",
+        &[
+            ("data", "{labelled: a}"),
+            ("model.architecture", "encoder"),
+            ("model.head", "pooled"),
+            ("model.classes", "1"),
+        ],
+    ),
+    (
+        "`layout.sequence_parallel` is false with the head `pooled`.",
+        &[
+            ("data", "{labelled: a}"),
+            ("model.architecture", "encoder"),
+            ("model.head", "pooled"),
+            ("model.classes", "2"),
+            ("layout.sequence_parallel", "true"),
+        ],
+    ),
+    (
+        "`data.held_out` does not go with `data.synthetic`.",
+        &[("data", "{synthetic: {tokens: 999}, held_out: 0.1}")],
+    ),
     ("`data.synthetic.tokens` is at least `train.sequence` + 1.", &[("data", "{synthetic: {tokens: 64}}")]),
     (
         "`train.sequence` x `train.micro_batch` is at most 16777216 tokens.",

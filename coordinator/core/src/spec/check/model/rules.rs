@@ -1,7 +1,7 @@
 //! What the keys of the model must be to each other, and what the training asks of it. Each refusal says
 //! why the combination has no meaning.
 
-use coxswain_types::job::TrainSpec;
+use coxswain_types::job::{DataSpec, TrainSpec};
 use coxswain_types::model::{Architecture, Attention, Head, ModelSpec, Positions};
 
 use super::super::super::raw::RawTrain;
@@ -176,10 +176,29 @@ pub(in super::super) fn check_training(
     }
 }
 
-/// What can be planned but not trained yet; shrinks as the engine grows.
-pub(in super::super) fn unsupported(model: &ModelSpec) -> Option<&'static str> {
-    if matches!(model.head, Head::Pooled { .. }) {
-        return Some("the head pooled");
+/// Checks what a pooled head needs to be trained.
+pub(in super::super) fn check_classes(
+    model: &ModelSpec,
+    data: Option<&DataSpec>,
+    sequence_parallel: bool,
+    faults: &mut Faults,
+) {
+    let Head::Pooled { classes } = model.head else { return };
+    if classes < 2 {
+        let why =
+            "the loss of model.head pooled is over classes; `coxswain plan --preset` can plan it without";
+        faults.add("model.classes", format!("found {classes}; must be 2 or more: {why}"));
     }
-    None
+    let without = match data {
+        Some(DataSpec::Text { .. }) => Some("data.text"),
+        Some(DataSpec::Synthetic { .. }) => Some("data.synthetic"),
+        Some(DataSpec::Labelled { .. }) | None => None,
+    };
+    if let Some(path) = without {
+        faults.add(path, "has no classes; model.head pooled is trained on data.labelled".to_owned());
+    }
+    if sequence_parallel {
+        let why = "model.head pooled reads the first token only, which cannot be split";
+        faults.add("layout.sequence_parallel", format!("must be false: {why}"));
+    }
 }

@@ -1,0 +1,77 @@
+//! Runs that start from the weights of others: on text, and on texts of known classes.
+
+use std::fmt::Write;
+
+use anyhow::{Context, Result, ensure};
+use coxswain_tests::Equal::Bits;
+use coxswain_tests::{Folder, Row, Table, text};
+
+const T4: &str = "train.tensor_shards=4";
+const START: &str = "train.start_from=first";
+
+const ENCODER: [&str; 4] =
+    ["model.architecture=encoder", "model.norm=layer", "model.positions=learned", "model.max_positions=32"];
+
+/// Lines of two classes, each with a word of its own among those of a text.
+fn labelled() -> String {
+    let source = text(900);
+    let mut lines = String::new();
+    for (at, words) in source.split_whitespace().collect::<Vec<_>>().chunks_exact(6).take(240).enumerate() {
+        let marked = if at % 2 == 0 { "aye" } else { "nay" };
+        let _ = writeln!(lines, "{}\t{marked} {}", at % 2, words.join(&format!(" {marked} ")));
+    }
+    lines
+}
+
+#[test]
+fn classes_are_learned_from_pretrained_weights_to_the_same_bits_in_every_layout() -> Result<()> {
+    let folder = Folder::new()?;
+    std::fs::write(folder.path().join("lines.tsv"), labelled())?;
+    let pretrained = ENCODER.iter().fold(folder.run("first").layout(1, 1, 1), |run, set| run.set(set));
+    pretrained.summary()?;
+    let mut table = Table::new(&folder);
+    let rows: [Row; 3] = [
+        ("one", (1, 1, 1), &[T4], &[]),
+        ("pp2 tp2", (2, 2, 1), &[T4, "train.checkpointing=full"], &[Bits("one")]),
+        ("tp2 dp2, ZeRO", (1, 2, 2), &[T4, "layout.zero=1"], &[Bits("one")]),
+    ];
+    let task = [
+        "model.head=pooled",
+        "model.classes=2",
+        "data={labelled: lines.tsv, held_out: 0.2}",
+        "train.steps=40",
+        START,
+    ];
+    for row in &rows {
+        let job = ENCODER.iter().chain(&task).fold(table.job(row), |run, set| run.set(set));
+        table.compare(row.0, &job, row.3)?;
+    }
+    let one = table.summary("one")?;
+    let held_out = one.held_out.context("a held-out loss")?;
+    ensure!(held_out < 0.35, "{held_out} is no better than a coin, whose loss is 0.693");
+    table.end()
+}
+
+#[test]
+fn a_run_goes_on_from_the_weights_of_another() -> Result<()> {
+    let folder = Folder::new()?;
+    let first = folder.run("first").layout(1, 1, 1).summary()?;
+    // At a rate of next to nothing the held-out loss is that of the weights.
+    let still = ["train.learning_rate=1e-12", "train.steps=1", "train.evaluate_every=0", START];
+    let again = still.iter().fold(folder.run("again").layout(2, 1, 1), |run, set| run.set(set)).summary()?;
+    let (was, is) = (first.held_out.context("a loss")?, again.held_out.context("a loss")?);
+    ensure!((was - is).abs() < 1e-6 * was, "{was}, then {is}");
+
+    for (sets, told) in [
+        (["train.start_from=nowhere", "train.steps=1"], "nowhere has no checkpoint"),
+        ([START, "model.dim=32"], "with the shape [320, 64], and the job's model wants [320, 32]"),
+        ([START, "model.layers=5"], "has no model.layers.4.input_layernorm.weight"),
+        ([START, "model.kv_heads=4"], "with the shape [32, 64], and the job's model wants [64, 64]"),
+    ] {
+        let run = sets.iter().fold(folder.run("refused").layout(1, 1, 1), |run, set| run.set(set));
+        let child = run.start()?;
+        let ended = run.wait(child, std::time::Duration::from_secs(60))?;
+        ensure!(ended.code != Some(0) && ended.stderr.contains(told), "{sets:?}: {}", ended.stderr);
+    }
+    Ok(())
+}
