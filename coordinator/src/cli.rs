@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{client, local, serve, up, verify};
+use crate::{client, local, models, serve, up, verify};
 
 /// The command did what it should; a run is done.
 pub(crate) const DONE: u8 = 0;
@@ -43,6 +43,7 @@ Examples:
   coxswain up job.yaml --workers 4 --set train.steps=50  the same with another value
   coxswain verify job.yaml --layouts pp2,dp2             is the layout without effect on the numbers?
   coxswain generate --checkpoint out/demo --prompt 'It was '
+  coxswain import ./a-hugging-face-folder --out DIR      bring in a model; jobs start from it
   coxswain serve --data-dir /var/lib/coxswain            a coordinator for workers and jobs to come
   coxswain submit job.yaml --directory /shared/run-1     hand it a job
   coxswain status
@@ -141,6 +142,29 @@ Exit codes are those of coxswain-worker:
   1  failed
   2  bad input")]
     Generate(local::Generate),
+    /// Bring in a model from a Hugging Face folder or a GGUF file; jobs start from it.
+    #[command(after_help = "\
+Example:
+  coxswain import ./smollm2 --out smollm2
+  coxswain generate --checkpoint smollm2 --prompt 'The capital of France is'
+
+DIR then holds checkpoints/, data/tokenizer.json and job.yaml, a job whose train.start_from is DIR.
+
+Exit codes:
+  0  done
+  1  failed
+  2  bad input, such as a model of a kind that is not known; nothing was written")]
+    Import(models::Import),
+    /// Write a checkpoint as a Hugging Face folder.
+    #[command(after_help = "\
+Example:
+  coxswain export --checkpoint out/demo --out demo-hf
+
+Exit codes:
+  0  done
+  1  failed, such as a model that no known family can say
+  2  bad input; nothing was written")]
+    Export(models::Export),
 }
 
 /// Where the coordinator is.
@@ -174,6 +198,8 @@ pub(crate) async fn run(command: Command) -> u8 {
         Command::Plan(args) => local::plan(&args),
         Command::Verify(args) => verify::verify(args).await,
         Command::Generate(args) => local::generate(args).await,
+        Command::Import(args) => models::import(&args),
+        Command::Export(args) => models::export(&args),
     };
     match result {
         Ok(()) => DONE,

@@ -8,6 +8,7 @@
 //! - [`driver`]: the one task that owns the cluster's state; [`handle`]: the way to it.
 //! - [`journal`]: what survives a restart; [`store`]: the rendezvous of a generation's ranks.
 //! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder.
+//! - [`models`]: models from other programs, and back to them.
 //! - [`workers`]: the worker processes of `up`; [`progress`], [`telemetry`]: what people see;
 //!   [`output`]: what programs read.
 
@@ -21,6 +22,7 @@ mod job;
 mod journal;
 mod local;
 mod metrics;
+mod models;
 mod output;
 mod progress;
 mod serve;

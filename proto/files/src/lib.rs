@@ -9,6 +9,7 @@
 //! - [`shards`]: one rank's part of a checkpoint, a safetensors file that explains itself.
 //! - [`manifest`]: what makes shard files a checkpoint; publishing it.
 //! - [`checkpoint`]: reading one, in any other cut than it was written in.
+//! - [`hf`], [`gguf`]: models in the forms of others.
 //! - [`folders`]: where checkpoints lie, the newest of them, and which are let go.
 //!
 //! When a checkpoint is written, and which is committed, is decided by the coordinator.
@@ -19,7 +20,9 @@ pub mod error;
 #[cfg(test)]
 mod fixture;
 pub mod folders;
+pub mod gguf;
 pub mod hash;
+pub mod hf;
 pub mod manifest;
 mod map;
 pub mod prepare;

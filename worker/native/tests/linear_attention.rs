@@ -77,7 +77,7 @@ impl Case {
             let sums = log_decay.transpose(1, 2).cumsum(-1, Kind::Double);
             let later = Tensor::ones([t, t], (Kind::Bool, Device::Cpu)).triu(1);
             let since = (sums.unsqueeze(-1) - sums.unsqueeze(-2)).masked_fill(&later, f64::NEG_INFINITY);
-            weights = weights * since.exp();
+            weights *= since.exp();
         } else if self.causal {
             weights = weights.tril(0);
         }
@@ -106,7 +106,7 @@ impl Case {
 }
 
 fn log_decays(shape: &[i64], decay: Decay) -> Option<Tensor> {
-    let mut one = || match decay {
+    let one = || match decay {
         Decay::None | Mild => -(uniform().powi(3)),
         Strong => -30.0,
         Mixed => [0.0, -1e-3, -1.0, -30.0][(uniform() * 4.0) as usize],
@@ -345,7 +345,7 @@ fn what_does_not_fit_is_refused_and_told_why() {
         assert!(error.contains(text), "{error:?} has no {text:?}");
     }
     // Without gradients a leaf may go on from a state.
-    tch::no_grad(|| linear_attention(&leaf, &kv, &kv, None, true, state)).unwrap();
+    drop(tch::no_grad(|| linear_attention(&leaf, &kv, &kv, None, true, state)).unwrap());
     let empty = |heads: i64| ones(&[2, 0, heads, 8]).set_requires_grad(true);
     let x = [empty(4), empty(2), empty(2)];
     let (y, _) = linear_attention(&x[0], &x[1], &x[2], None, true, None).unwrap();

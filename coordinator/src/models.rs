@@ -1,0 +1,316 @@
+//! `import` and `export`: models from other programs, and back to them. A model that comes in lies in a
+//! folder like a run's, with a checkpoint of step 0; jobs start from it, and it writes and leaves again.
+//!
+//! One tensor is in memory at a time.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use coxswain_core::spec::{JobText, look, resolved_yaml};
+use coxswain_files::atomic::{create_folder, digest_bytes, write_atomic};
+use coxswain_files::folders::{locate, model_file, step_folder};
+use coxswain_files::gguf::Gguf;
+use coxswain_files::hf::{self, HfError, HfModel, Kept};
+use coxswain_files::prepare::TOKENIZER;
+use coxswain_files::{Checkpoint, Fingerprint, Header, ShardTensor, Tokenizer, publish, write_shard};
+use coxswain_types::assignment::{PreparedData, TokenFile};
+use coxswain_types::job::ModelSpec;
+use coxswain_types::model::Positions;
+use coxswain_types::params::{Parameter, parameter_table};
+use coxswain_types::status::SavedFile;
+use coxswain_types::{Generation, JobSpec, Rank};
+
+use crate::cli::Failure;
+use crate::output;
+
+/// What an export needs to give back what was imported, below the folder of the import.
+const KEPT: &str = "hf.json";
+/// A job that starts from an import, below its folder.
+const JOB: &str = "job.yaml";
+/// The most bytes of a file of an imported checkpoint, unless one tensor is larger.
+const MAX_SHARD_BYTES: u64 = 1 << 30;
+/// The longest samples of the job that an import writes.
+const SEQUENCE: u32 = 512;
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// A folder with config.json and safetensors files (Hugging Face's form), or a .gguf file.
+    #[arg(value_name = "SOURCE")]
+    source: PathBuf,
+    /// The folder of the import, which must be new or empty.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// A run's folder (its newest checkpoint is used) or a checkpoint's.
+    #[arg(long, value_name = "DIR")]
+    checkpoint: PathBuf,
+    /// The folder of the export, which must be new or empty.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// The most bytes of a file, unless one tensor is larger.
+    #[arg(long, value_name = "BYTES", default_value_t = 5_000_000_000)]
+    max_file_bytes: u64,
+}
+
+/// A model in another program's form.
+enum Source {
+    Hf(HfModel),
+    Gguf(Gguf),
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Source> {
+        if path.is_dir() {
+            let opened = HfModel::open(path);
+            return Ok(Source::Hf(opened.with_context(|| format!("reading {}", path.display()))?));
+        }
+        Ok(Source::Gguf(Gguf::open(path)?))
+    }
+
+    fn model(&self) -> &ModelSpec {
+        match self {
+            Source::Hf(model) => model.model(),
+            Source::Gguf(file) => file.model(),
+        }
+    }
+
+    /// A whole parameter, as the bytes of f32s.
+    fn bytes(&self, parameter: &Parameter) -> Result<Vec<u8>> {
+        let (name, rows) = (&parameter.name, parameter.shape[0]);
+        let values = match self {
+            Source::Hf(model) => model.read(name, 0, 0, rows)?,
+            Source::Gguf(file) => file.read(name, 0, 0, rows)?,
+        };
+        Ok(values.iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+
+    /// The bytes of its `tokenizer.json`; `None` where it has none.
+    fn tokenizer(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        match self {
+            Source::Hf(_) => {
+                let file = path.join("tokenizer.json");
+                if !file.is_file() {
+                    return Ok(None);
+                }
+                fs::read(&file).map(Some).with_context(|| format!("reading {}", file.display()))
+            }
+            Source::Gguf(file) => Ok(Some(file.tokenizer_json()?.into_bytes())),
+        }
+    }
+
+    /// The token that ends a text, as far as the model says.
+    fn end_of_text(&self) -> Option<u32> {
+        match self {
+            Source::Gguf(file) => file.end_of_text(),
+            Source::Hf(model) => {
+                let given = model.kept().config.get("eos_token_id")?;
+                let first = given.as_array().map_or(Some(given), |list| list.first());
+                first?.as_u64().and_then(|id| u32::try_from(id).ok())
+            }
+        }
+    }
+}
+
+pub(crate) fn import(args: &Import) -> Result<(), Failure> {
+    let source = Source::open(&args.source).map_err(|error| Failure::Input(format!("{error:#}")))?;
+    let new = expect_room(&args.out)?;
+    let done = bring_in(args, &source);
+    if done.is_err() && new {
+        // Half an import is of no use to anybody; what cannot be removed is only in the way.
+        let _ = fs::remove_dir_all(&args.out);
+    }
+    let text = done?;
+    output::write(&text).map(drop)
+}
+
+/// Refuses a folder that holds anything; says whether it was not there.
+fn expect_room(folder: &Path) -> Result<bool, Failure> {
+    match fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(Failure::Input(format!("--out {}: {error}", folder.display()))),
+        Ok(mut entries) => match entries.next() {
+            None => Ok(false),
+            Some(_) => {
+                Err(Failure::Input(format!("--out {} is not empty; name a new folder", folder.display())))
+            }
+        },
+    }
+}
+
+fn bring_in(args: &Import, source: &Source) -> Result<String> {
+    let (out, model) = (args.out.as_path(), source.model());
+    let spec = spec_of(model)?;
+    let job = job_of(&spec)?;
+    let folder = step_folder(out, 0);
+    create_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let data = tokens(args, source)?;
+    let files = shards(&folder, source)?;
+    if let Source::Hf(hf) = source {
+        let json = serde_json::to_vec(hf.kept()).context("what was kept as JSON")?;
+        write_atomic(&out.join(KEPT), &json).with_context(|| format!("writing {KEPT}"))?;
+    }
+    write_atomic(&out.join(JOB), job.as_bytes()).with_context(|| format!("writing {JOB}"))?;
+    let fingerprint = Fingerprint {
+        runtime: "imported".to_owned(),
+        threads: 1,
+        dtype: "fp32".to_owned(),
+        precision: "fp32".to_owned(),
+        micro_batches: 1,
+        micro_batch: 1,
+        reduction_runs: 1,
+        tensor_shards: 0,
+    };
+    let has_tokenizer = data.tokenizer_digest.is_some();
+    publish(&folder, &files, Header { job: "imported".to_owned(), step: 0, spec, fingerprint, data })?;
+    Ok(told(args, source, has_tokenizer))
+}
+
+fn told(args: &Import, source: &Source, tokenizer: bool) -> String {
+    let parameters: u64 = parameter_table(source.model()).iter().map(Parameter::elements).sum();
+    let out = args.out.display();
+    let mut text = format!("{out}: {parameters} parameters of {}\n", args.source.display());
+    if let Source::Hf(model) = source {
+        for name in &model.kept().unused {
+            text.push_str(&format!("  {name} is not used by this model and was left out\n"));
+        }
+    }
+    if !tokenizer {
+        text.push_str("  there is no tokenizer.json: it can be trained on, and writes no text\n");
+    }
+    text.push_str(&format!("next: set data and train in {out}/{JOB}, then coxswain up {out}/{JOB}"));
+    text.push_str(" --workers 1 --out DIR\n");
+    text
+}
+
+/// Copies the tokenizer, and says what is known of its tokens.
+fn tokens(args: &Import, source: &Source) -> Result<PreparedData> {
+    let nothing = TokenFile { path: String::new(), tokens: 0, digest: String::new() };
+    let mut data = PreparedData::of_tokens(nothing);
+    data.end_of_text = source.end_of_text().unwrap_or(0);
+    let Some(bytes) = source.tokenizer(&args.source)? else { return Ok(data) };
+    let tokenizer = Tokenizer::from_elsewhere(&bytes)?;
+    let path = args.out.join(TOKENIZER);
+    create_folder(path.parent().unwrap_or(&args.out)).context("creating data/")?;
+    write_atomic(&path, &bytes).with_context(|| format!("writing {}", path.display()))?;
+    let known = |names: &[&str]| names.iter().find_map(|name| tokenizer.id_of(name));
+    let end = source.end_of_text().or_else(|| known(&["<|endoftext|>", "</s>", "[SEP]"]));
+    data.end_of_text = end.unwrap_or(0);
+    data.mask = known(&["[MASK]", "<mask>", "<extra_id_0>"]).filter(|id| *id < source.model().vocab);
+    data.tokenizer_digest = Some(digest_bytes(&bytes));
+    Ok(data)
+}
+
+/// Writes all parameters, in files of some size.
+fn shards(folder: &Path, source: &Source) -> Result<Vec<SavedFile>> {
+    let table = parameter_table(source.model());
+    let (mut groups, mut room): (Vec<Vec<&Parameter>>, u64) = (Vec::new(), 0);
+    for parameter in &table {
+        let bytes = 4 * parameter.elements();
+        if groups.is_empty() || bytes > room {
+            groups.push(Vec::new());
+            room = MAX_SHARD_BYTES;
+        }
+        room = room.saturating_sub(bytes);
+        if let Some(group) = groups.last_mut() {
+            group.push(parameter);
+        }
+    }
+    let write = |(at, group): (usize, &Vec<&Parameter>)| {
+        let whole = |parameter: &&Parameter| ShardTensor {
+            name: parameter.name.clone(),
+            shape: parameter.shape.clone(),
+            dim: 0,
+            offset: 0,
+            len: parameter.shape[0],
+        };
+        let tensors: Vec<_> = group.iter().map(whole).collect();
+        let path = folder.join(model_file(Generation(0), Rank(at as u32)));
+        write_shard(&path, &tensors, |index| source.bytes(group[index]))
+    };
+    groups.iter().enumerate().map(write).collect()
+}
+
+/// A job of this model that says nothing else.
+fn spec_of(model: &ModelSpec) -> Result<JobSpec> {
+    let text = "name: imported\nmodel: {layers: 1, dim: 8, heads: 1, vocab: 300}\n\
+                data: {synthetic: {tokens: 999}}\ntrain: {steps: 100, sequence: 64}\n";
+    let job = JobText { source: "the import", text, sets: &[], base: Path::new("/") };
+    let spec = look(&job).map_err(|error| anyhow!("{error}"))?;
+    Ok(JobSpec { model: model.clone(), ..spec })
+}
+
+/// The text of a job that starts from the import, which must say the very model.
+fn job_of(spec: &JobSpec) -> Result<String> {
+    let whole = resolved_yaml(spec).map_err(|error| anyhow!("{error}"))?;
+    let model = whole.split_once("model:\n").map_or("", |(_, rest)| rest);
+    let model = model.split_once("\ndata:").map_or(model, |(model, _)| model);
+    let most = match spec.model.positions {
+        Positions::Learned { max, .. } => max,
+        _ => u32::MAX,
+    };
+    let text = format!(
+        "# Name a text (or labelled lines) and how long to train.\nname: imported\nmodel:\n{model}\ndata:\n  text: \
+         text.txt\ntrain:\n  start_from: .\n  steps: 100\n  sequence: {}\n  learning_rate: 0.00002\n",
+        SEQUENCE.min(most),
+    );
+    let job = JobText { source: JOB, text: &text, sets: &[], base: Path::new("/") };
+    let again = look(&job).map_err(|error| anyhow!("the model cannot be said in a job file: {error}"))?;
+    if again.model != spec.model {
+        bail!("the model cannot be said in a job file: it reads back as another one");
+    }
+    Ok(text)
+}
+
+pub(crate) fn export(args: &Export) -> Result<(), Failure> {
+    let found = locate(&args.checkpoint).map_err(anyhow::Error::from)?;
+    let (run, folder) = found.ok_or_else(|| {
+        Failure::Input(format!(
+            "{} has no committed checkpoint; give a run's folder (what `up --out` was given) or one of its \
+             checkpoints/step-* folders",
+            args.checkpoint.display()
+        ))
+    })?;
+    let new = expect_room(&args.out)?;
+    let done = bring_out(args, &run, &folder);
+    if done.is_err() && new {
+        let _ = fs::remove_dir_all(&args.out);
+    }
+    let text = done?;
+    output::write(&text).map(drop)
+}
+
+fn bring_out(args: &Export, run: &Path, folder: &Path) -> Result<String> {
+    let checkpoint = Checkpoint::open(folder, None)?;
+    checkpoint.verify()?;
+    let spec = &checkpoint.manifest().spec;
+    create_folder(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
+    let kept = kept(run, spec)?;
+    let mut read = |name: &str, dim, offset, len| -> Result<Vec<f32>, HfError> {
+        let bytes = checkpoint.read_slice(name, dim, offset, len)?;
+        Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    };
+    hf::export(&args.out, &spec.model, kept.as_ref(), args.max_file_bytes, &mut read)?;
+    let tokenizer = run.join(TOKENIZER);
+    if tokenizer.is_file() {
+        let bytes = fs::read(&tokenizer).with_context(|| format!("reading {}", tokenizer.display()))?;
+        write_atomic(&args.out.join("tokenizer.json"), &bytes).context("writing tokenizer.json")?;
+    }
+    let (step, out) = (checkpoint.manifest().step, args.out.display());
+    Ok(format!("{out}: the weights of step {step} of {}\n", run.display()))
+}
+
+/// What was kept of the model that a run began with.
+fn kept(run: &Path, spec: &JobSpec) -> Result<Option<Kept>> {
+    let start = spec.train.start_from.as_ref().map(PathBuf::from);
+    let folders = std::iter::once(run.to_owned()).chain(start);
+    let Some(path) = folders.map(|folder| folder.join(KEPT)).find(|path| path.is_file()) else {
+        return Ok(None);
+    };
+    let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?))
+}

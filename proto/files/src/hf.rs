@@ -1,0 +1,329 @@
+//! Models in Hugging Face's form: a folder with `config.json` and safetensors files, whose names and
+//! layouts are each family's own.
+//!
+//! Reading and writing go by slabs of single parameters, so no process holds a model. The tokenizer is a
+//! file of its own, which is copied by whoever imports ([`crate::tokenizer`]).
+//!
+//! - `config`: the model that a configuration describes, and back.
+//! - `names`: where each parameter of ours lies.
+//! - `store`: tensors in files, by ranges of bytes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use coxswain_types::model::ModelSpec;
+use coxswain_types::params::{Parameter, parameter_table};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::atomic::write_atomic;
+
+mod config;
+mod names;
+pub(crate) mod store;
+#[cfg(test)]
+mod tests;
+
+use config::Family;
+use names::{Other, Source, other, source};
+use store::{Block, Planned, Store};
+
+const CONFIG: &str = "config.json";
+
+/// Numbers of a tensor that are in memory at a time while it is compared.
+const CHUNK_NUMBERS: u64 = 1 << 22;
+
+/// Why a model cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum HfError {
+    /// A file could not be read or written.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file says what cannot be.
+    #[error("{path} is damaged: {what}", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        what: String,
+    },
+    /// The configuration describes no model that this program knows.
+    #[error("config.json: {0}")]
+    Config(String),
+    /// A tensor is missing, too many, or not as the configuration says.
+    #[error("{0}")]
+    Tensor(String),
+    /// The values to be written could not be read.
+    #[error(transparent)]
+    Values(#[from] crate::CheckpointError),
+}
+
+impl HfError {
+    fn io(path: &Path) -> impl FnOnce(io::Error) -> HfError {
+        let path = path.to_owned();
+        move |source| HfError::Io { path, source }
+    }
+
+    fn damaged(path: &Path, what: impl ToString) -> HfError {
+        HfError::Damaged { path: path.to_owned(), what: what.to_string() }
+    }
+}
+
+/// What an imported model had that ours does not say; with it an export gives back what was imported.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The configuration.
+    pub config: Map<String, Value>,
+    /// The type of each tensor.
+    pub dtypes: BTreeMap<String, String>,
+    /// Tensors that were not read.
+    pub unused: Vec<String>,
+}
+
+/// A model in a folder.
+#[derive(Debug)]
+pub struct HfModel {
+    model: ModelSpec,
+    store: Store,
+    sources: BTreeMap<String, (Parameter, Source)>,
+    kept: Kept,
+}
+
+impl HfModel {
+    /// Reads the configuration and the headers of a folder, and checks that every parameter is there in its
+    /// shape and that nothing is there which counts and is not read.
+    ///
+    /// # Errors
+    /// [`HfError`], naming the key or the tensor.
+    pub fn open(folder: &Path) -> Result<HfModel, HfError> {
+        let path = folder.join(CONFIG);
+        let text = fs::read(&path).map_err(HfError::io(&path))?;
+        let config: Map<String, Value> =
+            serde_json::from_slice(&text).map_err(|e| HfError::damaged(&path, e))?;
+        let (family, model) = config::read(&config)?;
+        let store = Store::open(folder)?;
+        let mut sources = BTreeMap::new();
+        for parameter in parameter_table(&model) {
+            let source = source_of(family, &model, &parameter)?;
+            let wanted = their_shape(&parameter, &source);
+            match store.shape(&source.tensor) {
+                Some(found) if found == wanted => {}
+                found => {
+                    let found =
+                        found.map_or("is not there".to_owned(), |shape| format!("has shape {shape:?}"));
+                    let name = &source.tensor;
+                    return Err(HfError::Tensor(format!("`{name}` {found}; config.json says {wanted:?}")));
+                }
+            }
+            sources.insert(parameter.name.clone(), (parameter, source));
+        }
+        let dtypes = store.names().filter_map(|name| Some((name.to_owned(), store.dtype(name)?))).collect();
+        let kept = Kept { config, dtypes, unused: Vec::new() };
+        let mut opened = HfModel { model, store, sources, kept };
+        opened.kept.unused = opened.others()?;
+        Ok(opened)
+    }
+
+    /// The model.
+    pub fn model(&self) -> &ModelSpec {
+        &self.model
+    }
+
+    /// What an export needs to give back what was imported.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    /// The numbers, row by row, of the slab `offset..offset + len` along `dim` of a parameter, by its name
+    /// here; only their bytes are read.
+    ///
+    /// # Errors
+    /// [`HfError`] for what is not there and what cannot be read.
+    pub fn read(&self, name: &str, dim: u8, offset: u64, len: u64) -> Result<Vec<f32>, HfError> {
+        let missing = || HfError::Tensor(format!("there is no slab {offset}+{len} along {dim} of {name}"));
+        let (parameter, source) = self.sources.get(name).ok_or_else(missing)?;
+        let size = parameter.shape.get(usize::from(dim)).copied().unwrap_or(0);
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            return Err(missing());
+        }
+        let (rows, cols) = match (parameter.shape.as_slice(), dim) {
+            ([_], 0) => ((offset, offset + len), (0, 1)),
+            ([_, cols], 0) => ((offset, offset + len), (0, *cols)),
+            ([rows, _], 1) => ((0, *rows), (offset, offset + len)),
+            _ => return Err(missing()),
+        };
+        // Of a fused map the rows of ours follow those of the parts before it.
+        let skip = source.part.0 * parameter.shape[0];
+        let rows = (rows.0 + skip, rows.1 + skip);
+        if !source.transposed {
+            return self.store.read(&source.tensor, Block { rows, cols });
+        }
+        let theirs = self.store.read(&source.tensor, Block { rows: cols, cols: rows })?;
+        Ok(transposed(&theirs, (cols.1 - cols.0) as usize, (rows.1 - rows.0) as usize))
+    }
+
+    /// Checks the tensors that no parameter lies in; returns those that are not read.
+    fn others(&self) -> Result<Vec<String>, HfError> {
+        let read: BTreeSet<&str> = self.sources.values().map(|(_, source)| source.tensor.as_str()).collect();
+        let mut unused = Vec::new();
+        for name in self.store.names().filter(|name| !read.contains(name)) {
+            match other(&self.model, name) {
+                Some(Other::Copy(of)) => self.expect_copy(name, of)?,
+                Some(Other::Zeros) => self.expect_zeros(name)?,
+                Some(Other::Buffer) => {}
+                Some(Other::Unused) => unused.push(name.to_owned()),
+                None => {
+                    let what = format!("`{name}` is there, and a model of this config.json does not use it");
+                    return Err(HfError::Tensor(what));
+                }
+            }
+        }
+        Ok(unused)
+    }
+
+    fn expect_copy(&self, name: &str, of: &str) -> Result<(), HfError> {
+        let differs = || {
+            HfError::Tensor(format!(
+                "`{name}` is not the same as the tensor that config.json ties it to ({of})"
+            ))
+        };
+        let (parameter, _) = self.sources.get(of).ok_or_else(differs)?;
+        if self.store.shape(name) != Some(&parameter.shape) {
+            return Err(differs());
+        }
+        let rows = parameter.shape[0];
+        let cols = parameter.elements() / rows.max(1);
+        for (first, count) in chunks(rows, cols) {
+            let theirs = Block { rows: (first, first + count), cols: (0, cols) };
+            let (one, other) = (self.read(of, 0, first, count)?, self.store.read(name, theirs)?);
+            if one.iter().map(|x| x.to_bits()).ne(other.iter().map(|x| x.to_bits())) {
+                return Err(differs());
+            }
+        }
+        Ok(())
+    }
+
+    fn expect_zeros(&self, name: &str) -> Result<(), HfError> {
+        let shape = self.store.shape(name).unwrap_or_default();
+        let (rows, cols) = match *shape {
+            [rows] => (rows, 1),
+            [rows, cols] => (rows, cols),
+            _ => (0, 0),
+        };
+        let values = self.store.read(name, Block { rows: (0, rows), cols: (0, cols) })?;
+        if values.iter().any(|x| *x != 0.0) {
+            return Err(HfError::Tensor(format!("`{name}` is not zero, and no model here adds it")));
+        }
+        Ok(())
+    }
+}
+
+/// Rows of a tensor, so many at a time.
+fn chunks(rows: u64, cols: u64) -> impl Iterator<Item = (u64, u64)> {
+    let step = (CHUNK_NUMBERS / cols.max(1)).max(1);
+    (0..rows.div_ceil(step)).map(move |at| (at * step, step.min(rows - at * step)))
+}
+
+fn transposed(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    (0..cols).flat_map(|col| (0..rows).map(move |row| x[row * cols + col])).collect()
+}
+
+fn source_of(family: Family, model: &ModelSpec, parameter: &Parameter) -> Result<Source, HfError> {
+    let what = || HfError::Config(format!("its family has no place for {}", parameter.name));
+    source(family, model, &parameter.name).ok_or_else(what)
+}
+
+/// The shape of the tensor that a parameter lies in.
+fn their_shape(parameter: &Parameter, source: &Source) -> Vec<u64> {
+    let mut shape = parameter.shape.clone();
+    shape[0] *= source.part.1;
+    if source.transposed {
+        shape.reverse();
+    }
+    shape
+}
+
+/// Values of a slab: name, dim, offset, length.
+pub type ReadSlab<'a> = dyn FnMut(&str, u8, u64, u64) -> Result<Vec<f32>, HfError> + 'a;
+
+/// Writes a model into a folder that is there and has none: `config.json` and safetensors files of at most
+/// so many bytes. `read` gives the numbers of slabs; one tensor is in memory at a time.
+///
+/// # Errors
+/// [`HfError`] where no family can say the model, and where files cannot be written.
+pub fn export(
+    folder: &Path,
+    model: &ModelSpec,
+    kept: Option<&Kept>,
+    max_file_bytes: u64,
+    read: &mut ReadSlab<'_>,
+) -> Result<(), HfError> {
+    let (family, mut config) = config::write(model, kept.map(|kept| &kept.config))?;
+    let dtype = |name: &str| kept.and_then(|kept| kept.dtypes.get(name).cloned());
+    if kept.is_none() {
+        config.insert("dtype".to_owned(), "float32".into());
+    }
+    let mut parts: BTreeMap<String, Vec<(Parameter, Source)>> = BTreeMap::new();
+    for parameter in parameter_table(model) {
+        let source = source_of(family, model, &parameter)?;
+        parts.entry(source.tensor.clone()).or_default().push((parameter, source));
+    }
+    let mut planned: Vec<Planned> = Vec::new();
+    for (name, of) in &mut parts {
+        of.sort_by_key(|(_, source)| source.part.0);
+        if let Some((parameter, source)) = of.first() {
+            planned.push(Planned {
+                name: name.clone(),
+                shape: their_shape(parameter, source),
+                dtype: dtype(name),
+            });
+        }
+    }
+    // Copies and zeros that were there come back.
+    let others = kept.map(|kept| kept.dtypes.keys()).into_iter().flatten();
+    for name in others.filter(|name| !parts.contains_key(*name)) {
+        let shape = match other(model, name) {
+            Some(Other::Copy(of)) => {
+                parameter_table(model).iter().find(|row| row.name == of).map(|row| row.shape.clone())
+            }
+            Some(Other::Zeros) => Some(vec![1, u64::from(model.vocab)]),
+            _ => None,
+        };
+        planned.extend(shape.map(|shape| Planned { name: name.clone(), shape, dtype: dtype(name) }));
+    }
+    planned.sort_by(|a, b| a.name.cmp(&b.name));
+    let copied = |name: &str| match other(model, name) {
+        Some(Other::Copy(of)) => Some(of),
+        _ => None,
+    };
+    store::write(folder, &planned, max_file_bytes, |name| match (parts.get(name), copied(name)) {
+        (Some(of), _) => assembled(of, read),
+        (None, Some(of)) => {
+            let rows = planned.iter().find(|tensor| tensor.name == name).map_or(0, |tensor| tensor.shape[0]);
+            read(of, 0, 0, rows)
+        }
+        (None, None) => Ok(vec![0.0; model.vocab as usize]),
+    })?;
+    let path = folder.join(CONFIG);
+    let json = serde_json::to_vec_pretty(&config).map_err(|e| HfError::damaged(&path, e))?;
+    write_atomic(&path, &json).map_err(HfError::io(&path))
+}
+
+/// The numbers of a tensor, from the parameters that lie in it.
+fn assembled(of: &[(Parameter, Source)], read: &mut ReadSlab<'_>) -> Result<Vec<f32>, HfError> {
+    let (mut values, mut rows, mut cols) = (Vec::new(), 0, 1);
+    for (parameter, _) in of {
+        values.extend(read(&parameter.name, 0, 0, parameter.shape[0])?);
+        rows += parameter.shape[0];
+        cols = parameter.shape.get(1).copied().unwrap_or(1);
+    }
+    let transposes = of.first().is_some_and(|(_, source)| source.transposed);
+    Ok(if transposes { transposed(&values, rows as usize, cols as usize) } else { values })
+}

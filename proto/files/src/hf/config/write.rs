@@ -1,0 +1,219 @@
+//! A model as a `config.json`.
+
+use coxswain_types::model::{Activation, Attention, Head, ModelSpec, Positions, RopeScaling};
+use serde_json::{Map, Value, json};
+
+use super::{FAMILIES, Family, read};
+use crate::hf::HfError;
+
+/// The configuration of a model: that which was kept, brought up to date, or one of the first family that can
+/// say all of it.
+pub(in super::super) fn write(
+    model: &ModelSpec,
+    kept: Option<&Map<String, Value>>,
+) -> Result<(Family, Map<String, Value>), HfError> {
+    let before = kept.and_then(|config| read(config).ok());
+    let families: Vec<Family> = match &before {
+        Some((family, _)) => vec![*family],
+        None => FAMILIES.iter().map(|(_, family)| *family).collect(),
+    };
+    let mut nearest: Option<(Vec<String>, Family)> = None;
+    for family in families {
+        let mut config = kept.filter(|_| before.is_some()).cloned().unwrap_or_default();
+        for (key, value) in keys(family, model) {
+            config.insert(key, value);
+        }
+        // What was written must say the same model again.
+        let wrong = match read(&config) {
+            Ok((_, again)) if again == *model => return Ok((family, config)),
+            Ok((_, again)) => differences(model, &again),
+            Err(error) => vec![error.to_string()],
+        };
+        if nearest.as_ref().is_none_or(|(least, _)| wrong.len() < least.len()) {
+            nearest = Some((wrong, family));
+        }
+    }
+    let (wrong, family) = nearest.unwrap_or((Vec::new(), Family::Llama));
+    let name = FAMILIES.iter().find(|(_, of)| *of == family).map_or("", |(name, _)| name);
+    Err(HfError::Config(format!(
+        "no known family can say this model; the nearest, {name}, differs in {}",
+        wrong.join(", ")
+    )))
+}
+
+/// The names of the parts in which two models differ.
+fn differences(one: &ModelSpec, other: &ModelSpec) -> Vec<String> {
+    let (one, other) = (serde_json::to_value(one), serde_json::to_value(other));
+    let (Ok(Value::Object(one)), Ok(Value::Object(other))) = (one, other) else { return Vec::new() };
+    let differs = |(key, value): &(&String, &Value)| other.get(*key) != Some(*value);
+    one.iter().filter(differs).map(|(key, value)| format!("{key} ({value})")).collect()
+}
+
+fn keys(family: Family, model: &ModelSpec) -> Map<String, Value> {
+    let name = FAMILIES.iter().find(|(_, of)| *of == family).map_or("", |(name, _)| name);
+    let class = match family {
+        Family::Gpt2 => "GPT2",
+        Family::Llama => "Llama",
+        Family::Mistral => "Mistral",
+        Family::Qwen2 => "Qwen2",
+        Family::Bert => "Bert",
+        Family::Roberta => "Roberta",
+        Family::Albert => "Albert",
+        Family::T5 => "T5",
+        Family::Bart => "Bart",
+        Family::Longformer => "Longformer",
+        Family::BigBird => "BigBird",
+    };
+    let head = match model.head {
+        Head::Lm if model.encoder_layers > 0 => "ForConditionalGeneration",
+        Head::Lm if family == Family::Gpt2 => "LMHeadModel",
+        Head::Lm => "ForCausalLM",
+        Head::MaskedLm => "ForMaskedLM",
+        Head::Pooled { classes: 0 } => "Model",
+        Head::Pooled { .. } => "ForSequenceClassification",
+    };
+    let mut keys = match family {
+        Family::Llama | Family::Mistral | Family::Qwen2 => llama(family, model),
+        Family::Gpt2 => gpt2(model),
+        Family::T5 => t5(model),
+        Family::Bart => bart(model),
+        _ => encoder(family, model),
+    };
+    keys["model_type"] = name.into();
+    keys["architectures"] = json!([format!("{class}{head}")]);
+    keys["vocab_size"] = model.vocab.into();
+    if !matches!(model.head, Head::Pooled { .. }) {
+        keys["tie_word_embeddings"] = model.tied_embeddings.into();
+    }
+    keys.as_object().cloned().unwrap_or_default()
+}
+
+fn act(model: &ModelSpec) -> &'static str {
+    match model.activation {
+        Activation::Relu => "relu",
+        Activation::GeluTanh => "gelu_new",
+        Activation::Swiglu => "silu",
+        _ => "gelu",
+    }
+}
+
+fn max_positions(model: &ModelSpec) -> (u32, u32) {
+    match model.positions {
+        Positions::Learned { max, offset } => (max, offset),
+        _ => (0, 0),
+    }
+}
+
+fn llama(family: Family, model: &ModelSpec) -> Value {
+    let (theta, scaling) = match model.positions {
+        Positions::Rope { theta, scaling } => (theta, scaling),
+        _ => (0.0, RopeScaling::None),
+    };
+    let mut rope = match scaling {
+        RopeScaling::None => json!({"rope_type": "default"}),
+        RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+        RopeScaling::Llama3 { factor, low, high, original } => json!({
+            "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+            "original_max_position_embeddings": original,
+        }),
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, original } => json!({
+            "rope_type": "yarn", "factor": factor, "beta_fast": beta_fast, "beta_slow": beta_slow,
+            "original_max_position_embeddings": original,
+        }),
+    };
+    rope["rope_theta"] = theta.into();
+    let mut keys = json!({
+        "num_hidden_layers": model.layers,
+        "hidden_size": model.dim,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "intermediate_size": model.ffn,
+        "hidden_act": act(model),
+        "rms_norm_eps": model.norm.eps,
+        "rope_theta": theta,
+        "rope_parameters": rope,
+    });
+    if family == Family::Llama {
+        keys["attention_bias"] = model.biases.qkv.into();
+        keys["mlp_bias"] = model.biases.ffn.into();
+    }
+    if family == Family::Mistral {
+        keys["sliding_window"] = match model.attention {
+            Attention::Window { window } => window.into(),
+            _ => Value::Null,
+        };
+    }
+    keys
+}
+
+fn gpt2(model: &ModelSpec) -> Value {
+    json!({
+        "n_layer": model.layers, "n_embd": model.dim, "n_head": model.heads, "n_inner": model.ffn,
+        "n_positions": max_positions(model).0, "activation_function": act(model),
+        "layer_norm_epsilon": model.norm.eps,
+    })
+}
+
+fn encoder(family: Family, model: &ModelSpec) -> Value {
+    let (max, offset) = max_positions(model);
+    let mut keys = json!({
+        "num_hidden_layers": model.layers,
+        "hidden_size": model.dim,
+        "num_attention_heads": model.heads,
+        "intermediate_size": model.ffn,
+        "max_position_embeddings": max + offset,
+        "type_vocab_size": model.embedding.types,
+        "hidden_act": act(model),
+        "layer_norm_eps": model.norm.eps,
+    });
+    if let Head::Pooled { classes: classes @ 1.. } = model.head {
+        let names: Map<String, Value> =
+            (0..classes).map(|class| (class.to_string(), format!("LABEL_{class}").into())).collect();
+        keys["id2label"] = names.into();
+        keys["num_labels"] = classes.into();
+    }
+    if matches!(family, Family::Roberta | Family::Longformer) {
+        keys["pad_token_id"] = offset.saturating_sub(1).into();
+    }
+    match (family, model.attention) {
+        (Family::Albert, _) => {
+            keys["embedding_size"] = model.embedding.dim.into();
+            keys["num_hidden_groups"] = model.layer_groups.into();
+        }
+        (Family::Longformer, Attention::Longformer { window, .. }) => {
+            keys["attention_window"] = json!(vec![2 * window; model.layers as usize]);
+        }
+        (Family::BigBird, _) => {
+            keys["attention_type"] = "original_full".into();
+            keys["rescale_embeddings"] = model.embedding.scaled.into();
+        }
+        _ => {}
+    }
+    keys
+}
+
+fn t5(model: &ModelSpec) -> Value {
+    let (buckets, max_distance) = match model.positions {
+        Positions::RelativeBias { buckets, max_distance } => (buckets, max_distance),
+        _ => (0, 0),
+    };
+    let gated = model.activation == Activation::GegluTanh;
+    json!({
+        "num_layers": model.encoder_layers, "num_decoder_layers": model.layers, "d_model": model.dim,
+        "num_heads": model.heads, "d_kv": model.head_dim, "d_ff": model.ffn,
+        "relative_attention_num_buckets": buckets, "relative_attention_max_distance": max_distance,
+        "layer_norm_epsilon": model.norm.eps, "feed_forward_proj": if gated { "gated-gelu" } else { "relu" },
+        "scale_decoder_outputs": model.logit_scale != 1.0, "is_encoder_decoder": true,
+    })
+}
+
+fn bart(model: &ModelSpec) -> Value {
+    json!({
+        "encoder_layers": model.encoder_layers, "decoder_layers": model.layers, "d_model": model.dim,
+        "encoder_attention_heads": model.heads, "decoder_attention_heads": model.heads,
+        "encoder_ffn_dim": model.ffn, "decoder_ffn_dim": model.ffn,
+        "max_position_embeddings": max_positions(model).0, "activation_function": act(model),
+        "scale_embedding": model.embedding.scaled, "is_encoder_decoder": true,
+    })
+}

@@ -1,0 +1,272 @@
+//! Where each parameter of ours lies in the files of a family, and what else may lie there.
+
+use coxswain_types::model::{Head, ModelSpec};
+
+use super::config::Family;
+
+/// Where a parameter lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Source {
+    /// The tensor.
+    pub(super) tensor: String,
+    /// Whether it is kept as [in, out].
+    pub(super) transposed: bool,
+    /// Which of so many equal parts of the outputs it is.
+    pub(super) part: (u64, u64),
+}
+
+impl Source {
+    fn plain(tensor: String) -> Source {
+        Source { tensor, transposed: false, part: (0, 1) }
+    }
+}
+
+/// What a tensor is that no parameter of ours lies in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Other {
+    /// A second copy of a parameter of ours, with which it must agree.
+    Copy(&'static str),
+    /// Zeros.
+    Zeros,
+    /// No weight at all.
+    Buffer,
+    /// A weight that this model does not use.
+    Unused,
+}
+
+/// Ours to theirs, within a layer.
+type Parts = &'static [(&'static str, &'static str)];
+
+const GPT2: Parts = &[
+    ("input_layernorm", "ln_1"),
+    ("self_attn.o_proj", "attn.c_proj"),
+    ("post_attention_layernorm", "ln_2"),
+    ("mlp.up_proj", "mlp.c_fc"),
+    ("mlp.down_proj", "mlp.c_proj"),
+];
+const BERT: Parts = &[
+    ("self_attn.q_proj", "attention.self.query"),
+    ("self_attn.k_proj", "attention.self.key"),
+    ("self_attn.v_proj", "attention.self.value"),
+    ("self_attn.global_q_proj", "attention.self.query_global"),
+    ("self_attn.global_k_proj", "attention.self.key_global"),
+    ("self_attn.global_v_proj", "attention.self.value_global"),
+    ("self_attn.o_proj", "attention.output.dense"),
+    ("input_layernorm", "attention.output.LayerNorm"),
+    ("mlp.up_proj", "intermediate.dense"),
+    ("mlp.down_proj", "output.dense"),
+    ("post_attention_layernorm", "output.LayerNorm"),
+];
+const ALBERT: Parts = &[
+    ("self_attn.q_proj", "attention.query"),
+    ("self_attn.k_proj", "attention.key"),
+    ("self_attn.v_proj", "attention.value"),
+    ("self_attn.o_proj", "attention.dense"),
+    ("input_layernorm", "attention.LayerNorm"),
+    ("mlp.up_proj", "ffn"),
+    ("mlp.down_proj", "ffn_output"),
+    ("post_attention_layernorm", "full_layer_layer_norm"),
+];
+const T5: Parts = &[
+    ("self_attn.q_proj", "0.SelfAttention.q"),
+    ("self_attn.k_proj", "0.SelfAttention.k"),
+    ("self_attn.v_proj", "0.SelfAttention.v"),
+    ("self_attn.o_proj", "0.SelfAttention.o"),
+    ("input_layernorm", "0.layer_norm"),
+    ("cross_attn.q_proj", "1.EncDecAttention.q"),
+    ("cross_attn.k_proj", "1.EncDecAttention.k"),
+    ("cross_attn.v_proj", "1.EncDecAttention.v"),
+    ("cross_attn.o_proj", "1.EncDecAttention.o"),
+    ("cross_attention_layernorm", "1.layer_norm"),
+];
+const BART: Parts = &[
+    ("self_attn.o_proj", "self_attn.out_proj"),
+    ("self_attn", "self_attn"),
+    ("cross_attn.o_proj", "encoder_attn.out_proj"),
+    ("cross_attn", "encoder_attn"),
+    ("input_layernorm", "self_attn_layer_norm"),
+    ("cross_attention_layernorm", "encoder_attn_layer_norm"),
+    ("post_attention_layernorm", "final_layer_norm"),
+    ("mlp.up_proj", "fc1"),
+    ("mlp.down_proj", "fc2"),
+];
+
+/// Where the parameter `ours` lies; `None` where the family has no such thing.
+pub(super) fn source(family: Family, model: &ModelSpec, ours: &str) -> Option<Source> {
+    let (scope, kind) = ours.rsplit_once('.')?;
+    let layered = layer(scope);
+    match family {
+        Family::Llama | Family::Mistral | Family::Qwen2 => Some(Source::plain(ours.to_owned())),
+        Family::Gpt2 => gpt2(scope, kind, layered),
+        Family::T5 => t5(model, scope, kind, layered),
+        Family::Bart => bart(scope, kind, layered),
+        _ => encoder(family, model, scope, kind, layered).map(|name| Source::plain(format!("{name}.{kind}"))),
+    }
+}
+
+/// Whether a name is an encoder's, the number of its layer, and the rest.
+fn layer(scope: &str) -> Option<(bool, u32, &str)> {
+    let stacks = [(true, "model.encoder.layers."), (false, "model.layers."), (false, "model.layer_groups.")];
+    stacks.iter().find_map(|(encoder, prefix)| {
+        let (number, part) = scope.strip_prefix(prefix)?.split_once('.')?;
+        Some((*encoder, number.parse().ok()?, part))
+    })
+}
+
+/// The first row of the table that a part begins with, put in its place.
+fn renamed(parts: Parts, part: &str) -> Option<String> {
+    parts.iter().find_map(|(ours, theirs)| {
+        let rest = part.strip_prefix(ours)?;
+        (rest.is_empty() || rest.starts_with('.')).then(|| format!("{theirs}{rest}"))
+    })
+}
+
+fn gpt2(scope: &str, kind: &str, layered: Option<(bool, u32, &str)>) -> Option<Source> {
+    let Some((_, number, part)) = layered else {
+        let name = match scope {
+            "model.embed_tokens" => "wte",
+            "model.embed_positions" => "wpe",
+            "model.norm" => "ln_f",
+            "lm_head" => return Some(Source::plain(format!("lm_head.{kind}"))),
+            _ => return None,
+        };
+        return Some(Source::plain(format!("transformer.{name}.{kind}")));
+    };
+    // Queries, keys and values are one map there.
+    let fused =
+        ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"].iter().position(|of| *of == part);
+    let (name, part) = match fused {
+        Some(at) => ("attn.c_attn".to_owned(), (at as u64, 3)),
+        None => (renamed(GPT2, part)?, (0, 1)),
+    };
+    let transposed = kind == "weight" && !name.starts_with("ln_");
+    Some(Source { tensor: format!("transformer.h.{number}.{name}.{kind}"), transposed, part })
+}
+
+fn t5(model: &ModelSpec, scope: &str, kind: &str, layered: Option<(bool, u32, &str)>) -> Option<Source> {
+    let stack = |encoder: bool| if encoder { "encoder" } else { "decoder" };
+    let name = match (scope, layered) {
+        ("model.embed_tokens", _) => "shared".to_owned(),
+        ("lm_head", _) => "lm_head".to_owned(),
+        ("model.encoder.norm", _) => "encoder.final_layer_norm".to_owned(),
+        ("model.norm", _) => "decoder.final_layer_norm".to_owned(),
+        // The table lies in the first block of its stack, and serves all.
+        ("model.encoder.relative_bias" | "model.relative_bias", _) => {
+            let stack = stack(scope.starts_with("model.encoder"));
+            format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias")
+        }
+        (_, Some((encoder, number, part))) => {
+            let last = if encoder { 1 } else { 2 };
+            let gated = model.activation.gated();
+            let part = match part {
+                "mlp.gate_proj" => format!("{last}.DenseReluDense.wi_0"),
+                "mlp.up_proj" if gated => format!("{last}.DenseReluDense.wi_1"),
+                "mlp.up_proj" => format!("{last}.DenseReluDense.wi"),
+                "mlp.down_proj" => format!("{last}.DenseReluDense.wo"),
+                "post_attention_layernorm" => format!("{last}.layer_norm"),
+                _ => renamed(T5, part)?,
+            };
+            format!("{}.block.{number}.layer.{part}", stack(encoder))
+        }
+        _ => return None,
+    };
+    Some(Source::plain(format!("{name}.{kind}")))
+}
+
+fn bart(scope: &str, kind: &str, layered: Option<(bool, u32, &str)>) -> Option<Source> {
+    let name = match (scope, layered) {
+        ("model.embed_tokens", _) => "model.shared".to_owned(),
+        ("lm_head", _) => "lm_head".to_owned(),
+        ("model.encoder.embed_positions", _) => "model.encoder.embed_positions".to_owned(),
+        ("model.embed_positions", _) => "model.decoder.embed_positions".to_owned(),
+        ("model.encoder.embed_norm", _) => "model.encoder.layernorm_embedding".to_owned(),
+        ("model.embed_norm", _) => "model.decoder.layernorm_embedding".to_owned(),
+        (_, Some((encoder, number, part))) => {
+            let stack = if encoder { "encoder" } else { "decoder" };
+            format!("model.{stack}.layers.{number}.{}", renamed(BART, part)?)
+        }
+        _ => return None,
+    };
+    Some(Source::plain(format!("{name}.{kind}")))
+}
+
+fn encoder(
+    family: Family,
+    model: &ModelSpec,
+    scope: &str,
+    kind: &str,
+    layered: Option<(bool, u32, &str)>,
+) -> Option<String> {
+    let bare = model.head == Head::Pooled { classes: 0 };
+    let prefix = if bare { String::new() } else { format!("{}.", family.prefix()) };
+    if let Some((_, number, part)) = layered {
+        return match family {
+            Family::Albert => {
+                let name = renamed(ALBERT, part)?;
+                Some(format!("{prefix}encoder.albert_layer_groups.{number}.albert_layers.0.{name}"))
+            }
+            _ => Some(format!("{prefix}encoder.layer.{number}.{}", renamed(BERT, part)?)),
+        };
+    }
+    let head = match family {
+        Family::Bert | Family::BigBird => ["cls.predictions", "cls.predictions.transform", "LayerNorm"],
+        Family::Albert => ["predictions", "predictions", "LayerNorm"],
+        _ => ["lm_head", "lm_head", "layer_norm"],
+    };
+    // Models of RoBERTa's kind have the dense layer of classes in their head.
+    let in_head = matches!(family, Family::Roberta | Family::Longformer) && !bare;
+    let name = match scope {
+        "model.embed_tokens" => format!("{prefix}embeddings.word_embeddings"),
+        "model.embed_positions" => format!("{prefix}embeddings.position_embeddings"),
+        "model.embed_types" => format!("{prefix}embeddings.token_type_embeddings"),
+        "model.embed_norm" => format!("{prefix}embeddings.LayerNorm"),
+        "model.embed_map" => format!("{prefix}encoder.embedding_hidden_mapping_in"),
+        "lm_head" if kind == "bias" => head[0].to_owned(),
+        "lm_head" => format!("{}.decoder", head[0]),
+        "lm_head.dense" => format!("{}.dense", head[1]),
+        "lm_head.norm" => format!("{}.{}", head[1], head[2]),
+        "pooler.dense" if in_head => "classifier.dense".to_owned(),
+        "pooler.dense" if matches!(family, Family::Albert | Family::BigBird) => format!("{prefix}pooler"),
+        "pooler.dense" => format!("{prefix}pooler.dense"),
+        "classifier" if in_head => "classifier.out_proj".to_owned(),
+        "classifier" => "classifier".to_owned(),
+        _ => return None,
+    };
+    Some(name)
+}
+
+/// What a tensor is that no parameter lies in; `None` where nobody knows.
+pub(super) fn other(model: &ModelSpec, name: &str) -> Option<Other> {
+    let ends = |suffixes: &[&str]| suffixes.iter().any(|suffix| name.ends_with(suffix));
+    if name == "final_logits_bias" {
+        return Some(Other::Zeros);
+    }
+    if ends(&["position_ids", "token_type_ids", "attn.bias", "attn.masked_bias", "rotary_emb.inv_freq"]) {
+        return Some(Other::Buffer);
+    }
+    let tokens = coxswain_types::params::EMBEDDING;
+    if model.tied_embeddings && ends(&["lm_head.weight", "decoder.weight"]) {
+        return Some(Other::Copy(tokens));
+    }
+    if ends(&["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]) {
+        return Some(Other::Copy(tokens));
+    }
+    if ends(&["predictions.decoder.bias", "lm_head.decoder.bias"]) {
+        return Some(Other::Copy("lm_head.bias"));
+    }
+    let tokens_only = !matches!(model.head, Head::Pooled { .. });
+    let unused = name.contains("pooler.") || name.starts_with("cls.seq_relationship.");
+    (unused && tokens_only).then_some(Other::Unused)
+}
+
+impl Family {
+    /// What the names of a family's encoder begin with.
+    fn prefix(self) -> &'static str {
+        match self {
+            Family::Roberta => "roberta",
+            Family::Albert => "albert",
+            Family::Longformer => "longformer",
+            _ => "bert",
+        }
+    }
+}

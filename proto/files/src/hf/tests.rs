@@ -1,0 +1,185 @@
+//! Every family in and out, from the configurations and names that its own library writes.
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+/// Names, shapes and configurations of small models, as `tests/parity/families.py` listed them.
+fn families() -> BTreeMap<String, (Map<String, Value>, BTreeMap<String, Vec<u64>>)> {
+    serde_json::from_str(include_str!("families.json")).unwrap()
+}
+
+fn number(name: &str, at: usize) -> f32 {
+    let key = name.bytes().fold(7_u64, |key, byte| crate::mix(key ^ u64::from(byte)));
+    (crate::mix(key ^ at as u64) % 20_001) as f32 / 1e4 - 1.0
+}
+
+/// Writes a family's model of random numbers, in the type, into files of so many bytes.
+fn written(folder: &Path, name: &str, dtype: &str, file_bytes: u64) -> (Map<String, Value>, Vec<Planned>) {
+    let (config, tensors) = families().remove(name).unwrap();
+    fs::write(folder.join(CONFIG), serde_json::to_vec(&config).unwrap()).unwrap();
+    let planned: Vec<Planned> = tensors
+        .into_iter()
+        .map(|(name, shape)| Planned { name, shape, dtype: Some(dtype.to_owned()) })
+        .collect();
+    store::write(folder, &planned, file_bytes, |name| {
+        let count = planned.iter().find(|of| of.name == name).unwrap().shape.iter().product::<u64>();
+        let zero = name == "final_logits_bias";
+        Ok((0..count as usize).map(|at| if zero { 0.0 } else { number(name, at) }).collect())
+    })
+    .unwrap();
+    (config, planned)
+}
+
+fn whole(store: &Store, planned: &Planned) -> Vec<u32> {
+    let (rows, cols) = (planned.shape[0], planned.shape.get(1).copied().unwrap_or(1));
+    let values = store.read(&planned.name, Block { rows: (0, rows), cols: (0, cols) }).unwrap();
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn every_family_comes_back_bit_for_bit() {
+    for (name, _) in families() {
+        for (dtype, file_bytes) in [("F32", u64::MAX), ("BF16", 4096), ("F16", u64::MAX)] {
+            let dir = tempfile::tempdir().unwrap();
+            let (config, planned) = written(dir.path(), &name, dtype, file_bytes);
+            let opened = HfModel::open(dir.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let again = tempfile::tempdir().unwrap();
+            let mut read = |name: &str, dim, offset, len| opened.read(name, dim, offset, len);
+            export(again.path(), opened.model(), Some(opened.kept()), file_bytes, &mut read).unwrap();
+            let (before, after) = (Store::open(dir.path()).unwrap(), Store::open(again.path()).unwrap());
+            for tensor in planned.iter().filter(|tensor| !opened.kept().unused.contains(&tensor.name)) {
+                assert_eq!(after.dtype(&tensor.name).as_deref(), Some(dtype), "{name}: {}", tensor.name);
+                assert!(whole(&before, tensor) == whole(&after, tensor), "{name}: {}", tensor.name);
+            }
+            assert!(after.names().all(|of| before.shape(of).is_some()), "{name}");
+            let text = fs::read(again.path().join(CONFIG)).unwrap();
+            let found: Map<String, Value> = serde_json::from_slice(&text).unwrap();
+            assert!(config.keys().all(|key| found.contains_key(key)), "{name}: {found:?}");
+            let reopened = HfModel::open(again.path()).unwrap();
+            assert_eq!(reopened.model(), opened.model());
+        }
+    }
+}
+
+#[test]
+fn slabs_are_parts_of_the_whole_and_nothing_else_is_read() {
+    for (name, _) in families() {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path(), &name, "F32", u64::MAX);
+        let opened = HfModel::open(dir.path()).unwrap();
+        for parameter in parameter_table(opened.model()) {
+            let whole = opened.read(&parameter.name, 0, 0, parameter.shape[0]).unwrap();
+            let cols = parameter.shape.get(1).copied().unwrap_or(1) as usize;
+            for (dim, size) in (0..).zip(&parameter.shape) {
+                let (offset, len) = (size / 3, size - size / 3 - size / 4);
+                let slab = opened.read(&parameter.name, dim, offset, len).unwrap();
+                let inside = |at: &usize| {
+                    let along = [at / cols, at % cols][usize::from(dim)] as u64;
+                    (offset..offset + len).contains(&along)
+                };
+                let wanted: Vec<f32> = (0..whole.len()).filter(inside).map(|at| whole[at]).collect();
+                assert_eq!(slab, wanted, "{name}: {} along {dim}", parameter.name);
+            }
+            assert!(opened.read(&parameter.name, 0, 1, parameter.shape[0]).is_err());
+        }
+    }
+}
+
+/// Without what was kept, a model of ours finds the family that can say it.
+#[test]
+fn models_find_their_family() {
+    for (name, (config, _)) in families() {
+        let (_, model) = config::read(&config).unwrap();
+        let (family, written) = config::write(&model, None).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (_, again) = config::read(&written).unwrap();
+        assert_eq!(again, model, "{name} as {family:?}");
+    }
+    let odd = ModelSpec { logit_scale: 0.5, ..ModelSpec::llama(2, 16, 4, 2, 24, 60) };
+    let error = config::write(&odd, None).unwrap_err().to_string();
+    assert!(error.contains("the nearest, llama, differs in logit_scale (0.5)"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_followed_is_refused_by_name() {
+    let rows: [(&str, &str, Value, &str); 12] = [
+        ("llama", "model_type", json!("gemma"), "`model_type` is \"gemma\"; must be one of llama, mistral"),
+        ("llama", "hidden_act", json!("gelu"), "`hidden_act` is \"gelu\"; must be \"silu\""),
+        (
+            "llama",
+            "rope_parameters",
+            json!({"rope_type": "dynamic"}),
+            "`rope_type` is \"dynamic\"; must be default",
+        ),
+        ("llama", "hidden_size", Value::Null, "`hidden_size` is null; must be a count"),
+        ("llama", "num_key_value_heads", json!(3), "heads are no multiple of key/value heads"),
+        (
+            "llama",
+            "architectures",
+            json!(["LlamaForTokenClassification"]),
+            "a class that ends with ForCausalLM",
+        ),
+        ("qwen2", "use_sliding_window", json!(true), "`use_sliding_window` is true; must be false"),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", json!(true), "must be false"),
+        ("bert", "position_embedding_type", json!("relative_key"), "must be \"absolute\""),
+        ("longformer", "attention_window", json!([4, 8]), "must be one even number for all layers"),
+        ("big_bird", "attention_type", json!("block_sparse"), "the first and the last block see all"),
+        ("bart", "encoder_ffn_dim", json!(32), "`encoder_ffn_dim` is 32; must be 24"),
+    ];
+    for (family, key, value, told) in rows {
+        let (mut config, _) = families().remove(family).unwrap();
+        config.insert(key.to_owned(), value);
+        let error = config::read(&config).unwrap_err().to_string();
+        assert!(error.contains(told), "{family} {key}: {error}");
+    }
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_told() {
+    let change = |change: &dyn Fn(&mut Vec<Planned>)| {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, mut planned) = written(dir.path(), "gpt2", "F32", u64::MAX);
+        change(&mut planned);
+        let values = |name: &str| {
+            let count = planned.iter().find(|of| of.name == name).unwrap().shape.iter().product::<u64>();
+            Ok(vec![1.0; count as usize])
+        };
+        store::write(dir.path(), &planned, u64::MAX, values).unwrap();
+        HfModel::open(dir.path()).err().map(|error| error.to_string())
+    };
+    let extra = |name: &str, shape: &[u64]| Planned { name: name.into(), shape: shape.into(), dtype: None };
+    assert_eq!(change(&|_| {}), None);
+    let missing = change(&|planned| drop(planned.remove(0))).unwrap();
+    assert!(
+        missing.contains("`transformer.h.0.attn.c_attn.bias` is not there; config.json says [48]"),
+        "{missing}"
+    );
+    let longer = change(&|planned| planned[0].shape = vec![49]).unwrap();
+    assert!(longer.contains("has shape [49]; config.json says [48]"), "{longer}");
+    let more = change(&|planned| planned.push(extra("transformer.extra.weight", &[3]))).unwrap();
+    assert!(more.contains("`transformer.extra.weight` is there, and a model"), "{more}");
+    assert_eq!(change(&|planned| planned.push(extra("lm_head.weight", &[60, 16]))), None);
+    let untied = change(&|planned| planned.push(extra("lm_head.weight", &[60, 15]))).unwrap();
+    assert!(untied.contains("is not the same as the tensor that config.json ties it to"), "{untied}");
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_reading_panic(at in 0_usize..4000, byte: u8, cut in 0_usize..6000) {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path(), "qwen2", "F32", u64::MAX);
+        let path = dir.path().join("model.safetensors");
+        let mut bytes = fs::read(&path).unwrap();
+        if at < bytes.len() {
+            bytes[at] = byte;
+        }
+        bytes.truncate(bytes.len().saturating_sub(cut));
+        fs::write(&path, &bytes).unwrap();
+        if let Ok(opened) = HfModel::open(dir.path()) {
+            for parameter in parameter_table(opened.model()) {
+                let _ = opened.read(&parameter.name, 0, 0, parameter.shape[0]);
+            }
+        }
+    }
+}
