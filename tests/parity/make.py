@@ -1,9 +1,10 @@
 """Makes the fixtures of tests/tests/parity.rs: small random models of the `transformers` library, with
 the sum of their token losses and its gradients, under the names that this project gives parameters.
 
-    pip install torch transformers safetensors && python tests/parity/make.py
+    pip install torch transformers safetensors && python tests/parity/make.py [FOLDER]
 """
 
+import sys
 from pathlib import Path
 
 import torch
@@ -123,6 +124,28 @@ def families():
     yield "albert", hf.AlbertForMaskedLM(config), plain(names | tail)
 
 
+def more_encoders():
+    quiet = dict(vocab_size=VOCAB, hidden_size=DIM, intermediate_size=FFN, num_hidden_layers=LAYERS,
+                 num_attention_heads=HEADS, hidden_dropout_prob=0, attention_probs_dropout_prob=0)
+    tail = {"lm_head.bias": "lm_head.bias", **both("lm_head.dense", "lm_head.dense"),
+            **both("lm_head.layer_norm", "lm_head.norm")}
+    config = hf.LongformerConfig(**quiet, max_position_embeddings=34, type_vocab_size=1, pad_token_id=1,
+                                 attention_window=[4] * LAYERS)
+    names = bert_names("longformer", LAYERS) | tail
+    for i in range(LAYERS):
+        for theirs, ours in (("query", "q"), ("key", "k"), ("value", "v")):
+            names |= both(f"longformer.encoder.layer.{i}.attention.self.{theirs}_global",
+                          f"model.layers.{i}.self_attn.global_{ours}_proj")
+    yield "longformer", hf.LongformerForMaskedLM(config), plain(names)
+    config = hf.BigBirdConfig(**quiet, max_position_embeddings=32, attention_type="original_full")
+    tail = {"cls.predictions.bias": "lm_head.bias", **both("cls.predictions.transform.dense", "lm_head.dense"),
+            **both("cls.predictions.transform.LayerNorm", "lm_head.norm")}
+    yield "big_bird", hf.BigBirdForMaskedLM(config), plain(bert_names("bert", LAYERS) | tail)
+    config = hf.BertConfig(**quiet, max_position_embeddings=32, num_labels=3, classifier_dropout=0)
+    tail = {**both("bert.pooler.dense", "pooler.dense"), **both("classifier", "classifier")}
+    yield "bert_classes", hf.BertForSequenceClassification(config), plain(bert_names("bert", LAYERS) | tail)
+
+
 def t5_names():
     """The tables of relative positions lie in the first block of each stack."""
     names = {"shared.weight": "model.embed_tokens.weight", "encoder.final_layer_norm.weight": "model.encoder.norm.weight",
@@ -178,8 +201,8 @@ def encoder_decoders():
 
 
 def main():
-    folder = Path(__file__).parent
-    for index, (name, model, rows) in enumerate([*families(), *encoder_decoders()]):
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
+    for index, (name, model, rows) in enumerate([*families(), *encoder_decoders(), *more_encoders()]):
         torch.manual_seed(index)
         with torch.no_grad():
             for which, p in model.named_parameters():
@@ -190,11 +213,17 @@ def main():
         if model.config.is_encoder_decoder:
             source = {"source": torch.randint(2, VOCAB, (ROWS, TOKENS))}
             inputs = {"input_ids": source["source"], "decoder_input_ids": ids[:, :-1]}
-        logits = model(**inputs).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+        if name == "longformer":
+            # The first token sees all, and is seen by all.
+            inputs["global_attention_mask"] = torch.zeros_like(inputs["input_ids"])
+            inputs["global_attention_mask"][:, 0] = 1
+        logits, targets = model(**inputs).logits, ids[:, 1:]
+        if logits.dim() == 2:
+            logits, targets = logits[:, None], ids[:, -1:] % logits.shape[-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         loss.backward()
         tensors = {key: value.contiguous().clone() for key, value in rows(model)}
-        tensors |= {"ids": ids[:, :-1].contiguous(), "targets": ids[:, 1:].contiguous(), "loss": loss.detach()} | source
+        tensors |= {"ids": ids[:, :-1].contiguous(), "targets": targets.contiguous(), "loss": loss.detach()} | source
         save_file(tensors, folder / f"{name}.safetensors")
         print(f"{name}: {sum(v.numel() for k, v in tensors.items() if k.startswith('w/'))} weights, loss {loss:.6f}")
 

@@ -5,7 +5,7 @@
 //! summed loss, and the gradient of every parameter.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use coxswain_comm::MemoryStore;
@@ -38,7 +38,10 @@ struct Fixture(BTreeMap<String, Tensor>);
 
 impl Fixture {
     fn open(name: &str) -> Result<Fixture> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("parity/{name}.safetensors"));
+        // `cargo xtask parity` makes them anew, in a folder of its own.
+        let folder = std::env::var_os("COXSWAIN_PARITY").map(PathBuf::from);
+        let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("parity"));
+        let path = folder.join(format!("{name}.safetensors"));
         let tensors = Tensor::read_safetensors(&path).with_context(|| path.display().to_string())?;
         Ok(Fixture(tensors.into_iter().collect()))
     }
@@ -81,16 +84,20 @@ fn rank(a: &Assignment, store: MemoryStore, name: &str) -> Result<(f64, Vec<Slic
 }
 
 fn hold(name: &str, model: &str) -> Result<()> {
+    // Under infilling a decoder's sequence is as long as its encoder's, as in the fixtures.
+    let mends = model.contains("encoder-decoder");
+    hold_with(name, model, if mends { &[("train.corruption", "infilling")] } else { &[] })
+}
+
+fn hold_with(name: &str, model: &str, more: &[(&str, &str)]) -> Result<()> {
     let fixture = Fixture::open(name)?;
     for (pipeline, tensor) in [(1, 1), (2, 2)] {
         let sets: Vec<_> =
             [("model", model.to_owned()), ("layout", format!("{{pipeline: {pipeline}, tensor: {tensor}}}"))]
                 .map(|(path, value)| (path.to_owned(), value))
                 .into();
-        // Under infilling a decoder's sequence is as long as its encoder's, as in the fixtures.
-        let mends = model.contains("encoder-decoder");
-        let infilling = mends.then(|| ("train.corruption".to_owned(), "infilling".to_owned()));
-        let sets: Vec<_> = sets.into_iter().chain(infilling).collect();
+        let more = more.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned()));
+        let sets: Vec<_> = sets.into_iter().chain(more).collect();
         let assignments = assignments_of(JOB, &sets).context(name.to_owned())?;
         let table = parameter_table(&assignments[0].spec.model);
         let ours: Vec<_> = table.iter().map(|parameter| format!("w/{}", parameter.name)).collect();
@@ -140,7 +147,19 @@ fn encoders() -> Result<()> {
     hold("bert", &format!("{{{BERT}, activation: gelu, token_types: 2}}"))?;
     hold("roberta", &format!("{{{BERT}, activation: gelu, token_types: 1, position_offset: 2}}"))?;
     let albert = "activation: gelu-tanh, token_types: 2, embedding_dim: 8, layer_groups: 1";
-    hold("albert", &format!("{{{BERT}, {albert}}}"))
+    hold("albert", &format!("{{{BERT}, {albert}}}"))?;
+    hold("big_bird", &format!("{{{BERT}, activation: gelu-tanh, token_types: 2}}"))?;
+    let window = "attention: {kind: longformer, window: 2, global: 1, projections: true}";
+    hold("longformer", &format!("{{{BERT}, activation: gelu, token_types: 1, position_offset: 2, {window}}}"))
+}
+
+#[test]
+fn classes() -> Result<()> {
+    let classes = "activation: gelu, token_types: 2, head: pooled, classes: 3";
+    let bert = BERT.replace(", tied_embeddings: true", "");
+    // Neither is read: the fixture has the weights and the tokens.
+    let given = [("data", "{labelled: lines.tsv}"), ("train.start_from", "elsewhere")];
+    hold_with("bert_classes", &format!("{{{bert}, {classes}}}"), &given)
 }
 
 #[test]

@@ -122,7 +122,8 @@ impl<R: Read> Reader<R> {
             3 => f64::from(i16::from_le_bytes(self.bytes()?)),
             4 => f64::from(self.u32()?),
             5 => f64::from(i32::from_le_bytes(self.bytes()?)),
-            6 => f64::from(f32::from_le_bytes(self.bytes()?)),
+            // The decimal that was meant, not the float's own: 1e-5 and not 9.999999747e-6.
+            6 => f32::from_le_bytes(self.bytes()?).to_string().parse().unwrap_or(f64::NAN),
             10 => self.u64()? as f64,
             11 => i64::from_le_bytes(self.bytes()?) as f64,
             12 => f64::from_le_bytes(self.bytes()?),
