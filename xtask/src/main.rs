@@ -5,7 +5,8 @@
 //! - [`demo`]: `demo`, from nothing to a trained model and a passage generated from it;
 //! - [`test`]: `test`, everything that must hold before a change lands;
 //! - [`tidy`]: `tidy`, rules of the tree that no compiler checks;
-//! - [`bench`]: `bench`, our training step beside PyTorch's own.
+//! - [`bench`]: `bench`, our training step beside PyTorch's own;
+//! - [`parity`]: `parity`, our models beside the reference implementations.
 //!
 //! These lean on [`texts`] (the demo's English), [`pip`] (pinned downloads), [`repo`] (where things
 //! lie) and [`run`] (commands whose failures explain themselves).
@@ -13,6 +14,7 @@
 mod bench;
 mod demo;
 mod libtorch;
+mod parity;
 mod pip;
 mod repo;
 mod run;
@@ -51,6 +53,8 @@ enum Command {
     Tidy,
     /// Measure our training step beside PyTorch's own.
     Bench(bench::Args),
+    /// Compare models with the reference implementations, or a real one with its published behaviour.
+    Parity(parity::Args),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +75,7 @@ fn dispatch(command: Command, repo: &Repo) -> Result<()> {
         Command::Test(args) => test::test(repo, &args),
         Command::Tidy => tidy::tidy(repo),
         Command::Bench(args) => bench::bench(repo, &args),
+        Command::Parity(args) => parity::parity(repo, &args),
     }
 }
 

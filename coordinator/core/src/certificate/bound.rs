@@ -49,11 +49,14 @@ pub(super) fn reason(one: &JobSpec, other: &JobSpec) -> Option<String> {
     let shards = [one, other].map(|spec| spec.train.shards(spec.layout.tensor));
     if shards[0] != shards[1] {
         let [one, other] = shards;
-        reasons.push(format!(
-            "products are sums of {other} instead of {one} partial products; with train.tensor_shards={} the bits \
-             are the same",
-            one.max(other)
-        ));
+        let most = one.max(other);
+        // Only trees over a power of two of shards are the same for every number of ranks.
+        let remedy = if most.is_power_of_two() {
+            format!("; with train.tensor_shards={most} the bits are the same")
+        } else {
+            String::new()
+        };
+        reasons.push(format!("products are sums of {other} instead of {one} partial products{remedy}"));
     } else if other.train.tensor_shards.is_none()
         && shards[1] > 1
         && one.layout.sequence_parallel != other.layout.sequence_parallel

@@ -5,8 +5,11 @@ use serde_json::json;
 
 use super::*;
 
+/// A configuration, and the shapes of tensors.
+type Listed = (Map<String, Value>, BTreeMap<String, Vec<u64>>);
+
 /// Names, shapes and configurations of small models, as `tests/parity/families.py` listed them.
-fn families() -> BTreeMap<String, (Map<String, Value>, BTreeMap<String, Vec<u64>>)> {
+fn families() -> BTreeMap<String, Listed> {
     serde_json::from_str(include_str!("families.json")).unwrap()
 }
 
