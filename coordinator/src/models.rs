@@ -103,6 +103,12 @@ impl Source {
         }
     }
 
+    /// A count of the configuration.
+    fn count(&self, key: &str) -> Option<u32> {
+        let Source::Hf(model) = self else { return None };
+        model.kept().config.get(key)?.as_u64().and_then(|id| u32::try_from(id).ok())
+    }
+
     /// The token that ends a text, as far as the model says.
     fn end_of_text(&self) -> Option<u32> {
         match self {
@@ -201,6 +207,7 @@ fn tokens(args: &Import, source: &Source) -> Result<PreparedData> {
     let end = source.end_of_text().or_else(|| known(&["<|endoftext|>", "</s>", "[SEP]"]));
     data.end_of_text = end.unwrap_or(0);
     data.mask = known(&["[MASK]", "<mask>", "<extra_id_0>"]).filter(|id| *id < source.model().vocab);
+    data.decoder_start = source.count("decoder_start_token_id");
     data.tokenizer_digest = Some(digest_bytes(&bytes));
     Ok(data)
 }

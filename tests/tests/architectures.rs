@@ -14,6 +14,7 @@ const FFN: &str = "train.checkpointing=ffn";
 const ZERO_BUBBLE: &str = "layout.schedule=zb-h1";
 const DROP: &str = "train.dropout=0.1";
 const DROP_ATTENTION: &str = "train.attention_dropout=0.1";
+const WORDS: &str = "train.whole_words=true";
 const BF16: &str = "train.precision=bf16";
 
 /// Parts of a model that stay the same over the rows of a table.
@@ -80,6 +81,8 @@ fn encoders() -> Result<()> {
             ("bert, tp4", (1, 4, 1), &[T4, ATTENTION], &[Bits("bert, one")]),
             ("bert, bf16", (1, 1, 1), &[T4, BF16], &[Near("bert, one")]),
             ("bert, bf16, pp2 tp2", (2, 2, 1), &[T4, BF16], &[Bits("bert, bf16")]),
+            ("bert, whole words", (1, 1, 1), &[T4, WORDS], &[Differs("bert, one")]),
+            ("bert, whole words, pp2", (2, 1, 1), &[T4, WORDS], &[Bits("bert, whole words")]),
         ],
     )?;
     hold(

@@ -52,6 +52,37 @@ fn classes_are_learned_from_pretrained_weights_to_the_same_bits_in_every_layout(
     table.end()
 }
 
+/// Prompts whose answers are two of their own words, for a decoder and for an encoder with its decoder.
+#[test]
+fn answers_to_prompts_train_to_the_same_bits_in_every_layout() -> Result<()> {
+    let decoder: &[&str] = &[];
+    let both: &[&str] = &["model.architecture=encoder-decoder", "model.layers=2", "model.positions=relative"];
+    for model in [decoder, both] {
+        let folder = Folder::new()?;
+        let mut lines = String::new();
+        for words in text(900).split_whitespace().collect::<Vec<_>>().chunks_exact(5).take(200) {
+            let _ = writeln!(lines, "{}\t{} {}", words.join(" "), words[4], words[0]);
+        }
+        std::fs::write(folder.path().join("pairs.tsv"), lines)?;
+        let mut table = Table::new(&folder);
+        let rows: [Row; 3] = [
+            ("one", (1, 1, 1), &[T4], &[]),
+            ("pp2 tp2, split", (2, 2, 1), &[T4, "layout.sequence_parallel=true"], &[Bits("one")]),
+            ("pp2 dp2, ZeRO", (2, 1, 2), &[T4, "layout.zero=1"], &[Bits("one")]),
+        ];
+        for row in &rows {
+            let task = ["data={pairs: pairs.tsv}", "train.steps=10"];
+            let job = model.iter().chain(&task).fold(table.job(row), |run, set| run.set(set));
+            table.compare(row.0, &job, row.3)?;
+        }
+        let losses = &table.summary("one")?.losses;
+        let (first, last) = (losses.values().next(), losses.values().last());
+        ensure!(first > last, "the loss goes from {first:?} to {last:?}");
+        table.end()?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_run_goes_on_from_the_weights_of_another() -> Result<()> {
     let folder = Folder::new()?;

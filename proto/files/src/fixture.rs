@@ -56,6 +56,8 @@ pub(crate) fn spec(data: DataSpec) -> JobSpec {
             masked: 0.15,
             corruption: coxswain_types::job::Corruption::Spans,
             separate_documents: false,
+            whole_words: false,
+            pairs: false,
             start_from: None,
         },
         layout: Layout {

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::PreparedData;
 use coxswain_types::job::{DataSpec, Lengths, reserved_tokens};
-use coxswain_types::model::Head;
 use serde::{Deserialize, Serialize};
 
 pub use crate::hash::mix;
@@ -32,9 +31,10 @@ pub const HELD_OUT_TEXT: &str = "data/held_out.txt";
 /// What all of this was made from, below the run's folder.
 pub const PREPARED: &str = "data/prepared.json";
 
-mod labelled;
+mod lines;
 mod start;
 
+use lines::Lines;
 use start::Start;
 
 /// Grows when the same inputs come to give other tokens.
@@ -91,8 +91,8 @@ pub enum PrepareError {
         /// Tokens that there are.
         tokens: u64,
     },
-    /// A line of labelled text says no class.
-    #[error("data.labelled: {path}, line {line}: {what}", path = path.display())]
+    /// A line is no sample.
+    #[error("{path}, line {line}: {what}", path = path.display())]
     Line {
         /// The file.
         path: PathBuf,
@@ -151,9 +151,9 @@ enum Inputs {
         /// The digest of the tokenizer that is there already.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tokenizer: Option<String>,
-        /// Of labelled lines: classes, and tokens of a line.
+        /// What lines are, where each is a sample.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        lines: Option<(u32, u32)>,
+        lines: Option<Lines>,
     },
     Synthetic {
         tokens: u64,
@@ -191,15 +191,14 @@ fn prepare_as(
     let start = Start::of(spec)?;
     let vocab = spec.model.vocab.saturating_sub(reserved_tokens(&spec.model, &spec.train));
     let (inputs, texts) = match &spec.data {
-        DataSpec::Text { files, held_out } | DataSpec::Labelled { files, held_out } => {
+        DataSpec::Text { files, held_out }
+        | DataSpec::Labelled { files, held_out }
+        | DataSpec::Pairs { files, held_out } => {
             let texts = read_texts(files)?;
             let digests = texts.iter().map(|text| digest_bytes(text.as_bytes())).collect();
             let tokenizer = start.as_ref().and_then(|start| start.tokenizer.as_ref());
             let tokenizer = tokenizer.map(|tokenizer| digest_bytes(&tokenizer.to_bytes()));
-            let lines = match (&spec.data, spec.model.head) {
-                (DataSpec::Labelled { .. }, Head::Pooled { classes }) => Some((classes, spec.train.sequence)),
-                _ => None,
-            };
+            let lines = Lines::of(spec);
             (Inputs::Text { digests, held_out: *held_out, vocab, tokenizer, lines }, texts)
         }
         DataSpec::Synthetic { tokens } => {
@@ -296,12 +295,12 @@ fn make_text(
     dir: &Path,
     spec: &JobSpec,
     texts: &[String],
-    (share, vocab, lines): (f64, u32, Option<(u32, u32)>),
+    (share, vocab, lines): (f64, u32, Option<Lines>),
     start: Option<&Start>,
 ) -> Result<(PreparedData, Option<String>), PrepareError> {
     let border = |text: &str| match lines {
         None => held_out_start(text, share),
-        Some(_) => labelled::held_out_start(text, share),
+        Some(_) => lines::held_out_start(text, share),
     };
     let parts = texts.iter().map(|text| text.split_at(border(text)));
     let (train, held_out): (Vec<&str>, Vec<&str>) = parts.unzip();
@@ -315,10 +314,12 @@ fn make_text(
     let end_of_text = first.map_or(END_OF_TEXT_ID, |data| data.end_of_text);
     let tokens = |texts: &[&str], first_lines: &[usize]| match lines {
         None => join(&tokenizer, texts, end_of_text).map_err(PrepareError::from),
-        Some(limits) => {
-            let DataSpec::Labelled { files, .. } = &spec.data else { return Ok(Vec::new()) };
+        Some(lines) => {
+            let (DataSpec::Labelled { files, .. } | DataSpec::Pairs { files, .. }) = &spec.data else {
+                return Ok(Vec::new());
+            };
             let of_file = |at: usize| (files[at].as_str(), texts[at], first_lines[at]);
-            labelled::rows(&tokenizer, (0..texts.len()).map(of_file), limits)
+            lines.rows(&tokenizer, (0..texts.len()).map(of_file), end_of_text)
         }
     };
     let lines_before: Vec<usize> = train.iter().map(|text| text.matches('\n').count()).collect();
@@ -326,6 +327,7 @@ fn make_text(
         tokenizer_digest: Some(digest_bytes(&tokenizer.to_bytes())),
         end_of_text,
         mask: first.and_then(|data| data.mask),
+        decoder_start: first.and_then(|data| data.decoder_start),
         ..PreparedData::of_tokens(write_tokens(dir, TRAIN, &tokens(&train, &vec![0; train.len()])?)?)
     };
     if share == 0.0 {

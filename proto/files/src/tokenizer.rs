@@ -229,6 +229,24 @@ impl Tokenizer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Whether each token, by id, begins a word, as far as tokens tell: by the blank before it, or of pieces
+    /// (`##`) by the lack of their mark.
+    pub fn word_starts(&self) -> Vec<bool> {
+        let tokens: Vec<String> =
+            (0..self.vocab_size()).map(|id| self.inner.id_to_token(id).unwrap_or_default()).collect();
+        if tokens.iter().any(|token| token.starts_with("##")) {
+            return tokens.iter().map(|token| !token.starts_with("##")).collect();
+        }
+        // What is no letter ends a word, and so does a blank, in each of the forms in which it is written.
+        let begins = |token: &String| {
+            let first = token.chars().next();
+            first.is_none_or(|first| {
+                matches!(first, '\u{120}' | '\u{10a}' | '\u{2581}') || !first.is_alphanumeric()
+            })
+        };
+        tokens.iter().map(begins).collect()
+    }
+
     /// The token of that spelling, such as `[MASK]`.
     pub fn id_of(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

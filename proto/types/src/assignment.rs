@@ -125,6 +125,9 @@ pub struct PreparedData {
     /// vocabulary's last one, where it is `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<u32>,
+    /// The token that a decoder behind an encoder begins with; that which ends a text, where it is `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoder_start: Option<u32>,
     /// Where weights at birth come from, if not from the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
@@ -149,6 +152,7 @@ impl PreparedData {
             held_out_bytes: 0,
             end_of_text: 0,
             mask: None,
+            decoder_start: None,
             weights: None,
         }
     }

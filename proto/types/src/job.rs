@@ -48,6 +48,13 @@ pub enum DataSpec {
         /// The share of lines at the end of each file that is kept for the held-out loss, in `0..0.5`.
         held_out: f64,
     },
+    /// Files of lines, each a prompt, a tab, and the answer to it.
+    Pairs {
+        /// Absolute paths.
+        files: Vec<String>,
+        /// The share of lines at the end of each file that is kept for the held-out loss, in `0..0.5`.
+        held_out: f64,
+    },
     /// Uniformly random tokens, for measurements of speed.
     Synthetic {
         /// How many tokens.
@@ -102,6 +109,12 @@ pub struct TrainSpec {
     pub corruption: Corruption,
     /// Whether a token sees its own document only, where a sample holds parts of several.
     pub separate_documents: bool,
+    /// Whether a masked word is hidden with all its tokens.
+    #[serde(default)]
+    pub whole_words: bool,
+    /// Whether samples are prompts with answers, of which answers alone are asked for.
+    #[serde(default)]
+    pub pairs: bool,
     /// The absolute path of a run's folder, or of an imported model's: its newest checkpoint has the weights
     /// at birth, and its tokenizer is the job's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,7 +167,15 @@ impl Lengths {
             // A line of labelled text: its class, its number of tokens, and these, filled up.
             return Lengths { window: sequence.saturating_add(2), source: 0, target: sequence };
         }
-        if model.architecture != Architecture::EncoderDecoder {
+        let both = model.architecture == Architecture::EncoderDecoder;
+        if train.pairs {
+            // Two lengths come before the tokens: of one after the other, which is an input less than
+            // there are tokens, or of two texts.
+            let window = sequence.saturating_mul(if both { 2 } else { 1 });
+            let window = window.saturating_add(if both { 2 } else { 3 });
+            return Lengths { window, source: if both { sequence } else { 0 }, target: sequence };
+        }
+        if !both {
             return Lengths { window: sequence, source: 0, target: sequence };
         }
         match train.corruption {
@@ -192,6 +213,7 @@ pub fn noise(window: u32, share: f64) -> (u32, u32) {
 /// Tokens at the end of the vocabulary that no text has, but stand for parts of it.
 pub fn reserved_tokens(model: &ModelSpec, train: &TrainSpec) -> u32 {
     match (model.architecture, train.corruption) {
+        (Architecture::EncoderDecoder, _) if train.pairs => 0,
         (Architecture::EncoderDecoder, Corruption::Spans) => {
             noise(Lengths::of(model, train).window, train.masked).1
         }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use coxswain_files::hash::draw;
-use coxswain_files::{Samples, TokenFile, sample_index};
+use coxswain_files::{Samples, TokenFile, Tokenizer, sample_index};
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::{self, PreparedData};
 use coxswain_types::job::Lengths;
@@ -42,7 +42,7 @@ impl MicroBatchData {
 }
 
 /// What a token is trained to tell.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Objective {
     /// The token after it.
     Next,
@@ -52,10 +52,14 @@ enum Objective {
     Mend(Mending),
     /// The class of the text, which the first token is asked for.
     Class,
+    /// The answer after its prompt.
+    Answer,
+    /// The answer to what its encoder reads; a decoder's text begins with this token.
+    Reply(u32),
 }
 
 /// Which tokens are hidden: a function of (seed, sample, place).
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Masking {
     key: u64,
     rate: f64,
@@ -63,6 +67,8 @@ struct Masking {
     mask: u32,
     /// How many tokens are text.
     text: u32,
+    /// Whether each token begins a word, where whole words are hidden.
+    words: Option<Vec<bool>>,
 }
 
 impl Masking {
@@ -71,10 +77,21 @@ impl Masking {
     fn hide(&self, sample: u64, tokens: &[i64]) -> (Vec<i64>, Vec<i64>) {
         let key = draw(self.key, sample);
         let unit = |bits: u64| (bits >> 11) as f64 / (1_u64 << 53) as f64;
+        // The first token of each place's word, whose draw is that of all its tokens.
+        let begins =
+            |id: i64| self.words.as_ref().is_none_or(|of| of.get(id as usize).is_none_or(|begins| *begins));
+        let mut first = 0;
+        let firsts: Vec<usize> = (0..tokens.len())
+            .map(|at| {
+                first = if begins(tokens[at]) { at } else { first };
+                first
+            })
+            .collect();
         let mut chosen: Vec<usize> =
-            (0..tokens.len()).filter(|at| unit(draw(key, *at as u64)) < self.rate).collect();
+            (0..tokens.len()).filter(|at| unit(draw(key, firsts[*at] as u64)) < self.rate).collect();
         if chosen.is_empty() && !tokens.is_empty() {
-            chosen.push((draw(key, u64::MAX) % tokens.len() as u64) as usize);
+            let one = firsts[(draw(key, u64::MAX) % tokens.len() as u64) as usize];
+            chosen = (0..tokens.len()).filter(|at| firsts[*at] == one).collect();
         }
         let (mut ids, mut targets) = (tokens.to_vec(), vec![-1; tokens.len()]);
         for at in chosen {
@@ -124,6 +141,11 @@ impl Tokens {
         let lengths = Lengths::of(&spec.model, train);
         let (vocab, end_of_text) = (spec.model.vocab, data.end_of_text);
         let mask = data.mask.unwrap_or(vocab - 1);
+        let words = (train.whole_words && data.tokenizer_digest.is_some()).then(|| {
+            let tokenizer = Tokenizer::load(&directory.join(coxswain_files::prepare::TOKENIZER))?;
+            Ok::<_, EngineError>(tokenizer.word_starts())
+        });
+        let words = words.transpose()?;
         // A draw apart from those of samples, dropout and values at birth.
         let key = draw(train.seed, u64::from(b'm'));
         let tokens = Tokens {
@@ -134,17 +156,22 @@ impl Tokens {
             rows: train.micro_batch,
             micro_batches: train.micro_batches,
             objective: match spec.model.head {
+                _ if train.pairs && lengths.source > 0 => {
+                    Objective::Reply(data.decoder_start.unwrap_or(end_of_text))
+                }
+                _ if train.pairs => Objective::Answer,
                 _ if lengths.source > 0 => Objective::Mend(Mending {
                     key,
                     corruption: train.corruption,
                     share: train.masked,
                     mask,
                     end_of_text,
+                    start: data.decoder_start.unwrap_or(end_of_text),
                 }),
                 Head::MaskedLm => {
                     // Of a vocabulary of our own all tokens but the last are text.
                     let text = if mask == vocab - 1 { mask } else { vocab };
-                    Objective::Masked(Masking { key, rate: train.masked, mask, text })
+                    Objective::Masked(Masking { key, rate: train.masked, mask, text, words })
                 }
                 Head::Lm => Objective::Next,
                 Head::Pooled { .. } => Objective::Class,
@@ -216,7 +243,7 @@ impl Tokens {
             if self.separate {
                 documents.push(documents_of(&window[..len], sequence, self.end_of_text));
             }
-            let (row_ids, row_targets) = match self.objective {
+            let (row_ids, row_targets) = match &self.objective {
                 Objective::Next => (window[..len].to_vec(), window.get(1..).unwrap_or_default().to_vec()),
                 Objective::Masked(masking) => {
                     counts.push(len as u32);
@@ -228,6 +255,14 @@ impl Tokens {
                     targets.push(class);
                     pad(&mut ids, text.to_vec(), sequence, 0);
                     continue;
+                }
+                Objective::Answer => answered(&window[..len]),
+                Objective::Reply(start) => {
+                    let (prompt, answer) = replied(&window[..len], source_len);
+                    counts.push(prompt.len() as u32);
+                    pad(&mut source, prompt.to_vec(), source_len, 0);
+                    let begun = std::iter::once(i64::from(*start)).chain(answer.iter().copied());
+                    (begun.take(answer.len()).collect(), answer.to_vec())
                 }
                 Objective::Mend(mending) => {
                     let mended = mending.corrupt(sample, &window[..len]);
@@ -262,6 +297,23 @@ fn pad(rows: &mut Vec<i64>, row: Vec<i64>, len: usize, with: i64) {
     rows.resize(end, with);
 }
 
+/// The inputs and targets of a row of pairs that stand one after the other: a token of the prompt is asked
+/// for nothing but the answer's first.
+fn answered(row: &[i64]) -> (Vec<i64>, Vec<i64>) {
+    let [prompt, answer, tokens @ ..] = row else { return (Vec::new(), Vec::new()) };
+    let all = &tokens[..((prompt + answer) as usize).min(tokens.len())];
+    let targets = all.iter().enumerate().skip(1);
+    let targets = targets.map(|(at, id)| if at as i64 >= *prompt { *id } else { -1 }).collect();
+    (all[..all.len().saturating_sub(1)].to_vec(), targets)
+}
+
+/// The prompt and the answer of a row of pairs that stand apart.
+fn replied(row: &[i64], field: usize) -> (&[i64], &[i64]) {
+    let [prompt, answer, tokens @ ..] = row else { return (&[], &[]) };
+    let (one, other) = tokens.split_at(field.min(tokens.len()));
+    (&one[..(*prompt as usize).min(one.len())], &other[..(*answer as usize).min(other.len())])
+}
+
 /// The class of a row of a labelled file, and its tokens; none of an empty row.
 fn labelled(row: &[i64]) -> (i64, &[i64]) {
     match row {
@@ -292,7 +344,7 @@ mod tests {
 
     #[test]
     fn masking_hides_the_share_it_should_and_asks_for_what_it_hides() {
-        let masking = Masking { key: 7, rate: 0.15, mask: 999, text: 999 };
+        let masking = Masking { key: 7, rate: 0.15, mask: 999, text: 999, words: None };
         let tokens: Vec<i64> = (0..1000).map(|i| i % 500).collect();
         let mut counts = [0_u32; 4];
         for sample in 0..100 {
@@ -317,6 +369,36 @@ mod tests {
     #[test]
     fn documents_end_with_the_end_of_text() {
         assert_eq!(*documents_of(&[1, 2, 9, 3, 9, 4], 8, 9), [0, 0, 0, 1, 1, 2, 3, 3]);
+    }
+
+    #[test]
+    fn whole_words_are_hidden_together() {
+        // Every third token begins a word.
+        let words: Vec<bool> = (0..1000).map(|id| id % 3 == 0).collect();
+        let masking = Masking { key: 7, rate: 0.15, mask: 999, text: 999, words: Some(words) };
+        let tokens: Vec<i64> = (0..999).collect();
+        let mut asked = 0;
+        for sample in 0..100 {
+            let (_, targets) = masking.hide(sample, &tokens);
+            for word in targets.chunks(3) {
+                assert!(word.iter().all(|target| (*target >= 0) == (word[0] >= 0)), "{word:?}");
+                asked += usize::from(word[0] >= 0);
+            }
+        }
+        assert!((4_500..5_500).contains(&asked), "{asked} of 33300 words, 15 of 100");
+        assert_eq!(
+            masking.hide(0, &[4, 5, 7]).1,
+            [4, 5, 7],
+            "a word whose beginning is not there is one too"
+        );
+    }
+
+    #[test]
+    fn answers_alone_are_asked_for() {
+        assert_eq!(answered(&[2, 2, 7, 8, 5, 0, 0]), (vec![7, 8, 5], vec![-1, 5, 0]));
+        assert_eq!(answered(&[]), (vec![], vec![]));
+        assert_eq!(replied(&[2, 1, 7, 8, 0, 5, 0, 0], 3), ([7, 8].as_slice(), [5].as_slice()));
+        assert_eq!(replied(&[], 3), ([].as_slice(), [].as_slice()));
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct Generator {
     mask: u32,
     reserved: u32,
     end_of_text: u32,
+    /// What a decoder behind an encoder begins with.
+    start: u32,
     tokenizer: Tokenizer,
 }
 
@@ -70,7 +72,9 @@ impl Generator {
         load_weights(&checkpoint, &parameters)?;
         let data = &checkpoint.manifest().data;
         let (mask, end_of_text) = (data.mask.unwrap_or(model.vocab - 1), data.end_of_text);
-        Ok(Generator { stage, model, corruption: train.corruption, mask, reserved, end_of_text, tokenizer })
+        let start = data.decoder_start.unwrap_or(end_of_text);
+        let corruption = train.corruption;
+        Ok(Generator { stage, model, corruption, mask, reserved, end_of_text, start, tokenizer })
     }
 
     /// Writes up to `count` tokens after `prompt`, handing each piece of text to `show` as soon as
@@ -88,7 +92,7 @@ impl Generator {
         if self.model.encoder_layers > 0 {
             ids.push(end);
             memory = Some(tch::no_grad(|| encode(&self.stage, &self.model, &ids))?);
-            ids = vec![end];
+            ids = vec![i64::from(self.start)];
         }
         if ids.is_empty() {
             ids.push(end);

@@ -80,7 +80,8 @@ pub(super) fn check(raw: RawJob, base: &Path, purpose: Purpose) -> Result<JobSpe
     check_name(&raw.name, &mut faults);
     let layout = raw.layout.clone().unwrap_or_default();
     let model = model::model(&raw.model, &mut faults);
-    let train = train::train(&raw.train, layout.data.unwrap_or(1), base, &mut faults);
+    let mut train = train::train(&raw.train, layout.data.unwrap_or(1), base, &mut faults);
+    train.pairs = raw.data.pairs.is_some();
     model::check_training(&model, &raw.train, &train, &mut faults);
     let data = data::data(raw.data, base, &model, &train, &mut faults);
     if let Some(shards) = train.tensor_shards {

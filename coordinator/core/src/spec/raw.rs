@@ -34,7 +34,7 @@ pub struct RawJob {
     pub checkpoint: Option<RawCheckpoint>,
 }
 
-/// `data`: where tokens come from; one of `text`, `labelled` and `synthetic`.
+/// `data`: where tokens come from; one of `text`, `labelled`, `pairs` and `synthetic`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawData {
@@ -45,6 +45,11 @@ pub struct RawData {
     /// from 0 on, a tab, and a text of that class. Texts of more than `train.sequence` tokens are cut.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labelled: Option<Paths>,
+    /// One path or a list of paths of files of pairs, for decoders and encoder-decoders: a prompt, a tab, and
+    /// its answer. Only the answer's tokens count in the loss. A decoder reads one after the other, cut to
+    /// `train.sequence` tokens; an encoder reads the prompt and its decoder writes the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<Paths>,
     /// The share at the end of each file that is kept for the held-out loss: 0 to below 0.5.
     /// Default: 0.05.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -171,6 +176,10 @@ pub struct RawTrain {
     /// are taken out. Default: 0.15, and 0.3 where `corruption` is `infilling`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masked: Option<f64>,
+    /// Whether a masked language model is asked for whole words: all tokens of a word that is asked for.
+    /// Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub whole_words: Option<bool>,
     /// What an encoder-decoder is asked to mend. `spans`: spans of `masked` of the text (three tokens each
     /// on average) are taken out, each for a token of its own, and the decoder writes the spans (T5).
     /// `infilling`: one token stands for each, and the decoder writes the whole text (BART). Default:

@@ -59,7 +59,7 @@ const FLAG: Allowed = Words { words: "`true` or `false`", fit: &["true", "false"
 const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
 
 /// Beside this, keys have the rules of [`RULES`].
-const ALLOWED: [(&str, Allowed); 48] = [
+const ALLOWED: [(&str, Allowed); 50] = [
     (
         "name",
         Words {
@@ -67,6 +67,8 @@ const ALLOWED: [(&str, Allowed); 48] = [
         },
     ),
     ("data.text", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
+    ("data.pairs", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
+    ("train.whole_words", FLAG),
     ("data.labelled", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
     (
         "data.held_out",
@@ -195,6 +197,8 @@ fn beside(path: &str) -> Sets {
         "train.momentum" => &[("train.optimizer", "muon")],
         "train.decay_steps" => &[("train.learning_rate_schedule", "wsd")],
         "train.masked" => &[("model.architecture", "encoder"), ("model.vocab", "600")],
+        "train.whole_words" => &[("model.architecture", "encoder"), ("model.vocab", "600")],
+        "data.pairs" => &[("data", "{}")],
         "train.corruption" => &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")],
         "data.labelled" => &[
             ("data", "{}"),

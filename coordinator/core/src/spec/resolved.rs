@@ -24,13 +24,16 @@ pub fn resolved_yaml(job: &JobSpec) -> Result<String, SpecError> {
 }
 
 fn unchecked(job: &JobSpec) -> RawJob {
-    let nothing = RawData { text: None, labelled: None, held_out: None, synthetic: None };
+    let nothing = RawData { text: None, labelled: None, pairs: None, held_out: None, synthetic: None };
     let data = match &job.data {
         DataSpec::Text { files, held_out } => {
             RawData { text: Some(Paths::Many(files.clone())), held_out: Some(*held_out), ..nothing }
         }
         DataSpec::Labelled { files, held_out } => {
             RawData { labelled: Some(Paths::Many(files.clone())), held_out: Some(*held_out), ..nothing }
+        }
+        DataSpec::Pairs { files, held_out } => {
+            RawData { pairs: Some(Paths::Many(files.clone())), held_out: Some(*held_out), ..nothing }
         }
         DataSpec::Synthetic { tokens } => {
             RawData { synthetic: Some(RawSynthetic { tokens: *tokens }), ..nothing }
@@ -51,7 +54,7 @@ fn train(job: &JobSpec) -> RawTrain {
     let (train, optimizer) = (&job.train, &job.train.optimizer);
     let canonical = train.reduction == Reduction::Canonical;
     let fp16 = train.precision == Precision::Fp16;
-    let mends = job.model.architecture == Architecture::EncoderDecoder;
+    let mends = job.model.architecture == Architecture::EncoderDecoder && !train.pairs;
     let (optimizer_name, momentum) = match optimizer.kind {
         OptimizerKind::AdamW => (OptimizerName::AdamW, None),
         OptimizerKind::Muon => (OptimizerName::Muon, Some(optimizer.momentum)),
@@ -95,6 +98,7 @@ fn train(job: &JobSpec) -> RawTrain {
         evaluate_every: Some(train.evaluate_every),
         parameter_norms: Some(train.parameter_norms),
         masked: (job.model.head == Head::MaskedLm || mends).then_some(train.masked),
+        whole_words: (job.model.head == Head::MaskedLm).then_some(train.whole_words),
         corruption: mends.then_some(train.corruption),
         separate_documents: Some(train.separate_documents),
         start_from: train.start_from.clone(),

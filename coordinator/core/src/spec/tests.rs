@@ -160,7 +160,7 @@ fn the_first_fault_of_shape_is_told() {
         a number for text:
           job.yaml:1:1: name: found 17; must be a text (quote it if it looks like a number)
         a value for a map:
-          job.yaml:7:1: data: found the text `texts/a.txt`; must be a map with keys such as text, labelled, held_out, synthetic
+          job.yaml:7:1: data: found the text `texts/a.txt`; must be a map with keys such as text, labelled, pairs, held_out, synthetic
         a wrong word:
           job.yaml:11:3: train.checkpointing: found `ful`; must be none or full or attention or ffn or {budget: BYTES}; did you mean `full`?
         a map for paths:
@@ -315,8 +315,8 @@ fn single_faults_name_the_flag_that_brought_them() {
         --set layout.tensor=8: found 8; must be at most model.ffn (4): each rank holds at least one column
         --set layout.tensor=4: found 4; must divide model.kv_heads (6) or be a multiple of it: ranks hold equally many, or share one
         --set layout={pipeline: 4, tensor: 8, data: 1024}: needs 32768 workers (pipeline 4 x tensor 8 x data 1024); must be 4096 or less (each step closes with one exchange over all workers)
-        --set data={}: found nothing; must have one of text, labelled and synthetic
-        job.yaml:7:1: data: found text and synthetic; must have one of text, labelled and synthetic
+        --set data={}: found nothing; must have one of text, labelled, pairs and synthetic
+        job.yaml:7:1: data: found text and synthetic; must have one of text, labelled, pairs and synthetic
         --set data={synthetic: {tokens: 64}, held_out: 0.1}: data.held_out: goes with data.text only; random tokens hold out nothing
         --set data={synthetic: {tokens: 64}, held_out: 0.1}: data.synthetic.tokens: found 64; must be at least train.sequence + 1 (65): the text of a sample and the token after it
         --set train.evaluate_every=10: found 10; must be 0 where no text is held out: there is nothing to evaluate on

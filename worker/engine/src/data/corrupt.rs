@@ -13,6 +13,8 @@ pub(super) struct Mending {
     /// The token that stands for others; those below it stand for further spans.
     pub(super) mask: u32,
     pub(super) end_of_text: u32,
+    /// What a decoder's text begins with.
+    pub(super) start: u32,
 }
 
 /// A sample of an encoder-decoder.
@@ -86,7 +88,7 @@ impl Mending {
             Corruption::Spans => self.spans(&mut draws, tokens),
             Corruption::Infilling => self.infilling(&mut draws, tokens),
         };
-        let ids = std::iter::once(i64::from(self.end_of_text)).chain(targets.iter().copied());
+        let ids = std::iter::once(i64::from(self.start)).chain(targets.iter().copied());
         Mended { ids: ids.take(targets.len()).collect(), source, targets }
     }
 
@@ -143,7 +145,7 @@ mod tests {
     use super::*;
 
     fn mending(corruption: Corruption, share: f64) -> Mending {
-        Mending { key: 7, corruption, share, mask: 999, end_of_text: 0 }
+        Mending { key: 7, corruption, share, mask: 999, end_of_text: 0, start: 0 }
     }
 
     /// The text again, from what the encoder reads and what the decoder writes.

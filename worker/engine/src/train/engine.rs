@@ -307,9 +307,13 @@ impl Engine {
         let bits = closing.loss / std::f64::consts::LN_2;
         Ok(Some(HeldOut {
             loss: closing.mean_loss(),
-            // Masked tokens are a part of the text, and know what follows them: no code of so many bits.
+            // Masked tokens and answers are a part of the text, and the masked know what follows them: no code
+            // of so many bits.
             bits_per_byte: match self.assignment.spec.model.head {
-                Head::Lm if self.assignment.spec.model.encoder_layers == 0 => {
+                Head::Lm
+                    if self.assignment.spec.model.encoder_layers == 0
+                        && !self.assignment.spec.train.pairs =>
+                {
                     bits / self.assignment.data.held_out_bytes as f64
                 }
                 Head::Lm | Head::MaskedLm | Head::Pooled { .. } => f64::NAN,

@@ -63,6 +63,8 @@ pub(super) mod tests {
             masked: 0.15,
             corruption: coxswain_types::job::Corruption::Spans,
             separate_documents: false,
+            whole_words: false,
+            pairs: false,
             start_from: None,
         }
     }

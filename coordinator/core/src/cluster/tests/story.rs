@@ -57,6 +57,8 @@ fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         masked: 0.15,
         corruption: coxswain_types::job::Corruption::Spans,
         separate_documents: false,
+        whole_words: false,
+        pairs: false,
         start_from: None,
     };
     JobSpec {

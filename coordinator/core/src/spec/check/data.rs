@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use coxswain_types::job::{DataSpec, Lengths, ModelSpec, TrainSpec, reserved_tokens};
-use coxswain_types::model::Head;
+use coxswain_types::model::{Architecture, Head};
 
 use super::super::error::KeyPath;
 use super::super::limits;
@@ -22,19 +22,30 @@ pub(super) fn data(
         let why = "a class is told from the first token's output";
         faults.add("data.labelled", format!("goes with model.head pooled only: {why}"));
     }
+    if raw.pairs.is_some() && model.architecture == Architecture::Encoder {
+        let why = "an encoder writes no answer";
+        faults.add("data.pairs", format!("goes with a decoder or an encoder-decoder: {why}"));
+    }
+    if (raw.pairs.is_some() || raw.labelled.is_some()) && train.separate_documents {
+        let why = "each line is a sample by itself";
+        faults.add("train.separate_documents", format!("goes with data.text only: {why}"));
+    }
     let held_out = raw.held_out.unwrap_or(0.05);
     let of_text = |path: &'static str, paths, faults: &mut Faults| {
         check_text(model, train, held_out, faults);
         files(path, paths, base, faults)
     };
-    let data = match (raw.text, raw.labelled, raw.synthetic) {
-        (Some(paths), None, None) => {
+    let data = match (raw.text, raw.labelled, raw.pairs, raw.synthetic) {
+        (Some(paths), None, None, None) => {
             Some(DataSpec::Text { files: of_text("data.text", paths, faults), held_out })
         }
-        (None, Some(paths), None) => {
+        (None, Some(paths), None, None) => {
             Some(DataSpec::Labelled { files: of_text("data.labelled", paths, faults), held_out })
         }
-        (None, None, Some(synthetic)) => {
+        (None, None, Some(paths), None) => {
+            Some(DataSpec::Pairs { files: of_text("data.pairs", paths, faults), held_out })
+        }
+        (None, None, None, Some(synthetic)) => {
             if raw.held_out.is_some() {
                 faults
                     .add("data.held_out", "goes with data.text only; random tokens hold out nothing".into());
@@ -51,17 +62,26 @@ pub(super) fn data(
             }
             Some(DataSpec::Synthetic { tokens: synthetic.tokens })
         }
-        (text, labelled, synthetic) => {
-            let names = [("text", text.is_some()), ("labelled", labelled.is_some())];
-            let names = names.into_iter().chain([("synthetic", synthetic.is_some())]);
-            let found: Vec<_> = names.filter(|(_, given)| *given).map(|(name, _)| name).collect();
+        (text, labelled, pairs, synthetic) => {
+            let names = [
+                ("text", text.is_some()),
+                ("labelled", labelled.is_some()),
+                ("pairs", pairs.is_some()),
+                ("synthetic", synthetic.is_some()),
+            ];
+            let found: Vec<_> = names.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
             let found = if found.is_empty() { "nothing".to_owned() } else { found.join(" and ") };
-            faults.add("data", format!("found {found}; must have one of text, labelled and synthetic"));
+            faults
+                .add("data", format!("found {found}; must have one of text, labelled, pairs and synthetic"));
             None
         }
     };
     let nothing_held_out = match &data {
-        Some(DataSpec::Text { held_out, .. } | DataSpec::Labelled { held_out, .. }) => *held_out == 0.0,
+        Some(
+            DataSpec::Text { held_out, .. }
+            | DataSpec::Labelled { held_out, .. }
+            | DataSpec::Pairs { held_out, .. },
+        ) => *held_out == 0.0,
         Some(DataSpec::Synthetic { .. }) => true,
         None => false,
     };

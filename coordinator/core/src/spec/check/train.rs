@@ -41,6 +41,8 @@ pub(super) fn train(raw: &RawTrain, data_ranks: u32, base: &Path, faults: &mut F
         corruption,
         separate_documents: raw.separate_documents.unwrap_or(false),
         evaluate_every: raw.evaluate_every.unwrap_or(0),
+        whole_words: raw.whole_words.unwrap_or(false),
+        pairs: false,
         start_from: raw.start_from.as_deref().and_then(|path| start_from(path, base, faults)),
     };
     faults.count("train.steps", train.steps, &limits::STEPS);

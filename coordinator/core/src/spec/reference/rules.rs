@@ -3,7 +3,7 @@
 use super::Sets;
 
 /// What keys must be to each other, and the values that break it in the minimal job.
-pub(super) const RULES: [(&str, Sets); 80] = [
+pub(super) const RULES: [(&str, Sets); 84] = [
     ("`model.heads` divides `model.dim`, unless `model.head_dim` is set.", &[("model.heads", "7")]),
     ("`model.dim / model.heads` is even with `rope`.", &[("model.heads", "128")]),
     ("`model.head_dim` is even with `rope`.", &[("model.head_dim", "15")]),
@@ -95,6 +95,19 @@ pub(super) const RULES: [(&str, Sets); 80] = [
         &[("model.attention", "linear"), ("train.attention_dropout", "0.1")],
     ),
     ("`train.masked` goes with the head `masked-lm` and encoder-decoders only.", &[("train.masked", "0.15")]),
+    ("`train.whole_words` goes with the head `masked-lm` only.", &[("train.whole_words", "true")]),
+    (
+        "`train.corruption` goes with `data.text` only.",
+        &[("model.architecture", "encoder-decoder"), ("data", "{pairs: a}"), ("train.corruption", "spans")],
+    ),
+    (
+        "`data.pairs` is for decoders and encoder-decoders.",
+        &[("data", "{pairs: a}"), ("model.architecture", "encoder")],
+    ),
+    (
+        "`train.separate_documents` goes with `data.text` only.",
+        &[("data", "{pairs: a}"), ("train.separate_documents", "true")],
+    ),
     ("`train.corruption` goes with encoder-decoders only.", &[("train.corruption", "spans")]),
     (
         "Encoder-decoders have a `train.sequence` of 4 or more, and `train.separate_documents: false`.",
@@ -105,7 +118,10 @@ pub(super) const RULES: [(&str, Sets); 80] = [
         &[("model.architecture", "encoder"), ("model.vocab", "257")],
     ),
     ("With `data.text`, `model.vocab` is at least 257.", &[("model.vocab", "256")]),
-    ("`data` has one of `text`, `labelled` and `synthetic`.", &[("data.synthetic", "{tokens: 999}")]),
+    (
+        "`data` has one of `text`, `labelled`, `pairs` and `synthetic`.",
+        &[("data.synthetic", "{tokens: 999}")],
+    ),
     (
         "`data.labelled` and `model.head: pooled` go together.",
         &[("model.architecture", "encoder"), ("model.head", "pooled"), ("model.classes", "2")],

@@ -26,6 +26,7 @@ fn whole() -> RawJob {
         data: RawData {
             text: Some(Paths::Many(Vec::new())),
             labelled: Some(Paths::Many(Vec::new())),
+            pairs: Some(Paths::Many(Vec::new())),
             held_out: Some(0.0),
             synthetic: Some(RawSynthetic { tokens: 0 }),
         },
@@ -60,6 +61,7 @@ fn whole() -> RawJob {
             evaluate_every: Some(0),
             parameter_norms: Some(false),
             masked: Some(0.0),
+            whole_words: Some(false),
             corruption: Some(Corruption::Spans),
             separate_documents: Some(false),
             start_from: Some(String::new()),
@@ -198,12 +200,13 @@ fn a_stated_default_is_what_a_job_gets() {
     // Defaults that are said in words: some values of other keys, and what follows from them.
     let custom: Sets = &[("layout.schedule", "custom"), ("layout.actions", "0F0,0B0")];
     let mends: Sets = &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")];
-    let in_words: [(&str, Sets, &str); 50] = [
+    let in_words: [(&str, Sets, &str); 51] = [
         ("train.masked", mends, "0.15"),
         ("train.corruption", mends, "spans"),
         ("train.corruption", &[], "null"),
         ("train.start_from", &[], "null"),
         ("data.labelled", &[], "null"),
+        ("data.pairs", &[], "null"),
         ("model.layer_groups", &[], "4"),
         ("model.layer_groups", &[("model.layers", "3")], "3"),
         ("model.preset", &[], "null"),

@@ -154,14 +154,21 @@ pub(in super::super) fn check_training(
     if let Some(why) = mixes.filter(|_| train.separate_documents) {
         faults.add("train.separate_documents", format!("must be false: {why}"));
     }
-    let mends = model.architecture == Architecture::EncoderDecoder;
+    if model.head != Head::MaskedLm {
+        let with = "model.head masked-lm only";
+        faults.only_with("train.whole_words", raw.whole_words.is_some(), with);
+    }
+    let both = model.architecture == Architecture::EncoderDecoder;
+    let mends = both && !train.pairs;
     if model.head != Head::MaskedLm && !mends {
         let with = "model.head masked-lm and model.architecture encoder-decoder only";
         faults.only_with("train.masked", raw.masked.is_some(), with);
     }
     if !mends {
-        let with = "model.architecture encoder-decoder only";
+        let with = "model.architecture encoder-decoder on data.text only";
         faults.only_with("train.corruption", raw.corruption.is_some(), with);
+    }
+    if !both {
         return;
     }
     if (1..4).contains(&train.sequence) {
@@ -191,6 +198,7 @@ pub(in super::super) fn check_classes(
     }
     let without = match data {
         Some(DataSpec::Text { .. }) => Some("data.text"),
+        Some(DataSpec::Pairs { .. }) => Some("data.pairs"),
         Some(DataSpec::Synthetic { .. }) => Some("data.synthetic"),
         Some(DataSpec::Labelled { .. }) | None => None,
     };
