@@ -8,7 +8,8 @@ use std::process::Stdio;
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use coxswain_core::plan::{Plan, sketch, svg};
-use coxswain_types::JobSpec;
+use coxswain_types::job::{Layout, Precision, Schedule};
+use coxswain_types::{Assignment, JobSpec};
 
 use crate::cli::{FAILED, Failure, JobFile};
 use crate::output;
@@ -74,6 +75,12 @@ pub(crate) struct Generate {
     /// Another seed draws another text.
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
+    /// Cut the layers over so many processes of this machine.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pipeline: u32,
+    /// Cut each layer over so many processes.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    tensor: u32,
 }
 
 /// A job file as it was given.
@@ -173,8 +180,8 @@ pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {
     };
     let mut options: Vec<OsString> = vec![
         "generate".into(),
-        option("checkpoint", args.checkpoint.into()),
-        option("prompt", args.prompt.into()),
+        option("checkpoint", args.checkpoint.clone().into()),
+        option("prompt", args.prompt.clone().into()),
     ];
     let numbers = [
         ("tokens", args.tokens.map(|n| n.to_string())),
@@ -183,12 +190,57 @@ pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {
         ("seed", args.seed.map(|s| s.to_string())),
     ];
     options.extend(numbers.into_iter().filter_map(|(name, value)| Some(option(name, value?.into()))));
-    let mut command = tokio::process::Command::new(&program);
-    command.args(options).stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
-    let status = command.status().await.with_context(|| format!("{} does not start", program.display()))?;
-    match status.code() {
-        Some(0) => Ok(()),
-        Some(code) => Err(Failure::Said(u8::try_from(code).unwrap_or(FAILED))),
-        None => Err(anyhow!("{} ended by {status}", program.display()).into()),
+    let meet = tempfile::tempdir().context("a folder where the processes meet")?;
+    let places = places(&args, meet.path())?;
+    let mut children = tokio::task::JoinSet::new();
+    for place in places {
+        let mut command = tokio::process::Command::new(&program);
+        command.args(&options).args(place).stdin(Stdio::null()).kill_on_drop(true);
+        let mut child = command.spawn().with_context(|| format!("{} does not start", program.display()))?;
+        children.spawn(async move { child.wait().await });
     }
+    // The first that fails ends the others, which wait for it: they are killed where this returns.
+    while let Some(ended) = children.join_next().await {
+        let status = ended.context("waiting for a process")?.context("waiting for a process")?;
+        match status.code() {
+            Some(0) => {}
+            Some(code) => return Err(Failure::Said(u8::try_from(code).unwrap_or(FAILED))),
+            None => return Err(anyhow!("{} ended by {status}", program.display()).into()),
+        }
+    }
+    Ok(())
+}
+
+/// What each process is told of its part: nothing, where there is one.
+fn places(args: &Generate, meet: &Path) -> Result<Vec<Vec<OsString>>, Failure> {
+    let layout = Layout {
+        pipeline: args.pipeline,
+        tensor: args.tensor,
+        data: 1,
+        schedule: Schedule::OneFOneB,
+        sequence_parallel: false,
+        zero: false,
+    };
+    if layout.world() == 1 {
+        return Ok(vec![Vec::new()]);
+    }
+    let found = coxswain_files::folders::locate(&args.checkpoint).map_err(anyhow::Error::from)?;
+    let (_, folder) = found.ok_or_else(|| {
+        Failure::Input(format!("{} has no committed checkpoint", args.checkpoint.display()))
+    })?;
+    let mut spec = coxswain_files::Manifest::read(&folder, None).map_err(anyhow::Error::from)?.spec;
+    (spec.layout, spec.actions) = (layout, Vec::new());
+    (spec.train.tensor_shards, spec.train.precision) = (None, Precision::Fp32);
+    // One sample at a time, of one micro-batch: what a plan of training asks for beside.
+    (spec.train.micro_batch, spec.train.micro_batches, spec.train.reduction_runs) = (1, 1, 1);
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+    spec.train.threads = Some((cores / layout.world()).max(1));
+    let plan = sketch(&spec, layout.world()).map_err(|error| Failure::Input(error.to_string()))?;
+    let place = |a: &Assignment| -> Result<Vec<OsString>, Failure> {
+        let path = meet.join(format!("rank-{}.json", a.rank.0));
+        let json = serde_json::to_vec(a).context("an assignment as JSON")?;
+        fs::write(&path, json).with_context(|| format!("writing {}", path.display()))?;
+        Ok(vec!["--assignment".into(), path.into(), "--meet".into(), meet.into()])
+    };
+    plan.assignments.iter().map(place).collect()
 }

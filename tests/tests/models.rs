@@ -104,6 +104,33 @@ fn a_trained_model_goes_out_and_comes_back_bit_for_bit() -> Result<()> {
     Ok(())
 }
 
+/// The likeliest tokens, written by one process and by four: every form of cache, cut by layers and heads.
+#[test]
+fn several_processes_write_what_one_writes() -> Result<()> {
+    let forms: [(&str, &[&str]); 5] = [
+        ("llama", &[]),
+        ("compressed", &["model.attention={kind: compressed, window: 6, block: 4}"]),
+        ("latent", &["model.attention={kind: latent, rank: 24, rope_dim: 4}", "model.kv_heads=4"]),
+        ("decay", &["model.attention={kind: linear, decay: true}"]),
+        ("t5", MODELS[2].1),
+    ];
+    for (name, sets) in forms {
+        let folder = Folder::new()?;
+        let path = folder.path();
+        let run = sets.iter().fold(folder.run("run").layout(1, 1, 1), |run, set| run.set(set));
+        run.summary().context(name)?;
+        let prompt = if name == "t5" { "one <mask> three" } else { "one two" };
+        let words =
+            ["generate", "--checkpoint", "run", "--prompt", prompt, "--tokens", "24", "--temperature", "0"];
+        let one = done(path, &words).context(name)?;
+        for layout in [["--pipeline", "2", "--tensor", "2"], ["--pipeline", "4", "--tensor", "1"]] {
+            let four = done(path, &[&words[..], &layout].concat()).context(name)?;
+            ensure!(one == four, "{name} {layout:?}: {one:?} became {four:?}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_job_starts_from_an_import() -> Result<()> {
     let folder = Folder::new()?;

@@ -72,6 +72,12 @@ pub(crate) struct Generate {
     /// The same seed writes the same text
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+    /// A rank's assignment (JSON), where several ranks write together; the first of them prints
+    #[arg(long, requires = "meet", hide = true)]
+    pub(crate) assignment: Option<PathBuf>,
+    /// The folder where ranks find each other
+    #[arg(long, requires = "assignment", hide = true)]
+    pub(crate) meet: Option<PathBuf>,
 }
 
 /// How to log.

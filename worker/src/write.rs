@@ -4,17 +4,23 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use coxswain_comm::{FileStore, Links};
 use coxswain_engine::generate::{Generator, Sampling};
+use coxswain_types::Assignment;
 
 use crate::args::Generate;
 
 pub(crate) fn run(args: &Generate) -> Result<()> {
     coxswain_native::memory::install();
     let (directory, folder) = locate(&args.checkpoint)?;
-    let generator = Generator::load(&directory, &folder)
+    let place = place(args)?;
+    let place = place.as_ref().map(|(assignment, links)| (assignment, links.clone()));
+    let prints = place.as_ref().is_none_or(|(assignment, _)| assignment.rank.0 == 0);
+    let generator = Generator::load(&directory, &folder, place)
         .with_context(|| format!("loading the checkpoint {}", folder.display()))?;
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, seed: args.seed };
-    let mut out = std::io::stdout().lock();
+    let mut out: Box<dyn Write> =
+        if prints { Box::new(std::io::stdout().lock()) } else { Box::new(std::io::sink()) };
     let mut result = write!(out, "{}", args.prompt).and_then(|()| out.flush());
     generator.generate(&args.prompt, args.tokens, &sampling, |piece| {
         if result.is_ok() {
@@ -26,6 +32,22 @@ pub(crate) fn run(args: &Generate) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("writing to stdout"),
     }
+}
+
+/// How long ranks may take to find each other, in milliseconds.
+const FORMING_MS: u64 = 20_000;
+/// How long an exchange may take, in milliseconds: other ranks read weights and prompts meanwhile.
+const EXCHANGE_MS: u64 = 600_000;
+
+/// This rank's assignment and its connection to the others, where there are any.
+fn place(args: &Generate) -> Result<Option<(Assignment, Links)>> {
+    let (Some(path), Some(meet)) = (&args.assignment, &args.meet) else { return Ok(None) };
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let a: Assignment =
+        serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))?;
+    let store = FileStore::new(meet.clone(), FORMING_MS);
+    let links = Links::join(store, a.rank.0, a.world, "127.0.0.1", FORMING_MS, EXCHANGE_MS);
+    Ok(Some((a, links.context("finding the other ranks")?)))
 }
 
 /// The run's folder and the checkpoint's, from either of them.

@@ -5,14 +5,17 @@
 //! - [`Links::close`]: one small exchange over all ranks.
 //!
 //! Who exchanges what, and when, is left to `coxswain-engine`; how ranks find each other is a
-//! [`Store`], which the worker's shell provides ([`MemoryStore`] serves ranks of one process).
+//! [`Store`], which the worker's shell provides ([`MemoryStore`] serves ranks of one process, [`FileStore`]
+//! those of one machine).
 
+mod files;
 mod links;
 mod pipe;
 mod rendezvous;
 
 pub use coxswain_native::TorchError;
 pub use coxswain_native::net::{Group, Network, Op, Store, Transfer};
+pub use files::FileStore;
 pub use links::{Axis, Links};
 pub use pipe::Pipe;
 pub use rendezvous::MemoryStore;

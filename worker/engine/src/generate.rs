@@ -1,21 +1,22 @@
-//! Text from a checkpoint, in one process: the prompt at once, then token by token with cached
-//! keys and values.
+//! Text from a checkpoint: the prompt at once, then token by token with cached keys and values. All ranks
+//! of a layout do the same, each with its part of the model ([`rank`]), and all know every token.
 
 use std::path::Path;
-use std::rc::Rc;
 
-use coxswain_comm::{Axis, Links};
+use coxswain_comm::Links;
 use coxswain_files::hash::draw;
 use coxswain_files::{Checkpoint, Tokenizer};
-use coxswain_types::assignment::Recompute;
-use coxswain_types::job::{Corruption, ModelSpec, OptimizerKind, Precision, reserved_tokens};
+use coxswain_types::Assignment;
+use coxswain_types::job::{Corruption, ModelSpec, reserved_tokens};
 use coxswain_types::model::Architecture;
-use coxswain_types::params::{ParameterRow, Place, parameter_table, slice_of};
 use tch::{Kind, Tensor};
 
 use crate::EngineError;
 use crate::checkpoint::load_weights;
-use crate::model::{Cache, Context, Parameters, Pass, Rotary, Shape, Stage};
+
+mod rank;
+
+use rank::Rank;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,7 +31,7 @@ pub struct Sampling {
 
 /// A model that writes.
 pub struct Generator {
-    stage: Stage,
+    rank: Rank,
     model: ModelSpec,
     corruption: Corruption,
     /// The token that stands for others, and how many do: it and those below it.
@@ -43,8 +44,12 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Loads the weights of a checkpoint and the tokenizer of its run.
-    pub fn load(directory: &Path, folder: &Path) -> Result<Generator, EngineError> {
+    /// Loads the weights of a checkpoint and the tokenizer of its run: all of them, or a rank's part.
+    pub fn load(
+        directory: &Path,
+        folder: &Path,
+        place: Option<(&Assignment, Links)>,
+    ) -> Result<Generator, EngineError> {
         let checkpoint = Checkpoint::open(folder, None)?;
         checkpoint.verify()?;
         let spec = &checkpoint.manifest().spec;
@@ -68,13 +73,16 @@ impl Generator {
                 )));
             }
         }
-        let (stage, parameters) = whole_stage(&model, seed)?;
+        let (rank, parameters) = match place {
+            None => Rank::alone(&model, seed)?,
+            Some((assignment, links)) => Rank::of(assignment, links)?,
+        };
         load_weights(&checkpoint, &parameters)?;
         let data = &checkpoint.manifest().data;
         let (mask, end_of_text) = (data.mask.unwrap_or(model.vocab - 1), data.end_of_text);
         let start = data.decoder_start.unwrap_or(end_of_text);
         let corruption = train.corruption;
-        Ok(Generator { stage, model, corruption, mask, reserved, end_of_text, start, tokenizer })
+        Ok(Generator { rank, model, corruption, mask, reserved, end_of_text, start, tokenizer })
     }
 
     /// Writes up to `count` tokens after `prompt`, handing each piece of text to `show` as soon as
@@ -91,22 +99,21 @@ impl Generator {
         let mut memory = None;
         if self.model.encoder_layers > 0 {
             ids.push(end);
-            memory = Some(tch::no_grad(|| encode(&self.stage, &self.model, &ids))?);
+            memory = tch::no_grad(|| self.rank.encode(&ids))?;
             ids = vec![i64::from(self.start)];
         }
         if ids.is_empty() {
             ids.push(end);
         }
-        let mut caches: Vec<Cache> = (0..self.model.layers).map(|_| Cache::default()).collect();
+        let mut caches = self.rank.caches();
         let (mut written, mut shown) = (Vec::<u32>::new(), 0);
         let mut text = String::new();
         let mut position = 0;
         for index in 0..u64::from(count) {
-            let logits = tch::no_grad(|| {
-                next_logits(&self.stage, &self.model, (&ids, memory.take()), position, &mut caches)
-            })?;
+            let logits = tch::no_grad(|| self.rank.decode(&ids, memory.take(), position, &mut caches))?;
             position += ids.len() as i64;
-            let id = choose(&logits, sampling, index)?;
+            let chosen = logits.map(|logits| choose(&logits, sampling, index)).transpose()?;
+            let id = self.rank.agree(chosen)?;
             if id == self.end_of_text {
                 break;
             }
@@ -160,37 +167,6 @@ impl Generator {
     }
 }
 
-/// What the encoder makes of `ids`, `[1, s, d]`.
-fn encode(stage: &Stage, model: &ModelSpec, ids: &[i64]) -> Result<Tensor, EngineError> {
-    let ids_bs = Tensor::from_slice(ids).f_view([1, -1])?;
-    let rotary = Rotary::new(model, 0, ids.len() as i64)?;
-    stage.encode(&ids_bs, &pass(rotary.as_ref(), 0))
-}
-
-fn pass(rotary: Option<&Rotary>, first: i64) -> Pass<'_> {
-    Pass { rotary, first, documents: None, source: 0, padded: None, dropout: None }
-}
-
-/// The logits `[v]` after the last of `ids`, which stand at `position` and on; the encoder's output comes
-/// with the first of them.
-fn next_logits(
-    stage: &Stage,
-    model: &ModelSpec,
-    (ids, memory): (&[i64], Option<Tensor>),
-    position: i64,
-    caches: &mut [Cache],
-) -> Result<Tensor, EngineError> {
-    let Some(head) = &stage.head else {
-        return Err(EngineError::Other("generation needs the whole model".to_owned()));
-    };
-    let ids_bt = Tensor::from_slice(ids).f_view([1, -1])?;
-    let rotary = Rotary::new(model, position, ids.len() as i64)?;
-    let pass = pass(rotary.as_ref(), position);
-    let x_btd = stage.decode(&ids_bt, memory.as_ref(), &pass, caches)?;
-    let last = x_btd.f_narrow(1, ids.len() as i64 - 1, 1)?;
-    Ok(Tensor::f_cat(&head.logits(&last)?, 1)?.f_view([-1])?)
-}
-
 /// Draws a token: temperature, the top k, then the inverse of the cumulative distribution.
 fn choose(logits: &Tensor, sampling: &Sampling, index: u64) -> Result<u32, EngineError> {
     if sampling.temperature <= 0.0 {
@@ -217,63 +193,38 @@ fn choose(logits: &Tensor, sampling: &Sampling, index: u64) -> Result<u32, Engin
     Ok(tokens[at.unwrap_or(tokens.len() - 1)] as u32)
 }
 
-/// The whole model on one rank, zero, and its parameters.
-fn whole_stage(model: &ModelSpec, seed: u64) -> Result<(Stage, Parameters), EngineError> {
-    let table = parameter_table(model);
-    let bridge = (model.encoder_layers > 0).then_some(Place::Bridge);
-    let places = std::iter::once(Place::Embedding)
-        .chain((0..model.encoder_layers).map(Place::Layer))
-        .chain(bridge)
-        .chain((model.encoder_layers..model.all_layers()).map(Place::Layer))
-        .chain([Place::Head]);
-    let rows: Vec<_> = places
-        .flat_map(|place| {
-            let used = table.iter().filter(move |parameter| parameter.places.contains(&place));
-            used.map(move |p| ParameterRow { place, ..p.row(&slice_of(p, 0, 1), 0) })
-        })
-        .collect();
-    let parameters = Parameters::allocate(&rows, Precision::Fp32, OptimizerKind::AdamW)?;
-    let context = Rc::new(Context::alone(model, seed, Links::alone().group(&[0], Axis::Tensor)?));
-    let recompute = vec![Recompute::Nothing; model.all_layers() as usize];
-    let shape = Shape { embedding: true, layers: 0..model.all_layers(), head: true, recompute };
-    let stage = Stage::build(shape, &parameters, &context)?;
-    parameters.expect_all_taken()?;
-    Ok((stage, parameters))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use coxswain_types::model::{Attention, Positions};
 
-    use crate::model::initial_values;
+    use crate::model::{Cache, initial_values};
 
-    fn stage(model: &ModelSpec) -> Stage {
-        let (stage, parameters) = whole_stage(model, 1).unwrap();
+    fn rank(model: &ModelSpec) -> Rank {
+        let (rank, parameters) = Rank::alone(model, 1).unwrap();
         for param in parameters.iter().filter(|param| param.home) {
             // Larger than at birth, so that attention has something to choose from.
             let values = Tensor::from_slice(&initial_values(&param.row, 5)) * 5.0;
             param.weight.shallow_clone().copy_(&values.view(param.row.local_shape().as_slice()));
         }
-        stage
+        rank
     }
 
     /// The logits after `ids`, handed in by pieces of these lengths.
-    fn logits(stage: &Stage, model: &ModelSpec, ids: &[i64], pieces: &[usize]) -> Vec<f32> {
-        written(stage, model, ids, pieces).0
+    fn logits(rank: &Rank, ids: &[i64], pieces: &[usize]) -> Vec<f32> {
+        written(rank, ids, pieces).0
     }
 
     /// And the bytes of the caches after them.
-    fn written(stage: &Stage, model: &ModelSpec, ids: &[i64], pieces: &[usize]) -> (Vec<f32>, u64) {
-        let mut caches: Vec<Cache> = (0..model.layers).map(|_| Cache::default()).collect();
+    fn written(rank: &Rank, ids: &[i64], pieces: &[usize]) -> (Vec<f32>, u64) {
+        let mut caches = rank.caches();
         let read: Vec<i64> = (0..17).map(|i| i * 7 % 99).collect();
-        let encodes = model.encoder_layers > 0;
-        let mut memory = encodes.then(|| tch::no_grad(|| encode(stage, model, &read)).unwrap());
+        let mut memory = tch::no_grad(|| rank.encode(&read)).unwrap();
         let mut at = 0;
         let mut last = None;
         for &piece in pieces {
-            let part = (&ids[at..at + piece], memory.take());
-            last = Some(tch::no_grad(|| next_logits(stage, model, part, at as i64, &mut caches)).unwrap());
+            let part = &ids[at..at + piece];
+            last = tch::no_grad(|| rank.decode(part, memory.take(), at as i64, &mut caches)).unwrap();
             at += piece;
         }
         (Vec::try_from(&last.unwrap()).unwrap(), caches.iter().map(Cache::held_bytes).sum())
@@ -319,17 +270,17 @@ mod tests {
     }
 
     fn expect_cached_equals_whole(model: &ModelSpec) {
-        let stage = stage(model);
+        let rank = rank(model);
         let ids: Vec<i64> = (0..31).map(|i| i * 31 % 99).collect();
-        let whole = logits(&stage, model, &ids, &[31]);
+        let whole = logits(&rank, &ids, &[31]);
         let size = whole.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
         let off = |other: &[f32]| whole.iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         for pieces in [[&[5][..], &[1; 26]].concat(), vec![3, 20, 1, 7]] {
-            let error = off(&logits(&stage, model, &ids, &pieces));
+            let error = off(&logits(&rank, &ids, &pieces));
             assert!(error < 2e-5 * size, "{model:?} by {pieces:?} is off by {error} of {size}");
         }
         // A cache that is ignored would show.
-        let other = logits(&stage, model, &ids[28..], &[3]);
+        let other = logits(&rank, &ids[28..], &[3]);
         assert!(off(&other) > 1e-3 * size, "{model:?}");
     }
 
@@ -338,7 +289,7 @@ mod tests {
     fn caches_are_as_small_as_stated() {
         let held = |model: &ModelSpec| {
             let ids: Vec<i64> = (0..96).map(|i| i * 31 % 99).collect();
-            written(&stage(model), model, &ids, &[[40].as_slice(), &[1; 56]].concat()).1
+            written(&rank(model), &ids, &[[40].as_slice(), &[1; 56]].concat()).1
         };
         let plain = ModelSpec::llama(2, 48, 6, 6, 64, 99);
         let with = |attention| held(&ModelSpec { attention, ..plain.clone() });

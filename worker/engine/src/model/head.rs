@@ -98,6 +98,14 @@ impl Head {
         shards.iter().zip(&shared).map(logits).collect()
     }
 
+    /// The first token of the vocabulary whose logits this rank has.
+    pub fn first_token(&self) -> u64 {
+        match &self.form {
+            Form::Tokens { shards, .. } => shards.first().map_or(0, |shard| shard.weight.row.offset),
+            Form::Class { .. } => 0,
+        }
+    }
+
     /// The pooled output of each text, `[b, d]`, and the logits of its classes, `[b, c]`, where the head has
     /// some.
     pub fn pooled(&self, x_btd: &Tensor) -> Result<(Tensor, Option<Tensor>), EngineError> {

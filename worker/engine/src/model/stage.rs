@@ -14,9 +14,8 @@ use tch::Tensor;
 use super::bridge::Bridge;
 use super::embedding::Embedding;
 use super::head::Head;
-use super::layer::{Layer, Piece};
+use super::layer::Layer;
 use super::param::{Param, Parameters};
-use super::pass::Pass;
 use crate::EngineError;
 
 /// What all parts of the model on a rank share.
@@ -151,37 +150,4 @@ impl Stage {
         let here = self.range.start + at as u32 == self.first_of_decoder;
         self.bridge.as_ref().filter(|_| here)
     }
-
-    /// What the encoder in front of the decoder makes of `ids_bs`, `[b, s, d]`, for generation.
-    pub fn encode(&self, ids_bs: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
-        let (Some(table), Some(bridge)) = (&self.embedding, &self.bridge) else { return Err(partial()) };
-        let mut x_bsd = table.stem(&table.look_up(ids_bs, pass)?, pass)?;
-        for layer in self.layers.iter().take_while(|layer| !layer.crosses()) {
-            x_bsd = layer.forward(Piece::Whole, &x_bsd, pass)?;
-        }
-        bridge.memory(&x_bsd)
-    }
-
-    /// The last stack's output for the tokens `ids_bt` that follow those in the caches, `[b, t, d]`. The
-    /// encoder's output comes with the first of them.
-    pub fn decode(
-        &self,
-        ids_bt: &Tensor,
-        memory_bsd: Option<&Tensor>,
-        pass: &Pass<'_>,
-        caches: &mut [super::Cache],
-    ) -> Result<Tensor, EngineError> {
-        let bridged = self.bridge.as_ref().map(|bridge| &bridge.embedding);
-        let table = bridged.or(self.embedding.as_ref()).ok_or_else(partial)?;
-        let mut x_btd = table.stem(&table.look_up(ids_bt, pass)?, pass)?;
-        let layers = self.layers.iter().filter(|layer| bridged.is_none() || layer.crosses());
-        for (layer, cache) in layers.zip(caches) {
-            x_btd = layer.forward_cached(&x_btd, memory_bsd, pass, cache)?;
-        }
-        Ok(x_btd)
-    }
-}
-
-fn partial() -> EngineError {
-    EngineError::Other("generation needs the whole model".to_owned())
 }

@@ -1,0 +1,185 @@
+//! One rank of a model that writes: its stage, and what it exchanges with the others. Activations go from
+//! stage to stage; the last one has the logits, and one exchange tells all ranks what was chosen.
+
+use std::rc::Rc;
+
+use coxswain_comm::{Axis, Links};
+use coxswain_native::net::Op;
+use coxswain_types::Assignment;
+use coxswain_types::assignment::Recompute;
+use coxswain_types::job::{ModelSpec, OptimizerKind, Precision};
+use coxswain_types::params::{ParameterRow, Place, parameter_table, slice_of};
+use tch::{Device, Kind, Tensor};
+
+use crate::EngineError;
+use crate::error::Doing;
+use crate::model::{Cache, Context, Parameters, Pass, Piece, Rotary, Shape, Stage};
+use crate::parallel::{Seat, seats};
+
+/// A rank and its part of the model.
+#[derive(Debug)]
+pub(super) struct Rank {
+    seat: Seat,
+    context: Rc<Context>,
+    links: Links,
+}
+
+impl Rank {
+    /// A rank that has no others, with the whole model, zero.
+    pub(super) fn alone(model: &ModelSpec, seed: u64) -> Result<(Rank, Parameters), EngineError> {
+        let table = parameter_table(model);
+        let bridge = (model.encoder_layers > 0).then_some(Place::Bridge);
+        let places = std::iter::once(Place::Embedding)
+            .chain((0..model.encoder_layers).map(Place::Layer))
+            .chain(bridge)
+            .chain((model.encoder_layers..model.all_layers()).map(Place::Layer))
+            .chain([Place::Head]);
+        let rows: Vec<_> = places
+            .flat_map(|place| {
+                let used = table.iter().filter(move |parameter| parameter.places.contains(&place));
+                used.map(move |p| ParameterRow { place, ..p.row(&slice_of(p, 0, 1), 0) })
+            })
+            .collect();
+        let parameters = Parameters::allocate(&rows, Precision::Fp32, OptimizerKind::AdamW)?;
+        let links = Links::alone();
+        let context = Rc::new(Context::alone(model, seed, links.group(&[0], Axis::Tensor)?));
+        let recompute = vec![Recompute::Nothing; model.all_layers() as usize];
+        let shape = Shape { embedding: true, layers: 0..model.all_layers(), head: true, recompute };
+        let stage = Stage::build(shape, &parameters, &context)?;
+        parameters.expect_all_taken()?;
+        Ok((Rank { seat: Seat { index: 0, stage, previous: None, next: None }, context, links }, parameters))
+    }
+
+    /// A rank of a layout, zero.
+    pub(super) fn of(a: &Assignment, links: Links) -> Result<(Rank, Parameters), EngineError> {
+        tch::set_num_threads(a.threads as i32);
+        let train = &a.spec.train;
+        let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind)?;
+        let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?));
+        let mut all = seats(a, &parameters, &context)?;
+        let seat = all.pop().filter(|_| all.is_empty());
+        let seat = seat.ok_or_else(|| EngineError::Other("a rank that writes has one stage".to_owned()))?;
+        Ok((Rank { seat, context, links }, parameters))
+    }
+
+    /// What the layers of this rank keep.
+    pub(super) fn caches(&self) -> Vec<Cache> {
+        self.seat.stage.range.clone().map(|_| Cache::default()).collect()
+    }
+
+    /// Layers of the encoder in front of the decoder.
+    fn encoder_layers(&self) -> u32 {
+        self.context.model.encoder_layers
+    }
+
+    /// Whether this rank has a part of the last stack.
+    fn decodes(&self) -> bool {
+        self.seat.stage.range.end > self.encoder_layers()
+    }
+
+    /// What the encoder makes of `ids`, `[1, s, d]`, for the ranks that have a part of its decoder; `None` for
+    /// the others, and where there is no encoder.
+    pub(super) fn encode(&self, ids: &[i64]) -> Result<Option<Tensor>, EngineError> {
+        if self.encoder_layers() == 0 {
+            return Ok(None);
+        }
+        let (stage, tokens) = (&self.seat.stage, ids.len() as i64);
+        let rotary = Rotary::new(&self.context.model, 0, tokens)?;
+        let pass = pass(rotary.as_ref(), 0);
+        let mut x_bsd = match &stage.embedding {
+            Some(table) => table.stem(&table.look_up(&row(ids)?, &pass)?, &pass)?,
+            None => self.received(tokens)?,
+        };
+        for layer in stage.layers.iter().take_while(|layer| !layer.crosses()) {
+            x_bsd = layer.forward(Piece::Whole, &x_bsd, &pass)?;
+        }
+        // From the bridge on it is what the decoder reads.
+        if let Some(bridge) = &stage.bridge {
+            x_bsd = bridge.memory(&x_bsd)?;
+        }
+        self.hand_on(&x_bsd)?;
+        Ok(self.decodes().then_some(x_bsd))
+    }
+
+    /// The logits `[v]` after the last of `ids`, which stand at `position` and on, where this rank has the
+    /// head. The encoder's output comes with the first of them.
+    pub(super) fn decode(
+        &self,
+        ids: &[i64],
+        memory: Option<Tensor>,
+        position: i64,
+        caches: &mut [Cache],
+    ) -> Result<Option<Tensor>, EngineError> {
+        if !self.decodes() {
+            return Ok(None);
+        }
+        let (stage, tokens) = (&self.seat.stage, ids.len() as i64);
+        let rotary = Rotary::new(&self.context.model, position, tokens)?;
+        let pass = pass(rotary.as_ref(), position);
+        let first = match self.encoder_layers() {
+            0 => stage.embedding.as_ref(),
+            _ => stage.bridge.as_ref().map(|bridge| &bridge.embedding),
+        };
+        let mut x_btd = match first {
+            Some(table) => table.stem(&table.look_up(&row(ids)?, &pass)?, &pass)?,
+            None => self.received(tokens)?,
+        };
+        let own = stage.range.clone().zip(&stage.layers).zip(caches);
+        for ((_, layer), cache) in own.filter(|((index, _), _)| *index >= self.encoder_layers()) {
+            x_btd = layer.forward_cached(&x_btd, memory.as_ref(), &pass, cache)?;
+        }
+        self.hand_on(&x_btd)?;
+        self.logits(&x_btd.f_narrow(1, tokens - 1, 1)?)
+    }
+
+    /// The logits of one token `[1, 1, d]`, of the whole vocabulary.
+    fn logits(&self, last: &Tensor) -> Result<Option<Tensor>, EngineError> {
+        let Some(head) = &self.seat.stage.head else { return Ok(None) };
+        let vocab = i64::from(self.context.model.vocab);
+        let own = Tensor::f_cat(&head.logits(last)?, 1)?.f_view([-1])?.f_to_kind(Kind::Float)?;
+        // Each tensor rank puts its own part into zeros; the sum is exact.
+        let all = Tensor::f_zeros([vocab], (Kind::Float, Device::Cpu))?;
+        all.f_narrow(0, head.first_token() as i64, own.size()[0])?.f_copy_(&own)?;
+        Ok(Some(self.context.group.reduce(&all, Op::Sum)?))
+    }
+
+    /// What those with the head have chosen.
+    pub(super) fn agree(&self, chosen: Option<u32>) -> Result<u32, EngineError> {
+        let own = chosen.map_or(-1.0, f64::from);
+        let most = |lists: Vec<Vec<f64>>| vec![lists.iter().map(|list| list[0]).fold(-1.0, f64::max)];
+        let all = self.links.close(&[own], 1, most).doing(|| "telling the next token".to_owned())?;
+        match all.first() {
+            Some(id) if *id >= 0.0 => Ok(*id as u32),
+            _ => Err(EngineError::Other("no rank has the head of the model".to_owned())),
+        }
+    }
+
+    /// Activations of so many tokens from the stage before.
+    fn received(&self, tokens: i64) -> Result<Tensor, EngineError> {
+        let from = self.seat.previous.ok_or_else(|| {
+            EngineError::Other(format!("stage {} has no embedding and nobody before it", self.seat.index))
+        })?;
+        let kind = crate::model::kind(self.context.precision);
+        let x = crate::model::buffer(&[1, tokens, self.context.model.dim.into()], kind)?;
+        let edge = Axis::Edge { stage: self.seat.index.wrapping_sub(1), backward: false };
+        let what = || format!("stage {} waiting for activations", self.seat.index);
+        self.links.recv(&x, from, edge)?.wait().doing(what)?;
+        Ok(x)
+    }
+
+    /// Hands activations to the stage after this one, if there is one.
+    fn hand_on(&self, x: &Tensor) -> Result<(), EngineError> {
+        let Some(to) = self.seat.next else { return Ok(()) };
+        let edge = Axis::Edge { stage: self.seat.index, backward: false };
+        let what = || format!("stage {} sending activations", self.seat.index);
+        self.links.send(&x.f_contiguous()?, to, edge)?.wait().doing(what)
+    }
+}
+
+fn row(ids: &[i64]) -> Result<Tensor, EngineError> {
+    Ok(Tensor::from_slice(ids).f_view([1, -1])?)
+}
+
+fn pass(rotary: Option<&Rotary>, first: i64) -> Pass<'_> {
+    Pass { rotary, first, documents: None, source: 0, padded: None, dropout: None }
+}
