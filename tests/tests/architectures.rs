@@ -146,10 +146,15 @@ fn attentions() -> Result<()> {
             ("tp4 split, dropped", (1, 4, 1), &[T4, SPREAD, DROP_ATTENTION], &[Differs("one")]),
             ("dropped, one", (1, 1, 1), &[T4, DROP_ATTENTION], &[Bits("tp4 split, dropped")]),
         ];
-        hold(&model, &rows).context(name)?;
+        // Probabilities are dropped by one kernel for all lists, and at two sites where there are two.
+        let rows = if DROPPED.contains(&name) { &rows[..] } else { &rows[..2] };
+        hold(&model, rows).context(name)?;
     }
     Ok(())
 }
+
+/// Forms of attention that are held to the bit with dropout too.
+const DROPPED: [&str; 3] = ["bigbird, relative", "longformer, own projections", "relative, causal"];
 
 /// Attention whose keys and values are not kept one by one: the same bits in every layout.
 #[test]
@@ -169,7 +174,8 @@ fn attentions_that_keep_less() -> Result<()> {
             ("bf16", (1, 1, 1), &[T4, BF16], &[Near("one")]),
             ("bf16, pp2 tp2, split", (2, 2, 1), &[T4, BF16, SPREAD, ZERO_BUBBLE], &[Bits("bf16")]),
         ];
-        hold(&model, &rows).context(name)?;
+        let rows = if ["decay", "latent"].contains(&name) { &rows[..] } else { &rows[..3] };
+        hold(&model, rows).context(name)?;
     }
     let muon = [LATENT, "model.kv_heads=4", "train.optimizer=muon", "train.steps=8"];
     let rows: [Row; 2] = [

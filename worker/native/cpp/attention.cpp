@@ -31,6 +31,75 @@ struct Drop {
   int64_t first_head, heads;
 };
 
+// Of each strip of kLanes rows of a tile, the columns between the first and the last that any of its rows
+// sees, in whole strips. What lies outside is neither multiplied nor looked at.
+struct Spans {
+  static constexpr int64_t kStrips = kTile / kLanes;
+  int64_t strips = 0, first[kStrips] = {}, last[kStrips] = {};
+
+  // Of row i the first min(valid, edge + i) columns are seen, or those whose bit is set.
+  Spans(int64_t rows, int64_t valid, int64_t edge, const BlockList::Bits* bits)
+      : strips((rows + kLanes - 1) / kLanes) {
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      const int64_t end = std::min(rows, (strip + 1) * kLanes);
+      int64_t from = 0, to = std::clamp<int64_t>(edge + end - 1, 0, valid);
+      if (bits) {
+        BlockList::Bits seen{};
+        for (int64_t row = strip * kLanes; row < end; ++row)
+          for (size_t half = 0; half < 2; ++half) seen[half] |= bits[row][half];
+        const bool low = seen[0] != 0, high = seen[1] != 0;
+        from = low ? __builtin_ctzll(seen[0]) : (high ? 64 + __builtin_ctzll(seen[1]) : 0);
+        to = high ? 128 - __builtin_clzll(seen[1]) : (low ? 64 - __builtin_clzll(seen[0]) : 0);
+        to = std::min(to, valid);
+      }
+      first[strip] = from / kLanes * kLanes;
+      last[strip] = tiles::padded(to);
+    }
+  }
+
+  // Calls `body(row, rows, col, cols)` for rows with the same columns, of which there are some.
+  template <class F>
+  void by_rows(F&& body) const {
+    for (int64_t strip = 0; strip < strips;) {
+      int64_t end = strip + 1;
+      while (end < strips && first[end] == first[strip] && last[end] == last[strip]) ++end;
+      if (first[strip] < last[strip])
+        body(strip * kLanes, (end - strip) * kLanes, first[strip], last[strip] - first[strip]);
+      strip = end;
+    }
+  }
+  // Calls `body(col, cols, row, rows)` for columns with the same rows: all between the first and the last
+  // that see some of them.
+  template <class F>
+  void by_cols(int64_t cols, F&& body) const {
+    int64_t begun = 0, top = 0, bottom = 0;
+    for (int64_t col = 0; col <= cols; col += kLanes) {
+      int64_t low = 0, high = 0;
+      for (int64_t strip = 0; strip < strips && col < cols; ++strip) {
+        if (first[strip] > col || last[strip] <= col) continue;
+        if (high == 0) low = strip;
+        high = strip + 1;
+      }
+      if (col > 0 && (col == cols || low != top || high != bottom)) {
+        if (top < bottom) body(begun, col - begun, top * kLanes, (bottom - top) * kLanes);
+        begun = col;
+      }
+      top = low;
+      bottom = high;
+    }
+  }
+  // Zeros outside of the columns that are seen: columns are summed over rows that do not see them all.
+  void clear(float* tile, int64_t cols) const {
+    for (int64_t strip = 0; strip < strips; ++strip)
+      for (int64_t row = strip * kLanes; row < (strip + 1) * kLanes; ++row) {
+        float* x = tile + row * kTile;
+        const bool none = first[strip] >= last[strip];
+        std::fill(x, x + (none ? cols : first[strip]), 0.f);
+        if (!none) std::fill(x + last[strip], x + cols, 0.f);
+      }
+  }
+};
+
 // What each query sees, and what is added to its scores.
 struct Shape {
   int64_t batch, queries, keys, heads, groups, dim, cols; // cols: dim, padded
@@ -67,11 +136,18 @@ struct Shape {
     for (int64_t query = std::max<int64_t>(0, key - shift()) / kTile * kTile; query < queries; query += kTile)
       body(query, nullptr);
   }
+  // A part of a tile of scores: its rows and columns from these on.
+  static tiles::Scores part(tiles::Scores tile, int64_t row, int64_t rows, int64_t col, int64_t cols) {
+    const int64_t here = std::min(rows, tile.rows - row), valid = std::clamp<int64_t>(tile.valid - col, 0, cols);
+    return {tile.data + row * tile.step + col, tile.step, here, cols, valid, tile.edge + row - col, tile.scale};
+  }
   const float* bias_of(int64_t head, int64_t query, int64_t key) const {
     return bias.const_data_ptr<float>() + head % heads * bias.size(1) + key - query + queries - 1;
   }
-  // Hides what the bits hide, and with a bias makes scores whole, which others then scale no more.
-  void prepare(tiles::Scores tile, int64_t head, int64_t query, int64_t key, const BlockList::Bits* bits) const {
+  // Hides what the bits hide, and with a bias makes scores whole, which others then scale no more. The bits
+  // are those of the tile's rows, from column `col` on.
+  void prepare(
+      tiles::Scores tile, int64_t head, int64_t query, int64_t key, const BlockList::Bits* bits, int64_t col) const {
     if (!bits && !bias.defined()) return;
     for (int64_t row = 0; row < tile.rows; ++row) {
       float* x = tile.data + row * tile.step;
@@ -79,8 +155,14 @@ struct Shape {
         const float* add = bias_of(head, query + row, key);
         for (int64_t i = 0; i < tile.valid; ++i) x[i] = x[i] * scale + add[i];
       }
-      if (bits) hide(x, tile.valid, bits[row]);
+      if (bits) hide(x, tile.valid, shifted(bits[row], col));
     }
+  }
+
+  static BlockList::Bits shifted(const BlockList::Bits& bits, int64_t by) {
+    if (by == 0) return bits;
+    if (by >= 64) return {bits[1] >> (by - 64), 0};
+    return {bits[0] >> by | bits[1] << (64 - by), bits[1] >> by};
   }
 
   // Run by run of hidden keys: most rows have one or two.
@@ -181,11 +263,17 @@ struct Forward {
       pack(Head<T>(k, batch, group), key, valid, shape.dim, cols, values);
       ops.transpose(values, tiles::padded(valid), cols, keys, kTile);
       pack(Head<T>(v, batch, group), key, valid, shape.dim, cols, values);
-      ops.product({queries, cols, 1}, keys, kTile, product_rows, tile.cols, shape.dim, false, scores, kTile);
-      shape.prepare(tile, head, query, key, bits);
-      ops.advance(tile, {max, sum, sums, cols});
-      if (drop.rate > 0) drop_tile(shape, drop, head, tile, query, key, scores);
-      ops.product({scores, kTile, 1}, values, cols, product_rows, cols, valid, true, sums, cols);
+      const Spans spans(rows, valid, tile.edge, bits);
+      spans.by_rows([&](int64_t row, int64_t count, int64_t col, int64_t wide) {
+        const auto part = Shape::part(tile, row, count, col, wide);
+        ops.product({queries + row * cols, cols, 1}, keys + col, kTile, count, wide, shape.dim, false, part.data,
+                    kTile);
+        shape.prepare(part, head, query + row, key + col, bits ? bits + row : nullptr, col);
+        ops.advance(part, {max + row, sum + row, sums + row * cols, cols});
+        if (drop.rate > 0) drop_tile(shape, drop, head, part, query + row, key + col, part.data);
+        ops.product({part.data, kTile, 1}, values + col * cols, cols, count, cols, part.valid, true,
+                    sums + row * cols, cols);
+      });
     });
 
     float* log_sums = log_sum.data_ptr<float>() + head * shape.queries + query;
@@ -275,20 +363,39 @@ struct Backward {
       std::fill(key_grads, key_grads + side, 0.f);
       std::fill(value_grads, value_grads + side, 0.f);
       shape.queries_of(head, key, [&](int64_t query, const BlockList::Bits* bits) {
-        const int64_t rows = std::min(kTile, shape.queries - query), product_rows = tiles::padded(rows);
+        const int64_t rows = std::min(kTile, shape.queries - query);
         const auto tile = shape.scores(p, query, rows, key, valid);
         const float *tile_queries = queries + query * cols, *tile_grads = grads + query * cols;
-        ops.product({tile_queries, cols, 1}, key_cols, kTile, product_rows, tile.cols, shape.dim, false, p, kTile);
-        shape.prepare(tile, head, query, key, bits);
-        ops.probabilities(tile, log_sum.const_data_ptr<float>() + head * shape.queries + query);
-        if (drop.rate > 0) drop_tile(shape, drop, head, tile, query, key, dropped);
-        ops.product({dropped, 1, kTile}, tile_grads, cols, key_rows, cols, rows, true, value_grads, cols);
-        ops.product({tile_grads, cols, 1}, value_cols, kTile, product_rows, tile.cols, shape.dim, false, p_grads,
-                    kTile);
-        ops.score_grads(tile, dropped, p_grads, mean + query);
-        if (shape.bias.defined()) finish_score_grads(tile, head, query, key);
-        ops.product({p, 1, kTile}, tile_queries, cols, key_rows, cols, rows, true, key_grads, cols);
-        ops.product({p, kTile, 1}, keys, cols, product_rows, cols, valid, true, query_grads + query * cols, cols);
+        const Spans spans(rows, valid, tile.edge, bits);
+        spans.clear(p, key_rows);
+        if (drop.rate > 0) spans.clear(dropped, key_rows);
+        spans.by_rows([&](int64_t row, int64_t count, int64_t col, int64_t wide) {
+          const auto part = Shape::part(tile, row, count, col, wide);
+          const int64_t at = row * kTile + col;
+          ops.product({tile_queries + row * cols, cols, 1}, key_cols + col, kTile, count, wide, shape.dim, false,
+                      part.data, kTile);
+          shape.prepare(part, head, query + row, key + col, bits ? bits + row : nullptr, col);
+          ops.probabilities(part, log_sum.const_data_ptr<float>() + head * shape.queries + query + row);
+          if (drop.rate > 0) drop_tile(shape, drop, head, part, query + row, key + col, dropped + at);
+          ops.product({tile_grads + row * cols, cols, 1}, value_cols + col, kTile, count, wide, shape.dim, false,
+                      p_grads + at, kTile);
+        });
+        spans.by_cols(key_rows, [&](int64_t col, int64_t count, int64_t row, int64_t deep) {
+          ops.product({dropped + row * kTile + col, 1, kTile}, tile_grads + row * cols, cols, count, cols,
+                      std::min(deep, rows - row), true, value_grads + col * cols, cols);
+        });
+        spans.by_rows([&](int64_t row, int64_t count, int64_t col, int64_t wide) {
+          const auto part = Shape::part(tile, row, count, col, wide);
+          const int64_t at = row * kTile + col;
+          ops.score_grads(part, dropped + at, p_grads + at, mean + query + row);
+          if (shape.bias.defined()) finish_score_grads(part, head, query + row, key + col);
+          ops.product({part.data, kTile, 1}, keys + col * cols, cols, count, cols, part.valid, true,
+                      query_grads + (query + row) * cols, cols);
+        });
+        spans.by_cols(key_rows, [&](int64_t col, int64_t count, int64_t row, int64_t deep) {
+          ops.product({p + row * kTile + col, 1, kTile}, tile_queries + row * cols, cols, count, cols,
+                      std::min(deep, rows - row), true, key_grads + col * cols, cols);
+        });
       });
       unpack(key_grads, Head<Part>(dk, batch, h), key, valid, shape.dim, cols);
       unpack(value_grads, Head<Part>(dv, batch, h), key, valid, shape.dim, cols);
