@@ -7,6 +7,7 @@
 //
 // Shapes: b batch, t queries, s keys, h heads, g key/value heads, k head dim.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -90,6 +91,9 @@ struct Spans {
   }
   // Zeros outside of the columns that are seen: columns are summed over rows that do not see them all.
   void clear(float* tile, int64_t cols) const {
+    if (std::all_of(first, first + strips, [](int64_t at) { return at == 0; }) &&
+        std::all_of(last, last + strips, [&](int64_t at) { return at == cols; }))
+      return;
     for (int64_t strip = 0; strip < strips; ++strip)
       for (int64_t row = strip * kLanes; row < (strip + 1) * kLanes; ++row) {
         float* x = tile + row * kTile;
@@ -241,16 +245,20 @@ struct Forward {
   const Drop& drop;
   const Tensor &q, &k, &v, &out, &log_sum; // log_sum[b, h, t]
 
-  int64_t floats() const { return kTile * (4 * shape.cols + kTile + 2); }
+  // Packed tiles of keys and values that stay for the next queries: neighbours see mostly the same ones.
+  static constexpr int64_t kHeld = 8;
+  using Held = std::array<int64_t, kHeld>; // which tile is in each place, or -1
+
+  int64_t floats() const { return kTile * (2 * shape.cols + kTile + 2) + kHeld * 2 * kTile * shape.cols; }
 
   // The queries from `query` on of one head (batch and head in one number).
   template <class T>
-  void tile(int64_t head, int64_t query, float* scratch) const {
+  void tile(int64_t head, int64_t query, float* scratch, Held& held) const {
     const auto& ops = tiles::kernels();
     const int64_t batch = head / shape.heads, group = shape.group_of(head % shape.heads), cols = shape.cols;
     const int64_t rows = std::min(kTile, shape.queries - query), product_rows = tiles::padded(rows);
-    float *queries = take(scratch, kTile * cols), *keys = take(scratch, kTile * cols);
-    float *values = take(scratch, kTile * cols), *sums = take(scratch, kTile * cols);
+    float *packed = take(scratch, kHeld * 2 * kTile * cols);
+    float *queries = take(scratch, kTile * cols), *sums = take(scratch, kTile * cols);
     float *scores = take(scratch, kTile * kTile), *max = take(scratch, kTile), *sum = take(scratch, kTile);
     pack(Head<T>(q, batch, head % shape.heads), query, rows, shape.dim, cols, queries);
     std::fill(sums, sums + product_rows * cols, 0.f);
@@ -260,9 +268,15 @@ struct Forward {
     shape.keys_of(head, query, rows, [&](int64_t key, const BlockList::Bits* bits) {
       const int64_t valid = std::min(kTile, shape.keys - key);
       const auto tile = shape.scores(scores, query, rows, key, valid);
-      pack(Head<T>(k, batch, group), key, valid, shape.dim, cols, values);
-      ops.transpose(values, tiles::padded(valid), cols, keys, kTile);
-      pack(Head<T>(v, batch, group), key, valid, shape.dim, cols, values);
+      const int64_t number = key / kTile, place = number % kHeld;
+      float *keys = packed + place * 2 * kTile * cols, *values = keys + kTile * cols;
+      const int64_t which = (batch * shape.groups + group) * ((shape.keys + kTile - 1) / kTile) + number;
+      if (held[place] != which) {
+        pack(Head<T>(k, batch, group), key, valid, shape.dim, cols, values);
+        ops.transpose(values, tiles::padded(valid), cols, keys, kTile);
+        pack(Head<T>(v, batch, group), key, valid, shape.dim, cols, values);
+        held[place] = which;
+      }
       const Spans spans(rows, valid, tile.edge, bits);
       spans.by_rows([&](int64_t row, int64_t count, int64_t col, int64_t wide) {
         const auto part = Shape::part(tile, row, count, col, wide);
@@ -292,8 +306,10 @@ struct Forward {
     const int64_t tiles_each = (shape.queries + kTile - 1) / kTile, units = shape.batch * shape.heads * tiles_each;
     Scratch scratch(units, floats());
     at::parallel_for(0, units, 1, [&](int64_t first, int64_t last) {
+      Held held;
+      held.fill(-1);
       for (int64_t unit = first; unit < last; ++unit)
-        tile<T>(unit / tiles_each, unit % tiles_each * kTile, scratch.mine());
+        tile<T>(unit / tiles_each, unit % tiles_each * kTile, scratch.mine(), held);
     });
   }
 };
@@ -317,8 +333,12 @@ struct Backward {
     for (int64_t row = 0; row < shape.queries; ++row) {
       float lanes[kLanes] = {};
       const T* x = from.row(row);
-      for (int64_t i = 0; i < shape.dim; ++i)
-        lanes[i % kLanes] += grads[row * shape.cols + i] * static_cast<float>(x[i]);
+      const float* grad_row = grads + row * shape.cols;
+      int64_t done = 0;
+      for (; done + kLanes <= shape.dim; done += kLanes)
+        for (int64_t lane = 0; lane < kLanes; ++lane)
+          lanes[lane] += grad_row[done + lane] * static_cast<float>(x[done + lane]);
+      for (int64_t i = done; i < shape.dim; ++i) lanes[i - done] += grad_row[i] * static_cast<float>(x[i]);
       to[row] = 0;
       for (float lane : lanes) to[row] += lane;
     }
