@@ -23,6 +23,8 @@ fn main() {
         .flag(libtorch.join("include"))
         .flag("-isystem")
         .flag(libtorch.join("include/torch/csrc/api/include"))
+        // Loops of the shim share libtorch's pool of threads, which is GNU OpenMP's.
+        .flag("-fopenmp")
         .flag_if_supported("-fno-math-errno")
         .flag_if_supported("-fno-trapping-math")
         .flag_if_supported("-Wno-unused-parameter")
@@ -35,7 +37,7 @@ fn main() {
     build.compile("coxswain_shim");
 
     println!("cargo:rustc-link-search=native={}", lib.display());
-    for name in ["torch_cpu", "c10"] {
+    for name in ["torch_cpu", "c10", "gomp"] {
         println!("cargo:rustc-link-lib={name}");
     }
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());

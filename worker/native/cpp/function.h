@@ -10,6 +10,11 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+// Without it at::parallel_for is a loop on one thread, and says nothing.
+#ifndef INTRA_OP_PARALLEL
+#error "the shim is compiled with -fopenmp"
+#endif
+
 namespace coxswain {
 
 using at::Tensor;
