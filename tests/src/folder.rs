@@ -29,6 +29,21 @@ pub struct Folder {
 }
 
 impl Folder {
+    /// Writes `count` short documents, and returns the change that trains on them.
+    ///
+    /// # Errors
+    /// Where a file cannot be written.
+    pub fn documents(&self, count: usize) -> Result<String> {
+        let names: Vec<String> = (0..count).map(|at| format!("document-{at}.txt")).collect();
+        let lines = text(3 * count);
+        let lines: Vec<&str> = lines.split_inclusive('\n').collect();
+        for (at, (name, part)) in names.iter().zip(lines.chunks(lines.len().div_ceil(count))).enumerate() {
+            // Of unequal lengths, so that their borders lie anywhere.
+            std::fs::write(self.path().join(name), part[..1 + at % part.len()].concat())?;
+        }
+        Ok(format!("data.text=[{}]", names.join(", ")))
+    }
+
     /// A new folder with [`JOB`] and a text.
     pub fn new() -> Result<Folder> {
         let guard = tempfile::tempdir().context("a folder for the runs")?;

@@ -114,7 +114,7 @@ fn attentions() -> Result<()> {
         (
             "bigbird, relative",
             &[
-                "model.attention={kind: bigbird, block: 8, window: 3, global: 1, random: 2}",
+                "model.attention={kind: bigbird, block: 8, window: 3, global: 1, last: 1, random: 2}",
                 "model.positions=relative",
                 "model.architecture=encoder",
             ],
@@ -236,4 +236,29 @@ fn encoder_decoders() -> Result<()> {
             ("bart, pp3 tp2, split", (3, 2, 1), &[T4, SPREAD, FULL], &[Bits("bart, one")]),
         ],
     )
+}
+
+/// Many documents of a line or a few, each of which sees itself only: in an encoder, in a decoder, and from a
+/// decoder to what its encoder has read.
+#[test]
+fn many_documents() -> Result<()> {
+    const APART: &str = "train.separate_documents=true";
+    const SHORT: &str = "train.steps=8";
+    let sinusoids = ["model.positions=sinusoidal"];
+    let models: [(&str, &[&str]); 3] = [("t5", &T5), ("bart", &BART), ("sinusoids", &sinusoids)];
+    for (name, model) in models {
+        let folder = Folder::new()?;
+        let (documents, mut table) = (folder.documents(120)?, Table::new(&folder));
+        let rows: [Row; 3] = [
+            ("one", (1, 1, 1), &[T4, SHORT, APART], &[]),
+            ("pp2 tp2, split", (2, 2, 1), &[T4, SHORT, SPREAD, FULL, APART], &[Bits("one")]),
+            ("mixed", (1, 1, 1), &[T4, SHORT], &[Differs("one")]),
+        ];
+        for row in &rows {
+            let run = model.iter().fold(table.job(row), |run, set| run.set(set)).set(&documents);
+            table.compare(row.0, &run, row.3).with_context(|| name.to_owned())?;
+        }
+        table.end().context(name)?;
+    }
+    Ok(())
 }

@@ -34,24 +34,18 @@ pub enum Mask {
         /// How many blocks on either side.
         each: u32,
     },
-    /// The first ones of the sequence.
-    GlobalKeys {
-        /// How many.
-        first: u32,
-    },
-    /// All, for the first queries of the sequence.
-    GlobalQueries {
-        /// How many.
-        first: u32,
-    },
+    /// Those at these places, whatever the query: global tokens, or what is no padding.
+    Keys(Range<u32>),
+    /// All, for the queries at these places.
+    Queries(Range<u32>),
     /// Blocks that are drawn for each row of blocks.
     RandomBlocks(RandomBlocks),
-    /// Those of its own document: for each place of the sequence, its document's number.
-    Documents(Arc<[u32]>),
-    /// Those before the padding.
-    Keys {
-        /// How many.
-        count: u32,
+    /// Those of its own document.
+    Documents {
+        /// For each place of the queries' sequence, its document's number.
+        queries: Arc<[u32]>,
+        /// The same of the keys' sequence; another one where a decoder sees what its encoder has read.
+        keys: Arc<[u32]>,
     },
     /// Those at hand of a sequence that is in part kept as summaries.
     Compressed(Compressed),
@@ -169,13 +163,12 @@ impl Mask {
                 key.saturating_add(*before) >= query && key <= query.saturating_add(*after)
             }
             Mask::BlockWindow { block, each } => (query / block).abs_diff(key / block) <= *each,
-            Mask::GlobalKeys { first } => key < *first,
-            Mask::GlobalQueries { first } => query < *first,
+            Mask::Keys(places) => places.contains(&key),
+            Mask::Queries(places) => places.contains(&query),
             Mask::RandomBlocks(random) => {
                 random.drawn(head, query / random.block).contains(&(key / random.block))
             }
-            Mask::Documents(of) => document(of, query) == document(of, key),
-            Mask::Keys { count } => key < *count,
+            Mask::Documents { queries, keys } => document(queries, query) == document(keys, key),
             Mask::Compressed(compressed) => {
                 let (summaries, tokens) = compressed.seen(query);
                 summaries.contains(&key) || tokens.contains(&key)
@@ -198,9 +191,9 @@ impl Mask {
                 let end = own.saturating_add(*each).saturating_add(1).saturating_mul(*block);
                 range(own.saturating_sub(*each) * block, end, keys)
             }
-            Mask::GlobalKeys { first } | Mask::Keys { count: first } => range(0, *first, keys),
-            Mask::GlobalQueries { first } => {
-                if query < *first {
+            Mask::Keys(places) => range(places.start, places.end, keys),
+            Mask::Queries(places) => {
+                if places.contains(&query) {
                     range(0, u32::MAX, keys)
                 } else {
                     0
@@ -214,8 +207,8 @@ impl Mask {
                 };
                 drawn.into_iter().fold(0, |all, at| all | bits(at))
             }
-            Mask::Documents(of) => {
-                let own = document(of, query);
+            Mask::Documents { queries, keys: of } => {
+                let own = document(queries, query);
                 let seen = keys.clone().enumerate().filter(|(_, key)| document(of, *key) == own);
                 seen.fold(0, |bits, (at, _)| bits | 1 << at)
             }
@@ -245,23 +238,27 @@ impl Mask {
             Mask::BlockWindow { block, each } => {
                 window(*each, *each, [top / block, bottom / block, left / block, right / block])
             }
-            Mask::GlobalKeys { first } | Mask::Keys { count: first } => {
-                Seen::of(left >= *first, right < *first)
-            }
-            Mask::GlobalQueries { first } => Seen::of(top >= *first, bottom < *first),
+            Mask::Keys(places) => Seen::of(
+                right < places.start || left >= places.end,
+                left >= places.start && right < places.end,
+            ),
+            Mask::Queries(places) => Seen::of(
+                bottom < places.start || top >= places.end,
+                top >= places.start && bottom < places.end,
+            ),
             Mask::RandomBlocks(random) => {
                 let blocks = left / random.block..=right / random.block;
                 let mut rows = top / random.block..=bottom / random.block;
                 let any = rows.any(|row| random.drawn(head, row).iter().any(|at| blocks.contains(at)));
                 Seen::of(!any, false)
             }
-            Mask::Documents(of) => {
-                let span = |range: &Range<u32>| {
+            Mask::Documents { queries, keys } => {
+                let span = |of: &[u32], range: &Range<u32>| {
                     let mut all = range.clone().map(|at| document(of, at));
                     let first = all.next().unwrap_or(0);
                     all.fold((first, first), |(least, most), at| (least.min(at), most.max(at)))
                 };
-                let ((least, most), (first, last)) = (span(rows), span(cols));
+                let ((least, most), (first, last)) = (span(queries, rows), span(keys, cols));
                 Seen::of(most < first || last < least, least == last && most == first)
             }
             Mask::Compressed(compressed) => {
@@ -328,19 +325,21 @@ pub fn layer_mask(attention: Attention, causal: bool, layer: u32, seed: u64, key
     match attention {
         Attention::Window { window } => Some(near(window)),
         Attention::Longformer { window, global, .. } => {
-            let first = global;
-            Some(within(vec![near(window), Mask::GlobalKeys { first }, Mask::GlobalQueries { first }]))
+            Some(within(vec![near(window), Mask::Keys(0..global), Mask::Queries(0..global)]))
         }
-        Attention::BigBird { block, window, global, random } => {
-            let first = global.saturating_mul(block);
+        Attention::BigBird { block, window, global, last, random } => {
             let blocks = keys.div_ceil(block.max(1));
+            let first = 0..global.saturating_mul(block);
+            let last = blocks.saturating_sub(last).saturating_mul(block)..u32::MAX;
             let drawn = RandomBlocks { seed, layer, block, per_row: random, blocks, causal };
-            Some(within(vec![
-                Mask::BlockWindow { block, each: window / 2 },
-                Mask::GlobalKeys { first },
-                Mask::GlobalQueries { first },
-                Mask::RandomBlocks(drawn),
-            ]))
+            let mut masks = vec![Mask::BlockWindow { block, each: window / 2 }];
+            // In a decoder nothing sees the last blocks but themselves.
+            let global = if causal { vec![first] } else { vec![first, last] };
+            for places in global {
+                masks.extend([Mask::Keys(places.clone()), Mask::Queries(places)]);
+            }
+            masks.push(Mask::RandomBlocks(drawn));
+            Some(within(masks))
         }
         Attention::Full
         | Attention::Linear { .. }

@@ -220,7 +220,7 @@ pub enum Attention {
         /// Whether global tokens have projections of their own.
         projections: bool,
     },
-    /// By blocks: a window, the first blocks, and some drawn at random for each layer, head and row of
+    /// By blocks: a window, the first and the last blocks, which see all, and some drawn at random for each layer, head and row of
     /// blocks (arXiv 2007.14062).
     BigBird {
         /// Tokens in a block.
@@ -229,6 +229,8 @@ pub enum Attention {
         window: u32,
         /// Global blocks at the start.
         global: u32,
+        /// Global blocks at the end, in an encoder.
+        last: u32,
         /// Random blocks of a row.
         random: u32,
     },

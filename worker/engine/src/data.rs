@@ -28,10 +28,19 @@ pub struct MicroBatchData {
     pub targets_n: Tensor,
     /// How many targets there are.
     pub tokens: u64,
-    /// The document that each token is of, row by row, where a token sees its own document only.
-    pub documents: Option<Vec<Arc<[u32]>>>,
+    /// The document that each token is of, where a token sees its own document only.
+    pub documents: Option<Documents>,
     /// How many of each row that an encoder reads are not padding, where some are.
     pub padded: Option<Vec<u32>>,
+}
+
+/// The document that each token is of, row by row.
+#[derive(Clone, Debug, Default)]
+pub struct Documents {
+    /// Of the last stack.
+    pub own: Vec<Arc<[u32]>>,
+    /// Of the encoder in front of it; none where there is no such encoder.
+    pub source: Vec<Arc<[u32]>>,
 }
 
 impl MicroBatchData {
@@ -167,6 +176,7 @@ impl Tokens {
                     mask,
                     end_of_text,
                     start: data.decoder_start.unwrap_or(end_of_text),
+                    lengths,
                 }),
                 Head::MaskedLm => {
                     // Of a vocabulary of our own all tokens but the last are text.
@@ -232,7 +242,7 @@ impl Tokens {
         rows: impl Iterator<Item = Option<(u64, u64, usize)>>,
     ) -> Result<MicroBatchData, EngineError> {
         let [source_len, sequence] = [self.lengths.source, self.lengths.target].map(|n| n as usize);
-        let (mut ids, mut targets, mut documents) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ids, mut targets, mut documents) = (Vec::new(), Vec::new(), Documents::default());
         let (mut source, mut counts) = (Vec::new(), Vec::new());
         for row in rows {
             let mut window = vec![0; row.map_or(0, |(_, _, len)| len + 1)];
@@ -240,9 +250,8 @@ impl Tokens {
                 file.read(start, &mut window)?;
             }
             let (sample, len) = row.map_or((0, 0), |(sample, _, len)| (sample, len));
-            if self.separate {
-                documents.push(documents_of(&window[..len], sequence, self.end_of_text));
-            }
+            let of =
+                if self.separate { documents_of(&window[..len], self.end_of_text) } else { vec![0; len] };
             let (row_ids, row_targets) = match &self.objective {
                 Objective::Next => (window[..len].to_vec(), window.get(1..).unwrap_or_default().to_vec()),
                 Objective::Masked(masking) => {
@@ -265,12 +274,17 @@ impl Tokens {
                     (begun.take(answer.len()).collect(), answer.to_vec())
                 }
                 Objective::Mend(mending) => {
-                    let mended = mending.corrupt(sample, &window[..len]);
+                    let mended = mending.corrupt(sample, &window[..len], &of);
                     counts.push(mended.source.len() as u32);
+                    documents.own.push(padded_of(mended.targets_of, sequence, PADDED_TARGETS));
+                    documents.source.push(padded_of(mended.source_of, source_len, PADDED_SOURCE));
                     pad(&mut source, mended.source, source_len, 0);
                     (mended.ids, mended.targets)
                 }
             };
+            if source_len == 0 {
+                documents.own.push(padded_of(of, sequence, PADDED_SOURCE));
+            }
             pad(&mut ids, row_ids, sequence, 0);
             pad(&mut targets, row_targets, sequence, -1);
         }
@@ -322,19 +336,24 @@ fn labelled(row: &[i64]) -> (i64, &[i64]) {
     }
 }
 
-/// The document of each token: one ends with the end of text. What pads a row is one more.
-fn documents_of(tokens: &[i64], sequence: usize, end_of_text: u32) -> Arc<[u32]> {
+/// What padding is of; that of an encoder's and of a decoder's row do not see each other.
+const PADDED_SOURCE: u32 = u32::MAX;
+const PADDED_TARGETS: u32 = u32::MAX - 1;
+
+/// The document of each token: one ends with the end of text.
+fn documents_of(tokens: &[i64], end_of_text: u32) -> Vec<u32> {
     let mut document = 0;
-    let mut of: Vec<u32> = tokens
-        .iter()
-        .map(|token| {
-            let own = document;
-            document += u32::from(*token == i64::from(end_of_text));
-            own
-        })
-        .collect();
-    let last = document + 1;
-    of.resize(sequence, last);
+    let of = tokens.iter().map(|token| {
+        let own = document;
+        document += u32::from(*token == i64::from(end_of_text));
+        own
+    });
+    of.collect()
+}
+
+/// A row of documents, filled up to `len`.
+fn padded_of(mut of: Vec<u32>, len: usize, padding: u32) -> Arc<[u32]> {
+    of.resize(len, padding);
     of.into()
 }
 
@@ -368,7 +387,9 @@ mod tests {
 
     #[test]
     fn documents_end_with_the_end_of_text() {
-        assert_eq!(*documents_of(&[1, 2, 9, 3, 9, 4], 8, 9), [0, 0, 0, 1, 1, 2, 3, 3]);
+        let of = documents_of(&[1, 2, 9, 3, 9, 4], 9);
+        assert_eq!(of, [0, 0, 0, 1, 1, 2]);
+        assert_eq!(padded_of(of, 8, 7)[5..], [2, 7, 7]);
     }
 
     #[test]

@@ -198,17 +198,8 @@ mod tests {
     use super::*;
     use coxswain_types::model::{Attention, Positions};
 
-    use crate::model::{Cache, initial_values};
-
-    fn rank(model: &ModelSpec) -> Rank {
-        let (rank, parameters) = Rank::alone(model, 1).unwrap();
-        for param in parameters.iter().filter(|param| param.home) {
-            // Larger than at birth, so that attention has something to choose from.
-            let values = Tensor::from_slice(&initial_values(&param.row, 5)) * 5.0;
-            param.weight.shallow_clone().copy_(&values.view(param.row.local_shape().as_slice()));
-        }
-        rank
-    }
+    use super::rank::tests::random as rank;
+    use crate::model::Cache;
 
     /// The logits after `ids`, handed in by pieces of these lengths.
     fn logits(rank: &Rank, ids: &[i64], pieces: &[usize]) -> Vec<f32> {
@@ -241,7 +232,7 @@ mod tests {
         let forms = [
             Attention::Window { window: 6 },
             Attention::Longformer { window: 6, global: 2, projections: false },
-            Attention::BigBird { block: 4, window: 3, global: 1, random: 1 },
+            Attention::BigBird { block: 4, window: 3, global: 1, last: 0, random: 1 },
             Attention::Linear { decay: false },
             Attention::Linear { decay: true },
             Attention::Compressed { window: 6, block: 4 },

@@ -1,6 +1,8 @@
 //! Attention over lists of tiles, with and without a bias by distance, against dense float64 formulas.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+use std::sync::Arc;
+
 use coxswain_native::attention::{BlockList, Options, ProbabilityDropout, Visible, attention};
 use coxswain_native::memory;
 use coxswain_native::ops;
@@ -48,10 +50,13 @@ fn dense(i: &[Tensor], hidden: &Tensor) -> Tensor {
 fn forms(tokens: u32) -> Vec<(&'static str, Vec<Mask>)> {
     let form = |form, causal| vec![layer_mask(form, causal, 1, 7, tokens).unwrap()];
     let longformer = Attention::Longformer { window: 12, global: 5, projections: false };
-    let bigbird = Attention::BigBird { block: 16, window: 3, global: 1, random: 2 };
-    let within = |part: u32| Mask::Documents((0..tokens).map(|at| at / part).collect());
+    let bigbird = Attention::BigBird { block: 16, window: 3, global: 1, last: 0, random: 2 };
+    let within = |part: u32| {
+        let of: Arc<[u32]> = (0..tokens).map(|at| at / part).collect();
+        Mask::Documents { queries: of.clone(), keys: of }
+    };
     // The second row's last document is padding that sees nothing at all.
-    let padded = Mask::And(vec![Mask::Causal, within(40), Mask::Keys { count: tokens / 2 }]);
+    let padded = Mask::And(vec![Mask::Causal, within(40), Mask::Keys(0..tokens / 2)]);
     vec![
         ("causal", vec![Mask::Causal]),
         ("window", form(Attention::Window { window: 30 }, true)),
@@ -144,7 +149,7 @@ fn bits_depend_on_neither_threads_nor_other_heads() {
             part.contiguous().detach().set_requires_grad(true)
         };
         let (q, k, v) = (leaf(&[2, 300, 4, 24]), leaf(&[2, 300, 4, 24]), leaf(&[2, 300, 4, 24]));
-        let form = Attention::BigBird { block: 16, window: 3, global: 1, random: 2 };
+        let form = Attention::BigBird { block: 16, window: 3, global: 1, last: 0, random: 2 };
         let mask = layer_mask(form, false, 1, 7, 300).unwrap();
         let list = BlockList::new(&Blocks::of(&[mask], heads.clone(), 0..300, 300)).unwrap();
         let dropout = ProbabilityDropout { key: 3, rate: 0.2, first_head: heads.start.into(), heads: 4 };

@@ -59,7 +59,7 @@ fn time_grows_with_the_length_and_a_window_is_several_times_faster_than_full_att
         ),
         (
             "bigbird 64 x (3, 2, 3)",
-            Attention::BigBird { block: 64, window: 3, global: 2, random: 3 },
+            Attention::BigBird { block: 64, window: 3, global: 2, last: 0, random: 3 },
             true,
             8.0,
         ),

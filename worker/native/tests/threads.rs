@@ -29,6 +29,9 @@ fn both(inputs: &[&Tensor], f: impl Fn() -> Tensor) -> Vec<Tensor> {
     all
 }
 
+/// What is run twice.
+type Part = fn(Kind) -> Vec<Tensor>;
+
 fn rows(kind: Kind) -> Vec<Tensor> {
     let (tape, x) = (Tape::new(), leaf(&[3, 67, 333], kind));
     let (w, b) = (randn(&[333]), randn(&[333]));
@@ -70,9 +73,14 @@ fn mixes(kind: Kind) -> Vec<Tensor> {
     let (q, k, v, decay) = (of(6), of(3), of(3), randn(&[2, 301, 6]).abs() * -0.1);
     let decay = decay.set_requires_grad(true);
     let bias = randn(&[6, 601]).set_requires_grad(true);
-    let mask =
-        layer_mask(Attention::BigBird { block: 16, window: 3, global: 1, random: 2 }, false, 0, 1, 301)
-            .unwrap();
+    let mask = layer_mask(
+        Attention::BigBird { block: 16, window: 3, global: 1, last: 0, random: 2 },
+        false,
+        0,
+        1,
+        301,
+    )
+    .unwrap();
     let list = BlockList::new(&Blocks::of(&[mask], 0..6, 0..301, 301)).unwrap();
     let drop = ProbabilityDropout { key: 9, rate: 0.2, first_head: 0, heads: 6 };
     let mut all = Vec::new();
@@ -93,8 +101,7 @@ fn mixes(kind: Kind) -> Vec<Tensor> {
 
 #[test]
 fn bits_are_those_of_one_thread() {
-    let parts: [(&str, fn(Kind) -> Vec<Tensor>); 4] =
-        [("rows", rows), ("elements", elements), ("loss", loss), ("mixes", mixes)];
+    let parts: [(&str, Part); 4] = [("rows", rows), ("elements", elements), ("loss", loss), ("mixes", mixes)];
     for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
         for (name, part) in parts {
             let run = |threads: i32| {

@@ -61,8 +61,8 @@ fn scores(model: &ModelSpec, layer: u32, sequence: u32) -> u64 {
         Attention::Full | Attention::Latent { .. } => all,
         Attention::Window { window } => around(window),
         Attention::Longformer { window, global, .. } => around(window) + u64::from(global),
-        Attention::BigBird { block, window, global, random } => {
-            u64::from(block) * [window, global, random].map(u64::from).iter().sum::<u64>()
+        Attention::BigBird { block, window, global, last, random } => {
+            u64::from(block) * [window, global, last, random].map(u64::from).iter().sum::<u64>()
         }
         // The state has as many numbers as keys and values of one head's width would.
         Attention::Linear { .. } => u64::from(model.head_dim),

@@ -1,5 +1,6 @@
 //! Every family in and out, from the configurations and names that its own library writes.
 
+use coxswain_types::model::Attention;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -99,6 +100,19 @@ fn models_find_their_family() {
         let (_, again) = config::read(&written).unwrap();
         assert_eq!(again, model, "{name} as {family:?}");
     }
+    let (mut config, _) = families().remove("big_bird").unwrap();
+    config.insert("attention_type".to_owned(), json!("block_sparse"));
+    config.insert("num_random_blocks".to_owned(), json!(2));
+    let (_, model) = config::read(&config).unwrap();
+    assert_eq!(model.attention, Attention::BigBird { block: 64, window: 3, global: 1, last: 1, random: 2 });
+    let (_, written) = config::write(&model, None).unwrap();
+    assert_eq!(config::read(&written).unwrap().1, model);
+    let wider = ModelSpec {
+        attention: Attention::BigBird { block: 64, window: 5, global: 1, last: 1, random: 2 },
+        ..model
+    };
+    let refused = config::write(&wider, None).unwrap_err().to_string();
+    assert!(refused.contains("differs in attention"), "{refused}");
     let odd = ModelSpec { logit_scale: 0.5, ..ModelSpec::llama(2, 16, 4, 2, 24, 60) };
     let error = config::write(&odd, None).unwrap_err().to_string();
     assert!(error.contains("the nearest, llama, differs in logit_scale (0.5)"), "{error}");
@@ -127,7 +141,7 @@ fn what_cannot_be_followed_is_refused_by_name() {
         ("gpt2", "scale_attn_by_inverse_layer_idx", json!(true), "must be false"),
         ("bert", "position_embedding_type", json!("relative_key"), "must be \"absolute\""),
         ("longformer", "attention_window", json!([4, 8]), "must be one even number for all layers"),
-        ("big_bird", "attention_type", json!("block_sparse"), "the first and the last block see all"),
+        ("big_bird", "attention_type", json!("sparse"), "must be block_sparse or original_full"),
         ("bart", "encoder_ffn_dim", json!(32), "`encoder_ffn_dim` is 32; must be 24"),
     ];
     for (family, key, value, told) in rows {

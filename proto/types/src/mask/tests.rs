@@ -25,25 +25,32 @@ fn pairs_are_those_of_the_closed_forms() {
         assert_eq!(pairs(&longformer(near, global, true), tokens), expected);
     }
     for (count, seen) in [(8, 34), (16, 74), (64, 314)] {
-        let form = Attention::BigBird { block: 16, window: 3, global: 1, random: 0 };
-        let mask = layer_mask(form, false, 0, 1, count * 16).unwrap();
+        let form = |last| Attention::BigBird { block: 16, window: 3, global: 1, last, random: 0 };
+        let mask = layer_mask(form(0), false, 0, 1, count * 16).unwrap();
         assert_eq!(pairs(&mask, count * 16), seen * 256, "{count} blocks");
+        // The last block's row and column, less what is seen already: the corners and the window.
+        let mask = layer_mask(form(1), false, 0, 1, count * 16).unwrap();
+        assert_eq!(pairs(&mask, count * 16), (seen + 2 * count as u64 - 6) * 256, "{count} blocks");
     }
 }
 
 /// Masks of all kinds, over sequences whose lengths are no multiples of a tile.
 fn kinds(tokens: u32) -> Vec<Mask> {
     let documents: Arc<[u32]> = (0..tokens).map(|at| at / 50).collect();
-    let padded = Mask::And(vec![Mask::Keys { count: tokens * 2 / 3 }, Mask::Documents(documents)]);
+    let others: Arc<[u32]> = (0..tokens).map(|at| (at + 20) / 30).collect();
+    let of = |queries: &Arc<[u32]>| Mask::Documents { queries: queries.clone(), keys: documents.clone() };
+    let padded = Mask::And(vec![Mask::Keys(0..tokens * 2 / 3), of(&documents)]);
+    let across = of(&others);
     let forms = [
         Attention::Window { window: 20 },
         Attention::Longformer { window: 9, global: 3, projections: false },
-        Attention::BigBird { block: 16, window: 3, global: 1, random: 2 },
+        Attention::BigBird { block: 16, window: 3, global: 1, last: 0, random: 2 },
+        Attention::BigBird { block: 16, window: 1, global: 1, last: 2, random: 1 },
     ];
     let forms = forms
         .into_iter()
         .flat_map(|form| [true, false].map(|causal| layer_mask(form, causal, 3, 7, tokens).unwrap()));
-    let plain = [Mask::All, Mask::Causal, padded.clone(), Mask::And(vec![padded, Mask::Causal])];
+    let plain = [Mask::All, Mask::Causal, across, padded.clone(), Mask::And(vec![padded, Mask::Causal])];
     let compressed = [(40, 16, 3, 16), (9, 8, 10, 80), (1, 1, 0, 0), (130, 16, 7, 0)]
         .map(|(window, block, summaries, start)| Compressed { window, block, summaries, start })
         .map(Mask::Compressed);
@@ -87,7 +94,7 @@ fn visited_tiles_grow_with_the_length_and_equal_ones_are_kept_once() {
     let forms = [
         Attention::Window { window: 512 },
         Attention::Longformer { window: 256, global: 16, projections: false },
-        Attention::BigBird { block: 64, window: 3, global: 2, random: 3 },
+        Attention::BigBird { block: 64, window: 3, global: 2, last: 0, random: 3 },
     ];
     for form in forms {
         let visited = |tokens| blocks(&layer_mask(form, false, 0, 1, tokens).unwrap(), tokens).visited();

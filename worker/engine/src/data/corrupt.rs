@@ -1,7 +1,7 @@
 //! Texts with parts taken out, and what a decoder shall write of them: pure functions of (seed, sample).
 
 use coxswain_files::hash::draw;
-use coxswain_types::job::{Corruption, SPAN_TOKENS, noise};
+use coxswain_types::job::{Corruption, Lengths, SPAN_TOKENS, noise};
 
 /// How texts are corrupted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,6 +15,8 @@ pub(super) struct Mending {
     pub(super) end_of_text: u32,
     /// What a decoder's text begins with.
     pub(super) start: u32,
+    /// How much encoder and decoder take.
+    pub(super) lengths: Lengths,
 }
 
 /// A sample of an encoder-decoder.
@@ -26,6 +28,57 @@ pub(super) struct Mended {
     pub(super) ids: Vec<i64>,
     /// What the decoder shall write.
     pub(super) targets: Vec<i64>,
+    /// The document of each token that the encoder reads.
+    pub(super) source_of: Vec<u32>,
+    /// The document of each target.
+    pub(super) targets_of: Vec<u32>,
+}
+
+impl Mended {
+    /// Adds what became of a piece of a document.
+    fn extend(&mut self, document: u32, (source, targets): (Vec<i64>, Vec<i64>)) {
+        self.source.extend(source);
+        self.source_of.resize(self.source.len(), document);
+        self.targets.extend(targets);
+        self.targets_of.resize(self.targets.len(), document);
+    }
+
+    /// The decoder reads its targets one later, in each document from its start on.
+    fn begin(&mut self, start: u32) {
+        let begins = |at: usize| at == 0 || self.targets_of[at] != self.targets_of[at - 1];
+        let id = |at| if begins(at) { i64::from(start) } else { self.targets[at - 1] };
+        self.ids = (0..self.targets.len()).map(id).collect();
+    }
+}
+
+/// What of a text is still to be taken out: documents take their share in turn, and what is rounded away in
+/// one is taken in a later one.
+struct Share {
+    len: usize,
+    noise: usize,
+    spans: usize,
+    /// Tokens, taken tokens and spans of the documents so far.
+    passed: [usize; 3],
+}
+
+impl Share {
+    fn of(len: usize, share: f64) -> Share {
+        let (noise, spans) = noise(len as u32, share);
+        Share { len, noise: noise as usize, spans: spans as usize, passed: [0; 3] }
+    }
+
+    /// How many tokens, and in how many spans, are taken out of the next document, of `len` tokens: at least
+    /// one token is kept before each span.
+    fn next(&mut self, len: usize) -> (usize, usize) {
+        let [tokens, taken, spans] = &mut self.passed;
+        *tokens += len;
+        let noise = (self.noise * *tokens / self.len - *taken).min(len - 1);
+        let cuts = (self.spans * *tokens / self.len - *spans).min(noise).min(len - noise);
+        let noise = if cuts == 0 { 0 } else { noise };
+        *taken += noise;
+        *spans += cuts;
+        (noise, cuts)
+    }
 }
 
 /// Draws of a sample, one after another.
@@ -77,51 +130,81 @@ impl Draws {
 }
 
 impl Mending {
-    /// The sample of a text. One of fewer than two tokens has nothing to be taken out, and no targets.
-    pub(super) fn corrupt(&self, sample: u64, tokens: &[i64]) -> Mended {
-        if tokens.len() < 2 {
-            let source = tokens.iter().copied().chain([i64::from(self.end_of_text)]).collect();
-            return Mended { source, ..Mended::default() };
-        }
-        let mut draws = Draws { key: draw(self.key, sample), next: 0 };
-        let (source, targets) = match self.corruption {
-            Corruption::Spans => self.spans(&mut draws, tokens),
-            Corruption::Infilling => self.infilling(&mut draws, tokens),
+    /// The sample of a text, whose tokens are of these documents. One of fewer than two tokens has nothing to be
+    /// taken out, and no targets. Where documents of a few tokens leave too much to be read, the last tokens
+    /// are left out.
+    pub(super) fn corrupt(&self, sample: u64, tokens: &[i64], documents: &[u32]) -> Mended {
+        let fits = |mended: &Mended| {
+            mended.source.len() <= self.lengths.source as usize
+                && mended.targets.len() <= self.lengths.target as usize
         };
-        let ids = std::iter::once(i64::from(self.start)).chain(targets.iter().copied());
-        Mended { ids: ids.take(targets.len()).collect(), source, targets }
+        let whole = (2..=tokens.len()).rev().map(|len| self.attempt(sample, &tokens[..len], documents));
+        whole.into_iter().find(fits).unwrap_or_else(|| {
+            let source = tokens.iter().copied().take(1).chain([i64::from(self.end_of_text)]).collect();
+            let mut mended = Mended::default();
+            mended.extend(0, (source, Vec::new()));
+            mended
+        })
     }
 
-    /// Kept tokens and spans take turns, kept ones first (arXiv 1910.10683, 3.1.4).
-    fn spans(&self, draws: &mut Draws, tokens: &[i64]) -> (Vec<i64>, Vec<i64>) {
-        let (noise, spans) = noise(tokens.len() as u32, self.share);
-        let (noise, spans) = (noise as usize, spans as usize);
-        let (taken, kept) = (draws.compose(noise, spans), draws.compose(tokens.len() - noise, spans));
-        let (mut source, mut targets, mut at) = (Vec::new(), Vec::new(), 0);
-        for (span, (taken, kept)) in taken.into_iter().zip(kept).enumerate() {
-            let stands = i64::from(self.mask) - span as i64;
-            source.extend(&tokens[at..at + kept]);
-            source.push(stands);
-            targets.push(stands);
-            targets.extend(&tokens[at + kept..at + kept + taken]);
-            at += kept + taken;
+    fn attempt(&self, sample: u64, tokens: &[i64], documents: &[u32]) -> Mended {
+        let mut draws = Draws { key: draw(self.key, sample), next: 0 };
+        let mut share = Share::of(tokens.len(), self.share);
+        let (mut mended, mut at, mut stands) = (Mended::default(), 0, i64::from(self.mask));
+        for piece in documents[..tokens.len()].chunk_by(|one, other| one == other) {
+            let (text, last) = (&tokens[at..at + piece.len()], at + piece.len() == tokens.len());
+            let (noise, spans) = share.next(text.len());
+            let made = match self.corruption {
+                Corruption::Spans => self.spans(&mut draws, text, (noise, spans), &mut stands, last),
+                Corruption::Infilling => self.infilling(&mut draws, text, noise),
+            };
+            mended.extend(piece[0], made);
+            at += piece.len();
         }
-        source.push(i64::from(self.end_of_text));
-        targets.push(i64::from(self.end_of_text));
+        mended.begin(self.start);
+        mended
+    }
+
+    /// Kept tokens and spans take turns, kept ones first (arXiv 1910.10683, 3.1.4). What stands for a span
+    /// counts down over the whole text, whose last piece ends with the end of text.
+    fn spans(
+        &self,
+        draws: &mut Draws,
+        tokens: &[i64],
+        (noise, spans): (usize, usize),
+        stands: &mut i64,
+        last: bool,
+    ) -> (Vec<i64>, Vec<i64>) {
+        let (mut source, mut targets, mut at) = (Vec::new(), Vec::new(), 0);
+        if spans > 0 {
+            let (taken, kept) = (draws.compose(noise, spans), draws.compose(tokens.len() - noise, spans));
+            for (taken, kept) in taken.into_iter().zip(kept) {
+                source.extend(&tokens[at..at + kept]);
+                source.push(*stands);
+                targets.push(*stands);
+                targets.extend(&tokens[at + kept..at + kept + taken]);
+                at += kept + taken;
+                *stands -= 1;
+            }
+        }
+        source.extend(&tokens[at..]);
+        if last {
+            source.push(i64::from(self.end_of_text));
+            targets.push(i64::from(self.end_of_text));
+        }
         (source, targets)
     }
 
     /// Spans of Poisson lengths, each in another gap between kept tokens, for one token each (arXiv
     /// 1910.13461, 2.2). The source is at most as long as the text.
-    fn infilling(&self, draws: &mut Draws, tokens: &[i64]) -> (Vec<i64>, Vec<i64>) {
-        let (noise, _) = noise(tokens.len() as u32, self.share);
-        let (mut left, mut lengths) = (noise as usize, Vec::new());
-        while left > 0 && lengths.len() < noise as usize {
+    fn infilling(&self, draws: &mut Draws, tokens: &[i64], noise: usize) -> (Vec<i64>, Vec<i64>) {
+        let (mut left, mut lengths) = (noise, Vec::new());
+        while left > 0 && lengths.len() < noise {
             let length = draws.poisson().min(left);
             left -= length;
             lengths.push(length);
         }
-        let kept = tokens.len() - (noise as usize - left);
+        let kept = tokens.len() - (noise - left);
         let gaps = draws.choose(lengths.len(), kept + 1);
         // Where there are fewer gaps than spans, the last gap takes what is left.
         if let Some(last) = gaps.len().checked_sub(1) {
@@ -145,7 +228,12 @@ mod tests {
     use super::*;
 
     fn mending(corruption: Corruption, share: f64) -> Mending {
-        Mending { key: 7, corruption, share, mask: 999, end_of_text: 0, start: 0 }
+        let lengths = Lengths { window: 600, source: 600, target: 600 };
+        Mending { key: 7, corruption, share, mask: 999, end_of_text: 0, start: 0, lengths }
+    }
+
+    fn alone(mending: &Mending, sample: u64, text: &[i64]) -> Mended {
+        mending.corrupt(sample, text, &vec![0; text.len()])
     }
 
     /// The text again, from what the encoder reads and what the decoder writes.
@@ -168,7 +256,7 @@ mod tests {
         for (len, share) in [(2, 0.15), (3, 0.5), (20, 0.15), (568, 0.15), (100, 0.5), (100, 0.9)] {
             let text: Vec<i64> = (0..len).map(|i| 1 + i * 7 % 800).collect();
             for sample in 0..20 {
-                let mended = mending(Corruption::Spans, share).corrupt(sample, &text);
+                let mended = alone(&mending(Corruption::Spans, share), sample, &text);
                 let whole = mend(&mended);
                 assert_eq!(whole[..text.len()], text, "{len} {share} {sample}");
                 let (noise, spans) = noise(len as u32, share);
@@ -183,8 +271,8 @@ mod tests {
         }
         let text: Vec<i64> = (1..100).collect();
         let spans = mending(Corruption::Spans, 0.15);
-        assert_ne!(spans.corrupt(1, &text), spans.corrupt(2, &text));
-        assert_eq!(spans.corrupt(1, &text), spans.corrupt(1, &text));
+        assert_ne!(alone(&spans, 1, &text), alone(&spans, 2, &text));
+        assert_eq!(alone(&spans, 1, &text), alone(&spans, 1, &text));
     }
 
     #[test]
@@ -192,7 +280,7 @@ mod tests {
         let text: Vec<i64> = (1..=400).collect();
         let (mut kept, mut masks) = (0, 0);
         for sample in 0..200 {
-            let mended = mending(Corruption::Infilling, 0.3).corrupt(sample, &text);
+            let mended = alone(&mending(Corruption::Infilling, 0.3), sample, &text);
             assert!(mended.source.len() <= text.len() && mended.targets == text);
             let rest: Vec<i64> = mended.source.iter().copied().filter(|id| *id != 999).collect();
             assert!(rest.is_sorted());
@@ -202,5 +290,56 @@ mod tests {
         assert_eq!(kept, 200 * 280);
         // 120 tokens in spans of 3, the last one cut.
         assert!((200 * 38..200 * 44).contains(&masks), "{masks}");
+    }
+    #[test]
+    fn documents_are_mended_each_by_itself() {
+        let lengths = Lengths { window: 300, source: 300, target: 300 };
+        for corruption in [Corruption::Spans, Corruption::Infilling] {
+            let mending = Mending { lengths, ..mending(corruption, 0.3) };
+            for sample in 0..40 {
+                // Documents of 1 to 60 tokens, which say in their tokens which one they are.
+                let lens = [1, 60, 7, 2, 40, 3, 50, 100];
+                let documents: Vec<u32> = (0..).zip(lens).flat_map(|(of, len)| vec![of; len]).collect();
+                let text: Vec<i64> =
+                    documents.iter().map(|of| 100 * i64::from(*of) + 1 + sample as i64).collect();
+                let mended = mending.corrupt(sample, &text, &documents);
+                assert!(mended.source.len() <= 300 && mended.targets.len() <= 300);
+                assert_eq!(mended.source.len(), mended.source_of.len());
+                let own = |ids: &[i64], of: &[u32]| {
+                    let texts =
+                        ids.iter().zip(of).filter(|(id, _)| **id > 0 && **id % 100 < 60 && **id < 800);
+                    texts.fold(0, |count, (id, of)| {
+                        assert_eq!(*id / 100, i64::from(*of));
+                        count + 1
+                    })
+                };
+                let (read, told) =
+                    (own(&mended.source, &mended.source_of), own(&mended.targets, &mended.targets_of));
+                let (noise, spans) = noise(text.len() as u32, 0.3);
+                let (whole, taken) = (text.len(), noise as usize);
+                match corruption {
+                    Corruption::Spans => assert_eq!([read + told, told], [whole, taken]),
+                    Corruption::Infilling => assert_eq!([read, told], [whole - taken, whole]),
+                }
+                let stand: Vec<i64> = mended.targets.iter().copied().filter(|id| *id > 900).collect();
+                let counted: Vec<i64> = (0..i64::from(spans)).map(|span| 999 - span).collect();
+                assert_eq!(stand, if corruption == Corruption::Spans { counted } else { Vec::new() });
+                for (at, id) in mended.ids.iter().enumerate() {
+                    let begins = at == 0 || mended.targets_of[at] != mended.targets_of[at - 1];
+                    assert_eq!(*id, if begins { 0 } else { mended.targets[at - 1] });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_of_tiny_documents_still_fits() {
+        let lengths = Lengths { window: 40, source: 34, target: 16 };
+        let mending = Mending { lengths, ..mending(Corruption::Spans, 0.3) };
+        let documents: Vec<u32> = (0..40).collect();
+        let mended = mending.corrupt(3, &vec![5; 40], &documents);
+        assert_eq!((mended.source.len(), mended.targets.len()), (34, 1), "33 tokens and an end");
+        let few = mending.corrupt(3, &[5], &[0]);
+        assert_eq!((few.source, few.targets), (vec![5, 0], vec![]));
     }
 }

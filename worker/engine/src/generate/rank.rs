@@ -183,3 +183,92 @@ fn row(ids: &[i64]) -> Result<Tensor, EngineError> {
 fn pass(rotary: Option<&Rotary>, first: i64) -> Pass<'_> {
     Pass { rotary, first, documents: None, source: 0, padded: None, dropout: None }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+pub(super) mod tests {
+    use std::sync::Arc;
+
+    use coxswain_types::model::{Architecture, Attention, Positions};
+
+    use super::*;
+    use crate::data::Documents;
+    use crate::model::initial_values;
+
+    /// The whole model, with larger values than at birth: attention has something to choose from.
+    pub(in super::super) fn random(model: &ModelSpec) -> Rank {
+        let (rank, parameters) = Rank::alone(model, 1).unwrap();
+        for param in parameters.iter().filter(|param| param.home) {
+            let values = Tensor::from_slice(&initial_values(&param.row, 5)) * 5.0;
+            param.weight.shallow_clone().copy_(&values.view(param.row.local_shape().as_slice()));
+        }
+        rank
+    }
+
+    /// What training's forward pass hands to the head, `[t, d]`, of what an encoder and the last stack read.
+    fn trained(rank: &Rank, [source, own]: [&[i64]; 2], documents: Option<&Documents>) -> Tensor {
+        let (stage, model) = (&rank.seat.stage, &rank.context.model);
+        let both = model.encoder_layers > 0;
+        let source_tokens = if both { source.len() as i64 } else { 0 };
+        let pass = |tokens| {
+            let rotary = Rotary::new(model, 0, tokens).unwrap();
+            let rotary: &'static Option<Rotary> = Box::leak(Box::new(rotary));
+            Pass { rotary: rotary.as_ref(), source: source_tokens, documents, ..super::pass(None, 0) }
+        };
+        let (ids, longest) = (if both { source } else { own }, source.len().max(own.len()) as i64);
+        let (pass, table) = (pass(longest), stage.embedding.as_ref().unwrap());
+        let mut x = table.stem(&table.look_up(&row(ids).unwrap(), &pass).unwrap(), &pass).unwrap();
+        for (at, layer) in stage.layers.iter().enumerate() {
+            if let Some(bridge) = stage.bridge_before(at) {
+                let look_up = bridge.embedding.look_up(&row(own).unwrap(), &pass).unwrap();
+                let flat = bridge.join(&look_up, &x).unwrap();
+                x = bridge.forward(&flat, [1, own.len() as i64], &pass).unwrap();
+            }
+            x = layer.forward(Piece::Whole, &x, &pass).unwrap();
+        }
+        x.get(0).narrow(0, 0, own.len() as i64)
+    }
+
+    #[test]
+    fn documents_in_a_row_are_what_they_are_apart() {
+        let plain = ModelSpec::llama(2, 48, 6, 2, 64, 99);
+        let encoder = ModelSpec { architecture: Architecture::Encoder, ..plain.clone() };
+        let both =
+            ModelSpec { architecture: Architecture::EncoderDecoder, encoder_layers: 2, ..plain.clone() };
+        let relative = Positions::RelativeBias { buckets: 8, max_distance: 16 };
+        let learned = Positions::Learned { max: 40, offset: 0 };
+        let mut models = vec![ModelSpec { attention: Attention::Linear { decay: false }, ..plain.clone() }];
+        for model in [plain, encoder, both] {
+            for positions in [learned, relative, Positions::Sinusoidal, Positions::Alibi, model.positions] {
+                models.push(ModelSpec { positions, ..model.clone() });
+            }
+            models.push(ModelSpec { attention: Attention::Window { window: 3 }, ..model });
+        }
+        // How much the encoder and the last stack read of each document, and padding.
+        let lens = [[5_usize, 9], [7, 4], [6, 1], [2, 3]];
+        let of = |side: usize| -> Arc<[u32]> {
+            let of = lens.iter().enumerate().flat_map(|(at, lens)| {
+                let padding = at == 3;
+                vec![if padding { (90 + side) as u32 } else { at as u32 }; lens[side]]
+            });
+            of.collect()
+        };
+        let documents = Documents { own: vec![of(1)], source: vec![of(0)] };
+        let ids = |side: usize| (0..).map(|i| (i * 31 + 7 * side as i64) % 99).take(of(side).len()).collect();
+        let [source, own]: [Vec<i64>; 2] = [ids(0), ids(1)];
+        for model in models {
+            let rank = random(&model);
+            let _guard = tch::no_grad_guard();
+            let packed = trained(&rank, [&source, &own], Some(&documents));
+            let mut at = [0, 0];
+            for [read, told] in &lens[..3] {
+                let part = [&source[at[0]..at[0] + read], &own[at[1]..at[1] + told]];
+                let apart = trained(&rank, part, None);
+                let error = (packed.narrow(0, at[1] as i64, *told as i64) - &apart).abs().max();
+                let most = apart.abs().max().double_value(&[]);
+                assert!(error.double_value(&[]) < 2e-5 * most, "{model:?}: {error:?} of {most}");
+                at = [at[0] + read, at[1] + told];
+            }
+        }
+    }
+}

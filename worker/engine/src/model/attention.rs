@@ -148,8 +148,8 @@ impl AttentionBlock {
                 (Pairs::Latent(up), _) => self.latent(shard, up, x_btd, &latents[at], pass)?,
                 (Pairs::Projected(..), Some(own)) => self.global(shard, own, x_btd, pass)?,
                 (Pairs::Projected(k, v), None) => {
-                    let q_bthk = pass.rotate(&self.heads(x_btd, &shard.q)?)?;
-                    let k_btgk = pass.rotate(&self.heads(x_btd, k)?)?;
+                    let q_bthk = self.rotate(&self.heads(x_btd, &shard.q)?, pass)?;
+                    let k_btgk = self.rotate(&self.heads(x_btd, k)?, pass)?;
                     let v_btgk = self.heads(x_btd, v)?;
                     self.projected(shard, x_btd, [&q_bthk, &k_btgk, &v_btgk], pass, kept)?
                 }
@@ -221,6 +221,17 @@ impl AttentionBlock {
             parts.push(self.output.part(at, &mixed_bthk.f_flatten(2, 3)?)?);
         }
         self.output.sum(&parts)
+    }
+
+    /// x `[b, t, h, k]` rotated by its tokens' positions, where the model rotates. A score depends on their
+    /// difference alone, a product of features does not: there each document begins anew.
+    fn rotate(&self, x_bthk: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
+        match (pass.rotary, self.form) {
+            (Some(rotary), Attention::Linear { .. }) if pass.documents.is_some() => {
+                rotary.rotate_by(&pass.positions(false, x_bthk.size()[1])?, x_bthk)
+            }
+            _ => pass.rotate(x_bthk),
+        }
     }
 
     fn causal(&self) -> bool {

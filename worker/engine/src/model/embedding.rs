@@ -8,7 +8,7 @@ use std::rc::Rc;
 use coxswain_native::ops;
 use coxswain_types::model::Positions;
 use coxswain_types::params::{EMBEDDING, Place, stack_prefix};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::linear::Row;
 use super::norm::Norm;
@@ -26,6 +26,8 @@ pub struct Embedding {
     map: Option<Row>,
     /// The layer that follows it.
     before: u32,
+    /// Whether it is that of an encoder in front of a decoder.
+    encoder: bool,
     context: Rc<Context>,
 }
 
@@ -59,6 +61,7 @@ impl Embedding {
             shards: context.shards.clone().map(shard).collect::<Result<_, _>>()?,
             norm: model.embedding.norm.then(norm).transpose()?,
             map: (model.embedding.dim != model.dim).then(map).transpose()?,
+            encoder: place != Place::Bridge && model.encoder_layers > 0,
             before: if place == Place::Bridge { model.encoder_layers } else { 0 },
             context: Rc::clone(context),
         })
@@ -120,7 +123,7 @@ impl Embedding {
         let factor = if model.embedding.scaled { f64::from(model.dim).sqrt() } else { 1.0 };
         let mut tables: Vec<(&Param, Tensor, f64)> = vec![(&shard.tokens, ids_n, factor)];
         if let (Some(table), Positions::Learned { offset, .. }) = (&shard.positions, model.positions) {
-            let positions_bt = pass.positions_of(ids_bt)?;
+            let positions_bt = pass.positions(self.encoder, ids_bt.size()[1])?.f_expand_as(ids_bt)?;
             let rows_n = positions_bt.f_add_scalar(i64::from(offset))?.f_flatten(0, 1)?;
             tables.push((table, rows_n, 1.0));
         }
@@ -137,9 +140,11 @@ impl Embedding {
     pub fn stem(&self, x_bte: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
         let mut x = x_bte.shallow_clone();
         if self.context.model.positions == Positions::Sinusoidal {
-            let tokens = x.size()[1];
-            let first = pass.first + if self.context.spread { self.context.group_index * tokens } else { 0 };
-            x = x.f_add(&sinusoids(x.size()[2], first, tokens)?.f_to_kind(x.kind())?)?;
+            let (here, context) = (x.size()[1], &self.context);
+            let (parts, part) =
+                if context.spread { (context.group_size, context.group_index) } else { (1, 0) };
+            let positions_bt = pass.positions(self.encoder, here * parts)?.f_narrow(1, part * here, here)?;
+            x = x.f_add(&sinusoids(x.size()[2], &positions_bt)?.f_to_kind(x.kind())?)?;
         }
         if let Some(norm) = &self.norm {
             x = norm.forward(&x)?;
@@ -147,11 +152,4 @@ impl Embedding {
         x = pass.dropout(&x, self.before, Site::Embedding, &self.context)?;
         self.map.as_ref().map_or(Ok(x.shallow_clone()), |map| map.whole(&x))
     }
-}
-
-/// Positions `first..first + t` of each row, `[b, t]`.
-pub(super) fn positions(first: i64, ids_bt: &Tensor) -> Result<Tensor, EngineError> {
-    let tokens = ids_bt.size()[1];
-    let row_t = Tensor::f_arange_start(first, first + tokens, (Kind::Int64, ids_bt.device()))?;
-    Ok(row_t.f_unsqueeze(0)?.f_expand_as(ids_bt)?)
 }

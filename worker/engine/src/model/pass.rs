@@ -8,10 +8,10 @@ use coxswain_native::random;
 use coxswain_types::job::TrainSpec;
 use tch::Tensor;
 
-use super::embedding;
 use super::positions::Rotary;
 use super::stage::Context;
 use crate::EngineError;
+use crate::data::Documents;
 
 /// Where values are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct Pass<'a> {
     pub first: i64,
     /// For each row of the micro-batch, the number of the document that each token is of; a token sees
     /// its own document only. `None` where each row is one document.
-    pub documents: Option<&'a [Arc<[u32]>]>,
+    pub documents: Option<&'a Documents>,
     /// How many tokens of an encoder's output follow those of the decoder, whole; 0 where none do.
     pub source: i64,
     /// How many tokens of each row the encoder reads, where some are padding.
@@ -112,16 +112,21 @@ impl Pass<'_> {
         self.dropout.is_some_and(|dropout| dropout.rate > 0.0)
     }
 
-    /// The position of each token, `[b, t]`: documents begin anew.
-    pub(super) fn positions_of(&self, ids_bt: &Tensor) -> Result<Tensor, EngineError> {
-        let Some(rows) = self.documents else { return embedding::positions(self.first, ids_bt) };
-        let mut positions = Vec::new();
-        for row in rows {
-            for document in row.chunk_by(|a, b| a == b) {
-                positions.extend(0..document.len() as i64);
-            }
-        }
-        Ok(Tensor::from_slice(&positions).f_view_as(ids_bt)?)
+    /// The documents of a stack's rows; `encoder` says whether it is one in front of a decoder.
+    pub(super) fn documents_of(&self, encoder: bool) -> Option<&[Arc<[u32]>]> {
+        self.documents.map(|documents| if encoder { &documents.source[..] } else { &documents.own[..] })
+    }
+
+    /// The position of each of `tokens` of each row of a stack, `[b, t]`, or for all rows, `[1, t]`: documents
+    /// begin anew.
+    pub(super) fn positions(&self, encoder: bool, tokens: i64) -> Result<Tensor, EngineError> {
+        let Some(rows) = self.documents_of(encoder) else {
+            let all: Vec<i64> = (self.first..self.first + tokens).collect();
+            return Ok(Tensor::from_slice(&all).f_unsqueeze(0)?);
+        };
+        let documents = rows.iter().flat_map(|row| row.chunk_by(|a, b| a == b));
+        let positions: Vec<i64> = documents.flat_map(|document| 0..document.len() as i64).collect();
+        Ok(Tensor::from_slice(&positions).f_view([rows.len() as i64, tokens])?)
     }
 
     /// Key and rate of the attention's probabilities.

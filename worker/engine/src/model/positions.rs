@@ -24,6 +24,15 @@ impl Rotary {
         Ok(coxswain_native::ops::rope(x_bthk, &cos?, &sin?)?)
     }
 
+    /// x `[b, t, h, k]` rotated by these positions `[b, t]`.
+    pub(super) fn rotate_by(&self, positions_bt: &Tensor, x_bthk: &Tensor) -> Result<Tensor, EngineError> {
+        let rows_n = positions_bt.f_flatten(0, -1)?;
+        let [cos, sin] = [&self.cos, &self.sin].map(|table| table.f_index_select(0, &rows_n));
+        let shape = x_bthk.size();
+        let flat = x_bthk.f_reshape([1, shape[0] * shape[1], shape[2], shape[3]])?;
+        Ok(coxswain_native::ops::rope(&flat, &cos?, &sin?)?.f_view(shape.as_slice())?)
+    }
+
     /// Tables for the positions `start..start + tokens`; `None` where the model does not rotate.
     pub fn new(model: &ModelSpec, start: i64, tokens: i64) -> Result<Option<Rotary>, EngineError> {
         let Positions::Rope { theta, scaling } = model.positions else { return Ok(None) };
@@ -77,8 +86,8 @@ fn frequencies(dim: f64, theta: f64, scaling: RopeScaling) -> (Vec<f64>, f64) {
     }
 }
 
-/// Sines, then cosines, of positions `first..first + tokens`: `[t, d]` (arXiv 1706.03762).
-pub(super) fn sinusoids(dim: i64, first: i64, tokens: i64) -> Result<Tensor, EngineError> {
+/// Sines, then cosines, of positions `[b, t]`: `[b, t, d]` (arXiv 1706.03762).
+pub(super) fn sinusoids(dim: i64, positions_bt: &Tensor) -> Result<Tensor, EngineError> {
     let half = dim / 2;
     let value = |at: i64, i: i64| {
         let pair = if i < half { i } else { i - half };
@@ -91,9 +100,10 @@ pub(super) fn sinusoids(dim: i64, first: i64, tokens: i64) -> Result<Tensor, Eng
             0.0
         }
     };
+    let positions = Vec::<i64>::try_from(positions_bt.f_contiguous()?.f_flatten(0, -1)?)?;
     let values: Vec<f32> =
-        (first..first + tokens).flat_map(|at| (0..dim).map(move |i| value(at, i) as f32)).collect();
-    Ok(Tensor::from_slice(&values).f_view([tokens, dim])?)
+        positions.into_iter().flat_map(|at| (0..dim).map(move |i| value(at, i) as f32)).collect();
+    Ok(Tensor::from_slice(&values).f_view([positions_bt.size().as_slice(), &[dim]].concat().as_slice())?)
 }
 
 /// The slope of each head, of all of a layer's (arXiv 2108.12409): a geometric series where their number

@@ -195,7 +195,7 @@ impl<'a> Runner<'a> {
         Pass {
             rotary: self.rotary,
             first: 0,
-            documents: data.documents.as_deref(),
+            documents: data.documents.as_ref(),
             source: self.lengths.source.into(),
             padded: data.padded.as_deref(),
             dropout,

@@ -119,7 +119,7 @@ fn bounded_attention_costs_the_same_at_any_length() {
     for attention in [
         Attention::Window { window: 64 },
         Attention::Longformer { window: 64, global: 2, projections: false },
-        Attention::BigBird { block: 16, window: 3, global: 1, random: 2 },
+        Attention::BigBird { block: 16, window: 3, global: 1, last: 0, random: 2 },
         Attention::Linear { decay: false },
     ] {
         assert_eq!(at(attention, 2048), at(attention, 32_768), "{attention:?}");

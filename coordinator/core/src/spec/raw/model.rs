@@ -174,6 +174,9 @@ pub struct RawAttention {
     /// Tokens of a block of `bigbird`, or of a summary of `compressed`. Default: 64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block: Option<u32>,
+    /// Blocks of `bigbird` at the end that see all and are seen by all, in an encoder. Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last: Option<u32>,
     /// Blocks that a row of blocks of `bigbird` sees at random. Default: 3.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub random: Option<u32>,

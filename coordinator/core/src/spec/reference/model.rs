@@ -5,7 +5,7 @@ use super::Allowed::{self, Count, Words};
 use super::{FLAG, POSITIVE, Sets};
 
 /// Beside this, keys have the rules of [`super::RULES`].
-pub(super) const MODEL: [(&str, Allowed); 47] = [
+pub(super) const MODEL: [(&str, Allowed); 48] = [
     (
         "model.preset",
         Words { words: "a name [below](#presets)", fit: &["gpt2", "t5-small"], unfit: &["gpt5", "7", "''"] },
@@ -94,6 +94,7 @@ pub(super) const MODEL: [(&str, Allowed); 47] = [
     ),
     ("model.attention.window", Count(&limits::LENGTH)),
     ("model.attention.global", Words { words: "0 to 65536", fit: &["0", "65536"], unfit: &["-1", "65537"] }),
+    ("model.attention.last", Words { words: "0 to 65536", fit: &["0", "65536"], unfit: &["-1", "65537"] }),
     ("model.attention.projections", FLAG),
     ("model.attention.block", Count(&limits::LENGTH)),
     ("model.attention.random", Words { words: "0 to 65536", fit: &["0", "65536"], unfit: &["-1", "65537"] }),
@@ -145,6 +146,11 @@ pub(super) fn beside_model(path: &str) -> Sets {
         "model.attention.global" => &[("model.attention", "{kind: longformer, window: 16}")],
         "model.attention.projections" => &[
             ("model.attention", "{kind: longformer, window: 16}"),
+            ("model.architecture", "encoder"),
+            ("model.vocab", "600"),
+        ],
+        "model.attention.last" => &[
+            ("model.attention", "{kind: bigbird}"),
             ("model.architecture", "encoder"),
             ("model.vocab", "600"),
         ],

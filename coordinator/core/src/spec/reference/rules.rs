@@ -3,7 +3,7 @@
 use super::Sets;
 
 /// What keys must be to each other, and the values that break it in the minimal job.
-pub(super) const RULES: [(&str, Sets); 84] = [
+pub(super) const RULES: [(&str, Sets); 85] = [
     ("`model.heads` divides `model.dim`, unless `model.head_dim` is set.", &[("model.heads", "7")]),
     ("`model.dim / model.heads` is even with `rope`.", &[("model.heads", "128")]),
     ("`model.head_dim` is even with `rope`.", &[("model.head_dim", "15")]),
@@ -87,6 +87,10 @@ pub(super) const RULES: [(&str, Sets); 84] = [
         &[("model.attention", "{kind: longformer, window: 16, projections: true}")],
     ),
     (
+        "`bigbird` has global blocks at the end in encoders only.",
+        &[("model.attention", "{kind: bigbird, last: 1}")],
+    ),
+    (
         "`train.separate_documents` is false with `compressed` attention, and with `linear` in an encoder.",
         &[("model.attention", "{kind: compressed, window: 16}"), ("train.separate_documents", "true")],
     ),
@@ -110,7 +114,7 @@ pub(super) const RULES: [(&str, Sets); 84] = [
     ),
     ("`train.corruption` goes with encoder-decoders only.", &[("train.corruption", "spans")]),
     (
-        "Encoder-decoders have a `train.sequence` of 4 or more, and `train.separate_documents: false`.",
+        "Encoder-decoders have a `train.sequence` of 4 or more.",
         &[("model.architecture", "encoder-decoder"), ("train.sequence", "3")],
     ),
     (

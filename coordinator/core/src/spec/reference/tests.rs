@@ -118,6 +118,7 @@ fn model() -> RawModel {
             global: Some(0),
             projections: Some(false),
             block: Some(0),
+            last: Some(0),
             random: Some(0),
             decay: Some(false),
             rank: Some(0),

@@ -112,10 +112,11 @@ fn attention(attention: Attention) -> RawAttention {
             projections: Some(projections),
             ..of(AttentionName::Longformer)
         },
-        Attention::BigBird { block, window, global, random } => RawAttention {
+        Attention::BigBird { block, window, global, last, random } => RawAttention {
             block: Some(block),
             window: Some(window),
             global: Some(global),
+            last: Some(last),
             random: Some(random),
             ..of(AttentionName::BigBird)
         },

@@ -136,6 +136,7 @@ impl RawAttention {
             global: None,
             projections: None,
             block: None,
+            last: None,
             random: None,
             decay: None,
             rank: None,

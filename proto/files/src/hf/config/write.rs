@@ -17,7 +17,8 @@ pub(in super::super) fn write(
         Some((family, _)) => vec![*family],
         None => FAMILIES.iter().map(|(_, family)| *family).collect(),
     };
-    let mut nearest: Option<(Vec<String>, Family)> = None;
+    // One that differs is nearer than one that cannot be read.
+    let mut nearest: Option<(bool, Vec<String>, Family)> = None;
     for family in families {
         let mut config = kept.filter(|_| before.is_some()).cloned().unwrap_or_default();
         for (key, value) in keys(family, model) {
@@ -26,14 +27,15 @@ pub(in super::super) fn write(
         // What was written must say the same model again.
         let wrong = match read(&config) {
             Ok((_, again)) if again == *model => return Ok((family, config)),
-            Ok((_, again)) => differences(model, &again),
-            Err(error) => vec![error.to_string()],
+            Ok((_, again)) => (false, differences(model, &again)),
+            Err(error) => (true, vec![error.to_string()]),
         };
-        if nearest.as_ref().is_none_or(|(least, _)| wrong.len() < least.len()) {
-            nearest = Some((wrong, family));
+        let near = |(refused, least, _): &(bool, Vec<String>, Family)| (*refused, least.len());
+        if nearest.as_ref().is_none_or(|nearest| (wrong.0, wrong.1.len()) < near(nearest)) {
+            nearest = Some((wrong.0, wrong.1, family));
         }
     }
-    let (wrong, family) = nearest.unwrap_or((Vec::new(), Family::Llama));
+    let (_, wrong, family) = nearest.unwrap_or((true, Vec::new(), Family::Llama));
     let name = FAMILIES.iter().find(|(_, of)| *of == family).map_or("", |(name, _)| name);
     Err(HfError::Config(format!(
         "no known family can say this model; the nearest, {name}, differs in {}",
@@ -184,8 +186,13 @@ fn encoder(family: Family, model: &ModelSpec) -> Value {
         (Family::Longformer, Attention::Longformer { window, .. }) => {
             keys["attention_window"] = json!(vec![2 * window; model.layers as usize]);
         }
-        (Family::BigBird, _) => {
+        (Family::BigBird, attention) => {
             keys["attention_type"] = "original_full".into();
+            if let Attention::BigBird { block, random, .. } = attention {
+                keys["attention_type"] = "block_sparse".into();
+                keys["block_size"] = block.into();
+                keys["num_random_blocks"] = random.into();
+            }
             keys["rescale_embeddings"] = model.embedding.scaled.into();
         }
         _ => {}

@@ -45,7 +45,7 @@ impl AttentionBlock {
         };
         let first = mix([&own.q, &own.k, &own.v], [0, count], None, Site::GlobalProbabilities)?;
         let near = Mask::Window { before: window, after: window };
-        let mask = Mask::Or(vec![near, Mask::GlobalKeys { first: global }]);
+        let mask = Mask::Or(vec![near, Mask::Keys(0..global)]);
         let rest = mix([&shard.q, k, v], [count, tokens - count], Some(mask), self.site())?;
         Ok(Tensor::f_cat(&[first, rest], 1)?)
     }

@@ -51,7 +51,7 @@ impl AttentionBlock {
         q_bthk: &Tensor,
         pass: &Pass<'_>,
     ) -> Result<Option<Tensor>, EngineError> {
-        let Some(rows) = pass.documents else { return Ok(decay) };
+        let Some(rows) = pass.documents_of(false) else { return Ok(decay) };
         let first = |row: &[u32]| -> Vec<bool> {
             let before = std::iter::once(row.first()).chain(row.iter().map(Some));
             row.iter().zip(before).map(|(own, before)| Some(own) != before).collect()

@@ -115,15 +115,19 @@ impl AttentionBlock {
 
     /// What the rows of a micro-batch differ in: documents, or the padding of what an encoder reads.
     fn rows(&self, pass: &Pass<'_>) -> Option<Vec<Mask>> {
-        let padded =
-            || pass.padded.map(|rows| rows.iter().map(|count| Mask::Keys { count: *count }).collect());
-        let documents =
-            |rows: &[Arc<[u32]>]| rows.iter().map(|row| Mask::Documents(Arc::clone(row))).collect();
-        if self.causal() {
-            pass.documents.map(documents)
-        } else {
-            pass.documents.map(documents).or_else(padded)
+        // Padding is a document too.
+        let encoder = !self.causal() && pass.source > 0;
+        if let (Some(queries), Some(keys)) =
+            (pass.documents_of(encoder && !self.cross), pass.documents_of(encoder))
+        {
+            let of = |(queries, keys): (&Arc<[u32]>, &Arc<[u32]>)| Mask::Documents {
+                queries: Arc::clone(queries),
+                keys: Arc::clone(keys),
+            };
+            return Some(queries.iter().zip(keys).map(of).collect());
         }
+        let padded = pass.padded.filter(|_| !self.causal());
+        padded.map(|rows| rows.iter().map(|count| Mask::Keys(0..*count)).collect())
     }
 
     /// What is added to scores, by relative position; see [`Options`].

@@ -9,11 +9,12 @@ use super::Faults;
 use AttentionName::{BigBird, Compressed, Full, Latent, Linear, Longformer, Window};
 
 /// Keys of the map that go with some kinds only.
-const KEYS: [(&str, &[AttentionName]); 8] = [
+const KEYS: [(&str, &[AttentionName]); 9] = [
     ("window", &[Window, Longformer, BigBird, Compressed]),
     ("global", &[Longformer, BigBird]),
     ("projections", &[Longformer]),
     ("block", &[BigBird, Compressed]),
+    ("last", &[BigBird]),
     ("random", &[BigBird]),
     ("decay", &[Linear]),
     ("rank", &[Latent]),
@@ -54,6 +55,7 @@ fn check_keys(raw: &RawAttention, faults: &mut Faults) {
         raw.global.is_some(),
         raw.projections.is_some(),
         raw.block.is_some(),
+        raw.last.is_some(),
         raw.random.is_some(),
         raw.decay.is_some(),
         raw.rank.is_some(),
@@ -75,9 +77,11 @@ fn window(raw: &RawAttention, faults: &mut Faults) -> u32 {
 
 fn bigbird(raw: &RawAttention, global: u32, block: u32, faults: &mut Faults) -> Attention {
     let (window, random) = (raw.window.unwrap_or(3), raw.random.unwrap_or(3));
+    let last = raw.last.unwrap_or(0);
     for (path, found, limit) in [
         ("model.attention.global", global, &limits::GLOBAL),
         ("model.attention.block", block, &limits::LENGTH),
+        ("model.attention.last", last, &limits::GLOBAL),
         ("model.attention.random", random, &limits::GLOBAL),
     ] {
         faults.count(path, found, limit);
@@ -88,5 +92,5 @@ fn bigbird(raw: &RawAttention, global: u32, block: u32, faults: &mut Faults) -> 
         let near = window + 1;
         faults.add(path, format!("found {window}; must be odd with bigbird, such as {near}: {why}"));
     }
-    Attention::BigBird { block, window, global, random }
+    Attention::BigBird { block, window, global, last, random }
 }

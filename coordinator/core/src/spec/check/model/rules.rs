@@ -22,6 +22,7 @@ fn attention(model: &ModelSpec) -> Vec<Rule> {
     let decay = matches!(model.attention, Attention::Linear { decay: true });
     let compressed = matches!(model.attention, Attention::Compressed { .. });
     let latent = matches!(model.attention, Attention::Latent { .. });
+    let last = matches!(model.attention, Attention::BigBird { last: 1.., .. });
     let own_projections = matches!(model.attention, Attention::Longformer { projections: true, .. });
     let scores = matches!(model.positions, Positions::Alibi | Positions::RelativeBias { .. });
     let encodes = model.architecture != Architecture::Decoder;
@@ -54,6 +55,11 @@ fn attention(model: &ModelSpec) -> Vec<Rule> {
             "model.attention",
             "compressed summarizes what came before, and an encoder's tokens see both sides; take another kind, or \
              the architecture decoder",
+        ),
+        (
+            last && model.architecture != Architecture::Encoder,
+            "model.attention.last",
+            "a decoder's tokens see nothing after themselves; must be 0",
         ),
         (
             own_projections && model.architecture != Architecture::Encoder,
@@ -143,7 +149,7 @@ pub(in super::super) fn check_training(
         faults.add("train.attention_dropout", format!("found {found:?}; must be 0: {why}"));
     }
     let mixes = match model.attention {
-        Attention::Linear { .. } if model.architecture == Architecture::Encoder => {
+        Attention::Linear { .. } if model.architecture != Architecture::Decoder => {
             Some("in an encoder every token of model.attention linear sees the same sum over all tokens")
         }
         Attention::Compressed { .. } => {
@@ -176,10 +182,6 @@ pub(in super::super) fn check_training(
         let why =
             "an encoder-decoder's sample is a kept token, one taken out, what stands for it, and an end";
         faults.add("train.sequence", format!("found {found}; must be at least 4: {why}"));
-    }
-    if train.separate_documents {
-        let why = "what a decoder writes is of all documents of its sample in this version";
-        faults.add("train.separate_documents", format!("must be false for an encoder-decoder: {why}"));
     }
 }
 
