@@ -43,6 +43,7 @@ Examples:
   coxswain up job.yaml --workers 4 --set train.steps=50  the same with another value
   coxswain verify job.yaml --layouts pp2,dp2             is the layout without effect on the numbers?
   coxswain generate --checkpoint out/demo --prompt 'It was '
+  coxswain classify --checkpoint out/reviews < lines.txt
   coxswain import ./a-hugging-face-folder --out DIR      bring in a model; jobs start from it
   coxswain serve --data-dir /var/lib/coxswain            a coordinator for workers and jobs to come
   coxswain submit job.yaml --directory /shared/run-1     hand it a job
@@ -142,6 +143,19 @@ Exit codes are those of coxswain-worker:
   1  failed
   2  bad input")]
     Generate(local::Generate),
+    /// Tell the class of each line of stdin, by a model with a pooled head.
+    #[command(after_help = "\
+Example:
+  echo 'what a film' | coxswain classify --checkpoint out/reviews
+
+A line is the likeliest class, its probability and the text, with tabs between them; with --embeddings the
+pooled output, a list of numbers in JSON.
+
+Exit codes are those of coxswain-worker:
+  0  done
+  1  failed
+  2  bad input")]
+    Classify(local::Classify),
     /// Bring in a model from a Hugging Face folder or a GGUF file; jobs start from it.
     #[command(after_help = "\
 Example:
@@ -198,6 +212,7 @@ pub(crate) async fn run(command: Command) -> u8 {
         Command::Plan(args) => local::plan(&args),
         Command::Verify(args) => verify::verify(args).await,
         Command::Generate(args) => local::generate(args).await,
+        Command::Classify(args) => local::classify(args).await,
         Command::Import(args) => models::import(&args),
         Command::Export(args) => models::export(&args),
     };

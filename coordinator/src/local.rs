@@ -1,9 +1,9 @@
-//! The commands that need no coordinator: `plan`, `generate`; and how a job file is read.
+//! The commands that need no coordinator: `plan`, `generate`, `classify`; and how a job file is read.
 
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
@@ -81,6 +81,17 @@ pub(crate) struct Generate {
     /// Cut each layer over so many processes.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     tensor: u32,
+}
+
+/// `coxswain classify`.
+#[derive(Debug, Args)]
+pub(crate) struct Classify {
+    /// A run's folder (its newest checkpoint is used) or a checkpoint's.
+    #[arg(long, value_name = "DIR")]
+    checkpoint: PathBuf,
+    /// Print the pooled output instead, a list of numbers in JSON a line.
+    #[arg(long)]
+    embeddings: bool,
 }
 
 /// A job file as it was given.
@@ -200,15 +211,30 @@ pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {
         children.spawn(async move { child.wait().await });
     }
     // The first that fails ends the others, which wait for it: they are killed where this returns.
-    while let Some(ended) = children.join_next().await {
-        let status = ended.context("waiting for a process")?.context("waiting for a process")?;
-        match status.code() {
-            Some(0) => {}
-            Some(code) => return Err(Failure::Said(u8::try_from(code).unwrap_or(FAILED))),
-            None => return Err(anyhow!("{} ended by {status}", program.display()).into()),
-        }
+    while let Some(done) = children.join_next().await {
+        let status = done.context("waiting for a process")?.context("waiting for a process")?;
+        ended(&program, status)?;
     }
     Ok(())
+}
+
+/// Lines go straight to the program that has libtorch, and its answers to whoever reads.
+pub(crate) async fn classify(args: Classify) -> Result<(), Failure> {
+    let program = workers::program()?;
+    let mut command = tokio::process::Command::new(&program);
+    command.arg("classify").arg("--checkpoint").arg(&args.checkpoint).kill_on_drop(true);
+    command.args(args.embeddings.then_some("--embeddings"));
+    let status = command.status().await.with_context(|| format!("{} does not start", program.display()))?;
+    ended(&program, status)
+}
+
+/// What a process says by how it ends; why it failed it has said itself.
+fn ended(program: &Path, status: ExitStatus) -> Result<(), Failure> {
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(code) => Err(Failure::Said(u8::try_from(code).unwrap_or(FAILED))),
+        None => Err(anyhow!("{} ended by {status}", program.display()).into()),
+    }
 }
 
 /// What each process is told of its part: nothing, where there is one.

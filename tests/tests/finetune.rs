@@ -1,10 +1,12 @@
 //! Runs that start from the weights of others: on text, and on texts of known classes.
 
 use std::fmt::Write;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use coxswain_tests::Equal::Bits;
-use coxswain_tests::{Folder, Row, Table, text};
+use coxswain_tests::{Folder, Row, Table, programs, text};
 
 const T4: &str = "train.tensor_shards=4";
 const START: &str = "train.start_from=first";
@@ -49,7 +51,48 @@ fn classes_are_learned_from_pretrained_weights_to_the_same_bits_in_every_layout(
     let one = table.summary("one")?;
     let held_out = one.held_out.context("a held-out loss")?;
     ensure!(held_out < 0.35, "{held_out} is no better than a coin, whose loss is 0.693");
-    table.end()
+    table.end()?;
+    classify(&folder)
+}
+
+/// The trained model tells the class of lines of its kind, and embeddings that differ.
+fn classify(folder: &Folder) -> Result<()> {
+    let ask = |run: &str, words: &[&str], lines: &str| -> Result<(Option<i32>, String, String)> {
+        let mut child = Command::new(programs("coxswain")?)
+            .args(["classify", "--checkpoint"])
+            .arg(folder.run(run).out())
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child.stdin.take().context("stdin")?.write_all(lines.as_bytes())?;
+        let output = child.wait_with_output()?;
+        let [out, err] = [output.stdout, output.stderr].map(String::from_utf8);
+        Ok((output.status.code(), out?, err?))
+    };
+    let labelled = labelled();
+    let texts: Vec<(&str, &str)> =
+        labelled.lines().take(40).filter_map(|line| line.split_once('\t')).collect();
+    let lines = texts.iter().fold(String::new(), |all, (_, text)| all + text + "\n");
+    let (code, out, err) = ask("pp2 tp2", &[], &lines)?;
+    ensure!(code == Some(0), "{err}");
+    let mut right = 0;
+    for (line, (class, text)) in out.lines().zip(&texts) {
+        let parts: Vec<&str> = line.splitn(3, '\t').collect();
+        ensure!(parts.len() == 3 && parts[2] == *text && parts[1].parse::<f64>()? >= 0.5, "{line}");
+        right += usize::from(parts[0] == *class);
+    }
+    ensure!(out.lines().count() == texts.len() && right >= 36, "{right} of {}", texts.len());
+
+    let (code, out, err) = ask("pp2 tp2", &["--embeddings"], "aye river\n\nnay river\n")?;
+    let vectors = out.lines().map(serde_json::from_str).collect::<Result<Vec<Vec<f64>>, _>>()?;
+    ensure!(code == Some(0) && vectors.len() == 3 && vectors.iter().all(|v| v.len() == 64), "{err}");
+    ensure!(vectors[0] != vectors[2] && vectors.iter().flatten().all(|x| x.abs() <= 1.0), "of tanh: {out}");
+
+    let (code, out, err) = ask("first", &[], "aye\n")?;
+    ensure!(code == Some(1) && out.is_empty() && err.contains("model.head pooled"), "{err}");
+    Ok(())
 }
 
 /// Prompts whose answers are two of their own words, for a decoder and for an encoder with its decoder.

@@ -49,6 +49,19 @@ pub(crate) struct Work {
 pub(crate) enum Command {
     /// Write text from a checkpoint
     Generate(Generate),
+    /// Tell the class of each line of stdin
+    Classify(Classify),
+}
+
+/// What to read.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Classify {
+    /// A run's folder (its newest checkpoint) or one checkpoint's folder
+    #[arg(long)]
+    pub(crate) checkpoint: PathBuf,
+    /// Print the pooled output instead, a JSON list a line
+    #[arg(long)]
+    pub(crate) embeddings: bool,
 }
 
 /// What to write.

@@ -7,9 +7,11 @@
 //! - [`store`]: the rendezvous of a generation over the coordinator's gRPC.
 //! - [`machine`]: what this machine is.
 //! - [`write`]: `generate`, text from a checkpoint.
+//! - [`classify`]: `classify`, classes and embeddings of texts.
 
 mod agent;
 mod args;
+mod classify;
 mod machine;
 mod rank;
 mod state;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     args.log.install();
     let result = match &args.command {
         Some(Command::Generate(generate)) => write::run(generate),
+        Some(Command::Classify(args)) => classify::run(args),
         None => agent::run(&args.work),
     };
     match result {

@@ -51,7 +51,7 @@ fn place(args: &Generate) -> Result<Option<(Assignment, Links)>> {
 }
 
 /// The run's folder and the checkpoint's, from either of them.
-fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
+pub(crate) fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
     coxswain_files::folders::locate(path)?.with_context(|| {
         format!(
             "{} has no committed checkpoint; give a run's folder (what `up --out` was given) or one of its \

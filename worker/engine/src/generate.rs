@@ -1,5 +1,6 @@
-//! Text from a checkpoint: the prompt at once, then token by token with cached keys and values. All ranks
-//! of a layout do the same, each with its part of the model ([`rank`]), and all know every token.
+//! What trained models do beside training. Text from a checkpoint: the prompt at once, then token by token with cached keys and values. All ranks
+//! of a layout do the same, each with its part of the model ([`rank`]), and all know every token. Classes and
+//! embeddings of texts: [`classify`].
 
 use std::path::Path;
 
@@ -7,6 +8,7 @@ use coxswain_comm::Links;
 use coxswain_files::hash::draw;
 use coxswain_files::{Checkpoint, Tokenizer};
 use coxswain_types::Assignment;
+use coxswain_types::assignment::PreparedData;
 use coxswain_types::job::{Corruption, ModelSpec, reserved_tokens};
 use coxswain_types::model::Architecture;
 use tch::{Kind, Tensor};
@@ -14,8 +16,10 @@ use tch::{Kind, Tensor};
 use crate::EngineError;
 use crate::checkpoint::load_weights;
 
+mod classify;
 mod rank;
 
+pub use classify::{Classifier, Told};
 use rank::Rank;
 
 /// How the next token is chosen.
@@ -60,19 +64,7 @@ impl Generator {
                 "only a decoder writes; this checkpoint is of an encoder".to_owned(),
             ));
         }
-        let path = directory.join(coxswain_files::prepare::TOKENIZER);
-        let tokenizer = Tokenizer::load(&path)?;
-        let digest = coxswain_files::atomic::digest_bytes(&tokenizer.to_bytes());
-        match &checkpoint.manifest().data.tokenizer_digest {
-            Some(wanted) if *wanted == digest => {}
-            wanted => {
-                return Err(EngineError::Other(format!(
-                    "{} is not the tokenizer that the checkpoint was trained with (digest {digest}, wanted {})",
-                    path.display(),
-                    wanted.as_deref().unwrap_or("none: its tokens were synthetic")
-                )));
-            }
-        }
+        let tokenizer = tokenizer_of(directory, &checkpoint.manifest().data)?;
         let (rank, parameters) = match place {
             None => Rank::alone(&model, seed)?,
             Some((assignment, links)) => Rank::of(assignment, links)?,
@@ -128,6 +120,21 @@ impl Generator {
             }
         }
         Ok(text)
+    }
+}
+
+/// The tokenizer of a run, which must be the one that its checkpoint was trained with.
+fn tokenizer_of(directory: &Path, data: &PreparedData) -> Result<Tokenizer, EngineError> {
+    let path = directory.join(coxswain_files::prepare::TOKENIZER);
+    let tokenizer = Tokenizer::load(&path)?;
+    let digest = coxswain_files::atomic::digest_bytes(&tokenizer.to_bytes());
+    match &data.tokenizer_digest {
+        Some(wanted) if *wanted == digest => Ok(tokenizer),
+        wanted => Err(EngineError::Other(format!(
+            "{} is not the tokenizer that the checkpoint was trained with (digest {digest}, wanted {})",
+            path.display(),
+            wanted.as_deref().unwrap_or("none: its tokens were synthetic")
+        ))),
     }
 }
 

@@ -132,6 +132,27 @@ impl Rank {
         self.logits(&x_btd.f_narrow(1, tokens - 1, 1)?)
     }
 
+    /// The model.
+    pub(super) fn model(&self) -> &ModelSpec {
+        &self.context.model
+    }
+
+    /// The pooled output `[d]` of a text and the logits of its classes `[c]`, where the head has some, of a rank
+    /// that has the whole model.
+    pub(super) fn pooled(&self, ids: &[i64]) -> Result<(Tensor, Option<Tensor>), EngineError> {
+        let rotary = Rotary::new(&self.context.model, 0, ids.len() as i64)?;
+        let (stage, pass) = (&self.seat.stage, pass(rotary.as_ref(), 0));
+        let (Some(table), Some(head)) = (&stage.embedding, &stage.head) else {
+            return Err(EngineError::Other("a rank that tells classes has the whole model".to_owned()));
+        };
+        let mut x_btd = table.stem(&table.look_up(&row(ids)?, &pass)?, &pass)?;
+        for layer in &stage.layers {
+            x_btd = layer.forward(Piece::Whole, &x_btd, &pass)?;
+        }
+        let (pooled_bd, logits_bc) = head.pooled(&x_btd)?;
+        Ok((pooled_bd.f_squeeze_dim(0)?, logits_bc.map(|logits| logits.f_squeeze_dim(0)).transpose()?))
+    }
+
     /// The logits of one token `[1, 1, d]`, of the whole vocabulary.
     fn logits(&self, last: &Tensor) -> Result<Option<Tensor>, EngineError> {
         let Some(head) = &self.seat.stage.head else { return Ok(None) };
