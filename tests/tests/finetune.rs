@@ -5,11 +5,15 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use coxswain_tests::Equal::Bits;
+use coxswain_tests::Equal::{Bits, Differs};
 use coxswain_tests::{Folder, Row, Table, programs, text};
 
 const T4: &str = "train.tensor_shards=4";
 const START: &str = "train.start_from=first";
+
+const TWICE: &str = "data={pairs: twice.tsv}";
+const WEIGHTED: &str = "data={pairs: weighted.tsv}";
+const WEIGHTS: &str = "data.weights=true";
 
 const ENCODER: [&str; 4] =
     ["model.architecture=encoder", "model.norm=layer", "model.positions=learned", "model.max_positions=32"];
@@ -48,6 +52,13 @@ fn classes_are_learned_from_pretrained_weights_to_the_same_bits_in_every_layout(
         let job = ENCODER.iter().chain(&task).fold(table.job(row), |run, set| run.set(set));
         table.compare(row.0, &job, row.3)?;
     }
+    // A weight that all lines have is none.
+    let twice = labelled().replace('\n', "\t2\n");
+    std::fs::write(folder.path().join("twice.tsv"), twice)?;
+    let sets =
+        ENCODER.iter().chain(&task).chain(&["data={labelled: twice.tsv, held_out: 0.2, weights: true}"]);
+    let job = sets.fold(table.job(&("twice", (1, 1, 1), &[T4], &[])), |run, set| run.set(set));
+    table.compare("twice", &job, &[Bits("one")])?;
     let one = table.summary("one")?;
     let held_out = one.held_out.context("a held-out loss")?;
     ensure!(held_out < 0.35, "{held_out} is no better than a coin, whose loss is 0.693");
@@ -102,21 +113,34 @@ fn answers_to_prompts_train_to_the_same_bits_in_every_layout() -> Result<()> {
     let both: &[&str] = &["model.architecture=encoder-decoder", "model.layers=2", "model.positions=relative"];
     for model in [decoder, both] {
         let folder = Folder::new()?;
-        let mut lines = String::new();
-        for words in text(900).split_whitespace().collect::<Vec<_>>().chunks_exact(5).take(200) {
-            let _ = writeln!(lines, "{}\t{} {}", words.join(" "), words[4], words[0]);
+        let [mut lines, mut twice, mut weighted] = [const { String::new() }; 3];
+        let source = text(900);
+        for (at, words) in source.split_whitespace().collect::<Vec<_>>().chunks_exact(5).take(200).enumerate()
+        {
+            let line = format!("{}\t{} {}", words.join(" "), words[4], words[0]);
+            let _ = writeln!(lines, "{line}");
+            let _ = writeln!(twice, "{line}\t2");
+            let _ = writeln!(weighted, "{line}\t{}", [1.0, 0.125, 3.5][at % 3]);
         }
-        std::fs::write(folder.path().join("pairs.tsv"), lines)?;
+        for (name, lines) in [("pairs", lines), ("twice", twice), ("weighted", weighted)] {
+            std::fs::write(folder.path().join(name).with_extension("tsv"), lines)?;
+        }
         let mut table = Table::new(&folder);
-        let rows: [Row; 3] = [
+        let rows: [Row; 6] = [
             ("one", (1, 1, 1), &[T4], &[]),
             ("pp2 tp2, split", (2, 2, 1), &[T4, "layout.sequence_parallel=true"], &[Bits("one")]),
             ("pp2 dp2, ZeRO", (2, 1, 2), &[T4, "layout.zero=1"], &[Bits("one")]),
+            // A weight that all lines have is none; others count, whatever the cut.
+            ("twice", (1, 1, 1), &[T4, TWICE, WEIGHTS], &[Bits("one")]),
+            ("weighted", (1, 1, 1), &[T4, WEIGHTED, WEIGHTS], &[Differs("one")]),
+            ("weighted, pp2 tp2", (2, 2, 1), &[T4, WEIGHTED, WEIGHTS], &[Bits("weighted")]),
         ];
         for row in &rows {
-            let task = ["data={pairs: pairs.tsv}", "train.steps=10"];
-            let job = model.iter().chain(&task).fold(table.job(row), |run, set| run.set(set));
-            table.compare(row.0, &job, row.3)?;
+            // Without a file of its own a row is of unweighted pairs.
+            let task =
+                [if row.2.contains(&WEIGHTS) { "" } else { "data={pairs: pairs.tsv}" }, "train.steps=10"];
+            let sets = model.iter().chain(&task).filter(|set| !set.is_empty());
+            table.compare(row.0, &sets.fold(table.job(row), |run, set| run.set(set)), row.3)?;
         }
         let losses = &table.summary("one")?.losses;
         let (first, last) = (losses.values().next(), losses.values().last());

@@ -35,6 +35,8 @@ fn rank(a: &Assignment, store: MemoryStore) -> Result<Vec<Instant>> {
             ids_bt,
             targets_n,
             tokens: ids.len() as u64,
+            weights_n: None,
+            weight: ids.len() as f64,
             documents: None,
             padded: None,
         })

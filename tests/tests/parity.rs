@@ -63,7 +63,17 @@ fn rank(a: &Assignment, store: MemoryStore, name: &str) -> Result<(f64, Vec<Slic
         let tokens = targets.numel() as u64;
         let (ids_bt, targets_n) = (ids.shallow_clone(), targets.shallow_clone());
         let source_bs = fixture.0.get("source").map(Tensor::shallow_clone);
-        Ok(MicroBatchData { source_bs, ids_bt, targets_n, tokens, documents: None, padded: None })
+        let (weights_n, weight) = (None, tokens as f64);
+        Ok(MicroBatchData {
+            source_bs,
+            ids_bt,
+            targets_n,
+            tokens,
+            weights_n,
+            weight,
+            documents: None,
+            padded: None,
+        })
     };
     let stepped = step_from(a, store, &fetch, &|row| {
         let whole = fixture.get(&format!("w/{}", row.name))?;

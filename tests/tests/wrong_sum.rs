@@ -28,6 +28,8 @@ fn rank(a: &Assignment, store: MemoryStore) -> Result<Gradients> {
             ids_bt,
             targets_n,
             tokens: tokens as u64,
+            weights_n: None,
+            weight: tokens as f64,
             documents: None,
             padded: None,
         })

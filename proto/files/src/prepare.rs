@@ -38,7 +38,7 @@ use lines::Lines;
 use start::Start;
 
 /// Grows when the same inputs come to give other tokens.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// The most text that is read: it is held in memory, with its tokens, on the coordinator's machine.
 const MAX_TEXT_BYTES: u64 = 4 << 30;
@@ -192,8 +192,8 @@ fn prepare_as(
     let vocab = spec.model.vocab.saturating_sub(reserved_tokens(&spec.model, &spec.train));
     let (inputs, texts) = match &spec.data {
         DataSpec::Text { files, held_out }
-        | DataSpec::Labelled { files, held_out }
-        | DataSpec::Pairs { files, held_out } => {
+        | DataSpec::Labelled { files, held_out, .. }
+        | DataSpec::Pairs { files, held_out, .. } => {
             let texts = read_texts(files)?;
             let digests = texts.iter().map(|text| digest_bytes(text.as_bytes())).collect();
             let tokenizer = start.as_ref().and_then(|start| start.tokenizer.as_ref());

@@ -47,6 +47,9 @@ pub enum DataSpec {
         files: Vec<String>,
         /// The share of lines at the end of each file that is kept for the held-out loss, in `0..0.5`.
         held_out: f64,
+        /// Whether each line ends with a tab and its weight in the loss.
+        #[serde(default)]
+        weights: bool,
     },
     /// Files of lines, each a prompt, a tab, and the answer to it.
     Pairs {
@@ -54,6 +57,9 @@ pub enum DataSpec {
         files: Vec<String>,
         /// The share of lines at the end of each file that is kept for the held-out loss, in `0..0.5`.
         held_out: f64,
+        /// Whether each line ends with a tab and its weight in the loss.
+        #[serde(default)]
+        weights: bool,
     },
     /// Uniformly random tokens, for measurements of speed.
     Synthetic {
@@ -164,15 +170,15 @@ impl Lengths {
     pub fn of(model: &ModelSpec, train: &TrainSpec) -> Lengths {
         let sequence = train.sequence;
         if matches!(model.head, Head::Pooled { .. }) {
-            // A line of labelled text: its class, its number of tokens, and these, filled up.
-            return Lengths { window: sequence.saturating_add(2), source: 0, target: sequence };
+            // A line of labelled text: its weight, its class, its number of tokens, and these, filled up.
+            return Lengths { window: sequence.saturating_add(3), source: 0, target: sequence };
         }
         let both = model.architecture == Architecture::EncoderDecoder;
         if train.pairs {
-            // Two lengths come before the tokens: of one after the other, which is an input less than
-            // there are tokens, or of two texts.
+            // A weight and two lengths come before the tokens: of one after the other, which is an input less
+            // than there are tokens, or of two texts.
             let window = sequence.saturating_mul(if both { 2 } else { 1 });
-            let window = window.saturating_add(if both { 2 } else { 3 });
+            let window = window.saturating_add(if both { 3 } else { 4 });
             return Lengths { window, source: if both { sequence } else { 0 }, target: sequence };
         }
         if !both {

@@ -94,7 +94,7 @@ fn step(links: &Links, world: usize, spread: bool, kind: Kind) -> Bits {
         .collect();
     let targets: Vec<i64> = (0..BATCH * TOKENS).map(|row| row * 7 % (SHARDS as i64 * WIDTH) - 1).collect();
     let starts: Vec<_> = own.clone().map(|shard| shard as u64 * WIDTH as u64).collect();
-    let loss = ops::cross_entropy(logits, &Tensor::from_slice(&targets), &starts, &group).unwrap();
+    let loss = ops::cross_entropy(logits, &Tensor::from_slice(&targets), None, &starts, &group).unwrap();
     let dx = ops::grad(&loss, &Tensor::ones([], (Kind::Double, Device::Cpu)), &x).unwrap();
     tape.flush().unwrap();
 

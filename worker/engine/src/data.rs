@@ -28,6 +28,10 @@ pub struct MicroBatchData {
     pub targets_n: Tensor,
     /// How many targets there are.
     pub tokens: u64,
+    /// What each target counts in the loss, `[n]`; 1, where there is no list.
+    pub weights_n: Option<Tensor>,
+    /// The sum of the weights of all targets.
+    pub weight: f64,
     /// The document that each token is of, where a token sees its own document only.
     pub documents: Option<Documents>,
     /// How many of each row that an encoder reads are not padding, where some are.
@@ -244,6 +248,8 @@ impl Tokens {
         let [source_len, sequence] = [self.lengths.source, self.lengths.target].map(|n| n as usize);
         let (mut ids, mut targets, mut documents) = (Vec::new(), Vec::new(), Documents::default());
         let (mut source, mut counts) = (Vec::new(), Vec::new());
+        // In thousandths, so that their sum is exact.
+        let mut weights = Vec::<u32>::new();
         for row in rows {
             let mut window = vec![0; row.map_or(0, |(_, _, len)| len + 1)];
             if let Some((_, start, _)) = row {
@@ -259,15 +265,21 @@ impl Tokens {
                     masking.hide(sample, &window[..len])
                 }
                 Objective::Class => {
-                    let (class, text) = labelled(&window[..len]);
+                    let (weight, class, text) = labelled(&window[..len]);
                     counts.push(text.len() as u32);
+                    weights.push(weight);
                     targets.push(class);
                     pad(&mut ids, text.to_vec(), sequence, 0);
                     continue;
                 }
-                Objective::Answer => answered(&window[..len]),
+                Objective::Answer => {
+                    let (weight, row_ids, row_targets) = answered(&window[..len]);
+                    weights.resize(weights.len() + sequence, weight);
+                    (row_ids, row_targets)
+                }
                 Objective::Reply(start) => {
-                    let (prompt, answer) = replied(&window[..len], source_len);
+                    let (weight, prompt, answer) = replied(&window[..len], source_len);
+                    weights.resize(weights.len() + sequence, weight);
                     counts.push(prompt.len() as u32);
                     pad(&mut source, prompt.to_vec(), source_len, 0);
                     let begun = std::iter::once(i64::from(*start)).chain(answer.iter().copied());
@@ -289,6 +301,9 @@ impl Tokens {
             pad(&mut targets, row_targets, sequence, -1);
         }
         let tokens = targets.iter().filter(|target| **target >= 0).count() as u64;
+        let counted = targets.iter().zip(&weights).filter(|(target, _)| **target >= 0);
+        let thousandths: u64 = counted.map(|(_, weight)| u64::from(*weight)).sum();
+        let each: Vec<f32> = weights.iter().map(|weight| (f64::from(*weight) / 1e3) as f32).collect();
         let ids_bt = Tensor::from_slice(&ids).f_view([-1, sequence as i64])?;
         let read = if source_len > 0 { source_len } else { sequence };
         let padded = counts.iter().any(|count| *count as usize != read);
@@ -298,6 +313,8 @@ impl Tokens {
             ids_bt,
             targets_n: Tensor::from_slice(&targets),
             tokens,
+            weights_n: (!each.is_empty()).then(|| Tensor::from_slice(&each)),
+            weight: if each.is_empty() { tokens as f64 } else { thousandths as f64 / 1e3 },
             documents: self.separate.then_some(documents),
             padded: padded.then_some(counts),
         })
@@ -311,28 +328,30 @@ fn pad(rows: &mut Vec<i64>, row: Vec<i64>, len: usize, with: i64) {
     rows.resize(end, with);
 }
 
-/// The inputs and targets of a row of pairs that stand one after the other: a token of the prompt is asked
-/// for nothing but the answer's first.
-fn answered(row: &[i64]) -> (Vec<i64>, Vec<i64>) {
-    let [prompt, answer, tokens @ ..] = row else { return (Vec::new(), Vec::new()) };
+/// The weight, inputs and targets of a row of pairs that stand one after the other: a token of the prompt is
+/// asked for nothing but the answer's first.
+fn answered(row: &[i64]) -> (u32, Vec<i64>, Vec<i64>) {
+    let [weight, prompt, answer, tokens @ ..] = row else { return (0, Vec::new(), Vec::new()) };
     let all = &tokens[..((prompt + answer) as usize).min(tokens.len())];
     let targets = all.iter().enumerate().skip(1);
     let targets = targets.map(|(at, id)| if at as i64 >= *prompt { *id } else { -1 }).collect();
-    (all[..all.len().saturating_sub(1)].to_vec(), targets)
+    (*weight as u32, all[..all.len().saturating_sub(1)].to_vec(), targets)
 }
 
-/// The prompt and the answer of a row of pairs that stand apart.
-fn replied(row: &[i64], field: usize) -> (&[i64], &[i64]) {
-    let [prompt, answer, tokens @ ..] = row else { return (&[], &[]) };
+/// The weight, the prompt and the answer of a row of pairs that stand apart.
+fn replied(row: &[i64], field: usize) -> (u32, &[i64], &[i64]) {
+    let [weight, prompt, answer, tokens @ ..] = row else { return (0, &[], &[]) };
     let (one, other) = tokens.split_at(field.min(tokens.len()));
-    (&one[..(*prompt as usize).min(one.len())], &other[..(*answer as usize).min(other.len())])
+    (*weight as u32, &one[..(*prompt as usize).min(one.len())], &other[..(*answer as usize).min(other.len())])
 }
 
-/// The class of a row of a labelled file, and its tokens; none of an empty row.
-fn labelled(row: &[i64]) -> (i64, &[i64]) {
+/// The weight and the class of a row of a labelled file, and its tokens; none of an empty row.
+fn labelled(row: &[i64]) -> (u32, i64, &[i64]) {
     match row {
-        [class, len, tokens @ ..] => (*class, &tokens[..(*len as usize).min(tokens.len())]),
-        _ => (-1, &[]),
+        [weight, class, len, tokens @ ..] => {
+            (*weight as u32, *class, &tokens[..(*len as usize).min(tokens.len())])
+        }
+        _ => (0, -1, &[]),
     }
 }
 
@@ -416,16 +435,16 @@ mod tests {
 
     #[test]
     fn answers_alone_are_asked_for() {
-        assert_eq!(answered(&[2, 2, 7, 8, 5, 0, 0]), (vec![7, 8, 5], vec![-1, 5, 0]));
-        assert_eq!(answered(&[]), (vec![], vec![]));
-        assert_eq!(replied(&[2, 1, 7, 8, 0, 5, 0, 0], 3), ([7, 8].as_slice(), [5].as_slice()));
-        assert_eq!(replied(&[], 3), ([].as_slice(), [].as_slice()));
+        assert_eq!(answered(&[9, 2, 2, 7, 8, 5, 0, 0]), (9, vec![7, 8, 5], vec![-1, 5, 0]));
+        assert_eq!(answered(&[]), (0, vec![], vec![]));
+        assert_eq!(replied(&[9, 2, 1, 7, 8, 0, 5, 0, 0], 3), (9, [7, 8].as_slice(), [5].as_slice()));
+        assert_eq!(replied(&[], 3), (0, [].as_slice(), [].as_slice()));
     }
 
     #[test]
     fn a_labelled_row_ends_where_it_says() {
-        assert_eq!(labelled(&[2, 3, 7, 8, 9, 0, 0]), (2, [7, 8, 9].as_slice()));
-        assert_eq!(labelled(&[]), (-1, [].as_slice()));
-        assert_eq!(labelled(&[1, 9, 7]), (1, [7].as_slice()));
+        assert_eq!(labelled(&[4, 2, 3, 7, 8, 9, 0, 0]), (4, 2, [7, 8, 9].as_slice()));
+        assert_eq!(labelled(&[]), (0, -1, [].as_slice()));
+        assert_eq!(labelled(&[4, 1, 9, 7]), (4, 1, [7].as_slice()));
     }
 }

@@ -87,8 +87,13 @@ void row_gradient(T* x, float shift, float sum, float weight, int64_t target, in
   if (target >= 0) x[target] = static_cast<T>(std::exp(own - shift) * (weight / sum) - weight);
 }
 
+// What each row counts: 1, where there is no list.
+float weight_of(const Tensor& weights_n, int64_t row) { return weights_n.numel() > 0 ? floats(weights_n)[row] : 1.f; }
+
 // In place: the logits' memory becomes their gradient.
-void gradient(const Shard& shard, const Tensor& targets_n, const Tensor& largest_n, const Tensor& sums_n, float weight) {
+void gradient(
+    const Shard& shard, const Tensor& targets_n, const Tensor& weights_n, const Tensor& largest_n,
+    const Tensor& sums_n, float factor) {
   const int64_t columns = shard.columns();
   by_kind(shard.logits_nv, "cross_entropy", [&](auto kind) {
     using T = decltype(kind);
@@ -102,18 +107,19 @@ void gradient(const Shard& shard, const Tensor& targets_n, const Tensor& largest
           std::memset(static_cast<void*>(x), 0, static_cast<size_t>(columns) * sizeof(T));
           continue;
         }
+        const float weight = factor * weight_of(weights_n, row);
         row_gradient(x, floats(largest_n)[row], floats(sums_n)[row], weight, shard.column(target), columns);
       }
     });
   });
 }
 
-// The sum over rows of -log softmax(logits)[target]; a target of -1 counts nothing. The logits are
-// consumed. Statistics are fp32, and sums of exponentials are added in the tree over all shards.
+// The sum over rows of -log softmax(logits)[target], each by its weight; a target of -1 counts nothing. The
+// logits are consumed. Statistics are fp32, and sums of exponentials are added in the tree over all shards.
 struct CrossEntropy : Function<CrossEntropy> {
   static Tensor forward(
-      AutogradContext* ctx, at::TensorList logits, const Tensor& targets_n, const std::vector<int64_t>* starts,
-      int64_t group_at) {
+      AutogradContext* ctx, at::TensorList logits, const Tensor& targets_n, const Tensor& weights_n,
+      const std::vector<int64_t>* starts, int64_t group_at) {
     expect_shards(logits, *starts, targets_n);
     const auto group = counted_at<Group>(group_at);
     const auto options = logits[0].options().dtype(at::kFloat);
@@ -129,9 +135,10 @@ struct CrossEntropy : Function<CrossEntropy> {
     const int64_t rows = targets_n.numel();
     for (int64_t row = 0; row < rows; ++row)
       if (targets_n.const_data_ptr<int64_t>()[row] >= 0)
-        loss += std::log(static_cast<double>(parts[row])) - static_cast<double>(parts[rows + row]);
+        loss += static_cast<double>(weight_of(weights_n, row)) *
+                (std::log(static_cast<double>(parts[row])) - static_cast<double>(parts[rows + row]));
     ctx->saved_data["starts"] = *starts;
-    variable_list saved{targets_n, largest_n, parts_2n[0]};
+    variable_list saved{targets_n, weights_n, largest_n, parts_2n[0]};
     for (const Tensor& shard : logits) saved.push_back(shard.detach());
     ctx->save_for_backward(saved);
     return at::scalar_tensor(loss, at::kDouble);
@@ -140,10 +147,11 @@ struct CrossEntropy : Function<CrossEntropy> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const auto starts = ctx->saved_data.at("starts").toIntVector();
-    const float weight = static_cast<float>(grads[0].item<double>());
-    variable_list result(saved.begin() + 3, saved.end());
-    for (size_t i = 0; i < starts.size(); ++i) gradient({result[i], starts[i]}, saved[0], saved[1], saved[2], weight);
-    result.resize(result.size() + 3);
+    const float factor = static_cast<float>(grads[0].item<double>());
+    variable_list result(saved.begin() + 4, saved.end());
+    for (size_t i = 0; i < starts.size(); ++i)
+      gradient({result[i], starts[i]}, saved[0], saved[1], saved[2], saved[3], factor);
+    result.resize(result.size() + 4);
     return result;
   }
 };
@@ -153,12 +161,18 @@ struct CrossEntropy : Function<CrossEntropy> {
 
 using namespace coxswain;
 
-// `logits` and `starts` are lists of `count` shards.
+// `logits` and `starts` are lists of `count` shards; the weights may be null.
 extern "C" char* cx_cross_entropy(
-    void* const* logits, const int64_t* starts, size_t count, const void* targets, void* group, void** out) {
+    void* const* logits, const int64_t* starts, size_t count, const void* targets, const void* weights, void* group,
+    void** out) {
   return guarded([&] {
     const auto list = tensors(logits, count);
     const std::vector<int64_t> first_columns(starts, starts + count);
-    *out = handle(CrossEntropy::apply(at::TensorList(list), tensor(targets), &first_columns, pointer(group)));
+    const Tensor weights_n = weights == nullptr ? at::empty({0}, at::kFloat) : tensor(weights).contiguous();
+    expect_fp32_cpu(weights_n, "cross_entropy's weights");
+    TORCH_CHECK(weights == nullptr || weights_n.numel() == tensor(targets).numel(), "cross_entropy has weights ",
+                weights_n.sizes(), " for targets ", tensor(targets).sizes());
+    *out = handle(
+        CrossEntropy::apply(at::TensorList(list), tensor(targets), weights_n, &first_columns, pointer(group)));
   });
 }

@@ -120,6 +120,7 @@ unsafe extern "C" {
         starts: *const i64,
         count: usize,
         targets: *const c_void,
+        weights: *const c_void,
         group: *mut c_void,
         out: *mut *mut c_void,
     ) -> *mut c_char;

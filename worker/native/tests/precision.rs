@@ -142,7 +142,7 @@ fn the_embedding_in_low_precision() {
 fn loss_and_gradient(logits: &Tensor, targets: &Tensor, scale: f64) -> (f64, Tensor) {
     let alone = Group::new(None, &[0], 0, 0).unwrap();
     let leaf = logits.copy().set_requires_grad(true);
-    let loss = ops::cross_entropy(vec![&leaf * 1.0], targets, &[0], &alone).unwrap();
+    let loss = ops::cross_entropy(vec![&leaf * 1.0], targets, None, &[0], &alone).unwrap();
     let upstream = Tensor::full([], scale, (Kind::Double, Device::Cpu));
     let dx = ops::grad(&loss, &upstream, &leaf).unwrap();
     (loss.double_value(&[]), dx)

@@ -63,7 +63,7 @@ fn loss(kind: Kind) -> Vec<Tensor> {
     let alone = Group::new(None, &[0], 0, 0).unwrap();
     let logits = leaf(&[131, 515], kind);
     let targets = Tensor::from_slice(&(0..131).map(|n| n * 4 % 517 - 1).collect::<Vec<i64>>());
-    let value = ops::cross_entropy(vec![&logits * 1.0], &targets, &[0], &alone).unwrap();
+    let value = ops::cross_entropy(vec![&logits * 1.0], &targets, None, &[0], &alone).unwrap();
     let one = Tensor::ones([], (Kind::Double, Device::Cpu));
     vec![ops::grad(&value, &one, &logits).unwrap(), value.detach()]
 }

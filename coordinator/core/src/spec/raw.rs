@@ -50,6 +50,10 @@ pub struct RawData {
     /// `train.sequence` tokens; an encoder reads the prompt and its decoder writes the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pairs: Option<Paths>,
+    /// Whether each line of `labelled` or `pairs` ends with a tab and its weight, 0.001 to 1000: what each of
+    /// its targets counts in the loss, which is divided by the sum of weights. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<bool>,
     /// The share at the end of each file that is kept for the held-out loss: 0 to below 0.5.
     /// Default: 0.05.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -59,7 +59,7 @@ const FLAG: Allowed = Words { words: "`true` or `false`", fit: &["true", "false"
 const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
 
 /// Beside this, keys have the rules of [`RULES`].
-const ALLOWED: [(&str, Allowed); 50] = [
+const ALLOWED: [(&str, Allowed); 51] = [
     (
         "name",
         Words {
@@ -69,6 +69,7 @@ const ALLOWED: [(&str, Allowed); 50] = [
     ("data.text", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
     ("data.pairs", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
     ("train.whole_words", FLAG),
+    ("data.weights", FLAG),
     ("data.labelled", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
     (
         "data.held_out",
@@ -199,6 +200,7 @@ fn beside(path: &str) -> Sets {
         "train.masked" => &[("model.architecture", "encoder"), ("model.vocab", "600")],
         "train.whole_words" => &[("model.architecture", "encoder"), ("model.vocab", "600")],
         "data.pairs" => &[("data", "{}")],
+        "data.weights" => &[("data", "{pairs: a}")],
         "train.corruption" => &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")],
         "data.labelled" => &[
             ("data", "{}"),

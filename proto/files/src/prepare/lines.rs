@@ -1,5 +1,5 @@
-//! Lines that are samples, as rows of numbers, all of one length: two numbers that say what follows, the
-//! tokens, and zeros after them.
+//! Lines that are samples, as rows of numbers, all of one length: the line's weight in thousandths, two
+//! numbers that say what follows, the tokens, and zeros after them.
 
 use std::path::PathBuf;
 
@@ -16,10 +16,10 @@ use crate::tokenizer::Tokenizer;
 #[serde(rename_all = "snake_case")]
 pub(super) enum Lines {
     /// A class and a text. The row has the class, the number of tokens, and at most so many.
-    Classes { classes: u32, sequence: u32 },
+    Classes { classes: u32, sequence: u32, weights: bool },
     /// A prompt and an answer. The row has both their lengths; then one after the other, of at most
     /// `sequence + 1` tokens, or `apart` in fields of so many each.
-    Pairs { apart: bool, sequence: u32 },
+    Pairs { apart: bool, sequence: u32, weights: bool },
 }
 
 impl Lines {
@@ -27,12 +27,12 @@ impl Lines {
     pub(super) fn of(spec: &JobSpec) -> Option<Lines> {
         let sequence = spec.train.sequence;
         match (&spec.data, spec.model.head) {
-            (DataSpec::Labelled { .. }, Head::Pooled { classes }) => {
-                Some(Lines::Classes { classes, sequence })
+            (&DataSpec::Labelled { weights, .. }, Head::Pooled { classes }) => {
+                Some(Lines::Classes { classes, sequence, weights })
             }
-            (DataSpec::Pairs { .. }, _) => {
+            (&DataSpec::Pairs { weights, .. }, _) => {
                 let apart = Lengths::of(&spec.model, &spec.train).source > 0;
-                Some(Lines::Pairs { apart, sequence })
+                Some(Lines::Pairs { apart, sequence, weights })
             }
             _ => None,
         }
@@ -52,15 +52,18 @@ impl Lines {
             for (at, line) in lines {
                 let told =
                     |what| PrepareError::Line { path: PathBuf::from(file), line: before + at + 1, what };
+                let (Lines::Classes { weights, .. } | Lines::Pairs { weights, .. }) = self;
+                let (line, weight) = if weights { weight_of(line).map_err(told)? } else { (line, 1000) };
+                numbers.push(weight);
                 match self {
-                    Lines::Classes { classes, sequence } => {
+                    Lines::Classes { classes, sequence, .. } => {
                         let (class, text) = class_of(line, classes).map_err(told)?;
                         let mut tokens = tokenizer.encode_alone(text)?;
                         tokens.truncate(sequence as usize);
                         numbers.extend([class, tokens.len() as u32]);
                         field(&mut numbers, &tokens, sequence);
                     }
-                    Lines::Pairs { apart, sequence } => {
+                    Lines::Pairs { apart, sequence, .. } => {
                         let (prompt, answer) = pair_of(line).map_err(told)?;
                         let (prompt, mut answer) = (tokenizer.encode(prompt)?, tokenizer.encode(answer)?);
                         answer.push(end_of_text);
@@ -112,6 +115,20 @@ pub(super) fn held_out_start(text: &str, share: f64) -> usize {
     if kept == lines { text.len() } else { kept.checked_sub(1).map_or(0, |last| ends[last]) }
 }
 
+/// A line without its weight, and that in thousandths.
+fn weight_of(line: &str) -> Result<(&str, u32), String> {
+    let must =
+        "with data.weights a line must end with a tab and a weight from 0.001 to 1000, of three decimals";
+    let Some((line, weight)) = line.rsplit_once('\t') else { return Err(format!("found no tab; {must}")) };
+    let thousandths = weight.trim().parse::<f64>().map(|weight| weight * 1e3);
+    match thousandths {
+        Ok(x) if (1.0..=1e6).contains(&x.round()) && (x - x.round()).abs() < 1e-6 => {
+            Ok((line, x.round() as u32))
+        }
+        _ => Err(format!("found the weight `{}`; {must}", weight.trim())),
+    }
+}
+
 /// The class and the text of a line.
 fn class_of(line: &str, classes: u32) -> Result<(u32, &str), String> {
     let must = format!("must be a class from 0 to {}, a tab, and a text", classes.saturating_sub(1));
@@ -159,14 +176,14 @@ mod tests {
     #[test]
     fn lines_become_rows_of_one_length() {
         let tokenizer = tokenizer();
-        let lines = Lines::Classes { classes: 3, sequence: 6 };
+        let lines = Lines::Classes { classes: 3, sequence: 6, weights: false };
         let rows_of = |text: &str| lines.rows(&tokenizer, [("a.tsv", text, 4)].into_iter(), 0);
         let numbers = rows_of("2\tgood\n\n0\ta long text that is cut\n").unwrap();
-        assert_eq!(numbers.len(), 2 * 8 + 1);
+        assert_eq!(numbers.len(), 2 * 9 + 1);
         let first = tokenizer.encode_alone("good").unwrap();
-        assert_eq!(numbers[..2], [2, first.len() as u32]);
-        assert_eq!(numbers[2..2 + first.len()], first);
-        assert_eq!(numbers[8..10], [0, 6]);
+        assert_eq!(numbers[..3], [1000, 2, first.len() as u32]);
+        assert_eq!(numbers[3..3 + first.len()], first);
+        assert_eq!(numbers[9..12], [1000, 0, 6]);
         for (text, told) in [
             ("1 good", "a.tsv, line 5: found no tab; must be a class from 0 to 2, a tab, and a text"),
             ("0\tgood\n3\tbad", "a.tsv, line 6: found the class `3`; must be a class from 0 to 2"),
@@ -178,20 +195,40 @@ mod tests {
     }
 
     #[test]
+    fn a_weight_ends_a_line() {
+        assert_eq!(weight_of("1\ta\tb\t2.5 "), Ok(("1\ta\tb", 2500)));
+        assert_eq!(weight_of("a\t0.001"), Ok(("a", 1)));
+        for (line, told) in [
+            ("a", "found no tab; with data.weights"),
+            ("a\tb", "found the weight `b`"),
+            ("a\t0", "found the weight `0`"),
+            ("a\t0.0004", "found the weight `0.0004`"),
+            ("a\t1.00001", "found the weight `1.00001`"),
+            ("a\t1001", "found the weight `1001`"),
+            ("a\tNaN", "found the weight `NaN`"),
+            ("a\t-1", "found the weight `-1`"),
+        ] {
+            let error = weight_of(line).unwrap_err();
+            assert!(error.contains(told), "{error}");
+        }
+    }
+
+    #[test]
     fn pairs_stand_one_after_the_other_or_apart() {
         let tokenizer = tokenizer();
         let ids = |text: &str| tokenizer.encode(text).unwrap();
         let rows_of = |apart, text: &str| {
-            let lines = Lines::Pairs { apart, sequence: 4 };
-            lines.rows(&tokenizer, [("a.tsv", text, 0)].into_iter(), 9)
+            let lines = Lines::Pairs { apart, sequence: 4, weights: true };
+            let text = text.to_owned() + "\t0.25";
+            lines.rows(&tokenizer, [("a.tsv", text.as_str(), 0)].into_iter(), 9)
         };
         let (x, y) = (ids("x")[0], ids("y")[0]);
-        assert_eq!(rows_of(false, "xx\ty").unwrap(), [2, 2, x, x, y, 9, 0, 0]);
+        assert_eq!(rows_of(false, "xx\ty").unwrap(), [250, 2, 2, x, x, y, 9, 0, 0]);
         // The beginning of a long prompt goes, and the end of a long answer.
-        assert_eq!(rows_of(false, "yxxx\ty").unwrap(), [3, 2, x, x, x, y, 9, 0]);
-        assert_eq!(rows_of(false, "yx\tyyyyyy").unwrap(), [1, 4, x, y, y, y, y, 0]);
-        assert_eq!(rows_of(true, "xx\ty").unwrap(), [3, 2, x, x, 9, 0, y, 9, 0, 0, 0]);
-        assert_eq!(rows_of(true, "xxxxx\tyyyyy").unwrap(), [4, 4, x, x, x, 9, y, y, y, y, 0]);
+        assert_eq!(rows_of(false, "yxxx\ty").unwrap(), [250, 3, 2, x, x, x, y, 9, 0]);
+        assert_eq!(rows_of(false, "yx\tyyyyyy").unwrap(), [250, 1, 4, x, y, y, y, y, 0]);
+        assert_eq!(rows_of(true, "xx\ty").unwrap(), [250, 3, 2, x, x, 9, 0, y, 9, 0, 0, 0]);
+        assert_eq!(rows_of(true, "xxxxx\tyyyyy").unwrap(), [250, 4, 4, x, x, x, 9, y, y, y, y, 0]);
         let error = rows_of(true, "xx\t").unwrap_err().to_string();
         assert!(error.contains("line 1: found nothing on one side of the tab"), "{error}");
     }

@@ -119,30 +119,48 @@ impl Head {
         Ok((pooled_b1d.f_squeeze_dim(1)?, logits))
     }
 
-    /// The summed loss of the targets `[n]`, of tokens or of texts, a double scalar; a target of -1 counts
-    /// nothing. What an encoder's decoder hands over ends with the encoder's output, which has no loss.
-    pub fn loss(&self, x_btd: &Tensor, targets_n: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
+    /// The summed loss of the targets `[n]`, of tokens or of texts, each by its weight, a double scalar; a target
+    /// of -1 counts nothing, and without weights the others count 1. What an encoder's decoder hands over ends with the encoder's output, which has no loss.
+    pub fn loss(
+        &self,
+        x_btd: &Tensor,
+        targets_n: &Tensor,
+        weights_n: Option<&Tensor>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor, EngineError> {
         let x_btd =
             &if pass.source > 0 { pass.split(x_btd, &self.context)?.0 } else { x_btd.shallow_clone() };
         match &self.form {
             Form::Tokens { shards, .. } => {
                 let starts: Vec<_> = shards.iter().map(|shard| shard.weight.row.offset).collect();
-                Ok(ops::cross_entropy(self.logits(x_btd)?, targets_n, &starts, &self.context.group)?)
+                Ok(ops::cross_entropy(
+                    self.logits(x_btd)?,
+                    targets_n,
+                    weights_n,
+                    &starts,
+                    &self.context.group,
+                )?)
             }
             Form::Class { .. } => {
                 let (_, logits) = self.pooled(x_btd)?;
                 let logits =
                     logits.ok_or_else(|| EngineError::Other("the head has no classes".to_owned()))?;
-                class_loss(&logits, targets_n)
+                class_loss(&logits, targets_n, weights_n)
             }
         }
     }
 }
 
 /// The sum of `-log softmax(logits)[target]` over texts, whose logits `[b, c]` every tensor rank has whole.
-fn class_loss(logits_bc: &Tensor, targets_b: &Tensor) -> Result<Tensor, EngineError> {
+fn class_loss(
+    logits_bc: &Tensor,
+    targets_b: &Tensor,
+    weights_b: Option<&Tensor>,
+) -> Result<Tensor, EngineError> {
     let log_bc = logits_bc.f_log_softmax(-1, Kind::Float)?;
     let counts_b = targets_b.f_ge(0)?;
     let of_b = log_bc.f_gather(1, &targets_b.f_clamp_min(0)?.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?;
-    Ok(of_b.f_mul(&counts_b)?.f_neg()?.f_sum(Kind::Double)?)
+    let of_b = of_b.f_mul(&counts_b)?;
+    let of_b = weights_b.map_or_else(|| Ok(of_b.shallow_clone()), |weights| of_b.f_mul(weights))?;
+    Ok(of_b.f_neg()?.f_sum(Kind::Double)?)
 }

@@ -40,10 +40,12 @@ pub enum Mode {
 pub struct MicroLoss {
     /// Which micro-batch of the step.
     pub micro_batch: u32,
-    /// The sum over its tokens, in nats.
+    /// The sum over its tokens, each by its weight, in nats.
     pub loss: f64,
     /// How many tokens counted.
     pub tokens: u64,
+    /// The sum of their weights.
+    pub weight: f64,
 }
 
 /// Runs lists of actions on the stages of a rank.
@@ -254,7 +256,7 @@ impl<'a> Runner<'a> {
         let mut head = None;
         if let Some(model_head) = &seat.stage.head {
             let pass = self.pass(mode, micro_batch, &data);
-            let loss = |x: &Tensor| model_head.loss(x, &data.targets_n, &pass);
+            let loss = |x: &Tensor| model_head.loss(x, &data.targets_n, data.weights_n.as_ref(), &pass);
             let value = if training {
                 let cut = Cut::run(&x_btd, loss)?;
                 let value = cut.output()?;
@@ -267,7 +269,7 @@ impl<'a> Runner<'a> {
                 probe.activation(micro_batch, Place::Head, &value)?;
             }
             let loss = value.f_double_value(&[])?;
-            progress.losses.push(MicroLoss { micro_batch, loss, tokens: data.tokens });
+            progress.losses.push(MicroLoss { micro_batch, loss, tokens: data.tokens, weight: data.weight });
         } else {
             progress.made.insert((true, seat.index, micro_batch), x_btd);
         }

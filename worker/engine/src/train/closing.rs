@@ -33,6 +33,8 @@ pub struct Closing {
     pub loss: f64,
     /// Tokens that counted.
     pub tokens: u64,
+    /// The sum of their weights.
+    pub weight: f64,
 }
 
 /// Exchanges votes over all ranks. `norm_slots` and `micro_batches` are the same on all of them.
@@ -52,7 +54,7 @@ pub(super) fn close(
 impl Vote {
     fn encode(&self, norm_slots: u32, micro_batches: u32) -> Vec<f64> {
         let (norms, losses) = (norm_slots as usize, micro_batches as usize);
-        let mut list = vec![0.0; 1 + norms + 2 * losses];
+        let mut list = vec![0.0; 1 + norms + 3 * losses];
         // Revisions count changes of a job's wishes: far below 2^53, where a double is exact.
         list[0] = self.revision as f64;
         for &(slot, value) in &self.norms {
@@ -62,6 +64,7 @@ impl Vote {
             let at = 1 + norms + loss.micro_batch as usize;
             list[at] = loss.loss;
             list[at + losses] = loss.tokens as f64;
+            list[at + 2 * losses] = loss.weight;
         }
         list
     }
@@ -79,24 +82,26 @@ fn merge(lists: &[Vec<f64>]) -> Vec<f64> {
 impl Closing {
     fn decode(list: &[f64], norm_slots: u32, micro_batches: u32) -> Closing {
         let (norms, rest) = list[1..].split_at(norm_slots as usize);
-        let (losses, tokens) = rest.split_at(micro_batches as usize);
+        let (losses, rest) = rest.split_at(micro_batches as usize);
+        let (tokens, weights) = rest.split_at(micro_batches as usize);
         Closing {
             revision: list[0] as u64,
             norm: norms.iter().sum::<f64>().sqrt(),
             squares: norms.to_vec(),
             loss: losses.iter().sum(),
             tokens: tokens.iter().sum::<f64>() as u64,
+            weight: weights.iter().sum(),
         }
     }
 
     /// The norm of the mean gradient, of a loss that was multiplied by `multiplier`.
     pub fn mean_norm(&self, multiplier: f64) -> f64 {
-        self.norm / self.tokens as f64 / multiplier
+        self.norm / self.weight / multiplier
     }
 
-    /// Mean loss per token.
+    /// Mean loss per token, each by its weight.
     pub fn mean_loss(&self) -> f64 {
-        self.loss / self.tokens as f64
+        self.loss / self.weight
     }
 }
 
@@ -106,7 +111,7 @@ mod tests {
 
     #[test]
     fn all_ranks_decide_from_one_list_in_its_own_order() {
-        let loss = |micro_batch, loss| MicroLoss { micro_batch, loss, tokens: 10 };
+        let loss = |micro_batch, loss| MicroLoss { micro_batch, loss, tokens: 10, weight: 2.5 };
         let votes = [
             Vote { revision: 5, norms: vec![(0, 9.0)], losses: vec![] },
             Vote { revision: 4, norms: vec![(2, 16.0)], losses: vec![loss(1, 2.5), loss(0, 1.5)] },
@@ -115,7 +120,7 @@ mod tests {
         let lists: Vec<_> = votes.iter().map(|vote| vote.encode(3, 3)).collect();
         let closing = Closing::decode(&merge(&lists), 3, 3);
         let squares = vec![9.0, 0.0, 16.0];
-        assert_eq!(closing, Closing { revision: 4, norm: 5.0, squares, loss: 8.0, tokens: 30 });
+        assert_eq!(closing, Closing { revision: 4, norm: 5.0, squares, loss: 8.0, tokens: 30, weight: 7.5 });
     }
 
     #[test]

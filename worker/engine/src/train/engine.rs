@@ -326,7 +326,7 @@ impl Engine {
         let train = &self.assignment.spec.train;
         let scaled = train.precision == Precision::Fp16;
         let multiplier = trainer.multiplier(train);
-        let mean = 1.0 / closing.tokens as f64 / multiplier;
+        let mean = 1.0 / closing.weight / multiplier;
         StepReport {
             step: self.step.0,
             loss: closing.mean_loss(),

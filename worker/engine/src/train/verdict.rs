@@ -71,10 +71,10 @@ impl Trainer {
                 Verdict::Skip
             };
         }
-        // Gradients are of the scaled sum of losses: one division by tokens, scale and clip.
+        // Gradients are of the scaled sum of losses: one division by weights, scale and clip.
         let clip = train.optimizer.clip_norm;
         let shrink = if clip > 0.0 && norm > clip { norm / clip } else { 1.0 };
-        let divisor = closing.tokens as f64 * multiplier * shrink;
+        let divisor = closing.weight * multiplier * shrink;
         self.applied += 1;
         self.skipped = 0;
         self.good += 1;
@@ -116,7 +116,7 @@ mod tests {
     use crate::train::rate::tests::train_spec;
 
     fn closing(norm: f64, loss: f64) -> Closing {
-        Closing { revision: 0, norm, squares: Vec::new(), loss, tokens: 10 }
+        Closing { revision: 0, norm, squares: Vec::new(), loss, tokens: 10, weight: 10.0 }
     }
 
     #[test]

@@ -46,7 +46,8 @@ pub fn reduce_from_shards(parts: &[Tensor], group: &Group, spread: bool) -> Resu
     made(|out| unsafe { ffi::cx_reduce_from_shards(list.as_ptr(), list.len(), group.raw(), spread, out) })
 }
 
-/// The sum of `-log softmax(logits)[target]` over rows, a double scalar; a target of -1 counts nothing.
+/// The sum of `-log softmax(logits)[target]` over rows, a double scalar; a target of -1 counts nothing, the
+/// others by their weight, fp32 `[n]`, which is 1 where there is none.
 ///
 /// Logits `[n, v_s]` are the columns from `starts[s]` on, for each of this rank's shards, in fp32, bf16
 /// or fp16. They are consumed: their memory becomes their gradient, so there is one backward pass.
@@ -55,6 +56,7 @@ pub fn reduce_from_shards(parts: &[Tensor], group: &Group, spread: bool) -> Resu
 pub fn cross_entropy(
     logits: Vec<Tensor>,
     targets_n: &Tensor,
+    weights_n: Option<&Tensor>,
     starts: &[u64],
     group: &Group,
 ) -> Result<Tensor, TorchError> {
@@ -70,6 +72,8 @@ pub fn cross_entropy(
     // SAFETY: as for `copy_to_shards`; both lists have `list.len()` entries. Taking the logits by value
     // keeps anyone from reading them after.
     made(|out| unsafe {
-        ffi::cx_cross_entropy(list.as_ptr(), starts.as_ptr(), list.len(), raw(targets_n), group.raw(), out)
+        let weights = weights_n.map_or(std::ptr::null(), raw);
+        let targets = raw(targets_n);
+        ffi::cx_cross_entropy(list.as_ptr(), starts.as_ptr(), list.len(), targets, weights, group.raw(), out)
     })
 }

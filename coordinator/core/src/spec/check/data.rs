@@ -30,7 +30,10 @@ pub(super) fn data(
         let why = "each line is a sample by itself";
         faults.add("train.separate_documents", format!("goes with data.text only: {why}"));
     }
-    let held_out = raw.held_out.unwrap_or(0.05);
+    if raw.pairs.is_none() && raw.labelled.is_none() {
+        faults.only_with("data.weights", raw.weights.is_some(), "data.labelled and data.pairs only");
+    }
+    let (held_out, weights) = (raw.held_out.unwrap_or(0.05), raw.weights.unwrap_or(false));
     let of_text = |path: &'static str, paths, faults: &mut Faults| {
         check_text(model, train, held_out, faults);
         files(path, paths, base, faults)
@@ -40,10 +43,10 @@ pub(super) fn data(
             Some(DataSpec::Text { files: of_text("data.text", paths, faults), held_out })
         }
         (None, Some(paths), None, None) => {
-            Some(DataSpec::Labelled { files: of_text("data.labelled", paths, faults), held_out })
+            Some(DataSpec::Labelled { files: of_text("data.labelled", paths, faults), held_out, weights })
         }
         (None, None, Some(paths), None) => {
-            Some(DataSpec::Pairs { files: of_text("data.pairs", paths, faults), held_out })
+            Some(DataSpec::Pairs { files: of_text("data.pairs", paths, faults), held_out, weights })
         }
         (None, None, None, Some(synthetic)) => {
             if raw.held_out.is_some() {

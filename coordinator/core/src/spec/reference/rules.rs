@@ -3,7 +3,7 @@
 use super::Sets;
 
 /// What keys must be to each other, and the values that break it in the minimal job.
-pub(super) const RULES: [(&str, Sets); 85] = [
+pub(super) const RULES: [(&str, Sets); 86] = [
     ("`model.heads` divides `model.dim`, unless `model.head_dim` is set.", &[("model.heads", "7")]),
     ("`model.dim / model.heads` is even with `rope`.", &[("model.heads", "128")]),
     ("`model.head_dim` is even with `rope`.", &[("model.head_dim", "15")]),
@@ -108,6 +108,7 @@ pub(super) const RULES: [(&str, Sets); 85] = [
         "`data.pairs` is for decoders and encoder-decoders.",
         &[("data", "{pairs: a}"), ("model.architecture", "encoder")],
     ),
+    ("`data.weights` goes with `data.labelled` and `data.pairs` only.", &[("data.weights", "true")]),
     (
         "`train.separate_documents` goes with `data.text` only.",
         &[("data", "{pairs: a}"), ("train.separate_documents", "true")],

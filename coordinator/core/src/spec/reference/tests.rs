@@ -27,6 +27,7 @@ fn whole() -> RawJob {
             text: Some(Paths::Many(Vec::new())),
             labelled: Some(Paths::Many(Vec::new())),
             pairs: Some(Paths::Many(Vec::new())),
+            weights: Some(false),
             held_out: Some(0.0),
             synthetic: Some(RawSynthetic { tokens: 0 }),
         },
@@ -201,13 +202,14 @@ fn a_stated_default_is_what_a_job_gets() {
     // Defaults that are said in words: some values of other keys, and what follows from them.
     let custom: Sets = &[("layout.schedule", "custom"), ("layout.actions", "0F0,0B0")];
     let mends: Sets = &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")];
-    let in_words: [(&str, Sets, &str); 51] = [
+    let in_words: [(&str, Sets, &str); 52] = [
         ("train.masked", mends, "0.15"),
         ("train.corruption", mends, "spans"),
         ("train.corruption", &[], "null"),
         ("train.start_from", &[], "null"),
         ("data.labelled", &[], "null"),
         ("data.pairs", &[], "null"),
+        ("data.weights", &[], "null"),
         ("model.layer_groups", &[], "4"),
         ("model.layer_groups", &[("model.layers", "3")], "3"),
         ("model.preset", &[], "null"),
