@@ -148,8 +148,8 @@ Exit codes are those of coxswain-worker:
 Example:
   echo 'what a film' | coxswain classify --checkpoint out/reviews
 
-A line is the likeliest class, its probability and the text, with tabs between them; with --embeddings the
-pooled output, a list of numbers in JSON.
+A line is the likeliest class, its probability and the text, with tabs between
+them; with --embeddings the pooled output, a list of numbers in JSON.
 
 Exit codes are those of coxswain-worker:
   0  done
