@@ -11,9 +11,9 @@ use coxswain_tests::{Folder, Row, Table, programs, text};
 const T4: &str = "train.tensor_shards=4";
 const START: &str = "train.start_from=first";
 
-const TWICE: &str = "data={pairs: twice.tsv}";
-const WEIGHTED: &str = "data={pairs: weighted.tsv}";
-const WEIGHTS: &str = "data.weights=true";
+const PAIRS: &str = "data={pairs: pairs.tsv}";
+const TWICE: &str = "data={pairs: twice.tsv, weights: true}";
+const WEIGHTED: &str = "data={pairs: weighted.tsv, weights: true}";
 
 const ENCODER: [&str; 4] =
     ["model.architecture=encoder", "model.norm=layer", "model.positions=learned", "model.max_positions=32"];
@@ -127,20 +127,17 @@ fn answers_to_prompts_train_to_the_same_bits_in_every_layout() -> Result<()> {
         }
         let mut table = Table::new(&folder);
         let rows: [Row; 6] = [
-            ("one", (1, 1, 1), &[T4], &[]),
-            ("pp2 tp2, split", (2, 2, 1), &[T4, "layout.sequence_parallel=true"], &[Bits("one")]),
-            ("pp2 dp2, ZeRO", (2, 1, 2), &[T4, "layout.zero=1"], &[Bits("one")]),
+            ("one", (1, 1, 1), &[T4, PAIRS], &[]),
+            ("pp2 tp2, split", (2, 2, 1), &[T4, PAIRS, "layout.sequence_parallel=true"], &[Bits("one")]),
+            ("pp2 dp2, ZeRO", (2, 1, 2), &[T4, PAIRS, "layout.zero=1"], &[Bits("one")]),
             // A weight that all lines have is none; others count, whatever the cut.
-            ("twice", (1, 1, 1), &[T4, TWICE, WEIGHTS], &[Bits("one")]),
-            ("weighted", (1, 1, 1), &[T4, WEIGHTED, WEIGHTS], &[Differs("one")]),
-            ("weighted, pp2 tp2", (2, 2, 1), &[T4, WEIGHTED, WEIGHTS], &[Bits("weighted")]),
+            ("twice", (1, 1, 1), &[T4, TWICE], &[Bits("one")]),
+            ("weighted", (1, 1, 1), &[T4, WEIGHTED], &[Differs("one")]),
+            ("weighted, pp2 tp2", (2, 2, 1), &[T4, WEIGHTED], &[Bits("weighted")]),
         ];
         for row in &rows {
-            // Without a file of its own a row is of unweighted pairs.
-            let task =
-                [if row.2.contains(&WEIGHTS) { "" } else { "data={pairs: pairs.tsv}" }, "train.steps=10"];
-            let sets = model.iter().chain(&task).filter(|set| !set.is_empty());
-            table.compare(row.0, &sets.fold(table.job(row), |run, set| run.set(set)), row.3)?;
+            let job = model.iter().fold(table.job(row), |run, set| run.set(set)).set("train.steps=10");
+            table.compare(row.0, &job, row.3)?;
         }
         let losses = &table.summary("one")?.losses;
         let (first, last) = (losses.values().next(), losses.values().last());

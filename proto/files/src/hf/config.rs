@@ -286,9 +286,8 @@ fn encoder(family: Family, keys: &Keys<'_>, class: &str) -> Result<ModelSpec, Hf
             match keys.word("attention_type", "block_sparse")? {
                 "original_full" => Attention::Full,
                 "block_sparse" => {
-                    let [block, random] = [("block_size", 64), ("num_random_blocks", 3)];
-                    let block = keys.count(block.0, Some(block.1))?;
-                    let random = keys.count(random.0, Some(random.1))?;
+                    let block = keys.count("block_size", Some(64))?;
+                    let random = keys.count("num_random_blocks", Some(3))?;
                     Attention::BigBird { block, window: 3, global: 1, last: 1, random }
                 }
                 _ => return Err(keys.wrong("attention_type", "block_sparse or original_full")),

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use coxswain_files::{Checkpoint, Tokenizer};
-use coxswain_types::job::ModelSpec;
 use coxswain_types::model::Head;
 use tch::{Kind, Tensor};
 
@@ -58,11 +57,6 @@ impl Classifier {
         let (rank, parameters) = Rank::alone(model, train.seed)?;
         load_weights(&checkpoint, &parameters)?;
         Ok(Classifier { rank, tokenizer, sequence, end_of_text })
-    }
-
-    /// The model.
-    pub fn model(&self) -> &ModelSpec {
-        self.rank.model()
     }
 
     /// Reads a text; what is longer than the samples of its training is cut, as it was there.

@@ -132,11 +132,6 @@ impl Rank {
         self.logits(&x_btd.f_narrow(1, tokens - 1, 1)?)
     }
 
-    /// The model.
-    pub(super) fn model(&self) -> &ModelSpec {
-        &self.context.model
-    }
-
     /// The pooled output `[d]` of a text and the logits of its classes `[c]`, where the head has some, of a rank
     /// that has the whole model.
     pub(super) fn pooled(&self, ids: &[i64]) -> Result<(Tensor, Option<Tensor>), EngineError> {

@@ -17,24 +17,21 @@ pub(in super::super) fn write(
         Some((family, _)) => vec![*family],
         None => FAMILIES.iter().map(|(_, family)| *family).collect(),
     };
-    // One that differs is nearer than one that cannot be read.
-    let mut nearest: Option<(bool, Vec<String>, Family)> = None;
+    let mut others = Vec::new();
     for family in families {
         let mut config = kept.filter(|_| before.is_some()).cloned().unwrap_or_default();
         for (key, value) in keys(family, model) {
             config.insert(key, value);
         }
         // What was written must say the same model again.
-        let wrong = match read(&config) {
+        others.push(match read(&config) {
             Ok((_, again)) if again == *model => return Ok((family, config)),
-            Ok((_, again)) => (false, differences(model, &again)),
-            Err(error) => (true, vec![error.to_string()]),
-        };
-        let near = |(refused, least, _): &(bool, Vec<String>, Family)| (*refused, least.len());
-        if nearest.as_ref().is_none_or(|nearest| (wrong.0, wrong.1.len()) < near(nearest)) {
-            nearest = Some((wrong.0, wrong.1, family));
-        }
+            Ok((_, again)) => (false, differences(model, &again), family),
+            Err(error) => (true, vec![error.to_string()], family),
+        });
     }
+    // One that differs is nearer than one that cannot be read.
+    let nearest = others.into_iter().min_by_key(|(refused, wrong, _)| (*refused, wrong.len()));
     let (_, wrong, family) = nearest.unwrap_or((true, Vec::new(), Family::Llama));
     let name = FAMILIES.iter().find(|(_, of)| *of == family).map_or("", |(name, _)| name);
     Err(HfError::Config(format!(
