@@ -28,6 +28,8 @@ fn main() {
         .flag_if_supported("-fno-math-errno")
         .flag_if_supported("-fno-trapping-math")
         .flag_if_supported("-Wno-unused-parameter")
+        // Templates of libtorch's headers make 150 MB of debug information, copied into every binary that links us.
+        .debug(false)
         .opt_level(3);
     for source in std::fs::read_dir("cpp").into_iter().flatten().flatten() {
         if source.path().extension().is_some_and(|extension| extension == "cpp") {
