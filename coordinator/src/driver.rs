@@ -49,11 +49,24 @@ struct Driver {
     /// The summaries that watchers know, of jobs that are not over.
     told: BTreeMap<String, JobSummary>,
     requests: mpsc::WeakSender<Request>,
+    left_over: LeftOver,
+}
+
+/// What becomes of jobs that an earlier coordinator on this folder left open.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LeftOver {
+    /// They go on.
+    Continue,
+    /// They are cancelled, for this reason.
+    Cancel(&'static str),
 }
 
 /// Starts the driver on what the journal in `folder` holds. It ends when all handles are gone, or
 /// with an error when the journal cannot be written.
-pub(crate) fn start(folder: &Path) -> Result<(Handle, Arc<Store>, JoinHandle<Result<()>>)> {
+pub(crate) fn start(
+    folder: &Path,
+    left_over: LeftOver,
+) -> Result<(Handle, Arc<Store>, JoinHandle<Result<()>>)> {
     let (journal, replayed) = Journal::open(folder)?;
     if replayed.cut_bytes > 0 {
         tracing::warn!("cut {} bytes off the journal that a crash had left incomplete", replayed.cut_bytes);
@@ -71,6 +84,7 @@ pub(crate) fn start(folder: &Path) -> Result<(Handle, Arc<Store>, JoinHandle<Res
         news: news.clone(),
         told: BTreeMap::new(),
         requests: sender.downgrade(),
+        left_over,
     };
     let task = tokio::spawn(driver.run(receiver));
     Ok((Handle::new(sender, news), store, task))
@@ -78,6 +92,11 @@ pub(crate) fn start(folder: &Path) -> Result<(Handle, Arc<Store>, JoinHandle<Res
 
 impl Driver {
     async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> Result<()> {
+        if let LeftOver::Cancel(reason) = self.left_over {
+            for job in self.cluster.jobs().into_iter().filter(|job| !job.state.is_over()) {
+                self.handle(Event::Cancelled { job: job.job, reason: reason.to_owned() })?;
+            }
+        }
         self.handle(Event::Tick)?;
         loop {
             let deadline = self.cluster.next_deadline_ms();
@@ -213,7 +232,7 @@ impl Driver {
             Entry::Ended { job, .. } => {
                 self.metrics.take_if(|(of, _)| *of == job);
             }
-            Entry::Submitted(_) | Entry::Committed { .. } => {}
+            Entry::Submitted(_) | Entry::Committed { .. } | Entry::Interrupted { .. } => {}
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
         .await
         .map_err(|error| Failure::Input(format!("{error:#}")))?;
     let address = listener.local_addr().context("the listening address")?;
-    let (handle, store, mut driver) = driver::start(&args.data_dir)?;
+    let (handle, store, mut driver) = driver::start(&args.data_dir, driver::LeftOver::Continue)?;
     let signalled = stop_signal()?;
     tracing::info!("listening on {address}; the journal is in {}", args.data_dir.display());
     if args.insecure_network {
@@ -37,7 +37,7 @@ pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
     tokio::select! {
         served = service::serve(listener, handle, store, std::future::pending()) => served?,
         ended = &mut driver => ended.context("the coordinator's own task")??,
-        name = signalled => tracing::info!("{name}: ending; workers notice and end their run"),
+        name = signalled => tracing::info!("{name}: ending; workers end too, and what ran goes on when both are started again"),
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use coxswain_files::atomic::write_atomic;
 use coxswain_files::folders::step_folder;
 use coxswain_types::JobSpec;
 use coxswain_types::ids::WorkerId;
+use coxswain_types::job::OnLoss;
 use coxswain_types::status::WorkerInfo;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -70,6 +71,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
         .with_context(|| format!("{} cannot be written", path.display()))?;
 
     let name = spec.name.clone();
+    let restarts = spec.recovery.on_loss == OnLoss::Wait;
     let submitted = coordinator.handle.submit(spec, text).await.context("the coordinator")?;
     let job = submitted.map_err(|error| anyhow!(error))?;
     let launch = Launch {
@@ -79,7 +81,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
         count: args.workers,
         logs: &directory.join("logs"),
     };
-    let mut run = Run { job, coordinator, launch, workers: None, progress: None };
+    let mut run = Run { job, coordinator, launch, workers: None, progress: None, restarts };
     let summary = run.follow().await;
     let outcome = run.end(summary?).await;
     leave_behind(&outcome.summary, &name, &directory, &shown);
@@ -115,24 +117,11 @@ struct Coordinator {
 
 impl Coordinator {
     async fn start(directory: &Path) -> Result<Coordinator, Failure> {
-        let (handle, store, driver) = driver::start(&directory.join("coordinator"))?;
+        // Jobs that an earlier `up` left open are not this one's.
+        let left_over = driver::LeftOver::Cancel("the `up` that it belonged to was killed");
+        let (handle, store, driver) = driver::start(&directory.join("coordinator"), left_over)?;
         let (url, service) = serve(handle.clone(), store).await?;
-        let coordinator = Coordinator { handle, url, driver, service };
-        coordinator.clear().await?;
-        Ok(coordinator)
-    }
-
-    /// Jobs that an earlier `up` left waiting are not this one's.
-    async fn clear(&self) -> Result<(), Failure> {
-        let (jobs, _) = self.handle.list().await.context("the coordinator")?;
-        for job in jobs.into_iter().filter(|job| !job.state.is_over()) {
-            let reason = "the `up` that it belonged to was killed".to_owned();
-            self.handle
-                .happened(Event::Cancelled { job: job.job, reason })
-                .await
-                .context("the coordinator")?;
-        }
-        Ok(())
+        Ok(Coordinator { handle, url, driver, service })
     }
 }
 
@@ -152,6 +141,8 @@ struct Run<'a> {
     launch: Launch<'a>,
     workers: Option<Workers>,
     progress: Option<Progress>,
+    /// Whether workers that end are started again.
+    restarts: bool,
 }
 
 /// How a run ended.
@@ -191,11 +182,17 @@ impl Run<'_> {
                         if let Some(progress) = &mut self.progress {
                             progress.step(&report);
                         }
+                        if let Some(workers) = &mut self.workers {
+                            workers.forgive();
+                        }
                     }
                     Some(JobNews::Checkpoint(_)) => {}
                     None => return Err(self.broken_coordinator().await),
                 },
                 _ = look.tick() => {
+                    if self.restarts && !state.is_over() && let Some(workers) = &mut self.workers {
+                        workers.restart(&self.launch)?;
+                    }
                     let ended = self.workers.as_mut().and_then(Workers::ended);
                     if let (Some(ended), true) = (ended, driver::needs_workers(state)) {
                         let grace = if state == JobState::Gathering { Duration::ZERO } else { NOTICE };
@@ -231,7 +228,8 @@ impl Run<'_> {
                 Ok(Some((Instant::now() + START, reason)))
             }
             JobState::Running => {
-                self.progress = Some(Progress::new(summary.step.0, summary.steps));
+                // A job that goes on keeps its bar, whose next step puts it where it is.
+                self.progress.get_or_insert_with(|| Progress::new(summary.step.0, summary.steps));
                 Ok(None)
             }
             _ => Ok(None),

@@ -21,6 +21,9 @@ const STOP: Duration = Duration::from_secs(2);
 /// How long a worker whose connection closed may take to be a process that has ended.
 const SETTLE: Duration = Duration::from_millis(500);
 
+/// How often in a row a worker is started again while the run takes no step.
+const RESTARTS: u32 = 3;
+
 /// How many lines of a log are a worker's last words.
 const LAST_LINES: usize = 10;
 
@@ -58,6 +61,8 @@ struct Worker {
     child: Child,
     log: PathBuf,
     ended: Option<ExitStatus>,
+    /// Starts since the run last took a step, without the first.
+    restarts: u32,
 }
 
 /// Worker processes. Those that are left are killed when this is dropped.
@@ -69,6 +74,11 @@ impl Workers {
     /// Starts them. If one does not start, those before it are killed.
     pub(crate) fn start(launch: &Launch<'_>) -> Result<Workers> {
         create_folder(launch.logs).with_context(|| format!("{} cannot be made", launch.logs.display()))?;
+        for index in 0..launch.count {
+            // What an earlier run wrote is not this one's.
+            let log = log(launch, index);
+            File::create(&log).with_context(|| format!("{} cannot be written", log.display()))?;
+        }
         let workers = (0..launch.count).map(|index| start_one(launch, index)).collect::<Result<_>>()?;
         Ok(Workers { workers })
     }
@@ -84,6 +94,23 @@ impl Workers {
         for worker in self.workers.iter_mut().filter(|worker| worker.ended.is_none()) {
             worker.ended = worker.child.try_wait().ok().flatten();
         }
+    }
+
+    /// Starts those again that have ended, unless they have done so too often.
+    pub(crate) fn restart(&mut self, launch: &Launch<'_>) -> Result<()> {
+        self.look();
+        for (index, worker) in (0..).zip(&mut self.workers) {
+            let Some(status) = worker.ended.filter(|_| worker.restarts < RESTARTS) else { continue };
+            tracing::warn!(worker = worker.name, "ended ({}) and is started again", describe(status));
+            let restarts = worker.restarts + 1;
+            *worker = Worker { restarts, ..start_one(launch, index)? };
+        }
+        Ok(())
+    }
+
+    /// The run has taken a step: what ended before is forgiven.
+    pub(crate) fn forgive(&mut self) {
+        self.workers.iter_mut().for_each(|worker| worker.restarts = 0);
     }
 
     /// Waits a moment for workers that are just ending, so that their last words can be told.
@@ -128,11 +155,19 @@ impl Workers {
     }
 }
 
-fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
+fn name(launch: &Launch<'_>, index: u32) -> String {
     let width = launch.count.saturating_sub(1).to_string().len();
-    let name = format!("worker-{index:0width$}");
-    let log = launch.logs.join(format!("{name}.log"));
-    let out = File::create(&log).with_context(|| format!("{} cannot be written", log.display()))?;
+    format!("worker-{index:0width$}")
+}
+
+fn log(launch: &Launch<'_>, index: u32) -> PathBuf {
+    launch.logs.join(format!("{}.log", name(launch, index)))
+}
+
+fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
+    let (name, log) = (name(launch, index), log(launch, index));
+    let out = File::options().append(true).create(true).open(&log);
+    let out = out.with_context(|| format!("{} cannot be written", log.display()))?;
     let err = out.try_clone().with_context(|| format!("{} cannot be written", log.display()))?;
     let device = if launch.device == "cuda" { format!("cuda:{index}") } else { launch.device.to_owned() };
     // A worker that has the cores to itself spins for about a millisecond before its threads sleep:
@@ -150,7 +185,7 @@ fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("{} does not start", launch.program.display()))?;
-    Ok(Worker { name, child, log, ended: None })
+    Ok(Worker { name, child, log, ended: None, restarts: 0 })
 }
 
 fn describe(status: ExitStatus) -> String {

@@ -132,7 +132,7 @@ fn a_run_to_the_end_leaves_what_it_says() {
 fn a_worker_that_dies_is_named_with_its_last_words() {
     let place = Place::new();
     let start = Instant::now();
-    let (code, err) = place.up("dies", &["--set", "train.steps=100000"]);
+    let (code, err) = place.up("dies", &["--set", "train.steps=100000", "--set", "recovery.on_loss=fail"]);
     assert_eq!(code, Some(1), "{err}");
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     assert!(err.contains("error: worker worker-1 (rank 1, stage 1, pid "), "{err}");
@@ -140,6 +140,16 @@ fn a_worker_that_dies_is_named_with_its_last_words() {
     assert!(err.contains("worker-1: killed by signal 6; the end of "), "{err}");
     assert!(err.contains("    terminate called after throwing"), "{err}");
     assert!(err.contains("metrics     out/tiny/metrics.jsonl"), "{err}");
+}
+
+#[test]
+fn a_worker_that_dies_again_and_again_ends_the_run() {
+    let place = Place::new();
+    let (code, err) = place.up("dies", &["--set", "train.steps=100000"]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("ended (killed by signal 6) and is started again"), "{err}");
+    assert_eq!(err.matches("workers are gathered to go on").count(), 3, "{err}");
+    assert!(err.contains("3 tries before this one made no new step either"), "{err}");
 }
 
 #[test]

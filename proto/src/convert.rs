@@ -58,18 +58,36 @@ pub fn phase_to_wire(phase: status::Phase) -> (wire::Phase, String) {
         status::Phase::Preparing => (wire::Phase::Preparing, String::new()),
         status::Phase::Running => (wire::Phase::Running, String::new()),
         status::Phase::Done => (wire::Phase::Done, String::new()),
-        status::Phase::Failed { message } => (wire::Phase::Failed, message),
+        status::Phase::Failed { message, .. } => (wire::Phase::Failed, message),
     }
 }
 
-fn phase_from_wire(phase: i32, failure: String) -> Result<status::Phase, WireError> {
+fn fault_to_wire(phase: &status::Phase) -> wire::Fault {
+    match phase {
+        status::Phase::Failed { fault: status::Fault::Own, .. } => wire::Fault::Own,
+        status::Phase::Failed { fault: status::Fault::Peer, .. } => wire::Fault::Peer,
+        status::Phase::Failed { fault: status::Fault::Leaving, .. } => wire::Fault::Leaving,
+        _ => wire::Fault::Unspecified,
+    }
+}
+
+fn fault_from_wire(fault: i32) -> Result<status::Fault, WireError> {
+    match wire::Fault::try_from(fault) {
+        Ok(wire::Fault::Own | wire::Fault::Unspecified) => Ok(status::Fault::Own),
+        Ok(wire::Fault::Peer) => Ok(status::Fault::Peer),
+        Ok(wire::Fault::Leaving) => Ok(status::Fault::Leaving),
+        Err(_) => Err(WireError::Unknown { field: "WorkerStatus.fault", found: fault }),
+    }
+}
+
+fn phase_from_wire(phase: i32, message: String, fault: i32) -> Result<status::Phase, WireError> {
     let field = "WorkerStatus.phase";
     match wire::Phase::try_from(phase) {
         Ok(wire::Phase::Idle) => Ok(status::Phase::Idle),
         Ok(wire::Phase::Preparing) => Ok(status::Phase::Preparing),
         Ok(wire::Phase::Running) => Ok(status::Phase::Running),
         Ok(wire::Phase::Done) => Ok(status::Phase::Done),
-        Ok(wire::Phase::Failed) => Ok(status::Phase::Failed { message: failure }),
+        Ok(wire::Phase::Failed) => Ok(status::Phase::Failed { message, fault: fault_from_wire(fault)? }),
         Ok(wire::Phase::Unspecified) => Err(WireError::Missing(field)),
         Err(_) => Err(WireError::Unknown { field, found: phase }),
     }
@@ -77,8 +95,10 @@ fn phase_from_wire(phase: i32, failure: String) -> Result<status::Phase, WireErr
 
 impl From<status::WorkerStatus> for wire::WorkerStatus {
     fn from(status: status::WorkerStatus) -> Self {
+        let fault = fault_to_wire(&status.phase).into();
         let (phase, failure) = phase_to_wire(status.phase);
         wire::WorkerStatus {
+            fault,
             info: Some(status.info.into()),
             generation: status.generation.0,
             assignment_digest: status.assignment_digest,
@@ -124,7 +144,7 @@ impl TryFrom<wire::WorkerStatus> for status::WorkerStatus {
             info: status.info.ok_or(WireError::Missing("WorkerStatus.info"))?.try_into()?,
             generation: Generation(status.generation),
             assignment_digest: status.assignment_digest,
-            phase: phase_from_wire(status.phase, status.failure)?,
+            phase: phase_from_wire(status.phase, status.failure, status.fault)?,
             step: Step(status.step),
             reports: status.reports.into_iter().map(Into::into).collect(),
             saved: status.saved.map(TryInto::try_into).transpose()?,

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use coxswain_proto::{WireError, limits, wire};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{
-    Desired, HeldOut, Phase, Publish, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
+    Desired, Fault, HeldOut, Phase, Publish, Published, Saved, SavedFile, StepReport, WorkerInfo,
+    WorkerStatus,
 };
 use prost::Message;
 
@@ -78,8 +79,9 @@ fn carried<M: Message + Default>(message: &M) -> M {
 
 #[test]
 fn a_status_comes_back_the_same() {
-    let failed = Phase::Failed { message: "no space left".into() };
-    for phase in [Phase::Idle, Phase::Preparing, Phase::Running, Phase::Done, failed] {
+    let failed = |fault| Phase::Failed { message: "no space left".into(), fault };
+    let failures = [Fault::Own, Fault::Peer, Fault::Leaving].map(failed);
+    for phase in [Phase::Idle, Phase::Preparing, Phase::Running, Phase::Done].into_iter().chain(failures) {
         let sent = status(phase);
         let back = WorkerStatus::try_from(carried(&wire::WorkerStatus::from(sent.clone()))).unwrap();
         assert_eq!(back, sent);

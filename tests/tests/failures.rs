@@ -23,7 +23,7 @@ fn running(run: &Run) -> Result<(Child, Vec<u32>)> {
 }
 
 fn endless(folder: &Folder, name: &str) -> Run {
-    folder.run(name).layout(2, 1, 2).set("train.steps=1000000")
+    folder.run(name).layout(2, 1, 2).set("train.steps=1000000").set("recovery.on_loss=fail")
 }
 
 fn expect_gone(pids: &[u32]) -> Result<()> {
@@ -77,7 +77,7 @@ fn stopping_up_stops_all_of_it() -> Result<()> {
 fn a_worker_alone_can_be_stopped_too() -> Result<()> {
     let folder = Folder::new()?;
     for sign in ["TERM", "KILL"] {
-        let run = folder.run(sign).set("train.steps=1000000");
+        let run = folder.run(sign).set("train.steps=1000000").set("recovery.on_loss=fail");
         let (child, workers) = running(&run)?;
         let start = Instant::now();
         signal(workers[0], sign)?;

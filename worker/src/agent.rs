@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use coxswain_proto::limits::{HEARTBEAT_MS, MAX_REPORTS};
 use coxswain_proto::wire;
 use coxswain_proto::wire::cluster_client::ClusterClient;
-use coxswain_types::status::{Desired, Phase, Publish, Published, WorkerInfo, WorkerStatus};
+use coxswain_types::status::{Desired, Fault, Phase, Publish, Published, WorkerInfo, WorkerStatus};
 use coxswain_types::{Assignment, Generation, Step};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -184,7 +184,7 @@ impl Agent {
         self.shared.wish(desired);
         if let Err(error) = self.start(digest, document) {
             let message = format!("{error:#}");
-            self.shared.update(|state| state.status.phase = Phase::Failed { message });
+            self.shared.update(|state| state.status.phase = Phase::Failed { message, fault: Fault::Own });
         }
         Ok(())
     }
@@ -234,7 +234,7 @@ impl Agent {
                 Err(error) => shared.update(|state| {
                     let message = format!("publishing the checkpoint of step {step}: {error:#}");
                     tracing::error!("{message}");
-                    state.status.phase = Phase::Failed { message };
+                    state.status.phase = Phase::Failed { message, fault: Fault::Own };
                 }),
             }
         });
@@ -275,7 +275,8 @@ impl Agent {
     async fn leave(mut self, outbox: &mpsc::Sender<wire::WorkerStatus>, why: &str) -> Result<()> {
         tracing::info!("leaving: {why}");
         if self.assignment.is_some() {
-            self.shared.lock().status.phase = Phase::Failed { message: why.to_owned() };
+            self.shared.lock().status.phase =
+                Phase::Failed { message: why.to_owned(), fault: Fault::Leaving };
             outbox.send(self.message()).await.ok();
             // The stream is flushed by its own task; closing it at once would cut the message off.
             tokio::time::sleep(Duration::from_millis(100)).await;

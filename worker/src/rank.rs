@@ -4,9 +4,10 @@ use std::panic::AssertUnwindSafe;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
-use coxswain_engine::Engine;
+use coxswain_comm::Links;
+use coxswain_engine::{Engine, EngineError};
 use coxswain_types::Assignment;
-use coxswain_types::status::Phase;
+use coxswain_types::status::{Fault, Phase};
 
 use crate::machine;
 use crate::state::Shared;
@@ -44,11 +45,11 @@ pub(crate) fn spawn(
         }));
         let phase = match result {
             Ok(Ok(())) => Phase::Done,
-            Ok(Err(error)) => Phase::Failed { message: error.to_string() },
-            Err(panic) => Phase::Failed { message: panic_text(panic.as_ref()) },
+            Ok(Err(error)) => Phase::Failed { message: error.to_string(), fault: fault(&error, &shared) },
+            Err(panic) => Phase::Failed { message: panic_text(panic.as_ref()), fault: Fault::Own },
         };
         match &phase {
-            Phase::Failed { message } => tracing::error!("{message}"),
+            Phase::Failed { message, .. } => tracing::error!("{message}"),
             Phase::Idle | Phase::Preparing | Phase::Running | Phase::Done => tracing::info!(
                 peak_rss_bytes = machine::peak_rss_bytes(),
                 peak_tensor_bytes = coxswain_native::memory::peak_bytes(),
@@ -63,6 +64,12 @@ pub(crate) fn spawn(
         });
     };
     std::thread::Builder::new().name("engine".to_owned()).spawn(work).context("starting the engine's thread")
+}
+
+/// A rank whose exchange failed has most likely lost a peer; all else is its own fault.
+fn fault(error: &EngineError, shared: &Shared) -> Fault {
+    let broken = shared.lock().links.as_ref().is_some_and(Links::is_broken);
+    if broken || matches!(error, EngineError::Joining { .. }) { Fault::Peer } else { Fault::Own }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

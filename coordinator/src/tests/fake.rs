@@ -7,7 +7,7 @@ use coxswain_proto::{cluster_client, connect, wire};
 use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
 use coxswain_types::status::{
-    Desired, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
+    Desired, Fault, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -64,7 +64,7 @@ pub(crate) async fn work(url: &str, name: &str, faults: Faults) -> Result<String
                     std::future::pending::<()>().await;
                 }
                 if next.is_some() && next == faults.fails_at {
-                    worker.status.phase = Phase::Failed { message: "the disk is full".to_owned() };
+                    worker.status.phase = Phase::Failed { message: "the disk is full".to_owned(), fault: Fault::Own };
                 }
                 worker.step();
             }
@@ -115,7 +115,7 @@ impl Worker {
             status.phase = Phase::Running;
             status.step = assignment.resume.as_ref().map_or(Step(0), |resume| resume.step);
             if let Err(message) = self.meet(&assignment).await {
-                self.status.phase = Phase::Failed { message };
+                self.status.phase = Phase::Failed { message, fault: Fault::Peer };
             }
             self.assignment = Some(assignment);
         }

@@ -7,7 +7,7 @@ use coxswain_types::JobSpec;
 use coxswain_types::assignment::{PreparedData, TokenFile};
 use coxswain_types::job::{
     CheckpointSpec, Checkpointing, DataSpec, Layout, LossScale, ModelSpec, OptimizerKind, OptimizerSpec,
-    Precision, RateSchedule, Reduction, Schedule, TrainSpec,
+    Precision, RateSchedule, RecoverySpec, Reduction, Schedule, TrainSpec,
 };
 use coxswain_types::status::SavedFile;
 
@@ -70,6 +70,7 @@ pub(crate) fn spec(data: DataSpec) -> JobSpec {
         },
         actions: Vec::new(),
         checkpoint: CheckpointSpec { every: 0, keep: 2 },
+        recovery: RecoverySpec::default(),
     }
 }
 

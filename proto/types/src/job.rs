@@ -28,6 +28,9 @@ pub struct JobSpec {
     pub actions: Vec<Vec<Action>>,
     /// When checkpoints are written.
     pub checkpoint: CheckpointSpec,
+    /// What becomes of the run when a worker is lost.
+    #[serde(default)]
+    pub recovery: RecoverySpec,
 }
 
 /// Where tokens come from.
@@ -428,6 +431,24 @@ impl Schedule {
             Schedule::GPipe | Schedule::OneFOneB | Schedule::ZbH1 => 1,
         }
     }
+}
+
+/// What becomes of a run when a worker is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoverySpec {
+    /// When a worker is lost.
+    pub on_loss: OnLoss,
+}
+
+/// What a run does when a worker is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnLoss {
+    /// Waits until there are workers enough, and goes on.
+    #[default]
+    Wait,
+    /// Ends.
+    Fail,
 }
 
 /// When checkpoints are written.

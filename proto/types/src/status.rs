@@ -43,7 +43,21 @@ pub enum Phase {
     Failed {
         /// What happened, for people.
         message: String,
+        /// Whose fault it is.
+        fault: Fault,
     },
+}
+
+/// Whose fault it is that a worker could not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// Its own: another try would fail in the same way.
+    Own,
+    /// A peer's: an exchange with it failed.
+    Peer,
+    /// Nobody's: it was asked to stop, and leaves.
+    Leaving,
 }
 
 /// What a worker says of itself.

@@ -94,6 +94,11 @@ impl Links {
         }
     }
 
+    /// Whether an exchange with another rank has failed.
+    pub fn is_broken(&self) -> bool {
+        self.network.as_ref().is_some_and(Network::is_broken)
+    }
+
     /// Fails once aborted. For stretches of work without a wait, which would end a rank as well.
     pub fn expect_wanted(&self) -> Result<(), TorchError> {
         if self.aborted.load(Ordering::Relaxed) {

@@ -15,6 +15,18 @@ pub enum EngineError {
         /// What libtorch said.
         source: TorchError,
     },
+    /// The ranks of a generation did not find each other.
+    #[error("joining generation {generation} as rank {rank} from {address}: {source}")]
+    Joining {
+        /// The generation.
+        generation: u64,
+        /// This rank.
+        rank: u32,
+        /// The address that this rank is bound to.
+        address: String,
+        /// What went wrong.
+        source: TorchError,
+    },
     /// The assignment's rows and the model do not fit together.
     #[error("the assignment's parameters do not fit its layers: {0}")]
     Table(String),

@@ -165,6 +165,15 @@ pub enum Entry {
         /// The step that the run starts from.
         from: Step,
     },
+    /// A generation could not go on; its job shall.
+    Interrupted {
+        /// The job's id.
+        job: String,
+        /// The generation that is no more.
+        generation: Generation,
+        /// Why.
+        reason: String,
+    },
     /// Every rank has its part of a checkpoint on disk: it will be published.
     Committed {
         /// The job's id.

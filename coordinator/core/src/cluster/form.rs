@@ -38,15 +38,18 @@ impl Formation {
     }
 }
 
-/// Plans the job for `workers`, which are as many as its layout needs.
+/// Plans the job for `workers`, which are as many as its layout needs. Threads are those of the job's
+/// generation `before`, since another number gives other bits.
 pub(super) fn form(
     submission: &Submission,
     prepared: &Prepared,
     generation: Generation,
     workers: &[WorkerInfo],
+    before: Option<u32>,
 ) -> Result<Formation, String> {
-    let (threads, threads_from) = match (submission.spec.train.threads, prepared.threads) {
+    let (threads, threads_from) = match (submission.spec.train.threads, before.or(prepared.threads)) {
         (Some(threads), _) => (threads, "as the job says"),
+        (None, Some(threads)) if before.is_some() => (threads, "as before"),
         (None, Some(threads)) => (threads, "as in the checkpoint"),
         (None, None) => (threads_for(workers), "the cores of each machine over its workers"),
     };

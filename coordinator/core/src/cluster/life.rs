@@ -1,6 +1,9 @@
 //! The life of a job, from its submission to its end, and what a restart makes of it.
 
+use std::collections::BTreeMap;
+
 use coxswain_types::ids::{Generation, Step};
+use coxswain_types::job::OnLoss;
 use coxswain_types::status::{Published, StepReport};
 
 use super::event::{Effect, Entry, FormedRank, Prepared, Submission, Weight};
@@ -15,6 +18,13 @@ pub const MAX_WAITING: usize = 1000;
 
 /// How many jobs that are over are remembered for `status`; the journal keeps all.
 const MAX_REMEMBERED: usize = 1000;
+
+/// How often in a row a job is interrupted without a new step in between before it is given up: what
+/// comes again each time is no accident.
+pub const MAX_SETBACKS: u32 = 3;
+
+/// How many steps are remembered to compare them when they are taken again; 24 bytes each.
+const MAX_TAKEN: usize = 100_000;
 
 /// Why a job cannot be taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +55,14 @@ pub(super) struct Job {
     step: Step,
     checkpoint: Option<Published>,
     prepared: Option<Prepared>,
+    /// Threads of each rank, once a generation has run.
+    threads: Option<u32>,
+    /// Why its last generation is no more.
+    interruption: Option<String>,
+    /// Interruptions since the last new step.
+    setbacks: u32,
+    /// The bits of loss and gradient norm of steps that may be taken again.
+    taken: BTreeMap<u64, (u64, u64)>,
 }
 
 impl Job {
@@ -59,6 +77,32 @@ impl Job {
     fn enter(&mut self, state: JobState, reason: impl Into<String>) {
         self.state = state;
         self.reason = reason.into();
+    }
+
+    /// Compares a step that is taken again with what it gave before; `Err` says how they differ.
+    fn remember(&mut self, report: &StepReport) -> Result<(), String> {
+        let bits = (report.loss.to_bits(), report.grad_norm.to_bits());
+        let before = self.taken.insert(report.step, bits);
+        if self.taken.len() > MAX_TAKEN {
+            self.taken.pop_first();
+        }
+        match before {
+            None => self.setbacks = 0,
+            // What is not finite has many forms.
+            Some(before) if before == bits || !report.loss.is_finite() => {}
+            Some((loss, norm)) => {
+                return Err(format!(
+                    "step {} was taken again after an interruption and gave the loss {} and the gradient norm {} in \
+                     place of {} and {}: a machine computes wrong, or this is a fault of ours; please report it",
+                    report.step,
+                    report.loss,
+                    report.grad_norm,
+                    f64::from_bits(loss),
+                    f64::from_bits(norm),
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn summary(&self) -> JobSummary {
@@ -128,8 +172,8 @@ impl Cluster {
         self.jobs.iter().find(|job| job.state != JobState::Queued && !job.state.is_over())
     }
 
-    /// The state after `entries`, as a restart finds it. Jobs that were at work are ended with the
-    /// first event, since their workers ended with the old coordinator.
+    /// The state after `entries`, as a restart finds it. A job that was at work is interrupted with
+    /// the first event, since its workers ended with the old coordinator.
     pub fn replay(entries: impl IntoIterator<Item = Entry>) -> Cluster {
         let mut cluster = Cluster::default();
         for entry in entries {
@@ -141,12 +185,19 @@ impl Cluster {
     fn apply(&mut self, entry: Entry) {
         match entry {
             Entry::Submitted(submission) => self.enqueue(*submission),
-            Entry::Formed { job, generation, from, .. } => {
+            Entry::Formed { job, generation, from, threads, .. } => {
                 self.generation = self.generation.max(generation);
                 if let Some(job) = self.job_mut(&job) {
+                    job.threads = Some(threads);
                     job.enter(JobState::Running, "");
                     job.generation = generation;
                     job.step = from;
+                }
+            }
+            Entry::Interrupted { job, reason, .. } => {
+                if let Some(job) = self.job_mut(&job) {
+                    job.enter(JobState::Queued, reason.clone());
+                    job.interruption = Some(reason);
                 }
             }
             Entry::Committed { .. } => {}
@@ -175,6 +226,10 @@ impl Cluster {
             step: Step(0),
             checkpoint: None,
             prepared: None,
+            threads: None,
+            interruption: None,
+            setbacks: 0,
+            taken: BTreeMap::new(),
         });
     }
 
@@ -187,16 +242,44 @@ impl Cluster {
         }
     }
 
-    /// Ends what was at work when an earlier coordinator went away.
-    pub(super) fn end_interrupted(&mut self, out: &mut Vec<Effect>) {
+    /// Interrupts what was at work when an earlier coordinator went away.
+    pub(super) fn interrupt_orphan(&mut self, out: &mut Vec<Effect>) {
         if self.run.is_some() {
             return;
         }
         let running = self.jobs.iter().find(|job| job.state == JobState::Running);
-        let Some(job) = running.map(|job| job.id().to_owned()) else { return };
-        let reason = "the coordinator went away while it ran; submit it again with the same folder to \
-                      continue from its newest checkpoint";
-        self.end(&job, Ending::Failed, reason.to_owned(), out);
+        if let Some(job) = running.map(|job| job.id().to_owned()) {
+            self.interrupt(&job, "the coordinator was started again".to_owned(), out);
+        }
+    }
+
+    /// The job's generation cannot go on: its workers are gathered again, or the job ends.
+    pub(super) fn interrupt(&mut self, id: &str, cause: String, out: &mut Vec<Effect>) {
+        let Some(job) = self.job_mut(id) else { return };
+        if job.submission.spec.recovery.on_loss == OnLoss::Fail {
+            return self.end(id, Ending::Failed, cause, out);
+        }
+        job.setbacks += 1;
+        if job.setbacks > MAX_SETBACKS {
+            let reason = format!("{cause}; {MAX_SETBACKS} tries before this one made no new step either");
+            return self.end(id, Ending::Failed, reason, out);
+        }
+        let generation = job.generation;
+        job.enter(JobState::Preparing, cause.clone());
+        job.interruption = Some(cause.clone());
+        let text = format!("{cause}; workers are gathered to go on from the newest checkpoint");
+        out.push(Effect::Record(Entry::Interrupted { job: id.to_owned(), generation, reason: cause }));
+        out.push(Effect::Notice(notice(Weight::Warning, text).about_run(id, generation)));
+        out.push(Effect::Prepare { job: id.to_owned() });
+        self.disband(id, out);
+    }
+
+    /// Lets the workers of the job's generation go.
+    fn disband(&mut self, id: &str, out: &mut Vec<Effect>) {
+        if let Some(run) = self.run.take_if(|run| run.job == id) {
+            self.revision += 1;
+            out.extend(run.seats.into_iter().map(|seat| Effect::Wake(seat.info.id)));
+        }
     }
 
     pub(super) fn submit(&mut self, submission: Submission, out: &mut Vec<Effect>) {
@@ -257,10 +340,7 @@ impl Cluster {
         }
         out.push(Effect::Record(Entry::Ended { job: id.to_owned(), ending, reason }));
         out.push(Effect::Notice(about));
-        if let Some(run) = self.run.take_if(|run| run.job == id) {
-            self.revision += 1;
-            out.extend(run.seats.into_iter().map(|seat| Effect::Wake(seat.info.id)));
-        }
+        self.disband(id, out);
         self.forget();
     }
 
@@ -288,8 +368,11 @@ impl Cluster {
     fn advance_run(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
         let Some(run) = &mut self.run else { return };
         let (job, generation) = (run.job.clone(), run.generation);
-        if let Some(cause) = run.verdict(now_ms, &self.members) {
-            return self.end(&job, Ending::Failed, cause, out);
+        if let Some(complaint) = run.verdict(now_ms, &self.members) {
+            return match complaint.of_peer {
+                true => self.interrupt(&job, complaint.text, out),
+                false => self.end(&job, Ending::Failed, complaint.text, out),
+            };
         }
         match run.saving.commit() {
             Err(cause) => return self.end(&job, Ending::Failed, cause, out),
@@ -325,16 +408,19 @@ impl Cluster {
         let workers = match self.members.candidates(job.submission.spec.layout.world() as usize) {
             Ok(workers) => workers,
             Err(reason) => {
-                job.reason = reason;
+                let since =
+                    job.interruption.as_ref().map_or(String::new(), |cause| format!(", since {cause}"));
+                job.reason = reason + &since;
                 return false;
             }
         };
         let Some(prepared) = &job.prepared else { return false };
         let id = job.id().to_owned();
-        match form::form(&job.submission, prepared, generation, &workers) {
+        match form::form(&job.submission, prepared, generation, &workers, job.threads) {
             Err(reason) => self.end(&id, Ending::Failed, reason, out),
             Ok(formation) => {
                 job.generation = generation;
+                job.threads = Some(formation.threads);
                 let from = job.step;
                 let steps = job.steps();
                 job.enter(JobState::Running, format!("generation {generation} of {} workers", workers.len()));
@@ -362,15 +448,18 @@ impl Cluster {
     }
 
     pub(super) fn reported(&mut self, id: &str, report: StepReport, out: &mut Vec<Effect>) {
-        if let Some(job) = self.job_mut(id) {
-            job.step = Step(report.step);
-            out.push(Effect::Report { job: id.to_owned(), report });
+        let Some(job) = self.job_mut(id) else { return };
+        job.step = Step(report.step);
+        match job.remember(&report) {
+            Ok(()) => out.push(Effect::Report { job: id.to_owned(), report }),
+            Err(reason) => self.end(id, Ending::Failed, reason, out),
         }
     }
 
     pub(super) fn published(&mut self, id: &str, checkpoint: Published, out: &mut Vec<Effect>) {
         let Some(job) = self.job_mut(id) else { return };
         job.checkpoint = Some(checkpoint.clone());
+        job.taken = job.taken.split_off(&(checkpoint.step.0 + 1));
         let text = format!("the checkpoint of step {} can be read", checkpoint.step);
         let about = notice(Weight::Info, text).about_run(id, job.generation);
         out.push(Effect::Record(Entry::Published { job: id.to_owned(), checkpoint }));

@@ -2,7 +2,8 @@
 //!
 //! The life of a job: it waits for its turn, its tokens are prepared, workers are gathered, a
 //! generation of them runs, and it ends. One job runs at a time; the others wait in the order in
-//! which they were submitted. A worker that is lost ends the run.
+//! which they were submitted. When a worker is lost the generation is given up, and workers are gathered
+//! again, to go on from the newest checkpoint; or the job ends, if its file says so.
 //!
 //! - [`event`]: what happens, what follows, what the journal holds.
 //! - `member`: the workers that are here, and their leases.
@@ -28,7 +29,7 @@ pub mod summary;
 mod tests;
 
 use coxswain_types::ids::{Generation, WorkerId};
-use coxswain_types::status::{Phase, WorkerStatus};
+use coxswain_types::status::{Fault, Phase, WorkerStatus};
 
 pub use event::{Effect, Entry, Event, FormedRank, Notice, Prepared, Submission, Weight};
 pub use member::{LEASE_MS, MAX_WORKERS};
@@ -36,7 +37,7 @@ pub use run::GRACE_MS;
 pub use summary::{Ending, JobState, JobSummary, WorkerSummary};
 
 use life::Job;
-pub use life::{MAX_WAITING, SubmitError};
+pub use life::{MAX_SETBACKS, MAX_WAITING, SubmitError};
 use member::{Admission, Members};
 use run::Run;
 
@@ -62,7 +63,7 @@ impl Cluster {
     /// What follows from `event` at `now_ms` of the shell's monotonic clock.
     pub fn handle(&mut self, now_ms: u64, event: Event) -> Vec<Effect> {
         let mut out = Vec::new();
-        self.end_interrupted(&mut out);
+        self.interrupt_orphan(&mut out);
         match event {
             Event::Submitted(submission) => self.submit(*submission, &mut out),
             Event::Prepared { job, result } => self.prepared(&job, result, &mut out),
@@ -158,6 +159,10 @@ impl Cluster {
                 return;
             }
         }
+        if let Phase::Failed { message, fault: Fault::Leaving } = &status.phase {
+            let (job, cause) = (run.job.clone(), format!("{} leaves: {message}", run.describe(rank)));
+            return self.interrupt(&job, cause, out);
+        }
         let reports = run.observe(now_ms, rank, status);
         let published = status.published.clone().filter(|p| rank == 0 && run.saving.publish(p));
         let job = run.job.clone();
@@ -184,7 +189,7 @@ impl Cluster {
         self.lost_from_run(worker, incarnation, why, out);
     }
 
-    /// Ends the run if the lost process is the reason for its end.
+    /// Interrupts the run if the lost process is the reason for its end.
     fn lost_from_run(&mut self, worker: &WorkerId, incarnation: u64, why: &str, out: &mut Vec<Effect>) {
         let Some(run) = &self.run else { return };
         let Some(rank) = run.rank_of(worker) else { return };
@@ -193,7 +198,7 @@ impl Cluster {
         }
         if let Some(cause) = run.lost(rank, why) {
             let job = run.job.clone();
-            self.end(&job, Ending::Failed, cause, out);
+            self.interrupt(&job, cause, out);
         }
     }
 

@@ -5,7 +5,7 @@
 //! complaint is believed only when nobody turns out to be lost within [`GRACE_MS`].
 
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Phase, StepReport, WorkerInfo, WorkerStatus};
+use coxswain_types::status::{Fault, Phase, StepReport, WorkerInfo, WorkerStatus};
 
 use super::member::{LEASE_MS, Members};
 use super::saving::Saving;
@@ -50,8 +50,19 @@ pub(super) struct Run {
     pub(super) acknowledged: Step,
     /// The checkpoints.
     pub(super) saving: Saving,
-    /// The first complaint: when, and what it said.
-    failure: Option<(u64, String)>,
+    /// What is complained of.
+    failure: Option<Complaint>,
+}
+
+/// Why a rank says that it cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Complaint {
+    /// When the first rank complained.
+    since_ms: u64,
+    /// Who says what.
+    pub(super) text: String,
+    /// Whether it is no fault of the rank itself, so that another try may go well.
+    pub(super) of_peer: bool,
 }
 
 impl Run {
@@ -68,9 +79,12 @@ impl Run {
 
     /// Takes in what the worker of `rank` says of this generation. Returns the reports that are new.
     pub(super) fn observe(&mut self, now_ms: u64, rank: usize, status: &WorkerStatus) -> Vec<StepReport> {
-        if let Phase::Failed { message } = &status.phase {
-            let text = format!("{} failed: {message}", self.describe(rank));
-            self.failure.get_or_insert((now_ms, text));
+        if let Phase::Failed { message, fault } = &status.phase {
+            self.complain(
+                now_ms,
+                format!("{} failed: {message}", self.describe(rank)),
+                *fault == Fault::Peer,
+            );
         }
         self.seats[rank].phase = Some(status.phase.clone());
         if let Some(saved) = &status.saved {
@@ -89,6 +103,15 @@ impl Run {
         fresh
     }
 
+    /// The first complaint stands, unless a later rank says that the fault is its own: then the first
+    /// one was of that rank's silence.
+    fn complain(&mut self, now_ms: u64, text: String, of_peer: bool) {
+        let since_ms = self.failure.as_ref().map_or(now_ms, |first| first.since_ms);
+        if self.failure.as_ref().is_none_or(|first| first.of_peer && !of_peer) {
+            self.failure = Some(Complaint { since_ms, text, of_peer });
+        }
+    }
+
     /// The cause to name now that the worker of `rank` is lost; `None` if it had complained before,
     /// since then its end explains nothing.
     pub(super) fn lost(&self, rank: usize, why: &str) -> Option<String> {
@@ -98,8 +121,7 @@ impl Run {
 
     /// When the first complaint will be believed.
     pub(super) fn verdict_ms(&self, members: &Members) -> Option<u64> {
-        let (failed_ms, _) = self.failure.as_ref()?;
-        let grace_ms = failed_ms + GRACE_MS;
+        let grace_ms = self.failure.as_ref()?.since_ms + GRACE_MS;
         let running = self.seats.iter().filter(|seat| !matches!(seat.phase, Some(Phase::Failed { .. })));
         let seen = running.filter_map(|seat| members.get(&seat.info.id)).map(|member| member.seen_ms);
         let silent = seen.filter(|seen_ms| seen_ms + SILENT_MS <= grace_ms).min();
@@ -107,9 +129,9 @@ impl Run {
     }
 
     /// The first complaint, once it is to be believed.
-    pub(super) fn verdict(&self, now_ms: u64, members: &Members) -> Option<String> {
+    pub(super) fn verdict(&self, now_ms: u64, members: &Members) -> Option<Complaint> {
         let due = self.verdict_ms(members)? <= now_ms;
-        self.failure.as_ref().filter(|_| due).map(|(_, text)| text.clone())
+        self.failure.clone().filter(|_| due)
     }
 
     /// Whether every rank is done, the last checkpoint can be read and every report is recorded.
@@ -118,7 +140,7 @@ impl Run {
         done && self.saving.published() == self.steps && self.acknowledged == self.steps
     }
 
-    fn describe(&self, rank: usize) -> String {
+    pub(super) fn describe(&self, rank: usize) -> String {
         let Seat { info, stage, .. } = &self.seats[rank];
         format!("worker {} (rank {rank}, stage {stage}, pid {} on {})", info.id, info.pid, info.host)
     }

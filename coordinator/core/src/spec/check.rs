@@ -11,7 +11,7 @@ mod train;
 use std::path::Path;
 
 use coxswain_types::JobSpec;
-use coxswain_types::job::CheckpointSpec;
+use coxswain_types::job::{CheckpointSpec, RecoverySpec};
 
 use super::error::KeyPath;
 use super::limits::{self, Limit};
@@ -92,9 +92,10 @@ pub(super) fn check(raw: RawJob, base: &Path, purpose: Purpose) -> Result<JobSpe
         model::check_classes(&model, data.as_ref(), layout.sequence_parallel, &mut faults);
     }
     let checkpoint = checkpoint(raw.checkpoint.as_ref(), &mut faults);
+    let recovery = RecoverySpec { on_loss: raw.recovery.and_then(|r| r.on_loss).unwrap_or_default() };
     match data {
         Some(data) if faults.0.is_empty() => {
-            Ok(JobSpec { name: raw.name, model, data, train, layout, actions, checkpoint })
+            Ok(JobSpec { name: raw.name, model, data, train, layout, actions, checkpoint, recovery })
         }
         _ => Err(faults.0),
     }

@@ -1,7 +1,7 @@
 //! The job file as it is written. These structs are the format: each key with its meaning, its unit
 //! and its default. They are not checked; [`super::parse`] turns them into a `JobSpec`.
 
-use coxswain_types::job::{Corruption, Precision, Reduction};
+use coxswain_types::job::{Corruption, OnLoss, Precision, Reduction};
 use serde::{Deserialize, Serialize};
 
 mod model;
@@ -32,6 +32,9 @@ pub struct RawJob {
     /// When checkpoints are written. Default: at the end only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<RawCheckpoint>,
+    /// What becomes of the run when a worker is lost. Default: it waits for another one, and goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<RawRecovery>,
 }
 
 /// `data`: where tokens come from; one of `text`, `labelled`, `pairs` and `synthetic`.
@@ -230,6 +233,16 @@ pub struct RawLayout {
     /// ZeRO stage: 1 shards the optimizer's state over the data ranks. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zero: Option<ZeroStage>,
+}
+
+/// `recovery`: what becomes of the run when a worker is lost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawRecovery {
+    /// `wait` gathers the workers that are left and waits for those that are missing, then goes on from
+    /// the newest checkpoint, with the same bits; `fail` ends the run. Default: `wait`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_loss: Option<OnLoss>,
 }
 
 /// `checkpoint`: when checkpoints are written.

@@ -59,7 +59,7 @@ const FLAG: Allowed = Words { words: "`true` or `false`", fit: &["true", "false"
 const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
 
 /// Beside this, keys have the rules of [`RULES`].
-const ALLOWED: [(&str, Allowed); 51] = [
+const ALLOWED: [(&str, Allowed); 52] = [
     (
         "name",
         Words {
@@ -185,6 +185,7 @@ const ALLOWED: [(&str, Allowed); 51] = [
     ("layout.zero", Words { words: "0 or 1", fit: &["0", "1", "true"], unfit: &["2", "3", "4", "one"] }),
     ("checkpoint.every", ANY_COUNT),
     ("checkpoint.keep", Count(&limits::KEEP)),
+    ("recovery.on_loss", Words { words: "`wait` or `fail`", fit: &["wait", "fail"], unfit: &["retry", "7"] }),
 ];
 
 fn allowed(path: &str) -> Option<&'static Allowed> {
@@ -280,7 +281,7 @@ impl Key {
             "f64" => "number",
             "[f64; 2]" => "two numbers",
             "bool" => "true or false",
-            "Reduction" | "Precision" | "Corruption" | "OptimizerName" | "RateScheduleName"
+            "OnLoss" | "Reduction" | "Precision" | "Corruption" | "OptimizerName" | "RateScheduleName"
             | "ScheduleName" | "Architecture" | "PositionsName" | "RopeScalingName" | "NormKind"
             | "NormPlacement" | "ActivationName" | "AttentionName" | "HeadName" => "word",
             "BiasNames" => "true, false or list",

@@ -8,7 +8,7 @@ use coxswain_types::schedule::Action;
 use super::error::{Fault, SpecError};
 use super::raw::{
     Checkpoints, OptimizerName, Paths, RateScheduleName, RawCheckpoint, RawData, RawJob, RawLayout,
-    RawSynthetic, RawTrain, ScheduleName, ZeroStage,
+    RawRecovery, RawSynthetic, RawTrain, ScheduleName, ZeroStage,
 };
 use super::yaml;
 
@@ -51,6 +51,7 @@ fn unchecked(job: &JobSpec) -> RawJob {
         train: train(job),
         layout: Some(layout(job)),
         checkpoint: Some(checkpoint),
+        recovery: Some(RawRecovery { on_loss: Some(job.recovery.on_loss) }),
     }
 }
 

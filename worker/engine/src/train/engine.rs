@@ -85,8 +85,14 @@ impl Engine {
         let a = &assignment;
         let directory = PathBuf::from(&a.directory);
         let tokens = Tokens::open(&directory, &a.data, &a.spec)?;
-        let links = Links::join(store, a.rank.0, a.world, address, a.forming_ms, a.operation_ms)
-            .doing(|| format!("joining generation {} as rank {} from {address}", a.generation, a.rank))?;
+        let links = Links::join(store, a.rank.0, a.world, address, a.forming_ms, a.operation_ms).map_err(
+            |source| EngineError::Joining {
+                generation: a.generation.0,
+                rank: a.rank.0,
+                address: address.to_owned(),
+                source,
+            },
+        )?;
         control.tell(Event::Linked(links.clone()));
         expect_shared(&directory, &links, a)?;
 

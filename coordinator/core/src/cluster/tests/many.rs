@@ -23,7 +23,8 @@ fn line() -> impl Strategy<Value = String> {
             }
             line
         }),
-        1 => (worker.clone(), 0u64..4).prop_map(|(worker, generation)| format!("{worker} g{generation} failed: broken")),
+        1 => (worker.clone(), 0u64..4, prop::sample::select(vec!["failed", "cut-off", "leaving"]))
+            .prop_map(|(worker, generation, how)| format!("{worker} g{generation} {how}: broken")),
         1 => worker.prop_map(|worker| format!("lost {worker} gone")),
         1 => (0u64..4).prop_map(|job| format!("cancel demo-{job} enough")),
         2 => (0u64..4).prop_map(|job| format!("prepared demo-{job}")),
@@ -53,6 +54,10 @@ fn check(journal: &[Entry]) {
                 assert_eq!(committed.get(job.as_str()), Some(&checkpoint.step), "committed before published");
             }
             Entry::Ended { job, .. } => *ended.entry(job).or_default() += 1,
+            Entry::Interrupted { job, generation, .. } => {
+                assert_eq!(*generation, newest);
+                assert!(!ended.contains_key(job.as_str()));
+            }
             Entry::Submitted(_) => {}
         }
     }
@@ -64,8 +69,8 @@ proptest! {
     fn whatever_happens_the_journal_makes_sense(lines in prop::collection::vec((0u64..900, line()), 0..120)) {
         let mut cluster = Cluster::default();
         let mut journal = Vec::new();
-        for _ in 0..3 {
-            journal.extend(tell_to(&mut cluster, "0 submit demo pp=2 steps=4").1);
+        for policy in ["", "wait", "wait"] {
+            journal.extend(tell_to(&mut cluster, &format!("0 submit demo {policy} pp=2 steps=4")).1);
         }
         let mut now_ms = 0;
         for (pause_ms, line) in lines {

@@ -5,7 +5,8 @@
 //! 0 submit demo pp=2 steps=4          0 prepared demo-1 resume=2
 //! 0 w0 idle                           0 w1 g1 running step=3 reports=2..3 saved=2 published=2
 //! 0 lost w1 its connection closed     0 w1 g1 failed: peer closed
-//! 0 cancel demo-1 enough              0 tick     0 desired w0     0 jobs
+//! 0 cancel demo-1 enough              0 w1 g1 cut-off: no answer     0 w1 g1 leaving: SIGTERM
+//! 0 tick     0 desired w0     0 jobs    0 submit demo wait steps=4 (waits when workers are lost)
 //! ```
 
 use std::collections::BTreeMap;
@@ -13,10 +14,12 @@ use std::collections::BTreeMap;
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{
-    CheckpointSpec, Checkpointing, DataSpec, JobSpec, Layout, LossScale, ModelSpec, OptimizerKind,
-    OptimizerSpec, Precision, RateSchedule, Reduction, Schedule, TrainSpec,
+    CheckpointSpec, Checkpointing, DataSpec, JobSpec, Layout, LossScale, ModelSpec, OnLoss, OptimizerKind,
+    OptimizerSpec, Precision, RateSchedule, RecoverySpec, Reduction, Schedule, TrainSpec,
 };
-use coxswain_types::status::{Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus};
+use coxswain_types::status::{
+    Fault, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
+};
 
 use crate::cluster::{Cluster, Effect, Entry, Event, Prepared, Submission, Weight};
 
@@ -69,6 +72,7 @@ fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         layout,
         actions: Vec::new(),
         checkpoint: CheckpointSpec { every: 2, keep: 2 },
+        recovery: RecoverySpec { on_loss: OnLoss::Fail },
     }
 }
 
@@ -131,7 +135,14 @@ fn status(cluster: &Cluster, name: &str, words: &[&str], line: &str) -> WorkerSt
         Some("preparing") => Phase::Preparing,
         Some("running") => Phase::Running,
         Some("done") => Phase::Done,
-        Some("failed:") => Phase::Failed { message: line.split_once("failed: ").unwrap().1.to_owned() },
+        Some(word @ ("failed:" | "cut-off:" | "leaving:")) => Phase::Failed {
+            message: line.split_once(": ").unwrap().1.to_owned(),
+            fault: match word {
+                "failed:" => Fault::Own,
+                "leaving:" => Fault::Leaving,
+                _ => Fault::Peer,
+            },
+        },
         other => panic!("{other:?} in `{line}`"),
     };
     let reports = value(words, "reports").map_or(vec![], |range| {
@@ -166,7 +177,10 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
                 sequence_parallel: false,
                 zero: false,
             };
-            let spec = spec(words[0], layout, number(words, "steps").unwrap());
+            let mut spec = spec(words[0], layout, number(words, "steps").unwrap());
+            if words.contains(&"wait") {
+                spec.recovery.on_loss = OnLoss::Wait;
+            }
             // Each job has a folder of its own.
             let directory = format!("/runs/{}", cluster.jobs().len());
             let job = cluster.next_job(words[0], &directory).unwrap();
@@ -209,6 +223,9 @@ fn entry_text(entry: &Entry) -> String {
         Entry::Formed { job, generation, ranks, threads, from } => {
             let ranks: Vec<_> = ranks.iter().map(|rank| rank.worker.0.as_str()).collect();
             format!("formed {job} g{generation} [{}] threads {threads} from {from}", ranks.join(" "))
+        }
+        Entry::Interrupted { job, generation, reason } => {
+            format!("interrupted {job} g{generation}: {reason}")
         }
         Entry::Committed { job, step, files, .. } => {
             let names: Vec<_> = files.iter().map(|file| file.name.as_str()).collect();

@@ -1,12 +1,12 @@
-use coxswain_types::job::{Checkpointing, Corruption, Precision, Reduction};
+use coxswain_types::job::{Checkpointing, Corruption, OnLoss, Precision, Reduction};
 use coxswain_types::model::{Architecture, Biases, NormKind, NormPlacement};
 use expect_test::expect_file;
 
 use super::super::node::Node;
 use super::super::raw::{
     ActivationName, AttentionName, BiasNames, Checkpoints, HeadName, OptimizerName, Paths, PositionsName,
-    RateScheduleName, RawAttention, RawCheckpoint, RawData, RawJob, RawLayout, RawModel, RawRopeScaling,
-    RawSynthetic, RawTrain, RopeScalingName, ScheduleName, ZeroStage,
+    RateScheduleName, RawAttention, RawCheckpoint, RawData, RawJob, RawLayout, RawModel, RawRecovery,
+    RawRopeScaling, RawSynthetic, RawTrain, RopeScalingName, ScheduleName, ZeroStage,
 };
 use super::super::{resolved_yaml, yaml};
 use super::Allowed::{Count, Words};
@@ -78,6 +78,7 @@ fn whole() -> RawJob {
             zero: Some(ZeroStage(0)),
         }),
         checkpoint: Some(RawCheckpoint { every: Some(0), keep: Some(0) }),
+        recovery: Some(RawRecovery { on_loss: Some(OnLoss::Wait) }),
     }
 }
 
@@ -202,7 +203,7 @@ fn a_stated_default_is_what_a_job_gets() {
     // Defaults that are said in words: some values of other keys, and what follows from them.
     let custom: Sets = &[("layout.schedule", "custom"), ("layout.actions", "0F0,0B0")];
     let mends: Sets = &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")];
-    let in_words: [(&str, Sets, &str); 52] = [
+    let in_words: [(&str, Sets, &str); 53] = [
         ("train.masked", mends, "0.15"),
         ("train.corruption", mends, "spans"),
         ("train.corruption", &[], "null"),
@@ -256,6 +257,7 @@ fn a_stated_default_is_what_a_job_gets() {
             "{pipeline: 1, tensor: 1, data: 1, schedule: 1f1b, sequence_parallel: false, zero: 0}",
         ),
         ("checkpoint", &[], "{every: 0, keep: 2}"),
+        ("recovery", &[], "{on_loss: wait}"),
         ("data.text", &[("data", "{synthetic: {tokens: 999}}")], "null"),
         ("data.synthetic", &[], "null"),
         ("data.held_out", &[("data", "{synthetic: {tokens: 999}}")], "null"),
