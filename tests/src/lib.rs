@@ -3,12 +3,14 @@
 //! - [`Run`]: a job in a folder of its own, started with `coxswain up`, and what it left there.
 //! - [`Folder`]: a temporary folder with a small job and its text.
 //! - [`Table`]: runs, and what each must equal.
+//! - [`chaos`]: losses of workers, thrown at a run.
 //! - [`threads`]: ranks as threads of this process.
 //! - [`process`]: processes as the operating system sees them.
 //!
 //! The tests themselves lie in `tests/`: tables of layouts and modes, certificates, failures, two
 //! nodes, memory, convergence, text that is generated, deployment files.
 
+pub mod chaos;
 mod corpus;
 mod folder;
 pub mod process;

@@ -1,105 +1,48 @@
 //! Workers that are lost cost time and nothing else: the bits are those of a run that nobody disturbed.
 
-use std::process::Child;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use coxswain_tests::chaos::{Chaos, RECOVERY, interruptions, next_step};
 use coxswain_tests::process::{children, lines, signal};
 use coxswain_tests::{Folder, Run, wait_until};
 
-/// A loaded machine may take this long to come from a loss to the next step, and some.
-const RECOVERY: Duration = Duration::from_secs(30);
-/// How long a disturbed run may take in all.
-const LIMIT: Duration = Duration::from_secs(240);
-/// Kills in one run.
-const KILLS: usize = 6;
+/// From a loss to the next new step, over a step's time: what `cargo xtask chaos` demands.
+const MEDIAN_MAX_S: f64 = 1.0;
+const WORST_MAX_S: f64 = 2.5;
 
-fn job(folder: &Folder, name: &str, layout: (u32, u32, u32)) -> Run {
+/// A job of so many steps that saves every eighth.
+fn job(folder: &Folder, name: &str, layout: (u32, u32, u32), steps: usize) -> Run {
     let (pipeline, tensor, data) = layout;
-    let run =
-        folder.run(name).layout(pipeline, tensor, data).set("train.steps=240").set("checkpoint.every=8");
-    run.set("train.evaluate_every=60")
+    let run = folder.run(name).layout(pipeline, tensor, data).set(&format!("train.steps={steps}"));
+    run.set("checkpoint.every=8").set("train.evaluate_every=60").set("train.tensor_shards=2")
 }
 
-/// Numbers below `most`, the same on each run of the test.
-fn dice(seed: u64) -> impl FnMut(u64) -> u64 {
-    let mut state = seed;
-    move |most| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) % most
+/// Runs the job under losses, and holds it to the bits of the same job on one worker.
+fn held_to_calm(folder: &Folder, run: &Run, steps: usize, chaos: Chaos) -> Result<Vec<Duration>> {
+    let took = chaos.disturb(run)?;
+    // Reading refuses a step that stands twice in the metrics.
+    let lived = run.read()?;
+    ensure!(lived.losses.len() == steps, "{} of {steps} steps are noted", lived.losses.len());
+    let calm = job(folder, &format!("calm {steps}"), (1, 1, 1), steps);
+    let calm = if calm.out().exists() { calm.read()? } else { calm.summary()? };
+    match lived.bits_differ(&calm) {
+        Some(how) => bail!("{}: {how}", run.out().display()),
+        None => Ok(took),
     }
-}
-
-fn interruptions(run: &Run) -> usize {
-    let said = std::fs::read_to_string(run.out().with_extension("stderr")).unwrap_or_default();
-    said.matches("workers are gathered to go on").count()
-}
-
-/// Waits until the run has come further than its newest step so far.
-fn expect_progress(run: &Run, child: &mut Child, before: usize) -> Result<bool> {
-    let metrics = run.out().join("metrics.jsonl");
-    let start = Instant::now();
-    loop {
-        if child.try_wait().context("looking at the run")?.is_some() {
-            return Ok(false);
-        }
-        if lines(&metrics) > before {
-            return Ok(true);
-        }
-        ensure!(start.elapsed() < RECOVERY, "no new step within {RECOVERY:?}; it has {before}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn disturb(run: &Run, seed: u64, signs: &[&str]) -> Result<()> {
-    let mut child = run.start()?;
-    let metrics = run.out().join("metrics.jsonl");
-    wait_until("the first steps", RECOVERY, || lines(&metrics) >= 3)?;
-    let mut dice = dice(seed);
-    let mut kills = 0;
-    while kills < KILLS {
-        std::thread::sleep(Duration::from_millis(dice(400)));
-        let workers = children(child.id())?;
-        ensure!(!workers.is_empty(), "there are no workers");
-        let lost = workers[dice(workers.len() as u64) as usize];
-        let before = lines(&metrics);
-        signal(lost, signs[kills % signs.len()])?;
-        kills += 1;
-        if !expect_progress(run, &mut child, before)? {
-            break;
-        }
-    }
-    let outcome = run.wait(child, LIMIT)?;
-    ensure!(outcome.code == Some(0), "exit code {:?} after {kills} losses\n{}", outcome.code, outcome.stderr);
-    let seen = interruptions(run);
-    println!("{kills} losses, {seen} interruptions");
-    ensure!(seen > 0 && seen + 2 >= kills, "{kills} losses made {seen} interruptions\n{}", outcome.stderr);
-    Ok(())
 }
 
 #[test]
 fn lost_workers_change_no_bit() -> Result<()> {
     let folder = Folder::new()?;
-    let calm = job(&folder, "calm", (1, 1, 1)).summary()?;
-    for (name, layout, signs) in [
-        ("killed dp2 pp2", (2, 1, 2), ["KILL"].as_slice()),
-        ("asked to stop pp2 tp2", (2, 2, 1), ["TERM", "KILL"].as_slice()),
+    for (name, layout, losses, signs) in [
+        ("killed dp2 pp2", (2, 1, 2), 12, ["KILL"].as_slice()),
+        ("asked to stop pp2 tp2", (2, 2, 1), 8, ["TERM", "KILL"].as_slice()),
     ] {
-        let tensor = format!("train.tensor_shards={}", layout.1);
-        let (run, calm) = match layout.1 {
-            1 => (job(&folder, name, layout), calm.clone()),
-            _ => (
-                job(&folder, name, layout).set(&tensor),
-                job(&folder, "calm shards", (1, 1, 1)).set(&tensor).summary()?,
-            ),
-        };
-        disturb(&run, 7, signs)?;
-        // Reading refuses a step that stands twice in the metrics.
-        let lived = run.read()?;
-        ensure!(lived.losses.len() == 240, "{name}: {} steps are noted", lived.losses.len());
-        if let Some(how) = lived.bits_differ(&calm) {
-            anyhow::bail!("{name}: {how}");
-        }
+        let run = job(&folder, name, layout, 400);
+        let took = held_to_calm(&folder, &run, 400, Chaos { losses, seed: 7, signs })?;
+        println!("{name}: {took:.2?}");
+        ensure!(took.len() >= losses / 2, "the run was over after {} losses", took.len());
     }
     Ok(())
 }
@@ -107,7 +50,7 @@ fn lost_workers_change_no_bit() -> Result<()> {
 #[test]
 fn a_stopped_worker_is_replaced() -> Result<()> {
     let folder = Folder::new()?;
-    let run = job(&folder, "stopped", (2, 1, 1)).set("train.steps=400");
+    let run = job(&folder, "stopped", (2, 1, 1), 400);
     let mut child = run.start()?;
     let metrics = run.out().join("metrics.jsonl");
     wait_until("the first steps", RECOVERY, || lines(&metrics) >= 3)?;
@@ -117,14 +60,65 @@ fn a_stopped_worker_is_replaced() -> Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     signal(workers[1], "CONT")?;
     let before = lines(&metrics);
-    ensure!(expect_progress(&run, &mut child, before)?, "the run ended");
+    ensure!(next_step(&run, &mut child, before)?, "the run ended");
     ensure!(interruptions(&run) == 0, "a pause of a second interrupted the run");
     signal(workers[1], "STOP")?;
     wait_until("the loss", RECOVERY, || interruptions(&run) == 1)?;
-    // What wakes up after it was replaced, or given up, does no harm.
+    // What wakes up after it was given up does no harm, and ends.
     signal(workers[1], "CONT")?;
-    let outcome = run.wait(child, LIMIT)?;
+    let outcome = run.wait(child, 8 * RECOVERY)?;
     ensure!(outcome.code == Some(0), "exit code {:?}\n{}", outcome.code, outcome.stderr);
     ensure!(run.read()?.losses.len() == 400, "not all steps are noted");
+    Ok(())
+}
+
+/// A number that `cargo xtask chaos` gives.
+fn given(name: &str, otherwise: u64) -> Result<u64> {
+    std::env::var(name).map_or(Ok(otherwise), |text| text.parse().with_context(|| format!("{name}={text}")))
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The median time of a step that the run noted.
+fn step_seconds(run: &Run) -> Result<f64> {
+    let text = std::fs::read_to_string(run.out().join("metrics.jsonl")).context("reading the metrics")?;
+    let seconds = |line: &str| -> Option<f64> {
+        serde_json::from_str::<serde_json::Value>(line).ok()?.get("step_seconds")?.as_f64()
+    };
+    Ok(median(&text.lines().filter_map(seconds).collect::<Vec<_>>()))
+}
+
+/// Minutes: `cargo xtask chaos` runs it, and so does `cargo xtask test --long`.
+#[test]
+fn chaos() -> Result<()> {
+    if std::env::var_os("COXSWAIN_CHAOS_KILLS").or(std::env::var_os("COXSWAIN_LONG_TESTS")).is_none() {
+        println!("skipped: `cargo xtask chaos` runs it");
+        return Ok(());
+    }
+    let (losses, seed) = (given("COXSWAIN_CHAOS_KILLS", 20)? as usize, given("COXSWAIN_CHAOS_SEED", 1)?);
+    let steps = 60 * losses.max(2);
+    let folder = Folder::new()?;
+    let mut off = Vec::new();
+    println!("from kill -9 of a worker to the first new step, over the time of a step, in seconds");
+    println!("{:<12} {:>6} {:>8} {:>8}", "layout", "kills", "median", "worst");
+    for (name, layout, zero) in
+        [("dp2 x pp2", (2, 1, 2), "0"), ("pp4", (4, 1, 1), "0"), ("dp2 ZeRO-1", (1, 1, 2), "1")]
+    {
+        let run = job(&folder, name, layout, steps).set(&format!("layout.zero={zero}"));
+        let took = held_to_calm(&folder, &run, steps, Chaos { losses, seed, signs: &["KILL"] })?;
+        let step = step_seconds(&run)?;
+        let over: Vec<f64> = took.iter().map(|took| took.as_secs_f64() - step).collect();
+        let (median, worst) = (median(&over), over.iter().copied().fold(f64::NAN, f64::max));
+        println!("{name:<12} {:>6} {median:>8.2} {worst:>8.2}", over.len());
+        if !(median <= MEDIAN_MAX_S && worst <= WORST_MAX_S) {
+            off.push(name);
+        }
+    }
+    println!("all bits are those of one worker that nobody disturbed");
+    ensure!(off.is_empty(), "above {MEDIAN_MAX_S} s in the median or {WORST_MAX_S} s at worst: {off:?}");
     Ok(())
 }

@@ -26,7 +26,6 @@ pub(crate) fn spawn(
         job = %assignment.job,
         generation = assignment.generation.0,
         rank = assignment.rank.0,
-        step = tracing::field::Empty,
     );
     let work = move || {
         let _entered = span.enter();
@@ -48,9 +47,11 @@ pub(crate) fn spawn(
             Ok(Err(error)) => Phase::Failed { message: error.to_string(), fault: fault(&error, &shared) },
             Err(panic) => Phase::Failed { message: panic_text(panic.as_ref()), fault: Fault::Own },
         };
+        let step = shared.lock().status.step.0;
         match &phase {
-            Phase::Failed { message, .. } => tracing::error!("{message}"),
+            Phase::Failed { message, .. } => tracing::error!(step, "{message}"),
             Phase::Idle | Phase::Preparing | Phase::Running | Phase::Done => tracing::info!(
+                step,
                 peak_rss_bytes = machine::peak_rss_bytes(),
                 peak_tensor_bytes = coxswain_native::memory::peak_bytes(),
                 "done"

@@ -6,12 +6,14 @@
 //! - [`test`]: `test`, everything that must hold before a change lands;
 //! - [`tidy`]: `tidy`, rules of the tree that no compiler checks;
 //! - [`bench`]: `bench`, our training step beside PyTorch's own;
+//! - [`chaos`]: `chaos`, runs whose workers are killed at random;
 //! - [`parity`]: `parity`, our models beside the reference implementations.
 //!
 //! These lean on [`texts`] (the demo's English), [`pip`] (pinned downloads), [`repo`] (where things
 //! lie) and [`run`] (commands whose failures explain themselves).
 
 mod bench;
+mod chaos;
 mod demo;
 mod libtorch;
 mod parity;
@@ -53,6 +55,8 @@ enum Command {
     Tidy,
     /// Measure our training step beside PyTorch's own.
     Bench(bench::Args),
+    /// Kill workers at random, measure the way back, and compare bits with a calm run.
+    Chaos(chaos::Args),
     /// Compare models with the reference implementations, or a real one with its published behaviour.
     Parity(parity::Args),
 }
@@ -75,6 +79,7 @@ fn dispatch(command: Command, repo: &Repo) -> Result<()> {
         Command::Test(args) => test::test(repo, &args),
         Command::Tidy => tidy::tidy(repo),
         Command::Bench(args) => bench::bench(repo, &args),
+        Command::Chaos(args) => chaos::chaos(repo, &args),
         Command::Parity(args) => parity::parity(repo, &args),
     }
 }

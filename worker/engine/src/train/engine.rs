@@ -166,7 +166,6 @@ impl Engine {
             let held_out = if self.evaluates(run_to) { self.evaluate()? } else { None };
             let report = (self.links.rank() == 0)
                 .then(|| StepReport { held_out, ..self.report(&closing, seconds, &trainer, skipped) });
-            tracing::Span::current().record("step", self.step.0);
             control.tell(Event::Stepped(self.step, report));
             let every = self.assignment.spec.checkpoint.every;
             if self.step >= run_to || (every > 0 && self.step.0.is_multiple_of(every)) {

@@ -1,6 +1,7 @@
 //! What a cluster does, told as stories.
 
 mod many;
+mod recovery;
 mod story;
 
 use expect_test::expect;
@@ -231,163 +232,6 @@ fn a_lease_that_runs_out_ends_the_run() {
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
     "#]].assert_eq(&print);
-}
-
-#[test]
-fn a_job_goes_on_when_a_lost_worker_is_back() {
-    let print = tell(
-        "0 submit demo wait pp=2 steps=4
-         0 prepared demo-1
-         0 w0 idle
-         0 w1 idle
-         100 w0 g1 running step=3 reports=1..3 saved=2
-         110 w1 g1 running step=3 saved=2
-         120 w0 g1 running step=3 published=2
-         200 lost w1 its connection closed
-         200 desired w0
-         210 w0 g1 cut-off: the peer closed the connection
-         220 w0 idle
-         230 prepared demo-1 resume=2
-         230 jobs
-         300 w1' idle
-         400 w0 g2 running step=3 reports=3..3
-         410 w1' g2 leaving: it was asked to stop (SIGTERM)
-         410 jobs",
-    );
-    expect![[r#"
-        0 submit demo wait pp=2 steps=4
-            record submitted demo-1
-            info: job demo-1 is accepted
-            prepare demo-1
-        0 prepared demo-1
-        0 w0 idle
-            info: worker w0 is here (pid 100 on alpha, cpu)
-            wake w0
-        0 w1 idle
-            info: worker w1 is here (pid 101 on alpha, cpu)
-            wake w1
-            record formed demo-1 g1 [w0 w1] threads 1 from 0
-            info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
-            wake w0
-            wake w1
-        100 w0 g1 running step=3 reports=1..3 saved=2
-            report demo-1 step 1
-            report demo-1 step 2
-            report demo-1 step 3
-            wake w0
-        110 w1 g1 running step=3 saved=2
-            record committed demo-1 step 2 [w0-2 w1-2]
-            wake w0
-            wake w1
-        120 w0 g1 running step=3 published=2
-            record published demo-1 step 2 m2
-            info: the checkpoint of step 2 can be read
-            prune demo-1 to 2
-            wake w0
-        200 lost w1 its connection closed
-            info: worker w1 is gone: its connection closed
-            record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
-            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
-            prepare demo-1
-            wake w0
-            wake w1
-        200 desired w0
-            g1 idle run_to 0 acknowledged 0
-        210 w0 g1 cut-off: the peer closed the connection
-        220 w0 idle
-        230 prepared demo-1 resume=2
-        230 jobs
-            demo-1 Gathering step 2: waiting for 1 of 2 workers, since worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
-        300 w1' idle
-            info: worker w1 is here (pid 101 on alpha, cpu)
-            wake w1
-            record formed demo-1 g2 [w0 w1] threads 1 from 2
-            info: runs from the checkpoint of step 2 on w0, w1 with 1 thread each (as before)
-            wake w0
-            wake w1
-        400 w0 g2 running step=3 reports=3..3
-            report demo-1 step 3
-            wake w0
-        410 w1' g2 leaving: it was asked to stop (SIGTERM)
-            record interrupted demo-1 g2: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop (SIGTERM)
-            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop (SIGTERM); workers are gathered to go on from the newest checkpoint
-            prepare demo-1
-            wake w0
-            wake w1
-        410 jobs
-            demo-1 Preparing step 3: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop (SIGTERM)
-    "#]].assert_eq(&print);
-}
-
-#[test]
-fn a_complaint_of_a_peer_is_no_end() {
-    let mut cluster = Cluster::default();
-    tell_to(&mut cluster, "0 submit demo wait pp=2 steps=4");
-    tell_to(&mut cluster, AT_WORK.split_once("steps=4").unwrap().1);
-    let print = tell_to(
-        &mut cluster,
-        "200 w0 g1 cut-off: no answer from rank 1
-         250 w1 g1 cut-off: no answer from rank 0
-         1700 tick
-         1700 w0 idle
-         1700 w1 idle
-         1710 prepared demo-1
-         1800 w0 g2 cut-off: no answer from rank 1
-         1900 w1 g2 failed: no space left on device
-         3300 tick",
-    )
-    .0;
-    expect![[r#"
-        200 w0 g1 cut-off: no answer from rank 1
-        250 w1 g1 cut-off: no answer from rank 0
-        1700 tick
-            record interrupted demo-1 g1: worker w0 (rank 0, stage 0, pid 100 on alpha) failed: no answer from rank 1
-            warn: worker w0 (rank 0, stage 0, pid 100 on alpha) failed: no answer from rank 1; workers are gathered to go on from the newest checkpoint
-            prepare demo-1
-            wake w0
-            wake w1
-        1700 w0 idle
-        1700 w1 idle
-        1710 prepared demo-1
-            record formed demo-1 g2 [w0 w1] threads 1 from 0
-            info: runs from the start on w0, w1 with 1 thread each (as before)
-            wake w0
-            wake w1
-        1800 w0 g2 cut-off: no answer from rank 1
-        1900 w1 g2 failed: no space left on device
-        3300 tick
-            record ended demo-1 Failed
-            warn: job demo-1 failed: worker w1 (rank 1, stage 1, pid 101 on alpha) failed: no space left on device
-            wake w0
-            wake w1
-    "#]].assert_eq(&print);
-}
-
-#[test]
-fn a_job_that_comes_no_further_is_given_up() {
-    let mut cluster = Cluster::default();
-    tell_to(&mut cluster, "0 submit demo wait pp=2 steps=4");
-    tell_to(&mut cluster, AT_WORK.split_once("steps=4").unwrap().1);
-    let mut print = String::new();
-    for generation in 1..6 {
-        let story = format!(
-            "200 w0 g{generation} running step=1 reports=1..1
-             200 w1 g{generation} leaving: it was asked to stop
-             200 w0 idle
-             200 w1 idle
-             200 prepared demo-1"
-        );
-        print.push_str(&tell_to(&mut cluster, &story).0);
-    }
-    let ends: Vec<_> = print.lines().filter(|line| line.contains("record")).collect();
-    expect![[r#"
-            record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop
-            record formed demo-1 g2 [w0 w1] threads 1 from 0
-            record interrupted demo-1 g2: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop
-            record formed demo-1 g3 [w0 w1] threads 1 from 0
-            record interrupted demo-1 g3: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop
-            record formed demo-1 g4 [w0 w1] threads 1 from 0
-            record ended demo-1 Failed"#]].assert_eq(&ends.join("\n"));
 }
 
 #[test]
@@ -664,7 +508,8 @@ fn a_restart_knows_what_was_written_down_and_ends_what_was_at_work() {
             record formed next-2 g2 [w0] threads 2 from 0
             info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
             wake w0
-    "#]].assert_eq(&print);
+    "#]]
+    .assert_eq(&print);
 }
 
 #[test]
