@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use coxswain_core::cluster::{
     Cluster, Effect, Entry, Event, JobState, JobSummary, Notice, Submission, Weight,
 };
-use coxswain_types::ids::WorkerId;
+use coxswain_types::ids::{Step, WorkerId};
 use coxswain_types::status::{Desired, WorkerStatus};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{JoinHandle, block_in_place};
@@ -95,6 +95,17 @@ impl Driver {
         if let LeftOver::Cancel(reason) = self.left_over {
             for job in self.cluster.jobs().into_iter().filter(|job| !job.state.is_over()) {
                 self.handle(Event::Cancelled { job: job.job, reason: reason.to_owned() })?;
+            }
+        }
+        let at_work = self.cluster.rendezvous().map(|(job, _)| job.to_owned());
+        if let Some(submission) = at_work.as_ref().and_then(|job| self.cluster.submission(job)) {
+            let directory = PathBuf::from(&submission.directory);
+            match block_in_place(|| Metrics::open(&directory, Step(u64::MAX))) {
+                Ok(metrics) => self.metrics = at_work.zip(Some(metrics)),
+                Err(error) => {
+                    let reason = format!("metrics in {}: {error}", directory.display());
+                    self.handle(Event::Broken { job: submission.job.clone(), reason })?;
+                }
             }
         }
         self.handle(Event::Tick)?;

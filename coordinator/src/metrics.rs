@@ -34,6 +34,8 @@ pub(crate) struct HeldOutLine {
 pub(crate) struct Metrics {
     path: PathBuf,
     file: File,
+    /// The last step that is noted.
+    last: u64,
 }
 
 impl Metrics {
@@ -51,12 +53,18 @@ impl Metrics {
         if kept.len() != before.len() {
             write_atomic(&path, kept.as_bytes())?;
         }
+        let step = |line: &str| serde_json::from_str::<Line>(line).map_or(0, |line| line.step);
+        let last = kept.lines().last().map_or(0, step);
         let file = OpenOptions::new().append(true).create(true).open(&path)?;
-        Ok(Metrics { path, file })
+        Ok(Metrics { path, file, last })
     }
 
-    /// Notes a step.
+    /// Notes a step, unless it was noted before a restart.
     pub(crate) fn append(&mut self, report: &StepReport) -> io::Result<()> {
+        if report.step <= self.last {
+            return Ok(());
+        }
+        self.last = report.step;
         let mut line = serde_json::to_vec(report)?;
         line.push(b'\n');
         self.file.write_all(&line)

@@ -175,6 +175,8 @@ fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
     let spin = if launch.count == 1 { "30000" } else { "0" };
     let child = Command::new(launch.program)
         .args(["--coordinator", launch.url, "--device", &device, "--name", &name])
+        // `up` is the coordinator, and does not come back.
+        .args(["--orphan-s", "0"])
         .env("OMP_WAIT_POLICY", "PASSIVE")
         .env("GOMP_SPINCOUNT", spin)
         .stdin(Stdio::null())

@@ -1,4 +1,5 @@
-//! The Sync loop: says how this worker is, hears what is wanted, and makes it so.
+//! The Sync loop: says how this worker is, hears what is wanted, and makes it so. While the coordinator
+//! is away the engine goes on, for no step needs it.
 
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -30,7 +31,7 @@ const RETRY: Duration = Duration::from_millis(500);
 /// heartbeat goes out meanwhile.
 const ENGINE_END: Duration = Duration::from_secs(3);
 
-/// Works for the coordinator until told to leave, asked to stop, or the coordinator goes away.
+/// Works for the coordinator until told to leave, asked to stop, or the coordinator stays away.
 pub(crate) fn run(work: &Work) -> Result<()> {
     let info = machine::info(work.name.as_deref(), &work.device)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -45,51 +46,72 @@ pub(crate) fn run(work: &Work) -> Result<()> {
 }
 
 async fn work_for(work: &Work, info: WorkerInfo) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut signals = Signals::listen()?;
     let channel = tokio::select! {
         channel = reach(work) => channel?,
-        _ = interrupt.recv() => return Ok(()),
-        _ = terminate.recv() => return Ok(()),
+        _ = signals.next() => return Ok(()),
     };
-    let mut client = coxswain_proto::cluster_client(channel);
-    let (outbox, messages) = mpsc::channel(OUTBOX);
-    let mut agent = Agent::new(info, work, client.clone())?;
-    outbox.send(agent.message()).await.ok();
-    let accepted = tokio::select! {
-        accepted = client.sync(ReceiverStream::new(messages)) => accepted,
-        _ = interrupt.recv() => return Ok(()),
-        _ = terminate.recv() => return Ok(()),
-    };
-    let mut inbox = accepted
-        .map_err(|status| anyhow!("the coordinator refused this worker: {}", status.message()))?
-        .into_inner();
-    tracing::info!(worker = %agent.info.id, coordinator = %work.coordinator, "connected");
-
-    let mut heartbeat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
+    let client = coxswain_proto::cluster_client(channel);
+    let mut agent = Agent::new(info, work, client)?;
+    // Since when there is no coordinator, and why.
+    let mut lost: Option<(tokio::time::Instant, String)> = None;
     loop {
-        let shared = agent.shared.clone();
-        tokio::select! {
-            message = inbox.message() => match message {
-                Ok(Some(desired)) => {
-                    let desired = Desired::try_from(desired).context("a message of the coordinator")?;
-                    if let Some(reason) = &desired.leave {
-                        tracing::info!("leaving: {reason}");
-                        return agent.stop().await;
-                    }
-                    agent.obey(desired).await?;
-                }
-                Ok(None) => return agent.abandon("it closed the connection").await,
-                Err(status) => return agent.abandon(status.message()).await,
-            },
-            () = shared.changed() => {}
-            _ = heartbeat.tick() => {}
-            _ = interrupt.recv() => return agent.leave(&outbox, "it was interrupted (SIGINT)").await,
-            _ = terminate.recv() => return agent.leave(&outbox, "it was asked to stop (SIGTERM)").await,
+        let why = match agent.converse(&mut signals).await? {
+            Conversation::Over => return agent.stop_engine().await,
+            Conversation::Refused(reason) if agent.known => reason,
+            Conversation::Refused(reason) => bail!("the coordinator refused this worker: {reason}"),
+            Conversation::Lost(reason) => {
+                lost = None;
+                reason
+            }
+        };
+        let (since, why) = lost.get_or_insert_with(|| {
+            if work.orphan_s > 0 {
+                tracing::warn!("lost the coordinator: {why}; going on without it for {} s", work.orphan_s);
+            }
+            (tokio::time::Instant::now(), why)
+        });
+        if since.elapsed() >= Duration::from_secs(work.orphan_s.into()) {
+            let why = why.clone();
+            return agent.abandon(&why).await;
         }
-        // A full outbox is fine: the next message has all that this one would have said.
-        outbox.try_send(agent.message()).ok();
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            _ = signals.next() => return agent.stop_engine().await,
+        }
     }
+}
+
+/// The signals that ask this process to stop.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Signals> {
+        let terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+        Ok(Signals { terminate, interrupt })
+    }
+
+    /// What to say when one has come.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "it was interrupted (SIGINT)",
+            _ = self.terminate.recv() => "it was asked to stop (SIGTERM)",
+        }
+    }
+}
+
+/// How a conversation with the coordinator ended.
+enum Conversation {
+    /// This worker shall end, or was asked to.
+    Over,
+    /// There was none.
+    Refused(String),
+    /// It broke off.
+    Lost(String),
 }
 
 /// Tries to connect for as long as the user's patience lasts: workers may start first.
@@ -121,9 +143,54 @@ struct Agent {
     assignment: Option<Assignment>,
     engine: Option<JoinHandle<()>>,
     publishing: Option<Step>,
+    /// Whether a coordinator has taken this worker in.
+    known: bool,
 }
 
 impl Agent {
+    /// One stream with the coordinator, to its end.
+    async fn converse(&mut self, signals: &mut Signals) -> Result<Conversation> {
+        let (outbox, messages) = mpsc::channel(OUTBOX);
+        outbox.send(self.message()).await.ok();
+        let mut client = self.client.clone();
+        let accepted = tokio::select! {
+            accepted = client.sync(ReceiverStream::new(messages)) => accepted,
+            _ = signals.next() => return Ok(Conversation::Over),
+        };
+        let mut inbox = match accepted {
+            Ok(accepted) => accepted.into_inner(),
+            Err(status) => return Ok(Conversation::Refused(status.message().to_owned())),
+        };
+        self.known = true;
+        tracing::info!(worker = %self.info.id, "connected");
+        let mut heartbeat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
+        loop {
+            let shared = self.shared.clone();
+            tokio::select! {
+                message = inbox.message() => match message {
+                    Ok(Some(desired)) => {
+                        let desired = Desired::try_from(desired).context("a message of the coordinator")?;
+                        if let Some(reason) = &desired.leave {
+                            tracing::info!("leaving: {reason}");
+                            return Ok(Conversation::Over);
+                        }
+                        self.obey(desired).await?;
+                    }
+                    Ok(None) => return Ok(Conversation::Lost("it closed the connection".to_owned())),
+                    Err(status) => return Ok(Conversation::Lost(status.message().to_owned())),
+                },
+                () = shared.changed() => {}
+                _ = heartbeat.tick() => {}
+                why = signals.next() => {
+                    self.say_goodbye(&outbox, why).await;
+                    return Ok(Conversation::Over);
+                }
+            }
+            // A full outbox is fine: the next message has all that this one would have said.
+            outbox.try_send(self.message()).ok();
+        }
+    }
+
     fn new(info: WorkerInfo, work: &Work, client: ClusterClient<Channel>) -> Result<Agent> {
         let address = machine::address_towards(&work.coordinator)?.to_string();
         let shared = Shared::new(idle(&info, Generation(0)));
@@ -137,6 +204,7 @@ impl Agent {
             assignment: None,
             engine: None,
             publishing: None,
+            known: false,
         })
     }
 
@@ -258,11 +326,6 @@ impl Agent {
         engine.join().map_err(|_| anyhow!("the engine's thread panicked"))
     }
 
-    /// Told to leave.
-    async fn stop(mut self) -> Result<()> {
-        self.stop_engine().await
-    }
-
     /// The coordinator is gone: the run ends here too.
     async fn abandon(mut self, why: &str) -> Result<()> {
         let stopped = self.stop_engine().await;
@@ -272,7 +335,7 @@ impl Agent {
     }
 
     /// Asked to stop: says so, that the coordinator can name the reason.
-    async fn leave(mut self, outbox: &mpsc::Sender<wire::WorkerStatus>, why: &str) -> Result<()> {
+    async fn say_goodbye(&self, outbox: &mpsc::Sender<wire::WorkerStatus>, why: &str) {
         tracing::info!("leaving: {why}");
         if self.assignment.is_some() {
             self.shared.lock().status.phase =
@@ -281,7 +344,6 @@ impl Agent {
             // The stream is flushed by its own task; closing it at once would cut the message off.
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        self.stop_engine().await
     }
 }
 

@@ -42,6 +42,9 @@ pub(crate) struct Work {
     /// How long to try to reach the coordinator at the start, in seconds
     #[arg(long, default_value_t = 60)]
     pub(crate) patience_s: u32,
+    /// How long to go on without the coordinator, in seconds; 0 ends with it
+    #[arg(long, default_value_t = 60)]
+    pub(crate) orphan_s: u32,
 }
 
 /// What a worker does beside working.

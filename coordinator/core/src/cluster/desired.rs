@@ -26,7 +26,7 @@ impl Cluster {
         Desired {
             generation: run.generation,
             assignment_digest: Some(seat.digest.clone()),
-            assignment: (!named).then(|| seat.assignment.clone()),
+            assignment: seat.assignment.clone().filter(|_| !named),
             run_to: run.steps,
             publish: run.saving.publishing().filter(|_| lead).cloned(),
             decided: run.saving.newest_decided(),

@@ -212,4 +212,13 @@ pub struct FormedRank {
     pub incarnation: u64,
     /// The digest of its assignment.
     pub digest: String,
+    /// Its place along the pipeline axis.
+    #[serde(default)]
+    pub stage: u32,
+    /// The machine it runs on, for people.
+    #[serde(default)]
+    pub host: String,
+    /// Its process, for people.
+    #[serde(default)]
+    pub pid: u32,
 }

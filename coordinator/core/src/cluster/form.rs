@@ -74,7 +74,7 @@ pub(super) fn form(
             info: info.clone(),
             stage: assignment.pipeline_index,
             digest,
-            assignment: json,
+            assignment: Some(json),
             phase: None,
             stale: false,
         })

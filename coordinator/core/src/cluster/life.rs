@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use coxswain_types::ids::{Generation, Step};
 use coxswain_types::job::OnLoss;
-use coxswain_types::status::{Published, StepReport};
+use coxswain_types::status::{Publish, Published, StepReport};
 
 use super::event::{Effect, Entry, FormedRank, Prepared, Submission, Weight};
 use super::form;
@@ -59,6 +59,10 @@ pub(super) struct Job {
     threads: Option<u32>,
     /// Why its last generation is no more.
     interruption: Option<String>,
+    /// The generation that the journal says is at work.
+    formed: Vec<FormedRank>,
+    /// What that generation committed and has not yet published.
+    committed: Option<Publish>,
     /// Interruptions since the last new step.
     setbacks: u32,
     /// The bits of loss and gradient norm of steps that may be taken again.
@@ -172,12 +176,23 @@ impl Cluster {
         self.jobs.iter().find(|job| job.state != JobState::Queued && !job.state.is_over())
     }
 
-    /// The state after `entries`, as a restart finds it. A job that was at work is interrupted with
-    /// the first event, since its workers ended with the old coordinator.
+    /// The state after `entries`, as a restart finds it. A generation that was at work goes on when all
+    /// of its workers are back within [`RETURN_MS`](super::RETURN_MS) of a clock that starts at zero.
     pub fn replay(entries: impl IntoIterator<Item = Entry>) -> Cluster {
         let mut cluster = Cluster::default();
+        let mut count = 0;
         for entry in entries {
             cluster.apply(entry);
+            count += 1;
+        }
+        // Above what an earlier coordinator can have come to: each of its events made a few at most, and
+        // far below 2^53, where the closing exchange still carries it exactly.
+        cluster.revision = count << 20;
+        if let Some(job) = cluster.jobs.iter().find(|job| job.state == JobState::Running) {
+            let from = job.checkpoint.as_ref().map_or(job.step, |checkpoint| checkpoint.step.max(job.step));
+            let (id, steps) = (job.id().to_owned(), job.steps());
+            let run = Run::orphaned(id, job.generation, &job.formed, steps, from, job.committed.clone());
+            cluster.run = Some(run);
         }
         cluster
     }
@@ -185,11 +200,14 @@ impl Cluster {
     fn apply(&mut self, entry: Entry) {
         match entry {
             Entry::Submitted(submission) => self.enqueue(*submission),
-            Entry::Formed { job, generation, from, threads, .. } => {
+            Entry::Formed { job, generation, from, threads, ranks } => {
                 self.generation = self.generation.max(generation);
                 if let Some(job) = self.job_mut(&job) {
                     job.threads = Some(threads);
-                    job.enter(JobState::Running, "");
+                    let reason = format!("generation {generation} of {} workers", ranks.len());
+                    job.enter(JobState::Running, reason);
+                    job.formed = ranks;
+                    job.committed = None;
                     job.generation = generation;
                     job.step = from;
                 }
@@ -200,9 +218,14 @@ impl Cluster {
                     job.interruption = Some(reason);
                 }
             }
-            Entry::Committed { .. } => {}
+            Entry::Committed { job, step, files, .. } => {
+                if let Some(job) = self.job_mut(&job) {
+                    job.committed = Some(Publish { step, files });
+                }
+            }
             Entry::Published { job, checkpoint } => {
                 if let Some(job) = self.job_mut(&job) {
+                    job.committed = None;
                     job.step = checkpoint.step;
                     job.checkpoint = Some(checkpoint);
                 }
@@ -228,6 +251,8 @@ impl Cluster {
             prepared: None,
             threads: None,
             interruption: None,
+            formed: Vec::new(),
+            committed: None,
             setbacks: 0,
             taken: BTreeMap::new(),
         });
@@ -239,17 +264,6 @@ impl Cluster {
             && let Some(oldest) = self.jobs.iter().position(|job| job.state.is_over())
         {
             self.jobs.remove(oldest);
-        }
-    }
-
-    /// Interrupts what was at work when an earlier coordinator went away.
-    pub(super) fn interrupt_orphan(&mut self, out: &mut Vec<Effect>) {
-        if self.run.is_some() {
-            return;
-        }
-        let running = self.jobs.iter().find(|job| job.state == JobState::Running);
-        if let Some(job) = running.map(|job| job.id().to_owned()) {
-            self.interrupt(&job, "the coordinator was started again".to_owned(), out);
         }
     }
 
@@ -368,6 +382,9 @@ impl Cluster {
     fn advance_run(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
         let Some(run) = &mut self.run else { return };
         let (job, generation) = (run.job.clone(), run.generation);
+        if let Some(cause) = run.missing(now_ms) {
+            return self.interrupt(&job, cause, out);
+        }
         if let Some(complaint) = run.verdict(now_ms, &self.members) {
             return match complaint.of_peer {
                 true => self.interrupt(&job, complaint.text, out),
@@ -428,6 +445,9 @@ impl Cluster {
                     worker: seat.info.id.clone(),
                     incarnation: seat.info.incarnation,
                     digest: seat.digest.clone(),
+                    stage: seat.stage,
+                    host: seat.info.host.clone(),
+                    pid: seat.info.pid,
                 };
                 out.push(Effect::Record(Entry::Formed {
                     job: id.clone(),

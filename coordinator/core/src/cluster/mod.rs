@@ -33,7 +33,7 @@ use coxswain_types::status::{Fault, Phase, WorkerStatus};
 
 pub use event::{Effect, Entry, Event, FormedRank, Notice, Prepared, Submission, Weight};
 pub use member::{LEASE_MS, MAX_WORKERS};
-pub use run::GRACE_MS;
+pub use run::{GRACE_MS, RETURN_MS};
 pub use summary::{Ending, JobState, JobSummary, WorkerSummary};
 
 use life::Job;
@@ -63,7 +63,6 @@ impl Cluster {
     /// What follows from `event` at `now_ms` of the shell's monotonic clock.
     pub fn handle(&mut self, now_ms: u64, event: Event) -> Vec<Effect> {
         let mut out = Vec::new();
-        self.interrupt_orphan(&mut out);
         match event {
             Event::Submitted(submission) => self.submit(*submission, &mut out),
             Event::Prepared { job, result } => self.prepared(&job, result, &mut out),
@@ -80,7 +79,7 @@ impl Cluster {
 
     /// When [`Event::Tick`] is due, if nothing else happens before.
     pub fn next_deadline_ms(&self) -> Option<u64> {
-        let verdict = self.run.as_ref().and_then(|run| run.verdict_ms(&self.members));
+        let verdict = self.run.as_ref().and_then(|run| run.deadline_ms(&self.members));
         self.members.next_expiry_ms().into_iter().chain(verdict).min()
     }
 
@@ -136,6 +135,10 @@ impl Cluster {
         let worker = &status.info.id;
         let Some(run) = &mut self.run else { return };
         let Some(rank) = run.rank_of(worker) else { return };
+        if !run.seats[rank].may_be(status) {
+            let (job, cause) = (run.job.clone(), format!("{} was started again", run.describe(rank)));
+            return self.interrupt(&job, cause, out);
+        }
         let seat = &mut run.seats[rank];
         if status.generation != run.generation {
             if status.phase != Phase::Idle && !seat.stale {

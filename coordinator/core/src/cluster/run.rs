@@ -5,14 +5,19 @@
 //! complaint is believed only when nobody turns out to be lost within [`GRACE_MS`].
 
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Fault, Phase, StepReport, WorkerInfo, WorkerStatus};
+use coxswain_types::status::{Fault, Phase, Publish, StepReport, WorkerInfo, WorkerStatus};
 
+use super::event::FormedRank;
 use super::member::{LEASE_MS, Members};
 use super::saving::Saving;
 
 /// How long after the first complaint the cause is named. A closed connection is noticed within a
 /// second even on a busy machine.
 pub const GRACE_MS: u64 = 1500;
+
+/// How long after its start a coordinator waits for the workers of a generation that was at work when
+/// an earlier one ended. They look for it twice a second.
+pub const RETURN_MS: u64 = 10_000;
 
 /// A worker that has missed its heartbeat of a second for this long when the grace is over may be
 /// the dead one: its lease is waited for.
@@ -27,12 +32,34 @@ pub(super) struct Seat {
     pub(super) stage: u32,
     /// The digest of its assignment.
     pub(super) digest: String,
-    /// Its assignment, as JSON.
-    pub(super) assignment: String,
+    /// Its assignment, as JSON; `None` where an earlier coordinator gave it.
+    pub(super) assignment: Option<String>,
     /// How far it has come; `None` before it took the assignment.
     pub(super) phase: Option<Phase>,
     /// Whether people have been told that it speaks of an older generation.
     pub(super) stale: bool,
+}
+
+impl Seat {
+    /// Whether the process that says this can be in this place: it has its assignment, or can get it.
+    pub(super) fn may_be(&self, status: &WorkerStatus) -> bool {
+        let lost = self.assignment.is_none() && status.phase == Phase::Idle;
+        self.info.incarnation == status.info.incarnation && !lost
+    }
+
+    fn of_formed(formed: &FormedRank) -> Seat {
+        let info = WorkerInfo {
+            id: formed.worker.clone(),
+            incarnation: formed.incarnation,
+            host: formed.host.clone(),
+            pid: formed.pid,
+            cores: 0,
+            device: String::new(),
+            runtime: String::new(),
+        };
+        let (stage, digest) = (formed.stage, formed.digest.clone());
+        Seat { info, stage, digest, assignment: None, phase: None, stale: false }
+    }
 }
 
 /// A generation at work.
@@ -52,6 +79,8 @@ pub(super) struct Run {
     pub(super) saving: Saving,
     /// What is complained of.
     failure: Option<Complaint>,
+    /// Until when all of its workers have to be back, where an earlier coordinator formed it.
+    return_ms: Option<u64>,
 }
 
 /// Why a rank says that it cannot go on.
@@ -69,7 +98,39 @@ impl Run {
     /// A generation that starts from the checkpoint of step `from` (0: from none).
     pub(super) fn new(job: String, generation: Generation, seats: Vec<Seat>, steps: Step, from: Step) -> Run {
         let saving = Saving::new(seats.len(), from);
-        Run { job, generation, seats, steps, acknowledged: from, saving, failure: None }
+        Run { job, generation, seats, steps, acknowledged: from, saving, failure: None, return_ms: None }
+    }
+
+    /// A generation that an earlier coordinator formed, and whose newest published checkpoint is of step
+    /// `from`. This one's clock starts at zero.
+    pub(super) fn orphaned(
+        job: String,
+        generation: Generation,
+        ranks: &[FormedRank],
+        steps: Step,
+        from: Step,
+        publishing: Option<Publish>,
+    ) -> Run {
+        let seats = ranks.iter().map(Seat::of_formed).collect();
+        let mut run = Run::new(job, generation, seats, steps, from);
+        run.saving.decided(publishing);
+        run.return_ms = Some(RETURN_MS);
+        run
+    }
+
+    /// A worker that has not come back, once the time for it is over.
+    pub(super) fn missing(&mut self, now_ms: u64) -> Option<String> {
+        let until_ms = self.return_ms?;
+        let missing = self.seats.iter().position(|seat| seat.phase.is_none());
+        if missing.is_none() {
+            self.return_ms = None;
+        }
+        let rank = missing.filter(|_| until_ms <= now_ms)?;
+        Some(format!(
+            "{} did not come back within {} s after the coordinator was started again",
+            self.describe(rank),
+            RETURN_MS / 1000
+        ))
     }
 
     /// The rank of a worker, whichever process goes by its name.
@@ -86,12 +147,18 @@ impl Run {
                 *fault == Fault::Peer,
             );
         }
-        self.seats[rank].phase = Some(status.phase.clone());
+        let first = self.seats[rank].phase.replace(status.phase.clone()).is_none();
         if let Some(saved) = &status.saved {
             self.saving.wrote(rank, saved);
         }
         if rank != 0 {
             return Vec::new();
+        }
+        if first {
+            // What the lead does not report any more, an earlier coordinator has recorded.
+            let open =
+                status.reports.first().map_or(status.step, |report| Step(report.step.saturating_sub(1)));
+            self.acknowledged = self.acknowledged.max(open);
         }
         let mut fresh = Vec::new();
         for report in &status.reports {
@@ -119,8 +186,13 @@ impl Run {
         (!failed).then(|| format!("{} was lost: {why}", self.describe(rank)))
     }
 
+    /// When this generation will be judged, if nothing happens before.
+    pub(super) fn deadline_ms(&self, members: &Members) -> Option<u64> {
+        self.verdict_ms(members).into_iter().chain(self.return_ms).min()
+    }
+
     /// When the first complaint will be believed.
-    pub(super) fn verdict_ms(&self, members: &Members) -> Option<u64> {
+    fn verdict_ms(&self, members: &Members) -> Option<u64> {
         let grace_ms = self.failure.as_ref()?.since_ms + GRACE_MS;
         let running = self.seats.iter().filter(|seat| !matches!(seat.phase, Some(Phase::Failed { .. })));
         let seen = running.filter_map(|seat| members.get(&seat.info.id)).map(|member| member.seen_ms);

@@ -29,6 +29,11 @@ impl Saving {
         Saving { world, incomplete: BTreeMap::new(), publishing: None, published: from }
     }
 
+    /// Goes on from what was committed and not yet published.
+    pub(super) fn decided(&mut self, publishing: Option<Publish>) {
+        self.publishing = publishing;
+    }
+
     /// What the lead rank shall publish.
     pub(super) fn publishing(&self) -> Option<&Publish> {
         self.publishing.as_ref()

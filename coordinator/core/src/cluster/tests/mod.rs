@@ -468,51 +468,6 @@ fn a_run_continues_from_its_checkpoint() {
 }
 
 #[test]
-fn a_restart_knows_what_was_written_down_and_ends_what_was_at_work() {
-    let mut cluster = Cluster::default();
-    let (_, mut journal) = tell_to(&mut cluster, AT_WORK);
-    let more = "200 submit next steps=1
-                300 w0 g1 running step=2 reports=1..2 saved=2
-                300 w1 g1 running step=2 saved=2
-                310 w0 g1 running step=2 saved=2 published=2";
-    journal.extend(tell_to(&mut cluster, more).1);
-    let mut restarted = Cluster::replay(journal);
-    let (print, _) = tell_to(
-        &mut restarted,
-        "0 jobs
-         0 tick
-         0 jobs
-         5 prepared next-2
-         10 w0 g1 running step=3
-         10 desired w0
-         20 w0 idle",
-    );
-    expect![[r#"
-        0 jobs
-            demo-1 Running step 2: 
-            next-2 Queued step 0: waits for its turn
-        0 tick
-            record ended demo-1 Failed
-            warn: job demo-1 failed: the coordinator was started again
-            prepare next-2
-        0 jobs
-            demo-1 Ended(Failed) step 2: the coordinator was started again
-            next-2 Preparing step 0: its tokens are being made ready
-        5 prepared next-2
-        10 w0 g1 running step=3
-            info: worker w0 is here (pid 100 on alpha, cpu)
-            wake w0
-        10 desired w0
-            g1 idle run_to 0 acknowledged 0
-        20 w0 idle
-            record formed next-2 g2 [w0] threads 2 from 0
-            info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
-            wake w0
-    "#]]
-    .assert_eq(&print);
-}
-
-#[test]
 fn leaving_is_wanted_of_all_and_nothing_starts_any_more() {
     let print = at_work(
         "200 submit next steps=1

@@ -162,3 +162,144 @@ fn a_job_that_comes_no_further_is_given_up() {
             record formed demo-1 g4 [w0 w1] threads 1 from 0
             record ended demo-1 Failed"#]].assert_eq(&ends.join("\n"));
 }
+
+/// What a coordinator knows that is started after [`AT_WORK`] and this.
+fn restarted(job: &str, more: &str) -> Cluster {
+    let mut cluster = Cluster::default();
+    let story = AT_WORK.replace("submit demo", &format!("submit demo {job}"));
+    let (_, mut journal) = tell_to(&mut cluster, &story);
+    journal.extend(tell_to(&mut cluster, more).1);
+    Cluster::replay(journal)
+}
+
+#[test]
+fn a_coordinator_that_is_started_again_finds_its_run_at_work() {
+    let mut cluster = restarted(
+        "wait",
+        "200 submit next steps=1
+         300 w0 g1 running step=2 reports=1..2 saved=2
+         300 w1 g1 running step=2 saved=2",
+    );
+    let print = tell_to(
+        &mut cluster,
+        "0 jobs
+         0 tick
+         0 deadline
+         500 w0 g1 running step=3 reports=3..3 saved=2
+         500 desired w0
+         600 w1 g1 running step=3 saved=2
+         700 w0 g1 running step=4 reports=3..4 published=2 saved=4
+         800 w1 g1 done step=4 saved=4
+         900 w0 g1 done step=4 published=4
+         900 jobs",
+    )
+    .0;
+    expect![[r#"
+        0 jobs
+            demo-1 Running step 0: generation 1 of 2 workers
+            next-2 Queued step 0: waits for its turn
+        0 tick
+        0 deadline
+            Some(10000)
+        500 w0 g1 running step=3 reports=3..3 saved=2
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
+            report demo-1 step 3
+            wake w0
+        500 desired w0
+            g1 named run_to 4 acknowledged 3 publish 2
+        600 w1 g1 running step=3 saved=2
+            info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
+        700 w0 g1 running step=4 reports=3..4 published=2 saved=4
+            report demo-1 step 4
+            record published demo-1 step 2 m2
+            info: the checkpoint of step 2 can be read
+            prune demo-1 to 2
+            wake w0
+        800 w1 g1 done step=4 saved=4
+            record committed demo-1 step 4 [w0-4 w1-4]
+            wake w0
+            wake w1
+        900 w0 g1 done step=4 published=4
+            record published demo-1 step 4 m4
+            info: the checkpoint of step 4 can be read
+            prune demo-1 to 2
+            wake w0
+            record ended demo-1 Done
+            info: job demo-1 is done: step 4 is taken and its checkpoint can be read
+            wake w0
+            wake w1
+            prepare next-2
+        900 jobs
+            demo-1 Ended(Done) step 4: step 4 is taken and its checkpoint can be read
+            next-2 Preparing step 0: its tokens are being made ready
+    "#]].assert_eq(&print);
+}
+
+#[test]
+fn a_run_whose_workers_do_not_come_back_is_interrupted() {
+    let more = "300 w0 g1 running step=2 reports=1..2 saved=2
+                300 w1 g1 running step=2 saved=2
+                310 w0 g1 running step=2 saved=2 published=2";
+    let mut print = String::new();
+    for (job, story) in [
+        (
+            "wait",
+            "100 w0 g1 running step=3 reports=3..3\n 4000 w0 g1 running step=3\n 8000 w0 g1 running step=3\n 10000 tick",
+        ),
+        ("wait", "100 w0 g1 running step=3 reports=3..3\n 200 w1' idle"),
+        ("wait", "100 w0 g1 running step=3 reports=3..3\n 200 w1 idle"),
+        ("", "100 w1' idle"),
+    ] {
+        print.push_str(&tell_to(&mut restarted(job, more), story).0);
+    }
+    expect![[r#"
+        100 w0 g1 running step=3 reports=3..3
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
+            report demo-1 step 3
+            wake w0
+        4000 w0 g1 running step=3
+        8000 w0 g1 running step=3
+        10000 tick
+            record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) did not come back within 10 s after the coordinator was started again
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) did not come back within 10 s after the coordinator was started again; workers are gathered to go on from the newest checkpoint
+            prepare demo-1
+            wake w0
+            wake w1
+        100 w0 g1 running step=3 reports=3..3
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
+            report demo-1 step 3
+            wake w0
+        200 w1' idle
+            info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
+            record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again; workers are gathered to go on from the newest checkpoint
+            prepare demo-1
+            wake w0
+            wake w1
+        100 w0 g1 running step=3 reports=3..3
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
+            report demo-1 step 3
+            wake w0
+        200 w1 idle
+            info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
+            record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again; workers are gathered to go on from the newest checkpoint
+            prepare demo-1
+            wake w0
+            wake w1
+        100 w1' idle
+            info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
+            record ended demo-1 Failed
+            warn: job demo-1 failed: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again
+            wake w0
+            wake w1
+    "#]].assert_eq(&print);
+}
