@@ -87,7 +87,7 @@ impl Site {
             match event.event.unwrap() {
                 Event::Summary(summary) => last = summary,
                 Event::Report(report) => steps.push(report.step),
-                Event::Checkpoint(checkpoint) => assert_eq!(checkpoint.step, 5),
+                Event::Checkpoint(_) => {}
             }
         }
         (steps, last)
@@ -117,7 +117,7 @@ async fn a_job_runs_from_submission_to_its_last_checkpoint() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_dies_is_named_at_once() {
     let mut site = Site::start().await;
-    let job = site.submit(JOB, &["train.steps=1000"]).await.unwrap();
+    let job = site.submit(JOB, &["train.steps=1000", "recovery.on_loss=fail"]).await.unwrap();
     let dies = Faults { dies_at: Some(3), ..Faults::default() };
     let _workers = [site.worker("w0", Faults::default()), site.worker("w1", dies)];
     let start = Instant::now();
@@ -137,13 +137,26 @@ async fn a_worker_that_fails_or_falls_silent_is_named() {
     ];
     for (faults, cause) in rows {
         let mut site = Site::start().await;
-        let job = site.submit(JOB, &["train.steps=100000"]).await.unwrap();
+        let job = site.submit(JOB, &["train.steps=100000", "recovery.on_loss=fail"]).await.unwrap();
         let _workers = [site.worker("w0", Faults::default()), site.worker("w1", faults)];
         let start = Instant::now();
         let (_, last) = site.follow(&job).await;
         assert!(last.reason.contains("worker w1 (rank 1") && last.reason.ends_with(cause), "{}", last.reason);
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_worker_is_replaced_by_an_idle_one() {
+    let mut site = Site::start().await;
+    let job = site.submit(JOB, &["train.steps=50"]).await.unwrap();
+    let dies = Faults { dies_at: Some(3), ..Faults::default() };
+    let _workers = [site.worker("w0", Faults::default()), site.worker("w1", dies)];
+    let _spare = site.worker("w2", Faults::default());
+    let (_, last) = site.follow(&job).await;
+    assert_eq!((last.state(), last.step), (wire::JobState::Done, 50), "{}", last.reason);
+    let noted: Vec<_> = metrics::read(&site.run_folder()).unwrap().iter().map(|line| line.step).collect();
+    assert_eq!(noted, (1..=50).collect::<Vec<_>>(), "each step once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,7 +175,7 @@ async fn the_workers_of_a_failed_job_serve_the_next() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_that_comes_back_knows_its_jobs() {
     let mut site = Site::start().await;
-    let job = site.submit(JOB, &["train.steps=60"]).await.unwrap();
+    let job = site.submit(JOB, &["train.steps=200"]).await.unwrap();
     let workers = [site.worker("w0", Faults::default()), site.worker("w1", Faults::default())];
     let mut jobs = site.jobs.clone();
     while jobs.get(wire::GetRequest { job: job.clone() }).await.unwrap().into_inner().step < 2 {
@@ -174,13 +187,11 @@ async fn a_coordinator_that_comes_back_knows_its_jobs() {
         assert!(ended.unwrap().unwrap().is_err(), "workers notice that the coordinator went away");
     }
     let mut site = Site::start_in(folder).await;
-    let second = site.submit(JOB, &[]).await.unwrap();
-    assert_eq!(second, "tiny-2");
+    // These are not the processes that were at work, so the job is formed anew.
     let _workers = [site.worker("w0", Faults::default()), site.worker("w1", Faults::default())];
-    for (job, generation) in [(job, 2), (second, 3)] {
-        let (_, last) = site.follow(&job).await;
-        assert_eq!((last.state(), last.generation), (wire::JobState::Done, generation), "{}", last.reason);
-    }
+    let (_, last) = site.follow(&job).await;
+    assert_eq!((last.state(), last.generation), (wire::JobState::Done, 2), "{}", last.reason);
+    assert_eq!(site.submit(JOB, &[]).await.unwrap(), "tiny-2");
 }
 
 #[tokio::test(flavor = "multi_thread")]

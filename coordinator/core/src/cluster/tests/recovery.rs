@@ -234,7 +234,8 @@ fn a_coordinator_that_is_started_again_finds_its_run_at_work() {
         900 jobs
             demo-1 Ended(Done) step 4: step 4 is taken and its checkpoint can be read
             next-2 Preparing step 0: its tokens are being made ready
-    "#]].assert_eq(&print);
+    "#]]
+    .assert_eq(&print);
 }
 
 #[test]
