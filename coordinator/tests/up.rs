@@ -148,8 +148,8 @@ fn a_worker_that_dies_again_and_again_ends_the_run() {
     let (code, err) = place.up("dies", &["--set", "train.steps=100000"]);
     assert_eq!(code, Some(1), "{err}");
     assert!(err.contains("ended (killed by signal 6) and is started again"), "{err}");
-    assert!(err.matches("workers are gathered to go on").count() >= 3, "{err}");
-    assert!(err.contains("3 tries before this one made no new step either"), "{err}");
+    assert!(err.matches("workers are gathered to go on").count() >= 10, "{err}");
+    assert!(err.contains("10 tries before this one made no new step either"), "{err}");
 }
 
 #[test]

@@ -20,8 +20,8 @@ pub const MAX_WAITING: usize = 1000;
 const MAX_REMEMBERED: usize = 1000;
 
 /// How often in a row a job is interrupted without a new step in between before it is given up: what
-/// comes again each time is no accident.
-pub const MAX_SETBACKS: u32 = 3;
+/// comes again each time is no accident. Several losses while old steps are taken again may be one.
+pub const MAX_SETBACKS: u32 = 10;
 
 /// How many steps are remembered to compare them when they are taken again; 24 bytes each.
 const MAX_TAKEN: usize = 100_000;
@@ -185,8 +185,9 @@ impl Cluster {
             cluster.apply(entry);
             count += 1;
         }
-        // Above what an earlier coordinator can have come to: each of its events made a few at most, and
-        // far below 2^53, where the closing exchange still carries it exactly.
+        // Far above the wishes of an earlier coordinator in most cases. Where one of them has a higher
+        // number all the same it stays in force, and asks for the same: all that is wished of a run is its
+        // last step. Far below 2^53, up to which the closing exchange carries revisions exactly.
         cluster.revision = count << 20;
         if let Some(job) = cluster.jobs.iter().find(|job| job.state == JobState::Running) {
             let from = job.checkpoint.as_ref().map_or(job.step, |checkpoint| checkpoint.step.max(job.step));
