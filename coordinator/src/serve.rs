@@ -37,7 +37,7 @@ pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
     tokio::select! {
         served = service::serve(listener, handle, store, std::future::pending()) => served?,
         ended = &mut driver => ended.context("the coordinator's own task")??,
-        name = signalled => tracing::info!("{name}: ending; workers end too, and what ran goes on when both are started again"),
+        name = signalled => tracing::info!("{name}: ending; workers go on for a while, and a coordinator on this journal takes up their run"),
     }
     Ok(())
 }

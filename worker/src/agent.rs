@@ -24,7 +24,7 @@ use crate::store::Rendezvous;
 
 /// Statuses that may wait to be sent. The newest tells all, so a few are plenty.
 const OUTBOX: usize = 4;
-/// Between two tries to reach the coordinator at the start.
+/// Between two tries to reach the coordinator.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long an aborted engine may take to end; it looks between two actions of a step. Past it the
 /// process ends without waiting: what the engine holds is memory only. Below the lease, for no

@@ -167,7 +167,7 @@ impl Network {
         unsafe { ffi::cx_network_abort(self.0.network) }
     }
 
-    /// Whether an exchange over this network has failed, or was aborted.
+    /// Whether an exchange over this network has failed, be it by an abort.
     pub fn is_broken(&self) -> bool {
         self.0.broken.load(Ordering::Relaxed)
     }

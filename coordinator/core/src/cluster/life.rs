@@ -190,9 +190,8 @@ impl Cluster {
         // last step. Far below 2^53, up to which the closing exchange carries revisions exactly.
         cluster.revision = count << 20;
         if let Some(job) = cluster.jobs.iter().find(|job| job.state == JobState::Running) {
-            let from = job.checkpoint.as_ref().map_or(job.step, |checkpoint| checkpoint.step.max(job.step));
             let (id, steps) = (job.id().to_owned(), job.steps());
-            let run = Run::orphaned(id, job.generation, &job.formed, steps, from, job.committed.clone());
+            let run = Run::orphaned(id, job.generation, &job.formed, steps, job.step, job.committed.clone());
             cluster.run = Some(run);
         }
         cluster
