@@ -160,6 +160,22 @@ mod tests {
     }
 
     #[test]
+    fn a_step_that_is_told_again_after_a_restart_is_noted_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap();
+        for step in 1..=3 {
+            metrics.append(&report(step, 2.0)).unwrap();
+        }
+        // The run goes on meanwhile, so nothing is cut.
+        let mut metrics = Metrics::open(folder.path(), Step(u64::MAX)).unwrap();
+        for step in 2..=4 {
+            metrics.append(&report(step, 2.0)).unwrap();
+        }
+        let steps: Vec<_> = read(folder.path()).unwrap().iter().map(|line| line.step).collect();
+        assert_eq!(steps, [1, 2, 3, 4]);
+    }
+
+    #[test]
     fn steps_after_the_checkpoint_are_cut_off() {
         let folder = tempfile::tempdir().unwrap();
         let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap();
