@@ -71,7 +71,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
         .with_context(|| format!("{} cannot be written", path.display()))?;
 
     let name = spec.name.clone();
-    let restarts = spec.recovery.on_loss == OnLoss::Wait;
+    let restarts = spec.recovery.on_loss != OnLoss::Fail;
     let submitted = coordinator.handle.submit(spec, text).await.context("the coordinator")?;
     let job = submitted.map_err(|error| anyhow!(error))?;
     let launch = Launch {

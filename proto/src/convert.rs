@@ -1,7 +1,7 @@
 //! Wire messages to checked types and back. Towards the wire nothing can fail; from it, an error
 //! names the field.
 
-use coxswain_types::ids::{Generation, Step, WorkerId};
+use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
 use coxswain_types::status;
 
 use crate::{limits, wire};
@@ -109,6 +109,9 @@ impl From<status::WorkerStatus> for wire::WorkerStatus {
             saved: status.saved.map(Into::into),
             published: status.published.map(Into::into),
             peak_tensor_bytes: status.peak_tensor_bytes,
+            leaving: status.leaving,
+            activity: status.activity.map(Into::into),
+            pace: status.pace.map(Into::into),
         }
     }
 }
@@ -150,6 +153,9 @@ impl TryFrom<wire::WorkerStatus> for status::WorkerStatus {
             saved: status.saved.map(TryInto::try_into).transpose()?,
             published: status.published.map(TryInto::try_into).transpose()?,
             peak_tensor_bytes: status.peak_tensor_bytes,
+            leaving: status.leaving,
+            activity: status.activity.map(Into::into),
+            pace: status.pace.map(Into::into),
         })
     }
 }
@@ -224,6 +230,42 @@ impl TryFrom<wire::Saved> for status::Saved {
 
     fn try_from(saved: wire::Saved) -> Result<Self, WireError> {
         Ok(status::Saved { step: Step(saved.step), files: files_from_wire(saved.files)? })
+    }
+}
+
+impl From<status::Activity> for wire::Activity {
+    fn from(activity: status::Activity) -> Self {
+        wire::Activity {
+            step: activity.step.0,
+            doing: activity.doing,
+            for_ms: activity.for_ms,
+            waits_for: activity.waits_for.map(|rank| rank.0),
+            last: activity.last,
+        }
+    }
+}
+
+impl From<wire::Activity> for status::Activity {
+    fn from(activity: wire::Activity) -> Self {
+        status::Activity {
+            step: Step(activity.step),
+            doing: activity.doing,
+            for_ms: activity.for_ms,
+            waits_for: activity.waits_for.map(Rank),
+            last: activity.last,
+        }
+    }
+}
+
+impl From<status::Pace> for wire::Pace {
+    fn from(pace: status::Pace) -> Self {
+        wire::Pace { step: pace.step.0, busy_us: pace.busy_us }
+    }
+}
+
+impl From<wire::Pace> for status::Pace {
+    fn from(pace: wire::Pace) -> Self {
+        status::Pace { step: Step(pace.step), busy_us: pace.busy_us }
     }
 }
 

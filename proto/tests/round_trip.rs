@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use coxswain_proto::{WireError, limits, wire};
-use coxswain_types::ids::{Generation, Step, WorkerId};
+use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
 use coxswain_types::status::{
-    Desired, Fault, HeldOut, Phase, Publish, Published, Saved, SavedFile, StepReport, WorkerInfo,
-    WorkerStatus,
+    Activity, Desired, Fault, HeldOut, Pace, Phase, Publish, Published, Saved, SavedFile, StepReport,
+    WorkerInfo, WorkerStatus,
 };
 use prost::Message;
 
@@ -69,6 +69,15 @@ fn status(phase: Phase) -> WorkerStatus {
         saved: Some(Saved { step: Step(10), files: files() }),
         published: Some(Published { step: Step(10), digest: "m".into() }),
         peak_tensor_bytes: 3 << 30,
+        leaving: Some("it was asked to stop".into()),
+        activity: Some(Activity {
+            step: Step(8),
+            doing: "0B7".into(),
+            for_ms: 31,
+            waits_for: Some(Rank(0)),
+            last: Some("0F11".into()),
+        }),
+        pace: Some(Pace { step: Step(7), busy_us: 1234 }),
     }
 }
 

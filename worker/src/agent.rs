@@ -367,5 +367,8 @@ fn idle(info: &WorkerInfo, generation: Generation) -> WorkerStatus {
         saved: None,
         published: None,
         peak_tensor_bytes: 0,
+        leaving: None,
+        activity: None,
+        pace: None,
     }
 }

@@ -93,6 +93,9 @@ impl Worker {
             saved: None,
             published: None,
             peak_tensor_bytes: 0,
+            leaving: None,
+            activity: None,
+            pace: None,
         };
         Worker { client, status, assignment: None, run_to: Step(0) }
     }

@@ -438,6 +438,8 @@ impl Schedule {
 pub struct RecoverySpec {
     /// When a worker is lost.
     pub on_loss: OnLoss,
+    /// Whether a neighbour holds a copy of what one rank alone has: its weights and its optimizer's state.
+    pub buddy: bool,
 }
 
 /// What a run does when a worker is lost.
@@ -447,6 +449,8 @@ pub enum OnLoss {
     /// Waits until there are workers enough, and goes on.
     #[default]
     Wait,
+    /// Goes on with fewer data ranks, or pipeline ranks, until there are workers enough again.
+    Shrink,
     /// Ends.
     Fail,
 }

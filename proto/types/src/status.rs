@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::ids::{Generation, Step, WorkerId};
+use crate::ids::{Generation, Rank, Step, WorkerId};
 
 /// What a worker is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +81,36 @@ pub struct WorkerStatus {
     pub published: Option<Published>,
     /// The most bytes that tensors took at once.
     pub peak_tensor_bytes: u64,
+    /// It was asked to stop, and why: it wants its place to be taken at a step's end, and works until then.
+    pub leaving: Option<String>,
+    /// What its engine does now.
+    pub activity: Option<Activity>,
+    /// How long its newest step took it.
+    pub pace: Option<Pace>,
+}
+
+/// What a rank is doing. From those of all ranks it shows who holds up a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Activity {
+    /// The step that it takes.
+    pub step: Step,
+    /// What it does, for people, such as `1F11` (the forward of stage 1 for micro-batch 11).
+    pub doing: String,
+    /// For how long it has done so, in milliseconds.
+    pub for_ms: u64,
+    /// The rank that it cannot go on without, where it waits for one.
+    pub waits_for: Option<Rank>,
+    /// The compute action that it ended last.
+    pub last: Option<String>,
+}
+
+/// How long a step took a rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pace {
+    /// Which step.
+    pub step: Step,
+    /// The time in which it waited for no other rank, in microseconds.
+    pub busy_us: u64,
 }
 
 /// One step, as the lead rank saw it in the closing exchange.

@@ -92,7 +92,11 @@ pub(super) fn check(raw: RawJob, base: &Path, purpose: Purpose) -> Result<JobSpe
         model::check_classes(&model, data.as_ref(), layout.sequence_parallel, &mut faults);
     }
     let checkpoint = checkpoint(raw.checkpoint.as_ref(), &mut faults);
-    let recovery = RecoverySpec { on_loss: raw.recovery.and_then(|r| r.on_loss).unwrap_or_default() };
+    let recovery = raw.recovery.unwrap_or_default();
+    let recovery = RecoverySpec {
+        on_loss: recovery.on_loss.unwrap_or_default(),
+        buddy: recovery.buddy.unwrap_or_default(),
+    };
     match data {
         Some(data) if faults.0.is_empty() => {
             Ok(JobSpec { name: raw.name, model, data, train, layout, actions, checkpoint, recovery })

@@ -236,13 +236,20 @@ pub struct RawLayout {
 }
 
 /// `recovery`: what becomes of the run when a worker is lost.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawRecovery {
     /// `wait` gathers the workers that are left and waits for those that are missing, then goes on from
-    /// the newest checkpoint, with the same bits; `fail` ends the run. Default: `wait`.
+    /// what the others hold in memory or from the newest checkpoint, with the same bits; `shrink` goes on
+    /// with fewer data ranks or pipeline ranks until there are enough again, with the same bits; `fail` ends
+    /// the run. Default: `wait`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_loss: Option<OnLoss>,
+    /// Whether a neighbour holds a copy of what one rank alone has, its weights and its optimizer's state, and
+    /// updates it with the same gradients: a lost rank then costs no step. Takes as much memory again.
+    /// Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buddy: Option<bool>,
 }
 
 /// `checkpoint`: when checkpoints are written.

@@ -59,7 +59,7 @@ const FLAG: Allowed = Words { words: "`true` or `false`", fit: &["true", "false"
 const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
 
 /// Beside this, keys have the rules of [`RULES`].
-const ALLOWED: [(&str, Allowed); 52] = [
+const ALLOWED: [(&str, Allowed); 53] = [
     (
         "name",
         Words {
@@ -185,7 +185,15 @@ const ALLOWED: [(&str, Allowed); 52] = [
     ("layout.zero", Words { words: "0 or 1", fit: &["0", "1", "true"], unfit: &["2", "3", "4", "one"] }),
     ("checkpoint.every", ANY_COUNT),
     ("checkpoint.keep", Count(&limits::KEEP)),
-    ("recovery.on_loss", Words { words: "`wait` or `fail`", fit: &["wait", "fail"], unfit: &["retry", "7"] }),
+    (
+        "recovery.on_loss",
+        Words {
+            words: "`wait`, `shrink` or `fail`",
+            fit: &["wait", "shrink", "fail"],
+            unfit: &["retry", "7"],
+        },
+    ),
+    ("recovery.buddy", FLAG),
 ];
 
 fn allowed(path: &str) -> Option<&'static Allowed> {

@@ -51,7 +51,7 @@ fn unchecked(job: &JobSpec) -> RawJob {
         train: train(job),
         layout: Some(layout(job)),
         checkpoint: Some(checkpoint),
-        recovery: Some(RawRecovery { on_loss: Some(job.recovery.on_loss) }),
+        recovery: Some(RawRecovery { on_loss: Some(job.recovery.on_loss), buddy: Some(job.recovery.buddy) }),
     }
 }
 

@@ -107,6 +107,7 @@ fn a_least_job_gets_every_default() {
           keep: 2
         recovery:
           on_loss: wait
+          buddy: false
     "#]]
     .assert_eq(&resolved_yaml(&job).unwrap());
 }

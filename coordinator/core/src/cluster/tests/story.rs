@@ -72,7 +72,7 @@ fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         layout,
         actions: Vec::new(),
         checkpoint: CheckpointSpec { every: 2, keep: 2 },
-        recovery: RecoverySpec { on_loss: OnLoss::Fail },
+        recovery: RecoverySpec { on_loss: OnLoss::Fail, buddy: false },
     }
 }
 
@@ -160,6 +160,9 @@ fn status(cluster: &Cluster, name: &str, words: &[&str], line: &str) -> WorkerSt
         published: number(words, "published")
             .map(|step| Published { step: Step(step), digest: format!("m{step}") }),
         peak_tensor_bytes: 0,
+        leaving: None,
+        activity: None,
+        pace: None,
         info,
     }
 }
