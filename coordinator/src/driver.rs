@@ -243,7 +243,10 @@ impl Driver {
             Entry::Ended { job, .. } => {
                 self.metrics.take_if(|(of, _)| *of == job);
             }
-            Entry::Submitted(_) | Entry::Committed { .. } | Entry::Interrupted { .. } => {}
+            Entry::Started { .. }
+            | Entry::Submitted(_)
+            | Entry::Committed { .. }
+            | Entry::Interrupted { .. } => {}
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ impl Cluster {
     /// What is wanted of `worker` now.
     pub fn desired(&self, worker: &WorkerId) -> Desired {
         let idle = Desired {
-            revision: self.revision,
+            revision: self.revisions.newest(),
             generation: self.generation,
             leave: self.dismissed.clone(),
             ..Desired::default()

@@ -150,6 +150,11 @@ pub struct Notice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "entry")]
 pub enum Entry {
+    /// A coordinator started on this journal.
+    Started {
+        /// Counts the starts on this journal, from 1 on.
+        epoch: u64,
+    },
     /// A job was accepted.
     Submitted(Box<Submission>),
     /// Workers were formed into a generation.

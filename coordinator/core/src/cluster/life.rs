@@ -180,15 +180,7 @@ impl Cluster {
     /// of its workers are back within [`RETURN_MS`](super::RETURN_MS) of a clock that starts at zero.
     pub fn replay(entries: impl IntoIterator<Item = Entry>) -> Cluster {
         let mut cluster = Cluster::default();
-        let mut count = 0;
-        for entry in entries {
-            cluster.apply(entry);
-            count += 1;
-        }
-        // Far above the wishes of an earlier coordinator in most cases. Where one of them has a higher
-        // number all the same it stays in force, and asks for the same: all that is wished of a run is its
-        // last step. Far below 2^53, up to which the closing exchange carries revisions exactly.
-        cluster.revision = count << 20;
+        entries.into_iter().for_each(|entry| cluster.apply(entry));
         if let Some(job) = cluster.jobs.iter().find(|job| job.state == JobState::Running) {
             let (id, steps) = (job.id().to_owned(), job.steps());
             let run = Run::orphaned(id, job.generation, &job.formed, steps, job.step, job.committed.clone());
@@ -199,6 +191,7 @@ impl Cluster {
 
     fn apply(&mut self, entry: Entry) {
         match entry {
+            Entry::Started { epoch } => self.revisions.passed(epoch),
             Entry::Submitted(submission) => self.enqueue(*submission),
             Entry::Formed { job, generation, from, threads, ranks } => {
                 self.generation = self.generation.max(generation);
@@ -291,7 +284,7 @@ impl Cluster {
     /// Lets the workers of the job's generation go.
     fn disband(&mut self, id: &str, out: &mut Vec<Effect>) {
         if let Some(run) = self.run.take_if(|run| run.job == id) {
-            self.revision += 1;
+            self.revisions.grow();
             out.extend(run.seats.into_iter().map(|seat| Effect::Wake(seat.info.id)));
         }
     }
@@ -398,7 +391,7 @@ impl Cluster {
                 let (step, files) = (publish.step, publish.files.clone());
                 // The lead publishes it; the others may tell of what they saved since.
                 let wakes: Vec<_> = run.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())).collect();
-                self.revision += 1;
+                self.revisions.grow();
                 out.push(Effect::Record(Entry::Committed { job, generation, step, files }));
                 return out.extend(wakes);
             }
@@ -460,7 +453,7 @@ impl Cluster {
                 out.push(Effect::Notice(notice(Weight::Info, text).about_run(&id, generation)));
                 out.extend(formation.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())));
                 self.generation = generation;
-                self.revision += 1;
+                self.revisions.grow();
                 self.run = Some(Run::new(id, generation, formation.seats, steps, from));
             }
         }

@@ -11,7 +11,7 @@
 //! - `saving`: when a checkpoint is decided.
 //! - `life`: a job from its submission to its end.
 //! - `form`: idle workers become the ranks of a generation.
-//! - `desired`: what is wanted of each worker.
+//! - `desired`, `revision`: what is wanted of each worker, and its number.
 //! - [`summary`]: what people are shown.
 //!
 //! The core has no clock: `now_ms` is the shell's monotonic time. What is written down survives a
@@ -22,6 +22,7 @@ pub mod event;
 mod form;
 mod life;
 mod member;
+mod revision;
 mod run;
 mod saving;
 pub mod summary;
@@ -39,6 +40,7 @@ pub use summary::{Ending, JobState, JobSummary, WorkerSummary};
 use life::Job;
 pub use life::{MAX_SETBACKS, MAX_WAITING, SubmitError};
 use member::{Admission, Members};
+use revision::Revisions;
 use run::Run;
 
 /// All that the coordinator knows.
@@ -51,7 +53,7 @@ pub struct Cluster {
     /// The newest generation.
     generation: Generation,
     /// Grows with every change of what is wanted.
-    revision: u64,
+    revisions: Revisions,
     members: Members,
     /// The generation at work.
     run: Option<Run>,
@@ -63,6 +65,10 @@ impl Cluster {
     /// What follows from `event` at `now_ms` of the shell's monotonic clock.
     pub fn handle(&mut self, now_ms: u64, event: Event) -> Vec<Effect> {
         let mut out = Vec::new();
+        // Before anything else, so that whatever is said from here on is above what an earlier start said.
+        if let Some(epoch) = self.revisions.open() {
+            out.push(Effect::Record(Entry::Started { epoch }));
+        }
         match event {
             Event::Submitted(submission) => self.submit(*submission, &mut out),
             Event::Prepared { job, result } => self.prepared(&job, result, &mut out),
@@ -177,7 +183,7 @@ impl Cluster {
             self.published(&job, published, out);
         }
         if news {
-            self.revision += 1;
+            self.revisions.grow();
             out.push(Effect::Wake(worker.clone()));
         }
     }
@@ -215,7 +221,7 @@ impl Cluster {
 
     fn dismiss(&mut self, reason: String, out: &mut Vec<Effect>) {
         self.dismissed = Some(reason);
-        self.revision += 1;
+        self.revisions.grow();
         out.extend(self.members.iter().map(|member| Effect::Wake(member.status.info.id.clone())));
     }
 

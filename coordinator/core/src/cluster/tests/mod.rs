@@ -55,6 +55,7 @@ fn a_job_runs_saves_and_is_done() {
     );
     expect![[r#"
         0 submit demo pp=2 steps=2
+            record started 1
             record submitted demo-1
             info: job demo-1 is accepted
             prepare demo-1
@@ -383,6 +384,7 @@ fn workers_of_different_runtimes_are_not_mixed() {
     );
     expect![[r#"
         0 submit demo pp=2 steps=4
+            record started 1
             record submitted demo-1
             info: job demo-1 is accepted
             prepare demo-1
@@ -423,6 +425,7 @@ fn a_run_continues_from_its_checkpoint() {
     );
     expect![[r#"
         0 submit demo steps=4
+            record started 1
             record submitted demo-1
             info: job demo-1 is accepted
             prepare demo-1

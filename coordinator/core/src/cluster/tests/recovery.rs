@@ -4,6 +4,8 @@ use expect_test::expect;
 
 use super::AT_WORK;
 use super::story::{tell, tell_to};
+use coxswain_types::ids::WorkerId;
+
 use crate::cluster::{Cluster, MAX_SETBACKS};
 
 #[test]
@@ -29,6 +31,7 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
     );
     expect![[r#"
         0 submit demo wait pp=2 steps=4
+            record started 1
             record submitted demo-1
             info: job demo-1 is accepted
             prepare demo-1
@@ -195,6 +198,7 @@ fn a_coordinator_that_is_started_again_finds_its_run_at_work() {
             demo-1 Running step 0: generation 1 of 2 workers
             next-2 Queued step 0: waits for its turn
         0 tick
+            record started 2
         0 deadline
             Some(10000)
         500 w0 g1 running step=3 reports=3..3 saved=2
@@ -253,6 +257,7 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
     }
     expect![[r#"
         100 w0 g1 running step=3 reports=3..3
+            record started 2
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
             report demo-1 step 3
@@ -266,6 +271,7 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
             wake w0
             wake w1
         100 w0 g1 running step=3 reports=3..3
+            record started 2
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
             report demo-1 step 3
@@ -279,6 +285,7 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
             wake w0
             wake w1
         100 w0 g1 running step=3 reports=3..3
+            record started 2
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
             report demo-1 step 3
@@ -292,6 +299,7 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
             wake w0
             wake w1
         100 w1' idle
+            record started 2
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
             record ended demo-1 Failed
@@ -299,4 +307,21 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
             wake w0
             wake w1
     "#]].assert_eq(&print);
+}
+
+#[test]
+fn wishes_of_a_later_coordinator_are_above_those_of_an_earlier_one() {
+    let mut journal = Vec::new();
+    let mut newest = 0;
+    for start in 1..=3 {
+        let mut cluster = Cluster::replay(journal.clone());
+        let story =
+            format!("0 w0 idle\n 0 submit demo-{start} steps=4\n 0 cancel demo-{start}-{start} enough");
+        let (print, entries) = tell_to(&mut cluster, &story);
+        assert!(print.starts_with(&format!("0 w0 idle\n    record started {start}\n")), "{print}");
+        let revision = cluster.desired(&WorkerId("w0".to_owned())).revision;
+        assert!(revision > newest, "{revision} after {newest}");
+        newest = revision;
+        journal.extend(entries);
+    }
 }

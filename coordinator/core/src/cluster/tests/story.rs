@@ -222,6 +222,7 @@ fn effect_text(effect: &Effect) -> String {
 
 fn entry_text(entry: &Entry) -> String {
     match entry {
+        Entry::Started { epoch } => format!("started {epoch}"),
         Entry::Submitted(submission) => format!("submitted {}", submission.job),
         Entry::Formed { job, generation, ranks, threads, from } => {
             let ranks: Vec<_> = ranks.iter().map(|rank| rank.worker.0.as_str()).collect();
