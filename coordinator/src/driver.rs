@@ -43,8 +43,8 @@ struct Driver {
     started: Instant,
     /// By name and incarnation.
     links: BTreeMap<(WorkerId, u64), Link>,
-    /// The metrics of the job that is at work.
-    metrics: Option<(String, Metrics)>,
+    /// The metrics of the jobs that are at work.
+    metrics: BTreeMap<String, Metrics>,
     news: broadcast::Sender<News>,
     /// The summaries that watchers know, of jobs that are not over.
     told: BTreeMap<String, JobSummary>,
@@ -80,7 +80,7 @@ pub(crate) fn start(
         store: store.clone(),
         started: Instant::now(),
         links: BTreeMap::new(),
-        metrics: None,
+        metrics: BTreeMap::new(),
         news: news.clone(),
         told: BTreeMap::new(),
         requests: sender.downgrade(),
@@ -97,15 +97,10 @@ impl Driver {
                 self.handle(Event::Cancelled { job: job.job, reason: reason.to_owned() })?;
             }
         }
-        let at_work = self.cluster.rendezvous().map(|(job, _)| job.to_owned());
-        if let Some(submission) = at_work.as_ref().and_then(|job| self.cluster.submission(job)) {
-            let directory = PathBuf::from(&submission.directory);
-            match block_in_place(|| Metrics::open(&directory, Step(u64::MAX))) {
-                Ok(metrics) => self.metrics = at_work.zip(Some(metrics)),
-                Err(error) => {
-                    let reason = format!("metrics in {}: {error}", directory.display());
-                    self.handle(Event::Broken { job: submission.job.clone(), reason })?;
-                }
+        let at_work: Vec<_> = self.cluster.rendezvous().iter().map(|(job, _)| (*job).to_owned()).collect();
+        for job in at_work {
+            if let Err((job, reason)) = self.open_metrics(job, Step(u64::MAX)) {
+                self.handle(Event::Broken { job, reason })?;
             }
         }
         self.handle(Event::Tick)?;
@@ -175,7 +170,7 @@ impl Driver {
     fn handle(&mut self, event: Event) -> Result<()> {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let effects = self.cluster.handle(now_ms, event);
-        self.store.serve(self.cluster.rendezvous());
+        self.store.serve(&self.cluster.rendezvous());
         let mut broken = None;
         for effect in effects {
             if let Err((job, reason)) = self.act(effect)? {
@@ -204,8 +199,7 @@ impl Driver {
                 }
             }
             Effect::Report { job, report } => {
-                let metrics = self.metrics.as_mut().filter(|(of, _)| *of == job);
-                if let Some((_, metrics)) = metrics
+                if let Some(metrics) = self.metrics.get_mut(&job)
                     && let Err(error) = metrics.append(&report)
                 {
                     return Ok(Err((job, format!("{}: {error}", metrics.path().display()))));
@@ -223,17 +217,9 @@ impl Driver {
     /// What goes with an entry that is in the journal.
     fn recorded(&mut self, entry: Entry) -> Result<(), (String, String)> {
         match entry {
-            Entry::Formed { job, from, .. } => {
-                let submission = self.cluster.submission(&job);
-                let directory = submission.map(|submission| PathBuf::from(&submission.directory));
-                let Some(directory) = directory else { return Ok(()) };
-                match block_in_place(|| Metrics::open(&directory, from)) {
-                    Ok(metrics) => self.metrics = Some((job, metrics)),
-                    Err(error) => return Err((job, format!("metrics in {}: {error}", directory.display()))),
-                }
-            }
+            Entry::Formed { job, from, .. } => self.open_metrics(job, from)?,
             Entry::Published { job, checkpoint } => {
-                if let Some((_, metrics)) = self.metrics.as_ref().filter(|(of, _)| *of == job)
+                if let Some(metrics) = self.metrics.get(&job)
                     && let Err(error) = block_in_place(|| metrics.sync())
                 {
                     return Err((job, format!("{}: {error}", metrics.path().display())));
@@ -241,7 +227,7 @@ impl Driver {
                 self.tell(job, JobNews::Checkpoint(checkpoint));
             }
             Entry::Ended { job, .. } => {
-                self.metrics.take_if(|(of, _)| *of == job);
+                self.metrics.remove(&job);
             }
             Entry::Started { .. }
             | Entry::Submitted(_)
@@ -249,6 +235,19 @@ impl Driver {
             | Entry::Interrupted { .. } => {}
         }
         Ok(())
+    }
+
+    /// Opens the metrics of a job that goes on after step `from`.
+    fn open_metrics(&mut self, job: String, from: Step) -> Result<(), (String, String)> {
+        let Some(submission) = self.cluster.submission(&job) else { return Ok(()) };
+        let directory = PathBuf::from(&submission.directory);
+        match block_in_place(|| Metrics::open(&directory, from)) {
+            Ok(metrics) => {
+                self.metrics.insert(job, metrics);
+                Ok(())
+            }
+            Err(error) => Err((job, format!("metrics in {}: {error}", directory.display()))),
+        }
     }
 
     fn prepare(&self, job: String) {

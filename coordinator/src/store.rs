@@ -1,5 +1,5 @@
-//! The rendezvous: keys and values by which the ranks of one generation find each other. It lives
-//! in memory and as long as its generation.
+//! The rendezvous: keys and values by which the ranks of a generation find each other. They live in memory
+//! and as long as their generation.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -35,38 +35,41 @@ pub(crate) enum StoreError {
     },
 }
 
-/// The rendezvous of the generation that is at work.
+/// The rendezvous of the generations that are at work.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
-    open: Mutex<Option<Open>>,
+    /// By job: a job has one generation at a time.
+    open: Mutex<HashMap<String, Open>>,
     /// Told of every change.
     changed: Notify,
 }
 
 #[derive(Debug)]
 struct Open {
-    job: String,
     generation: Generation,
     values: HashMap<Vec<u8>, Vec<u8>>,
     bytes: usize,
 }
 
 impl Store {
-    /// Opens an empty rendezvous for this generation, unless it is open already; `None` closes it.
-    /// Whoever waits in an older one is told.
-    pub(crate) fn serve(&self, at_work: Option<(&str, Generation)>) {
+    /// Opens an empty rendezvous for each of these generations, unless it is open already, and closes all
+    /// others. Whoever waits in one of those is told.
+    pub(crate) fn serve(&self, at_work: &[(&str, Generation)]) {
         let mut open = self.lock();
-        if open.as_ref().map(|open| (open.job.as_str(), open.generation)) == at_work {
-            return;
+        let before = open.len();
+        open.retain(|job, open| at_work.contains(&(job, open.generation)));
+        let mut changed = open.len() != before;
+        for (job, generation) in at_work {
+            if !open.contains_key(*job) {
+                let empty = Open { generation: *generation, values: HashMap::new(), bytes: 0 };
+                open.insert((*job).to_owned(), empty);
+                changed = true;
+            }
         }
-        *open = at_work.map(|(job, generation)| Open {
-            job: job.to_owned(),
-            generation,
-            values: HashMap::new(),
-            bytes: 0,
-        });
         drop(open);
-        self.changed.notify_waiters();
+        if changed {
+            self.changed.notify_waiters();
+        }
     }
 
     /// Sets a key, in place of its older value if it has one.
@@ -119,28 +122,22 @@ impl Store {
     }
 
     /// Nothing panics while it holds the lock, so what it guards is whole.
-    fn lock(&self) -> MutexGuard<'_, Option<Open>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn at_work<'a>(
-    open: &'a mut MutexGuard<'_, Option<Open>>,
+    open: &'a mut HashMap<String, Open>,
     job: &str,
     generation: Generation,
 ) -> Result<&'a mut Open, StoreError> {
-    let now = match open.as_ref() {
-        Some(open) if open.job == job && open.generation == generation => None,
-        Some(open) => Some(format!("generation {} of {} is", open.generation, open.job)),
-        None => Some("no job is".to_owned()),
+    let now = match open.get_mut(job) {
+        Some(open) if open.generation == generation => return Ok(open),
+        Some(open) => format!("generation {} is", open.generation),
+        None => "no generation of it is".to_owned(),
     };
-    match (now, open.as_mut()) {
-        (None, Some(open)) => Ok(open),
-        (now, _) => {
-            let now = now.unwrap_or_default();
-            Err(StoreError::Superseded { job: job.to_owned(), generation, now })
-        }
-    }
+    Err(StoreError::Superseded { job: job.to_owned(), generation, now })
 }
 
 fn at_most(what: &'static str, found: usize, most: usize) -> Result<(), StoreError> {
@@ -159,7 +156,7 @@ mod tests {
 
     fn store() -> Arc<Store> {
         let store = Arc::new(Store::default());
-        store.serve(Some(("demo-1", ONE)));
+        store.serve(&[("demo-1", ONE)]);
         store
     }
 
@@ -195,12 +192,14 @@ mod tests {
             async move { store.get("demo-1", ONE, b"k", LONG).await }
         });
         tokio::task::yield_now().await;
-        store.serve(Some(("demo-1", TWO)));
+        store.serve(&[("demo-1", TWO), ("other-2", ONE)]);
         let error = reader.await.unwrap().unwrap_err().to_string();
-        assert_eq!(error, "generation 1 of demo-1 is not at work: generation 2 of demo-1 is");
+        assert_eq!(error, "generation 1 of demo-1 is not at work: generation 2 is");
         assert!(matches!(store.set("demo-1", ONE, b"k", b"v"), Err(StoreError::Superseded { .. })));
         assert_eq!(store.get("demo-1", TWO, b"old", Duration::ZERO).await, Ok(None), "it starts empty");
-        store.serve(None);
+        assert_eq!(store.get("other-2", ONE, b"old", Duration::ZERO).await, Ok(None), "each has its own");
+        store.serve(&[("other-2", ONE)]);
+        assert!(store.set("other-2", ONE, b"k", b"v").is_ok());
         assert!(store.get("demo-1", TWO, b"k", LONG).await.is_err());
     }
 

@@ -27,6 +27,7 @@ pub(crate) fn job_to_wire(summary: JobSummary) -> wire::JobSummary {
         directory: summary.directory,
         workers: summary.workers,
         checkpoint: summary.checkpoint.map(Into::into),
+        priority: summary.priority,
     }
 }
 
@@ -95,6 +96,7 @@ pub(crate) fn tables(list: &wire::ListReply) -> String {
             format!("{}/{}", job.step, job.steps),
             job.checkpoint.as_ref().map_or("-".to_owned(), |checkpoint| checkpoint.step.to_string()),
             job.workers.to_string(),
+            job.priority.to_string(),
             job.reason.clone(),
         ]
     });
@@ -110,7 +112,7 @@ pub(crate) fn tables(list: &wire::ListReply) -> String {
             format!("pid {} on {}, {}", info.pid, info.host, info.device),
         ]
     });
-    let jobs = table(["JOB", "STATE", "STEP", "CHECKPOINT", "WORKERS", "WHY"], jobs, "no jobs");
+    let jobs = table(["JOB", "STATE", "STEP", "CHECKPOINT", "WORKERS", "PRIORITY", "WHY"], jobs, "no jobs");
     let workers = table(["WORKER", "PHASE", "JOB", "STEP", "TENSORS", "WHERE"], workers, "no workers");
     format!("{jobs}\n{workers}")
 }
@@ -149,14 +151,17 @@ mod tests {
         let list = wire::ListReply {
             jobs: vec![
                 job("demo-1", wire::JobState::Running, "generation 1 of 4 workers"),
-                job("a-longer-name-2", wire::JobState::Queued, "waits for its turn"),
+                wire::JobSummary {
+                    priority: 5,
+                    ..job("a-longer-name-2", wire::JobState::Queued, "waits for its turn")
+                },
             ],
             workers: vec![],
         };
         let expected = "\
-JOB              STATE    STEP   CHECKPOINT  WORKERS  WHY
-demo-1           running  3/100  -           4        generation 1 of 4 workers
-a-longer-name-2  queued   3/100  -           4        waits for its turn
+JOB              STATE    STEP   CHECKPOINT  WORKERS  PRIORITY  WHY
+demo-1           running  3/100  -           4        0         generation 1 of 4 workers
+a-longer-name-2  queued   3/100  -           4        5         waits for its turn
 
 no workers
 ";

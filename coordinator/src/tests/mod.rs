@@ -62,11 +62,15 @@ impl Site {
     }
 
     async fn submit(&mut self, job: &str, sets: &[&str]) -> Result<String, Status> {
+        self.submit_to("run", job, sets).await
+    }
+
+    async fn submit_to(&mut self, run: &str, job: &str, sets: &[&str]) -> Result<String, Status> {
         let request = wire::SubmitRequest {
             manifest: job.to_owned(),
             origin: "job.yaml".to_owned(),
             base: "/".to_owned(),
-            directory: self.run_folder().to_str().unwrap().to_owned(),
+            directory: self.folder.path().join(run).to_str().unwrap().to_owned(),
             sets: sets.iter().map(|set| (*set).to_owned()).collect(),
         };
         Ok(self.jobs.submit(request).await?.into_inner().job)
@@ -238,4 +242,33 @@ async fn an_address_that_others_reach_needs_a_word() {
     service::listen("127.0.0.1:0", false).await.unwrap();
     service::listen("localhost:0", false).await.unwrap();
     assert!(service::listen("nonsense", false).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_jobs_run_at_once_and_a_third_waits_for_both() {
+    let mut site = Site::start().await;
+    let first = site.submit_to("run-1", JOB, &["train.steps=100000"]).await.unwrap();
+    let second = site.submit_to("run-2", JOB, &["train.steps=20"]).await.unwrap();
+    let large = site.submit_to("run-3", JOB, &["layout.data=2", "priority=-1"]).await.unwrap();
+    let _workers = ["w0", "w1", "w2", "w3"].map(|name| site.worker(name, Faults::default()));
+    let (steps, last) = site.follow(&second).await;
+    assert_eq!((last.state(), last.step), (wire::JobState::Done, 20), "{}", last.reason);
+    assert!(steps.ends_with(&[20]), "{steps:?}");
+    let mut get =
+        async |job: &str| site.jobs.get(wire::GetRequest { job: job.to_owned() }).await.unwrap().into_inner();
+    assert_eq!(get(&first).await.state(), wire::JobState::Running);
+    let waits = get(&large).await;
+    assert!(
+        !matches!(waits.state(), wire::JobState::Running | wire::JobState::Done),
+        "all or none: {waits:?}"
+    );
+    let cancel = wire::CancelRequest { job: first, reason: "enough".to_owned() };
+    site.jobs.cancel(cancel).await.unwrap();
+    let (_, last) = site.follow(&large).await;
+    assert_eq!((last.state(), last.priority), (wire::JobState::Done, -1), "{}", last.reason);
+    for (run, steps) in [("run-2", 20), ("run-3", 5)] {
+        let noted = metrics::read(&site.folder.path().join(run)).unwrap();
+        let noted: Vec<_> = noted.iter().map(|line| line.step).collect();
+        assert_eq!(noted, (1..=steps).collect::<Vec<_>>(), "each job has its own metrics");
+    }
 }

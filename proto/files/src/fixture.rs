@@ -71,6 +71,7 @@ pub(crate) fn spec(data: DataSpec) -> JobSpec {
         actions: Vec::new(),
         checkpoint: CheckpointSpec { every: 0, keep: 2 },
         recovery: RecoverySpec::default(),
+        priority: 0,
     }
 }
 

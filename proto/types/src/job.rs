@@ -31,6 +31,9 @@ pub struct JobSpec {
     /// What becomes of the run when a worker is lost.
     #[serde(default)]
     pub recovery: RecoverySpec,
+    /// Where several jobs wait, the one of the highest has its turn first.
+    #[serde(default)]
+    pub priority: i32,
 }
 
 /// Where tokens come from.

@@ -15,8 +15,9 @@ impl Cluster {
             leave: self.dismissed.clone(),
             ..Desired::default()
         };
-        let Some(run) = &self.run else { return idle };
-        let Some(rank) = run.rank_of(worker) else { return idle };
+        let Some((run, rank)) = self.run_of(worker).and_then(|run| Some((run, run.rank_of(worker)?))) else {
+            return idle;
+        };
         let seat = &run.seats[rank];
         let lead = rank == 0;
         let named = self.members.get(worker).is_some_and(|member| {

@@ -6,23 +6,55 @@ use std::collections::BTreeMap;
 use coxswain_types::ids::{Generation, Step};
 use coxswain_types::status::WorkerInfo;
 
-use super::event::{Prepared, Submission};
-use super::run::Seat;
+use super::event::{Effect, Entry, Prepared, Submission, Weight};
+use super::run::{Run, Seat};
+use super::summary::{Ending, JobState};
+use super::{Cluster, notice};
 use crate::plan::{PlanRequest, encode, plan, threads_for};
 
 /// A generation that can start.
-pub(super) struct Formation {
+struct Formation {
     /// The workers, by rank.
-    pub(super) seats: Vec<Seat>,
+    seats: Vec<Seat>,
     /// Threads of each rank's libtorch.
-    pub(super) threads: u32,
+    threads: u32,
     /// Where the number of threads comes from.
     threads_from: &'static str,
 }
 
+impl Cluster {
+    /// Forms a generation of the job on these workers; a job that cannot be formed ends.
+    pub(super) fn form(&mut self, index: usize, workers: &[WorkerInfo], out: &mut Vec<Effect>) {
+        let generation = Generation(self.generation.0 + 1);
+        let job = &mut self.jobs[index];
+        let id = job.id().to_owned();
+        let prepared =
+            job.prepared.as_ref().ok_or_else(|| "it was not prepared; please report this".to_owned());
+        let formation = prepared
+            .and_then(|prepared| plan_for(&job.submission, prepared, generation, workers, job.threads));
+        let formation = match formation {
+            Ok(formation) => formation,
+            Err(reason) => return self.end(&id, Ending::Failed, reason, out),
+        };
+        let (from, steps, threads) = (job.step, job.steps(), formation.threads);
+        job.generation = generation;
+        job.threads = Some(threads);
+        job.formed = formation.seats.iter().map(Seat::formed).collect();
+        job.enter(JobState::Running, format!("generation {generation} of {} workers", workers.len()));
+        let ranks = job.formed.clone();
+        out.push(Effect::Record(Entry::Formed { job: id.clone(), generation, ranks, threads, from }));
+        let text = formation.reason(from);
+        out.push(Effect::Notice(notice(Weight::Info, text).about_run(&id, generation)));
+        out.extend(formation.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())));
+        self.generation = generation;
+        self.revisions.grow();
+        self.runs.push(Run::new(id, generation, formation.seats, steps, from));
+    }
+}
+
 impl Formation {
     /// What was formed and why so.
-    pub(super) fn reason(&self, from: Step) -> String {
+    fn reason(&self, from: Step) -> String {
         let names: Vec<_> = self.seats.iter().map(|seat| seat.info.id.0.as_str()).collect();
         let start = match from {
             Step(0) => "from the start".to_owned(),
@@ -40,7 +72,7 @@ impl Formation {
 
 /// Plans the job for `workers`, which are as many as its layout needs. Threads are those of the job's
 /// generation `before`, since another number gives other bits.
-pub(super) fn form(
+fn plan_for(
     submission: &Submission,
     prepared: &Prepared,
     generation: Generation,

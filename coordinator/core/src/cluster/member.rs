@@ -1,10 +1,9 @@
-//! The workers that are here: who may come in, who has fallen silent, who can be formed into a
-//! generation.
+//! The workers that are here: who may come in, and who has fallen silent.
 
 use std::collections::BTreeMap;
 
 use coxswain_types::ids::WorkerId;
-use coxswain_types::status::{Phase, WorkerInfo, WorkerStatus};
+use coxswain_types::status::WorkerStatus;
 
 /// How long a worker may be silent before it counts as lost: five heartbeats of a second, so that a
 /// busy machine costs no run and a dead one is named within ten seconds.
@@ -99,78 +98,5 @@ impl Members {
     /// When the next lease runs out.
     pub(super) fn next_expiry_ms(&self) -> Option<u64> {
         self.members.values().map(|m| m.seen_ms + LEASE_MS).min()
-    }
-
-    /// `world` idle workers that compute alike, in the order in which they take ranks, or why there
-    /// are none.
-    pub(super) fn candidates(&self, world: usize) -> Result<Vec<WorkerInfo>, String> {
-        let mut alike: BTreeMap<(&str, &str), Vec<&WorkerInfo>> = BTreeMap::new();
-        let idle = self.members.values().filter(|m| m.status.phase == Phase::Idle);
-        for info in idle.map(|m| &m.status.info).filter(|info| !info.runtime.is_empty()) {
-            alike.entry((kind_of(&info.device), &info.runtime)).or_default().push(info);
-        }
-        let idle: usize = alike.values().map(Vec::len).sum();
-        // The largest group; of equal ones the first, since max_by_key would take the last.
-        let best = alike.values().rev().max_by_key(|group| group.len());
-        match best {
-            Some(group) if group.len() >= world => {
-                let mut group = group.clone();
-                group.sort_by_key(|info| (natural(&info.host), natural(&info.id.0)));
-                Ok(group.into_iter().take(world).cloned().collect())
-            }
-            _ if idle >= world => {
-                let groups: Vec<_> = alike
-                    .iter()
-                    .map(|((kind, runtime), group)| format!("{} with {kind}, {runtime}", group.len()))
-                    .collect();
-                Err(format!(
-                    "waiting for {world} workers that compute alike: idle are {}; ranks of one generation must \
-                     have the same kind of device and the same libtorch",
-                    groups.join("; ")
-                ))
-            }
-            _ => Err(self.missing(idle, world)),
-        }
-    }
-
-    fn missing(&self, idle: usize, world: usize) -> String {
-        let busy = self.members.len() - idle;
-        let missing = world - idle;
-        let workers = if world == 1 { "worker" } else { "workers" };
-        match busy {
-            0 => format!("waiting for {missing} of {world} {workers}"),
-            _ => format!("waiting for {missing} of {world} {workers}; {busy} that are here are not idle yet"),
-        }
-    }
-}
-
-fn kind_of(device: &str) -> &str {
-    device.split(':').next().unwrap_or(device)
-}
-
-/// A key under which `worker-10` comes after `worker-2`.
-fn natural(text: &str) -> Vec<(String, u64)> {
-    let mut parts = Vec::new();
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let (word, tail) = rest.split_at(digits);
-        let end = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
-        let (number, tail) = tail.split_at(end);
-        parts.push((word.to_owned(), number.parse().unwrap_or(u64::MAX)));
-        rest = tail;
-    }
-    parts
-}
-
-#[cfg(test)]
-mod tests {
-    use super::natural;
-
-    #[test]
-    fn numbers_in_names_count_as_numbers() {
-        let mut names = ["worker-10", "worker-2", "w", "worker-2b", "alpha1", ""];
-        names.sort_by_key(|name| natural(name));
-        assert_eq!(names, ["", "alpha1", "w", "worker-2", "worker-2b", "worker-10"]);
     }
 }

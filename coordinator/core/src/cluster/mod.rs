@@ -1,15 +1,16 @@
 //! What the coordinator decides while a cluster runs: events become effects.
 //!
 //! The life of a job: it waits for its turn, its tokens are prepared, workers are gathered, a
-//! generation of them runs, and it ends. One job runs at a time; the others wait in the order in
-//! which they were submitted. When a worker is lost the generation is given up, and workers are gathered
-//! again, to go on from the newest checkpoint; or the job ends, if its file says so.
+//! generation of them runs, and it ends. Several jobs run at once, each on workers of its own. When a worker
+//! is lost its generation is given up, and workers are gathered again, to go on from the newest checkpoint; or
+//! the job ends, if its file says so.
 //!
 //! - [`event`]: what happens, what follows, what the journal holds.
 //! - `member`: the workers that are here, and their leases.
-//! - `run`: the generation at work, and why it ended.
+//! - `run`: a generation at work, and why it ended.
 //! - `saving`: when a checkpoint is decided.
-//! - `life`: a job from its submission to its end.
+//! - `job`, `life`: a job from its submission to its end; `replay`: what a restart makes of it.
+//! - `queue`, `hall`: whose turn it is, and which workers it can have.
 //! - `form`: idle workers become the ranks of a generation.
 //! - `desired`, `revision`: what is wanted of each worker, and its number.
 //! - [`summary`]: what people are shown.
@@ -20,8 +21,12 @@
 mod desired;
 pub mod event;
 mod form;
+mod hall;
+mod job;
 mod life;
 mod member;
+mod queue;
+mod replay;
 mod revision;
 mod run;
 mod saving;
@@ -37,7 +42,7 @@ pub use member::{LEASE_MS, MAX_WORKERS};
 pub use run::{GRACE_MS, RETURN_MS};
 pub use summary::{Ending, JobState, JobSummary, WorkerSummary};
 
-use life::Job;
+use job::Job;
 pub use life::{MAX_SETBACKS, MAX_WAITING, SubmitError};
 use member::{Admission, Members};
 use revision::Revisions;
@@ -55,8 +60,8 @@ pub struct Cluster {
     /// Grows with every change of what is wanted.
     revisions: Revisions,
     members: Members,
-    /// The generation at work.
-    run: Option<Run>,
+    /// The generations at work, from older to newer.
+    runs: Vec<Run>,
     /// Why all workers shall leave, once they shall.
     dismissed: Option<String>,
 }
@@ -85,13 +90,25 @@ impl Cluster {
 
     /// When [`Event::Tick`] is due, if nothing else happens before.
     pub fn next_deadline_ms(&self) -> Option<u64> {
-        let verdict = self.run.as_ref().and_then(|run| run.deadline_ms(&self.members));
-        self.members.next_expiry_ms().into_iter().chain(verdict).min()
+        let verdicts = self.runs.iter().filter_map(|run| run.deadline_ms(&self.members));
+        self.members.next_expiry_ms().into_iter().chain(verdicts).min()
     }
 
-    /// The job and generation whose ranks may meet.
-    pub fn rendezvous(&self) -> Option<(&str, Generation)> {
-        self.run.as_ref().map(|run| (run.job.as_str(), run.generation))
+    /// The jobs and generations whose ranks may meet.
+    pub fn rendezvous(&self) -> Vec<(&str, Generation)> {
+        self.runs.iter().map(|run| (run.job.as_str(), run.generation)).collect()
+    }
+
+    /// Whatever can go on without waiting for anyone does so.
+    fn advance(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
+        let generations: Vec<_> = self.runs.iter().map(|run| run.generation).collect();
+        generations.into_iter().for_each(|generation| self.advance_run(now_ms, generation, out));
+        self.advance_queue(out);
+    }
+
+    /// The generation that the worker has a place in, whichever process goes by its name.
+    fn run_of(&self, worker: &WorkerId) -> Option<&Run> {
+        self.runs.iter().find(|run| run.rank_of(worker).is_some())
     }
 
     fn seen(&mut self, now_ms: u64, status: WorkerStatus, out: &mut Vec<Effect>) {
@@ -139,8 +156,8 @@ impl Cluster {
     /// What the status means for the run.
     fn observe(&mut self, now_ms: u64, status: &WorkerStatus, out: &mut Vec<Effect>) {
         let worker = &status.info.id;
-        let Some(run) = &mut self.run else { return };
-        let Some(rank) = run.rank_of(worker) else { return };
+        let seated = self.runs.iter_mut().find_map(|run| run.rank_of(worker).map(|rank| (run, rank)));
+        let Some((run, rank)) = seated else { return };
         if !run.seats[rank].may_be(status) {
             let (job, cause) = (run.job.clone(), format!("{} was started again", run.describe(rank)));
             return self.interrupt(&job, cause, out);
@@ -200,8 +217,9 @@ impl Cluster {
 
     /// Interrupts the run if the lost process is the reason for its end.
     fn lost_from_run(&mut self, worker: &WorkerId, incarnation: u64, why: &str, out: &mut Vec<Effect>) {
-        let Some(run) = &self.run else { return };
-        let Some(rank) = run.rank_of(worker) else { return };
+        let Some((run, rank)) = self.run_of(worker).and_then(|run| Some((run, run.rank_of(worker)?))) else {
+            return;
+        };
         if run.seats[rank].info.incarnation != incarnation {
             return;
         }
@@ -231,7 +249,7 @@ impl Cluster {
     }
 
     fn worker_summary(&self, status: &WorkerStatus) -> WorkerSummary {
-        let run = self.run.as_ref().filter(|run| run.rank_of(&status.info.id).is_some());
+        let run = self.run_of(&status.info.id);
         WorkerSummary {
             info: status.info.clone(),
             phase: status.phase.clone(),

@@ -4,10 +4,13 @@
 //! the news of the death. The cause that people are told is the first worker that was lost; a
 //! complaint is believed only when nobody turns out to be lost within [`GRACE_MS`].
 
+use std::collections::BTreeMap;
+
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Fault, Phase, Publish, StepReport, WorkerInfo, WorkerStatus};
+use coxswain_types::status::{Fault, Phase, StepReport, WorkerInfo, WorkerStatus};
 
 use super::event::FormedRank;
+use super::job::Job;
 use super::member::{LEASE_MS, Members};
 use super::saving::Saving;
 
@@ -47,6 +50,18 @@ impl Seat {
         self.info.incarnation == status.info.incarnation && !lost
     }
 
+    /// As the journal has it.
+    pub(super) fn formed(&self) -> FormedRank {
+        FormedRank {
+            worker: self.info.id.clone(),
+            incarnation: self.info.incarnation,
+            digest: self.digest.clone(),
+            stage: self.stage,
+            host: self.info.host.clone(),
+            pid: self.info.pid,
+        }
+    }
+
     fn of_formed(formed: &FormedRank) -> Seat {
         let info = WorkerInfo {
             id: formed.worker.clone(),
@@ -71,6 +86,8 @@ pub(super) struct Run {
     pub(super) generation: Generation,
     /// The workers, by rank.
     pub(super) seats: Vec<Seat>,
+    /// Their ranks by name.
+    ranks: BTreeMap<WorkerId, usize>,
     /// Steps in all.
     pub(super) steps: Step,
     /// Reports up to this step have been recorded.
@@ -98,22 +115,25 @@ impl Run {
     /// A generation that starts from the checkpoint of step `from` (0: from none).
     pub(super) fn new(job: String, generation: Generation, seats: Vec<Seat>, steps: Step, from: Step) -> Run {
         let saving = Saving::new(seats.len(), from);
-        Run { job, generation, seats, steps, acknowledged: from, saving, failure: None, return_ms: None }
+        let ranks = seats.iter().enumerate().map(|(rank, seat)| (seat.info.id.clone(), rank)).collect();
+        Run {
+            job,
+            generation,
+            seats,
+            ranks,
+            steps,
+            acknowledged: from,
+            saving,
+            failure: None,
+            return_ms: None,
+        }
     }
 
-    /// A generation that an earlier coordinator formed, and whose newest published checkpoint is of step
-    /// `from`. This one's clock starts at zero.
-    pub(super) fn orphaned(
-        job: String,
-        generation: Generation,
-        ranks: &[FormedRank],
-        steps: Step,
-        from: Step,
-        publishing: Option<Publish>,
-    ) -> Run {
-        let seats = ranks.iter().map(Seat::of_formed).collect();
-        let mut run = Run::new(job, generation, seats, steps, from);
-        run.saving.decided(publishing);
+    /// The generation of a job that an earlier coordinator formed. This one's clock starts at zero.
+    pub(super) fn orphaned(job: &Job) -> Run {
+        let seats = job.formed.iter().map(Seat::of_formed).collect();
+        let mut run = Run::new(job.id().to_owned(), job.generation, seats, job.steps(), job.step);
+        run.saving.decided(job.committed.clone());
         run.return_ms = Some(RETURN_MS);
         run
     }
@@ -135,7 +155,7 @@ impl Run {
 
     /// The rank of a worker, whichever process goes by its name.
     pub(super) fn rank_of(&self, worker: &WorkerId) -> Option<usize> {
-        self.seats.iter().position(|seat| seat.info.id == *worker)
+        self.ranks.get(worker).copied()
     }
 
     /// Takes in what the worker of `rank` says of this generation. Returns the reports that are new.

@@ -45,6 +45,8 @@ pub struct JobSummary {
     pub job: String,
     /// Its name in the job file.
     pub name: String,
+    /// The higher, the sooner it has its turn.
+    pub priority: i32,
     /// Where it is in its life.
     pub state: JobState,
     /// Why it is there.

@@ -98,9 +98,17 @@ pub(super) fn check(raw: RawJob, base: &Path, purpose: Purpose) -> Result<JobSpe
         buddy: recovery.buddy.unwrap_or_default(),
     };
     match data {
-        Some(data) if faults.0.is_empty() => {
-            Ok(JobSpec { name: raw.name, model, data, train, layout, actions, checkpoint, recovery })
-        }
+        Some(data) if faults.0.is_empty() => Ok(JobSpec {
+            name: raw.name,
+            model,
+            data,
+            train,
+            layout,
+            actions,
+            checkpoint,
+            recovery,
+            priority: raw.priority.unwrap_or(0),
+        }),
         _ => Err(faults.0),
     }
 }

@@ -174,6 +174,7 @@ fn describe(found: Unexpected<'_>) -> String {
 fn plain(wanted: &str) -> String {
     match wanted {
         "u32" => format!("a whole number from 0 to {}", u32::MAX),
+        "i32" => format!("a whole number from {} to {}", i32::MIN, i32::MAX),
         "u64" => format!("a whole number from 0 to {}", u64::MAX),
         "f64" => "a number".to_owned(),
         "a boolean" => "true or false".to_owned(),

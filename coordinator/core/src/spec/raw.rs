@@ -35,6 +35,10 @@ pub struct RawJob {
     /// What becomes of the run when a worker is lost. Default: it waits for another one, and goes on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery: Option<RawRecovery>,
+    /// Which job has its turn first where several wait: the one of the higher number, and of equal ones the
+    /// one that was submitted first. A job at work is not interrupted for another. Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i32>,
 }
 
 /// `data`: where tokens come from; one of `text`, `labelled`, `pairs` and `synthetic`.

@@ -59,7 +59,7 @@ const FLAG: Allowed = Words { words: "`true` or `false`", fit: &["true", "false"
 const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
 
 /// Beside this, keys have the rules of [`RULES`].
-const ALLOWED: [(&str, Allowed); 53] = [
+const ALLOWED: [(&str, Allowed); 54] = [
     (
         "name",
         Words {
@@ -194,6 +194,14 @@ const ALLOWED: [(&str, Allowed); 53] = [
         },
     ),
     ("recovery.buddy", FLAG),
+    (
+        "priority",
+        Words {
+            words: "-2147483648 to 2147483647",
+            fit: &["-2147483648", "0", "2147483647"],
+            unfit: &["-2147483649", "2147483648", "0.5", "high"],
+        },
+    ),
 ];
 
 fn allowed(path: &str) -> Option<&'static Allowed> {
@@ -285,7 +293,7 @@ impl Key {
     fn type_word(&self) -> &'static str {
         match self.ty.as_str() {
             "String" => "text",
-            "u32" | "u64" => "whole number",
+            "u32" | "u64" | "i32" => "whole number",
             "f64" => "number",
             "[f64; 2]" => "two numbers",
             "bool" => "true or false",

@@ -52,6 +52,7 @@ fn unchecked(job: &JobSpec) -> RawJob {
         layout: Some(layout(job)),
         checkpoint: Some(checkpoint),
         recovery: Some(RawRecovery { on_loss: Some(job.recovery.on_loss), buddy: Some(job.recovery.buddy) }),
+        priority: Some(job.priority),
     }
 }
 

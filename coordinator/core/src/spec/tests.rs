@@ -108,6 +108,7 @@ fn a_least_job_gets_every_default() {
         recovery:
           on_loss: wait
           buddy: false
+        priority: 0
     "#]]
     .assert_eq(&resolved_yaml(&job).unwrap());
 }
@@ -147,7 +148,7 @@ fn the_first_fault_of_shape_is_told() {
         unknown key:
           job.yaml:5:3: model.haeds: is not a known key; did you mean `heads`? (known here: preset, architecture, layers, encoder_layers, dim, heads, kv_heads, head_dim, ffn, vocab, positions, rope_theta, rope_scaling, max_positions, position_offset, relative_buckets, relative_max_distance, norm, norm_placement, norm_eps, activation, biases, attention, attention_scale, embedding_dim, token_types, embedding_norm, embedding_scaled, head, classes, logit_scale, tied_embeddings, layer_groups)
         unknown and unlike:
-          job.yaml:2:1: xyzzy: is not a known key (known here: name, model, data, train, layout, checkpoint, recovery)
+          job.yaml:2:1: xyzzy: is not a known key (known here: name, model, data, train, layout, checkpoint, recovery, priority)
         missing key:
           job.yaml:2:1: model.heads: is missing; it has no default
         missing section:
@@ -187,7 +188,7 @@ fn broken_yaml_is_told_with_its_place() {
     let told = texts.map(|text| format!("{text:?}:\n  {}\n", refusal(text, &[])));
     expect![[r#"
         "":
-          job.yaml: found nothing; must be a map with keys such as name, model, data, train, layout, checkpoint, recovery
+          job.yaml: found nothing; must be a map with keys such as name, model, data, train, layout, checkpoint, recovery, priority
         "name: [a, b":
           job.yaml:2:1: cannot be read: did not find expected ',' or ']', while parsing a flow sequence at line 1 column 7
         "name: x\nmodel:\n\tlayers: 1\n":

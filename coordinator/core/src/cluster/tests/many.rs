@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use coxswain_types::ids::Generation;
+use coxswain_types::ids::{Generation, WorkerId};
 use proptest::prelude::*;
 
 use super::story::tell_to;
@@ -10,10 +10,10 @@ use crate::cluster::{Cluster, Entry};
 
 /// A line that may come at any time.
 fn line() -> impl Strategy<Value = String> {
-    let worker = prop::sample::select(vec!["w0", "w1", "w1'", "w2", "w3*"]);
+    let worker = prop::sample::select(vec!["w0", "w1", "w1'", "w2", "w3*", "w4", "w5"]);
     let phase = prop::sample::select(vec!["idle", "preparing", "running", "done"]);
     prop_oneof![
-        6 => (worker.clone(), 0u64..4, phase, 0u64..5, 0u64..5).prop_map(|(worker, generation, phase, saved, published)| {
+        6 => (worker.clone(), 0u64..5, phase, 0u64..5, 0u64..5).prop_map(|(worker, generation, phase, saved, published)| {
             let mut line = format!("{worker} g{generation} {phase} reports=1..{saved}");
             if saved > 0 {
                 line.push_str(&format!(" saved={saved}"));
@@ -37,26 +37,35 @@ fn check(journal: &[Entry]) {
     let mut newest = Generation(0);
     let mut ended: BTreeMap<&str, u32> = BTreeMap::new();
     let mut committed = BTreeMap::new();
+    // The workers of each job's generation at work.
+    let mut at_work: BTreeMap<&str, (Generation, Vec<&WorkerId>)> = BTreeMap::new();
     for entry in journal {
         match entry {
-            Entry::Formed { job, generation, .. } => {
+            Entry::Formed { job, generation, ranks, .. } => {
                 assert!(*generation > newest, "generations only grow");
                 assert!(!ended.contains_key(job.as_str()), "what is over does not start again");
                 newest = *generation;
+                assert_eq!(ranks.len(), 2, "all or none");
+                let workers: Vec<_> = ranks.iter().map(|rank| &rank.worker).collect();
+                let busy =
+                    at_work.values().flat_map(|(_, workers)| workers).any(|busy| workers.contains(busy));
+                assert!(!busy, "a worker has one place");
+                assert_eq!(at_work.insert(job, (*generation, workers)), None);
             }
             Entry::Committed { job, generation, step, files } => {
-                assert_eq!(*generation, newest);
+                assert_eq!(*generation, at_work[job.as_str()].0);
                 assert_eq!(files.len(), 2, "a commit holds the files of all ranks");
-                assert!(!ended.contains_key(job.as_str()));
                 committed.insert(job.as_str(), *step);
             }
             Entry::Published { job, checkpoint } => {
                 assert_eq!(committed.get(job.as_str()), Some(&checkpoint.step), "committed before published");
             }
-            Entry::Ended { job, .. } => *ended.entry(job).or_default() += 1,
+            Entry::Ended { job, .. } => {
+                at_work.remove(job.as_str());
+                *ended.entry(job).or_default() += 1;
+            }
             Entry::Interrupted { job, generation, .. } => {
-                assert_eq!(*generation, newest);
-                assert!(!ended.contains_key(job.as_str()));
+                assert_eq!(at_work.remove(job.as_str()).map(|(at_work, _)| at_work), Some(*generation));
             }
             Entry::Started { .. } | Entry::Submitted(_) => {}
         }
@@ -66,10 +75,10 @@ fn check(journal: &[Entry]) {
 
 proptest! {
     #[test]
-    fn whatever_happens_the_journal_makes_sense(lines in prop::collection::vec((0u64..900, line()), 0..120)) {
+    fn whatever_happens_the_journal_makes_sense(lines in prop::collection::vec((0u64..900, line()), 0..200)) {
         let mut cluster = Cluster::default();
         let mut journal = Vec::new();
-        for policy in ["", "wait", "wait"] {
+        for policy in ["", "wait", "wait priority=1"] {
             journal.extend(tell_to(&mut cluster, &format!("0 submit demo {policy} pp=2 steps=4")).1);
         }
         let mut now_ms = 0;

@@ -1,6 +1,7 @@
 //! What a cluster does, told as stories.
 
 mod many;
+mod queue;
 mod recovery;
 mod story;
 
@@ -254,15 +255,15 @@ fn a_cancelled_job_makes_room_for_the_next() {
         100 submit next steps=1
             record submitted next-2
             info: job next-2 is accepted
+            prepare next-2
         100 jobs
             demo-1 Running step 0: generation 1 of 2 workers
-            next-2 Queued step 0: waits for its turn
+            next-2 Preparing step 0: its tokens are being made ready
         200 cancel demo-1 the user pressed Ctrl-C
             record ended demo-1 Cancelled
             info: job demo-1 was cancelled: the user pressed Ctrl-C
             wake w0
             wake w1
-            prepare next-2
         200 desired w0
             g1 idle run_to 0 acknowledged 0
         210 w0 g1 idle
@@ -485,12 +486,12 @@ fn leaving_is_wanted_of_all_and_nothing_starts_any_more() {
         200 submit next steps=1
             record submitted next-2
             info: job next-2 is accepted
+            prepare next-2
         200 cancel demo-1 enough
             record ended demo-1 Cancelled
             info: job demo-1 was cancelled: enough
             wake w0
             wake w1
-            prepare next-2
         200 dismiss the run is over
             wake w0
             wake w1

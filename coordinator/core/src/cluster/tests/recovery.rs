@@ -64,9 +64,9 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
             info: worker w1 is gone: its connection closed
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
-            prepare demo-1
             wake w0
             wake w1
+            prepare demo-1
         200 desired w0
             g1 idle run_to 0 acknowledged 0
         210 w0 g1 cut-off: the peer closed the connection
@@ -87,9 +87,9 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
         410 w1' g2 leaving: it was asked to stop (SIGTERM)
             record interrupted demo-1 g2: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop (SIGTERM)
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop (SIGTERM); workers are gathered to go on from the newest checkpoint
-            prepare demo-1
             wake w0
             wake w1
+            prepare demo-1
         410 jobs
             demo-1 Preparing step 3: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop (SIGTERM)
     "#]].assert_eq(&print);
@@ -119,9 +119,9 @@ fn a_complaint_of_a_peer_is_no_end() {
         1700 tick
             record interrupted demo-1 g1: worker w0 (rank 0, stage 0, pid 100 on alpha) failed: no answer from rank 1
             warn: worker w0 (rank 0, stage 0, pid 100 on alpha) failed: no answer from rank 1; workers are gathered to go on from the newest checkpoint
-            prepare demo-1
             wake w0
             wake w1
+            prepare demo-1
         1700 w0 idle
         1700 w1 idle
         1710 prepared demo-1
@@ -199,6 +199,7 @@ fn a_coordinator_that_is_started_again_finds_its_run_at_work() {
             next-2 Queued step 0: waits for its turn
         0 tick
             record started 2
+            prepare next-2
         0 deadline
             Some(10000)
         500 w0 g1 running step=3 reports=3..3 saved=2
@@ -230,7 +231,6 @@ fn a_coordinator_that_is_started_again_finds_its_run_at_work() {
             info: job demo-1 is done: step 4 is taken and its checkpoint can be read
             wake w0
             wake w1
-            prepare next-2
         900 jobs
             demo-1 Ended(Done) step 4: step 4 is taken and its checkpoint can be read
             next-2 Preparing step 0: its tokens are being made ready
@@ -267,9 +267,9 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
         10000 tick
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) did not come back within 10 s after the coordinator was started again
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) did not come back within 10 s after the coordinator was started again; workers are gathered to go on from the newest checkpoint
-            prepare demo-1
             wake w0
             wake w1
+            prepare demo-1
         100 w0 g1 running step=3 reports=3..3
             record started 2
             info: worker w0 is here (pid 100 on alpha, cpu)
@@ -281,9 +281,9 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
             wake w1
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again; workers are gathered to go on from the newest checkpoint
-            prepare demo-1
             wake w0
             wake w1
+            prepare demo-1
         100 w0 g1 running step=3 reports=3..3
             record started 2
             info: worker w0 is here (pid 100 on alpha, cpu)
@@ -295,9 +295,9 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
             wake w1
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again; workers are gathered to go on from the newest checkpoint
-            prepare demo-1
             wake w0
             wake w1
+            prepare demo-1
         100 w1' idle
             record started 2
             info: worker w1 is here (pid 101 on alpha, cpu)

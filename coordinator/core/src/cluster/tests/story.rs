@@ -73,6 +73,7 @@ fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         actions: Vec::new(),
         checkpoint: CheckpointSpec { every: 2, keep: 2 },
         recovery: RecoverySpec { on_loss: OnLoss::Fail, buddy: false },
+        priority: 0,
     }
 }
 
@@ -184,6 +185,7 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
             if words.contains(&"wait") {
                 spec.recovery.on_loss = OnLoss::Wait;
             }
+            spec.priority = value(words, "priority").map_or(0, |text| text.parse().unwrap());
             // Each job has a folder of its own.
             let directory = format!("/runs/{}", cluster.jobs().len());
             let job = cluster.next_job(words[0], &directory).unwrap();

@@ -79,6 +79,7 @@ fn whole() -> RawJob {
         }),
         checkpoint: Some(RawCheckpoint { every: Some(0), keep: Some(0) }),
         recovery: Some(RawRecovery { on_loss: Some(OnLoss::Wait), buddy: Some(false) }),
+        priority: Some(0),
     }
 }
 

@@ -1,0 +1,150 @@
+//! The workers that wait for work, and for whom: a view of the members while one decision is made.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use coxswain_types::ids::WorkerId;
+use coxswain_types::status::{Phase, WorkerInfo};
+
+use super::Cluster;
+
+/// Idle workers. Those that a job keeps leave the hall while jobs behind it are looked at.
+pub(super) struct Hall<'a> {
+    cluster: &'a Cluster,
+    /// Who has nothing to do, and the index of the job that keeps it.
+    idle: Vec<(&'a WorkerInfo, Option<usize>)>,
+    /// Which job each worker belonged to whose job is interrupted.
+    had: BTreeMap<&'a WorkerId, usize>,
+}
+
+impl<'a> Hall<'a> {
+    pub(super) fn new(cluster: &'a Cluster) -> Hall<'a> {
+        let jobs = cluster.jobs.iter().enumerate().filter(|(_, job)| job.recovers());
+        let had = jobs.flat_map(|(index, job)| job.formed.iter().map(move |rank| (&rank.worker, index)));
+        let idle = cluster.members.iter().filter(|member| member.status.phase == Phase::Idle);
+        let idle = idle.map(|member| &member.status.info);
+        let idle = idle.filter(|info| !info.runtime.is_empty() && cluster.run_of(&info.id).is_none());
+        Hall { cluster, idle: idle.map(|info| (info, None)).collect(), had: had.collect() }
+    }
+
+    /// Whether the job may have this worker: an interrupted one of at least its own priority goes before.
+    fn may_have(&self, job: usize, worker: &WorkerId) -> bool {
+        let priority = |index: usize| self.cluster.jobs[index].priority();
+        self.had.get(worker).is_none_or(|&other| other == job || priority(other) < priority(job))
+    }
+
+    /// The idle workers that the job may have.
+    fn open_to(&self, job: usize) -> Vec<&'a WorkerInfo> {
+        let free = self.idle.iter().filter(|(_, keeper)| keeper.is_none());
+        free.map(|(info, _)| *info).filter(|info| self.may_have(job, &info.id)).collect()
+    }
+
+    /// Keeps for a job that waits what jobs behind it could take.
+    pub(super) fn keep(&mut self, job: usize) {
+        let kept = |hall: &Hall<'_>, info: &WorkerInfo| hall.may_have(job, &info.id);
+        let keep: Vec<_> = self.idle.iter().map(|(info, _)| kept(self, info)).collect();
+        for ((_, keeper), keep) in self.idle.iter_mut().zip(keep) {
+            if keep && keeper.is_none() {
+                *keeper = Some(job);
+            }
+        }
+    }
+
+    /// As many workers as the job's layout needs that compute alike, in the order in which they take ranks,
+    /// or why there are none. Those that the job had go first, for they hold what it can go on from, and
+    /// those that another job had go last.
+    pub(super) fn choose(&self, index: usize) -> Result<Vec<WorkerInfo>, String> {
+        let job = &self.cluster.jobs[index];
+        let world = job.submission.spec.layout.world() as usize;
+        let open = self.open_to(index);
+        let mut alike: BTreeMap<(&str, &str), Vec<&WorkerInfo>> = BTreeMap::new();
+        for &info in &open {
+            alike.entry((kind_of(&info.device), &info.runtime)).or_default().push(info);
+        }
+        // The largest group; of equal ones the first, since max_by_key would take the last.
+        let best = alike.values().rev().max_by_key(|group| group.len());
+        match best {
+            Some(group) if group.len() >= world => {
+                let mut group = group.clone();
+                let wanted = |info: &WorkerInfo| (!job.had(&info.id), self.had.contains_key(&info.id));
+                group.sort_by_key(|info| (wanted(info), natural(&info.host), natural(&info.id.0)));
+                group.truncate(world);
+                group.sort_by_key(|info| (natural(&info.host), natural(&info.id.0)));
+                Ok(group.into_iter().cloned().collect())
+            }
+            _ if open.len() >= world => {
+                let groups: Vec<_> = alike
+                    .iter()
+                    .map(|((kind, runtime), group)| format!("{} with {kind}, {runtime}", group.len()))
+                    .collect();
+                Err(format!(
+                    "waiting for {world} workers that compute alike: idle are {}; ranks of one generation must \
+                     have the same kind of device and the same libtorch",
+                    groups.join("; ")
+                ))
+            }
+            _ => Err(self.missing(index, &open, world)),
+        }
+    }
+
+    /// How many are missing, and where those are that the job cannot have.
+    fn missing(&self, job: usize, open: &[&WorkerInfo], world: usize) -> String {
+        let mut elsewhere: BTreeMap<String, usize> = BTreeMap::new();
+        let here: BTreeSet<_> = open.iter().map(|info| &info.id).collect();
+        for info in self.cluster.members.iter().map(|member| &member.status.info) {
+            if !here.contains(&info.id) {
+                *elsewhere.entry(self.whereabouts(job, info)).or_default() += 1;
+            }
+        }
+        let elsewhere: Vec<_> = elsewhere.iter().map(|(place, count)| format!("{count} {place}")).collect();
+        let workers = if world == 1 { "worker" } else { "workers" };
+        let missing = format!("waiting for {} of {world} {workers}", world - open.len());
+        if elsewhere.is_empty() { missing } else { format!("{missing} (here: {})", elsewhere.join(", ")) }
+    }
+
+    fn whereabouts(&self, job: usize, info: &WorkerInfo) -> String {
+        let name = |index: usize| self.cluster.jobs[index].id();
+        if let Some(run) = self.cluster.run_of(&info.id) {
+            return format!("at work for {}", run.job);
+        }
+        match self.idle.iter().find(|(idle, _)| idle.id == info.id) {
+            Some((_, Some(keeper))) => format!("kept for {}", name(*keeper)),
+            Some(_) => {
+                let keeper = self.had.get(&info.id).copied().unwrap_or(job);
+                format!("kept for {}", name(keeper))
+            }
+            None if info.runtime.is_empty() => "with an unknown libtorch".to_owned(),
+            None => "not idle yet".to_owned(),
+        }
+    }
+}
+
+fn kind_of(device: &str) -> &str {
+    device.split(':').next().unwrap_or(device)
+}
+
+/// A key under which `worker-10` comes after `worker-2`.
+fn natural(text: &str) -> Vec<(String, u64)> {
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let (word, tail) = rest.split_at(digits);
+        let end = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
+        let (number, tail) = tail.split_at(end);
+        parts.push((word.to_owned(), number.parse().unwrap_or(u64::MAX)));
+        rest = tail;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::natural;
+
+    #[test]
+    fn numbers_in_names_count_as_numbers() {
+        let mut names = ["worker-10", "worker-2", "w", "worker-2b", "alpha1", ""];
+        names.sort_by_key(|name| natural(name));
+        assert_eq!(names, ["", "alpha1", "w", "worker-2", "worker-2b", "worker-10"]);
+    }
+}

@@ -1,0 +1,132 @@
+//! A job as the coordinator knows it, and how far it has come.
+
+use std::collections::BTreeMap;
+
+use coxswain_types::ids::{Generation, Step, WorkerId};
+use coxswain_types::status::{Publish, Published, StepReport};
+
+use super::event::{FormedRank, Prepared, Submission};
+use super::summary::{JobState, JobSummary};
+
+/// How many steps are remembered to compare them when they are taken again; 24 bytes each.
+const MAX_TAKEN: usize = 100_000;
+
+/// A job and how far it has come.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub(super) submission: Submission,
+    pub(super) state: JobState,
+    pub(super) reason: String,
+    pub(super) generation: Generation,
+    /// The last step that is recorded.
+    pub(super) step: Step,
+    pub(super) checkpoint: Option<Published>,
+    pub(super) prepared: Option<Prepared>,
+    /// Threads of each rank, once a generation has run.
+    pub(super) threads: Option<u32>,
+    /// Why its last generation is no more.
+    pub(super) interruption: Option<String>,
+    /// The newest generation, as the journal has it.
+    pub(super) formed: Vec<FormedRank>,
+    /// What that generation committed and has not yet published.
+    pub(super) committed: Option<Publish>,
+    /// Interruptions since the last new step.
+    pub(super) setbacks: u32,
+    /// The bits of loss and gradient norm of steps that may be taken again.
+    pub(super) taken: BTreeMap<u64, (u64, u64)>,
+}
+
+impl Job {
+    /// A job that nobody has looked at yet.
+    pub(super) fn new(submission: Submission) -> Job {
+        Job {
+            submission,
+            state: JobState::Queued,
+            reason: "waits for its turn".to_owned(),
+            generation: Generation(0),
+            step: Step(0),
+            checkpoint: None,
+            prepared: None,
+            threads: None,
+            interruption: None,
+            formed: Vec::new(),
+            committed: None,
+            setbacks: 0,
+            taken: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.submission.job
+    }
+
+    pub(super) fn steps(&self) -> Step {
+        Step(self.submission.spec.train.steps)
+    }
+
+    pub(super) fn priority(&self) -> i32 {
+        self.submission.spec.priority
+    }
+
+    pub(super) fn enter(&mut self, state: JobState, reason: impl Into<String>) {
+        self.state = state;
+        self.reason = reason.into();
+    }
+
+    /// Whether it waits for workers, or for what comes before that.
+    pub(super) fn waits(&self) -> bool {
+        matches!(self.state, JobState::Queued | JobState::Preparing | JobState::Gathering)
+    }
+
+    /// Whether it has been at work and shall be again.
+    pub(super) fn recovers(&self) -> bool {
+        self.waits() && self.generation > Generation(0)
+    }
+
+    /// Whether this worker was in its newest generation, by whichever process now.
+    pub(super) fn had(&self, worker: &WorkerId) -> bool {
+        self.formed.iter().any(|rank| rank.worker == *worker)
+    }
+
+    /// Compares a step that is taken again with what it gave before; `Err` says how they differ.
+    pub(super) fn remember(&mut self, report: &StepReport) -> Result<(), String> {
+        let bits = (report.loss.to_bits(), report.grad_norm.to_bits());
+        let before = self.taken.insert(report.step, bits);
+        if self.taken.len() > MAX_TAKEN {
+            self.taken.pop_first();
+        }
+        match before {
+            None => self.setbacks = 0,
+            // What is not finite has many forms.
+            Some(before) if before == bits || !report.loss.is_finite() => {}
+            Some((loss, norm)) => {
+                return Err(format!(
+                    "step {} was taken again after an interruption and gave the loss {} and the gradient norm {} in \
+                     place of {} and {}: a machine computes wrong, or this is a fault of ours; please report it",
+                    report.step,
+                    report.loss,
+                    report.grad_norm,
+                    f64::from_bits(loss),
+                    f64::from_bits(norm),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn summary(&self) -> JobSummary {
+        JobSummary {
+            job: self.id().to_owned(),
+            name: self.submission.spec.name.clone(),
+            priority: self.priority(),
+            state: self.state,
+            reason: self.reason.clone(),
+            generation: self.generation,
+            step: self.step,
+            steps: self.steps().0,
+            directory: self.submission.directory.clone(),
+            workers: self.submission.spec.layout.world(),
+            checkpoint: self.checkpoint.clone(),
+        }
+    }
+}

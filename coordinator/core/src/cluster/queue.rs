@@ -1,0 +1,101 @@
+//! Whose turn it is. Jobs wait in the order of their priorities, of equal ones a job that was at work
+//! already before one that was not, and then in the order of submission. A job gets all of its workers or
+//! none. One that waits for workers keeps what there is from those behind it, so none waits for ever.
+//!
+//! A job that was interrupted keeps the workers that it has left, unless one of a higher priority needs
+//! them. Nothing that runs is interrupted for another job.
+
+use std::cmp::Reverse;
+
+use coxswain_types::status::WorkerInfo;
+
+use super::Cluster;
+use super::event::Effect;
+use super::hall::Hall;
+use super::summary::JobState;
+
+/// What a job can do now.
+enum Turn {
+    /// Its tokens can be made ready.
+    Prepare(usize),
+    /// A generation of it can be formed.
+    Form(usize, Vec<WorkerInfo>),
+}
+
+impl Cluster {
+    /// Whatever can go on without waiting for anyone does so. Each turn takes a job on by a state, and a
+    /// state comes back with an event only, so this ends.
+    pub(super) fn advance_queue(&mut self, out: &mut Vec<Effect>) {
+        while self.dismissed.is_none() {
+            let (reasons, turn) = self.next_turn();
+            for (index, reason) in reasons {
+                self.jobs[index].reason = reason;
+            }
+            match turn {
+                None => return,
+                Some(Turn::Prepare(index)) => {
+                    let job = &mut self.jobs[index];
+                    if !job.recovers() {
+                        job.reason = "its tokens are being made ready".to_owned();
+                    }
+                    job.state = JobState::Preparing;
+                    out.push(Effect::Prepare { job: job.id().to_owned() });
+                }
+                Some(Turn::Form(index, workers)) => self.form(index, &workers, out),
+            }
+        }
+    }
+
+    /// The jobs that wait, in the order in which they have their turn.
+    fn waiting(&self) -> Vec<usize> {
+        let mut waiting: Vec<_> = (0..self.jobs.len()).filter(|&index| self.jobs[index].waits()).collect();
+        waiting.sort_by_key(|&index| {
+            let job = &self.jobs[index];
+            (Reverse(job.priority()), !job.recovers(), index)
+        });
+        waiting
+    }
+
+    /// The first job in the queue that can go on, and why those before it wait.
+    fn next_turn(&self) -> (Vec<(usize, String)>, Option<Turn>) {
+        let mut reasons = Vec::new();
+        let waiting = self.waiting();
+        // Most of the time nobody waits, and looking at all workers is not free.
+        if waiting.is_empty() {
+            return (reasons, None);
+        }
+        let mut hall = Hall::new(self);
+        // The tokens of one new job are made ready at a time: it takes a machine's cores.
+        let preparing = waiting.iter().map(|&index| &self.jobs[index]);
+        let preparing = preparing.clone().find(|job| job.state == JobState::Preparing && !job.recovers());
+        let mut first: Option<&str> = None;
+        for index in waiting {
+            let job = &self.jobs[index];
+            match (job.state, first, preparing) {
+                (JobState::Queued, _, _) if job.recovers() => return (reasons, Some(Turn::Prepare(index))),
+                (JobState::Queued, None, None) => return (reasons, Some(Turn::Prepare(index))),
+                (JobState::Queued, Some(first), _) => reasons.push((index, format!("waits behind {first}"))),
+                (JobState::Queued, None, Some(other)) => {
+                    reasons.push((index, format!("waits until the tokens of {} are ready", other.id())));
+                }
+                (JobState::Gathering, first, _) => match hall.choose(index) {
+                    Ok(workers) => return (reasons, Some(Turn::Form(index, workers))),
+                    Err(mut reason) => {
+                        if let Some(cause) = &job.interruption {
+                            reason.push_str(&format!(", since {cause}"));
+                        }
+                        if let Some(first) = first {
+                            reason.push_str(&format!("; {first} waits too and is served first"));
+                        }
+                        reasons.push((index, reason));
+                    }
+                },
+                _ => {}
+            }
+            hall.keep(index);
+            first = first.or(Some(job.id()));
+        }
+        reasons.retain(|(index, reason)| self.jobs[*index].reason != *reason);
+        (reasons, None)
+    }
+}

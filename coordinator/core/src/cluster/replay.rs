@@ -1,0 +1,69 @@
+//! What a restart makes of the journal.
+
+use coxswain_types::status::Publish;
+
+use super::Cluster;
+use super::event::{Entry, Submission};
+use super::job::Job;
+use super::run::Run;
+use super::summary::JobState;
+
+impl Cluster {
+    /// The state after `entries`, as a restart finds it. A generation that was at work goes on when all
+    /// of its workers are back within [`RETURN_MS`](super::RETURN_MS) of a clock that starts at zero.
+    pub fn replay(entries: impl IntoIterator<Item = Entry>) -> Cluster {
+        let mut cluster = Cluster::default();
+        entries.into_iter().for_each(|entry| cluster.apply(entry));
+        let at_work = cluster.jobs.iter().filter(|job| job.state == JobState::Running);
+        cluster.runs = at_work.map(Run::orphaned).collect();
+        cluster
+    }
+
+    fn apply(&mut self, entry: Entry) {
+        match entry {
+            Entry::Started { epoch } => self.revisions.passed(epoch),
+            Entry::Submitted(submission) => self.enqueue(*submission),
+            Entry::Formed { job, generation, from, threads, ranks } => {
+                self.generation = self.generation.max(generation);
+                if let Some(job) = self.job_mut(&job) {
+                    job.threads = Some(threads);
+                    let reason = format!("generation {generation} of {} workers", ranks.len());
+                    job.enter(JobState::Running, reason);
+                    job.formed = ranks;
+                    job.committed = None;
+                    job.generation = generation;
+                    job.step = from;
+                }
+            }
+            Entry::Interrupted { job, reason, .. } => {
+                if let Some(job) = self.job_mut(&job) {
+                    job.enter(JobState::Queued, reason.clone());
+                    job.interruption = Some(reason);
+                }
+            }
+            Entry::Committed { job, step, files, .. } => {
+                if let Some(job) = self.job_mut(&job) {
+                    job.committed = Some(Publish { step, files });
+                }
+            }
+            Entry::Published { job, checkpoint } => {
+                if let Some(job) = self.job_mut(&job) {
+                    job.committed = None;
+                    job.step = checkpoint.step;
+                    job.checkpoint = Some(checkpoint);
+                }
+            }
+            Entry::Ended { job, ending, reason } => {
+                if let Some(job) = self.job_mut(&job) {
+                    job.enter(JobState::Ended(ending), reason);
+                }
+                self.forget();
+            }
+        }
+    }
+
+    pub(super) fn enqueue(&mut self, submission: Submission) {
+        self.submitted += 1;
+        self.jobs.push(Job::new(submission));
+    }
+}

@@ -1,0 +1,313 @@
+//! Several jobs share a cluster.
+
+use expect_test::expect;
+
+use super::story::tell;
+
+#[test]
+fn two_jobs_run_side_by_side_on_workers_of_their_own() {
+    let print = tell(
+        "0 submit a wait pp=2 steps=4
+         0 prepared a-1
+         0 submit b wait steps=4
+         0 w0 idle
+         0 w1 idle
+         0 prepared b-2
+         0 jobs
+         0 w2 idle
+         100 w0 g1 running step=1 reports=1..1
+         100 w2 g2 running step=2 reports=1..2 saved=2
+         110 w2 g2 running step=2 published=2
+         200 lost w1 its connection closed
+         200 prepared a-1
+         200 jobs
+         300 w2 g2 running step=4 reports=3..4 saved=4
+         310 w2 g2 done step=4 published=4
+         320 w0 idle
+         320 w2 idle
+         320 jobs",
+    );
+    expect![[r#"
+        0 submit a wait pp=2 steps=4
+            record started 1
+            record submitted a-1
+            info: job a-1 is accepted
+            prepare a-1
+        0 prepared a-1
+        0 submit b wait steps=4
+            record submitted b-2
+            info: job b-2 is accepted
+        0 w0 idle
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
+        0 w1 idle
+            info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
+            record formed a-1 g1 [w0 w1] threads 1 from 0
+            info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
+            wake w0
+            wake w1
+            prepare b-2
+        0 prepared b-2
+        0 jobs
+            a-1 Running step 0: generation 1 of 2 workers
+            b-2 Gathering step 0: waiting for 1 of 1 worker (here: 2 at work for a-1)
+        0 w2 idle
+            info: worker w2 is here (pid 102 on alpha, cpu)
+            wake w2
+            record formed b-2 g2 [w2] threads 2 from 0
+            info: runs from the start on w2 with 2 threads each (the cores of each machine over its workers)
+            wake w2
+        100 w0 g1 running step=1 reports=1..1
+            report a-1 step 1
+            wake w0
+        100 w2 g2 running step=2 reports=1..2 saved=2
+            report b-2 step 1
+            report b-2 step 2
+            wake w2
+            record committed b-2 step 2 [w2-2]
+            wake w2
+        110 w2 g2 running step=2 published=2
+            record published b-2 step 2 m2
+            info: the checkpoint of step 2 can be read
+            prune b-2 to 2
+            wake w2
+        200 lost w1 its connection closed
+            info: worker w1 is gone: its connection closed
+            record interrupted a-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
+            wake w0
+            wake w1
+            prepare a-1
+        200 prepared a-1
+        200 jobs
+            a-1 Gathering step 0: waiting for 2 of 2 workers (here: 1 at work for b-2, 1 not idle yet), since worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
+            b-2 Running step 2: generation 2 of 1 workers
+        300 w2 g2 running step=4 reports=3..4 saved=4
+            report b-2 step 3
+            report b-2 step 4
+            wake w2
+            record committed b-2 step 4 [w2-4]
+            wake w2
+        310 w2 g2 done step=4 published=4
+            record published b-2 step 4 m4
+            info: the checkpoint of step 4 can be read
+            prune b-2 to 2
+            wake w2
+            record ended b-2 Done
+            info: job b-2 is done: step 4 is taken and its checkpoint can be read
+            wake w2
+        320 w0 idle
+        320 w2 idle
+            record formed a-1 g3 [w0 w2] threads 1 from 0
+            info: runs from the start on w0, w2 with 1 thread each (as before)
+            wake w0
+            wake w2
+        320 jobs
+            a-1 Running step 0: generation 3 of 2 workers
+            b-2 Ended(Done) step 4: step 4 is taken and its checkpoint can be read
+    "#]].assert_eq(&print);
+}
+
+#[test]
+fn a_job_that_waits_keeps_what_there_is_from_those_behind_it() {
+    let print = tell(
+        "0 submit large pp=3 steps=4
+         0 prepared large-1
+         0 submit small steps=4
+         0 submit urgent priority=5 pp=2 steps=4
+         0 w0 idle
+         0 jobs
+         10 prepared urgent-3
+         10 jobs
+         20 w1 idle
+         20 jobs
+         30 w2 idle
+         40 w3 idle
+         50 jobs
+         60 cancel urgent-3 enough
+         70 w0 idle
+         80 prepared small-2
+         90 w1 idle
+         90 jobs",
+    );
+    expect![[r#"
+        0 submit large pp=3 steps=4
+            record started 1
+            record submitted large-1
+            info: job large-1 is accepted
+            prepare large-1
+        0 prepared large-1
+        0 submit small steps=4
+            record submitted small-2
+            info: job small-2 is accepted
+        0 submit urgent priority=5 pp=2 steps=4
+            record submitted urgent-3
+            info: job urgent-3 is accepted
+            prepare urgent-3
+        0 w0 idle
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
+        0 jobs
+            large-1 Gathering step 0: waiting for 3 of 3 workers (here: 1 kept for urgent-3); urgent-3 waits too and is served first
+            small-2 Queued step 0: waits behind urgent-3
+            urgent-3 Preparing step 0: its tokens are being made ready
+        10 prepared urgent-3
+        10 jobs
+            large-1 Gathering step 0: waiting for 3 of 3 workers (here: 1 kept for urgent-3); urgent-3 waits too and is served first
+            small-2 Queued step 0: waits behind urgent-3
+            urgent-3 Gathering step 0: waiting for 1 of 2 workers
+        20 w1 idle
+            info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
+            record formed urgent-3 g1 [w0 w1] threads 1 from 0
+            info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
+            wake w0
+            wake w1
+        20 jobs
+            large-1 Gathering step 0: waiting for 3 of 3 workers (here: 2 at work for urgent-3)
+            small-2 Queued step 0: waits behind large-1
+            urgent-3 Running step 0: generation 1 of 2 workers
+        30 w2 idle
+            info: worker w2 is here (pid 102 on alpha, cpu)
+            wake w2
+        40 w3 idle
+            info: worker w3 is here (pid 103 on alpha, cpu)
+            wake w3
+        50 jobs
+            large-1 Gathering step 0: waiting for 1 of 3 workers (here: 2 at work for urgent-3)
+            small-2 Queued step 0: waits behind large-1
+            urgent-3 Running step 0: generation 1 of 2 workers
+        60 cancel urgent-3 enough
+            record ended urgent-3 Cancelled
+            info: job urgent-3 was cancelled: enough
+            wake w0
+            wake w1
+            record formed large-1 g2 [w0 w1 w2] threads 1 from 0
+            info: runs from the start on w0, w1, w2 with 1 thread each (the cores of each machine over its workers)
+            wake w0
+            wake w1
+            wake w2
+            prepare small-2
+        70 w0 idle
+            wake w0
+        80 prepared small-2
+            record formed small-2 g3 [w3] threads 2 from 0
+            info: runs from the start on w3 with 2 threads each (the cores of each machine over its workers)
+            wake w3
+        90 w1 idle
+            wake w1
+        90 jobs
+            large-1 Running step 0: generation 2 of 3 workers
+            small-2 Running step 0: generation 3 of 1 workers
+            urgent-3 Ended(Cancelled) step 0: enough
+    "#]].assert_eq(&print);
+}
+
+#[test]
+fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
+    let before = "0 submit a wait pp=2 steps=4
+         0 prepared a-1
+         0 w0 idle
+         0 w1 idle
+         0 submit b wait pp=2 steps=4
+         0 prepared b-2
+         0 w2 idle
+         0 w3 idle
+         100 lost w1 its connection closed
+         100 w0 idle
+         110 prepared a-1
+         120 lost w3 its connection closed
+         120 w2 idle
+         130 prepared b-2
+         130 jobs";
+    let after = "140 submit c steps=4
+         140 jobs
+         150 submit d priority=1 steps=4
+         150 prepared d-4
+         160 jobs
+         170 w4 idle
+         170 jobs";
+    expect![[r#"
+        0 submit a wait pp=2 steps=4
+            record started 1
+            record submitted a-1
+            info: job a-1 is accepted
+            prepare a-1
+        0 prepared a-1
+        0 w0 idle
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
+        0 w1 idle
+            info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
+            record formed a-1 g1 [w0 w1] threads 1 from 0
+            info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
+            wake w0
+            wake w1
+        0 submit b wait pp=2 steps=4
+            record submitted b-2
+            info: job b-2 is accepted
+            prepare b-2
+        0 prepared b-2
+        0 w2 idle
+            info: worker w2 is here (pid 102 on alpha, cpu)
+            wake w2
+        0 w3 idle
+            info: worker w3 is here (pid 103 on alpha, cpu)
+            wake w3
+            record formed b-2 g2 [w2 w3] threads 1 from 0
+            info: runs from the start on w2, w3 with 1 thread each (the cores of each machine over its workers)
+            wake w2
+            wake w3
+        100 lost w1 its connection closed
+            info: worker w1 is gone: its connection closed
+            record interrupted a-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
+            wake w0
+            wake w1
+            prepare a-1
+        100 w0 idle
+        110 prepared a-1
+        120 lost w3 its connection closed
+            info: worker w3 is gone: its connection closed
+            record interrupted b-2 g2: worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed
+            warn: worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
+            wake w2
+            wake w3
+            prepare b-2
+        120 w2 idle
+        130 prepared b-2
+        130 jobs
+            a-1 Gathering step 0: waiting for 1 of 2 workers (here: 1 kept for b-2), since worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
+            b-2 Gathering step 0: waiting for 1 of 2 workers (here: 1 kept for a-1), since worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed; a-1 waits too and is served first
+        140 submit c steps=4
+            record submitted c-3
+            info: job c-3 is accepted
+        140 jobs
+            a-1 Gathering step 0: waiting for 1 of 2 workers (here: 1 kept for b-2), since worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
+            b-2 Gathering step 0: waiting for 1 of 2 workers (here: 1 kept for a-1), since worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed; a-1 waits too and is served first
+            c-3 Queued step 0: waits behind a-1
+        150 submit d priority=1 steps=4
+            record submitted d-4
+            info: job d-4 is accepted
+            prepare d-4
+        150 prepared d-4
+            record formed d-4 g3 [w0] threads 2 from 0
+            info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
+            wake w0
+        160 jobs
+            a-1 Gathering step 0: waiting for 2 of 2 workers (here: 1 at work for d-4, 1 kept for b-2), since worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
+            b-2 Gathering step 0: waiting for 1 of 2 workers (here: 1 at work for d-4), since worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed; a-1 waits too and is served first
+            c-3 Queued step 0: waits behind a-1
+            d-4 Running step 0: generation 3 of 1 workers
+        170 w4 idle
+            info: worker w4 is here (pid 104 on alpha, cpu)
+            wake w4
+        170 jobs
+            a-1 Gathering step 0: waiting for 1 of 2 workers (here: 1 at work for d-4, 1 kept for b-2), since worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
+            b-2 Gathering step 0: waiting for 1 of 2 workers (here: 1 at work for d-4, 1 kept for a-1), since worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed; a-1 waits too and is served first
+            c-3 Queued step 0: waits behind a-1
+            d-4 Running step 0: generation 3 of 1 workers
+    "#]].assert_eq(&tell(&format!("{before}\n{after}")));
+}
