@@ -108,6 +108,16 @@ Exit codes:
     /// Cancel a job.
     #[command(after_help = EXIT_CODES)]
     Cancel(client::Cancel),
+    /// Take a worker out: its run goes on without it after the step that it takes, and its process ends.
+    #[command(after_help = "\
+Example:
+  coxswain drain gpu-7 --reason 'a new disk'
+
+Exit codes:
+  0  it will leave
+  1  failed
+  2  bad input, such as an unknown worker")]
+    Drain(client::Drain),
     /// Show who would do what, and start nothing.
     #[command(after_help = "\
 Example:
@@ -209,6 +219,7 @@ pub(crate) async fn run(command: Command) -> u8 {
         Command::Status(args) => client::status(args).await,
         Command::Watch(args) => client::watch(args).await,
         Command::Cancel(args) => client::cancel(args).await,
+        Command::Drain(args) => client::drain(args).await,
         Command::Plan(args) => local::plan(&args),
         Command::Verify(args) => verify::verify(args).await,
         Command::Generate(args) => local::generate(args).await,

@@ -1,4 +1,4 @@
-//! The commands that talk to a coordinator: `submit`, `status`, `watch`, `cancel`.
+//! The commands that talk to a coordinator: `submit`, `status`, `watch`, `cancel`, `drain`.
 
 use std::path::{Path, PathBuf};
 
@@ -38,6 +38,17 @@ pub(crate) struct Watch {
 pub(crate) struct Cancel {
     /// The job's id, as `submit` printed it.
     job: String,
+    #[command(flatten)]
+    coordinator: Coordinator,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Drain {
+    /// The worker's name, as `status` shows it.
+    worker: String,
+    /// Why, for the logs.
+    #[arg(long, value_name = "TEXT", default_value = "a user wants it out")]
+    reason: String,
     #[command(flatten)]
     coordinator: Coordinator,
 }
@@ -95,6 +106,14 @@ pub(crate) async fn cancel(args: Cancel) -> Result<(), Failure> {
     let request = wire::CancelRequest { job: args.job.clone(), reason: "a user cancelled it".to_owned() };
     jobs(&args.coordinator).await?.cancel(request).await.map_err(refused)?;
     eprintln!("{} is cancelled", args.job);
+    Ok(())
+}
+
+pub(crate) async fn drain(args: Drain) -> Result<(), Failure> {
+    let Drain { worker, reason, coordinator } = args;
+    let request = wire::DrainRequest { worker: worker.clone(), reason };
+    jobs(&coordinator).await?.drain(request).await.map_err(refused)?;
+    eprintln!("{worker} ends as soon as its place is empty; `coxswain status` shows it until then");
     Ok(())
 }
 

@@ -232,7 +232,10 @@ impl Driver {
             Entry::Started { .. }
             | Entry::Submitted(_)
             | Entry::Committed { .. }
-            | Entry::Interrupted { .. } => {}
+            | Entry::Interrupted { .. }
+            | Entry::Stopping { .. }
+            | Entry::Regrouped { .. }
+            | Entry::Drained { .. } => {}
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{self, Event};
 use coxswain_proto::{cluster_server, jobs_server, limits, wire};
-use coxswain_types::Generation;
+use coxswain_types::ids::{Generation, WorkerId};
 use coxswain_types::status::{Desired, WorkerStatus};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -218,6 +218,22 @@ impl wire::jobs_server::Jobs for JobsService {
         }
         self.handle.happened(Event::Cancelled { job, reason }).await.map_err(ending)?;
         Ok(Response::new(wire::CancelReply {}))
+    }
+
+    async fn drain(
+        &self,
+        request: Request<wire::DrainRequest>,
+    ) -> Result<Response<wire::DrainReply>, Status> {
+        let wire::DrainRequest { worker, reason } = request.into_inner();
+        let (_, workers) = self.handle.list().await.map_err(ending)?;
+        let worker = WorkerId(worker);
+        if !workers.iter().any(|here| here.info.id == worker) {
+            return Err(Status::not_found(format!(
+                "there is no worker {worker}; `coxswain status` lists those that are here"
+            )));
+        }
+        self.handle.happened(Event::Drain { worker, reason }).await.map_err(ending)?;
+        Ok(Response::new(wire::DrainReply {}))
     }
 
     async fn watch(

@@ -22,6 +22,8 @@ pub(crate) struct Faults {
     pub(crate) fails_at: Option<u64>,
     /// It falls silent before this step.
     pub(crate) stalls_at: Option<u64>,
+    /// It asks for its place to be taken before this step.
+    pub(crate) leaves_at: Option<u64>,
 }
 
 /// How long a step takes.
@@ -31,7 +33,12 @@ struct Worker {
     client: wire::cluster_client::ClusterClient<Channel>,
     status: WorkerStatus,
     assignment: Option<Assignment>,
-    run_to: Step,
+    /// What was wanted of the run: the number of each wish and its last step.
+    wishes: Vec<(u64, Step)>,
+    /// The step that it has voted for.
+    voted: Step,
+    /// Whether ranks agreed that the step taken is the last one.
+    last: bool,
 }
 
 /// Works until it is told to leave; returns the reason, or what ended it.
@@ -60,13 +67,16 @@ pub(crate) async fn work(url: &str, name: &str, faults: Faults) -> Result<String
                 if next.is_some() && next == faults.dies_at {
                     return Err("it died".to_owned());
                 }
+                if next.is_some() && next == faults.leaves_at {
+                    worker.status.leaving = Some("it was asked to stop".to_owned());
+                }
                 if next.is_some() && next == faults.stalls_at {
                     std::future::pending::<()>().await;
                 }
                 if next.is_some() && next == faults.fails_at {
                     worker.status.phase = Phase::Failed { message: "the disk is full".to_owned(), fault: Fault::Own };
                 }
-                worker.step();
+                worker.step().await;
             }
         }
     }
@@ -97,26 +107,30 @@ impl Worker {
             activity: None,
             pace: None,
         };
-        Worker { client, status, assignment: None, run_to: Step(0) }
+        Worker { client, status, assignment: None, wishes: vec![], voted: Step(0), last: false }
     }
 
     async fn follow(&mut self, wanted: Desired) -> Result<(), String> {
         let status = &mut self.status;
-        self.run_to = wanted.run_to;
+        if self.wishes.last().is_none_or(|(revision, _)| *revision < wanted.revision) {
+            self.wishes.push((wanted.revision, wanted.run_to));
+        }
         if wanted.assignment_digest.is_none() {
             *status = Worker::new(self.client.clone(), &status.info.id.0).status;
             status.generation = wanted.generation;
-            self.assignment = None;
+            (self.assignment, self.wishes, self.last) = (None, vec![], false);
             return Ok(());
         }
         if let Some(text) = wanted.assignment
             && status.assignment_digest != wanted.assignment_digest
         {
             let assignment: Assignment = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+            (self.wishes, self.last) = (vec![(wanted.revision, wanted.run_to)], false);
             status.generation = wanted.generation;
             status.assignment_digest = wanted.assignment_digest;
             status.phase = Phase::Running;
             status.step = assignment.resume.as_ref().map_or(Step(0), |resume| resume.step);
+            self.voted = status.step;
             if let Err(message) = self.meet(&assignment).await {
                 self.status.phase = Phase::Failed { message, fault: Fault::Peer };
             }
@@ -151,19 +165,45 @@ impl Worker {
         Ok(())
     }
 
-    fn step(&mut self) {
-        let Some(assignment) = self.assignment.as_ref().filter(|_| self.status.phase == Phase::Running)
-        else {
+    /// Closes a step as ranks do: the least number of a wish that any of them has seen rules. `None` while
+    /// a vote is missing.
+    async fn close(&mut self, assignment: &Assignment) -> Option<u64> {
+        let (job, generation, step) =
+            (assignment.job.clone(), assignment.generation.0, self.status.step.next());
+        let key = |rank: u32| format!("step{step}-{rank}").into_bytes();
+        if self.voted < step {
+            let value = self.wishes.last()?.0.to_le_bytes().to_vec();
+            let own =
+                wire::StoreSetRequest { job: job.clone(), generation, key: key(assignment.rank.0), value };
+            self.client.store_set(own).await.ok()?;
+            self.voted = step;
+        }
+        let mut least = u64::MAX;
+        for rank in 0..assignment.world {
+            let vote = wire::StoreGetRequest { job: job.clone(), generation, key: key(rank), wait_ms: 0 };
+            let reply = self.client.store_get(vote).await.ok()?.into_inner();
+            least = least.min(u64::from_le_bytes(reply.value.try_into().ok()?));
+        }
+        Some(least)
+    }
+
+    async fn step(&mut self) {
+        let Some(assignment) = self.assignment.clone().filter(|_| self.status.phase == Phase::Running) else {
             return;
         };
-        let status = &mut self.status;
-        if status.step < self.run_to {
+        if !self.last {
+            let Some(revision) = self.close(&assignment).await else { return };
+            let status = &mut self.status;
             status.step = status.step.next();
             if assignment.rank == Rank(0) {
                 status.reports.push(report(status.step.0));
             }
+            let run_to = self.wishes.iter().rev().find(|(seen, _)| *seen <= revision);
+            self.last = run_to.is_some_and(|(_, run_to)| *run_to <= status.step)
+                || status.step.0 == assignment.spec.train.steps;
             return;
         }
+        let status = &mut self.status;
         let name = format!("r{}.safetensors", assignment.rank);
         let file = SavedFile { name, bytes: 1, digest: "d".to_owned() };
         status.saved = Some(Saved { step: status.step, files: vec![file] });

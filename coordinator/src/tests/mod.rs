@@ -272,3 +272,39 @@ async fn two_jobs_run_at_once_and_a_third_waits_for_both() {
         assert_eq!(noted, (1..=steps).collect::<Vec<_>>(), "each job has its own metrics");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_drained_or_leaves_is_replaced() {
+    for by_user in [true, false] {
+        let mut site = Site::start().await;
+        let job = site.submit(JOB, &["train.steps=60"]).await.unwrap();
+        let leaves = Faults { leaves_at: Some(10).filter(|_| !by_user), ..Faults::default() };
+        let _stays = site.worker("w0", Faults::default());
+        let out = site.worker("w1", leaves);
+        let get = wire::GetRequest { job: job.clone() };
+        while site.jobs.get(get.clone()).await.unwrap().into_inner().step < 5 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let _spare = site.worker("w2", Faults::default());
+        if by_user {
+            let drain =
+                |worker: &str| wire::DrainRequest { worker: worker.into(), reason: "a new disk".into() };
+            assert_eq!(site.jobs.drain(drain("w9")).await.unwrap_err().code(), Code::NotFound);
+            while site.jobs.drain(drain("w2")).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let _other = site.worker("w3", Faults::default());
+            site.jobs.drain(drain("w1")).await.unwrap();
+        }
+        let (_, last) = site.follow(&job).await;
+        assert_eq!((last.state(), last.generation), (wire::JobState::Done, 2), "{}", last.reason);
+        let left = tokio::time::timeout(Duration::from_secs(10), out).await.unwrap().unwrap().unwrap();
+        assert_eq!(
+            left,
+            if by_user { "it is drained: a new disk" } else { "it leaves: it was asked to stop" }
+        );
+        let noted = metrics::read(&site.run_folder()).unwrap();
+        let noted: Vec<_> = noted.iter().map(|line| line.step).collect();
+        assert_eq!(noted, (1..=60).collect::<Vec<_>>(), "each step once");
+    }
+}

@@ -9,14 +9,16 @@ use super::Cluster;
 impl Cluster {
     /// What is wanted of `worker` now.
     pub fn desired(&self, worker: &WorkerId) -> Desired {
-        let idle = Desired {
+        let leave =
+            || self.dismissed.clone().or_else(|| self.wants_out(worker).map(|why| format!("it {why}")));
+        let idle = || Desired {
             revision: self.revisions.newest(),
             generation: self.generation,
-            leave: self.dismissed.clone(),
+            leave: leave(),
             ..Desired::default()
         };
         let Some((run, rank)) = self.run_of(worker).and_then(|run| Some((run, run.rank_of(worker)?))) else {
-            return idle;
+            return idle();
         };
         let seat = &run.seats[rank];
         let lead = rank == 0;
@@ -28,11 +30,14 @@ impl Cluster {
             generation: run.generation,
             assignment_digest: Some(seat.digest.clone()),
             assignment: seat.assignment.clone().filter(|_| !named),
-            run_to: run.steps,
+            revision: run.revision,
+            // A step behind all: ranks stop after the one that they take.
+            run_to: if run.stop.is_some() { Step(0) } else { run.steps },
             publish: run.saving.publishing().filter(|_| lead).cloned(),
             decided: run.saving.newest_decided(),
             acknowledged: if lead { run.acknowledged } else { Step(0) },
-            ..idle
+            leave: self.dismissed.clone(),
+            ..Desired::default()
         }
     }
 }

@@ -64,6 +64,13 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A user wants a worker no more: it shall end once nothing needs it.
+    Drain {
+        /// Which worker.
+        worker: WorkerId,
+        /// Why.
+        reason: String,
+    },
     /// The shell could not do what the job needs.
     Broken {
         /// The job's id.
@@ -169,6 +176,40 @@ pub enum Entry {
         threads: u32,
         /// The step that the run starts from.
         from: Step,
+        /// The number of the wish that it runs to its last step.
+        #[serde(default)]
+        revision: u64,
+    },
+    /// All ranks of a generation shall stop after a step, and save.
+    Stopping {
+        /// The job's id.
+        job: String,
+        /// The generation.
+        generation: Generation,
+        /// The number of this wish.
+        revision: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A generation stopped after a step, and is no more; its job goes on in another formation.
+    Regrouped {
+        /// The job's id.
+        job: String,
+        /// The generation that is no more.
+        generation: Generation,
+        /// The step that all its ranks have taken, and whose checkpoint can be read.
+        step: Step,
+        /// Why.
+        reason: String,
+    },
+    /// A user wants a worker's process no more.
+    Drained {
+        /// Which worker.
+        worker: WorkerId,
+        /// Which of its processes.
+        incarnation: u64,
+        /// Why.
+        reason: String,
     },
     /// A generation could not go on; its job shall.
     Interrupted {

@@ -42,13 +42,15 @@ impl Cluster {
         job.formed = formation.seats.iter().map(Seat::formed).collect();
         job.enter(JobState::Running, format!("generation {generation} of {} workers", workers.len()));
         let ranks = job.formed.clone();
-        out.push(Effect::Record(Entry::Formed { job: id.clone(), generation, ranks, threads, from }));
+        self.revisions.grow();
+        let revision = self.revisions.newest();
+        let record = Entry::Formed { job: id.clone(), generation, ranks, threads, from, revision };
+        out.push(Effect::Record(record));
         let text = formation.reason(from);
         out.push(Effect::Notice(notice(Weight::Info, text).about_run(&id, generation)));
         out.extend(formation.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())));
         self.generation = generation;
-        self.revisions.grow();
-        self.runs.push(Run::new(id, generation, formation.seats, steps, from));
+        self.runs.push(Run::new(id, generation, formation.seats, steps, from, revision));
     }
 }
 
@@ -108,6 +110,7 @@ fn plan_for(
             digest,
             assignment: Some(json),
             phase: None,
+            step: Step(0),
             stale: false,
         })
     };

@@ -22,7 +22,12 @@ impl<'a> Hall<'a> {
         let had = jobs.flat_map(|(index, job)| job.formed.iter().map(move |rank| (&rank.worker, index)));
         let idle = cluster.members.iter().filter(|member| member.status.phase == Phase::Idle);
         let idle = idle.map(|member| &member.status.info);
-        let idle = idle.filter(|info| !info.runtime.is_empty() && cluster.run_of(&info.id).is_none());
+        let free = |info: &&WorkerInfo| {
+            !info.runtime.is_empty()
+                && cluster.run_of(&info.id).is_none()
+                && cluster.wants_out(&info.id).is_none()
+        };
+        let idle = idle.filter(free);
         Hall { cluster, idle: idle.map(|info| (info, None)).collect(), had: had.collect() }
     }
 
@@ -112,6 +117,7 @@ impl<'a> Hall<'a> {
                 let keeper = self.had.get(&info.id).copied().unwrap_or(job);
                 format!("kept for {}", name(keeper))
             }
+            None if self.cluster.wants_out(&info.id).is_some() => "leaving".to_owned(),
             None if info.runtime.is_empty() => "with an unknown libtorch".to_owned(),
             None => "not idle yet".to_owned(),
         }

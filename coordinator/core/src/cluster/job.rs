@@ -28,6 +28,8 @@ pub(super) struct Job {
     pub(super) interruption: Option<String>,
     /// The newest generation, as the journal has it.
     pub(super) formed: Vec<FormedRank>,
+    /// What is wanted of that generation: the number of the wish, and why it shall stop, if it shall.
+    pub(super) wish: (u64, Option<String>),
     /// What that generation committed and has not yet published.
     pub(super) committed: Option<Publish>,
     /// Interruptions since the last new step.
@@ -50,6 +52,7 @@ impl Job {
             threads: None,
             interruption: None,
             formed: Vec::new(),
+            wish: (0, None),
             committed: None,
             setbacks: 0,
             taken: BTreeMap::new(),

@@ -110,7 +110,7 @@ impl Cluster {
     }
 
     /// Lets the workers of the job's generation go.
-    fn disband(&mut self, id: &str, out: &mut Vec<Effect>) {
+    pub(super) fn disband(&mut self, id: &str, out: &mut Vec<Effect>) {
         let Some(index) = self.runs.iter().position(|run| run.job == id) else { return };
         let run = self.runs.remove(index);
         self.revisions.grow();
@@ -204,9 +204,21 @@ impl Cluster {
                 return out.extend(wakes);
             }
         }
-        if run.is_complete() {
-            let reason = format!("step {} is taken and its checkpoint can be read", run.steps);
-            self.end(&job, Ending::Done, reason, out);
+        match run.done_at() {
+            Some(step) if step == run.steps => {
+                let reason = format!("step {step} is taken and its checkpoint can be read");
+                self.end(&job, Ending::Done, reason, out);
+            }
+            Some(step) => {
+                // Ranks stop because they were told to, by this coordinator or an earlier one.
+                let reason = run.stop.clone().unwrap_or_else(|| "it was stopped after a step".to_owned());
+                self.regroup(&job, step, reason, out);
+            }
+            None => {
+                if let Some(reason) = self.wants_regrouping(generation) {
+                    self.stop(generation, reason, out);
+                }
+            }
         }
     }
 

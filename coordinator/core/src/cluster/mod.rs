@@ -11,7 +11,7 @@
 //! - `saving`: when a checkpoint is decided.
 //! - `job`, `life`: a job from its submission to its end; `replay`: what a restart makes of it.
 //! - `queue`, `hall`: whose turn it is, and which workers it can have.
-//! - `form`: idle workers become the ranks of a generation.
+//! - `form`: idle workers become the ranks of a generation; `regroup`: one ends at a step's boundary.
 //! - `desired`, `revision`: what is wanted of each worker, and its number.
 //! - [`summary`]: what people are shown.
 //!
@@ -26,6 +26,7 @@ mod job;
 mod life;
 mod member;
 mod queue;
+mod regroup;
 mod replay;
 mod revision;
 mod run;
@@ -33,6 +34,8 @@ mod saving;
 pub mod summary;
 #[cfg(test)]
 mod tests;
+
+use std::collections::BTreeMap;
 
 use coxswain_types::ids::{Generation, WorkerId};
 use coxswain_types::status::{Fault, Phase, WorkerStatus};
@@ -45,6 +48,7 @@ pub use summary::{Ending, JobState, JobSummary, WorkerSummary};
 use job::Job;
 pub use life::{MAX_SETBACKS, MAX_WAITING, SubmitError};
 use member::{Admission, Members};
+use regroup::Drain;
 use revision::Revisions;
 use run::Run;
 
@@ -62,6 +66,8 @@ pub struct Cluster {
     members: Members,
     /// The generations at work, from older to newer.
     runs: Vec<Run>,
+    /// Processes that users want no more.
+    drains: BTreeMap<WorkerId, Drain>,
     /// Why all workers shall leave, once they shall.
     dismissed: Option<String>,
 }
@@ -80,6 +86,7 @@ impl Cluster {
             Event::Seen { status } => self.seen(now_ms, status, &mut out),
             Event::Lost { worker, incarnation, why } => self.lost(&worker, incarnation, &why, &mut out),
             Event::Cancelled { job, reason } => self.cancel(&job, &reason, &mut out),
+            Event::Drain { worker, reason } => self.drain(&worker, &reason, &mut out),
             Event::Broken { job, reason } => self.broken(&job, reason, &mut out),
             Event::Dismissed { reason } => self.dismiss(reason, &mut out),
             Event::Tick => self.expire(now_ms, &mut out),
@@ -125,6 +132,7 @@ impl Cluster {
                 return;
             }
             Admission::Replaced { incarnation: older } => {
+                self.drains.remove(&worker);
                 self.lost_from_run(&worker, older, "a newer process took its name", out);
                 self.welcome(&status, out);
             }
@@ -157,7 +165,12 @@ impl Cluster {
     fn observe(&mut self, now_ms: u64, status: &WorkerStatus, out: &mut Vec<Effect>) {
         let worker = &status.info.id;
         let seated = self.runs.iter_mut().find_map(|run| run.rank_of(worker).map(|rank| (run, rank)));
-        let Some((run, rank)) = seated else { return };
+        let Some((run, rank)) = seated else {
+            if self.wants_out(worker).is_some() {
+                out.push(Effect::Wake(worker.clone()));
+            }
+            return;
+        };
         if !run.seats[rank].may_be(status) {
             let (job, cause) = (run.job.clone(), format!("{} was started again", run.describe(rank)));
             return self.interrupt(&job, cause, out);
@@ -209,6 +222,7 @@ impl Cluster {
         if !self.members.remove(worker, incarnation) {
             return;
         }
+        self.drains.remove(worker);
         out.push(Effect::Notice(
             notice(Weight::Info, format!("worker {worker} is gone: {why}")).about_worker(worker),
         ));

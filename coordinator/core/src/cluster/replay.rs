@@ -5,6 +5,7 @@ use coxswain_types::status::Publish;
 use super::Cluster;
 use super::event::{Entry, Submission};
 use super::job::Job;
+use super::regroup::Drain;
 use super::run::Run;
 use super::summary::JobState;
 
@@ -23,19 +24,28 @@ impl Cluster {
         match entry {
             Entry::Started { epoch } => self.revisions.passed(epoch),
             Entry::Submitted(submission) => self.enqueue(*submission),
-            Entry::Formed { job, generation, from, threads, ranks } => {
+            Entry::Formed { job, generation, from, threads, ranks, revision } => {
                 self.generation = self.generation.max(generation);
                 if let Some(job) = self.job_mut(&job) {
                     job.threads = Some(threads);
                     let reason = format!("generation {generation} of {} workers", ranks.len());
                     job.enter(JobState::Running, reason);
                     job.formed = ranks;
+                    job.wish = (revision, None);
                     job.committed = None;
                     job.generation = generation;
                     job.step = from;
                 }
             }
-            Entry::Interrupted { job, reason, .. } => {
+            Entry::Stopping { job, revision, reason, .. } => {
+                if let Some(job) = self.job_mut(&job) {
+                    job.wish = (revision, Some(reason));
+                }
+            }
+            Entry::Drained { worker, incarnation, reason } => {
+                self.drained(worker, Drain { incarnation, reason });
+            }
+            Entry::Interrupted { job, reason, .. } | Entry::Regrouped { job, reason, .. } => {
                 if let Some(job) = self.job_mut(&job) {
                     job.enter(JobState::Queued, reason.clone());
                     job.interruption = Some(reason);

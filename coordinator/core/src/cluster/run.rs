@@ -39,6 +39,8 @@ pub(super) struct Seat {
     pub(super) assignment: Option<String>,
     /// How far it has come; `None` before it took the assignment.
     pub(super) phase: Option<Phase>,
+    /// Steps that it has applied.
+    pub(super) step: Step,
     /// Whether people have been told that it speaks of an older generation.
     pub(super) stale: bool,
 }
@@ -73,7 +75,7 @@ impl Seat {
             runtime: String::new(),
         };
         let (stage, digest) = (formed.stage, formed.digest.clone());
-        Seat { info, stage, digest, assignment: None, phase: None, stale: false }
+        Seat { info, stage, digest, assignment: None, phase: None, step: Step(0), stale: false }
     }
 }
 
@@ -90,6 +92,10 @@ pub(super) struct Run {
     ranks: BTreeMap<WorkerId, usize>,
     /// Steps in all.
     pub(super) steps: Step,
+    /// The number of what is wanted of it.
+    pub(super) revision: u64,
+    /// Why its ranks shall stop after the step that they take, if they shall.
+    pub(super) stop: Option<String>,
     /// Reports up to this step have been recorded.
     pub(super) acknowledged: Step,
     /// The checkpoints.
@@ -113,7 +119,14 @@ pub(super) struct Complaint {
 
 impl Run {
     /// A generation that starts from the checkpoint of step `from` (0: from none).
-    pub(super) fn new(job: String, generation: Generation, seats: Vec<Seat>, steps: Step, from: Step) -> Run {
+    pub(super) fn new(
+        job: String,
+        generation: Generation,
+        seats: Vec<Seat>,
+        steps: Step,
+        from: Step,
+        revision: u64,
+    ) -> Run {
         let saving = Saving::new(seats.len(), from);
         let ranks = seats.iter().enumerate().map(|(rank, seat)| (seat.info.id.clone(), rank)).collect();
         Run {
@@ -122,6 +135,8 @@ impl Run {
             seats,
             ranks,
             steps,
+            revision,
+            stop: None,
             acknowledged: from,
             saving,
             failure: None,
@@ -132,7 +147,9 @@ impl Run {
     /// The generation of a job that an earlier coordinator formed. This one's clock starts at zero.
     pub(super) fn orphaned(job: &Job) -> Run {
         let seats = job.formed.iter().map(Seat::of_formed).collect();
-        let mut run = Run::new(job.id().to_owned(), job.generation, seats, job.steps(), job.step);
+        let (revision, stop) = job.wish.clone();
+        let mut run = Run::new(job.id().to_owned(), job.generation, seats, job.steps(), job.step, revision);
+        run.stop = stop;
         run.saving.decided(job.committed.clone());
         run.return_ms = Some(RETURN_MS);
         run
@@ -168,6 +185,7 @@ impl Run {
             );
         }
         let first = self.seats[rank].phase.replace(status.phase.clone()).is_none();
+        self.seats[rank].step = status.step;
         if let Some(saved) = &status.saved {
             self.saving.wrote(rank, saved);
         }
@@ -226,10 +244,16 @@ impl Run {
         self.failure.clone().filter(|_| due)
     }
 
-    /// Whether every rank is done, the last checkpoint can be read and every report is recorded.
-    pub(super) fn is_complete(&self) -> bool {
-        let done = self.seats.iter().all(|seat| seat.phase == Some(Phase::Done));
-        done && self.saving.published() == self.steps && self.acknowledged == self.steps
+    /// Whether every rank has its assignment, and so what was wanted of it first.
+    pub(super) fn is_taken(&self) -> bool {
+        self.seats.iter().all(|seat| seat.phase.is_some())
+    }
+
+    /// The step after which every rank is done, once its checkpoint can be read and every report is recorded.
+    pub(super) fn done_at(&self) -> Option<Step> {
+        let step = self.acknowledged;
+        let done = self.seats.iter().all(|seat| seat.phase == Some(Phase::Done) && seat.step == step);
+        (done && self.saving.published() == step).then_some(step)
     }
 
     pub(super) fn describe(&self, rank: usize) -> String {

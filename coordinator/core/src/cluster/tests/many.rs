@@ -14,7 +14,7 @@ fn line() -> impl Strategy<Value = String> {
     let phase = prop::sample::select(vec!["idle", "preparing", "running", "done"]);
     prop_oneof![
         6 => (worker.clone(), 0u64..5, phase, 0u64..5, 0u64..5).prop_map(|(worker, generation, phase, saved, published)| {
-            let mut line = format!("{worker} g{generation} {phase} reports=1..{saved}");
+            let mut line = format!("{worker} g{generation} {phase} step={saved} reports=1..{saved}");
             if saved > 0 {
                 line.push_str(&format!(" saved={saved}"));
             }
@@ -25,7 +25,9 @@ fn line() -> impl Strategy<Value = String> {
         }),
         1 => (worker.clone(), 0u64..4, prop::sample::select(vec!["failed", "cut-off", "leaving"]))
             .prop_map(|(worker, generation, how)| format!("{worker} g{generation} {how}: broken")),
-        1 => worker.prop_map(|worker| format!("lost {worker} gone")),
+        1 => worker.clone().prop_map(|worker| format!("lost {worker} gone")),
+        1 => worker.clone().prop_map(|worker| format!("drain {worker} enough")),
+        1 => (worker, 0u64..4).prop_map(|(worker, generation)| format!("{worker} g{generation} running leaves=asked")),
         1 => (0u64..4).prop_map(|job| format!("cancel demo-{job} enough")),
         2 => (0u64..4).prop_map(|job| format!("prepared demo-{job}")),
         2 => Just("tick".to_owned()),
@@ -64,10 +66,13 @@ fn check(journal: &[Entry]) {
                 at_work.remove(job.as_str());
                 *ended.entry(job).or_default() += 1;
             }
-            Entry::Interrupted { job, generation, .. } => {
+            Entry::Interrupted { job, generation, .. } | Entry::Regrouped { job, generation, .. } => {
                 assert_eq!(at_work.remove(job.as_str()).map(|(at_work, _)| at_work), Some(*generation));
             }
-            Entry::Started { .. } | Entry::Submitted(_) => {}
+            Entry::Stopping { job, generation, .. } => {
+                assert_eq!(at_work[job.as_str()].0, *generation);
+            }
+            Entry::Started { .. } | Entry::Submitted(_) | Entry::Drained { .. } => {}
         }
     }
     assert!(ended.values().all(|times| *times == 1), "a job ends once");

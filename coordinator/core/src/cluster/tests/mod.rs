@@ -1,10 +1,12 @@
 //! What a cluster does, told as stories.
 
+mod drain;
 mod many;
 mod queue;
 mod recovery;
 mod story;
 
+use coxswain_types::ids::WorkerId;
 use expect_test::expect;
 use story::{tell, tell_to};
 
@@ -19,6 +21,10 @@ const AT_WORK: &str = "
     100 w0 g1 running
     100 w1 g1 running
 ";
+
+fn worker(name: &str) -> WorkerId {
+    WorkerId(name.to_owned())
+}
 
 /// What follows after [`AT_WORK`].
 fn at_work(story: &str) -> String {

@@ -6,6 +6,7 @@
 //! 0 w0 idle                           0 w1 g1 running step=3 reports=2..3 saved=2 published=2
 //! 0 lost w1 its connection closed     0 w1 g1 failed: peer closed
 //! 0 cancel demo-1 enough              0 w1 g1 cut-off: no answer     0 w1 g1 leaving: SIGTERM
+//! 0 drain w1 maintenance     0 w1 g1 running leaves=SIGTERM
 //! 0 tick     0 desired w0     0 jobs    0 submit demo wait steps=4 (waits when workers are lost)
 //! ```
 
@@ -161,7 +162,7 @@ fn status(cluster: &Cluster, name: &str, words: &[&str], line: &str) -> WorkerSt
         published: number(words, "published")
             .map(|step| Published { step: Step(step), digest: format!("m{step}") }),
         peak_tensor_bytes: 0,
-        leaving: None,
+        leaving: value(words, "leaves").map(str::to_owned),
         activity: None,
         pace: None,
         info,
@@ -200,6 +201,7 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
             Event::Lost { worker: info.id, incarnation: info.incarnation, why: rest() }
         }
         "cancel" => Event::Cancelled { job: words[0].to_owned(), reason: rest() },
+        "drain" => Event::Drain { worker: info(words[0]).id, reason: rest() },
         "broken" => Event::Broken { job: words[0].to_owned(), reason: rest() },
         "dismiss" => Event::Dismissed { reason: words.join(" ") },
         "tick" => Event::Tick,
@@ -226,10 +228,15 @@ fn entry_text(entry: &Entry) -> String {
     match entry {
         Entry::Started { epoch } => format!("started {epoch}"),
         Entry::Submitted(submission) => format!("submitted {}", submission.job),
-        Entry::Formed { job, generation, ranks, threads, from } => {
+        Entry::Formed { job, generation, ranks, threads, from, .. } => {
             let ranks: Vec<_> = ranks.iter().map(|rank| rank.worker.0.as_str()).collect();
             format!("formed {job} g{generation} [{}] threads {threads} from {from}", ranks.join(" "))
         }
+        Entry::Stopping { job, generation, reason, .. } => format!("stopping {job} g{generation}: {reason}"),
+        Entry::Regrouped { job, generation, step, reason } => {
+            format!("regrouped {job} g{generation} after step {step}: {reason}")
+        }
+        Entry::Drained { worker, incarnation, reason } => format!("drained {worker}/{incarnation}: {reason}"),
         Entry::Interrupted { job, generation, reason } => {
             format!("interrupted {job} g{generation}: {reason}")
         }

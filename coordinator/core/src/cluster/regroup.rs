@@ -1,0 +1,100 @@
+//! Generations that end at a step's boundary without anything being lost: all ranks stop after the same step,
+//! save, and the job goes on from there with other workers. So a worker is taken out whom a user drains or who
+//! was asked to stop.
+//!
+//! A stop is a wish like the last step is: ranks agree on it in the closing exchange, by its number. For that
+//! every rank must know the wish before it, so a generation is stopped only once all ranks have theirs; and a
+//! wish keeps its number whoever tells it, so the number is in the journal before a rank hears of it.
+
+use coxswain_types::ids::{Generation, Step, WorkerId};
+
+use super::event::{Effect, Entry, Weight};
+use super::member::MAX_WORKERS;
+use super::summary::JobState;
+use super::{Cluster, notice};
+
+/// A process that a user wants no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Drain {
+    pub(super) incarnation: u64,
+    pub(super) reason: String,
+}
+
+impl Cluster {
+    /// A user wants the worker's process to end once nothing needs it. Remembered until it has ended.
+    pub(super) fn drain(&mut self, worker: &WorkerId, reason: &str, out: &mut Vec<Effect>) {
+        let Some(member) = self.members.get(worker) else { return };
+        let incarnation = member.status.info.incarnation;
+        if self.drains.get(worker).is_some_and(|drain| drain.incarnation == incarnation) {
+            return;
+        }
+        let reason = reason.to_owned();
+        out.push(Effect::Record(Entry::Drained {
+            worker: worker.clone(),
+            incarnation,
+            reason: reason.clone(),
+        }));
+        let text = format!("worker {worker} is drained: {reason}");
+        out.push(Effect::Notice(notice(Weight::Info, text).about_worker(worker)));
+        self.drained(worker.clone(), Drain { incarnation, reason });
+        self.revisions.grow();
+        out.push(Effect::Wake(worker.clone()));
+    }
+
+    pub(super) fn drained(&mut self, worker: WorkerId, drain: Drain) {
+        self.drains.insert(worker, drain);
+        // Names of processes that ended while no coordinator was there to see it.
+        while self.drains.len() > MAX_WORKERS {
+            self.drains.pop_first();
+        }
+    }
+
+    /// Why the worker shall have no place, if it shall have none.
+    pub(super) fn wants_out(&self, worker: &WorkerId) -> Option<String> {
+        let member = self.members.get(worker)?;
+        let drain = self.drains.get(worker);
+        let drain = drain.filter(|drain| drain.incarnation == member.status.info.incarnation);
+        let drained = drain.map(|drain| format!("is drained: {}", drain.reason));
+        drained.or_else(|| member.status.leaving.as_ref().map(|why| format!("leaves: {why}")))
+    }
+
+    /// Why the generation should be formed anew, if it should.
+    pub(super) fn wants_regrouping(&self, generation: Generation) -> Option<String> {
+        let run = self.runs.iter().find(|run| run.generation == generation)?;
+        if run.stop.is_some() || !run.is_taken() {
+            return None;
+        }
+        let out = |rank: usize| {
+            let why = self.wants_out(&run.seats[rank].info.id)?;
+            Some(format!("{} {why}", run.describe(rank)))
+        };
+        (0..run.seats.len()).find_map(out)
+    }
+
+    /// Has all ranks stop after a step, and save.
+    pub(super) fn stop(&mut self, generation: Generation, reason: String, out: &mut Vec<Effect>) {
+        self.revisions.grow();
+        let revision = self.revisions.newest();
+        let Some(run) = self.runs.iter_mut().find(|run| run.generation == generation) else { return };
+        (run.revision, run.stop) = (revision, Some(reason.clone()));
+        let job = run.job.clone();
+        let text = format!("{reason}; the run saves after a step and goes on in another formation");
+        let about = notice(Weight::Info, text).about_run(&job, generation);
+        let wakes: Vec<_> = run.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())).collect();
+        out.push(Effect::Record(Entry::Stopping { job, generation, revision, reason }));
+        out.push(Effect::Notice(about));
+        out.extend(wakes);
+    }
+
+    /// All ranks stopped after `step`, short of the last one: workers are gathered again. It is no setback.
+    pub(super) fn regroup(&mut self, id: &str, step: Step, reason: String, out: &mut Vec<Effect>) {
+        let Some(job) = self.job_mut(id) else { return };
+        let generation = job.generation;
+        job.enter(JobState::Queued, reason.clone());
+        job.interruption = Some(reason.clone());
+        let text = format!("stopped after step {step} and saved; workers are gathered anew");
+        out.push(Effect::Record(Entry::Regrouped { job: id.to_owned(), generation, step, reason }));
+        out.push(Effect::Notice(notice(Weight::Info, text).about_run(id, generation)));
+        self.disband(id, out);
+    }
+}
