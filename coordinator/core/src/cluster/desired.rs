@@ -37,7 +37,6 @@ impl Cluster {
             decided: run.saving.newest_decided(),
             acknowledged: if lead { run.acknowledged } else { Step(0) },
             leave: self.dismissed.clone(),
-            ..Desired::default()
         }
     }
 }

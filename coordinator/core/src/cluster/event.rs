@@ -2,7 +2,7 @@
 
 use coxswain_types::assignment::{PreparedData, Resume};
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::job::JobSpec;
+use coxswain_types::job::{JobSpec, Layout};
 use coxswain_types::status::{Published, SavedFile, StepReport, WorkerStatus};
 use serde::{Deserialize, Serialize};
 
@@ -179,6 +179,9 @@ pub enum Entry {
         /// The number of the wish that it runs to its last step.
         #[serde(default)]
         revision: u64,
+        /// Its layout, where that is not the job's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        layout: Option<Layout>,
     },
     /// All ranks of a generation shall stop after a step, and save.
     Stopping {

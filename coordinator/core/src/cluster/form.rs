@@ -10,7 +10,7 @@ use super::event::{Effect, Entry, Prepared, Submission, Weight};
 use super::run::{Run, Seat};
 use super::summary::{Ending, JobState};
 use super::{Cluster, notice};
-use crate::plan::{PlanRequest, encode, plan, threads_for};
+use crate::plan::{Fit, PlanRequest, encode, plan, threads_for};
 
 /// A generation that can start.
 struct Formation {
@@ -24,14 +24,14 @@ struct Formation {
 
 impl Cluster {
     /// Forms a generation of the job on these workers; a job that cannot be formed ends.
-    pub(super) fn form(&mut self, index: usize, workers: &[WorkerInfo], out: &mut Vec<Effect>) {
+    pub(super) fn form(&mut self, index: usize, workers: &[WorkerInfo], fit: &Fit, out: &mut Vec<Effect>) {
         let generation = Generation(self.generation.0 + 1);
         let job = &mut self.jobs[index];
         let id = job.id().to_owned();
         let prepared =
             job.prepared.as_ref().ok_or_else(|| "it was not prepared; please report this".to_owned());
         let formation = prepared
-            .and_then(|prepared| plan_for(&job.submission, prepared, generation, workers, job.threads));
+            .and_then(|prepared| plan_for(&job.submission, fit, prepared, generation, workers, job.threads));
         let formation = match formation {
             Ok(formation) => formation,
             Err(reason) => return self.end(&id, Ending::Failed, reason, out),
@@ -40,17 +40,28 @@ impl Cluster {
         job.generation = generation;
         job.threads = Some(threads);
         job.formed = formation.seats.iter().map(Seat::formed).collect();
-        job.enter(JobState::Running, format!("generation {generation} of {} workers", workers.len()));
+        job.layout = Some(fit.layout).filter(|layout| *layout != job.submission.spec.layout);
+        let mut reason = format!("generation {generation} of {} workers", workers.len());
+        if job.layout.is_some() {
+            reason.push_str(&format!(" ({}, until more workers are here)", fit.reason));
+        }
+        job.enter(JobState::Running, reason);
+        let layout = job.layout;
         let ranks = job.formed.clone();
         self.revisions.grow();
         let revision = self.revisions.newest();
-        let record = Entry::Formed { job: id.clone(), generation, ranks, threads, from, revision };
+        let record = Entry::Formed { job: id.clone(), generation, ranks, threads, from, revision, layout };
         out.push(Effect::Record(record));
-        let text = formation.reason(from);
+        let mut text = formation.reason(from);
+        if layout.is_some() {
+            text.push_str(&format!(", as {}: for all of its layout there are too few workers", fit.reason));
+        }
         out.push(Effect::Notice(notice(Weight::Info, text).about_run(&id, generation)));
         out.extend(formation.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())));
         self.generation = generation;
-        self.runs.push(Run::new(id, generation, formation.seats, steps, from, revision));
+        let mut run = Run::new(id, generation, formation.seats, steps, from, revision);
+        run.formed_ms = self.now_ms;
+        self.runs.push(run);
     }
 }
 
@@ -72,10 +83,11 @@ impl Formation {
     }
 }
 
-/// Plans the job for `workers`, which are as many as its layout needs. Threads are those of the job's
+/// Plans the job for `workers`, which are as many as the layout of `fit` needs. Threads are those of the job's
 /// generation `before`, since another number gives other bits.
 fn plan_for(
     submission: &Submission,
+    fit: &Fit,
     prepared: &Prepared,
     generation: Generation,
     workers: &[WorkerInfo],
@@ -87,10 +99,11 @@ fn plan_for(
         (None, Some(threads)) => (threads, "as in the checkpoint"),
         (None, None) => (threads_for(workers), "the cores of each machine over its workers"),
     };
+    let spec = fit.spec(&submission.spec);
     let planned = plan(&PlanRequest {
         job: submission.job.clone(),
         generation,
-        spec: &submission.spec,
+        spec: &spec,
         workers,
         directory: &submission.directory,
         data: &prepared.data,

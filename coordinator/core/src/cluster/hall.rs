@@ -6,6 +6,8 @@ use coxswain_types::ids::WorkerId;
 use coxswain_types::status::{Phase, WorkerInfo};
 
 use super::Cluster;
+use super::run::Run;
+use crate::plan::{Fit, fitting};
 
 /// Idle workers. Those that a job keeps leave the hall while jobs behind it are looked at.
 pub(super) struct Hall<'a> {
@@ -57,9 +59,10 @@ impl<'a> Hall<'a> {
     /// As many workers as the job's layout needs that compute alike, in the order in which they take ranks,
     /// or why there are none. Those that the job had go first, for they hold what it can go on from, and
     /// those that another job had go last.
-    pub(super) fn choose(&self, index: usize) -> Result<Vec<WorkerInfo>, String> {
+    pub(super) fn choose(&self, index: usize) -> Result<(Vec<WorkerInfo>, Fit), String> {
         let job = &self.cluster.jobs[index];
-        let world = job.submission.spec.layout.world() as usize;
+        let spec = &job.submission.spec;
+        let world = spec.layout.world() as usize;
         let open = self.open_to(index);
         let mut alike: BTreeMap<(&str, &str), Vec<&WorkerInfo>> = BTreeMap::new();
         for &info in &open {
@@ -67,14 +70,20 @@ impl<'a> Hall<'a> {
         }
         // The largest group; of equal ones the first, since max_by_key would take the last.
         let best = alike.values().rev().max_by_key(|group| group.len());
-        match best {
-            Some(group) if group.len() >= world => {
+        let here = best.map_or(0, Vec::len);
+        let fit = match here >= world {
+            true => Some(Fit::own(spec)),
+            false if self.may_shrink(index) => fitting(spec, u32::try_from(here).unwrap_or(u32::MAX), 0),
+            false => None,
+        };
+        match (best, fit) {
+            (Some(group), Some(fit)) => {
                 let mut group = group.clone();
                 let wanted = |info: &WorkerInfo| (!job.had(&info.id), self.had.contains_key(&info.id));
                 group.sort_by_key(|info| (wanted(info), natural(&info.host), natural(&info.id.0)));
-                group.truncate(world);
+                group.truncate(fit.layout.world() as usize);
                 group.sort_by_key(|info| (natural(&info.host), natural(&info.id.0)));
-                Ok(group.into_iter().cloned().collect())
+                Ok((group.into_iter().cloned().collect(), fit))
             }
             _ if open.len() >= world => {
                 let groups: Vec<_> = alike
@@ -89,6 +98,35 @@ impl<'a> Hall<'a> {
             }
             _ => Err(self.missing(index, &open, world)),
         }
+    }
+
+    /// Whether the job may go on with fewer workers than its own layout needs. Not while one that it had and that
+    /// is here leaves its collectives: it will be idle in a moment.
+    fn may_shrink(&self, index: usize) -> bool {
+        let job = &self.cluster.jobs[index];
+        let idle = |worker: &WorkerId| self.idle.iter().any(|(info, _)| info.id == *worker);
+        let comes = |worker: &WorkerId| {
+            let here = self.cluster.members.get(worker).is_some();
+            here && !idle(worker)
+                && self.cluster.run_of(worker).is_none()
+                && self.cluster.wants_out(worker).is_none()
+        };
+        let due = job.shrinks_ms().is_some_and(|due_ms| due_ms <= self.cluster.now_ms);
+        due && !job.formed.iter().any(|rank| comes(&rank.worker))
+    }
+
+    /// How many workers wait that could join the run of a job that shrank, and what it could be with them.
+    pub(super) fn growth(&self, index: usize, run: &Run) -> Option<(usize, Fit)> {
+        let spec = &self.cluster.jobs[index].submission.spec;
+        let like = &self.cluster.members.get(&run.seats.first()?.info.id)?.status.info;
+        let alike = |info: &&WorkerInfo| {
+            kind_of(&info.device) == kind_of(&like.device) && info.runtime == like.runtime
+        };
+        let more = self.open_to(index).into_iter().filter(alike).count();
+        let now = run.seats.len();
+        let most = u32::try_from(now + more).unwrap_or(u32::MAX);
+        let fit = fitting(spec, most, u32::try_from(now).unwrap_or(u32::MAX));
+        fit.filter(|_| more > 0).map(|fit| (more, fit))
     }
 
     /// How many are missing, and where those are that the job cannot have.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use coxswain_types::ids::{Generation, Step, WorkerId};
+use coxswain_types::job::{Layout, OnLoss};
 use coxswain_types::status::{Publish, Published, StepReport};
 
 use super::event::{FormedRank, Prepared, Submission};
@@ -10,6 +11,10 @@ use super::summary::{JobState, JobSummary};
 
 /// How many steps are remembered to compare them when they are taken again; 24 bytes each.
 const MAX_TAKEN: usize = 100_000;
+
+/// How long a worker that was lost may take to come back before its job goes on with fewer: a supervisor starts
+/// a process in less, and the way back from fewer ranks costs a regrouping.
+pub const SHRINK_AFTER_MS: u64 = 2000;
 
 /// A job and how far it has come.
 #[derive(Clone, Debug)]
@@ -22,6 +27,10 @@ pub(super) struct Job {
     pub(super) step: Step,
     pub(super) checkpoint: Option<Published>,
     pub(super) prepared: Option<Prepared>,
+    /// The layout of its newest generation, where that is not its own.
+    pub(super) layout: Option<Layout>,
+    /// When its newest generation was lost; `None` where nothing was.
+    pub(super) lost_ms: Option<u64>,
     /// Threads of each rank, once a generation has run.
     pub(super) threads: Option<u32>,
     /// Why its last generation is no more.
@@ -49,6 +58,8 @@ impl Job {
             step: Step(0),
             checkpoint: None,
             prepared: None,
+            layout: None,
+            lost_ms: None,
             threads: None,
             interruption: None,
             formed: Vec::new(),
@@ -84,6 +95,17 @@ impl Job {
     /// Whether it has been at work and shall be again.
     pub(super) fn recovers(&self) -> bool {
         self.waits() && self.generation > Generation(0)
+    }
+
+    /// Whether it is at work with fewer workers than its own layout needs.
+    pub(super) fn is_shrunk(&self) -> bool {
+        self.state == JobState::Running && self.layout.is_some()
+    }
+
+    /// When it may go on with fewer workers than its own layout needs, if it may.
+    pub(super) fn shrinks_ms(&self) -> Option<u64> {
+        let shrinks = self.submission.spec.recovery.on_loss == OnLoss::Shrink && self.recovers();
+        shrinks.then(|| self.lost_ms.map_or(0, |lost_ms| lost_ms + SHRINK_AFTER_MS))
     }
 
     /// Whether this worker was in its newest generation, by whichever process now.

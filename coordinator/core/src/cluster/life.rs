@@ -91,6 +91,7 @@ impl Cluster {
 
     /// The job's generation cannot go on: its workers are gathered again, or the job ends.
     pub(super) fn interrupt(&mut self, id: &str, cause: String, out: &mut Vec<Effect>) {
+        let now_ms = self.now_ms;
         let Some(job) = self.job_mut(id) else { return };
         if job.submission.spec.recovery.on_loss == OnLoss::Fail {
             return self.end(id, Ending::Failed, cause, out);
@@ -103,6 +104,7 @@ impl Cluster {
         let generation = job.generation;
         job.enter(JobState::Queued, cause.clone());
         job.interruption = Some(cause.clone());
+        job.lost_ms = Some(now_ms);
         let text = format!("{cause}; workers are gathered to go on from the newest checkpoint");
         out.push(Effect::Record(Entry::Interrupted { job: id.to_owned(), generation, reason: cause }));
         out.push(Effect::Notice(notice(Weight::Warning, text).about_run(id, generation)));

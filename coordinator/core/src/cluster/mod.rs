@@ -46,15 +46,19 @@ pub use run::{GRACE_MS, RETURN_MS};
 pub use summary::{Ending, JobState, JobSummary, WorkerSummary};
 
 use job::Job;
+pub use job::SHRINK_AFTER_MS;
 pub use life::{MAX_SETBACKS, MAX_WAITING, SubmitError};
 use member::{Admission, Members};
 use regroup::Drain;
+pub use regroup::GROW_AFTER_MS;
 use revision::Revisions;
 use run::Run;
 
 /// All that the coordinator knows.
 #[derive(Clone, Debug, Default)]
 pub struct Cluster {
+    /// When the event happened that is being handled.
+    now_ms: u64,
     /// In the order of submission.
     jobs: Vec<Job>,
     /// Jobs ever submitted; their ids count on.
@@ -76,6 +80,7 @@ impl Cluster {
     /// What follows from `event` at `now_ms` of the shell's monotonic clock.
     pub fn handle(&mut self, now_ms: u64, event: Event) -> Vec<Effect> {
         let mut out = Vec::new();
+        self.now_ms = now_ms;
         // Before anything else, so that whatever is said from here on is above what an earlier start said.
         if let Some(epoch) = self.revisions.open() {
             out.push(Effect::Record(Entry::Started { epoch }));
@@ -98,7 +103,9 @@ impl Cluster {
     /// When [`Event::Tick`] is due, if nothing else happens before.
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let verdicts = self.runs.iter().filter_map(|run| run.deadline_ms(&self.members));
-        self.members.next_expiry_ms().into_iter().chain(verdicts).min()
+        // What is past has been looked at, and needs an event to change.
+        let queue = self.queue_deadlines_ms().filter(|due_ms| *due_ms > self.now_ms);
+        self.members.next_expiry_ms().into_iter().chain(verdicts).chain(queue).min()
     }
 
     /// The jobs and generations whose ranks may meet.

@@ -7,19 +7,24 @@
 
 use std::cmp::Reverse;
 
+use coxswain_types::ids::Generation;
 use coxswain_types::status::WorkerInfo;
 
 use super::Cluster;
 use super::event::Effect;
 use super::hall::Hall;
+use super::run::Run;
 use super::summary::JobState;
+use crate::plan::Fit;
 
 /// What a job can do now.
 enum Turn {
     /// Its tokens can be made ready.
     Prepare(usize),
     /// A generation of it can be formed.
-    Form(usize, Vec<WorkerInfo>),
+    Form(usize, Vec<WorkerInfo>, Fit),
+    /// Its generation, which is smaller than its layout, can be formed anew with so many more workers.
+    Grow(Generation, usize, Fit),
 }
 
 impl Cluster {
@@ -41,19 +46,31 @@ impl Cluster {
                     job.state = JobState::Preparing;
                     out.push(Effect::Prepare { job: job.id().to_owned() });
                 }
-                Some(Turn::Form(index, workers)) => self.form(index, &workers, out),
+                Some(Turn::Form(index, workers, fit)) => self.form(index, &workers, &fit, out),
+                Some(Turn::Grow(generation, more, fit)) => self.grow(generation, more, &fit, out),
             }
         }
     }
 
-    /// The jobs that wait, in the order in which they have their turn.
+    /// The jobs that wait for workers, in the order in which they have their turn; also those at work that want
+    /// more of them.
     fn waiting(&self) -> Vec<usize> {
-        let mut waiting: Vec<_> = (0..self.jobs.len()).filter(|&index| self.jobs[index].waits()).collect();
+        let mut waiting: Vec<_> = (0..self.jobs.len())
+            .filter(|&index| self.jobs[index].waits() || self.jobs[index].is_shrunk())
+            .collect();
         waiting.sort_by_key(|&index| {
             let job = &self.jobs[index];
-            (Reverse(job.priority()), !job.recovers(), index)
+            (Reverse(job.priority()), job.generation == Generation(0), index)
         });
         waiting
+    }
+
+    /// When a job may shrink or grow, if nothing happens before.
+    pub(super) fn queue_deadlines_ms(&self) -> impl Iterator<Item = u64> {
+        let shrinks = self.jobs.iter().filter(|job| job.state == JobState::Gathering);
+        let shrunk = self.jobs.iter().filter(|job| job.is_shrunk());
+        let runs = shrunk.filter_map(|job| self.runs.iter().find(|run| run.generation == job.generation));
+        shrinks.filter_map(|job| job.shrinks_ms()).chain(runs.map(Run::grows_ms))
     }
 
     /// The first job in the queue that can go on, and why those before it wait.
@@ -78,8 +95,19 @@ impl Cluster {
                 (JobState::Queued, None, Some(other)) => {
                     reasons.push((index, format!("waits until the tokens of {} are ready", other.id())));
                 }
+                (JobState::Running, _, _) => {
+                    let run = self.runs.iter().find(|run| run.generation == job.generation);
+                    let may =
+                        |run: &&Run| run.stop.is_none() && run.is_taken() && run.grows_ms() <= self.now_ms;
+                    if let Some((more, fit)) = run.filter(may).and_then(|run| hall.growth(index, run)) {
+                        return (reasons, Some(Turn::Grow(job.generation, more, fit)));
+                    }
+                    if run.is_none_or(|run| run.stop.is_none()) {
+                        continue;
+                    }
+                }
                 (JobState::Gathering, first, _) => match hall.choose(index) {
-                    Ok(workers) => return (reasons, Some(Turn::Form(index, workers))),
+                    Ok((workers, fit)) => return (reasons, Some(Turn::Form(index, workers, fit))),
                     Err(mut reason) => {
                         if let Some(cause) = &job.interruption {
                             reason.push_str(&format!(", since {cause}"));

@@ -1,6 +1,6 @@
 //! Generations that end at a step's boundary without anything being lost: all ranks stop after the same step,
 //! save, and the job goes on from there with other workers. So a worker is taken out whom a user drains or who
-//! was asked to stop.
+//! was asked to stop, and so a run that shrank grows again.
 //!
 //! A stop is a wish like the last step is: ranks agree on it in the closing exchange, by its number. For that
 //! every rank must know the wish before it, so a generation is stopped only once all ranks have theirs; and a
@@ -8,10 +8,16 @@
 
 use coxswain_types::ids::{Generation, Step, WorkerId};
 
+use crate::plan::Fit;
+
 use super::event::{Effect, Entry, Weight};
 use super::member::MAX_WORKERS;
 use super::summary::JobState;
 use super::{Cluster, notice};
+
+/// How long a job that shrank stays as it is before it grows. A regrouping costs about a second of every rank,
+/// so workers that come one after the other do not cost a tenth of the time.
+pub const GROW_AFTER_MS: u64 = 10_000;
 
 /// A process that a user wants no more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +77,13 @@ impl Cluster {
         (0..run.seats.len()).find_map(out)
     }
 
+    /// Stops a run that shrank, since `more` workers that wait would let it be `fit`.
+    pub(super) fn grow(&mut self, generation: Generation, more: usize, fit: &Fit, out: &mut Vec<Effect>) {
+        let size = if fit.reason.is_empty() { "all of its layout" } else { &fit.reason };
+        let workers = if more == 1 { "worker is" } else { "workers are" };
+        self.stop(generation, format!("{more} more {workers} here, enough for {size}"), out);
+    }
+
     /// Has all ranks stop after a step, and save.
     pub(super) fn stop(&mut self, generation: Generation, reason: String, out: &mut Vec<Effect>) {
         self.revisions.grow();
@@ -92,6 +105,7 @@ impl Cluster {
         let generation = job.generation;
         job.enter(JobState::Queued, reason.clone());
         job.interruption = Some(reason.clone());
+        job.lost_ms = None;
         let text = format!("stopped after step {step} and saved; workers are gathered anew");
         out.push(Effect::Record(Entry::Regrouped { job: id.to_owned(), generation, step, reason }));
         out.push(Effect::Notice(notice(Weight::Info, text).about_run(id, generation)));

@@ -24,13 +24,14 @@ impl Cluster {
         match entry {
             Entry::Started { epoch } => self.revisions.passed(epoch),
             Entry::Submitted(submission) => self.enqueue(*submission),
-            Entry::Formed { job, generation, from, threads, ranks, revision } => {
+            Entry::Formed { job, generation, from, threads, ranks, revision, layout } => {
                 self.generation = self.generation.max(generation);
                 if let Some(job) = self.job_mut(&job) {
                     job.threads = Some(threads);
                     let reason = format!("generation {generation} of {} workers", ranks.len());
                     job.enter(JobState::Running, reason);
                     job.formed = ranks;
+                    job.layout = layout;
                     job.wish = (revision, None);
                     job.committed = None;
                     job.generation = generation;
@@ -49,6 +50,8 @@ impl Cluster {
                 if let Some(job) = self.job_mut(&job) {
                     job.enter(JobState::Queued, reason.clone());
                     job.interruption = Some(reason);
+                    // Workers that it had look for this coordinator, whose clock starts at zero.
+                    job.lost_ms = Some(0);
                 }
             }
             Entry::Committed { job, step, files, .. } => {

@@ -12,6 +12,7 @@ use coxswain_types::status::{Fault, Phase, StepReport, WorkerInfo, WorkerStatus}
 use super::event::FormedRank;
 use super::job::Job;
 use super::member::{LEASE_MS, Members};
+use super::regroup::GROW_AFTER_MS;
 use super::saving::Saving;
 
 /// How long after the first complaint the cause is named. A closed connection is noticed within a
@@ -92,6 +93,8 @@ pub(super) struct Run {
     ranks: BTreeMap<WorkerId, usize>,
     /// Steps in all.
     pub(super) steps: Step,
+    /// When it was formed.
+    pub(super) formed_ms: u64,
     /// The number of what is wanted of it.
     pub(super) revision: u64,
     /// Why its ranks shall stop after the step that they take, if they shall.
@@ -135,6 +138,7 @@ impl Run {
             seats,
             ranks,
             steps,
+            formed_ms: 0,
             revision,
             stop: None,
             acknowledged: from,
@@ -168,6 +172,11 @@ impl Run {
             self.describe(rank),
             RETURN_MS / 1000
         ))
+    }
+
+    /// When it may grow, if it is smaller than its job's layout.
+    pub(super) fn grows_ms(&self) -> u64 {
+        self.formed_ms + GROW_AFTER_MS
     }
 
     /// The rank of a worker, whichever process goes by its name.

@@ -10,6 +10,7 @@
 //! - `check`: an independent reader that refuses a plan which would hang or leave work out.
 //! - `memory`, `activations`: what a rank needs.
 //! - `timeline`: who waits for whom.
+//! - `fitting`: the largest part of a layout that fewer workers can take.
 //! - `print`, `grid`, `svg`, `json`: a plan as people and programs read it.
 //!
 //! How long a step takes is not estimated yet.
@@ -18,6 +19,7 @@ mod activations;
 mod assign;
 pub mod check;
 mod encode;
+mod fitting;
 mod grid;
 mod json;
 mod memory;
@@ -36,6 +38,7 @@ use coxswain_types::status::WorkerInfo;
 use coxswain_types::{Assignment, Generation, JobSpec, WorkerId};
 
 pub use encode::encode;
+pub use fitting::{Fit, fitting};
 pub use memory::Memory;
 pub use placement::threads_for;
 pub use svg::svg;

@@ -4,6 +4,7 @@ mod drain;
 mod many;
 mod queue;
 mod recovery;
+mod shrink;
 mod story;
 
 use coxswain_types::ids::WorkerId;

@@ -186,6 +186,9 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
             if words.contains(&"wait") {
                 spec.recovery.on_loss = OnLoss::Wait;
             }
+            if words.contains(&"shrink") {
+                spec.recovery.on_loss = OnLoss::Shrink;
+            }
             spec.priority = value(words, "priority").map_or(0, |text| text.parse().unwrap());
             // Each job has a folder of its own.
             let directory = format!("/runs/{}", cluster.jobs().len());
