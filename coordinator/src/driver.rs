@@ -235,7 +235,8 @@ impl Driver {
             | Entry::Interrupted { .. }
             | Entry::Stopping { .. }
             | Entry::Regrouped { .. }
-            | Entry::Drained { .. } => {}
+            | Entry::Drained { .. }
+            | Entry::Noted { .. } => {}
         }
         Ok(())
     }

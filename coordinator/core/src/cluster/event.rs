@@ -6,6 +6,7 @@ use coxswain_types::job::{JobSpec, Layout};
 use coxswain_types::status::{Published, SavedFile, StepReport, WorkerStatus};
 use serde::{Deserialize, Serialize};
 
+use super::happening::NoteKind;
 use super::summary::Ending;
 
 /// A job that was asked for. Its id comes from [`super::Cluster::next_job`].
@@ -213,6 +214,19 @@ pub enum Entry {
         incarnation: u64,
         /// Why.
         reason: String,
+    },
+    /// Something that people should know later too, and that decides nothing.
+    Noted {
+        /// Of which kind it is.
+        kind: NoteKind,
+        /// The job, if it is about one.
+        job: Option<String>,
+        /// The generation, if it is about one.
+        generation: Option<Generation>,
+        /// The worker, if it is about one.
+        worker: Option<WorkerId>,
+        /// What happened and why.
+        text: String,
     },
     /// A generation could not go on; its job shall.
     Interrupted {

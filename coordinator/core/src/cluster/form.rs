@@ -59,8 +59,10 @@ impl Cluster {
         out.push(Effect::Notice(notice(Weight::Info, text).about_run(&id, generation)));
         out.extend(formation.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())));
         self.generation = generation;
+        self.noted = 0;
         let mut run = Run::new(id, generation, formation.seats, steps, from, revision);
         run.formed_ms = self.now_ms;
+        run.share(&fit.spec(&self.jobs[index].submission.spec));
         self.runs.push(run);
     }
 }
@@ -124,6 +126,8 @@ fn plan_for(
             assignment: Some(json),
             phase: None,
             step: Step(0),
+            heard_ms: 0,
+            activity: None,
             stale: false,
         })
     };

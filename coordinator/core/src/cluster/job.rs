@@ -1,6 +1,6 @@
 //! A job as the coordinator knows it, and how far it has come.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{Layout, OnLoss};
@@ -11,6 +11,9 @@ use super::summary::{JobState, JobSummary};
 
 /// How many steps are remembered to compare them when they are taken again; 24 bytes each.
 const MAX_TAKEN: usize = 100_000;
+
+/// How many interruptions of a job `explain` tells of; the journal has all.
+const MAX_INTERRUPTIONS: usize = 20;
 
 /// How long a worker that was lost may take to come back before its job goes on with fewer: a supervisor starts
 /// a process in less, and the way back from fewer ranks costs a regrouping.
@@ -35,6 +38,8 @@ pub(super) struct Job {
     pub(super) threads: Option<u32>,
     /// Why its last generation is no more.
     pub(super) interruption: Option<String>,
+    /// The newest interruptions: of which generation, after which step, and why.
+    pub(super) interruptions: VecDeque<(Generation, Step, String)>,
     /// The newest generation, as the journal has it.
     pub(super) formed: Vec<FormedRank>,
     /// What is wanted of that generation: the number of the wish, and why it shall stop, if it shall.
@@ -62,6 +67,7 @@ impl Job {
             lost_ms: None,
             threads: None,
             interruption: None,
+            interruptions: VecDeque::new(),
             formed: Vec::new(),
             wish: (0, None),
             committed: None,
@@ -85,6 +91,15 @@ impl Job {
     pub(super) fn enter(&mut self, state: JobState, reason: impl Into<String>) {
         self.state = state;
         self.reason = reason.into();
+    }
+
+    /// Its generation is no more.
+    pub(super) fn interrupted(&mut self, cause: String) {
+        self.interruptions.push_back((self.generation, self.step, cause.clone()));
+        if self.interruptions.len() > MAX_INTERRUPTIONS {
+            self.interruptions.pop_front();
+        }
+        self.interruption = Some(cause);
     }
 
     /// Whether it waits for workers, or for what comes before that.

@@ -5,6 +5,7 @@ use coxswain_types::job::OnLoss;
 use coxswain_types::status::{Published, StepReport};
 
 use super::event::{Effect, Entry, Prepared, Submission, Weight};
+use super::happening::NoteKind;
 use super::job::Job;
 use super::summary::{Ending, JobState, JobSummary};
 use super::{Cluster, notice};
@@ -103,7 +104,7 @@ impl Cluster {
         }
         let generation = job.generation;
         job.enter(JobState::Queued, cause.clone());
-        job.interruption = Some(cause.clone());
+        job.interrupted(cause.clone());
         job.lost_ms = Some(now_ms);
         let text = format!("{cause}; workers are gathered to go on from the newest checkpoint");
         out.push(Effect::Record(Entry::Interrupted { job: id.to_owned(), generation, reason: cause }));
@@ -185,6 +186,11 @@ impl Cluster {
     pub(super) fn advance_run(&mut self, now_ms: u64, generation: Generation, out: &mut Vec<Effect>) {
         let Some(run) = self.runs.iter_mut().find(|run| run.generation == generation) else { return };
         let job = run.job.clone();
+        if let Some(chain) = run.hang(now_ms) {
+            let text = format!("the run hangs: {chain}");
+            let about = notice(Weight::Warning, text).about_run(&job, generation);
+            return self.note(NoteKind::Hang, about, out);
+        }
         if let Some(cause) = run.missing(now_ms) {
             return self.interrupt(&job, cause, out);
         }

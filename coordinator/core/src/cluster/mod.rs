@@ -13,18 +13,23 @@
 //! - `queue`, `hall`: whose turn it is, and which workers it can have.
 //! - `form`: idle workers become the ranks of a generation; `regroup`: one ends at a step's boundary.
 //! - `desired`, `revision`: what is wanted of each worker, and its number.
-//! - [`summary`]: what people are shown.
+//! - `hang`, `pace`: who holds up a run, and who slows it down.
+//! - [`summary`], `explain`, [`happening`]: what people are shown.
 //!
 //! The core has no clock: `now_ms` is the shell's monotonic time. What is written down survives a
 //! restart ([`Cluster::replay`]); what workers say again by themselves is not written down.
 
 mod desired;
 pub mod event;
+mod explain;
 mod form;
 mod hall;
+mod hang;
+pub mod happening;
 mod job;
 mod life;
 mod member;
+mod pace;
 mod queue;
 mod regroup;
 mod replay;
@@ -45,6 +50,9 @@ pub use member::{LEASE_MS, MAX_WORKERS};
 pub use run::{GRACE_MS, RETURN_MS};
 pub use summary::{Ending, JobState, JobSummary, WorkerSummary};
 
+pub use hang::HANG_MS;
+pub use happening::Happening;
+use happening::NoteKind;
 use job::Job;
 pub use job::SHRINK_AFTER_MS;
 pub use life::{MAX_SETBACKS, MAX_WAITING, SubmitError};
@@ -53,6 +61,10 @@ use regroup::Drain;
 pub use regroup::GROW_AFTER_MS;
 use revision::Revisions;
 use run::Run;
+
+/// How much is noted in the journal between two formations. Each note is synced, so a thousand workers that come
+/// at once, or a rank that is slow now and then, must not hold up the rest.
+const MAX_NOTED: usize = 256;
 
 /// All that the coordinator knows.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +82,8 @@ pub struct Cluster {
     members: Members,
     /// The generations at work, from older to newer.
     runs: Vec<Run>,
+    /// Notes in the journal since a generation was formed.
+    noted: usize,
     /// Processes that users want no more.
     drains: BTreeMap<WorkerId, Drain>,
     /// Why all workers shall leave, once they shall.
@@ -149,7 +163,7 @@ impl Cluster {
         self.observe(now_ms, &status, out);
     }
 
-    fn welcome(&self, status: &WorkerStatus, out: &mut Vec<Effect>) {
+    fn welcome(&mut self, status: &WorkerStatus, out: &mut Vec<Effect>) {
         let info = &status.info;
         let mut text =
             format!("worker {} is here (pid {} on {}, {})", info.id, info.pid, info.host, info.device);
@@ -164,7 +178,7 @@ impl Cluster {
                 status.generation
             ));
         }
-        out.push(Effect::Notice(notice(weight, text).about_worker(&info.id)));
+        self.note(NoteKind::Joined, notice(weight, text).about_worker(&info.id), out);
         out.push(Effect::Wake(info.id.clone()));
     }
 
@@ -210,8 +224,13 @@ impl Cluster {
             return self.interrupt(&job, cause, out);
         }
         let reports = run.observe(now_ms, rank, status);
+        let paces = run.pace(rank, status.pace.as_ref());
+        let paces: Vec<_> = paces.into_iter().map(|finding| run.told(finding)).collect();
         let published = status.published.clone().filter(|p| rank == 0 && run.saving.publish(p));
         let job = run.job.clone();
+        for (kind, about) in paces {
+            self.note(kind, about, out);
+        }
         let news = !reports.is_empty() || published.is_some();
         for report in reports {
             self.reported(&job, report, out);
@@ -230,9 +249,8 @@ impl Cluster {
             return;
         }
         self.drains.remove(worker);
-        out.push(Effect::Notice(
-            notice(Weight::Info, format!("worker {worker} is gone: {why}")).about_worker(worker),
-        ));
+        let about = notice(Weight::Info, format!("worker {worker} is gone: {why}")).about_worker(worker);
+        self.note(NoteKind::Gone, about, out);
         self.lost_from_run(worker, incarnation, why, out);
     }
 
@@ -244,10 +262,20 @@ impl Cluster {
         if run.seats[rank].info.incarnation != incarnation {
             return;
         }
-        if let Some(cause) = run.lost(rank, why) {
+        if let Some(cause) = run.lost(self.now_ms, rank, why) {
             let job = run.job.clone();
             self.interrupt(&job, cause, out);
         }
+    }
+
+    /// Tells people, now and in the journal where a job is open and not too much was noted since a generation was
+    /// formed.
+    fn note(&mut self, kind: NoteKind, about: Notice, out: &mut Vec<Effect>) {
+        if self.noted < MAX_NOTED && self.jobs.iter().any(|job| !job.state.is_over()) {
+            self.noted += 1;
+            out.push(Effect::Record(about.noted(kind)));
+        }
+        out.push(Effect::Notice(about));
     }
 
     fn expire(&mut self, now_ms: u64, out: &mut Vec<Effect>) {

@@ -104,7 +104,7 @@ impl Cluster {
         let Some(job) = self.job_mut(id) else { return };
         let generation = job.generation;
         job.enter(JobState::Queued, reason.clone());
-        job.interruption = Some(reason.clone());
+        job.interrupted(reason.clone());
         job.lost_ms = None;
         let text = format!("stopped after step {step} and saved; workers are gathered anew");
         out.push(Effect::Record(Entry::Regrouped { job: id.to_owned(), generation, step, reason }));

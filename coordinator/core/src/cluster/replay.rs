@@ -23,6 +23,7 @@ impl Cluster {
     fn apply(&mut self, entry: Entry) {
         match entry {
             Entry::Started { epoch } => self.revisions.passed(epoch),
+            Entry::Noted { .. } => {}
             Entry::Submitted(submission) => self.enqueue(*submission),
             Entry::Formed { job, generation, from, threads, ranks, revision, layout } => {
                 self.generation = self.generation.max(generation);
@@ -49,7 +50,7 @@ impl Cluster {
             Entry::Interrupted { job, reason, .. } | Entry::Regrouped { job, reason, .. } => {
                 if let Some(job) = self.job_mut(&job) {
                     job.enter(JobState::Queued, reason.clone());
-                    job.interruption = Some(reason);
+                    job.interrupted(reason);
                     // Workers that it had look for this coordinator, whose clock starts at zero.
                     job.lost_ms = Some(0);
                 }

@@ -4,16 +4,22 @@
 //! the news of the death. The cause that people are told is the first worker that was lost; a
 //! complaint is believed only when nobody turns out to be lost within [`GRACE_MS`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
+use coxswain_types::JobSpec;
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Fault, Phase, StepReport, WorkerInfo, WorkerStatus};
+use coxswain_types::status::{Activity, Fault, Pace, Phase, StepReport, WorkerInfo, WorkerStatus};
 
-use super::event::FormedRank;
+use super::event::{FormedRank, Notice, Weight};
+use super::hang::{self, Look};
+use super::happening::NoteKind;
 use super::job::Job;
 use super::member::{LEASE_MS, Members};
+use super::notice;
+use super::pace::{Finding, Paces};
 use super::regroup::GROW_AFTER_MS;
 use super::saving::Saving;
+use crate::plan::{Fit, shares};
 
 /// How long after the first complaint the cause is named. A closed connection is noticed within a
 /// second even on a busy machine.
@@ -25,7 +31,13 @@ pub const RETURN_MS: u64 = 10_000;
 
 /// A worker that has missed its heartbeat of a second for this long when the grace is over may be
 /// the dead one: its lease is waited for.
-const SILENT_MS: u64 = 1500;
+pub(super) const SILENT_MS: u64 = 1500;
+
+/// Of how many of the newest steps the median is taken.
+const MEDIAN_STEPS: usize = 15;
+
+/// A rank that waited for less than this when a run was interrupted explains nothing.
+const TELLING_MS: u64 = 1000;
 
 /// A worker in its place.
 #[derive(Clone, Debug)]
@@ -42,6 +54,10 @@ pub(super) struct Seat {
     pub(super) phase: Option<Phase>,
     /// Steps that it has applied.
     pub(super) step: Step,
+    /// When it was heard of in this generation.
+    pub(super) heard_ms: u64,
+    /// The newest that it said of what it does, and when.
+    pub(super) activity: Option<(Activity, u64)>,
     /// Whether people have been told that it speaks of an older generation.
     pub(super) stale: bool,
 }
@@ -76,7 +92,17 @@ impl Seat {
             runtime: String::new(),
         };
         let (stage, digest) = (formed.stage, formed.digest.clone());
-        Seat { info, stage, digest, assignment: None, phase: None, step: Step(0), stale: false }
+        Seat {
+            info,
+            stage,
+            digest,
+            assignment: None,
+            phase: None,
+            step: Step(0),
+            heard_ms: 0,
+            activity: None,
+            stale: false,
+        }
     }
 }
 
@@ -103,6 +129,12 @@ pub(super) struct Run {
     pub(super) acknowledged: Step,
     /// The checkpoints.
     pub(super) saving: Saving,
+    /// How long the newest steps took, in seconds.
+    step_seconds: VecDeque<f64>,
+    /// How long they took each rank.
+    paces: Paces,
+    /// The step in which people were told of a hang.
+    hang_told: Option<Step>,
     /// What is complained of.
     failure: Option<Complaint>,
     /// Until when all of its workers have to be back, where an earlier coordinator formed it.
@@ -141,6 +173,9 @@ impl Run {
             formed_ms: 0,
             revision,
             stop: None,
+            step_seconds: VecDeque::new(),
+            paces: Paces::default(),
+            hang_told: None,
             acknowledged: from,
             saving,
             failure: None,
@@ -156,6 +191,9 @@ impl Run {
         run.stop = stop;
         run.saving.decided(job.committed.clone());
         run.return_ms = Some(RETURN_MS);
+        let spec = &job.submission.spec;
+        let layout = job.layout.unwrap_or(spec.layout);
+        run.share(&Fit { layout, reason: String::new() }.spec(spec));
         run
     }
 
@@ -194,7 +232,11 @@ impl Run {
             );
         }
         let first = self.seats[rank].phase.replace(status.phase.clone()).is_none();
-        self.seats[rank].step = status.step;
+        let seat = &mut self.seats[rank];
+        (seat.step, seat.heard_ms) = (status.step, now_ms);
+        if let Some(activity) = &status.activity {
+            seat.activity = Some((activity.clone(), now_ms));
+        }
         if let Some(saved) = &status.saved {
             self.saving.wrote(rank, saved);
         }
@@ -211,6 +253,10 @@ impl Run {
         for report in &status.reports {
             if report.step > self.acknowledged.0 {
                 self.acknowledged = Step(report.step);
+                self.step_seconds.push_back(report.step_seconds);
+                if self.step_seconds.len() > MEDIAN_STEPS {
+                    self.step_seconds.pop_front();
+                }
                 fresh.push(report.clone());
             }
         }
@@ -221,6 +267,7 @@ impl Run {
     /// one was of that rank's silence.
     fn complain(&mut self, now_ms: u64, text: String, of_peer: bool) {
         let since_ms = self.failure.as_ref().map_or(now_ms, |first| first.since_ms);
+        let text = if of_peer { self.with_wait(now_ms, text) } else { text };
         if self.failure.as_ref().is_none_or(|first| first.of_peer && !of_peer) {
             self.failure = Some(Complaint { since_ms, text, of_peer });
         }
@@ -228,9 +275,9 @@ impl Run {
 
     /// The cause to name now that the worker of `rank` is lost; `None` if it had complained before,
     /// since then its end explains nothing.
-    pub(super) fn lost(&self, rank: usize, why: &str) -> Option<String> {
+    pub(super) fn lost(&self, now_ms: u64, rank: usize, why: &str) -> Option<String> {
         let failed = matches!(self.seats[rank].phase, Some(Phase::Failed { .. }));
-        (!failed).then(|| format!("{} was lost: {why}", self.describe(rank)))
+        (!failed).then(|| self.with_wait(now_ms, format!("{} was lost: {why}", self.describe(rank))))
     }
 
     /// When this generation will be judged, if nothing happens before.
@@ -263,6 +310,87 @@ impl Run {
         let step = self.acknowledged;
         let done = self.seats.iter().all(|seat| seat.phase == Some(Phase::Done) && seat.step == step);
         (done && self.saving.published() == step).then_some(step)
+    }
+
+    /// The work of its ranks is that of this job, in the layout that it has here.
+    pub(super) fn share(&mut self, spec: &JobSpec) {
+        let stages = self.seats.iter().map(|seat| seat.stage).collect();
+        self.paces = Paces::new(stages, shares(spec));
+    }
+
+    /// Takes in how long a step took a rank.
+    pub(super) fn pace(&mut self, rank: usize, pace: Option<&Pace>) -> Vec<Finding> {
+        pace.map_or(Vec::new(), |pace| self.paces.note(rank, pace))
+    }
+
+    /// What is said of ranks that are slow now.
+    pub(super) fn stragglers(&self) -> Vec<String> {
+        let slow = |rank| self.paces.slow(rank).map(|factor| self.slow(rank, factor));
+        (0..self.seats.len()).filter_map(slow).collect()
+    }
+
+    /// How people are told of a finding.
+    pub(super) fn told(&self, finding: Finding) -> (NoteKind, Notice) {
+        let about = |weight, rank: usize, text| {
+            notice(weight, text).about_run(&self.job, self.generation).about_worker(&self.seats[rank].info.id)
+        };
+        match finding {
+            Finding::Slow(rank, factor) => {
+                (NoteKind::Straggler, about(Weight::Warning, rank, self.slow(rank, factor)))
+            }
+            Finding::Recovered(rank) => {
+                let text = format!("{} keeps up with its peers again", self.describe(rank));
+                (NoteKind::Recovered, about(Weight::Info, rank, text))
+            }
+        }
+    }
+
+    pub(super) fn slow(&self, rank: usize, factor: f64) -> String {
+        format!("{} is a straggler: it computes {factor:.1} times as long as its peers", self.describe(rank))
+    }
+
+    /// Its ranks as they were heard of.
+    pub(super) fn looks(&self, now_ms: u64) -> Vec<Look<'_>> {
+        let look = |seat| {
+            let Seat { info, stage, heard_ms, activity, .. }: &Seat = seat;
+            Look {
+                name: format!("worker {} (stage {stage})", info.id),
+                activity: activity.as_ref().map(|(activity, _)| activity),
+                age_ms: activity.as_ref().map_or(0, |(_, at_ms)| now_ms.saturating_sub(*at_ms)),
+                silent_ms: now_ms.saturating_sub(*heard_ms),
+            }
+        };
+        self.seats.iter().map(look).collect()
+    }
+
+    /// How long the rank has waited that waits the longest, and for whom.
+    pub(super) fn longest_wait(&self, now_ms: u64) -> Option<(u64, Option<String>)> {
+        let looks = self.looks(now_ms);
+        let (rank, for_ms) = hang::longest(&looks)?;
+        Some((for_ms, hang::chain(&looks, rank)))
+    }
+
+    fn with_wait(&self, now_ms: u64, cause: String) -> String {
+        match self.longest_wait(now_ms) {
+            Some((for_ms, Some(chain))) if for_ms >= TELLING_MS => format!("{cause} ({chain})"),
+            _ => cause,
+        }
+    }
+
+    /// Who holds up the run, the first time that a rank waits for too long in a step.
+    pub(super) fn hang(&mut self, now_ms: u64) -> Option<String> {
+        let running = self.seats.iter().all(|seat| seat.phase == Some(Phase::Running));
+        if !running || self.hang_told == Some(self.acknowledged) {
+            return None;
+        }
+        let (for_ms, chain) = self.longest_wait(now_ms)?;
+        let mut steps: Vec<_> = self.step_seconds.iter().copied().collect();
+        steps.sort_by(f64::total_cmp);
+        if for_ms < hang::patience_ms(steps.get(steps.len() / 2).copied()) {
+            return None;
+        }
+        self.hang_told = Some(self.acknowledged);
+        chain
     }
 
     pub(super) fn describe(&self, rank: usize) -> String {

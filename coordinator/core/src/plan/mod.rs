@@ -191,6 +191,21 @@ pub fn sketch(spec: &JobSpec, workers: u32) -> Result<Plan, PlanError> {
     })
 }
 
+/// How much each pipeline rank of a job that can be planned has to compute, in any unit.
+pub fn shares(spec: &JobSpec) -> Vec<f64> {
+    let lengths = Lengths::of(&spec.model, &spec.train);
+    let mut shares = vec![0.0; spec.layout.pipeline as usize];
+    let loads = partition::loads(&spec.model, lengths, spec.layout.stages());
+    for (stage, load) in loads.into_iter().enumerate() {
+        // Stage s is on rank s mod p.
+        let rank = stage % shares.len().max(1);
+        if let Some(share) = shares.get_mut(rank) {
+            *share += load as f64;
+        }
+    }
+    shares
+}
+
 /// What the planner relies on. `spec::parse` refuses all of it with better words; a job from an old
 /// journal comes here without passing that door.
 fn check_layout(spec: &JobSpec) -> Result<(), PlanError> {

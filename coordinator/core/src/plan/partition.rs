@@ -103,6 +103,13 @@ pub(super) fn partition(model: &ModelSpec, lengths: Lengths, stages: u32) -> Vec
         .collect()
 }
 
+/// The cost of each of `stages` stages, in forward FLOPs of a sample.
+pub(super) fn loads(model: &ModelSpec, lengths: Lengths, stages: u32) -> Vec<u64> {
+    let costs = costs(model, lengths);
+    let cost = |layer: u32| costs.get(layer as usize).copied().unwrap_or(0);
+    partition(model, lengths, stages).into_iter().map(|layers| layers.map(cost).sum()).collect()
+}
+
 /// The number of layers of each stage. The least dearest stage decides; among equals the least sum of
 /// squares, which is the most even partition; then the larger shares in front.
 fn counts(costs: &[u64], stages: usize) -> Vec<usize> {

@@ -41,6 +41,7 @@ fn a_drained_worker_is_replaced_at_a_steps_boundary() {
     .0;
     expect![[r#"
         200 w2 idle
+            record noted joined
             info: worker w2 is here (pid 102 on alpha, cpu)
             wake w2
         300 drain w1 maintenance
@@ -89,6 +90,7 @@ fn a_drained_worker_is_replaced_at_a_steps_boundary() {
         630 w1 idle
             wake w1
         640 lost w1 its connection closed
+            record noted gone
             info: worker w1 is gone: its connection closed
         650 desired w0
             g2 assignment run_to 9 acknowledged 3
@@ -147,10 +149,12 @@ fn a_worker_that_was_asked_to_stop_works_until_its_place_can_be_taken() {
         630 w1 idle leaves=SIGTERM
             wake w1
         640 lost w1 its connection closed
+            record noted gone
             info: worker w1 is gone: its connection closed
         650 jobs
             demo-1 Gathering step 3: waiting for 1 of 2 workers, since worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: SIGTERM
         700 w1' idle
+            record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
             record formed demo-1 g2 [w0 w1] threads 1 from 3
@@ -194,6 +198,7 @@ fn an_idle_worker_that_is_drained_leaves_and_a_newer_process_of_its_name_does_no
         20 jobs
             demo-1 Gathering step 0: waiting for 1 of 1 worker (here: 1 leaving)
         30 w0' idle
+            record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
             record formed demo-1 g1 [w0] threads 2 from 0
@@ -279,6 +284,7 @@ fn a_loss_while_a_run_stops_is_an_ordinary_loss() {
             wake w0
             wake w1
         400 lost w1 its connection closed
+            record noted gone
             info: worker w1 is gone: its connection closed
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint

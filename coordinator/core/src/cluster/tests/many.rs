@@ -76,7 +76,7 @@ fn check(journal: &[Entry]) {
             Entry::Stopping { job, generation, .. } => {
                 assert_eq!(at_work[job.as_str()].0, *generation);
             }
-            Entry::Started { .. } | Entry::Submitted(_) | Entry::Drained { .. } => {}
+            Entry::Started { .. } | Entry::Noted { .. } | Entry::Submitted(_) | Entry::Drained { .. } => {}
         }
     }
     assert!(ended.values().all(|times| *times == 1), "a job ends once");

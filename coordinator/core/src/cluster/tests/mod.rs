@@ -1,6 +1,7 @@
 //! What a cluster does, told as stories.
 
 mod drain;
+mod explain;
 mod many;
 mod queue;
 mod recovery;
@@ -71,11 +72,13 @@ fn a_job_runs_saves_and_is_done() {
         5 jobs
             demo-1 Gathering step 0: waiting for 2 of 2 workers
         10 w0 idle
+            record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
         10 jobs
             demo-1 Gathering step 0: waiting for 1 of 2 workers
         20 w1 idle
+            record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
             record formed demo-1 g1 [w0 w1] threads 1 from 0
@@ -135,6 +138,7 @@ fn a_lost_worker_ends_the_run() {
     );
     expect![[r#"
         200 lost w1 its connection closed
+            record noted gone
             info: worker w1 is gone: its connection closed
             record ended demo-1 Failed
             warn: job demo-1 failed: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
@@ -160,6 +164,7 @@ fn the_lost_worker_is_named_though_its_peer_complained_first() {
         200 deadline
             Some(5100)
         350 lost w1 its connection closed
+            record noted gone
             info: worker w1 is gone: its connection closed
             record ended demo-1 Failed
             warn: job demo-1 failed: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
@@ -182,6 +187,7 @@ fn a_complaint_is_believed_when_nobody_is_lost() {
         200 w0 g1 failed: no space left on device
         300 w1 g1 failed: the peer closed the connection
         400 lost w0 its connection closed
+            record noted gone
             info: worker w0 is gone: its connection closed
         400 deadline
             Some(1700)
@@ -208,6 +214,7 @@ fn a_silent_worker_is_given_its_lease_before_a_complaint_is_believed() {
             Some(5100)
         5099 w0 g1 failed: no answer from rank 1
         5100 tick
+            record noted gone
             info: worker w1 is gone: no sign of life for 5 s
             record ended demo-1 Failed
             warn: job demo-1 failed: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s
@@ -231,6 +238,7 @@ fn a_lease_that_runs_out_ends_the_run() {
             wake w0
         5099 tick
         5100 tick
+            record noted gone
             info: worker w1 is gone: no sign of life for 5 s
             record ended demo-1 Failed
             warn: job demo-1 failed: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s
@@ -358,6 +366,7 @@ fn older_generations_and_processes_are_refused() {
         330 w1' g2 running
         340 lost w1 its connection closed
         340 w2 g9 running
+            record noted joined
             warn: worker w2 is here (pid 102 on alpha, cpu); it speaks of generation 9, which this coordinator never formed, so that is ignored
             wake w2
         340 jobs
@@ -398,14 +407,17 @@ fn workers_of_different_runtimes_are_not_mixed() {
             prepare demo-1
         0 prepared demo-1
         0 w0 idle
+            record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
         0 w1* idle
+            record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
         0 jobs
             demo-1 Gathering step 0: waiting for 2 workers that compute alike: idle are 1 with cpu, libtorch 2.11; 1 with cpu, libtorch 2.12; ranks of one generation must have the same kind of device and the same libtorch
         0 w2 idle
+            record noted joined
             info: worker w2 is here (pid 102 on alpha, cpu)
             wake w2
             record formed demo-1 g1 [w0 w2] threads 1 from 0
@@ -438,6 +450,7 @@ fn a_run_continues_from_its_checkpoint() {
             info: job demo-1 is accepted
             prepare demo-1
         0 w0 idle
+            record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
         0 prepared demo-1 resume=2

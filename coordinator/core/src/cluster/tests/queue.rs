@@ -38,9 +38,11 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
             record submitted b-2
             info: job b-2 is accepted
         0 w0 idle
+            record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
         0 w1 idle
+            record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
             record formed a-1 g1 [w0 w1] threads 1 from 0
@@ -53,6 +55,7 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
             a-1 Running step 0: generation 1 of 2 workers
             b-2 Gathering step 0: waiting for 1 of 1 worker (here: 2 at work for a-1)
         0 w2 idle
+            record noted joined
             info: worker w2 is here (pid 102 on alpha, cpu)
             wake w2
             record formed b-2 g2 [w2] threads 2 from 0
@@ -73,6 +76,7 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
             prune b-2 to 2
             wake w2
         200 lost w1 its connection closed
+            record noted gone
             info: worker w1 is gone: its connection closed
             record interrupted a-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
@@ -146,6 +150,7 @@ fn a_job_that_waits_keeps_what_there_is_from_those_behind_it() {
             info: job urgent-3 is accepted
             prepare urgent-3
         0 w0 idle
+            record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
         0 jobs
@@ -158,6 +163,7 @@ fn a_job_that_waits_keeps_what_there_is_from_those_behind_it() {
             small-2 Queued step 0: waits behind urgent-3
             urgent-3 Gathering step 0: waiting for 1 of 2 workers
         20 w1 idle
+            record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
             record formed urgent-3 g1 [w0 w1] threads 1 from 0
@@ -169,9 +175,11 @@ fn a_job_that_waits_keeps_what_there_is_from_those_behind_it() {
             small-2 Queued step 0: waits behind large-1
             urgent-3 Running step 0: generation 1 of 2 workers
         30 w2 idle
+            record noted joined
             info: worker w2 is here (pid 102 on alpha, cpu)
             wake w2
         40 w3 idle
+            record noted joined
             info: worker w3 is here (pid 103 on alpha, cpu)
             wake w3
         50 jobs
@@ -236,9 +244,11 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
             prepare a-1
         0 prepared a-1
         0 w0 idle
+            record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
         0 w1 idle
+            record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
             record formed a-1 g1 [w0 w1] threads 1 from 0
@@ -251,9 +261,11 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
             prepare b-2
         0 prepared b-2
         0 w2 idle
+            record noted joined
             info: worker w2 is here (pid 102 on alpha, cpu)
             wake w2
         0 w3 idle
+            record noted joined
             info: worker w3 is here (pid 103 on alpha, cpu)
             wake w3
             record formed b-2 g2 [w2 w3] threads 1 from 0
@@ -261,6 +273,7 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
             wake w2
             wake w3
         100 lost w1 its connection closed
+            record noted gone
             info: worker w1 is gone: its connection closed
             record interrupted a-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
@@ -270,6 +283,7 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
         100 w0 idle
         110 prepared a-1
         120 lost w3 its connection closed
+            record noted gone
             info: worker w3 is gone: its connection closed
             record interrupted b-2 g2: worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed
             warn: worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
@@ -302,6 +316,7 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
             c-3 Queued step 0: waits behind a-1
             d-4 Running step 0: generation 3 of 1 workers
         170 w4 idle
+            record noted joined
             info: worker w4 is here (pid 104 on alpha, cpu)
             wake w4
         170 jobs

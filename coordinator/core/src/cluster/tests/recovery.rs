@@ -37,9 +37,11 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
             prepare demo-1
         0 prepared demo-1
         0 w0 idle
+            record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
         0 w1 idle
+            record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
             record formed demo-1 g1 [w0 w1] threads 1 from 0
@@ -61,6 +63,7 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
             prune demo-1 to 2
             wake w0
         200 lost w1 its connection closed
+            record noted gone
             info: worker w1 is gone: its connection closed
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
@@ -75,6 +78,7 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
         230 jobs
             demo-1 Gathering step 2: waiting for 1 of 2 workers, since worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
         300 w1' idle
+            record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
             record formed demo-1 g2 [w0 w1] threads 1 from 2
@@ -203,6 +207,7 @@ fn a_coordinator_that_is_started_again_finds_its_run_at_work() {
         0 deadline
             Some(10000)
         500 w0 g1 running step=3 reports=3..3 saved=2
+            record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
             report demo-1 step 3
@@ -210,6 +215,7 @@ fn a_coordinator_that_is_started_again_finds_its_run_at_work() {
         500 desired w0
             g1 named run_to 4 acknowledged 3 publish 2
         600 w1 g1 running step=3 saved=2
+            record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
         700 w0 g1 running step=4 reports=3..4 published=2 saved=4
@@ -258,6 +264,7 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
     expect![[r#"
         100 w0 g1 running step=3 reports=3..3
             record started 2
+            record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
             report demo-1 step 3
@@ -272,11 +279,13 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
             prepare demo-1
         100 w0 g1 running step=3 reports=3..3
             record started 2
+            record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
             report demo-1 step 3
             wake w0
         200 w1' idle
+            record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again
@@ -286,11 +295,13 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
             prepare demo-1
         100 w0 g1 running step=3 reports=3..3
             record started 2
+            record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
             report demo-1 step 3
             wake w0
         200 w1 idle
+            record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again
@@ -300,6 +311,7 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
             prepare demo-1
         100 w1' idle
             record started 2
+            record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
             record ended demo-1 Failed

@@ -60,6 +60,7 @@ fn a_job_shrinks_when_nobody_comes_back_and_grows_when_someone_does() {
     .0;
     expect![[r#"
         1000 lost w3 its connection closed
+            record noted gone
             info: worker w3 is gone: its connection closed
             record interrupted demo-1 g1: worker w3 (rank 3, stage 1, pid 103 on alpha) was lost: its connection closed
             warn: worker w3 (rank 3, stage 1, pid 103 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
@@ -86,6 +87,7 @@ fn a_job_shrinks_when_nobody_comes_back_and_grows_when_someone_does() {
         3110 jobs
             demo-1 Running step 2: generation 2 of 2 workers (1 of 2 data ranks, until more workers are here)
         4000 w3' idle
+            record noted joined
             info: worker w3 is here (pid 103 on alpha, cpu)
             wake w3
         4000 jobs
@@ -226,12 +228,15 @@ fn a_job_starts_with_all_of_its_workers_or_not_at_all() {
             prepare demo-1
         0 prepared demo-1
         0 w0 idle
+            record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
         9000 tick
+            record noted gone
             info: worker w0 is gone: no sign of life for 5 s
             refuse w0/1: it counts as lost: no sign of life for 5 s
         9000 jobs
             demo-1 Gathering step 0: waiting for 2 of 2 workers
-    "#]].assert_eq(&print);
+    "#]]
+    .assert_eq(&print);
 }

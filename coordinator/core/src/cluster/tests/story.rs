@@ -7,19 +7,20 @@
 //! 0 lost w1 its connection closed     0 w1 g1 failed: peer closed
 //! 0 cancel demo-1 enough              0 w1 g1 cut-off: no answer     0 w1 g1 leaving: SIGTERM
 //! 0 drain w1 maintenance     0 w1 g1 running leaves=SIGTERM
+//! 0 w1 g1 running doing=1F3 for=900 waits=0 last=1F2     0 w1 g1 running step=3 busy=900     0 explain demo-1
 //! 0 tick     0 desired w0     0 jobs    0 submit demo wait steps=4 (waits when workers are lost)
 //! ```
 
 use std::collections::BTreeMap;
 
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
-use coxswain_types::ids::{Generation, Step, WorkerId};
+use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
 use coxswain_types::job::{
     CheckpointSpec, Checkpointing, DataSpec, JobSpec, Layout, LossScale, ModelSpec, OnLoss, OptimizerKind,
     OptimizerSpec, Precision, RateSchedule, RecoverySpec, Reduction, Schedule, TrainSpec,
 };
 use coxswain_types::status::{
-    Fault, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
+    Activity, Fault, Pace, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
 };
 
 use crate::cluster::{Cluster, Effect, Entry, Event, Prepared, Submission, Weight};
@@ -163,8 +164,15 @@ fn status(cluster: &Cluster, name: &str, words: &[&str], line: &str) -> WorkerSt
             .map(|step| Published { step: Step(step), digest: format!("m{step}") }),
         peak_tensor_bytes: 0,
         leaving: value(words, "leaves").map(str::to_owned),
-        activity: None,
-        pace: None,
+        activity: value(words, "doing").map(|doing| Activity {
+            step: Step(number(words, "step").unwrap_or(0) + 1),
+            doing: doing.to_owned(),
+            for_ms: number(words, "for").unwrap_or(0),
+            waits_for: number(words, "waits").map(|rank| Rank(rank as u32)),
+            last: value(words, "last").map(str::to_owned),
+        }),
+        pace: number(words, "busy")
+            .map(|busy_us| Pace { step: Step(number(words, "step").unwrap_or(0)), busy_us }),
         info,
     }
 }
@@ -239,6 +247,7 @@ fn entry_text(entry: &Entry) -> String {
         Entry::Regrouped { job, generation, step, reason } => {
             format!("regrouped {job} g{generation} after step {step}: {reason}")
         }
+        Entry::Noted { kind, .. } => format!("noted {}", kind.name()),
         Entry::Drained { worker, incarnation, reason } => format!("drained {worker}/{incarnation}: {reason}"),
         Entry::Interrupted { job, generation, reason } => {
             format!("interrupted {job} g{generation}: {reason}")
@@ -281,6 +290,10 @@ pub(super) fn tell_to(cluster: &mut Cluster, story: &str) -> (String, Vec<Entry>
         let (now_ms, verb, words) = (words[0].parse().unwrap(), words[1], &words[2..]);
         match verb {
             "desired" => print.push_str(&format!("    {}\n", desired_text(cluster, words[0]))),
+            "explain" => {
+                let text = cluster.explain(words[0]).unwrap();
+                text.lines().for_each(|line| print.push_str(&format!("    {line}\n")));
+            }
             "deadline" => print.push_str(&format!("    {:?}\n", cluster.next_deadline_ms())),
             "jobs" => {
                 for job in cluster.jobs() {

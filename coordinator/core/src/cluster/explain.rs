@@ -1,0 +1,94 @@
+//! The story of a job, for people: where it is and why, what each rank does, who waits for whom, and what
+//! interrupted it so far.
+
+use std::fmt::Write as _;
+
+use coxswain_types::status::Phase;
+
+use super::Cluster;
+use super::hang::{self, Look};
+use super::job::Job;
+use super::run::Run;
+use super::summary::{Ending, JobState};
+
+impl Cluster {
+    /// The story of a job; `None` if it is not known.
+    pub fn explain(&self, id: &str) -> Option<String> {
+        let job = self.job(id)?;
+        let mut text = headline(job);
+        // Writing to a String cannot fail.
+        if let Some(run) = self.runs.iter().find(|run| run.job == id) {
+            let _ = write!(text, "\n{}", self.ranks(run));
+            for slow in run.stragglers() {
+                let _ = writeln!(text, "{slow}");
+            }
+            if let Some(chain) = run.longest_wait(self.now_ms).and_then(|(_, chain)| chain) {
+                let _ = writeln!(text, "{chain}");
+            }
+        }
+        if !job.interruptions.is_empty() {
+            let _ = writeln!(text, "\ninterruptions, the newest last:");
+        }
+        for (generation, step, cause) in &job.interruptions {
+            let _ = writeln!(text, "  generation {generation}, step {step}: {cause}");
+        }
+        Some(text)
+    }
+
+    /// A line for each rank.
+    fn ranks(&self, run: &Run) -> String {
+        let mut text = String::new();
+        for (rank, look) in run.looks(self.now_ms).iter().enumerate() {
+            let seat = &run.seats[rank];
+            let host = format!("pid {} on {}", seat.info.pid, seat.info.host);
+            let _ = writeln!(
+                text,
+                "rank {rank}  stage {}  worker {} ({host})  step {}  {}",
+                seat.stage,
+                seat.info.id,
+                seat.step,
+                doing(seat.phase.as_ref(), look)
+            );
+        }
+        text
+    }
+}
+
+fn headline(job: &Job) -> String {
+    let summary = job.summary();
+    let state = match summary.state {
+        JobState::Queued => "queued",
+        JobState::Preparing => "preparing",
+        JobState::Gathering => "gathering workers",
+        JobState::Running => "running",
+        JobState::Ended(Ending::Done) => "done",
+        JobState::Ended(Ending::Failed) => "failed",
+        JobState::Ended(Ending::Cancelled) => "cancelled",
+    };
+    let mut text = format!("{} is {state}: {}\n", summary.job, summary.reason);
+    let checkpoint = match &summary.checkpoint {
+        Some(checkpoint) => format!("the newest checkpoint is of step {}", checkpoint.step),
+        None => "there is no checkpoint yet".to_owned(),
+    };
+    let _ = writeln!(
+        text,
+        "step {} of {}, priority {}; {checkpoint}, in {}",
+        summary.step, summary.steps, summary.priority, summary.directory
+    );
+    text
+}
+
+fn doing(phase: Option<&Phase>, look: &Look<'_>) -> String {
+    let what = match (phase, look.activity) {
+        (None, _) => "has not taken its assignment".to_owned(),
+        (Some(Phase::Preparing), _) => "joins its groups and loads its part".to_owned(),
+        (Some(Phase::Done), _) => "is done".to_owned(),
+        (Some(Phase::Failed { message, .. }), _) => format!("failed: {message}"),
+        (Some(_), None) => "runs".to_owned(),
+        (Some(_), Some(activity)) => {
+            let waits = activity.waits_for.map_or(String::new(), |rank| format!(", waiting for rank {rank}"));
+            format!("at {} for {}{waits}", activity.doing, hang::seconds(look.for_ms()))
+        }
+    };
+    if look.is_silent() { format!("{what}; silent for {}", hang::seconds(look.silent_ms)) } else { what }
+}

@@ -1,0 +1,179 @@
+//! Stragglers: ranks that compute for longer than their peers, step after step.
+
+use std::collections::BTreeMap;
+
+use coxswain_types::status::Pace;
+
+/// A rank whose busy time is more than this many times that of its peers is slow.
+const SLOW: f64 = 1.5;
+
+/// For how many steps in a row a rank is slow before it is named, and not slow before that is withdrawn.
+const STREAK: u32 = 5;
+
+/// Steps of which some ranks have not told yet. Ranks close each step together; the rest is room for statuses
+/// that come late. A rank may also skip one, whose step is then not judged.
+const MAX_OPEN: usize = 8;
+
+/// What is said of a rank.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Finding {
+    /// It takes so many times as long as its peers.
+    Slow(usize, f64),
+    /// It keeps up again.
+    Recovered(usize),
+}
+
+/// The busy times of the ranks of a generation.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Paces {
+    /// Each rank's place along the pipeline axis.
+    stages: Vec<u32>,
+    /// The share of the work of each place.
+    shares: Vec<f64>,
+    open: BTreeMap<u64, Vec<Option<u64>>>,
+    ranks: Vec<Streak>,
+}
+
+/// What a rank has been for some steps.
+#[derive(Clone, Copy, Debug, Default)]
+struct Streak {
+    steps: u32,
+    /// The least factor of the streak, while it is one of slowness.
+    factor: Option<f64>,
+    named: bool,
+}
+
+impl Paces {
+    /// Of ranks at these places, which have these shares of the work (any unit).
+    pub(super) fn new(stages: Vec<u32>, shares: Vec<f64>) -> Paces {
+        let ranks = vec![Streak::default(); stages.len()];
+        Paces { stages, shares, open: BTreeMap::new(), ranks }
+    }
+
+    /// The factor of a rank that was named and has not recovered.
+    pub(super) fn slow(&self, rank: usize) -> Option<f64> {
+        self.ranks.get(rank).filter(|streak| streak.named).map(|streak| streak.factor.unwrap_or(SLOW))
+    }
+
+    /// Takes in how long a step took a rank; says what is new once all have told of it.
+    pub(super) fn note(&mut self, rank: usize, pace: &Pace) -> Vec<Finding> {
+        let world = self.stages.len();
+        let told = self.open.entry(pace.step.0).or_insert_with(|| vec![None; world]);
+        if let Some(busy_us) = told.get_mut(rank) {
+            *busy_us = Some(pace.busy_us);
+        }
+        let all: Option<Vec<u64>> = told.iter().copied().collect();
+        let Some(all) = all else {
+            while self.open.len() > MAX_OPEN {
+                self.open.pop_first();
+            }
+            return Vec::new();
+        };
+        // What is older will not be complete any more.
+        self.open = self.open.split_off(&(pace.step.0 + 1));
+        (0..world).filter_map(|rank| self.judge(rank, &all)).collect()
+    }
+
+    fn judge(&mut self, rank: usize, busy_us: &[u64]) -> Option<Finding> {
+        let factor = self.factor(rank, busy_us)?;
+        let streak = self.ranks.get_mut(rank)?;
+        let slow = factor > SLOW;
+        if slow != streak.factor.is_some() {
+            (streak.steps, streak.factor) = (0, slow.then_some(factor));
+        }
+        streak.steps += 1;
+        streak.factor = streak.factor.map(|least| least.min(factor));
+        if slow == streak.named || streak.steps < STREAK {
+            return None;
+        }
+        streak.named = slow;
+        Some(if slow {
+            Finding::Slow(rank, streak.factor.unwrap_or(factor))
+        } else {
+            Finding::Recovered(rank)
+        })
+    }
+
+    /// A rank's busy time over the median of its peers: those at the same place, which do the same, or all others
+    /// by their share of the work where it is alone there.
+    fn factor(&self, rank: usize, busy_us: &[u64]) -> Option<f64> {
+        let own = *self.stages.get(rank)?;
+        let share = |rank: usize| {
+            let share = self.stages.get(rank).and_then(|&stage| self.shares.get(stage as usize));
+            share.copied().filter(|share| *share > 0.0).unwrap_or(1.0)
+        };
+        let others = || (0..busy_us.len()).filter(move |&other| other != rank);
+        let mut peers: Vec<_> = others().filter(|&other| self.stages[other] == own).collect();
+        if peers.is_empty() {
+            peers = others().collect();
+        }
+        let mut paces: Vec<f64> = peers.iter().map(|&peer| busy_us[peer] as f64 / share(peer)).collect();
+        paces.sort_by(f64::total_cmp);
+        let middle = paces.len() / 2;
+        let median = match paces.len() {
+            0 => return None,
+            odd if odd % 2 == 1 => paces[middle],
+            _ => (paces[middle - 1] + paces[middle]) / 2.0,
+        };
+        (median > 0.0).then(|| busy_us[rank] as f64 / share(rank) / median)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coxswain_types::ids::Step;
+    use proptest::prelude::RngExt as _;
+    use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+    use super::*;
+
+    fn run(paces: &mut Paces, step: u64, busy_us: &[u64]) -> Vec<Finding> {
+        let note = |(rank, &busy_us)| paces.note(rank, &Pace { step: Step(step), busy_us });
+        busy_us.iter().enumerate().flat_map(note).collect()
+    }
+
+    #[test]
+    fn a_slow_rank_is_named_once_and_withdrawn_when_it_keeps_up() {
+        // Two stages by two data ranks; the second stage has twice the work.
+        let mut paces = Paces::new(vec![0, 1, 0, 1], vec![1.0, 2.0]);
+        for step in 0..4 {
+            assert_eq!(run(&mut paces, step, &[100, 420, 100, 200]), []);
+        }
+        assert_eq!(run(&mut paces, 4, &[100, 420, 100, 200]), [Finding::Slow(1, 2.1)]);
+        assert_eq!(run(&mut paces, 5, &[100, 500, 100, 200]), []);
+        assert_eq!(paces.slow(1), Some(2.1));
+        for step in 6..10 {
+            assert_eq!(run(&mut paces, step, &[100, 210, 100, 200]), []);
+        }
+        assert_eq!(run(&mut paces, 10, &[100, 210, 100, 200]), [Finding::Recovered(1)]);
+    }
+
+    #[test]
+    fn a_rank_alone_at_its_stage_is_compared_by_its_share() {
+        let mut paces = Paces::new(vec![0, 1, 2], vec![1.0, 1.0, 3.0]);
+        let found: Vec<_> = (0..9).flat_map(|step| run(&mut paces, step, &[100, 200, 300])).collect();
+        assert_eq!(found, [Finding::Slow(1, 2.0)]);
+    }
+
+    #[test]
+    fn a_step_that_a_rank_skips_is_not_judged_and_what_is_open_is_bounded() {
+        let mut paces = Paces::new(vec![0, 0], vec![1.0]);
+        for step in 0..100 {
+            assert_eq!(paces.note(0, &Pace { step: Step(step), busy_us: 1 }), []);
+        }
+        assert_eq!(paces.open.len(), MAX_OPEN);
+    }
+
+    #[test]
+    fn noise_is_no_straggler() {
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
+        let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+        for stages in [vec![0, 0], vec![0, 1], vec![0, 1, 2, 3], vec![0, 1, 0, 1], vec![0; 8]] {
+            let mut paces = Paces::new(stages.clone(), vec![1.0; 4]);
+            for step in 0..1000 {
+                let busy: Vec<u64> = stages.iter().map(|_| runner.rng().random_range(800..=1200)).collect();
+                assert_eq!(run(&mut paces, step, &busy), [], "step {step} of {stages:?}");
+            }
+        }
+    }
+}
