@@ -118,6 +118,20 @@ Exit codes:
   1  failed
   2  bad input, such as an unknown worker")]
     Drain(client::Drain),
+    /// Tell the story of a job: why it is where it is, what each rank does, what interrupted it.
+    #[command(after_help = EXIT_CODES)]
+    Explain(client::Explain),
+    /// Print what happened, a line of JSON for each event of the journal.
+    #[command(after_help = "\
+Example:
+  coxswain events --job demo-1 --follow
+  coxswain events --data-dir /var/lib/coxswain
+
+Exit codes:
+  0  done
+  1  failed
+  2  bad input")]
+    Events(client::Events),
     /// Show who would do what, and start nothing.
     #[command(after_help = "\
 Example:
@@ -220,6 +234,8 @@ pub(crate) async fn run(command: Command) -> u8 {
         Command::Watch(args) => client::watch(args).await,
         Command::Cancel(args) => client::cancel(args).await,
         Command::Drain(args) => client::drain(args).await,
+        Command::Explain(args) => client::explain(args).await,
+        Command::Events(args) => client::events(args).await,
         Command::Plan(args) => local::plan(&args),
         Command::Verify(args) => verify::verify(args).await,
         Command::Generate(args) => local::generate(args).await,

@@ -1,4 +1,5 @@
-//! The commands that talk to a coordinator: `submit`, `status`, `watch`, `cancel`, `drain`.
+//! The commands that talk to a coordinator: `submit`, `status`, `watch`, `cancel`, `drain`,
+//! `explain`, `events`.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use tonic::{Code, Status};
 
 use crate::cli::{Coordinator, FAILED, Failure, JobFile};
 use crate::output;
-use crate::{local, views};
+use crate::{events, local, views};
 
 #[derive(Debug, Args)]
 pub(crate) struct Submit {
@@ -49,6 +50,29 @@ pub(crate) struct Drain {
     /// Why, for the logs.
     #[arg(long, value_name = "TEXT", default_value = "a user wants it out")]
     reason: String,
+    #[command(flatten)]
+    coordinator: Coordinator,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The job's id, as `submit` printed it.
+    job: String,
+    #[command(flatten)]
+    coordinator: Coordinator,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Of this job only.
+    #[arg(long, value_name = "JOB", default_value = "", hide_default_value = true)]
+    job: String,
+    /// Go on with what happens from now on.
+    #[arg(long)]
+    follow: bool,
+    /// Read the journal in this folder instead of asking a coordinator.
+    #[arg(long, value_name = "DIR", conflicts_with = "follow")]
+    data_dir: Option<PathBuf>,
     #[command(flatten)]
     coordinator: Coordinator,
 }
@@ -114,6 +138,32 @@ pub(crate) async fn drain(args: Drain) -> Result<(), Failure> {
     let request = wire::DrainRequest { worker: worker.clone(), reason };
     jobs(&coordinator).await?.drain(request).await.map_err(refused)?;
     eprintln!("{worker} ends as soon as its place is empty; `coxswain status` shows it until then");
+    Ok(())
+}
+
+pub(crate) async fn explain(args: Explain) -> Result<(), Failure> {
+    let request = wire::ExplainRequest { job: args.job };
+    let reply = jobs(&args.coordinator).await?.explain(request).await.map_err(refused)?;
+    output::write(&reply.into_inner().text).map(drop)
+}
+
+pub(crate) async fn events(args: Events) -> Result<(), Failure> {
+    let Events { job, follow, data_dir, coordinator } = args;
+    if let Some(folder) = data_dir {
+        for line in events::past(&folder, &job)? {
+            if !output::write(&line.json()?)? {
+                return Ok(());
+            }
+        }
+        return Ok(());
+    }
+    let request = wire::EventsRequest { job, follow };
+    let mut stream = jobs(&coordinator).await?.events(request).await.map_err(refused)?.into_inner();
+    while let Some(happening) = stream.message().await.map_err(refused)? {
+        if !output::write(&events::Line::from(happening).json()?)? {
+            return Ok(());
+        }
+    }
     Ok(())
 }
 

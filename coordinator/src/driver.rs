@@ -5,17 +5,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{
-    Cluster, Effect, Entry, Event, JobState, JobSummary, Notice, Submission, Weight,
+    Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Notice, Submission, Weight,
 };
 use coxswain_types::ids::{Step, WorkerId};
 use coxswain_types::status::{Desired, WorkerStatus};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{JoinHandle, block_in_place};
 
+use crate::events::Line;
 use crate::folder;
 use crate::handle::{Handle, JobNews, News, Request};
 use crate::journal::Journal;
@@ -46,6 +47,8 @@ struct Driver {
     /// The metrics of the jobs that are at work.
     metrics: BTreeMap<String, Metrics>,
     news: broadcast::Sender<News>,
+    /// What goes into the journal.
+    happened: broadcast::Sender<Line>,
     /// The summaries that watchers know, of jobs that are not over.
     told: BTreeMap<String, JobSummary>,
     requests: mpsc::WeakSender<Request>,
@@ -73,6 +76,7 @@ pub(crate) fn start(
     }
     let (sender, receiver) = mpsc::channel(MAX_REQUESTS);
     let (news, _) = broadcast::channel(MAX_NEWS);
+    let (happened, _) = broadcast::channel(MAX_NEWS);
     let store = Arc::new(Store::default());
     let driver = Driver {
         cluster: Cluster::replay(replayed.entries),
@@ -82,12 +86,13 @@ pub(crate) fn start(
         links: BTreeMap::new(),
         metrics: BTreeMap::new(),
         news: news.clone(),
+        happened: happened.clone(),
         told: BTreeMap::new(),
         requests: sender.downgrade(),
         left_over,
     };
     let task = tokio::spawn(driver.run(receiver));
-    Ok((Handle::new(sender, news), store, task))
+    Ok((Handle::new(sender, news, happened, folder), store, task))
 }
 
 impl Driver {
@@ -146,6 +151,10 @@ impl Driver {
             Request::Get { job, reply } => {
                 let _ = reply.send(self.cluster.summary(&job));
             }
+            Request::Explain { job, reply } => {
+                self.handle(Event::Tick)?;
+                let _ = reply.send(self.cluster.explain(&job));
+            }
             Request::List { reply } => {
                 let _ = reply.send((self.cluster.jobs(), self.cluster.workers()));
             }
@@ -186,9 +195,12 @@ impl Driver {
     fn act(&mut self, effect: Effect) -> Result<Result<(), (String, String)>> {
         match effect {
             Effect::Record(entry) => {
-                let append = || self.journal.append(&entry);
+                let at_ms = wall_clock_ms();
+                let append = || self.journal.append(&entry, at_ms);
                 block_in_place(append)
                     .context("the journal cannot be written, so nothing can be promised any more")?;
+                // An error means that nobody follows.
+                let _ = self.happened.send(Line::new(at_ms, Happening::from(&entry)));
                 return Ok(self.recorded(entry));
             }
             Effect::Prepare { job } => self.prepare(job),
@@ -295,6 +307,12 @@ impl Driver {
         // An error means that nobody watches.
         let _ = self.news.send(News { job, news });
     }
+}
+
+/// The time, for people.
+fn wall_clock_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn log(notice: &Notice) {

@@ -1,11 +1,16 @@
 //! What the rest of the coordinator says to the driver.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use coxswain_core::cluster::{Event, JobSummary, Prepared, SubmitError, WorkerSummary};
 use coxswain_types::JobSpec;
 use coxswain_types::ids::WorkerId;
 use coxswain_types::status::{Desired, Published, StepReport, WorkerStatus};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use crate::events::Line;
 
 /// What the driver is asked to do.
 pub(crate) enum Request {
@@ -21,6 +26,8 @@ pub(crate) enum Request {
     Prepared { job: String, result: Result<Prepared, String> },
     /// One job as it is now.
     Get { job: String, reply: oneshot::Sender<Option<JobSummary>> },
+    /// The story of a job.
+    Explain { job: String, reply: oneshot::Sender<Option<String>> },
     /// All jobs and workers as they are now.
     List { reply: oneshot::Sender<(Vec<JobSummary>, Vec<WorkerSummary>)> },
 }
@@ -53,11 +60,32 @@ pub(crate) struct Ending;
 pub(crate) struct Handle {
     requests: mpsc::Sender<Request>,
     news: broadcast::Sender<News>,
+    happened: broadcast::Sender<Line>,
+    folder: Arc<Path>,
 }
 
 impl Handle {
-    pub(crate) fn new(requests: mpsc::Sender<Request>, news: broadcast::Sender<News>) -> Handle {
-        Handle { requests, news }
+    pub(crate) fn new(
+        requests: mpsc::Sender<Request>,
+        news: broadcast::Sender<News>,
+        happened: broadcast::Sender<Line>,
+        folder: &Path,
+    ) -> Handle {
+        Handle { requests, news, happened, folder: folder.into() }
+    }
+
+    /// The coordinator's folder.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What goes into the journal from now on.
+    pub(crate) fn happenings(&self) -> broadcast::Receiver<Line> {
+        self.happened.subscribe()
+    }
+
+    pub(crate) async fn explain(&self, job: &str) -> Result<Option<String>, Ending> {
+        self.ask(|reply| Request::Explain { job: job.to_owned(), reply }).await
     }
 
     pub(crate) async fn send(&self, request: Request) -> Result<(), Ending> {

@@ -2,7 +2,7 @@
 //! consequence of it.
 //!
 //! A line holds the length of an entry's JSON in bytes, its CRC-32, and the JSON:
-//! `123 89abcdef {"entry":...}`. What a crash tore off at the end was never acted on and is cut
+//! `123 89abcdef {"at_ms":...,"entry":...}`. What a crash tore off at the end was never acted on and is cut
 //! off. Damage anywhere else is refused, since what follows from it is not known.
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use coxswain_core::cluster::Entry;
 use coxswain_files::atomic::{create_folder, sync_folder};
+use serde::{Deserialize, Serialize};
 
 /// The name of the journal in the coordinator's folder.
 const NAME: &str = "journal";
@@ -85,9 +86,10 @@ impl Journal {
         Ok((journal, replayed))
     }
 
-    /// Writes an entry down; when this returns it survives a crash.
-    pub(crate) fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
-        let line = encode(entry).map_err(|source| JournalError::Io { path: self.path.clone(), source })?;
+    /// Writes an entry down with the time; when this returns it survives a crash.
+    pub(crate) fn append(&mut self, entry: &Entry, at_ms: u64) -> Result<(), JournalError> {
+        let line =
+            encode(entry, at_ms).map_err(|source| JournalError::Io { path: self.path.clone(), source })?;
         self.write(&line)
     }
 
@@ -104,8 +106,46 @@ impl Journal {
     }
 }
 
-fn encode(entry: &Entry) -> io::Result<Vec<u8>> {
-    let json = serde_json::to_vec(entry)?;
+/// An entry with the time at which it was written, by the wall clock. Nothing is decided by that.
+#[derive(Serialize)]
+struct Stamped<'a> {
+    at_ms: u64,
+    #[serde(flatten)]
+    entry: &'a Entry,
+}
+
+/// The time of an entry; 0 where an older program wrote it.
+#[derive(Deserialize)]
+struct Stamp {
+    #[serde(default)]
+    at_ms: u64,
+}
+
+/// Reads the journal in `folder`, which a coordinator may be writing to: up to a line that is not complete.
+pub(crate) fn each(folder: &Path, mut take: impl FnMut(u64, &Entry)) -> Result<(), JournalError> {
+    let path = folder.join(NAME);
+    let io = |source| JournalError::Io { path: path.clone(), source };
+    let mut reader = BufReader::new(File::open(&path).map_err(io)?);
+    let mut line = Vec::new();
+    reader.read_until(b'\n', &mut line).map_err(io)?;
+    if line != HEADER {
+        return Err(JournalError::Foreign { path });
+    }
+    loop {
+        line.clear();
+        let length = reader.read_until(b'\n', &mut line).map_err(io)?;
+        let Ok(entry) = decode(&line) else { return Ok(()) };
+        let json = line.splitn(3, |byte| *byte == b' ').nth(2).unwrap_or_default();
+        let stamp = serde_json::from_slice(json).unwrap_or(Stamp { at_ms: 0 });
+        take(stamp.at_ms, &entry);
+        if length == 0 {
+            return Ok(());
+        }
+    }
+}
+
+fn encode(entry: &Entry, at_ms: u64) -> io::Result<Vec<u8>> {
+    let json = serde_json::to_vec(&Stamped { at_ms, entry })?;
     let mut line = format!("{} {:08x} ", json.len(), crc32fast::hash(&json)).into_bytes();
     line.extend(json);
     line.push(b'\n');
@@ -194,7 +234,7 @@ mod tests {
         let (mut journal, replayed) = Journal::open(folder.path()).unwrap();
         assert!(replayed.entries.is_empty());
         for n in 0..3 {
-            journal.append(&entry(n)).unwrap();
+            journal.append(&entry(n), 7).unwrap();
         }
         let path = folder.path().join(NAME);
         (folder, path)
@@ -205,9 +245,12 @@ mod tests {
         let (folder, _) = written();
         let (mut journal, replayed) = Journal::open(folder.path()).unwrap();
         assert_eq!((replayed.entries, replayed.cut_bytes), (vec![entry(0), entry(1), entry(2)], 0));
-        journal.append(&entry(3)).unwrap();
+        journal.append(&entry(3), 8).unwrap();
         drop(journal);
         assert_eq!(Journal::open(folder.path()).unwrap().1.entries.len(), 4);
+        let mut read = Vec::new();
+        each(folder.path(), |at_ms, entry| read.push((at_ms, entry.clone()))).unwrap();
+        assert_eq!(read, [(7, entry(0)), (7, entry(1)), (7, entry(2)), (8, entry(3))]);
     }
 
     #[test]
@@ -220,7 +263,7 @@ mod tests {
             let (mut journal, replayed) = Journal::open(folder.path()).unwrap();
             let complete = ends.iter().filter(|end| **end <= cut).count();
             assert_eq!(replayed.entries.len(), complete.saturating_sub(1), "cut at {cut}");
-            journal.append(&entry(9)).unwrap();
+            journal.append(&entry(9), 9).unwrap();
             drop(journal);
             let again = Journal::open(folder.path()).unwrap().1;
             assert_eq!((again.entries.last(), again.cut_bytes), (Some(&entry(9)), 0), "cut at {cut}");
@@ -255,7 +298,7 @@ mod tests {
     fn a_damaged_middle_is_named_with_its_place() {
         let (folder, path) = written();
         let mut bytes = fs::read(&path).unwrap();
-        let second = HEADER.len() + encode(&entry(0)).unwrap().len();
+        let second = HEADER.len() + encode(&entry(0), 7).unwrap().len();
         bytes[second + 30] ^= 1;
         fs::write(&path, &bytes).unwrap();
         let error = Journal::open(folder.path()).unwrap_err().to_string();

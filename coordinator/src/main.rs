@@ -6,7 +6,7 @@
 //!   them does.
 //! - [`service`]: gRPC in and out; [`views`]: jobs and workers as they are shown.
 //! - [`driver`]: the one task that owns the cluster's state; [`handle`]: the way to it.
-//! - [`journal`]: what survives a restart; [`store`]: the rendezvous of a generation's ranks.
+//! - [`journal`]: what survives a restart; [`events`]: that, for people and programs; [`store`]: the rendezvous of a generation's ranks.
 //! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder.
 //! - [`models`]: models from other programs, and back to them.
 //! - [`workers`]: the worker processes of `up`; [`progress`], [`telemetry`]: what people see;
@@ -16,6 +16,7 @@ mod cli;
 mod client;
 mod curve;
 mod driver;
+mod events;
 mod folder;
 mod handle;
 mod job;

@@ -21,6 +21,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::events;
 use crate::handle::{Ending, Handle, Request as Ask};
 use crate::job;
 use crate::store::{Store, StoreError};
@@ -172,6 +173,7 @@ struct JobsService {
 #[tonic::async_trait]
 impl wire::jobs_server::Jobs for JobsService {
     type WatchStream = Replies<wire::JobEvent>;
+    type EventsStream = Replies<wire::Happening>;
 
     async fn submit(
         &self,
@@ -234,6 +236,25 @@ impl wire::jobs_server::Jobs for JobsService {
         }
         self.handle.happened(Event::Drain { worker, reason }).await.map_err(ending)?;
         Ok(Response::new(wire::DrainReply {}))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<wire::ExplainRequest>,
+    ) -> Result<Response<wire::ExplainReply>, Status> {
+        let wire::ExplainRequest { job } = request.into_inner();
+        let text = self.handle.explain(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
+        Ok(Response::new(wire::ExplainReply { text }))
+    }
+
+    async fn events(
+        &self,
+        request: Request<wire::EventsRequest>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
+        // One event on its way: a slow reader holds up its own stream.
+        let (sender, events) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(events::tell(self.handle.clone(), request.into_inner(), sender));
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(events))))
     }
 
     async fn watch(

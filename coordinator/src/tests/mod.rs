@@ -308,3 +308,34 @@ async fn a_worker_that_is_drained_or_leaves_is_replaced() {
         assert_eq!(noted, (1..=60).collect::<Vec<_>>(), "each step once");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_journal_is_told_as_it_grows_and_a_job_is_explained() {
+    let mut site = Site::start().await;
+    let request = wire::EventsRequest { job: String::new(), follow: true };
+    let mut events = site.jobs.events(request).await.unwrap().into_inner();
+    let job = site.submit(JOB, &[]).await.unwrap();
+    let _workers = [site.worker("w0", Faults::default()), site.worker("w1", Faults::default())];
+    let (_, last) = site.follow(&job).await;
+    assert_eq!(last.state(), wire::JobState::Done);
+    let (mut kinds, patience) = (vec![], Duration::from_secs(10));
+    while kinds.last().is_none_or(|kind| kind != "ended") {
+        let event = tokio::time::timeout(patience, events.message()).await.unwrap().unwrap().unwrap();
+        assert!(event.at_ms > 0, "{event:?}");
+        kinds.push(event.kind);
+    }
+    let expected = ["started", "submitted", "joined", "joined", "formed", "committed", "published", "ended"];
+    assert_eq!(kinds, expected);
+    // The same from the past, and of the job alone.
+    let request = wire::EventsRequest { job: job.clone(), follow: false };
+    let mut past = site.jobs.events(request).await.unwrap().into_inner();
+    let mut kinds = vec![];
+    while let Some(event) = past.message().await.unwrap() {
+        kinds.push(event.kind);
+    }
+    assert_eq!(kinds, ["submitted", "formed", "committed", "published", "ended"]);
+    let text = site.jobs.explain(wire::ExplainRequest { job }).await.unwrap().into_inner().text;
+    assert!(text.starts_with("tiny-1 is done: step 5 is taken"), "{text}");
+    let unknown = site.jobs.explain(wire::ExplainRequest { job: "none-1".to_owned() }).await;
+    assert_eq!(unknown.unwrap_err().code(), Code::NotFound);
+}

@@ -26,6 +26,7 @@ fn a_hang_is_told_once_and_explained_in_the_cause() {
          3300 w0 g1 running step=1 doing=0B2 for=3100 waits=1 last=0F3
          4300 w0 g1 running step=1 doing=0B2 for=4100 waits=1 last=0F3
          4300 explain demo-1
+         5300 w0 g1 running step=1 doing=0B2 for=5100 waits=1 last=0F3
          6000 tick
          6000 explain demo-1",
     )
