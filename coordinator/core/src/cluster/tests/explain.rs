@@ -46,21 +46,22 @@ fn a_hang_is_told_once_and_explained_in_the_cause() {
             rank 0  stage 0  worker w0 (pid 100 on alpha)  step 1  at 0B2 for 4.1 s, waiting for rank 1
             rank 1  stage 1  worker w1 (pid 101 on alpha)  step 1  at 1B2 for 3.3 s; silent for 3.3 s
             worker w0 (stage 0) waits for the backward of micro-batch 2 from worker w1 (stage 1), silent for 3.3 s, which last did F 3
+        5300 w0 g1 running step=1 doing=0B2 for=5100 waits=1 last=0F3
         6000 tick
             record noted gone
             info: worker w1 is gone: no sign of life for 5 s
-            record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s
-            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s; workers are gathered to go on from the newest checkpoint
+            record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s (worker w0 (stage 0) waits for the backward of micro-batch 2 from worker w1 (stage 1), silent for 5.0 s, which last did F 3)
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s (worker w0 (stage 0) waits for the backward of micro-batch 2 from worker w1 (stage 1), silent for 5.0 s, which last did F 3); workers are gathered to go on from the newest checkpoint
             wake w0
             wake w1
             refuse w1/1: it counts as lost: no sign of life for 5 s
             prepare demo-1
         6000 explain demo-1
-            demo-1 is preparing: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s
+            demo-1 is preparing: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s (worker w0 (stage 0) waits for the backward of micro-batch 2 from worker w1 (stage 1), silent for 5.0 s, which last did F 3)
             step 1 of 9, priority 0; there is no checkpoint yet, in /runs/0
     
             interruptions, the newest last:
-              generation 1, step 1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s
+              generation 1, step 1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s (worker w0 (stage 0) waits for the backward of micro-batch 2 from worker w1 (stage 1), silent for 5.0 s, which last did F 3)
     "#]].assert_eq(&print);
 }
 
