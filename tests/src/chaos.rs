@@ -32,6 +32,20 @@ pub fn interruptions(run: &Run) -> usize {
     said.matches("workers are gathered to go on").count()
 }
 
+/// How many generations went on from what ranks held in memory, and not from a checkpoint.
+///
+/// # Errors
+/// The workers' logs cannot be read.
+pub fn from_memory(run: &Run) -> Result<usize> {
+    let mut count = 0;
+    for entry in std::fs::read_dir(run.out().join("logs")).context("reading the workers' logs")? {
+        let text = std::fs::read_to_string(entry?.path())?;
+        // Every rank says so; the lead rank once for each generation.
+        count += text.lines().filter(|line| line.contains("held in memory") && line.contains("rank=0")).count();
+    }
+    Ok(count)
+}
+
 /// Waits until the run has noted more than `before` steps; `false` where it has ended instead.
 ///
 /// # Errors

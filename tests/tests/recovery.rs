@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use coxswain_tests::chaos::{Chaos, RECOVERY, interruptions, next_step};
+use coxswain_tests::chaos::{Chaos, RECOVERY, from_memory, interruptions, next_step};
 use coxswain_tests::process::{children, lines, signal};
 use coxswain_tests::{Folder, Run, wait_until};
 
@@ -104,16 +104,24 @@ fn chaos() -> Result<()> {
     let folder = Folder::new()?;
     let mut off = Vec::new();
     println!("from kill -9 of a worker to the first new step, over the time of a step, in seconds");
-    println!("{:<12} {:>6} {:>8} {:>8}", "layout", "kills", "median", "worst");
-    for (name, layout, zero) in
-        [("dp2 x pp2", (2, 1, 2), "0"), ("pp4", (4, 1, 1), "0"), ("dp2 ZeRO-1", (1, 1, 2), "1")]
-    {
+    println!("{:<20} {:>6} {:>12} {:>8} {:>8}", "layout", "kills", "from memory", "median", "worst");
+    for (name, layout, zero, buddy) in [
+        ("dp2 x pp2", (2, 1, 2), "0", "false"),
+        ("pp4, buddies", (4, 1, 1), "0", "true"),
+        ("dp2 ZeRO-1, buddies", (1, 1, 2), "1", "true"),
+        ("pp4, checkpoint", (4, 1, 1), "0", "false"),
+    ] {
         let run = job(&folder, name, layout, steps).set(&format!("layout.zero={zero}"));
+        let run = run.set(&format!("recovery.buddy={buddy}"));
         let took = held_to_calm(&folder, &run, steps, Chaos { losses, seed, signs: &["KILL"] })?;
         let step = step_seconds(&run)?;
         let over: Vec<f64> = took.iter().map(|took| took.as_secs_f64() - step).collect();
         let (median, worst) = (median(&over), over.iter().copied().fold(f64::NAN, f64::max));
-        println!("{name:<12} {:>6} {median:>8.2} {worst:>8.2}", over.len());
+        let memory = from_memory(&run)?;
+        println!("{name:<20} {:>6} {memory:>12} {median:>8.2} {worst:>8.2}", over.len());
+        if (memory == 0) != (name == "pp4, checkpoint") {
+            off.push("not as it says");
+        }
         if !(median <= MEDIAN_MAX_S && worst <= WORST_MAX_S) {
             off.push(name);
         }

@@ -2,14 +2,15 @@
 //! is away the engine goes on, for no step needs it.
 
 use std::path::PathBuf;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use coxswain_comm::Links;
 use coxswain_proto::limits::{HEARTBEAT_MS, MAX_REPORTS};
 use coxswain_proto::wire;
 use coxswain_proto::wire::cluster_client::ClusterClient;
-use coxswain_types::status::{Desired, Fault, Phase, Publish, Published, WorkerInfo, WorkerStatus};
+use coxswain_types::ids::Rank as RankId;
+use coxswain_types::status::{Activity, Desired, Fault, Phase, Publish, Published, WorkerInfo, WorkerStatus};
 use coxswain_types::{Assignment, Generation, Step};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -18,7 +19,7 @@ use tonic::transport::Channel;
 
 use crate::args::Work;
 use crate::machine;
-use crate::rank;
+use crate::rank::{Order, Rank};
 use crate::state::Shared;
 use crate::store::Rendezvous;
 
@@ -141,10 +142,14 @@ struct Agent {
     generation: Generation,
     shared: Shared,
     assignment: Option<Assignment>,
-    engine: Option<JoinHandle<()>>,
+    rank: Rank,
     publishing: Option<Step>,
     /// Whether a coordinator has taken this worker in.
     known: bool,
+    /// Why this worker was asked to stop, and until when it waits for the end of a step.
+    leaving: Option<(&'static str, tokio::time::Instant)>,
+    /// How long it does so.
+    grace: Duration,
 }
 
 impl Agent {
@@ -181,10 +186,18 @@ impl Agent {
                 },
                 () = shared.changed() => {}
                 _ = heartbeat.tick() => {}
-                why = signals.next() => {
-                    self.say_goodbye(&outbox, why).await;
-                    return Ok(Conversation::Over);
-                }
+                why = signals.next() => match self.leaving {
+                    None => {
+                        tracing::info!("{why}: leaving at the end of a step; another signal ends it at once");
+                        self.leaving = Some((why, tokio::time::Instant::now() + self.grace));
+                    }
+                    Some(_) => return self.say_goodbye(&outbox, why).await,
+                },
+                () = self.grace_is_over() => return self.say_goodbye(&outbox, "its time to leave is over").await,
+            }
+            if self.leaving.is_some() && self.assignment.is_none() {
+                tracing::info!("leaving: nothing is left to do");
+                return Ok(Conversation::Over);
             }
             // A full outbox is fine: the next message has all that this one would have said.
             outbox.try_send(self.message()).ok();
@@ -202,15 +215,21 @@ impl Agent {
             generation,
             shared,
             assignment: None,
-            engine: None,
+            rank: Rank::start()?,
+            leaving: None,
+            grace: Duration::from_secs(work.grace_s.into()),
             publishing: None,
             known: false,
         })
     }
 
     fn message(&self) -> wire::WorkerStatus {
-        let mut status = self.shared.lock().status.clone();
+        let state = self.shared.lock();
+        let (mut status, links) = (state.status.clone(), state.links.clone());
+        drop(state);
         status.reports.truncate(MAX_REPORTS);
+        status.leaving = self.leaving.map(|(why, _)| why.to_owned());
+        status.activity = links.filter(|_| self.rank.is_busy()).map(|links| activity(&links));
         status.into()
     }
 
@@ -272,8 +291,7 @@ impl Agent {
         self.assignment = Some(assignment.clone());
         self.publishing = None;
         let (address, runtime) = (self.address.clone(), self.info.runtime.clone());
-        self.engine = Some(rank::spawn(assignment, store, address, runtime, self.shared.clone())?);
-        Ok(())
+        self.rank.begin(Order { assignment, store, address, runtime, shared: self.shared.clone() })
     }
 
     /// Publishes a manifest, once for each time it is wanted and not yet done.
@@ -310,9 +328,8 @@ impl Agent {
 
     /// Ends the engine, if one runs.
     async fn stop_engine(&mut self) -> Result<()> {
-        let Some(engine) = self.engine.take() else { return Ok(()) };
         let end = tokio::time::Instant::now() + ENGINE_END;
-        while !engine.is_finished() {
+        while self.rank.is_busy() {
             // The network may come about after the first try; aborting again costs nothing.
             let links = self.shared.lock().links.clone();
             if let Some(links) = links {
@@ -321,9 +338,9 @@ impl Agent {
             if tokio::time::Instant::now() > end {
                 bail!("the engine did not end within {} s", ENGINE_END.as_secs());
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        engine.join().map_err(|_| anyhow!("the engine's thread panicked"))
+        Ok(())
     }
 
     /// The coordinator is gone: the run ends here too.
@@ -334,8 +351,20 @@ impl Agent {
         stopped.and(Err(lost))
     }
 
-    /// Asked to stop: says so, that the coordinator can name the reason.
-    async fn say_goodbye(&self, outbox: &mpsc::Sender<wire::WorkerStatus>, why: &str) {
+    /// Ready once this worker has to leave whatever its run does.
+    async fn grace_is_over(&self) {
+        match self.leaving {
+            Some((_, until)) => tokio::time::sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Leaves in the middle of a step: says so, that the coordinator can name the reason.
+    async fn say_goodbye(
+        &self,
+        outbox: &mpsc::Sender<wire::WorkerStatus>,
+        why: &str,
+    ) -> Result<Conversation> {
         tracing::info!("leaving: {why}");
         if self.assignment.is_some() {
             self.shared.lock().status.phase =
@@ -344,6 +373,19 @@ impl Agent {
             // The stream is flushed by its own task; closing it at once would cut the message off.
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+        Ok(Conversation::Over)
+    }
+}
+
+/// What the engine behind `links` does now.
+fn activity(links: &Links) -> Activity {
+    let doing = links.doing();
+    Activity {
+        step: Step(doing.step),
+        doing: doing.what,
+        for_ms: u64::try_from(doing.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+        waits_for: links.waits_for().map(RankId),
+        last: doing.last,
     }
 }
 

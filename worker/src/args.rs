@@ -45,6 +45,9 @@ pub(crate) struct Work {
     /// How long to go on without the coordinator, in seconds; 0 ends with it
     #[arg(long, default_value_t = 60)]
     pub(crate) orphan_s: u32,
+    /// How long to wait for the end of a step when asked to stop (SIGTERM, SIGINT), in seconds
+    #[arg(long, default_value_t = 20)]
+    pub(crate) grace_s: u32,
 }
 
 /// What a worker does beside working.

@@ -1,11 +1,15 @@
-//! The thread that owns libtorch: builds an engine from an assignment and runs it to its end.
+//! The thread that owns libtorch: builds an engine from each assignment and runs it to its end. What an
+//! engine held when it ended early stays here, for the generation that follows.
 
 use std::panic::AssertUnwindSafe;
-use std::thread::JoinHandle;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use coxswain_comm::Links;
-use coxswain_engine::{Engine, EngineError};
+use coxswain_engine::{Engine, EngineError, State};
 use coxswain_types::Assignment;
 use coxswain_types::status::{Fault, Phase};
 
@@ -13,58 +17,111 @@ use crate::machine;
 use crate::state::Shared;
 use crate::store::Rendezvous;
 
-/// Starts an engine. Its phase shows in `shared`; to end it early, abort its links.
-pub(crate) fn spawn(
-    assignment: Assignment,
-    store: Rendezvous,
-    address: String,
-    runtime: String,
-    shared: Shared,
-) -> Result<JoinHandle<()>> {
+/// How long a worker without work keeps what its last engine held: a run that waits longer for workers
+/// goes on from its checkpoint, and the memory is free for others.
+const REMAINS_KEPT: Duration = Duration::from_secs(600);
+
+/// An assignment to work on. Its phase shows in `shared`; to end it early, abort its links.
+pub(crate) struct Order {
+    pub(crate) assignment: Assignment,
+    pub(crate) store: Rendezvous,
+    /// The local address that peers can reach.
+    pub(crate) address: String,
+    pub(crate) runtime: String,
+    pub(crate) shared: Shared,
+}
+
+/// The way to the thread. It ends with this.
+pub(crate) struct Rank {
+    orders: Sender<Order>,
+    busy: Arc<AtomicBool>,
+}
+
+impl Rank {
+    /// Starts the thread.
+    pub(crate) fn start() -> Result<Rank> {
+        let (orders, queue) = channel();
+        let busy = Arc::new(AtomicBool::new(false));
+        let working = Arc::clone(&busy);
+        let thread = std::thread::Builder::new().name("engine".to_owned());
+        thread.spawn(move || serve(&queue, &working)).context("starting the engine's thread")?;
+        Ok(Rank { orders, busy })
+    }
+
+    /// Starts working on an assignment; one at a time.
+    pub(crate) fn begin(&self, order: Order) -> Result<()> {
+        self.busy.store(true, Ordering::Release);
+        self.orders.send(order).map_err(|_| anyhow!("the engine's thread has ended"))
+    }
+
+    /// Whether an assignment is worked on.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Acquire)
+    }
+}
+
+fn serve(orders: &Receiver<Order>, busy: &AtomicBool) {
+    let mut remains = None;
+    loop {
+        match orders.recv_timeout(REMAINS_KEPT) {
+            Ok(order) => {
+                work(order, &mut remains);
+                busy.store(false, Ordering::Release);
+            }
+            Err(RecvTimeoutError::Timeout) => remains = None,
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+fn work(order: Order, remains: &mut Option<State>) {
+    let Order { assignment, store, address, runtime, shared } = order;
     let span = tracing::info_span!(
         "rank",
         job = %assignment.job,
         generation = assignment.generation.0,
         rank = assignment.rank.0,
     );
-    let work = move || {
-        let _entered = span.enter();
-        // libtorch's operators panic in tch where memory runs out; that ends this rank with a
-        // message, not the process without one.
-        let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            tracing::info!(
-                pipeline = assignment.pipeline_index,
-                tensor = assignment.tensor_index,
-                data = assignment.data_index,
-                threads = assignment.threads,
-                "joining from {address}"
-            );
-            let mut engine = Engine::build(assignment, store, &address, &runtime, &shared)?;
-            engine.run(&shared)
-        }));
-        let phase = match result {
-            Ok(Ok(())) => Phase::Done,
-            Ok(Err(error)) => Phase::Failed { message: error.to_string(), fault: fault(&error, &shared) },
-            Err(panic) => Phase::Failed { message: panic_text(panic.as_ref()), fault: Fault::Own },
-        };
-        let step = shared.lock().status.step.0;
-        match &phase {
-            Phase::Failed { message, .. } => tracing::error!(step, "{message}"),
-            Phase::Idle | Phase::Preparing | Phase::Running | Phase::Done => tracing::info!(
-                step,
-                peak_rss_bytes = machine::peak_rss_bytes(),
-                peak_tensor_bytes = coxswain_native::memory::peak_bytes(),
-                "done"
-            ),
+    let _entered = span.enter();
+    tracing::info!(
+        pipeline = assignment.pipeline_index,
+        tensor = assignment.tensor_index,
+        data = assignment.data_index,
+        threads = assignment.threads,
+        "joining from {address}"
+    );
+    // libtorch's operators panic in tch where memory runs out; that ends this rank with a message, not the
+    // process without one.
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let mut engine = Engine::build(assignment, store, &address, &runtime, &shared, remains)?;
+        let result = engine.run(&shared);
+        *remains = Some(engine.leave());
+        result
+    }));
+    let phase = match result {
+        Ok(Ok(())) => Phase::Done,
+        Ok(Err(error)) => Phase::Failed { message: error.to_string(), fault: fault(&error, &shared) },
+        Err(panic) => {
+            *remains = None;
+            Phase::Failed { message: panic_text(panic.as_ref()), fault: Fault::Own }
         }
-        shared.update(|state| {
-            // A manifest that could not be published has ended the run already.
-            if !matches!(state.status.phase, Phase::Failed { .. }) {
-                state.status.phase = phase;
-            }
-        });
     };
-    std::thread::Builder::new().name("engine".to_owned()).spawn(work).context("starting the engine's thread")
+    let step = shared.lock().status.step.0;
+    match &phase {
+        Phase::Failed { message, .. } => tracing::error!(step, "{message}"),
+        Phase::Idle | Phase::Preparing | Phase::Running | Phase::Done => tracing::info!(
+            step,
+            peak_rss_bytes = machine::peak_rss_bytes(),
+            peak_tensor_bytes = coxswain_native::memory::peak_bytes(),
+            "done"
+        ),
+    }
+    shared.update(|state| {
+        // A manifest that could not be published has ended the run already.
+        if !matches!(state.status.phase, Phase::Failed { .. }) {
+            state.status.phase = phase;
+        }
+    });
 }
 
 /// A rank whose exchange failed has most likely lost a peer; all else is its own fault.

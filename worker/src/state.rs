@@ -9,10 +9,6 @@ use coxswain_types::Step;
 use coxswain_types::status::{Desired, Phase, Saved, WorkerStatus};
 use tokio::sync::Notify;
 
-/// Wishes that are remembered by revision. Ranks close each step together, so no rank is more than
-/// a step behind the newest that another has seen; this many cover a burst of changes in one step.
-const REVISIONS_MAX: usize = 64;
-
 /// Shared between the loop and one engine's thread; a new assignment gets a new one.
 #[derive(Clone)]
 pub(crate) struct Shared(Arc<Inner>);
@@ -28,7 +24,8 @@ pub(crate) struct State {
     pub(crate) status: WorkerStatus,
     /// The engine's network, once it stands.
     pub(crate) links: Option<Links>,
-    wishes: VecDeque<(u64, Step)>,
+    /// The newest wish: its revision, and how far to train.
+    wish: (u64, Step),
     saved: VecDeque<Saved>,
 }
 
@@ -38,7 +35,7 @@ const SAVED_MAX: usize = 16;
 
 impl Shared {
     pub(crate) fn new(status: WorkerStatus) -> Shared {
-        let state = State { status, links: None, wishes: VecDeque::new(), saved: VecDeque::new() };
+        let state = State { status, links: None, wish: (0, Step(u64::MAX)), saved: VecDeque::new() };
         Shared(Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }))
     }
 
@@ -67,37 +64,29 @@ impl Shared {
             state.status.saved = state.saved.front().cloned();
             self.0.changed.notify_one();
         }
-        if state.wishes.back().is_none_or(|(revision, _)| *revision < desired.revision) {
-            state.wishes.push_back((desired.revision, desired.run_to));
-            if state.wishes.len() > REVISIONS_MAX {
-                state.wishes.pop_front();
-            }
+        if state.wish.0 < desired.revision {
+            state.wish = (desired.revision, desired.run_to);
         }
     }
 }
 
 impl Control for Shared {
-    fn revision(&self) -> u64 {
-        self.lock().wishes.back().map_or(0, |(revision, _)| *revision)
-    }
-
-    fn run_to(&self, revision: u64) -> Step {
-        let state = self.lock();
-        // Revisions may be skipped on the way here; the newest not past the agreed one tells.
-        let agreed = state.wishes.iter().rev().find(|(seen, _)| *seen <= revision);
-        agreed.or(state.wishes.front()).map_or(Step(u64::MAX), |(_, run_to)| *run_to)
+    fn wish(&self) -> (u64, Step) {
+        self.lock().wish
     }
 
     fn tell(&self, event: Event) {
         self.update(|state| match event {
             Event::Linked(links) => state.links = Some(links),
-            Event::Ready(step) => {
+            Event::Ready(step, reports) => {
                 state.status.phase = Phase::Running;
                 state.status.step = step;
+                state.status.reports = reports;
             }
-            Event::Stepped(step, report) => {
-                state.status.step = step;
-                state.status.reports.extend(report);
+            Event::Reported(report) => state.status.reports.push(report),
+            Event::Stepped(pace) => {
+                state.status.step = pace.step;
+                state.status.pace = Some(pace);
                 state.status.peak_tensor_bytes = coxswain_native::memory::peak_bytes();
             }
             Event::Saved(saved) => {

@@ -70,10 +70,26 @@ pub struct Assignment {
     pub data: PreparedData,
     /// The checkpoint to start from; `None` starts from values at birth.
     pub resume: Option<Resume>,
+    /// The copies that ranks keep of each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buddy: Option<Buddy>,
     /// How long an operation on a group may take before it fails.
     pub operation_ms: u64,
     /// How long a group may take to form.
     pub forming_ms: u64,
+}
+
+/// A copy that this rank keeps of what another rank alone holds, and the copy that is kept of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Buddy {
+    /// The rank that this one copies.
+    pub of: u32,
+    /// The rank that copies this one.
+    pub by: u32,
+    /// The rows of the rank that this one copies.
+    pub parameters: Vec<ParameterRow>,
+    /// Which slice of its optimizer's state that rank holds: its place in its optimizer group.
+    pub slice: u32,
 }
 
 /// One pipeline stage of a rank.

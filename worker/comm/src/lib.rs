@@ -16,6 +16,6 @@ mod rendezvous;
 pub use coxswain_native::TorchError;
 pub use coxswain_native::net::{Group, Network, Op, Store, Transfer};
 pub use files::FileStore;
-pub use links::{Axis, Links};
+pub use links::{Axis, Doing, Links, SHARED_MAX_BYTES};
 pub use pipe::Pipe;
 pub use rendezvous::MemoryStore;

@@ -1,8 +1,9 @@
 //! This rank's connection to all others.
 
 use coxswain_native::TorchError;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use coxswain_native::net::{Group, Network, Store, Transfer};
 use tch::{Device, Kind, Tensor};
@@ -26,6 +27,10 @@ pub enum Axis {
     Optimizer,
     /// The closing exchange.
     World,
+    /// State that ranks of an earlier generation held, on its way to those that need it.
+    Handover,
+    /// Gradients for the copy that another rank keeps.
+    Buddy,
     /// Gradients of one bucket between data ranks: parts to the owner of a slice, and sums back.
     Data {
         /// The bucket.
@@ -42,6 +47,8 @@ impl Axis {
             Axis::Tensor => 2,
             Axis::Optimizer => 3,
             Axis::World => 4,
+            Axis::Handover => 5,
+            Axis::Buddy => 6,
             // Stages are at most as many as layers, and buckets a few for each.
             Axis::Edge { stage, backward } => 16 + 2 * stage + u32::from(backward),
             Axis::Data { bucket, gather } => (1 << 16) + 2 * bucket + u32::from(gather),
@@ -53,9 +60,50 @@ impl Axis {
 #[derive(Clone, Debug)]
 pub struct Links {
     network: Option<Network>,
-    aborted: Arc<AtomicBool>,
+    now: Arc<Now>,
     rank: u32,
     world: u32,
+}
+
+/// How long connecting to ranks that are all there may take: a thousand times what it takes on a network
+/// that is not loaded.
+const CONNECT_MS: u64 = 3_000;
+
+/// What this rank does now, seen from other threads.
+#[derive(Debug)]
+struct Now {
+    aborted: AtomicBool,
+    doing: Mutex<Doing>,
+}
+
+/// What a rank is doing.
+#[derive(Clone, Debug)]
+pub struct Doing {
+    /// The step that it takes.
+    pub step: u64,
+    /// What it does.
+    pub what: String,
+    /// Since when.
+    pub since: Instant,
+    /// The action that it ended last.
+    pub last: Option<String>,
+}
+
+impl Now {
+    fn of(rank: u32, world: u32) -> Arc<Now> {
+        let what = format!("joining as rank {rank} of {world}");
+        let doing = Mutex::new(Doing { step: 0, what, since: Instant::now(), last: None });
+        Arc::new(Now { aborted: AtomicBool::new(false), doing })
+    }
+}
+
+/// The most that a rank may share at once: a list of what it holds, some 100 bytes for each of a hundred
+/// thousand slices.
+pub const SHARED_MAX_BYTES: usize = 16 << 20;
+
+/// The key by which a rank says that it is there.
+fn here(rank: u32) -> Vec<u8> {
+    format!("here/{rank}").into_bytes()
 }
 
 impl Links {
@@ -71,13 +119,19 @@ impl Links {
         forming_ms: u64,
         operation_ms: u64,
     ) -> Result<Links, TorchError> {
-        let network = Network::join(store, rank, world, address, forming_ms, operation_ms)?;
-        Ok(Links { network: Some(network), aborted: Arc::default(), rank, world })
+        // All are here before the first connects: then connecting takes milliseconds, and one that dies
+        // meanwhile does not hold up the others for as long as they would wait for a late one.
+        let text = |error: String| TorchError(error);
+        store.set(&here(rank), b"here").map_err(text)?;
+        (0..world).try_for_each(|other| store.get(&here(other)).map(drop)).map_err(text)?;
+        let connect_ms = forming_ms.min(CONNECT_MS);
+        let network = Network::join(store, rank, world, address, connect_ms, operation_ms)?;
+        Ok(Links { network: Some(network), now: Now::of(rank, world), rank, world })
     }
 
     /// A rank that has no others.
     pub fn alone() -> Links {
-        Links { network: None, aborted: Arc::default(), rank: 0, world: 1 }
+        Links { network: None, now: Now::of(0, 1), rank: 0, world: 1 }
     }
 
     /// This rank.
@@ -88,7 +142,7 @@ impl Links {
     /// Makes every wait end with an error, now and later, and [`Links::expect_wanted`] too. From any
     /// thread.
     pub fn abort(&self) {
-        self.aborted.store(true, Ordering::Relaxed);
+        self.now.aborted.store(true, Ordering::Relaxed);
         if let Some(network) = &self.network {
             network.abort();
         }
@@ -101,10 +155,44 @@ impl Links {
 
     /// Fails once aborted. For stretches of work without a wait, which would end a rank as well.
     pub fn expect_wanted(&self) -> Result<(), TorchError> {
-        if self.aborted.load(Ordering::Relaxed) {
+        if self.now.aborted.load(Ordering::Relaxed) {
             return Err(TorchError("the work was aborted".to_owned()));
         }
         Ok(())
+    }
+
+    /// Says what this rank does from now on, for those who ask while it does.
+    pub fn enter(&self, step: u64, what: String) {
+        let mut doing = self.doing_now();
+        doing.step = step;
+        doing.what = what;
+        doing.since = Instant::now();
+    }
+
+    /// The action that [`Links::enter`] named last has ended.
+    pub fn ended(&self) {
+        let mut doing = self.doing_now();
+        doing.last = Some(doing.what.clone());
+    }
+
+    /// What this rank does now.
+    pub fn doing(&self) -> Doing {
+        self.doing_now().clone()
+    }
+
+    /// Nothing panics while it holds the lock, so what it guards is whole.
+    fn doing_now(&self) -> MutexGuard<'_, Doing> {
+        self.now.doing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A rank that has to send something before this one can go on, if there is one now.
+    pub fn waits_for(&self) -> Option<u32> {
+        self.network.as_ref().and_then(Network::waits_for)
+    }
+
+    /// How long this rank has waited for what others send, in microseconds.
+    pub fn waited_us(&self) -> u64 {
+        self.network.as_ref().map_or(0, Network::waited_us)
     }
 
     /// The group of `ranks`, of which this rank is one, for reductions of one purpose.
@@ -158,6 +246,55 @@ impl Links {
             (1..self.world).map(|rank| self.send(&message, rank, Axis::World)).collect::<Result<_, _>>()?;
         sends.into_iter().try_for_each(Transfer::wait)?;
         Ok(result)
+    }
+
+    /// What every rank brings, by rank, on all of them. For documents that are rare: they travel over the
+    /// lead rank.
+    ///
+    /// # Errors
+    /// An exchange failed, or a rank brings more than [`SHARED_MAX_BYTES`].
+    pub fn share(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, TorchError> {
+        let lengths = self.close(&[own.len() as f64], self.world as usize, |lists| lists.concat())?;
+        let lengths: Vec<usize> = lengths.into_iter().map(|length| length as usize).collect();
+        if let Some(rank) = lengths.iter().position(|length| *length > SHARED_MAX_BYTES) {
+            return Err(TorchError(format!(
+                "rank {rank} has {} bytes to share, at most {SHARED_MAX_BYTES} are allowed",
+                lengths[rank]
+            )));
+        }
+        let buffer = |len: usize| Tensor::zeros([len as i64], (Kind::Uint8, Device::Cpu));
+        let mut parts = vec![Vec::new(); self.world as usize];
+        if self.rank != 0 {
+            if !own.is_empty() {
+                self.send(&Tensor::from_slice(own), 0, Axis::World)?.wait()?;
+            }
+            let all = buffer(lengths.iter().sum());
+            if all.numel() > 0 {
+                self.recv(&all, 0, Axis::World)?.wait()?;
+            }
+            let all: Vec<u8> = Vec::try_from(&all)?;
+            let mut rest = all.as_slice();
+            for (part, length) in parts.iter_mut().zip(lengths) {
+                let (own, others) = rest.split_at(length);
+                *part = own.to_vec();
+                rest = others;
+            }
+            return Ok(parts);
+        }
+        parts[0] = own.to_vec();
+        for rank in (1..self.world as usize).filter(|rank| lengths[*rank] > 0) {
+            let part = buffer(lengths[rank]);
+            self.recv(&part, rank as u32, Axis::World)?.wait()?;
+            parts[rank] = Vec::try_from(&part)?;
+        }
+        let all = parts.concat();
+        if !all.is_empty() {
+            let all = Tensor::from_slice(&all);
+            let sends: Vec<_> =
+                (1..self.world).map(|rank| self.send(&all, rank, Axis::World)).collect::<Result<_, _>>()?;
+            sends.into_iter().try_for_each(Transfer::wait)?;
+        }
+        Ok(parts)
     }
 
     /// Adds lists of which every rank of `ranks` brings one; the first of them gets the sums, the

@@ -213,14 +213,13 @@ impl Row<'_> {
     }
 }
 
-/// Loads this rank's slices of a committed checkpoint, whatever layout wrote it.
+/// Loads this rank's slices of a committed checkpoint, whatever layout wrote it, into all of `stores`.
 pub fn load(
     directory: &Path,
     resume: &Resume,
     assignment: &Assignment,
     runtime: &str,
-    parameters: &Parameters,
-    optimizer: &Optimizer,
+    stores: &[(&Parameters, &Optimizer)],
     links: &Links,
 ) -> Result<Trainer, EngineError> {
     let checkpoint = Checkpoint::open(&directory.join(&resume.path), Some(&resume.digest))?;
@@ -234,9 +233,24 @@ pub fn load(
             resume.path
         )));
     }
+    for (parameters, optimizer) in stores {
+        load_values(&checkpoint, parameters, optimizer, links)?;
+    }
+    let bytes = checkpoint.read_slice(TRAINER, 0, 0, Trainer::NUMBERS)?;
+    Trainer::decode(&floats(&bytes))
+        .ok_or_else(|| EngineError::Other(format!("{}: {TRAINER} is not readable", resume.path)))
+}
+
+/// Reads the slices of weights and moments that are here.
+fn load_values(
+    checkpoint: &Checkpoint,
+    parameters: &Parameters,
+    optimizer: &Optimizer,
+    links: &Links,
+) -> Result<(), EngineError> {
     for param in parameters.iter().filter(|param| param.home) {
         links.expect_wanted()?;
-        read(&checkpoint, &param.row, "", &param.weight)?;
+        read(checkpoint, &param.row, "", &param.weight)?;
     }
     for (param, row) in moments(parameters, optimizer).iter().flat_map(|(_, rows)| rows) {
         let (start, own) = row.moments.segment(row.moment, &param.range())?;
@@ -247,12 +261,10 @@ pub fn load(
         let range = param.range();
         let flat = Tensor::f_zeros([range.end - range.start], (Kind::Float, Device::Cpu))?;
         let whole = flat.f_narrow(0, 0, param.row.elements() as i64)?;
-        read(&checkpoint, &param.row, row.prefix, &whole.f_view(param.row.local_shape().as_slice())?)?;
+        read(checkpoint, &param.row, row.prefix, &whole.f_view(param.row.local_shape().as_slice())?)?;
         own.shallow_clone().f_copy_(&flat.f_narrow(0, start - range.start, own.numel() as i64)?)?;
     }
-    let bytes = checkpoint.read_slice(TRAINER, 0, 0, Trainer::NUMBERS)?;
-    Trainer::decode(&floats(&bytes))
-        .ok_or_else(|| EngineError::Other(format!("{}: {TRAINER} is not readable", resume.path)))
+    Ok(())
 }
 
 /// Loads the weights alone.

@@ -8,8 +8,10 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
+#include <atomic>
+#include <chrono>
+#include <map>
 #include <mutex>
-#include <set>
 #include <string>
 
 namespace coxswain {
@@ -89,15 +91,19 @@ Tensor combine(const std::vector<Tensor>& parts, Op op) {
 struct Network {
   c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
   std::mutex mutex;
-  std::set<c10d::Work*> waiting;
+  // What is waited for, and the peer that has to send it; -1 where this rank sends.
+  std::map<c10d::Work*, int> waiting;
   bool aborted = false;
+  // How long was waited for what others send, in microseconds.
+  std::atomic<int64_t> waited_us{0};
 
-  void wait(const WorkPtr& work, const char* doing, int peer) {
+  void wait(const WorkPtr& work, const char* doing, int peer, bool receiving) {
     {
       std::lock_guard lock(mutex);
       if (aborted) throw std::runtime_error("the exchange was aborted");
-      waiting.insert(work.get());
+      waiting[work.get()] = receiving ? peer : -1;
     }
+    const auto start = std::chrono::steady_clock::now();
     bool completed = false;
     std::string error;
     try {
@@ -109,6 +115,8 @@ struct Network {
     } catch (...) {
       error = "an unknown C++ exception";
     }
+    if (receiving)
+      waited_us += std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start).count();
     std::lock_guard lock(mutex);
     waiting.erase(work.get());
     if (aborted) throw std::runtime_error("the exchange was aborted");
@@ -119,7 +127,15 @@ struct Network {
   void abort() {
     std::lock_guard lock(mutex);
     aborted = true;
-    for (auto* work : waiting) work->abort();
+    for (auto& [work, peer] : waiting) work->abort();
+  }
+
+  // A rank that has to send before this one can go on, or -1.
+  int waits_for() {
+    std::lock_guard lock(mutex);
+    for (auto& [work, peer] : waiting)
+      if (peer >= 0) return peer;
+    return -1;
   }
 };
 
@@ -169,10 +185,10 @@ Exchange::~Exchange() = default;
 Tensor Exchange::finish(const Join& join) {
   State& s = *state;
   for (size_t peer = 0; peer < s.parts.size(); ++peer)
-    if (s.receives[peer]) s.group->network->wait(s.receives[peer], "receiving from", s.group->ranks[peer]);
+    if (s.receives[peer]) s.group->network->wait(s.receives[peer], "receiving from", s.group->ranks[peer], true);
   Tensor result = join(s.parts);
   for (size_t peer = 0; peer < s.parts.size(); ++peer)
-    if (s.sends[peer]) s.group->network->wait(s.sends[peer], "sending to", s.group->ranks[peer]);
+    if (s.sends[peer]) s.group->network->wait(s.sends[peer], "sending to", s.group->ranks[peer], false);
   return result;
 }
 
@@ -220,7 +236,7 @@ struct Transfer {
   std::shared_ptr<Network> network;
   WorkPtr work;
   Tensor tensor;
-  const char* doing;
+  bool sending;
   int peer;
 };
 
@@ -245,6 +261,8 @@ char* cx_network_new(
 }
 void cx_network_free(void* network) { delete static_cast<std::shared_ptr<Network>*>(network); }
 void cx_network_abort(void* network) { (*static_cast<std::shared_ptr<Network>*>(network))->abort(); }
+int cx_network_waits_for(void* network) { return (*static_cast<std::shared_ptr<Network>*>(network))->waits_for(); }
+int64_t cx_network_waited_us(void* network) { return (*static_cast<std::shared_ptr<Network>*>(network))->waited_us; }
 
 // A group without a network: one rank alone, whose sums are its own values.
 void* cx_group_new(void* network, const int* ranks, size_t count, int index, int tag) {
@@ -268,13 +286,13 @@ char* cx_transfer_new(void* network, const void* x, bool sending, int peer, int 
     auto shared = *static_cast<std::shared_ptr<Network>*>(network);
     std::vector<Tensor> list{tensor(x)};
     auto work = sending ? shared->gloo->send(list, peer, tag) : shared->gloo->recv(list, peer, tag);
-    *out = new Transfer{std::move(shared), std::move(work), tensor(x), sending ? "sending to" : "receiving from", peer};
+    *out = new Transfer{std::move(shared), std::move(work), tensor(x), sending, peer};
   });
 }
 char* cx_transfer_wait(void* transfer) {
   return guarded([&] {
     auto* t = static_cast<Transfer*>(transfer);
-    t->network->wait(t->work, t->doing, t->peer);
+    t->network->wait(t->work, t->sending ? "sending to" : "receiving from", t->peer, !t->sending);
   });
 }
 void cx_transfer_free(void* transfer) { delete static_cast<Transfer*>(transfer); }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use coxswain_types::assignment::{Recompute, Stage};
+use coxswain_types::assignment::{Buddy, Recompute, Stage};
 use coxswain_types::params::{
     Parameter, ParameterRow, Place, Slice, Split, norm_slots, parameter_table, slice_of,
 };
@@ -107,9 +107,26 @@ impl Shared<'_> {
             evaluate: schedule::evaluate(layout, at.pipeline, micro_batches),
             data: request.data.clone(),
             resume: request.resume.clone(),
+            buddy: self.buddy(at),
             operation_ms: OPERATION_MS,
             forming_ms: FORMING_MS,
         }
+    }
+
+    /// The ranks that keep copies of each other: neighbours along the first axis on which no other rank
+    /// holds the same. Where every rank has such a twin, or there is one rank only, nobody needs a copy.
+    fn buddy(&self, at: Coordinates) -> Option<Buddy> {
+        let layout = &self.request.spec.layout;
+        if !self.request.spec.recovery.buddy || (layout.data > 1 && !layout.zero) {
+            return None;
+        }
+        let (before, after) = self.mesh.neighbours(at)?;
+        Some(Buddy {
+            of: self.mesh.rank(before),
+            by: self.mesh.rank(after),
+            parameters: self.rows(before, &self.stages(before)),
+            slice: if layout.zero { before.data } else { 0 },
+        })
     }
 
     /// The logical tensor shards of a tensor rank.

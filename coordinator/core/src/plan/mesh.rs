@@ -39,6 +39,23 @@ impl Mesh {
         }
     }
 
+    /// The places before and after `at` in the ring of its data group, or of its pipeline where that is one
+    /// rank only, or of its tensor group; `None` where it is alone.
+    pub(super) fn neighbours(&self, at: Coordinates) -> Option<(Coordinates, Coordinates)> {
+        let Layout { pipeline, tensor, data, .. } = self.layout;
+        let ring = |index: u32, len: u32| ((index + len - 1) % len, (index + 1) % len);
+        if data > 1 {
+            let (before, after) = ring(at.data, data);
+            return Some((Coordinates { data: before, ..at }, Coordinates { data: after, ..at }));
+        }
+        if pipeline > 1 {
+            let (before, after) = ring(at.pipeline, pipeline);
+            return Some((Coordinates { pipeline: before, ..at }, Coordinates { pipeline: after, ..at }));
+        }
+        let (before, after) = ring(at.tensor, tensor);
+        (tensor > 1).then_some((Coordinates { tensor: before, ..at }, Coordinates { tensor: after, ..at }))
+    }
+
     /// The ranks that differ from `at` along the tensor axis only, itself among them.
     pub(super) fn tensor_group(&self, at: Coordinates) -> Vec<u32> {
         (0..self.layout.tensor).map(|tensor| self.rank(Coordinates { tensor, ..at })).collect()
@@ -74,5 +91,9 @@ mod tests {
         assert_eq!(mesh.rank(at), 9);
         assert_eq!(mesh.tensor_group(at), [8, 9]);
         assert_eq!(mesh.data_group(at), [3, 9, 15, 21]);
+        let ring = mesh.neighbours(at).map(|(before, after)| (mesh.rank(before), mesh.rank(after)));
+        assert_eq!(ring, Some((3, 15)));
+        let first = mesh.neighbours(Coordinates { data: 0, ..at }).map(|(before, _)| mesh.rank(before));
+        assert_eq!(first, Some(21));
     }
 }

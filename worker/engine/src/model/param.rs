@@ -139,6 +139,7 @@ impl Bucket {
 /// All parameters of a rank.
 #[derive(Debug)]
 pub struct Parameters {
+    rows: Vec<ParameterRow>,
     buckets: Vec<Bucket>,
     taken: RefCell<BTreeSet<(Place, String, u32)>>,
 }
@@ -163,7 +164,7 @@ impl Parameters {
                 buckets.push(bucket(&members, of, precision, &mut homes)?);
             }
         }
-        Ok(Parameters { buckets, taken: RefCell::default() })
+        Ok(Parameters { rows: rows.to_vec(), buckets, taken: RefCell::default() })
     }
 
     /// The use of the parameter `name` at `place` by logical shard `shard`, for the one part of the
@@ -180,6 +181,16 @@ impl Parameters {
             return Err(EngineError::Table(format!("{name} at {place:?}, shard {shard} is used twice")));
         }
         Ok(Rc::clone(param))
+    }
+
+    /// Takes all uses back from the model that they were for.
+    pub fn give_back(&self) {
+        self.taken.borrow_mut().clear();
+    }
+
+    /// The rows, in the order of the assignment.
+    pub fn rows(&self) -> &[ParameterRow] {
+        &self.rows
     }
 
     /// Fails when a row was not used: the plan and the model would disagree about what is trained.

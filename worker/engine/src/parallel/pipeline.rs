@@ -95,8 +95,16 @@ impl<'a> Runner<'a> {
         fetch: &dyn Fn(u32) -> Result<MicroBatchData, EngineError>,
     ) -> Result<Vec<MicroLoss>, EngineError> {
         let mut progress = Progress::default();
+        let taking = match mode {
+            Mode::Train { step, .. } => step + 1,
+            Mode::Evaluate => 0,
+        };
         for action in actions {
             self.links.expect_wanted()?;
+            let computes = matches!(action.kind, Act::Forward | Act::Backward | Act::Input | Act::Weight);
+            if computes {
+                self.links.enter(taking, action.to_string());
+            }
             let (at, micro_batch) = (action.stage, action.micro_batch.0);
             let seats = self.seats;
             let seat = seats
@@ -121,6 +129,9 @@ impl<'a> Runner<'a> {
                     done?;
                 }
                 Act::Weight => self.weight(&mut progress, seat, mode, action)?,
+            }
+            if computes {
+                self.links.ended();
             }
         }
         self.pipe.drain().doing(|| "sending to a neighbouring stage".to_owned())?;

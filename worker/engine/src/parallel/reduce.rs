@@ -248,6 +248,11 @@ impl Reduction {
         self.buckets[at].total()
     }
 
+    /// The sums of all buckets. They are those of this step until [`Reduction::clear`].
+    pub fn totals(&self) -> Result<Vec<Tensor>, EngineError> {
+        self.buckets.iter().map(|gradients| Ok(gradients.total()?.shallow_clone())).collect()
+    }
+
     /// Gives the buffers back for the next step.
     pub fn clear(&mut self) {
         for gradients in &mut self.buckets {

@@ -14,6 +14,8 @@ use crate::parallel::MicroLoss;
 pub struct Vote {
     /// The newest Desired revision that it has seen.
     pub revision: u64,
+    /// The step up to which that revision wants the training to go.
+    pub run_to: u64,
     /// Squared norms of the slices that it contributes, by slot.
     pub norms: Vec<(u32, f64)>,
     /// Losses of the micro-batches whose loss it computed and contributes.
@@ -23,8 +25,8 @@ pub struct Vote {
 /// What all ranks agree on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Closing {
-    /// The least revision that any rank has seen; it rules from the next step on.
-    pub revision: u64,
+    /// How far to train under the least revision that any rank has seen, which rules from the next step on.
+    pub run_to: u64,
     /// The norm of the summed gradient.
     pub norm: f64,
     /// Squared norms of all slices, by slot.
@@ -37,31 +39,36 @@ pub struct Closing {
     pub weight: f64,
 }
 
-/// Exchanges votes over all ranks. `norm_slots` and `micro_batches` are the same on all of them.
+/// The first slots: a revision and what it wishes.
+const WISH: usize = 2;
+
+/// Exchanges votes over all ranks, of which `norm_slots` and `micro_batches` are the same on all. With what
+/// they agree on, the list that says so, to the bit the same everywhere.
 pub(super) fn close(
     links: &Links,
     vote: &Vote,
     norm_slots: u32,
     micro_batches: u32,
-) -> Result<Closing, EngineError> {
+) -> Result<(Closing, Vec<f64>), EngineError> {
     let own = vote.encode(norm_slots, micro_batches);
     let merged = links
         .close(&own, own.len(), |lists| merge(&lists))
         .doing(|| "closing the step with all ranks".to_owned())?;
-    Ok(Closing::decode(&merged, norm_slots, micro_batches))
+    Ok((Closing::decode(&merged, norm_slots, micro_batches), merged))
 }
 
 impl Vote {
     fn encode(&self, norm_slots: u32, micro_batches: u32) -> Vec<f64> {
         let (norms, losses) = (norm_slots as usize, micro_batches as usize);
-        let mut list = vec![0.0; 1 + norms + 3 * losses];
-        // Revisions count changes of a job's wishes: far below 2^53, where a double is exact.
+        let mut list = vec![0.0; WISH + norms + 3 * losses];
+        // Revisions and steps stay below 2^53, where a double is exact.
         list[0] = self.revision as f64;
+        list[1] = self.run_to as f64;
         for &(slot, value) in &self.norms {
-            list[1 + slot as usize] = value;
+            list[WISH + slot as usize] = value;
         }
         for loss in &self.losses {
-            let at = 1 + norms + loss.micro_batch as usize;
+            let at = WISH + norms + loss.micro_batch as usize;
             list[at] = loss.loss;
             list[at + losses] = loss.tokens as f64;
             list[at + 2 * losses] = loss.weight;
@@ -70,22 +77,22 @@ impl Vote {
     }
 }
 
-/// The least revision; each other slot from its one contributor.
+/// The least revision with what it wishes; each other slot from its one contributor.
 fn merge(lists: &[Vec<f64>]) -> Vec<f64> {
-    let column = |at: usize| lists.iter().map(move |list| list[at]);
     let slots = lists.first().map_or(0, Vec::len);
-    (0..slots)
-        .map(|at| if at == 0 { column(0).fold(f64::INFINITY, f64::min) } else { column(at).sum() })
-        .collect()
+    let wish =
+        lists.iter().map(|list| &list[..WISH]).min_by(|a, b| a[0].total_cmp(&b[0])).unwrap_or(&[0.0; WISH]);
+    let sums = (WISH..slots).map(|at| lists.iter().map(|list| list[at]).sum());
+    wish.iter().copied().chain(sums).collect()
 }
 
 impl Closing {
-    fn decode(list: &[f64], norm_slots: u32, micro_batches: u32) -> Closing {
-        let (norms, rest) = list[1..].split_at(norm_slots as usize);
+    pub(super) fn decode(list: &[f64], norm_slots: u32, micro_batches: u32) -> Closing {
+        let (norms, rest) = list[WISH..].split_at(norm_slots as usize);
         let (losses, rest) = rest.split_at(micro_batches as usize);
         let (tokens, weights) = rest.split_at(micro_batches as usize);
         Closing {
-            revision: list[0] as u64,
+            run_to: list[1] as u64,
             norm: norms.iter().sum::<f64>().sqrt(),
             squares: norms.to_vec(),
             loss: losses.iter().sum(),
@@ -113,14 +120,19 @@ mod tests {
     fn all_ranks_decide_from_one_list_in_its_own_order() {
         let loss = |micro_batch, loss| MicroLoss { micro_batch, loss, tokens: 10, weight: 2.5 };
         let votes = [
-            Vote { revision: 5, norms: vec![(0, 9.0)], losses: vec![] },
-            Vote { revision: 4, norms: vec![(2, 16.0)], losses: vec![loss(1, 2.5), loss(0, 1.5)] },
-            Vote { revision: 6, norms: vec![], losses: vec![loss(2, 4.0)] },
+            Vote { revision: 5, run_to: 9, norms: vec![(0, 9.0)], losses: vec![] },
+            Vote {
+                revision: 4,
+                run_to: 70,
+                norms: vec![(2, 16.0)],
+                losses: vec![loss(1, 2.5), loss(0, 1.5)],
+            },
+            Vote { revision: 6, run_to: 9, norms: vec![], losses: vec![loss(2, 4.0)] },
         ];
         let lists: Vec<_> = votes.iter().map(|vote| vote.encode(3, 3)).collect();
         let closing = Closing::decode(&merge(&lists), 3, 3);
         let squares = vec![9.0, 0.0, 16.0];
-        assert_eq!(closing, Closing { revision: 4, norm: 5.0, squares, loss: 8.0, tokens: 30, weight: 7.5 });
+        assert_eq!(closing, Closing { run_to: 70, norm: 5.0, squares, loss: 8.0, tokens: 30, weight: 7.5 });
     }
 
     #[test]

@@ -13,17 +13,18 @@ use coxswain_types::job::{Lengths, Precision};
 use coxswain_types::model::Head;
 use coxswain_types::params::{norm_slots, parameter_table};
 use coxswain_types::schedule::Action;
-use coxswain_types::status::{HeldOut, Saved, StepReport};
+use coxswain_types::status::{HeldOut, Pace, Saved, StepReport};
 
 use super::closing::{Closing, Vote, close};
 use super::norms::norms;
-use super::optimizer::{Optimizer, StepNumbers};
 use super::rate::learning_rate;
 use super::shared_folder::expect_shared;
+use super::state::State;
+use super::takeover::take_up;
 use super::verdict::{Trainer, Verdict};
 use crate::data::{MicroBatchData, Tokens};
 use crate::error::Doing;
-use crate::model::{Context, Parameters, Rotary, initial_values};
+use crate::model::{Context, Rotary};
 use crate::parallel::{Finding, MicroLoss, Mode, Probe, Reduction, Runner, Seat, seats};
 use crate::{EngineError, checkpoint};
 
@@ -32,20 +33,21 @@ use crate::{EngineError, checkpoint};
 pub enum Event {
     /// The network stands; aborting these links ends every wait of the engine.
     Linked(Links),
-    /// The stage is built and training starts after this step.
-    Ready(Step),
-    /// A step was applied. The lead rank reports it.
-    Stepped(Step, Option<StepReport>),
+    /// The stage is built and training starts after this step. The lead rank reports the steps before it
+    /// again that the coordinator may not have heard of.
+    Ready(Step, Vec<StepReport>),
+    /// A step was applied.
+    Stepped(Pace),
+    /// What the lead rank reports of it.
+    Reported(StepReport),
     /// This rank's part of a checkpoint is on disk.
     Saved(Saved),
 }
 
 /// The engine's view of what is wanted, and its way to tell. Called from the engine's thread.
 pub trait Control {
-    /// The newest Desired revision that this rank has seen.
-    fn revision(&self) -> u64;
-    /// How far to train under a revision.
-    fn run_to(&self, revision: u64) -> Step;
+    /// The newest Desired revision that this rank has seen, and how far to train under it.
+    fn wish(&self) -> (u64, Step);
     /// Tells.
     fn tell(&self, event: Event);
 }
@@ -58,25 +60,29 @@ pub struct Engine {
     pipe: Pipe,
     context: Rc<Context>,
     seats: Vec<Seat>,
-    parameters: Parameters,
     reduction: Reduction,
-    optimizer: Optimizer,
-    trainer: Trainer,
+    state: State,
     tokens: Tokens,
     rotary: Option<Rotary>,
-    step: Step,
+    /// How far to train.
+    run_to: Step,
+    /// The newest step of which this rank has written its part of a checkpoint.
+    saved: Step,
 }
 
 impl Engine {
-    /// Joins the generation, builds the stage and loads its values.
+    /// Joins the generation, builds the stage and gets its values: from what this rank and others hold in
+    /// memory of an earlier generation, or from the checkpoint.
     ///
-    /// `address` is the local address that peers can reach; `runtime` must be that of a checkpoint.
+    /// `address` is the local address that peers can reach; `runtime` must be that of a checkpoint. Where
+    /// this fails, `remains` still has what it had.
     pub fn build(
         assignment: Assignment,
         store: impl Store,
         address: &str,
         runtime: &str,
         control: &dyn Control,
+        remains: &mut Option<State>,
     ) -> Result<Engine, EngineError> {
         // Before the first tensor: sums and some products depend on the number of threads.
         tch::set_num_threads(assignment.threads as i32);
@@ -94,53 +100,32 @@ impl Engine {
             },
         )?;
         control.tell(Event::Linked(links.clone()));
+        links.enter(0, "getting its values".to_owned());
         expect_shared(&directory, &links, a)?;
 
-        let train = &a.spec.train;
-        let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind)?;
+        let state = take_up(a, &directory, runtime, &links, remains)?;
+        *remains = None;
         let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?));
-        let seats = seats(a, &parameters, &context)?;
-        let reduction = Reduction::new(a, &parameters, &links)?;
-        let optimizer = Optimizer::new(&parameters, &reduction, &train.optimizer)?;
-        let mut trainer = Trainer::new(train);
-        let step = match &a.resume {
-            Some(resume) => {
-                trainer = checkpoint::load(&directory, resume, a, runtime, &parameters, &optimizer, &links)?;
-                resume.step
-            }
-            None => {
-                for param in parameters.iter().filter(|param| param.home) {
-                    links.expect_wanted()?;
-                    let values = tch::Tensor::from_slice(&initial_values(&param.row, train.seed));
-                    let shape = param.row.local_shape();
-                    param.weight.shallow_clone().f_copy_(&values.f_view(shape.as_slice())?)?;
-                }
-                if let Some(weights) = &a.data.weights {
-                    let born = checkpoint::start(weights, &parameters, &links)?;
-                    tracing::info!("weights from {}; born anew: {born:?}", weights.folder);
-                }
-                Step(0)
-            }
-        };
-        parameters.refresh()?;
-        let lengths = Lengths::of(&a.spec.model, train);
+        let seats = seats(a, &state.parameters, &context)?;
+        let reduction = Reduction::new(a, &state.parameters, &links)?;
+        let lengths = Lengths::of(&a.spec.model, &a.spec.train);
         let rotary = Rotary::new(&a.spec.model, 0, lengths.source.max(lengths.target).into())?;
         let pipe = Pipe::new()?;
-        control.tell(Event::Ready(step));
+        let reports = if links.rank() == 0 { state.reports.iter().cloned().collect() } else { Vec::new() };
+        control.tell(Event::Ready(Step(state.mark.step), reports));
         Ok(Engine {
+            run_to: Step(a.spec.train.steps),
+            saved: a.resume.as_ref().map_or(Step(0), |resume| resume.step),
             assignment,
             directory,
             links,
             pipe,
             context,
             seats,
-            parameters,
             reduction,
-            optimizer,
-            trainer,
+            state,
             tokens,
             rotary,
-            step,
         })
     }
 
@@ -154,76 +139,94 @@ impl Engine {
         done
     }
 
+    /// What another generation can go on with.
+    pub fn leave(self) -> State {
+        self.state
+    }
+
+    fn step(&self) -> Step {
+        Step(self.state.mark.step)
+    }
+
     fn train(&mut self, control: &dyn Control) -> Result<(), EngineError> {
-        let mut run_to = Step(self.assignment.spec.train.steps);
-        let mut saved = self.step;
-        while self.step < run_to {
-            let started = Instant::now();
-            let trainer = self.trainer;
-            let (closing, skipped) = self.train_step(control.revision())?;
-            let seconds = started.elapsed().as_secs_f64();
-            run_to = control.run_to(closing.revision).min(Step(self.assignment.spec.train.steps));
-            let held_out = if self.evaluates(run_to) { self.evaluate()? } else { None };
-            let report = (self.links.rank() == 0)
-                .then(|| StepReport { held_out, ..self.report(&closing, seconds, &trainer, skipped) });
-            control.tell(Event::Stepped(self.step, report));
-            let every = self.assignment.spec.checkpoint.every;
-            if self.step >= run_to || (every > 0 && self.step.0.is_multiple_of(every)) {
-                self.save(control)?;
-                saved = self.step;
+        loop {
+            self.settle(control)?;
+            if self.step() >= self.run_to {
+                return Ok(());
+            }
+            self.train_step(control)?;
+        }
+    }
+
+    /// What the newest step asks for beside being taken: the held-out loss, a report, a checkpoint. An
+    /// earlier generation may have left it undone.
+    fn settle(&mut self, control: &dyn Control) -> Result<(), EngineError> {
+        let (step, last) = (self.step(), self.step() >= self.run_to);
+        let due = |every: u64| last || (every > 0 && step.0.is_multiple_of(every));
+        if let Some(mut report) = self.state.unfinished.clone() {
+            if due(self.assignment.spec.train.evaluate_every) {
+                self.links.enter(step.0, "the held-out loss".to_owned());
+                report.held_out = self.evaluate()?;
+            }
+            self.state.remember(&report);
+            if self.links.rank() == 0 {
+                control.tell(Event::Reported(report));
             }
         }
-        if saved < self.step {
+        if self.saved < step && due(self.assignment.spec.checkpoint.every) {
+            self.links.enter(step.0, "writing its part of a checkpoint".to_owned());
             self.save(control)?;
+            self.saved = step;
         }
         Ok(())
     }
 
-    /// Takes a step; says whether it was skipped.
-    fn train_step(&mut self, revision: u64) -> Result<(Closing, bool), EngineError> {
-        let (step, before) = (self.step.next(), self.trainer);
+    fn train_step(&mut self, control: &dyn Control) -> Result<(), EngineError> {
+        let (started, waited_us) = (Instant::now(), self.links.waited_us());
+        let (step, before) = (self.step().next(), self.state.trainer);
         let losses = self.gradients(None)?;
-        let group = &self.assignment.optimizer_group;
-        let norms = norms(&self.parameters, &self.reduction, group, &self.links)?;
-        let vote = Vote { revision, norms, losses: self.contributed(losses) };
-        let train = &self.assignment.spec.train;
-        let closing = close(&self.links, &vote, self.assignment.norm_slots, train.micro_batches)?;
-        let verdict = self.trainer.judge(&closing, train, step.0);
-        match verdict {
-            Verdict::Apply { learning_rate, divisor } => {
-                let numbers = StepNumbers { applied: self.trainer.applied, learning_rate, divisor };
-                let (parameters, reduction) = (&self.parameters, &self.reduction);
-                self.optimizer.step(
-                    parameters,
-                    reduction,
-                    &numbers,
-                    &self.context.group,
-                    &self.links,
-                    group,
-                )?;
-            }
-            Verdict::Skip => {}
-            Verdict::Stop => {
-                self.reduction.clear();
-                self.trainer.loss_scale = before.loss_scale;
-                return Err(self.culprit(step, &closing)?);
-            }
+        let state = &mut self.state;
+        self.links.enter(step.0, "closing the step with all ranks".to_owned());
+        if let Some(copy) = &state.copy {
+            copy.exchange(&state.parameters, &self.reduction, &self.links)?;
         }
+        let group = &self.assignment.optimizer_group;
+        let norms = norms(&state.parameters, &self.reduction, group, &self.links)?;
+        state.vote(&self.reduction)?;
+        let (revision, run_to) = control.wish();
+        let losses = if self.assignment.tensor_index == 0 { losses } else { Vec::new() };
+        let vote = Vote { revision, run_to: run_to.0, norms, losses };
+        let train = &self.assignment.spec.train;
+        let (closing, list) = close(&self.links, &vote, self.assignment.norm_slots, train.micro_batches)?;
+        self.links.enter(step.0, "updating weights".to_owned());
+        let verdict = state.close(&closing, list, &self.context.group)?;
+        if verdict == Verdict::Stop {
+            self.reduction.clear();
+            return Err(self.culprit(step, &closing)?);
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let report = self.report(&closing, seconds, &before, verdict == Verdict::Skip);
+        self.state.unfinished = Some(report);
+        self.run_to = Step(closing.run_to.min(self.assignment.spec.train.steps));
+        self.state.gather(&self.reduction, &self.links, &self.assignment.optimizer_group)?;
         self.reduction.clear();
-        self.step = step;
-        Ok((closing, verdict == Verdict::Skip))
+        let waited_us = self.links.waited_us() - waited_us;
+        let busy_us = (started.elapsed().as_micros() as u64).saturating_sub(waited_us);
+        control.tell(Event::Stepped(Pace { step, busy_us }));
+        Ok(())
     }
 
     /// Forwards, backwards and the sum of gradients of the step that follows.
     fn gradients(&mut self, probe: Option<&mut Probe>) -> Result<Vec<MicroLoss>, EngineError> {
         let actions = std::mem::take(&mut self.assignment.train);
-        let step = self.step.0;
-        let multiplier = self.trainer.multiplier(&self.assignment.spec.train);
+        let step = self.state.mark.step;
+        let multiplier = self.state.trainer.multiplier(&self.assignment.spec.train);
         let mode = Mode::Train { step, multiplier };
         let losses = self.interpret(&actions, mode, probe, &|tokens, mb| tokens.train(step, mb));
         self.assignment.train = actions;
         let losses = losses?;
-        self.reduction.finish(&self.parameters)?;
+        self.links.enter(step + 1, "adding gradients over ranks".to_owned());
+        self.reduction.finish(&self.state.parameters)?;
         Ok(losses)
     }
 
@@ -248,8 +251,8 @@ impl Engine {
         );
         Ok(EngineError::NotFinite {
             step: step.0,
-            in_a_row: self.trainer.skipped,
-            norm: closing.mean_norm(self.trainer.multiplier(&self.assignment.spec.train)),
+            in_a_row: self.state.trainer.skipped + 1,
+            norm: closing.mean_norm(self.state.trainer.multiplier(&self.assignment.spec.train)),
             loss: closing.mean_loss(),
             place,
         })
@@ -267,7 +270,7 @@ impl Engine {
         let mut runner = Runner {
             seats: &self.seats,
             context: &self.context,
-            parameters: &self.parameters,
+            parameters: &self.state.parameters,
             reduction: &mut self.reduction,
             links: &self.links,
             pipe: &self.pipe,
@@ -277,16 +280,6 @@ impl Engine {
             probe,
         };
         runner.run(actions, mode, &|micro_batch| fetch(tokens, micro_batch))
-    }
-
-    /// All tensor ranks of the last stage know the loss; the first of them brings it.
-    fn contributed(&self, losses: Vec<MicroLoss>) -> Vec<MicroLoss> {
-        if self.assignment.tensor_index == 0 { losses } else { Vec::new() }
-    }
-
-    fn evaluates(&self, run_to: Step) -> bool {
-        let every = self.assignment.spec.train.evaluate_every;
-        self.step >= run_to || (every > 0 && self.step.0.is_multiple_of(every))
     }
 
     /// The loss over the whole held-out text, if there is one.
@@ -307,8 +300,10 @@ impl Engine {
             }));
         }
         self.assignment.evaluate = actions;
-        let vote = Vote { losses: self.contributed(losses), ..Vote::default() };
-        let closing = close(&self.links, &vote, 0, rounds as u32 * micro_batches)?;
+        // All tensor ranks of the last stage know the loss; the first of them brings it.
+        let losses = if self.assignment.tensor_index == 0 { losses } else { Vec::new() };
+        let vote = Vote { losses, ..Vote::default() };
+        let (closing, _) = close(&self.links, &vote, 0, rounds as u32 * micro_batches)?;
         let bits = closing.loss / std::f64::consts::LN_2;
         Ok(Some(HeldOut {
             loss: closing.mean_loss(),
@@ -333,10 +328,10 @@ impl Engine {
         let multiplier = trainer.multiplier(train);
         let mean = 1.0 / closing.weight / multiplier;
         StepReport {
-            step: self.step.0,
+            step: self.state.mark.step,
             loss: closing.mean_loss(),
             grad_norm: closing.mean_norm(multiplier),
-            learning_rate: learning_rate(&train.optimizer, self.step.0, train.steps),
+            learning_rate: learning_rate(&train.optimizer, self.state.mark.step, train.steps),
             tokens: closing.tokens,
             tokens_per_second: closing.tokens as f64 / seconds,
             step_seconds: seconds,
@@ -364,17 +359,17 @@ impl Engine {
     }
 
     fn save(&self, control: &dyn Control) -> Result<(), EngineError> {
-        let a = &self.assignment;
+        let (a, state) = (&self.assignment, &self.state);
         let files = checkpoint::save(
             &self.directory,
-            self.step,
+            self.step(),
             a,
-            &self.parameters,
-            &self.optimizer,
-            &self.trainer,
+            &state.parameters,
+            &state.optimizer,
+            &state.trainer,
             &self.links,
         )?;
-        control.tell(Event::Saved(Saved { step: self.step, files }));
+        control.tell(Event::Saved(Saved { step: self.step(), files }));
         Ok(())
     }
 }

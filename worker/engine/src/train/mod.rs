@@ -1,16 +1,21 @@
 //! The step, its closing exchange, the learning rate, the loop.
 
 mod closing;
+mod copy;
 mod engine;
+mod handover;
 mod muon;
 mod norms;
 mod optimizer;
 mod rate;
 mod shared_folder;
+mod state;
+mod takeover;
 mod verdict;
 
 pub use closing::{Closing, Vote};
 pub use engine::{Control, Engine, Event};
 pub use optimizer::{Moments, Optimizer, StepNumbers};
 pub use rate::learning_rate;
+pub use state::State;
 pub use verdict::{Trainer, Verdict};

@@ -1,5 +1,5 @@
 //! The update of the weights this rank owns: all of them, or under ZeRO-1 (arXiv 1910.02054) its
-//! slice of each bucket, whose new weights then go to the other data ranks.
+//! slice of each bucket, whose new weights then go to the other data ranks; and of copies of them.
 
 use std::ops::Range;
 
@@ -55,21 +55,32 @@ pub struct StepNumbers {
 }
 
 impl Optimizer {
-    /// Moments at zero.
+    /// Moments at zero, of the slice of each bucket that is number `index` of `parts`: of all of it, where
+    /// there is one part.
     pub fn new(
         parameters: &Parameters,
-        reduction: &Reduction,
+        (index, parts): (usize, usize),
         numbers: &OptimizerSpec,
     ) -> Result<Optimizer, EngineError> {
-        let moments = |(at, bucket): (usize, &Bucket)| -> Result<Moments, EngineError> {
-            let own = reduction.own(at);
+        let moments = |bucket: &Bucket| -> Result<Moments, EngineError> {
+            let own = bucket.slices(parts).get(index).cloned().unwrap_or(0..0);
             let own = own.start.min(bucket.weight_elements())..own.end.min(bucket.weight_elements());
             let zeros = || Tensor::f_zeros([own.end - own.start], (Kind::Float, Device::Cpu));
             let second = if bucket.class.muon { None } else { Some(zeros()?) };
             Ok(Moments { first: zeros()?, second, own })
         };
-        let moments = parameters.buckets().iter().enumerate().map(moments).collect::<Result<_, _>>()?;
+        let moments = parameters.buckets().iter().map(moments).collect::<Result<_, _>>()?;
         Ok(Optimizer { moments, numbers: numbers.clone() })
+    }
+
+    /// Brings all moments back to zero.
+    pub fn clear(&self) -> Result<(), EngineError> {
+        for moments in &self.moments {
+            for moment in [Some(&moments.first), moments.second.as_ref()].into_iter().flatten() {
+                drop(moment.shallow_clone().f_zero_()?);
+            }
+        }
+        Ok(())
     }
 
     /// The state of a bucket.
@@ -77,36 +88,34 @@ impl Optimizer {
         &self.moments[at]
     }
 
-    /// Updates the weights that this rank owns, and gets the others from their owners. `tensor` is the
-    /// group over which matrices are split.
+    /// Updates the weights of the slices. `grads` are the summed gradients of the buckets, flat; `tensor` is
+    /// the group over which matrices are split.
     pub fn step(
         &self,
         parameters: &Parameters,
-        reduction: &Reduction,
+        grads: &[Tensor],
         step: &StepNumbers,
         tensor: &Group,
-        links: &Links,
-        data_group: &[u32],
     ) -> Result<(), EngineError> {
+        if grads.len() != parameters.buckets().len() {
+            return Err(EngineError::Other("gradients and weights have other buckets".to_owned()));
+        }
         for decay in [true, false] {
-            self.adamw(parameters, reduction, step, decay)?;
+            self.adamw(parameters, grads, step, decay)?;
         }
         for (at, bucket) in parameters.buckets().iter().enumerate().filter(|(_, b)| b.class.muon) {
             let moments = &self.moments[at];
             let owned = |param: &&std::rc::Rc<Param>| moments.own.contains(&param.range().start);
             let params: Vec<&Param> = bucket.homes().filter(owned).map(AsRef::as_ref).collect();
-            muon::step(&params, bucket, moments, reduction.total(at)?, &self.numbers, step, tensor)?;
+            muon::step(&params, bucket, moments, &grads[at], &self.numbers, step, tensor)?;
         }
-        if data_group.len() > 1 {
-            gather_weights(parameters, reduction, links, data_group)?;
-        }
-        parameters.refresh()
+        Ok(())
     }
 
     fn adamw(
         &self,
         parameters: &Parameters,
-        reduction: &Reduction,
+        grads: &[Tensor],
         step: &StepNumbers,
         decay: bool,
     ) -> Result<(), EngineError> {
@@ -114,14 +123,13 @@ impl Optimizer {
         for (at, bucket) in parameters.buckets().iter().enumerate() {
             let moments = &self.moments[at];
             let Some(second) = &moments.second else { continue };
-            let grads = reduction.total(at)?;
             for param in bucket.homes().filter(|param| param.row.decay == decay) {
                 let (start, first) = moments.segment(&moments.first, &param.range())?;
                 let (_, second) = moments.segment(second, &param.range())?;
                 let len = first.size().first().copied().unwrap_or(0);
                 if len > 0 {
                     let of = |flat: &Tensor| flat.f_narrow(0, start, len);
-                    views.push((of(&bucket.weights)?, of(grads)?, first, second));
+                    views.push((of(&bucket.weights)?, of(&grads[at])?, first, second));
                 }
             }
         }
@@ -146,7 +154,7 @@ impl Optimizer {
 }
 
 /// Hands the new weights of each owner's slice to all data ranks.
-fn gather_weights(
+pub(super) fn gather_weights(
     parameters: &Parameters,
     reduction: &Reduction,
     links: &Links,

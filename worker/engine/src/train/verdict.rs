@@ -116,7 +116,7 @@ mod tests {
     use crate::train::rate::tests::train_spec;
 
     fn closing(norm: f64, loss: f64) -> Closing {
-        Closing { revision: 0, norm, squares: Vec::new(), loss, tokens: 10, weight: 10.0 }
+        Closing { run_to: 0, norm, squares: Vec::new(), loss, tokens: 10, weight: 10.0 }
     }
 
     #[test]

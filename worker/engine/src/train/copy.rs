@@ -1,0 +1,85 @@
+//! The copy that a rank keeps of what another rank alone holds: its weights and its optimizer's state,
+//! updated with the same summed gradients by the same operations, and so bit for bit the same.
+//!
+//! The gradients travel before the vote that closes the step. So when a step is taken anywhere, every copy
+//! can be brought to it.
+
+use std::rc::Rc;
+
+use coxswain_comm::{Axis, Group, Links};
+use coxswain_types::assignment::{Assignment, Buddy};
+use coxswain_types::job::Precision;
+use tch::{Kind, Tensor};
+
+use super::optimizer::{Optimizer, StepNumbers};
+use crate::EngineError;
+use crate::error::Doing;
+use crate::model::{Parameters, buffer};
+use crate::parallel::Reduction;
+
+/// What a rank keeps for another.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    of: u32,
+    by: u32,
+    /// The other's weights.
+    pub parameters: Rc<Parameters>,
+    /// The other's part of the optimizer's state.
+    pub optimizer: Rc<Optimizer>,
+    /// The sums of the step at hand, by bucket.
+    grads: Rc<Vec<Tensor>>,
+}
+
+impl Copy {
+    /// A copy without values.
+    pub fn new(a: &Assignment, buddy: &Buddy) -> Result<Copy, EngineError> {
+        let optimizer = &a.spec.train.optimizer;
+        // Nothing is computed with these weights, so they are needed in fp32 only.
+        let parameters = Parameters::allocate(&buddy.parameters, Precision::Fp32, optimizer.kind)?;
+        let part = (buddy.slice as usize, a.optimizer_group.len());
+        let optimizer = Optimizer::new(&parameters, part, optimizer)?;
+        let flat = |bucket: &crate::model::Bucket| buffer(&[bucket.weight_elements()], Kind::Float);
+        let grads: Vec<_> = parameters.buckets().iter().map(flat).collect::<Result<_, _>>()?;
+        let (parameters, optimizer, grads) = (Rc::new(parameters), Rc::new(optimizer), Rc::new(grads));
+        Ok(Copy { of: buddy.of, by: buddy.by, parameters, optimizer, grads })
+    }
+
+    /// The same values as the copy of a rank with another number.
+    pub fn renumbered(&self, buddy: &Buddy) -> Copy {
+        Copy { of: buddy.of, by: buddy.by, ..self.clone() }
+    }
+
+    /// Hands this rank's sums to the rank that copies it, and takes those of the rank that it copies.
+    pub fn exchange(
+        &self,
+        parameters: &Parameters,
+        reduction: &Reduction,
+        links: &Links,
+    ) -> Result<(), EngineError> {
+        let mut transfers = Vec::new();
+        for (at, grad) in self.grads.iter().enumerate() {
+            let own = &self.optimizer.moments(at).own;
+            if !own.is_empty() {
+                let part = grad.f_narrow(0, own.start, own.end - own.start)?;
+                transfers.push(links.recv(&part, self.of, Axis::Buddy)?);
+            }
+        }
+        for (at, bucket) in parameters.buckets().iter().enumerate() {
+            let (own, whole) = (reduction.own(at), bucket.weight_elements());
+            let (start, end) = (own.start.min(whole), own.end.min(whole));
+            if start < end {
+                let part = reduction.total(at)?.f_narrow(0, start, end - start)?;
+                transfers.push(links.send(&part, self.by, Axis::Buddy)?);
+            }
+        }
+        for transfer in transfers {
+            transfer.wait().doing(|| "handing gradients to the rank that keeps a copy".to_owned())?;
+        }
+        Ok(())
+    }
+
+    /// Takes the step that the other rank takes.
+    pub fn step(&self, numbers: &StepNumbers, tensor: &Group) -> Result<(), EngineError> {
+        self.optimizer.step(&self.parameters, &self.grads, numbers, tensor)
+    }
+}

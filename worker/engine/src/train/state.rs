@@ -1,0 +1,316 @@
+//! What a training is on a rank, apart from the network and the stage: weights, the optimizer's state, the
+//! trainer's numbers, and what it takes to go on with them in another generation.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use coxswain_comm::{Group, Links};
+use coxswain_types::assignment::{Assignment, PreparedData};
+use coxswain_types::job::{JobSpec, Layout, OptimizerKind, Schedule};
+use coxswain_types::params::ParameterRow;
+use coxswain_types::status::StepReport;
+use tch::Tensor;
+
+use super::closing::Closing;
+use super::copy::Copy;
+use super::handover::{Mark, Piece, Roster};
+use super::optimizer::{Optimizer, StepNumbers, gather_weights};
+use super::verdict::{Trainer, Verdict};
+use crate::EngineError;
+use crate::model::Parameters;
+use crate::parallel::Reduction;
+
+/// How many reports are remembered for a rank that comes to lead. The coordinator records a step within a
+/// round trip; a minute without one is some thousands of the shortest steps.
+const REPORTS_MAX: usize = 4096;
+/// The same, where each names the norms of all parameters.
+const LONG_REPORTS_MAX: usize = 16;
+
+/// Whose training it is: ranks share what they hold where all of this is the same.
+#[derive(Clone, Debug, PartialEq)]
+struct Identity {
+    job: String,
+    directory: String,
+    /// Without its layout, which changes no number.
+    spec: JobSpec,
+    data: PreparedData,
+    threads: u32,
+}
+
+impl Identity {
+    fn of(a: &Assignment) -> Identity {
+        let mut spec = a.spec.clone();
+        spec.actions = Vec::new();
+        spec.layout = Layout {
+            pipeline: 1,
+            tensor: 1,
+            data: 1,
+            schedule: Schedule::OneFOneB,
+            sequence_parallel: false,
+            zero: false,
+        };
+        Identity {
+            job: a.job.clone(),
+            directory: a.directory.clone(),
+            spec,
+            data: a.data.clone(),
+            threads: a.threads,
+        }
+    }
+}
+
+/// The list that closed a step.
+#[derive(Clone, Debug)]
+pub struct Closed {
+    /// The lineage before it.
+    before: u64,
+    /// The list.
+    pub list: Vec<f64>,
+}
+
+impl Closed {
+    /// As numbers that JSON carries whatever the values are.
+    pub fn bits(&self) -> (u64, Vec<u64>) {
+        (self.before, self.list.iter().map(|value| value.to_bits()).collect())
+    }
+
+    /// From [`Closed::bits`].
+    pub fn of_bits(before: u64, bits: &[u64]) -> Closed {
+        Closed { before, list: bits.iter().map(|bits| f64::from_bits(*bits)).collect() }
+    }
+}
+
+/// What a rank holds of a training.
+#[derive(Debug)]
+pub struct State {
+    identity: Identity,
+    /// The ranks among which the optimizer's state is sharded are so many, and this is number `.0`.
+    part: (usize, usize),
+    tensor_ranks: usize,
+    /// The weights.
+    pub parameters: Rc<Parameters>,
+    /// The optimizer's state.
+    pub optimizer: Rc<Optimizer>,
+    /// What is kept for another rank.
+    pub copy: Option<Copy>,
+    /// The training's own numbers.
+    pub trainer: Trainer,
+    /// The step, and how it was come to.
+    pub mark: Mark,
+    /// What closed that step, where it was taken here.
+    pub closed: Option<Closed>,
+    /// The summed gradients of the step that follows, once this rank has voted on it.
+    grads: Option<Vec<Tensor>>,
+    /// Whether all weights are of that step; under ZeRO-1 only its own are, until those of others are here.
+    whole: bool,
+    /// Whether an update began that did not end: then nothing here is of any step.
+    torn: bool,
+    /// Reports of the newest steps, oldest first.
+    pub reports: VecDeque<StepReport>,
+    /// The report of the newest step, until all that it says is known.
+    pub unfinished: Option<StepReport>,
+}
+
+impl State {
+    /// Of an assignment, without values.
+    pub fn new(a: &Assignment) -> Result<State, EngineError> {
+        let train = &a.spec.train;
+        let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind)?;
+        let part = part(a);
+        let optimizer = Optimizer::new(&parameters, part, &train.optimizer)?;
+        Ok(State {
+            identity: Identity::of(a),
+            part,
+            tensor_ranks: a.tensor_group.len(),
+            parameters: Rc::new(parameters),
+            optimizer: Rc::new(optimizer),
+            copy: a.buddy.as_ref().map(|buddy| Copy::new(a, buddy)).transpose()?,
+            trainer: Trainer::new(train),
+            mark: Mark::default(),
+            closed: None,
+            grads: None,
+            whole: true,
+            torn: false,
+            reports: VecDeque::new(),
+            unfinished: None,
+        })
+    }
+
+    /// Of an assignment, without values but those that `remains` has in the very same place, which is not
+    /// allocated again.
+    pub fn after(a: &Assignment, remains: &State) -> Result<State, EngineError> {
+        let same_rows = |held: &Parameters, rows: &[ParameterRow]| held.rows() == rows;
+        let part = part(a);
+        let mut state = if remains.part == part && same_rows(&remains.parameters, &a.parameters) {
+            remains.parameters.give_back();
+            State {
+                identity: Identity::of(a),
+                part,
+                tensor_ranks: a.tensor_group.len(),
+                parameters: Rc::clone(&remains.parameters),
+                optimizer: Rc::clone(&remains.optimizer),
+                copy: None,
+                trainer: remains.trainer,
+                mark: Mark::default(),
+                closed: None,
+                grads: None,
+                whole: true,
+                torn: false,
+                reports: VecDeque::new(),
+                unfinished: None,
+            }
+        } else {
+            State { copy: None, ..State::new(&Assignment { buddy: None, ..a.clone() })? }
+        };
+        state.copy = match (&a.buddy, &remains.copy) {
+            (Some(buddy), Some(copy))
+                if remains.part == part && same_rows(&copy.parameters, &buddy.parameters) =>
+            {
+                Some(copy.renumbered(buddy))
+            }
+            (Some(buddy), _) => Some(Copy::new(a, buddy)?),
+            (None, _) => None,
+        };
+        Ok(state)
+    }
+
+    /// Whether this is a state of the training that `a` is of.
+    pub fn is_of(&self, a: &Assignment) -> bool {
+        self.identity == Identity::of(a)
+    }
+
+    /// Remembers the gradients that this rank has in hand as it votes.
+    pub fn vote(&mut self, reduction: &Reduction) -> Result<(), EngineError> {
+        self.grads = Some(reduction.totals()?);
+        Ok(())
+    }
+
+    /// Takes the step that `list` closes, or not, as it says.
+    pub fn close(
+        &mut self,
+        closing: &Closing,
+        list: Vec<f64>,
+        tensor: &Group,
+    ) -> Result<Verdict, EngineError> {
+        let grads = self.grads.take();
+        let grads =
+            grads.ok_or_else(|| EngineError::Other("a step ends before it was voted on".to_owned()))?;
+        let train = &self.identity.spec.train;
+        let before = self.trainer;
+        let verdict = self.trainer.judge(closing, train, self.mark.step + 1);
+        match verdict {
+            Verdict::Apply { learning_rate, divisor } => {
+                let numbers = StepNumbers { applied: self.trainer.applied, learning_rate, divisor };
+                self.torn = true;
+                self.optimizer.step(&self.parameters, &grads, &numbers, tensor)?;
+                if let Some(copy) = &self.copy {
+                    copy.step(&numbers, tensor)?;
+                }
+                self.torn = false;
+                self.whole = self.part.1 == 1;
+            }
+            Verdict::Skip => {}
+            Verdict::Stop => {
+                self.trainer = before;
+                return Ok(verdict);
+            }
+        }
+        let before = self.mark.lineage;
+        self.mark = Mark { step: self.mark.step + 1, lineage: lineage(before, &list) };
+        self.closed = Some(Closed { before, list });
+        Ok(verdict)
+    }
+
+    /// Gets the weights that other data ranks have updated.
+    pub fn gather(&mut self, reduction: &Reduction, links: &Links, group: &[u32]) -> Result<(), EngineError> {
+        if !self.whole {
+            gather_weights(&self.parameters, reduction, links, group)?;
+            self.whole = true;
+        }
+        self.parameters.refresh()
+    }
+
+    /// Remembers what is reported of the newest step.
+    pub fn remember(&mut self, report: &StepReport) {
+        let most = if report.parameter_norms.is_empty() { REPORTS_MAX } else { LONG_REPORTS_MAX };
+        self.reports.push_back(report.clone());
+        while self.reports.len() > most {
+            self.reports.pop_front();
+        }
+        self.unfinished = None;
+    }
+
+    /// What this rank brings to a handover, if these are its remains, and `needs` of its assignment.
+    pub fn roster(remains: Option<&State>, needs: Vec<Piece>) -> Roster {
+        let Some(state) = remains.filter(|state| !state.torn) else {
+            return Roster { needs, ..Roster::default() };
+        };
+        // Matrices that tensor ranks hold in parts are updated by all of them together.
+        let together =
+            state.identity.spec.train.optimizer.kind == OptimizerKind::Muon && state.tensor_ranks > 1;
+        Roster {
+            mark: Some(state.mark),
+            voted: state.grads.is_some() && !together,
+            closed: state.closed.as_ref().map(|closed| closed.before),
+            // Once it takes the step that it has voted on, only its own part is of that step.
+            holds: state.pieces(state.part.1 == 1 || (state.whole && state.grads.is_none())),
+            needs,
+        }
+    }
+
+    /// The slices here, with all their weights or those of this rank's own part.
+    pub fn pieces(&self, whole: bool) -> Vec<Piece> {
+        let mut pieces = slices(&self.parameters, &self.optimizer, whole, false);
+        if let Some(copy) = &self.copy {
+            pieces.extend(slices(&copy.parameters, &copy.optimizer, self.part.1 == 1, true));
+        }
+        pieces
+    }
+}
+
+/// This rank's part of the optimizer's state, and how many parts there are.
+fn part(a: &Assignment) -> (usize, usize) {
+    let parts = a.optimizer_group.len();
+    (if parts > 1 { a.data_index as usize } else { 0 }, parts)
+}
+
+fn slices(parameters: &Parameters, optimizer: &Optimizer, whole: bool, copy: bool) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for (at, bucket) in parameters.buckets().iter().enumerate() {
+        let own = &optimizer.moments(at).own;
+        for param in bucket.homes() {
+            let (start, elements) = (param.range().start, param.row.elements());
+            let place = |border: i64| u64::try_from(border - start).unwrap_or(0).min(elements);
+            let moments = place(own.start)..place(own.end);
+            let (name, offset) = param.slice();
+            pieces.push(Piece {
+                name: name.to_owned(),
+                offset,
+                len: param.row.len,
+                copy,
+                weights: if whole { 0..elements } else { moments.clone() },
+                moments,
+            });
+        }
+    }
+    pieces
+}
+
+/// A digest of a list that closed a step and of all before it. 48 bits, so that JSON carries it exactly.
+pub(super) fn lineage(before: u64, list: &[f64]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&before.to_le_bytes());
+    for value in list {
+        hasher.update(&value.to_bits().to_le_bytes());
+    }
+    number(&hasher.finalize())
+}
+
+/// The lineage of a training that starts from a checkpoint with this digest, or from values at birth.
+pub(super) fn origin(digest: &str) -> u64 {
+    number(&blake3::hash(digest.as_bytes()))
+}
+
+fn number(hash: &blake3::Hash) -> u64 {
+    hash.as_bytes()[..6].iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
