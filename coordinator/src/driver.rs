@@ -229,7 +229,10 @@ impl Driver {
     /// What goes with an entry that is in the journal.
     fn recorded(&mut self, entry: Entry) -> Result<(), (String, String)> {
         match entry {
-            Entry::Formed { job, from, .. } => self.open_metrics(job, from)?,
+            // Steps that a job of this coordinator takes again are noted already, and have the same bits.
+            Entry::Formed { job, from, .. } if !self.metrics.contains_key(&job) => {
+                self.open_metrics(job, from)?;
+            }
             Entry::Published { job, checkpoint } => {
                 if let Some(metrics) = self.metrics.get(&job)
                     && let Err(error) = block_in_place(|| metrics.sync())
@@ -243,6 +246,7 @@ impl Driver {
             }
             Entry::Started { .. }
             | Entry::Submitted(_)
+            | Entry::Formed { .. }
             | Entry::Committed { .. }
             | Entry::Interrupted { .. }
             | Entry::Stopping { .. }

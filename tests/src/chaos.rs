@@ -41,7 +41,8 @@ pub fn from_memory(run: &Run) -> Result<usize> {
     for entry in std::fs::read_dir(run.out().join("logs")).context("reading the workers' logs")? {
         let text = std::fs::read_to_string(entry?.path())?;
         // Every rank says so; the lead rank once for each generation.
-        count += text.lines().filter(|line| line.contains("held in memory") && line.contains("rank=0")).count();
+        count +=
+            text.lines().filter(|line| line.contains("held in memory") && line.contains("rank=0")).count();
     }
     Ok(count)
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use coxswain_types::ids::{Generation, Step};
 use coxswain_types::status::WorkerInfo;
 
-use super::event::{Effect, Entry, Prepared, Submission, Weight};
+use super::event::{Effect, Entry, FormedRank, Prepared, Submission, Weight};
 use super::run::{Run, Seat};
 use super::summary::{Ending, JobState};
 use super::{Cluster, notice};
@@ -30,8 +30,9 @@ impl Cluster {
         let id = job.id().to_owned();
         let prepared =
             job.prepared.as_ref().ok_or_else(|| "it was not prepared; please report this".to_owned());
-        let formation = prepared
-            .and_then(|prepared| plan_for(&job.submission, fit, prepared, generation, workers, job.threads));
+        let formation = prepared.and_then(|prepared| {
+            plan_for(&job.submission, fit, prepared, generation, workers, job.threads, &job.formed)
+        });
         let formation = match formation {
             Ok(formation) => formation,
             Err(reason) => return self.end(&id, Ending::Failed, reason, out),
@@ -94,6 +95,7 @@ fn plan_for(
     generation: Generation,
     workers: &[WorkerInfo],
     before: Option<u32>,
+    earlier: &[FormedRank],
 ) -> Result<Formation, String> {
     let (threads, threads_from) = match (submission.spec.train.threads, before.or(prepared.threads)) {
         (Some(threads), _) => (threads, "as the job says"),
@@ -110,6 +112,7 @@ fn plan_for(
         directory: &submission.directory,
         data: &prepared.data,
         resume: prepared.resume.clone(),
+        before: &earlier.iter().map(|rank| rank.worker.clone()).collect::<Vec<_>>(),
         threads,
     })
     .map_err(|error| error.to_string())?;

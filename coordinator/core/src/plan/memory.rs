@@ -34,6 +34,8 @@ pub struct Memory {
     pub activations_bytes: u64,
     /// The head's logits and their gradient.
     pub logits_bytes: u64,
+    /// What is kept for a neighbour: its weights, its moments, and room for its gradients.
+    pub copies_bytes: u64,
 }
 
 impl Memory {
@@ -44,14 +46,14 @@ impl Memory {
             + self.optimizer_bytes
             + self.activations_bytes
             + self.logits_bytes
+            + self.copies_bytes
     }
 }
 
 /// Estimates a rank's peak.
 pub(super) fn memory(assignment: &Assignment) -> Memory {
-    let mut seen = BTreeSet::new();
-    let held = assignment.parameters.iter().filter(|row| seen.insert((&row.name, row.offset)));
-    let held: Vec<&ParameterRow> = held.collect();
+    let held = slices(&assignment.parameters);
+    let kept = assignment.buddy.as_ref().map_or(Vec::new(), |buddy| slices(&buddy.parameters));
     // Each use of a weight has a sum of its own.
     let sums: u64 = assignment.parameters.iter().map(ParameterRow::elements).sum();
     let nodes = assignment.data_nodes.get(assignment.data_index as usize).map(Vec::as_slice);
@@ -61,7 +63,17 @@ pub(super) fn memory(assignment: &Assignment) -> Memory {
         optimizer_bytes: held.iter().map(|row| optimizer_bytes(assignment, row)).sum(),
         activations_bytes: peak_activations(assignment),
         logits_bytes: logits_bytes(assignment),
+        copies_bytes: kept
+            .iter()
+            .map(|row| 2 * FP32 * row.elements() + optimizer_bytes(assignment, row))
+            .sum(),
     }
+}
+
+/// One row for each slice, however many uses it has.
+fn slices(rows: &[ParameterRow]) -> Vec<&ParameterRow> {
+    let mut seen = BTreeSet::new();
+    rows.iter().filter(|row| seen.insert((&row.name, row.offset))).collect()
 }
 
 /// A weight in fp32, and a matrix once more in the precision that it is multiplied in.

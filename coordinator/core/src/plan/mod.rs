@@ -62,6 +62,9 @@ pub struct PlanRequest<'a> {
     pub data: &'a PreparedData,
     /// The checkpoint to start from.
     pub resume: Option<Resume>,
+    /// The workers of the job's generation before, by rank. Those that are still here keep their places:
+    /// what they hold need not travel.
+    pub before: &'a [WorkerId],
     /// Threads of each worker's libtorch: `train.threads`, or else the number that was chosen once.
     pub threads: u32,
 }
@@ -142,6 +145,7 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     let spec = request.spec;
     check_layout(spec)?;
     let (seated, spares) = placement::place(request.workers, &spec.layout)?;
+    let seated = placement::keep(seated, request.before);
     let mesh = Mesh::new(spec.layout);
     let layers =
         partition::partition(&spec.model, Lengths::of(&spec.model, &spec.train), spec.layout.stages());
@@ -187,6 +191,7 @@ pub fn sketch(spec: &JobSpec, workers: u32) -> Result<Plan, PlanError> {
         directory: "",
         data: &data,
         resume: None,
+        before: &[],
         threads: spec.train.threads.unwrap_or(1),
     })
 }

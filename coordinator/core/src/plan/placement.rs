@@ -38,6 +38,23 @@ pub(super) fn place<'a>(
     Ok((whole, spares.into_iter().map(|worker| worker.id.clone()).collect()))
 }
 
+/// The same workers, where those that had a rank `before` have it again, and the others fill the gaps in
+/// their order.
+pub(super) fn keep<'a>(seated: Vec<&'a WorkerInfo>, before: &[WorkerId]) -> Vec<&'a WorkerInfo> {
+    let place = |worker: &WorkerInfo| before.iter().take(seated.len()).position(|id| *id == worker.id);
+    let (stay, mut fill): (Vec<_>, Vec<_>) =
+        seated.iter().copied().partition(|worker| place(worker).is_some());
+    let mut places = vec![None; seated.len()];
+    for worker in stay {
+        match place(worker) {
+            Some(rank) if places[rank].is_none() => places[rank] = Some(worker),
+            _ => fill.push(worker),
+        }
+    }
+    let mut fill = fill.into_iter();
+    places.into_iter().filter_map(|place| place.or_else(|| fill.next())).collect()
+}
+
 /// Threads for each worker where the job names none: the cores of a host over the workers on it,
 /// and of all hosts the least.
 ///
@@ -104,6 +121,22 @@ mod tests {
         assert_eq!(names(3, 2), "a b d e c f | ");
         assert_eq!(names(2, 3), "a b c d e f | ");
         assert_eq!(names(3, 1), "a b c | d e f");
+    }
+
+    #[test]
+    fn who_had_a_rank_has_it_again() {
+        let list = workers(&[("a", "h", 1), ("c", "h", 1), ("d", "h", 1), ("e", "h", 1)]);
+        let kept = |before: &[&str]| {
+            let before: Vec<_> = before.iter().map(|id| WorkerId((*id).to_owned())).collect();
+            let kept = keep(list.iter().collect(), &before);
+            kept.iter().map(|worker| worker.id.0.as_str()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(kept(&[]), "a c d e");
+        // b is lost, and e was a spare.
+        assert_eq!(kept(&["a", "b", "c", "d"]), "a e c d");
+        // There were more ranks; f and d are lost.
+        assert_eq!(kept(&["f", "a", "x", "c", "e", "y"]), "d a e c");
+        assert_eq!(kept(&["a", "a", "a", "a", "a"]), "a c d e");
     }
 
     #[test]

@@ -97,6 +97,9 @@ pub(super) fn check(raw: RawJob, base: &Path, purpose: Purpose) -> Result<JobSpe
         on_loss: recovery.on_loss.unwrap_or_default(),
         buddy: recovery.buddy.unwrap_or_default(),
     };
+    if recovery.buddy {
+        layout::check_buddy(&layout, &train, &mut faults);
+    }
     match data {
         Some(data) if faults.0.is_empty() => Ok(JobSpec {
             name: raw.name,

@@ -95,15 +95,15 @@ impl<'a> Runner<'a> {
         fetch: &dyn Fn(u32) -> Result<MicroBatchData, EngineError>,
     ) -> Result<Vec<MicroLoss>, EngineError> {
         let mut progress = Progress::default();
-        let taking = match mode {
-            Mode::Train { step, .. } => step + 1,
-            Mode::Evaluate => 0,
-        };
         for action in actions {
             self.links.expect_wanted()?;
             let computes = matches!(action.kind, Act::Forward | Act::Backward | Act::Input | Act::Weight);
-            if computes {
-                self.links.enter(taking, action.to_string());
+            let told = match mode {
+                Mode::Train { step, .. } if computes => Some(step + 1),
+                _ => None,
+            };
+            if let Some(step) = told {
+                self.links.enter(step, action.to_string());
             }
             let (at, micro_batch) = (action.stage, action.micro_batch.0);
             let seats = self.seats;
@@ -130,7 +130,7 @@ impl<'a> Runner<'a> {
                 }
                 Act::Weight => self.weight(&mut progress, seat, mode, action)?,
             }
-            if computes {
+            if told.is_some() {
                 self.links.ended();
             }
         }

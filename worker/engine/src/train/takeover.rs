@@ -105,6 +105,8 @@ fn hand_over(
         }
     }
     carry(&decision.moves, links, remains.as_deref(), state)?;
+    // From here on everything is held as often again as it shall be; nobody trains before.
+    links.close(&[0.0], 1, |_| vec![0.0]).doing(|| "ending the handover".to_owned())?;
     state.trainer = Trainer::decode(&will.trainer)
         .ok_or_else(|| EngineError::Other("the trainer's numbers are not readable".to_owned()))?;
     (state.mark, state.closed) = (decision.mark, closed);

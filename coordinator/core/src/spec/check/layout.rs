@@ -173,6 +173,15 @@ fn check_data(data: u32, train: &TrainSpec, faults: &mut Faults) -> bool {
     runs > 0
 }
 
+/// A copy takes the steps of what it copies, for which its tensor group has to be of the same make.
+pub(super) fn check_buddy(layout: &Layout, train: &TrainSpec, faults: &mut Faults) {
+    let along_tensor = layout.data == 1 && layout.pipeline == 1 && layout.tensor > 1;
+    if along_tensor && train.optimizer.kind == OptimizerKind::Muon {
+        let why = "muon needs whole matrices, and each tensor rank would copy another part of them";
+        faults.add("recovery.buddy", format!("needs pipeline ranks, or ZeRO and data ranks: {why}"));
+    }
+}
+
 fn zero(stage: Option<ZeroStage>, faults: &mut Faults) -> bool {
     let ZeroStage(stage) = stage.unwrap_or(ZeroStage(0));
     let gradients = "gradients are needed whole until the root of the canonical sum is known";
