@@ -45,6 +45,9 @@ pub(crate) struct Up {
     /// How many workers to start; as many as the layout needs.
     #[arg(long, value_name = "N")]
     workers: u32,
+    /// How many workers to start beside these: each takes the place of one that is lost, at once.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    spares: u32,
     /// The run's folder [default: out/NAME-OF-THE-JOB].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -78,7 +81,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
         program: &program,
         url: &coordinator.url.clone(),
         device: &args.device,
-        count: args.workers,
+        count: args.workers.saturating_add(args.spares),
         logs: &directory.join("logs"),
     };
     let mut run = Run { job, coordinator, launch, workers: None, progress: None, restarts };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::process::{children, lines, signal};
+use crate::process::{lines, signal};
 use crate::{Run, wait_until};
 
 /// A loaded machine may take this long to come from a loss to the next step, and some.
@@ -26,10 +26,26 @@ pub struct Chaos {
     pub signs: &'static [&'static str],
 }
 
+/// The processes of the run's newest generation, by rank, as its coordinator's log tells.
+///
+/// # Errors
+/// There is none, or it cannot be read.
+pub fn at_work(run: &Run) -> Result<Vec<u32>> {
+    let said = std::fs::read_to_string(run.out().with_extension("stderr")).context("the run's log")?;
+    let formed = said.lines().rev().find_map(|line| line.split_once(" runs from ")?.1.split_once(" on "));
+    let names = formed.and_then(|(_, rest)| rest.split_once(" with ")).context("no generation is told of")?.0;
+    let pid = |name: &str| -> Option<u32> {
+        let here = format!("worker {name} is here (pid ");
+        let line = said.lines().rev().find(|line| line.contains(&here))?;
+        line.split_once(&here)?.1.split_once(' ')?.0.parse().ok()
+    };
+    names.split(", ").map(|name| pid(name).with_context(|| format!("{name} is not told of"))).collect()
+}
+
 /// How often the run says that its workers are gathered again.
 pub fn interruptions(run: &Run) -> usize {
     let said = std::fs::read_to_string(run.out().with_extension("stderr")).unwrap_or_default();
-    said.matches("workers are gathered to go on").count()
+    said.matches("workers are gathered to go on").count() + said.matches("workers are gathered anew").count()
 }
 
 /// How many generations went on from what ranks held in memory, and not from a checkpoint.
@@ -77,8 +93,7 @@ impl Chaos {
         let (mut dice, mut took) = (Dice(self.seed), Vec::new());
         for turn in 0..self.losses {
             std::thread::sleep(Duration::from_millis(dice.below(CALM_MS)));
-            let workers = children(child.id())?;
-            ensure!(!workers.is_empty(), "there are no workers");
+            let workers = at_work(run)?;
             let lost = workers[dice.below(workers.len() as u64) as usize];
             let (seen, mut before) = (interruptions(run), lines(&metrics));
             let start = Instant::now();

@@ -36,6 +36,7 @@ pub struct Run {
     job: PathBuf,
     out: PathBuf,
     workers: u32,
+    spares: u32,
     sets: Vec<String>,
 }
 
@@ -68,7 +69,7 @@ pub struct Summary {
 impl Run {
     /// The job file `job`, in the folder `out`, on one worker.
     pub fn new(job: &Path, out: PathBuf) -> Run {
-        Run { job: job.to_owned(), out, workers: 1, sets: Vec::new() }
+        Run { job: job.to_owned(), out, workers: 1, spares: 0, sets: Vec::new() }
     }
 
     /// Pipeline, tensor and data ranks, with as many workers.
@@ -77,6 +78,12 @@ impl Run {
         for (axis, ways) in [("pipeline", pipeline), ("tensor", tensor), ("data", data)] {
             self.sets.push(format!("layout.{axis}={ways}"));
         }
+        self
+    }
+
+    /// With so many workers more than the layout needs.
+    pub fn spares(mut self, spares: u32) -> Run {
+        self.spares = spares;
         self
     }
 
@@ -95,7 +102,7 @@ impl Run {
     pub fn command(&self) -> Result<Command> {
         let mut command = Command::new(programs("coxswain")?);
         command.arg("up").arg(&self.job).arg("--workers").arg(self.workers.to_string());
-        command.arg("--out").arg(&self.out);
+        command.arg("--out").arg(&self.out).arg("--spares").arg(self.spares.to_string());
         for change in &self.sets {
             command.arg("--set").arg(change);
         }

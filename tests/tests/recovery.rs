@@ -106,13 +106,13 @@ fn chaos() -> Result<()> {
     println!("from kill -9 of a worker to the first new step, over the time of a step, in seconds");
     println!("{:<20} {:>6} {:>12} {:>8} {:>8}", "layout", "kills", "from memory", "median", "worst");
     for (name, layout, zero, buddy) in [
-        ("dp2 x pp2", (2, 1, 2), "0", "false"),
+        ("dp2 x pp2, a spare", (2, 1, 2), "0", "false"),
         ("pp4, buddies", (4, 1, 1), "0", "true"),
         ("dp2 ZeRO-1, buddies", (1, 1, 2), "1", "true"),
         ("pp4, checkpoint", (4, 1, 1), "0", "false"),
     ] {
         let run = job(&folder, name, layout, steps).set(&format!("layout.zero={zero}"));
-        let run = run.set(&format!("recovery.buddy={buddy}"));
+        let run = run.set(&format!("recovery.buddy={buddy}")).spares(u32::from(name.contains("spare")));
         let took = held_to_calm(&folder, &run, steps, Chaos { losses, seed, signs: &["KILL"] })?;
         let step = step_seconds(&run)?;
         let over: Vec<f64> = took.iter().map(|took| took.as_secs_f64() - step).collect();
