@@ -169,6 +169,8 @@ fn live(assignments: &[Assignment], moments: &[Moment]) -> Result<(End, Vec<u64>
             }
             told.over.store(true, Ordering::Relaxed);
             barrier.wait();
+            // A broken network that is kept open busies Gloo's own threads.
+            told.links.lock().unwrap().clear();
             if let Some(Moment::Gone { rank, .. }) = moment
                 && *rank == at
             {
@@ -245,36 +247,35 @@ fn least(gone: usize) -> u64 {
 #[test]
 fn a_rank_that_is_gone_in_any_phase_costs_no_bit_and_no_step() -> Result<()> {
     let folder = Folder::new()?;
-    let layouts: [(&str, &[(&str, &str)]); 5] = [
-        ("dp2 pp2", &[("layout.data", "2"), ("layout.pipeline", "2")]),
-        ("pp3, buddies", &[("layout.pipeline", "3"), ("recovery.buddy", "true")]),
-        ("tp2, buddies", &[("layout.tensor", "2"), ("recovery.buddy", "true")]),
-        ("dp2 ZeRO-1, buddies", &[("layout.data", "2"), ("layout.zero", "1"), ("recovery.buddy", "true")]),
+    let some = &["B", "closing the step", TAKEN];
+    let layouts: [(&str, &[&str], &[(&str, &str)]); 5] = [
+        ("dp2 pp2", &PHASES, &[("layout.data", "2"), ("layout.pipeline", "2")]),
+        ("pp3, buddies", &PHASES, &[("layout.pipeline", "3"), ("recovery.buddy", "true")]),
+        ("tp2, buddies", &some[1..2], &[("layout.tensor", "2"), ("recovery.buddy", "true")]),
         (
-            "pp2 tp2 muon, buddies",
-            &[
-                ("layout.pipeline", "2"),
-                ("layout.tensor", "2"),
-                ("train.optimizer", "muon"),
-                ("recovery.buddy", "true"),
-            ],
+            "dp2 ZeRO-1, buddies",
+            &PHASES[2..],
+            &[("layout.data", "2"), ("layout.zero", "1"), ("recovery.buddy", "true")],
+        ),
+        (
+            "pp2 muon, buddies",
+            some,
+            &[("layout.pipeline", "2"), ("train.optimizer", "muon"), ("recovery.buddy", "true")],
         ),
     ];
     let mut struck = 0;
-    for (name, sets) in layouts {
+    for (name, phases, sets) in layouts {
         let directory = folder.path().join(name.replace([' ', ','], "-"));
         let assignments = assignments(&folder, &directory, sets)?;
         let (calm, _) = live(&assignments, &[])?;
         ensure!(calm.steps.len() as u64 == STEPS, "{} steps", calm.steps.len());
-        for (at, doing) in PHASES.into_iter().enumerate() {
+        for (at, doing) in phases.iter().copied().enumerate() {
             let rank = at % assignments.len();
             let (end, starts) = live(&assignments, &[Moment::Gone { rank, doing }])?;
             struck += u32::from(starts[1] < STEPS);
             ensure!(end == calm, "{name}: rank {rank} gone in `{doing}` changes bits");
-            // Where tensor ranks update matrices together, none can take a step after the others.
-            let torn = name.contains("muon");
             ensure!(
-                torn || starts[1] >= least(rank),
+                starts[1] >= least(rank),
                 "{name}: rank {rank} gone in `{doing}` costs steps: {starts:?}"
             );
         }
