@@ -79,7 +79,7 @@ pub(crate) fn start(
     let (happened, _) = broadcast::channel(MAX_NEWS);
     let store = Arc::new(Store::default());
     let driver = Driver {
-        cluster: Cluster::replay(replayed.entries),
+        cluster: Cluster::replay(replayed.entries.into_iter().map(|(_, entry)| entry)),
         journal,
         store: store.clone(),
         started: Instant::now(),
@@ -244,7 +244,8 @@ impl Driver {
             Entry::Ended { job, .. } => {
                 self.metrics.remove(&job);
             }
-            Entry::Started { .. }
+            Entry::Compacted { .. }
+            | Entry::Started { .. }
             | Entry::Submitted(_)
             | Entry::Formed { .. }
             | Entry::Committed { .. }

@@ -158,6 +158,18 @@ pub struct Notice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "entry")]
 pub enum Entry {
+    /// What stands before the entries that follow was written shorter ([`super::compact`]); this is what
+    /// was counted in it beyond them.
+    Compacted {
+        /// Entries that are here no more.
+        entries: u64,
+        /// Jobs that were submitted and are here no more.
+        submitted: u64,
+        /// The newest generation until then.
+        generation: Generation,
+        /// The newest start until then.
+        epoch: u64,
+    },
     /// A coordinator started on this journal.
     Started {
         /// Counts the starts on this journal, from 1 on.

@@ -33,6 +33,10 @@ impl From<&Entry> for Happening {
     fn from(entry: &Entry) -> Happening {
         let of = Happening::of_job;
         match entry {
+            Entry::Compacted { entries, .. } => {
+                let text = format!("{entries} entries that no restart needs are here no more");
+                Happening { kind: "compacted", job: None, generation: None, worker: None, text }
+            }
             Entry::Started { epoch } => {
                 let text = format!("the coordinator started, for time {epoch} on this journal");
                 Happening { kind: "started", job: None, generation: None, worker: None, text }
@@ -42,7 +46,9 @@ impl From<&Entry> for Happening {
             }
             Entry::Formed { job, generation, ranks, from, .. } => {
                 let names: Vec<_> = ranks.iter().map(|rank| rank.worker.0.as_str()).collect();
-                let text = format!("runs from step {from} on {}", names.join(", "));
+                // A journal that was written shorter may not have them.
+                let on = if names.is_empty() { String::new() } else { format!(" on {}", names.join(", ")) };
+                let text = format!("runs from step {from}{on}");
                 of("formed", job, Some(*generation), text)
             }
             Entry::Stopping { job, generation, reason, .. } => {

@@ -13,7 +13,7 @@ use super::summary::{JobState, JobSummary};
 const MAX_TAKEN: usize = 100_000;
 
 /// How many interruptions of a job `explain` tells of; the journal has all.
-const MAX_INTERRUPTIONS: usize = 20;
+pub(super) const MAX_INTERRUPTIONS: usize = 20;
 
 /// How long a worker that was lost may take to come back before its job goes on with fewer: a supervisor starts
 /// a process in less, and the way back from fewer ranks costs a regrouping.

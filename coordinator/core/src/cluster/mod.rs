@@ -10,6 +10,7 @@
 //! - `run`: a generation at work, and why it ended.
 //! - `saving`: when a checkpoint is decided.
 //! - `job`, `life`: a job from its submission to its end; `replay`: what a restart makes of it.
+//! - [`fn@compact`]: a journal in fewer entries.
 //! - `queue`, `hall`: whose turn it is, and which workers it can have.
 //! - `form`: idle workers become the ranks of a generation; `regroup`: one ends at a step's boundary.
 //! - `desired`, `revision`: what is wanted of each worker, and its number.
@@ -19,6 +20,7 @@
 //! The core has no clock: `now_ms` is the shell's monotonic time. What is written down survives a
 //! restart ([`Cluster::replay`]); what workers say again by themselves is not written down.
 
+mod compact;
 mod desired;
 pub mod event;
 mod explain;
@@ -45,6 +47,7 @@ use std::collections::BTreeMap;
 use coxswain_types::ids::{Generation, WorkerId};
 use coxswain_types::status::{Fault, Phase, WorkerStatus};
 
+pub use compact::compact;
 pub use event::{Effect, Entry, Event, FormedRank, Notice, Prepared, Submission, Weight};
 pub use member::{LEASE_MS, MAX_WORKERS};
 pub use run::{GRACE_MS, RETURN_MS};

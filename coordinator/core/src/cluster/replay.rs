@@ -20,8 +20,14 @@ impl Cluster {
         cluster
     }
 
-    fn apply(&mut self, entry: Entry) {
+    /// Takes in an entry of the journal. `compact` knows what each one sets.
+    pub(super) fn apply(&mut self, entry: Entry) {
         match entry {
+            Entry::Compacted { submitted, generation, epoch, .. } => {
+                self.submitted += submitted;
+                self.generation = self.generation.max(generation);
+                self.revisions.passed(epoch);
+            }
             Entry::Started { epoch } => self.revisions.passed(epoch),
             Entry::Noted { .. } => {}
             Entry::Submitted(submission) => self.enqueue(*submission),
@@ -70,6 +76,10 @@ impl Cluster {
             Entry::Ended { job, ending, reason } => {
                 if let Some(job) = self.job_mut(&job) {
                     job.enter(JobState::Ended(ending), reason);
+                    // Nobody asks for these of a job that is over.
+                    job.formed = Vec::new();
+                    job.wish = (0, None);
+                    job.committed = None;
                 }
                 self.forget();
             }

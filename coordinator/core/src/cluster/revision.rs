@@ -22,6 +22,11 @@ impl Revisions {
         self.epoch = self.epoch.max(epoch);
     }
 
+    /// The newest start.
+    pub(super) fn epoch(self) -> u64 {
+        self.epoch
+    }
+
     /// The number of this start, the first time it is asked for.
     pub(super) fn open(&mut self) -> Option<u64> {
         if self.open {

@@ -9,7 +9,7 @@ use super::story::tell_to;
 use crate::cluster::{Cluster, Entry};
 
 /// A line that may come at any time.
-fn line() -> impl Strategy<Value = String> {
+pub(super) fn line() -> impl Strategy<Value = String> {
     let worker = prop::sample::select(vec!["w0", "w1", "w1'", "w2", "w3*", "w4", "w5"]);
     let phase = prop::sample::select(vec!["idle", "preparing", "running", "done"]);
     prop_oneof![
@@ -32,6 +32,21 @@ fn line() -> impl Strategy<Value = String> {
         3 => (0u64..5).prop_map(|job| format!("prepared demo-{job}")),
         2 => Just("tick".to_owned()),
     ]
+}
+
+/// A cluster to which these lines happened, each after a pause, and its journal.
+pub(super) fn history(lines: &[(u64, String)]) -> (Cluster, Vec<Entry>) {
+    let mut cluster = Cluster::default();
+    let mut journal = Vec::new();
+    for policy in ["", "wait", "wait priority=1", "shrink"] {
+        journal.extend(tell_to(&mut cluster, &format!("0 submit demo {policy} pp=2 steps=4")).1);
+    }
+    let mut now_ms = 0;
+    for (pause_ms, line) in lines {
+        now_ms += pause_ms;
+        journal.extend(tell_to(&mut cluster, &format!("{now_ms} {line}")).1);
+    }
+    (cluster, journal)
 }
 
 /// What the journal may hold, whatever happened.
@@ -76,6 +91,7 @@ fn check(journal: &[Entry]) {
             Entry::Stopping { job, generation, .. } => {
                 assert_eq!(at_work[job.as_str()].0, *generation);
             }
+            Entry::Compacted { .. } => panic!("only a restart writes this"),
             Entry::Started { .. } | Entry::Noted { .. } | Entry::Submitted(_) | Entry::Drained { .. } => {}
         }
     }
@@ -85,16 +101,7 @@ fn check(journal: &[Entry]) {
 proptest! {
     #[test]
     fn whatever_happens_the_journal_makes_sense(lines in prop::collection::vec((0u64..900, line()), 0..250)) {
-        let mut cluster = Cluster::default();
-        let mut journal = Vec::new();
-        for policy in ["", "wait", "wait priority=1", "shrink"] {
-            journal.extend(tell_to(&mut cluster, &format!("0 submit demo {policy} pp=2 steps=4")).1);
-        }
-        let mut now_ms = 0;
-        for (pause_ms, line) in lines {
-            now_ms += pause_ms;
-            journal.extend(tell_to(&mut cluster, &format!("{now_ms} {line}")).1);
-        }
+        let (cluster, journal) = history(&lines);
         check(&journal);
         // What a restart knows is what was known: at the least every id, step and ending.
         let known: Vec<_> = cluster.jobs().iter().map(|j| (j.job.clone(), j.generation, j.state.is_over())).collect();

@@ -1,5 +1,6 @@
 //! What a cluster does, told as stories.
 
+mod compact;
 mod drain;
 mod explain;
 mod many;

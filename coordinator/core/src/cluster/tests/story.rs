@@ -25,7 +25,7 @@ use coxswain_types::status::{
 
 use crate::cluster::{Cluster, Effect, Entry, Event, Prepared, Submission, Weight};
 
-fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
+pub(super) fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
     let model = ModelSpec::llama(4, 32, 4, 2, 64, 64);
     let optimizer = OptimizerSpec {
         kind: OptimizerKind::AdamW,
@@ -235,8 +235,9 @@ fn effect_text(effect: &Effect) -> String {
     }
 }
 
-fn entry_text(entry: &Entry) -> String {
+pub(super) fn entry_text(entry: &Entry) -> String {
     match entry {
+        Entry::Compacted { entries, .. } => format!("compacted {entries}"),
         Entry::Started { epoch } => format!("started {epoch}"),
         Entry::Submitted(submission) => format!("submitted {}", submission.job),
         Entry::Formed { job, generation, ranks, threads, from, .. } => {
