@@ -85,7 +85,7 @@ impl Journal {
         let io = |source| JournalError::Io { path: path.clone(), source };
         create_folder(folder).map_err(io)?;
         let file = lock(&path)?;
-        let (replayed, end) = read(&path, &file)?;
+        let (replayed, end) = read(&path, &file, kept_bytes)?;
         let mut journal = Journal { path: path.clone(), file, end, broken: false };
         if replayed.cut_bytes > 0 {
             journal.file.set_len(end).map_err(io)?;
@@ -185,7 +185,7 @@ struct Short {
 /// The journal in short, if that saves half of its bytes: so each byte is written again once at most for
 /// each that is appended.
 fn shorter(replayed: &Replayed, end: u64, kept_bytes: u64) -> io::Result<Option<Short>> {
-    let older = replayed.starts.partition_point(|start| start + kept_bytes < end);
+    let older = replayed.older(end, kept_bytes);
     let tail_start = replayed.starts.get(older).copied().unwrap_or(end);
     if tail_start < end / 2 {
         return Ok(None);

@@ -1,15 +1,17 @@
 //! What a journal holds: whole lines, and perhaps a tail that a crash tore off.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::num::NonZero;
 use std::path::Path;
 use std::{panic, thread};
 
-use coxswain_core::cluster::Entry;
+use coxswain_core::cluster::{Entry, compact};
 
 use super::line::decode;
 use super::{HEADER, JournalError, NAME};
+
+const HEADER_BYTES: u64 = HEADER.len() as u64;
 
 /// Threads that take lines apart, which is most of the time of a start. More gain little.
 const MAX_THREADS: usize = 4;
@@ -17,45 +19,110 @@ const MAX_THREADS: usize = 4;
 /// Lines that a thread is worth its start for.
 const MIN_LINES: usize = 1000;
 
+/// Bytes that are read and taken apart at a time.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// Bytes of entries after which those that are not needed are let go, so that a start takes little memory,
+/// and with it little time.
+const FOLD_BYTES: u64 = 16 << 20;
+
 /// What a journal held when it was opened.
 #[derive(Debug, Default)]
 pub(crate) struct Replayed {
-    /// All entries, each with the time at which it was written.
+    /// All entries, each with the time at which it was written; in place of older ones, those that are still
+    /// needed of them.
     pub(crate) entries: Vec<(u64, Entry)>,
     /// Bytes that a crash had torn off and that were cut.
     pub(crate) cut_bytes: u64,
-    /// Where each entry begins.
+    /// Where each entry begins; for what is left of older ones, where the first entry does.
     pub(super) starts: Vec<u64>,
 }
 
-/// All entries, and where the next one goes.
-pub(super) fn read(path: &Path, mut file: &File) -> Result<(Replayed, u64), JournalError> {
+impl Replayed {
+    /// How many entries lie before the newest `kept_bytes` of a journal that ends at `end`.
+    pub(super) fn older(&self, end: u64, kept_bytes: u64) -> usize {
+        self.starts.partition_point(|start| start + kept_bytes < end)
+    }
+
+    fn fold(&mut self, end: u64, kept_bytes: u64) {
+        let older = self.older(end, kept_bytes);
+        let short = compact(&self.entries[..older]);
+        self.starts.splice(..older, short.iter().map(|_| HEADER_BYTES));
+        self.entries.splice(..older, short);
+    }
+}
+
+/// What a journal holds, its newest `kept_bytes` as they are, and where the next entry goes.
+pub(super) fn read(path: &Path, file: &File, kept_bytes: u64) -> Result<(Replayed, u64), JournalError> {
     let io = |source| JournalError::Io { path: path.to_owned(), source };
     let damaged = |offset, what| JournalError::Damaged { path: path.to_owned(), offset, what };
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut bytes)).map_err(io)?;
-    let header = bytes.get(..HEADER.len()).unwrap_or(&bytes);
-    if !HEADER.starts_with(header) {
+    let mut reader = BufReader::with_capacity(BATCH_BYTES, file);
+    reader.seek(SeekFrom::Start(0)).map_err(io)?;
+    let mut header = Vec::new();
+    reader.by_ref().take(HEADER_BYTES).read_to_end(&mut header).map_err(io)?;
+    if !HEADER.starts_with(&header) {
         return Err(JournalError::Foreign { path: path.to_owned() });
     }
+    let size = file.metadata().map_err(io)?.len();
+    let mut replayed = Replayed::default();
     if header.len() < HEADER.len() {
-        return Ok((Replayed { cut_bytes: bytes.len() as u64, ..Replayed::default() }, 0));
+        replayed.cut_bytes = size;
+        return Ok((replayed, 0));
     }
-    let mut lines = bytes[HEADER.len()..].split_inclusive(|byte| *byte == b'\n');
-    // Blocks that were never written read as zeros.
-    let whole = |line: &&[u8]| line.last() == Some(&b'\n') && !line.contains(&0);
-    let complete: Vec<&[u8]> = lines.by_ref().take_while(whole).collect();
-    let mut starts = Vec::with_capacity(complete.len());
-    let mut end = HEADER.len() as u64;
-    for line in &complete {
-        starts.push(end);
-        end += line.len() as u64;
+    let (mut end, mut folded) = (HEADER_BYTES, HEADER_BYTES);
+    loop {
+        let (bytes, whole) = batch(&mut reader).map_err(io)?;
+        let lines: Vec<&[u8]> = bytes[..whole].split_inclusive(|byte| *byte == b'\n').collect();
+        let begin = end;
+        for line in &lines {
+            replayed.starts.push(end);
+            end += line.len() as u64;
+        }
+        let entries = decode_all(&lines).map_err(|(at, what)| {
+            damaged(begin + lines[..at].iter().map(|line| line.len() as u64).sum::<u64>(), what)
+        })?;
+        replayed.entries.extend(entries);
+        if end - folded >= FOLD_BYTES {
+            replayed.fold(end, kept_bytes);
+            folded = end;
+        }
+        // A line that is torn, or the end.
+        if whole < bytes.len() || bytes.is_empty() {
+            if any_entry(&mut reader).map_err(io)? {
+                return Err(damaged(end, "zeros where an entry was".to_owned()));
+            }
+            replayed.cut_bytes = size - end;
+            return Ok((replayed, end));
+        }
     }
-    if lines.any(|line| decode(line).is_ok()) {
-        return Err(damaged(end, "zeros where an entry was".to_owned()));
+}
+
+/// The next lines, and up to where they are whole: the last one is torn where that is not their end.
+fn batch(reader: &mut impl BufRead) -> io::Result<(Vec<u8>, usize)> {
+    let mut bytes = Vec::new();
+    while bytes.len() < BATCH_BYTES {
+        let begin = bytes.len();
+        reader.read_until(b'\n', &mut bytes)?;
+        let line = &bytes[begin..];
+        // Blocks that were never written read as zeros.
+        if line.last() != Some(&b'\n') || line.contains(&0) {
+            return Ok((bytes, begin));
+        }
     }
-    let entries = decode_all(&complete).map_err(|(at, what)| damaged(starts[at], what))?;
-    Ok((Replayed { entries, cut_bytes: bytes.len() as u64 - end, starts }, end))
+    let whole = bytes.len();
+    Ok((bytes, whole))
+}
+
+/// Whether an entry follows.
+fn any_entry(reader: &mut impl BufRead) -> io::Result<bool> {
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        if decode(&line).is_ok() {
+            return Ok(true);
+        }
+        line.clear();
+    }
+    Ok(false)
 }
 
 /// Reads the journal in `folder`, which a coordinator may be writing to: up to a line that is not complete.
