@@ -1,15 +1,18 @@
-//! A worker that computes nothing and says what a real one would say.
+//! Workers that compute nothing and say what real ones would say.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use coxswain_proto::{cluster_client, connect, wire};
+use coxswain_proto::wire::cluster_client::ClusterClient;
+use coxswain_proto::{cluster_client, connect, limits, wire};
 use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
 use coxswain_types::status::{
     Desired, Fault, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
 };
 use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
@@ -24,115 +27,183 @@ pub(crate) struct Faults {
     pub(crate) stalls_at: Option<u64>,
     /// It asks for its place to be taken before this step.
     pub(crate) leaves_at: Option<u64>,
+    /// It ends when its coordinator goes away, where a real one goes on and looks for it.
+    pub(crate) clings: bool,
 }
 
 /// How long a step takes.
 const STEP: Duration = Duration::from_millis(10);
 
-struct Worker {
-    client: wire::cluster_client::ClusterClient<Channel>,
+/// How long a worker that lost its coordinator waits before it looks for it again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How long after its deadline a call may still end, on a busy machine.
+const SLACK: Duration = Duration::from_secs(3);
+
+/// What all workers of a test were given: the digest of each generation's ranks.
+pub(crate) type Given = Arc<Mutex<BTreeMap<(u64, u32), String>>>;
+
+/// What ranks have seen of wishes when they close a step, by the run's folder, generation and step, and by
+/// rank: they tell each other without a coordinator.
+static VOTES: Mutex<BTreeMap<(String, u64, u64), BTreeMap<u32, u64>>> = Mutex::new(BTreeMap::new());
+
+/// Why a stream ended.
+enum End {
+    /// The coordinator sends the worker away, for this reason.
+    Leave(String),
+    /// The coordinator cannot be reached.
+    Lost(String),
+    /// Something that must not be.
+    Broken(String),
+}
+
+/// A worker: a process of a name.
+pub(crate) struct Worker {
     status: WorkerStatus,
     assignment: Option<Assignment>,
     /// What was wanted of the run: the number of each wish and its last step.
     wishes: Vec<(u64, Step)>,
-    /// The step that it has voted for.
-    voted: Step,
     /// Whether ranks agreed that the step taken is the last one.
     last: bool,
+    faults: Faults,
+    given: Given,
 }
 
 /// Works until it is told to leave; returns the reason, or what ended it.
 pub(crate) async fn work(url: &str, name: &str, faults: Faults) -> Result<String, String> {
-    let channel = connect(url).await.map_err(|error| error.to_string())?;
-    let mut worker = Worker::new(cluster_client(channel), name);
-    let (statuses, outgoing) = mpsc::channel(16);
-    let sync = worker.client.sync(ReceiverStream::new(outgoing)).await;
-    let mut desired = sync.map_err(|error| error.to_string())?.into_inner();
-    let mut tick = tokio::time::interval(STEP);
-    loop {
-        if statuses.send(worker.status.clone().into()).await.is_err() {
-            return Err("the coordinator went away".to_owned());
-        }
-        tokio::select! {
-            wanted = desired.message() => {
-                let wanted = wanted.map_err(|error| error.to_string())?.ok_or("the stream ended")?;
-                let wanted = Desired::try_from(wanted).map_err(|error| error.to_string())?;
-                if let Some(reason) = wanted.leave {
-                    return Ok(reason);
-                }
-                worker.follow(wanted).await?;
-            }
-            _ = tick.tick() => {
-                let next = Some(worker.status.step.0 + 1).filter(|_| worker.status.phase == Phase::Running);
-                if next.is_some() && next == faults.dies_at {
-                    return Err("it died".to_owned());
-                }
-                if next.is_some() && next == faults.leaves_at {
-                    worker.status.leaving = Some("it was asked to stop".to_owned());
-                }
-                if next.is_some() && next == faults.stalls_at {
-                    std::future::pending::<()>().await;
-                }
-                if next.is_some() && next == faults.fails_at {
-                    worker.status.phase = Phase::Failed { message: "the disk is full".to_owned(), fault: Fault::Own };
-                }
-                worker.step().await;
-            }
-        }
+    Worker::new(name, 1, faults, Given::default()).work(url).await
+}
+
+/// Fails when a call ends much later than its deadline allows.
+async fn by_deadline<T>(call: impl Future<Output = Result<T, tonic::Status>>) -> Result<T, End> {
+    match timeout(limits::RPC_DEADLINE + SLACK, call).await {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(status)) => Err(End::Lost(status.to_string())),
+        Err(_) => Err(End::Broken("a call did not end by its deadline".to_owned())),
     }
 }
 
 impl Worker {
-    fn new(client: wire::cluster_client::ClusterClient<Channel>, name: &str) -> Worker {
+    pub(crate) fn new(name: &str, incarnation: u64, faults: Faults, given: Given) -> Worker {
         let info = WorkerInfo {
             id: WorkerId(name.to_owned()),
-            incarnation: 1,
+            incarnation,
             host: "alpha".to_owned(),
             pid: std::process::id(),
             cores: 2,
             device: "cpu".to_owned(),
             runtime: "none".to_owned(),
         };
-        let status = WorkerStatus {
-            info,
-            generation: Generation(0),
-            assignment_digest: None,
-            phase: Phase::Idle,
-            step: Step(0),
-            reports: vec![],
-            saved: None,
-            published: None,
-            peak_tensor_bytes: 0,
-            leaving: None,
-            activity: None,
-            pace: None,
-        };
-        Worker { client, status, assignment: None, wishes: vec![], voted: Step(0), last: false }
+        Worker { status: idle(info), assignment: None, wishes: vec![], last: false, faults, given }
     }
 
-    async fn follow(&mut self, wanted: Desired) -> Result<(), String> {
+    /// Works until it is told to leave; returns the reason, or what ended it.
+    pub(crate) async fn work(mut self, url: &str) -> Result<String, String> {
+        loop {
+            match self.sync(url).await {
+                End::Leave(reason) => return Ok(reason),
+                End::Broken(why) => return Err(why),
+                End::Lost(why) if self.faults.clings => return Err(why),
+                End::Lost(_) => {
+                    // No step needs the coordinator.
+                    let until = Instant::now() + LOOK_AGAIN;
+                    while Instant::now() < until {
+                        tokio::time::sleep(STEP).await;
+                        self.step();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Serves one stream to its end.
+    async fn sync(&mut self, url: &str) -> End {
+        match self.stream(url).await {
+            Ok(reason) => End::Leave(reason),
+            Err(end) => end,
+        }
+    }
+
+    async fn stream(&mut self, url: &str) -> Result<String, End> {
+        let lost = |error: tonic::Status| End::Lost(error.to_string());
+        let channel = timeout(limits::CONNECT_TIMEOUT + SLACK, connect(url)).await;
+        let channel = channel.map_err(|_| End::Broken("connecting did not end".to_owned()))?;
+        let mut client = cluster_client(channel.map_err(|error| End::Lost(error.to_string()))?);
+        let (statuses, outgoing) = mpsc::channel(16);
+        let mut desired = by_deadline(client.sync(ReceiverStream::new(outgoing))).await?.into_inner();
+        let mut tick = tokio::time::interval(STEP);
+        loop {
+            if statuses.send(self.said()).await.is_err() {
+                return Err(End::Lost("the coordinator went away".to_owned()));
+            }
+            tokio::select! {
+                wanted = desired.message() => {
+                    let wanted = wanted.map_err(lost)?.ok_or_else(|| End::Lost("the stream ended".to_owned()))?;
+                    let wanted = Desired::try_from(wanted).map_err(|error| End::Broken(error.to_string()))?;
+                    if let Some(reason) = wanted.leave {
+                        return Ok(reason);
+                    }
+                    self.follow(&mut client, wanted).await?;
+                }
+                _ = tick.tick() => {
+                    let next = Some(self.status.step.0 + 1).filter(|_| self.status.phase == Phase::Running);
+                    if next.is_some() && next == self.faults.dies_at {
+                        return Err(End::Broken("it died".to_owned()));
+                    }
+                    if next.is_some() && next == self.faults.leaves_at {
+                        self.status.leaving = Some("it was asked to stop".to_owned());
+                    }
+                    if next.is_some() && next == self.faults.stalls_at {
+                        std::future::pending::<()>().await;
+                    }
+                    if next.is_some() && next == self.faults.fails_at {
+                        let message = "the disk is full".to_owned();
+                        self.status.phase = Phase::Failed { message, fault: Fault::Own };
+                    }
+                    self.step();
+                }
+            }
+        }
+    }
+
+    /// Its status, with as many of its reports as one message may have.
+    fn said(&self) -> wire::WorkerStatus {
+        let mut status = self.status.clone();
+        status.reports.truncate(limits::MAX_REPORTS);
+        status.into()
+    }
+
+    async fn follow(&mut self, client: &mut ClusterClient<Channel>, wanted: Desired) -> Result<(), End> {
         let status = &mut self.status;
         if self.wishes.last().is_none_or(|(revision, _)| *revision < wanted.revision) {
             self.wishes.push((wanted.revision, wanted.run_to));
         }
         if wanted.assignment_digest.is_none() {
-            *status = Worker::new(self.client.clone(), &status.info.id.0).status;
-            status.generation = wanted.generation;
+            *status = WorkerStatus { generation: wanted.generation, ..idle(status.info.clone()) };
             (self.assignment, self.wishes, self.last) = (None, vec![], false);
             return Ok(());
         }
         if let Some(text) = wanted.assignment
             && status.assignment_digest != wanted.assignment_digest
         {
-            let assignment: Assignment = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+            let assignment: Assignment =
+                serde_json::from_str(&text).map_err(|error| End::Broken(error.to_string()))?;
+            take_note(&self.given, &assignment, wanted.assignment_digest.as_deref())?;
+            if wanted.generation <= status.generation && status.assignment_digest.is_some() {
+                return Err(End::Broken(format!(
+                    "generation {} after {}",
+                    wanted.generation, status.generation
+                )));
+            }
             (self.wishes, self.last) = (vec![(wanted.revision, wanted.run_to)], false);
             status.generation = wanted.generation;
             status.assignment_digest = wanted.assignment_digest;
             status.phase = Phase::Running;
             status.step = assignment.resume.as_ref().map_or(Step(0), |resume| resume.step);
-            self.voted = status.step;
-            if let Err(message) = self.meet(&assignment).await {
-                self.status.phase = Phase::Failed { message, fault: Fault::Peer };
+            (status.saved, status.published) = (None, None);
+            status.reports.clear();
+            if let Err(message) = meet(client, &assignment).await? {
+                status.phase = Phase::Failed { message, fault: Fault::Peer };
             }
             self.assignment = Some(assignment);
         }
@@ -144,73 +215,102 @@ impl Worker {
         Ok(())
     }
 
-    /// Meets the other ranks as a c10d Store would.
-    async fn meet(&mut self, assignment: &Assignment) -> Result<(), String> {
-        let (job, generation) = (assignment.job.clone(), assignment.generation.0);
-        let key = |rank: u32| format!("rank{rank}").into_bytes();
-        let own = wire::StoreSetRequest {
-            job: job.clone(),
-            generation,
-            key: key(assignment.rank.0),
-            value: b"here".to_vec(),
-        };
-        self.client.store_set(own).await.map_err(|error| error.to_string())?;
-        for rank in 0..assignment.world {
-            let other = wire::StoreGetRequest { job: job.clone(), generation, key: key(rank), wait_ms: 2000 };
-            let reply = self.client.store_get(other).await.map_err(|error| error.to_string())?.into_inner();
-            if reply.value != b"here" {
-                return Err(format!("rank {rank} is not there"));
-            }
-        }
-        Ok(())
-    }
-
     /// Closes a step as ranks do: the least number of a wish that any of them has seen rules. `None` while
     /// a vote is missing.
-    async fn close(&mut self, assignment: &Assignment) -> Option<u64> {
-        let (job, generation, step) =
-            (assignment.job.clone(), assignment.generation.0, self.status.step.next());
-        let key = |rank: u32| format!("step{step}-{rank}").into_bytes();
-        if self.voted < step {
-            let value = self.wishes.last()?.0.to_le_bytes().to_vec();
-            let own =
-                wire::StoreSetRequest { job: job.clone(), generation, key: key(assignment.rank.0), value };
-            self.client.store_set(own).await.ok()?;
-            self.voted = step;
-        }
-        let mut least = u64::MAX;
-        for rank in 0..assignment.world {
-            let vote = wire::StoreGetRequest { job: job.clone(), generation, key: key(rank), wait_ms: 0 };
-            let reply = self.client.store_get(vote).await.ok()?.into_inner();
-            least = least.min(u64::from_le_bytes(reply.value.try_into().ok()?));
-        }
-        Some(least)
+    fn close(&self, assignment: &Assignment) -> Option<u64> {
+        let key = (assignment.directory.clone(), assignment.generation.0, self.status.step.next().0);
+        let newest = self.wishes.last()?.0;
+        let mut votes = VOTES.lock().unwrap();
+        let votes = votes.entry(key).or_default();
+        votes.entry(assignment.rank.0).or_insert(newest);
+        votes.values().min().copied().filter(|_| votes.len() == assignment.world as usize)
     }
 
-    async fn step(&mut self) {
+    fn step(&mut self) {
         let Some(assignment) = self.assignment.clone().filter(|_| self.status.phase == Phase::Running) else {
             return;
         };
+        let lead = assignment.rank == Rank(0);
         if !self.last {
-            let Some(revision) = self.close(&assignment).await else { return };
-            let status = &mut self.status;
-            status.step = status.step.next();
-            if assignment.rank == Rank(0) {
-                status.reports.push(report(status.step.0));
+            let Some(revision) = self.close(&assignment) else { return };
+            self.status.step = self.status.step.next();
+            if lead {
+                self.status.reports.push(report(self.status.step.0));
             }
             let run_to = self.wishes.iter().rev().find(|(seen, _)| *seen <= revision);
-            self.last = run_to.is_some_and(|(_, run_to)| *run_to <= status.step)
-                || status.step.0 == assignment.spec.train.steps;
-            return;
+            self.last = run_to.is_some_and(|(_, run_to)| *run_to <= self.status.step)
+                || self.status.step.0 == assignment.spec.train.steps;
         }
         let status = &mut self.status;
-        let name = format!("r{}.safetensors", assignment.rank);
-        let file = SavedFile { name, bytes: 1, digest: "d".to_owned() };
-        status.saved = Some(Saved { step: status.step, files: vec![file] });
-        let lead = assignment.rank == Rank(0);
-        if !lead || status.published.as_ref().is_some_and(|published| published.step == status.step) {
+        let every = assignment.spec.checkpoint.every;
+        if self.last || (every > 0 && status.step.0.is_multiple_of(every)) {
+            let name = format!("r{}.safetensors", assignment.rank);
+            let file = SavedFile { name, bytes: 1, digest: "d".to_owned() };
+            status.saved = Some(Saved { step: status.step, files: vec![file] });
+        }
+        let published = status.published.as_ref().is_some_and(|published| published.step == status.step);
+        if self.last && (!lead || published) {
             status.phase = Phase::Done;
         }
+    }
+}
+
+fn idle(info: WorkerInfo) -> WorkerStatus {
+    WorkerStatus {
+        info,
+        generation: Generation(0),
+        assignment_digest: None,
+        phase: Phase::Idle,
+        step: Step(0),
+        reports: vec![],
+        saved: None,
+        published: None,
+        peak_tensor_bytes: 0,
+        leaving: None,
+        activity: None,
+        pace: None,
+    }
+}
+
+/// One generation has one assignment for each rank, whoever asks and whenever.
+fn take_note(given: &Given, assignment: &Assignment, digest: Option<&str>) -> Result<(), End> {
+    let digest = digest.unwrap_or_default().to_owned();
+    let key = (assignment.generation.0, assignment.rank.0);
+    let before = given.lock().unwrap().insert(key, digest.clone());
+    match before.filter(|before| *before != digest) {
+        None => Ok(()),
+        Some(_) => Err(End::Broken(format!("generation {} was used again", assignment.generation))),
+    }
+}
+
+/// Meets the other ranks as a c10d Store would; the inner error is why it cannot.
+async fn meet(
+    client: &mut ClusterClient<Channel>,
+    assignment: &Assignment,
+) -> Result<Result<(), String>, End> {
+    let (job, generation) = (assignment.job.clone(), assignment.generation.0);
+    let key = |rank: u32| format!("rank{rank}").into_bytes();
+    let own = wire::StoreSetRequest {
+        job: job.clone(),
+        generation,
+        key: key(assignment.rank.0),
+        value: b"here".to_vec(),
+    };
+    let met = async {
+        by_deadline(client.store_set(own)).await?;
+        for rank in 0..assignment.world {
+            let other = wire::StoreGetRequest { job: job.clone(), generation, key: key(rank), wait_ms: 2000 };
+            let reply = by_deadline(client.store_get(other)).await?.into_inner();
+            if reply.value != b"here" {
+                return Ok(Err(format!("rank {rank} is not there")));
+            }
+        }
+        Ok(Ok(()))
+    };
+    match met.await {
+        // Whether the generation is no more or the connection, its peers are not to be had.
+        Err(End::Lost(why)) => Ok(Err(why)),
+        other => other,
     }
 }
 

@@ -180,7 +180,8 @@ async fn the_workers_of_a_failed_job_serve_the_next() {
 async fn a_coordinator_that_comes_back_knows_its_jobs() {
     let mut site = Site::start().await;
     let job = site.submit(JOB, &["train.steps=200"]).await.unwrap();
-    let workers = [site.worker("w0", Faults::default()), site.worker("w1", Faults::default())];
+    let clings = Faults { clings: true, ..Faults::default() };
+    let workers = [site.worker("w0", clings), site.worker("w1", clings)];
     let mut jobs = site.jobs.clone();
     while jobs.get(wire::GetRequest { job: job.clone() }).await.unwrap().into_inner().step < 2 {
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -1,0 +1,86 @@
+//! The real `coxswain serve` as a process that may be killed.
+
+use std::fs::{File, OpenOptions};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use coxswain_proto::wire::jobs_client::JobsClient;
+use coxswain_proto::{connect, jobs_client, wire};
+use tonic::Code;
+use tonic::transport::Channel;
+
+/// How long a start may take before a test gives up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long to wait between two looks for a coordinator.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// A coordinator on `folder`.
+pub(crate) struct Serve {
+    child: Child,
+    started: Instant,
+    pub(crate) url: String,
+}
+
+/// A port that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Serve {
+    pub(crate) fn start(folder: &Path, port: u16) -> Serve {
+        std::fs::create_dir_all(folder).unwrap();
+        let log: File = OpenOptions::new().append(true).create(true).open(folder.join("serve.log")).unwrap();
+        let started = Instant::now();
+        let child = Command::new(env!("CARGO_BIN_EXE_coxswain"))
+            .arg("serve")
+            .arg("--data-dir")
+            .arg(folder.join("data"))
+            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .env("RUST_LOG", "warn")
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Serve { child, started, url: format!("http://127.0.0.1:{port}") }
+    }
+
+    /// How long after its start it answered its first call.
+    pub(crate) async fn first_answer(&self) -> (Duration, JobsClient<Channel>) {
+        while self.started.elapsed() < PATIENCE {
+            if let Ok(channel) = connect(&self.url).await {
+                let mut jobs = jobs_client(channel);
+                let asked = jobs.get(wire::GetRequest { job: "nobody's".to_owned() }).await;
+                if asked.is_err_and(|status| status.code() == Code::NotFound) {
+                    return (self.started.elapsed(), jobs);
+                }
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        panic!("no answer within {PATIENCE:?}");
+    }
+
+    /// Ends it as a power cut would end its process.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether tests of minutes are asked for.
+pub(crate) fn long() -> bool {
+    std::env::var_os("COXSWAIN_LONG_TESTS").is_some()
+}
