@@ -4,9 +4,9 @@ use std::path::Path;
 
 use coxswain_core::cluster::{Prepared, Submission};
 use coxswain_files::atomic::{create_folder, digest_file};
-use coxswain_files::folders::step_path;
+use coxswain_files::folders::{Sound, set_aside, step_folder, step_path};
 use coxswain_files::manifest::MANIFEST;
-use coxswain_files::{Checkpoint, Manifest};
+use coxswain_files::{Checkpoint, CheckpointError, Manifest};
 use coxswain_types::assignment::{PreparedData, Resume};
 use coxswain_types::job::{OptimizerKind, Reduction, TrainSpec};
 use coxswain_types::{JobSpec, Step};
@@ -18,11 +18,37 @@ pub(crate) struct Newest {
     data: PreparedData,
 }
 
-/// The newest checkpoint in `directory`, or why the job cannot continue from it.
-pub(crate) fn newest(directory: &Path, spec: &JobSpec) -> Result<Option<Newest>, String> {
-    let latest = coxswain_files::latest(directory).map_err(|error| error.to_string())?;
-    let Some((step, folder)) = latest else { return Ok(None) };
-    let manifest = Manifest::read(&folder, None).map_err(|error| error.to_string())?;
+/// What [`newest`] found.
+type Found = (Option<Newest>, Vec<(u64, CheckpointError)>);
+
+/// How closely checkpoints are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// The manifest, which says whether the job can continue.
+    Manifest,
+    /// Every byte.
+    Whole,
+}
+
+/// The newest checkpoint in `directory` that is not damaged, or why the job cannot continue from it; and
+/// the steps of newer ones, with what is wrong with each.
+pub(crate) fn newest(directory: &Path, spec: &JobSpec, look: Look) -> Result<Found, String> {
+    let looked = coxswain_files::folders::newest_sound(directory, |folder| {
+        let path = folder.join(MANIFEST);
+        let digest = digest_file(&path).map_err(|source| CheckpointError::Io { path, source })?;
+        let manifest = match look {
+            Look::Manifest => Manifest::read(folder, Some(&digest))?,
+            Look::Whole => {
+                let checkpoint = Checkpoint::open(folder, Some(&digest))?;
+                checkpoint.verify()?;
+                checkpoint.manifest().clone()
+            }
+        };
+        Ok((manifest.clone(), (manifest, digest)))
+    });
+    let Sound { found, damaged } = looked.map_err(|error| error.to_string())?;
+    let Some((step, (manifest, digest))) = found else { return Ok((None, damaged)) };
+    let folder = step_folder(directory, step);
     if manifest.spec.model != spec.model {
         return Err(format!(
             "{} holds a checkpoint of another model; give another folder, or the model that it was trained with \
@@ -36,10 +62,9 @@ pub(crate) fn newest(directory: &Path, spec: &JobSpec) -> Result<Option<Newest>,
             folder.display()
         ));
     }
-    let path = folder.join(MANIFEST);
-    let digest = digest_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let resume = Resume { step: Step(step), path: step_path(step), digest };
-    Ok(Some(Newest { resume, threads: manifest.fingerprint.threads, data: manifest.data }))
+    let newest = Newest { resume, threads: manifest.fingerprint.threads, data: manifest.data };
+    Ok((Some(newest), damaged))
 }
 
 /// The first key of `is` that a run has to keep and that differs from the checkpoint's.
@@ -80,17 +105,17 @@ fn difference(checkpoint: &Manifest, is: &TrainSpec) -> Option<String> {
 pub(crate) fn prepare(submission: &Submission) -> Result<Prepared, String> {
     let directory = Path::new(&submission.directory);
     create_folder(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
-    let newest = newest(directory, &submission.spec)?;
+    // Every byte is looked at once, here: workers read the parts that they need.
+    let (newest, damaged) = newest(directory, &submission.spec, Look::Whole)?;
+    for (step, error) in damaged {
+        tracing::warn!(job = submission.job, "the checkpoint of step {step} is set aside: {error}");
+        set_aside(directory, step).map_err(|error| error.to_string())?;
+    }
     let data = match &newest {
         None => coxswain_files::prepare(directory, &submission.spec),
         Some(newest) => coxswain_files::prepare_again(directory, &submission.spec, &newest.data),
     };
     let data = data.map_err(|error| error.to_string())?;
-    if let Some(newest) = &newest {
-        // Every byte is looked at once, here: workers read the parts that they need.
-        let checkpoint = Checkpoint::open(&directory.join(&newest.resume.path), Some(&newest.resume.digest));
-        checkpoint.and_then(|checkpoint| checkpoint.verify()).map_err(|error| error.to_string())?;
-    }
     let threads = newest.as_ref().map(|newest| newest.threads);
     Ok(Prepared { data, resume: newest.map(|newest| newest.resume), threads })
 }

@@ -93,7 +93,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
 
 /// The threads of each worker: the job's, or those of the checkpoint, or a share of the cores.
 fn threads(spec: &JobSpec, directory: &Path, workers: u32) -> Result<u32, String> {
-    let newest = folder::newest(directory, spec)?;
+    let (newest, _) = folder::newest(directory, spec, folder::Look::Manifest)?;
     if let Some(threads) = spec.train.threads.or(newest.map(|newest| newest.threads)) {
         return Ok(threads);
     }

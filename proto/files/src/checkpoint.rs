@@ -4,13 +4,12 @@
 //! position, and only those that are asked for. [`Checkpoint::verify`] reads everything once.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use crate::atomic::digest_file;
 use crate::error::CheckpointError;
-use crate::manifest::{Manifest, ManifestTensor};
+use crate::manifest::{Manifest, ManifestTensor, own_file};
 use crate::region::{Cut, elements, runs};
 use crate::shards::{ELEMENT_BYTES, ShardFile};
 
@@ -39,7 +38,7 @@ impl Checkpoint {
         let manifest = Manifest::read(dir_of_step, expected_digest)?;
         for file in &manifest.files {
             let path = dir_of_step.join(&file.name);
-            let found = fs::metadata(&path).map_err(CheckpointError::io(&path))?.len();
+            let found = own_file(&path)?;
             if found != file.bytes {
                 return Err(CheckpointError::Size { path, expected: file.bytes, found });
             }

@@ -44,6 +44,16 @@ pub enum CheckpointError {
         /// What is wrong with it.
         what: String,
     },
+    /// A manifest of an older or newer program.
+    #[error("{path} has format {found}, and this program reads {known}", path = path.display())]
+    Format {
+        /// The manifest.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The format that can be read.
+        known: u32,
+    },
     /// The slices of a tensor do not make it up.
     #[error("tensor `{name}`: {source}")]
     Cover {
@@ -101,6 +111,25 @@ impl CheckpointError {
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
         let path = path.to_owned();
         move |source| CheckpointError::Io { path, source }
+    }
+
+    /// Whether the checkpoint's files are not what was written, so that an older checkpoint may be better. A
+    /// file that may not be read, or is of another version, is not damaged.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            CheckpointError::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+            }
+            CheckpointError::Size { .. }
+            | CheckpointError::Digest { .. }
+            | CheckpointError::Damaged { .. }
+            | CheckpointError::Cover { .. }
+            | CheckpointError::Shapes { .. } => true,
+            CheckpointError::Format { .. }
+            | CheckpointError::NoTensor { .. }
+            | CheckpointError::Slice { .. }
+            | CheckpointError::Unwritable { .. } => false,
+        }
     }
 
     pub(crate) fn damaged(path: &Path, what: impl ToString) -> CheckpointError {

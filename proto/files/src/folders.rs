@@ -15,6 +15,9 @@ use crate::manifest::{MANIFEST, Manifest};
 /// The folder of all checkpoints, below the run's folder.
 pub const CHECKPOINTS: &str = "checkpoints";
 
+/// The name that the manifest of a checkpoint gets which turned out to be damaged.
+const DAMAGED: &str = "manifest.json.damaged";
+
 /// The folder of a step's checkpoint below the run's folder, as text for messages.
 pub fn step_path(step: u64) -> String {
     format!("{CHECKPOINTS}/{}", step_name(step))
@@ -41,18 +44,68 @@ pub fn optimizer_file(generation: Generation, rank: Rank) -> String {
 ///
 /// # Errors
 /// [`CheckpointError`] where the newest manifest cannot be read. A manifest appears whole or not at
-/// all, so a broken one is damage: to start over, or from an older checkpoint, is for the user to say.
+/// all, so a broken one is damage: which older one to read instead is for the user to say. A run that goes
+/// on has [`newest_sound`]: it takes the lost steps again.
 pub fn latest(dir: &Path) -> Result<Option<(u64, PathBuf)>, CheckpointError> {
     let Some(step) = steps(dir)?.into_iter().rev().find(|&step| published(dir, step)) else {
         return Ok(None);
     };
     let folder = step_folder(dir, step);
-    let manifest = Manifest::read(&folder, None)?;
-    if manifest.step != step {
-        let what = format!("it is the manifest of step {}", manifest.step);
-        return Err(CheckpointError::Damaged { path: folder.join(MANIFEST), what });
-    }
+    of_step(&folder, &Manifest::read(&folder, None)?, step)?;
     Ok(Some((step, folder)))
+}
+
+/// The newest checkpoint of a run that is sound, and the newer ones that are not.
+#[derive(Debug)]
+pub struct Sound<T> {
+    /// Its step and what was found there.
+    pub found: Option<(u64, T)>,
+    /// Steps of newer checkpoints, the newest first, and what is wrong with each.
+    pub damaged: Vec<(u64, CheckpointError)>,
+}
+
+/// The newest checkpoint that `look` finds sound in its folder. Damaged ones are passed over.
+///
+/// # Errors
+/// What is wrong with the newest where there is none that is sound, since to start over is for the user to
+/// say; and what hides whether one is sound.
+pub fn newest_sound<T>(
+    dir: &Path,
+    look: impl Fn(&Path) -> Result<(Manifest, T), CheckpointError>,
+) -> Result<Sound<T>, CheckpointError> {
+    let mut damaged = Vec::new();
+    for step in steps(dir)?.into_iter().rev().filter(|&step| published(dir, step)) {
+        let folder = step_folder(dir, step);
+        let looked =
+            look(&folder).and_then(|(manifest, found)| of_step(&folder, &manifest, step).map(|()| found));
+        match looked {
+            Ok(found) => return Ok(Sound { found: Some((step, found)), damaged }),
+            Err(error) if error.is_damage() => damaged.push((step, error)),
+            Err(error) => return Err(error),
+        }
+    }
+    match damaged.is_empty() {
+        true => Ok(Sound { found: None, damaged }),
+        false => Err(damaged.swap_remove(0).1),
+    }
+}
+
+/// Takes its name from a damaged checkpoint's manifest, so that the checkpoint counts no more. What is
+/// left can be looked at, and goes with other leftovers.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub fn set_aside(dir: &Path, step: u64) -> Result<(), CheckpointError> {
+    let folder = step_folder(dir, step);
+    let manifest = folder.join(MANIFEST);
+    fs::rename(&manifest, folder.join(DAMAGED)).map_err(CheckpointError::io(&manifest))?;
+    sync_folder(&folder).map_err(CheckpointError::io(&folder))
+}
+
+/// A manifest may be a copy from another step.
+fn of_step(folder: &Path, manifest: &Manifest, step: u64) -> Result<(), CheckpointError> {
+    let what = || format!("it is the manifest of step {}", manifest.step);
+    if manifest.step == step { Ok(()) } else { Err(CheckpointError::damaged(&folder.join(MANIFEST), what())) }
 }
 
 /// The run's folder and a checkpoint's, from either of them; `None` where there is no checkpoint.

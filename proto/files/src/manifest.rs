@@ -4,7 +4,7 @@
 //! it alone to know all. Whether a checkpoint is to be published is decided by the coordinator.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Component, Path};
 
@@ -25,7 +25,16 @@ use crate::shards::{ELEMENT_BYTES, ShardFile};
 pub const MANIFEST: &str = "manifest.json";
 
 /// The format that this program writes and reads. It grows when a manifest says more than before.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
+
+/// How every manifest of this format begins; 64 digits follow.
+const SEAL_BEGIN: &str = "{\n  \"format\": 3,\n  \"checksum\": \"";
+
+/// What stands between the digits and the bytes of which they are the digest.
+const SEAL_END: &str = "\",\n";
+
+/// The digits of a digest.
+const DIGEST_DIGITS: usize = 64;
 
 /// The largest manifest that is read: some 200,000 pieces of tensors.
 pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
@@ -159,8 +168,8 @@ pub fn publish(dir_of_step: &Path, files: &[SavedFile], header: Header) -> Resul
     let manifest = Manifest { format: FORMAT, job, step, spec, fingerprint, data, files, tensors };
     manifest.check(&path)?;
     let unwritable = |what: String| CheckpointError::Unwritable { path: path.clone(), what };
-    let mut bytes = serde_json::to_vec_pretty(&manifest).map_err(|e| unwritable(e.to_string()))?;
-    bytes.push(b'\n');
+    let json = serde_json::to_string_pretty(&manifest).map_err(|e| unwritable(e.to_string()))?;
+    let bytes = seal(&json).ok_or_else(|| unwritable("it does not begin with its format".to_owned()))?;
     if bytes.len() as u64 > MAX_MANIFEST_BYTES {
         return Err(unwritable(format!("{} bytes are more than {MAX_MANIFEST_BYTES}", bytes.len())));
     }
@@ -210,6 +219,15 @@ fn plain_name<'a>(folder: &Path, name: &'a str) -> Result<&'a str, CheckpointErr
     }
 }
 
+/// The bytes of a file of a checkpoint, which lies in its folder: what a link leads to may be anything.
+pub(crate) fn own_file(path: &Path) -> Result<u64, CheckpointError> {
+    let found = fs::symlink_metadata(path).map_err(CheckpointError::io(path))?;
+    match found.is_file() {
+        true => Ok(found.len()),
+        false => Err(CheckpointError::damaged(path, "it is no plain file; a checkpoint has no links")),
+    }
+}
+
 /// What every manifest says, in whatever format.
 #[derive(Deserialize)]
 struct Format {
@@ -220,8 +238,28 @@ fn check_format(path: &Path, found: u32) -> Result<(), CheckpointError> {
     if found == FORMAT {
         return Ok(());
     }
-    let what = format!("it has format {found}, and this program reads {FORMAT}");
-    Err(CheckpointError::damaged(path, what))
+    Err(CheckpointError::Format { path: path.to_owned(), found, known: FORMAT })
+}
+
+/// The text of a manifest with the checksum of what follows its format: whoever finds a manifest without
+/// having been told its digest sees by it that no byte of it was changed.
+pub(crate) fn seal(json: &str) -> Option<Vec<u8>> {
+    let rest = json.split_once(",\n")?.1.to_owned() + "\n";
+    Some([SEAL_BEGIN, &digest_bytes(rest.as_bytes()), SEAL_END, &rest].concat().into_bytes())
+}
+
+fn check_seal(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let (checksum, rest) = bytes
+        .strip_prefix(SEAL_BEGIN.as_bytes())
+        .and_then(|rest| rest.split_at_checked(DIGEST_DIGITS))
+        .and_then(|(checksum, rest)| Some((checksum, rest.strip_prefix(SEAL_END.as_bytes())?)))
+        .ok_or_else(|| CheckpointError::damaged(path, "it does not begin with its format and checksum"))?;
+    let found = digest_bytes(rest);
+    if found.as_bytes() == checksum {
+        return Ok(());
+    }
+    let expected = String::from_utf8_lossy(checksum).into_owned();
+    Err(CheckpointError::Digest { path: path.to_owned(), expected, found })
 }
 
 impl Manifest {
@@ -232,6 +270,7 @@ impl Manifest {
     pub fn read(folder: &Path, expected_digest: Option<&str>) -> Result<Manifest, CheckpointError> {
         let path = folder.join(MANIFEST);
         let mut bytes = Vec::new();
+        own_file(&path)?;
         File::open(&path)
             .and_then(|file| file.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut bytes))
             .map_err(CheckpointError::io(&path))?;
@@ -246,6 +285,7 @@ impl Manifest {
         let Format { format } =
             serde_json::from_slice(&bytes).map_err(|e| CheckpointError::damaged(&path, e))?;
         check_format(&path, format)?;
+        check_seal(&path, &bytes)?;
         let manifest: Manifest =
             serde_json::from_slice(&bytes).map_err(|e| CheckpointError::damaged(&path, e))?;
         manifest.check(&path)?;

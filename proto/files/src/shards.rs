@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic::{AtomicFile, create_folder};
 use crate::error::CheckpointError;
+use crate::manifest::own_file;
 use crate::region::{Cut, elements};
 
 /// The largest header that is written or read: some 30,000 tensors, far more than a rank holds.
@@ -179,15 +180,15 @@ struct Slab {
 impl ShardFile {
     /// Opens a shard that was recorded to have `bytes` bytes, and reads its header.
     pub(crate) fn open(path: &Path, bytes: u64) -> Result<ShardFile, CheckpointError> {
+        let found = own_file(path)?;
         let mut file = File::open(path).map_err(CheckpointError::io(path))?;
-        let found = file.metadata().map_err(CheckpointError::io(path))?.len();
         if found != bytes {
             return Err(CheckpointError::Size { path: path.to_owned(), expected: bytes, found });
         }
         let mut length = [0; LENGTH_BYTES as usize];
         file.read_exact(&mut length).map_err(CheckpointError::io(path))?;
         let length = u64::from_le_bytes(length);
-        if length > MAX_HEADER_BYTES || length > bytes - LENGTH_BYTES {
+        if length > MAX_HEADER_BYTES || length > bytes.saturating_sub(LENGTH_BYTES) {
             return Err(CheckpointError::damaged(path, format!("it claims a header of {length} bytes")));
         }
         let mut header = vec![0; length as usize];

@@ -6,8 +6,10 @@ use super::*;
 use crate::atomic::digest_bytes;
 use crate::fixture::{header, slab, write};
 use crate::hash::draw_below;
-use crate::manifest::{MANIFEST, publish};
+use crate::manifest::{MANIFEST, publish, seal};
 use crate::shards::ShardTensor;
+
+mod hostile;
 
 /// Writes tensors cut into `parts` files along given dimensions, and publishes them.
 fn checkpoint(folder: &Path, tensors: &[(&str, &[u64], u8)], parts: u64) -> String {
@@ -158,18 +160,23 @@ fn manifests_that_ask_for_too_much_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path(), &[("w", &[4, 2], 0)], 1);
     let path = dir.path().join(MANIFEST);
-    let good = std::fs::read_to_string(&path).unwrap();
+    let sealed = std::fs::read_to_string(&path).unwrap();
+    let good: String = sealed.split_inclusive('\n').filter(|line| !line.contains("checksum")).collect();
     let grown = |good: &str| good.replace("        2\n", "        1152921504606846975\n");
     let rows = [
-        (good.replace("\"format\": 2", "\"format\": 1"), "it has format 1"),
+        (sealed.replace("\"format\": 3", "\"format\": 2"), "has format 2, and this program reads 3"),
+        (sealed.replace("\"step\": 1", "\"step\": 7"), "it is damaged or another file"),
+        (sealed.replace("checksum", "chequesum"), "does not begin with its format and checksum"),
         (grown(&good), "tensor `w`: shape"),
         (good.replace("        2\n", "        2000000000\n"), "bytes of tensors cannot lie in"),
         (good.replace("\"file\": \"model-g1", "\"file\": \"model-g2"), "which it does not list"),
         (good.replace("\"name\": \"model-g1-r000", "\"name\": \"../model-g1-r000"), "can be no shard file"),
     ];
     for (text, expected) in rows {
-        assert_ne!(text, good, "{expected}");
-        std::fs::write(&path, text).unwrap();
+        assert!(text != good && text != sealed, "{expected}");
+        let sealed_again = || seal(text.trim_end()).unwrap();
+        let bytes = if text.contains("sum\": \"") { text.clone().into_bytes() } else { sealed_again() };
+        std::fs::write(&path, bytes).unwrap();
         let error = Checkpoint::open(dir.path(), None).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
