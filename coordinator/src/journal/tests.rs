@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use coxswain_core::cluster::{Cluster, Ending, FormedRank, Submission};
 use coxswain_core::spec::{JobText, parse};
+use coxswain_files::hash::draw_below;
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Published, SavedFile};
 
@@ -275,4 +276,38 @@ fn nothing_follows_a_write_or_sync_that_failed() {
         let again = journal.append(&entry(1), 7).unwrap_err().to_string();
         assert!(again.contains("an earlier write failed"), "{again}");
     }
+}
+
+#[test]
+fn no_bytes_make_opening_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(NAME);
+    let good = bytes_of(&long_run(8));
+    let mut opened = 0;
+    for seed in 0..1500 {
+        let draw = |counter, bound: usize| draw_below(seed, counter, bound as u32) as usize;
+        let mut bytes = if seed % 3 == 0 { HEADER.to_vec() } else { good.clone() };
+        for change in 0..1 + draw(0, 3) as u64 {
+            let at = draw(10 + change, bytes.len());
+            match draw(20 + change, 6) {
+                0 => bytes.truncate(at.max(1)),
+                1 => bytes[at] ^= 1 << draw(30 + change, 8),
+                2 => bytes.extend((0..at as u64).map(|n| draw(100 + n, 256) as u8)),
+                3 => bytes.extend(b"9999999999999999999 00000000 {}\n"),
+                4 => bytes.extend_from_within(at..),
+                _ => bytes[at..].fill(0),
+            }
+        }
+        fs::write(&path, &bytes).unwrap();
+        match Journal::open(folder.path()) {
+            Ok((_, replayed)) => {
+                drop(Cluster::replay(replayed.entries));
+                opened += 1;
+            }
+            Err(JournalError::Damaged { offset, .. }) => assert!(offset <= bytes.len() as u64),
+            Err(JournalError::Foreign { .. }) => {}
+            Err(error) => panic!("{seed}: {error}"),
+        }
+    }
+    assert!((100..1400).contains(&opened), "{opened}");
 }

@@ -34,7 +34,11 @@ use check::Purpose;
 use error::KeyPath;
 
 /// A job file is a page of text; a longer one is some other file, and is refused before it is parsed.
-const MAX_TEXT_BYTES: usize = 1 << 20;
+const MAX_TEXT_BYTES: usize = 256 << 10;
+
+/// How many faults are told at once. For the place of each the text is read again, and nobody corrects more
+/// before the next look.
+const MAX_FAULTS: usize = 50;
 
 /// A job as its author gave it.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +73,7 @@ pub fn look(job: &JobText<'_>) -> Result<JobSpec, SpecError> {
 fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
     let refuse = |faults: Vec<(KeyPath, String)>| {
         let mut faults: Vec<_> =
-            faults.into_iter().map(|(path, message)| place(job, &path, message)).collect();
+            faults.into_iter().take(MAX_FAULTS).map(|(path, message)| place(job, &path, message)).collect();
         // As they stand in the file, so that a person corrects them from top to bottom.
         faults.sort_by_key(|fault| match &fault.origin {
             Origin::File { place, .. } => (0, *place),
@@ -77,8 +81,10 @@ fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
         });
         SpecError::new(faults)
     };
-    if job.text.len() > MAX_TEXT_BYTES {
-        let message = format!("holds {} bytes; a job file has at most {MAX_TEXT_BYTES}", job.text.len());
+    let sets: usize = job.sets.iter().map(|(path, value)| path.len() + value.len()).sum();
+    let bytes = job.text.len() + sets;
+    if bytes > MAX_TEXT_BYTES {
+        let message = format!("holds {bytes} bytes; a job file has at most {MAX_TEXT_BYTES}");
         return Err(SpecError::new(vec![Fault::in_file(job.source, None, "", message)]));
     }
     let mut tree = yaml::read(job.text).map_err(|fault| {

@@ -202,7 +202,7 @@ fn broken_yaml_is_told_with_its_place() {
         "{a: 1}: 2\n":
           job.yaml:1:1: cannot be read: invalid type: map, expected a key
     "#]].assert_eq(&told.concat());
-    assert!(refusal(&" ".repeat(2 << 20), &[]).contains("has at most 1048576"));
+    assert!(refusal(&" ".repeat(2 << 20), &[]).contains("has at most 262144"));
 }
 
 #[test]
@@ -398,4 +398,5 @@ fn paths_start_from_the_folder_of_the_job() {
     assert_eq!(files, ["/jobs/a.txt", "/jobs/b/../c.txt", "/d.txt"]);
 }
 
+mod hostile;
 mod many;

@@ -25,10 +25,34 @@ pub(super) struct YamlFault {
     pub(super) message: String,
 }
 
+/// The most keys of one map. A job's largest has a few dozen; each new key is compared with all before it.
+const MAX_KEYS: usize = 1000;
+
+/// Values that any text may have, so that an alias of itself is refused as such.
+const MIN_ROOM: usize = 1000;
+
+/// The most brackets that may be open at once, wherever they stand. The parser itself refuses lists that are
+/// nested deeper than 128, but only after a time that grows with the square of what is open.
+const MAX_OPEN: usize = 1000;
+
 /// Reads a text. An empty text is [`Node::Null`].
 pub(super) fn read(text: &str) -> Result<Node, YamlFault> {
+    let mut open = 0_usize;
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        if open > MAX_OPEN {
+            let message = format!("cannot be read: more than {MAX_OPEN} brackets are open at once");
+            return Err(YamlFault { path: KeyPath::default(), place: None, message });
+        }
+    }
     let twice = RefCell::new(None);
-    let reader = Reader { path: KeyPath::default(), twice: &twice };
+    // A value takes a byte at least, so more of them come from aliases of aliases.
+    let room = Cell::new(text.len().max(MIN_ROOM));
+    let reader = Reader { path: KeyPath::default(), twice: &twice, room: &room };
     reader.deserialize(serde_yaml::Deserializer::from_str(text)).map_err(|error| {
         let place = error.location().map(|at| (at.line(), at.column()));
         match twice.take() {
@@ -68,12 +92,27 @@ fn syntax_message(text: &str, error: &serde_yaml::Error) -> String {
 struct Reader<'a> {
     path: KeyPath,
     twice: &'a RefCell<Option<KeyPath>>,
+    /// How many more values there may be.
+    room: &'a Cell<usize>,
+}
+
+impl<'a> Reader<'a> {
+    /// The reader of a value below.
+    fn at(&self, path: KeyPath) -> Reader<'a> {
+        Reader { path, twice: self.twice, room: self.room }
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Reader<'_> {
     type Value = Node;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
+        match self.room.get().checked_sub(1) {
+            Some(room) => self.room.set(room),
+            None => {
+                return Err(D::Error::custom("its aliases (*name) stand for more values than it has bytes"));
+            }
+        }
         deserializer.deserialize_any(self)
     }
 }
@@ -130,7 +169,7 @@ impl<'de> Visitor<'de> for Reader<'_> {
         let mut items = Vec::new();
         loop {
             let path = self.path.clone().index(items.len());
-            match list.next_element_seed(Reader { path, twice: self.twice })? {
+            match list.next_element_seed(self.at(path))? {
                 Some(item) => items.push(item),
                 None => return Ok(Node::List(items)),
             }
@@ -141,8 +180,11 @@ impl<'de> Visitor<'de> for Reader<'_> {
         let mut entries: Vec<(String, Node)> = Vec::new();
         while let Some(key) = map.next_key_seed(NewKey { reader: &self, entries: &entries })? {
             let path = self.path.clone().key(&key);
-            let value = map.next_value_seed(Reader { path, twice: self.twice })?;
+            let value = map.next_value_seed(self.at(path))?;
             entries.push((key, value));
+            if entries.len() > MAX_KEYS {
+                return Err(A::Error::custom(format!("a map has more than {MAX_KEYS} keys")));
+            }
         }
         Ok(Node::Map(entries))
     }
