@@ -51,6 +51,8 @@ struct Driver {
     happened: broadcast::Sender<Line>,
     /// The summaries that watchers know, of jobs that are not over.
     told: BTreeMap<String, JobSummary>,
+    /// Up to which of the cluster's news watchers were told.
+    shown: u64,
     requests: mpsc::WeakSender<Request>,
     left_over: LeftOver,
 }
@@ -88,6 +90,7 @@ pub(crate) fn start(
         news: news.clone(),
         happened: happened.clone(),
         told: BTreeMap::new(),
+        shown: 0,
         requests: sender.downgrade(),
         left_over,
     };
@@ -186,7 +189,10 @@ impl Driver {
                 broken.get_or_insert(Event::Broken { job, reason });
             }
         }
-        self.tell_summaries();
+        // A heartbeat changes nothing that is shown.
+        if std::mem::replace(&mut self.shown, self.cluster.news()) != self.cluster.news() {
+            self.tell_summaries();
+        }
         // Once a job is over no effect of it can break, so this ends.
         broken.map_or(Ok(()), |event| self.handle(event))
     }

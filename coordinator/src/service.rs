@@ -48,6 +48,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(MAX_CALLS)
+        .http2_max_header_list_size(Some(limits::MAX_HEADER_BYTES))
         .add_service(cluster_server(cluster))
         .add_service(jobs_server(JobsService { handle }))
         .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));

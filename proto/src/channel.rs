@@ -65,26 +65,26 @@ fn innermost(error: &dyn std::error::Error) -> String {
 pub fn cluster_client(channel: Channel) -> ClusterClient<Channel> {
     ClusterClient::new(channel)
         .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(limits::MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(limits::MAX_REQUEST_BYTES)
 }
 
 /// A client of the users' service.
 pub fn jobs_client(channel: Channel) -> JobsClient<Channel> {
     JobsClient::new(channel)
         .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(limits::MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(limits::MAX_REQUEST_BYTES)
 }
 
 /// The workers' service.
 pub fn cluster_server<T: Cluster>(service: T) -> ClusterServer<T> {
     ClusterServer::new(service)
-        .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
+        .max_decoding_message_size(limits::MAX_REQUEST_BYTES)
         .max_encoding_message_size(limits::MAX_MESSAGE_BYTES)
 }
 
 /// The users' service.
 pub fn jobs_server<T: Jobs>(service: T) -> JobsServer<T> {
     JobsServer::new(service)
-        .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
+        .max_decoding_message_size(limits::MAX_REQUEST_BYTES)
         .max_encoding_message_size(limits::MAX_MESSAGE_BYTES)
 }

@@ -20,6 +20,16 @@ pub enum WireError {
         /// What it holds.
         found: i32,
     },
+    /// A text that is longer than its bound.
+    #[error("{field}: {found} bytes, at most {most} are allowed")]
+    TooLong {
+        /// The field.
+        field: &'static str,
+        /// How many bytes it holds.
+        found: usize,
+        /// How many it may hold.
+        most: usize,
+    },
     /// A list that is longer than its bound.
     #[error("{field}: {found} entries, at most {most} are allowed")]
     TooMany {
@@ -46,6 +56,17 @@ impl TryFrom<wire::WorkerInfo> for status::WorkerInfo {
         let wire::WorkerInfo { id, incarnation, host, pid, cores, device, runtime } = info;
         if id.is_empty() {
             return Err(WireError::Missing("WorkerInfo.id"));
+        }
+        let texts = [
+            ("WorkerInfo.id", &id),
+            ("WorkerInfo.host", &host),
+            ("WorkerInfo.device", &device),
+            ("WorkerInfo.runtime", &runtime),
+        ];
+        for ((field, text), most) in texts.into_iter().zip(limits::MAX_INFO_BYTES) {
+            if text.len() > most {
+                return Err(WireError::TooLong { field, found: text.len(), most });
+            }
         }
         Ok(status::WorkerInfo { id: WorkerId(id), incarnation, host, pid, cores, device, runtime })
     }

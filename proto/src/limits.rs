@@ -7,6 +7,18 @@ use std::time::Duration;
 /// little enough that a peer gone wrong cannot fill the memory.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
+/// The most bytes of one message to the coordinator. The largest are a status with all its norms, the text
+/// of a job, and a value of the rendezvous: each below 3 MiB. What a peer claims to send is refused by its
+/// length, before memory is taken for it.
+pub const MAX_REQUEST_BYTES: usize = 4 << 20;
+
+/// The most bytes of a call's headers; ours take some 300.
+pub const MAX_HEADER_BYTES: u32 = 16 << 10;
+
+/// The most bytes of a worker's name, host, device and runtime. With them a list of all workers fits into
+/// one message.
+pub const MAX_INFO_BYTES: [usize; 4] = [128, 256, 64, 256];
+
 /// How long a call may take until its reply (for a stream: until it is accepted). Longer than
 /// [`MAX_STORE_WAIT_MS`] plus an fsync on a busy disk; within the ten seconds in which a run whose
 /// coordinator went away has to end.

@@ -1,6 +1,6 @@
 //! The workers that are here: who may come in, and who has fallen silent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use coxswain_types::ids::WorkerId;
 use coxswain_types::status::WorkerStatus;
@@ -9,9 +9,9 @@ use coxswain_types::status::WorkerStatus;
 /// busy machine costs no run and a dead one is named within ten seconds.
 pub const LEASE_MS: u64 = 5000;
 
-/// The most workers of one coordinator. Each costs a stream and a few kilobytes; a cluster of more
-/// has outgrown one journal as well.
-pub const MAX_WORKERS: usize = 4096;
+/// The most workers of one coordinator. Each costs a connection, of which a process has 20,000 under common
+/// limits, and some 50 KiB.
+pub const MAX_WORKERS: usize = 16_384;
 
 /// A worker that is here.
 #[derive(Clone, Debug)]
@@ -26,13 +26,17 @@ pub(super) struct Member {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Members {
     members: BTreeMap<WorkerId, Member>,
+    /// All of them by when they last said something: of thousands, nobody looks at each.
+    silence: BTreeSet<(u64, WorkerId)>,
 }
 
 /// What became of a status.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Admission {
+    /// The worker was known, and is as free for work, or as bound, as before.
+    Steady,
     /// The worker was known.
-    Known,
+    Changed,
     /// It is new.
     New,
     /// It took the place of an older process of the same name.
@@ -59,7 +63,8 @@ impl Members {
             Some(member) if member.status.info.incarnation < info.incarnation => {
                 Admission::Replaced { incarnation: member.status.info.incarnation }
             }
-            Some(_) => Admission::Known,
+            Some(member) if is_steady(&member.status, &status) => Admission::Steady,
+            Some(_) => Admission::Changed,
             None if self.members.len() >= MAX_WORKERS => {
                 return Admission::Refused(format!(
                     "there are {MAX_WORKERS} workers already, which is the most"
@@ -67,7 +72,12 @@ impl Members {
             }
             None => Admission::New,
         };
-        self.members.insert(info.id.clone(), Member { status, seen_ms: now_ms });
+        let id = info.id.clone();
+        self.silence.insert((now_ms, id.clone()));
+        let before = self.members.insert(id.clone(), Member { status, seen_ms: now_ms });
+        if let Some(before) = before.filter(|before| before.seen_ms != now_ms) {
+            self.silence.remove(&(before.seen_ms, id));
+        }
         admission
     }
 
@@ -81,22 +91,36 @@ impl Members {
 
     /// Forgets a process; `false` when it is not here (any more).
     pub(super) fn remove(&mut self, worker: &WorkerId, incarnation: u64) -> bool {
-        let here = self.members.get(worker).is_some_and(|m| m.status.info.incarnation == incarnation);
-        if here {
-            self.members.remove(worker);
-        }
-        here
+        let Some(member) = self.members.get(worker).filter(|m| m.status.info.incarnation == incarnation)
+        else {
+            return false;
+        };
+        self.silence.remove(&(member.seen_ms, worker.clone()));
+        self.members.remove(worker);
+        true
     }
 
     /// Those whose lease has run out, in the order in which they fell silent.
     pub(super) fn expired(&self, now_ms: u64) -> Vec<(WorkerId, u64)> {
-        let mut silent: Vec<_> = self.members.values().filter(|m| m.seen_ms + LEASE_MS <= now_ms).collect();
-        silent.sort_by_key(|m| m.seen_ms);
-        silent.iter().map(|m| (m.status.info.id.clone(), m.status.info.incarnation)).collect()
+        let silent = self.silence.iter().take_while(|(seen_ms, _)| seen_ms + LEASE_MS <= now_ms);
+        silent
+            .filter_map(|(_, id)| Some((id.clone(), self.members.get(id)?.status.info.incarnation)))
+            .collect()
     }
 
     /// When the next lease runs out.
     pub(super) fn next_expiry_ms(&self) -> Option<u64> {
-        self.members.values().map(|m| m.seen_ms + LEASE_MS).min()
+        self.silence.first().map(|(seen_ms, _)| seen_ms + LEASE_MS)
     }
+}
+
+/// Whether a worker that said the one and then the other is as free for work, or as bound, as before. What else
+/// it says is of its own run alone: reports, what it saved, what it does and for how long.
+fn is_steady(before: &WorkerStatus, now: &WorkerStatus) -> bool {
+    standing(before) == standing(now)
+}
+
+fn standing(status: &WorkerStatus) -> impl PartialEq + '_ {
+    let WorkerStatus { info, generation, assignment_digest, phase, leaving, .. } = status;
+    (info, generation, assignment_digest, phase, leaving)
 }

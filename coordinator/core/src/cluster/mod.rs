@@ -91,6 +91,10 @@ pub struct Cluster {
     drains: BTreeMap<WorkerId, Drain>,
     /// Why all workers shall leave, once they shall.
     dismissed: Option<String>,
+    /// When jobs in the queue were last looked at.
+    looked_ms: u64,
+    /// Events that were more than a heartbeat.
+    news: u64,
 }
 
 impl Cluster {
@@ -102,10 +106,11 @@ impl Cluster {
         if let Some(epoch) = self.revisions.open() {
             out.push(Effect::Record(Entry::Started { epoch }));
         }
+        let mut steady = None;
         match event {
             Event::Submitted(submission) => self.submit(*submission, &mut out),
             Event::Prepared { job, result } => self.prepared(&job, result, &mut out),
-            Event::Seen { status } => self.seen(now_ms, status, &mut out),
+            Event::Seen { status } => steady = self.seen(now_ms, status, &mut out),
             Event::Lost { worker, incarnation, why } => self.lost(&worker, incarnation, &why, &mut out),
             Event::Cancelled { job, reason } => self.cancel(&job, &reason, &mut out),
             Event::Drain { worker, reason } => self.drain(&worker, &reason, &mut out),
@@ -113,15 +118,20 @@ impl Cluster {
             Event::Dismissed { reason } => self.dismiss(reason, &mut out),
             Event::Tick => self.expire(now_ms, &mut out),
         }
-        self.advance(now_ms, &mut out);
+        self.advance(steady.as_ref(), &mut out);
         out
+    }
+
+    /// Grows with every event after which a job may be shown in another way, beside its steps.
+    pub fn news(&self) -> u64 {
+        self.news
     }
 
     /// When [`Event::Tick`] is due, if nothing else happens before.
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let verdicts = self.runs.iter().filter_map(|run| run.deadline_ms(&self.members));
         // What is past has been looked at, and needs an event to change.
-        let queue = self.queue_deadlines_ms().filter(|due_ms| *due_ms > self.now_ms);
+        let queue = self.queue_deadlines_ms().filter(|due_ms| *due_ms > self.looked_ms);
         self.members.next_expiry_ms().into_iter().chain(verdicts).chain(queue).min()
     }
 
@@ -130,11 +140,18 @@ impl Cluster {
         self.runs.iter().map(|run| (run.job.as_str(), run.generation)).collect()
     }
 
-    /// Whatever can go on without waiting for anyone does so.
-    fn advance(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
-        let generations: Vec<_> = self.runs.iter().map(|run| run.generation).collect();
+    /// Whatever can go on without waiting for anyone does so. Most of what happens is that a worker says how it
+    /// is, and that this changes nothing for the queue: then only the run of this `steady` worker is looked at.
+    fn advance(&mut self, steady: Option<&WorkerId>, out: &mut Vec<Effect>) {
+        let now_ms = self.now_ms;
+        let concerned = |run: &&Run| steady.is_none_or(|worker| run.rank_of(worker).is_some());
+        let generations: Vec<_> = self.runs.iter().filter(concerned).map(|run| run.generation).collect();
         generations.into_iter().for_each(|generation| self.advance_run(now_ms, generation, out));
-        self.advance_queue(out);
+        if steady.is_none() || !out.is_empty() {
+            self.news += 1;
+            self.looked_ms = now_ms;
+            self.advance_queue(out);
+        }
     }
 
     /// The generation that the worker has a place in, whichever process goes by its name.
@@ -142,7 +159,8 @@ impl Cluster {
         self.runs.iter().find(|run| run.rank_of(worker).is_some())
     }
 
-    fn seen(&mut self, now_ms: u64, status: WorkerStatus, out: &mut Vec<Effect>) {
+    /// Takes in what a worker says; returns the worker where it is as free for work, or as bound, as before.
+    fn seen(&mut self, now_ms: u64, status: WorkerStatus, out: &mut Vec<Effect>) -> Option<WorkerId> {
         let worker = status.info.id.clone();
         let incarnation = status.info.incarnation;
         match self.members.admit(now_ms, status.clone()) {
@@ -153,7 +171,11 @@ impl Cluster {
                 );
                 out.push(Effect::Notice(notice(Weight::Warning, text).about_worker(&worker)));
                 out.push(Effect::Refuse { worker, incarnation, reason });
-                return;
+                return None;
+            }
+            Admission::Steady => {
+                self.observe(now_ms, &status, out);
+                return Some(worker);
             }
             Admission::Replaced { incarnation: older } => {
                 self.drains.remove(&worker);
@@ -161,9 +183,10 @@ impl Cluster {
                 self.welcome(&status, out);
             }
             Admission::New => self.welcome(&status, out),
-            Admission::Known => {}
+            Admission::Changed => {}
         }
         self.observe(now_ms, &status, out);
+        None
     }
 
     fn welcome(&mut self, status: &WorkerStatus, out: &mut Vec<Effect>) {

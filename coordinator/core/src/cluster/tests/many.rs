@@ -34,13 +34,19 @@ pub(super) fn line() -> impl Strategy<Value = String> {
     ]
 }
 
-/// A cluster to which these lines happened, each after a pause, and its journal.
-pub(super) fn history(lines: &[(u64, String)]) -> (Cluster, Vec<Entry>) {
+/// A cluster with four jobs, and its journal.
+fn opened() -> (Cluster, Vec<Entry>) {
     let mut cluster = Cluster::default();
     let mut journal = Vec::new();
     for policy in ["", "wait", "wait priority=1", "shrink"] {
         journal.extend(tell_to(&mut cluster, &format!("0 submit demo {policy} pp=2 steps=4")).1);
     }
+    (cluster, journal)
+}
+
+/// A cluster to which these lines happened, each after a pause, and its journal.
+pub(super) fn history(lines: &[(u64, String)]) -> (Cluster, Vec<Entry>) {
+    let (mut cluster, mut journal) = opened();
     let mut now_ms = 0;
     for (pause_ms, line) in lines {
         now_ms += pause_ms;
@@ -108,5 +114,23 @@ proptest! {
         let replayed = Cluster::replay(journal);
         let again: Vec<_> = replayed.jobs().iter().map(|j| (j.job.clone(), j.generation, j.state.is_over())).collect();
         prop_assert_eq!(known, again);
+    }
+
+    /// Whoever waits has been looked at, though not each event makes a look at all.
+    #[test]
+    fn nobody_waits_for_an_event_that_has_been(lines in prop::collection::vec((0u64..900, line()), 0..120)) {
+        let mut cluster = opened().0;
+        let mut now_ms = 0;
+        for (pause_ms, line) in lines {
+            now_ms += pause_ms;
+            tell_to(&mut cluster, &format!("{now_ms} {line}"));
+            if cluster.next_deadline_ms().is_some_and(|due_ms| due_ms <= now_ms) {
+                continue;
+            }
+            let (before, mut out) = (cluster.jobs(), Vec::new());
+            let mut again = cluster.clone();
+            again.advance_queue(&mut out);
+            prop_assert_eq!((out, again.jobs()), (vec![], before));
+        }
     }
 }
