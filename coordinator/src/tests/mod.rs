@@ -1,6 +1,8 @@
 //! The coordinator in this process, with its real network and workers that compute nothing.
 
 mod fake;
+mod network;
+mod proxy;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
