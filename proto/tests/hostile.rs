@@ -88,7 +88,7 @@ fn check(bytes: &[u8]) -> Result<(), WireError> {
     if let Ok(Ok(desired)) = &wanted {
         Desired::try_from(wire::Desired::from(desired.clone())).unwrap();
     }
-    said.unwrap_or_else(|_| Err(WireError::Missing("all"))).map(drop)
+    said.unwrap_or(Err(WireError::Missing("all"))).map(drop)
 }
 
 proptest! {

@@ -49,8 +49,10 @@ impl Trouble {
 }
 
 /// How many connections suffer before the network is well again: fewer for all workers of a run than the
-/// tries that it has.
-const SUFFERING: u64 = 3;
+/// tries that it has. A half-open one takes five seconds to be noticed.
+fn suffering(trouble: Trouble) -> u64 {
+    if matches!(trouble, Trouble::HalfOpen { .. }) { 1 } else { 3 }
+}
 
 /// Pieces that may be on their way in one direction.
 const MAX_PIECES: usize = 1024;
@@ -75,7 +77,7 @@ impl Proxy {
             let mut connections = JoinSet::new();
             for n in 0.. {
                 let Ok((from, _)) = listener.accept().await else { return };
-                let trouble = Some(trouble).filter(|_| n < SUFFERING);
+                let trouble = Some(trouble).filter(|_| n < suffering(trouble));
                 connections.spawn(connection(from, to, trouble, seed ^ n << 32));
             }
         });
