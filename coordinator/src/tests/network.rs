@@ -49,7 +49,7 @@ async fn run(seed: u64) -> (Trouble, u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_run_is_lost_to_a_bad_network_and_every_call_ends() {
     let seeds = if std::env::var_os("COXSWAIN_LONG_TESTS").is_some() { 20 * AT_ONCE } else { AT_ONCE };
-    let mut generations = BTreeMap::new();
+    let mut generations: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for first in (0..seeds).step_by(AT_ONCE as usize) {
         let mut runs = JoinSet::new();
         for seed in first..first + AT_ONCE {
@@ -58,7 +58,7 @@ async fn no_run_is_lost_to_a_bad_network_and_every_call_ends() {
         while let Some(ended) = runs.join_next().await {
             let (trouble, generation) = ended.unwrap();
             let kind = format!("{trouble:?}").split(' ').next().unwrap_or_default().to_owned();
-            generations.entry(kind).or_insert_with(Vec::new).push(generation);
+            generations.entry(kind).or_default().push(generation);
         }
     }
     println!("generations that the runs took: {generations:?}");
