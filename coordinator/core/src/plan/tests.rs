@@ -185,6 +185,7 @@ fn json_has_the_facts_of_the_print() {
               "holds": "embed layers 0..2",
               "memory": {
                 "activations_bytes": 1335296,
+                "copies_bytes": 0,
                 "gradients_bytes": 1019392,
                 "logits_bytes": 0,
                 "optimizer_bytes": 1019392,
@@ -233,6 +234,7 @@ fn json_has_the_facts_of_the_print() {
               "holds": "layers 2..4 head",
               "memory": {
                 "activations_bytes": 700416,
+                "copies_bytes": 0,
                 "gradients_bytes": 1019904,
                 "logits_bytes": 263680,
                 "optimizer_bytes": 1019904,

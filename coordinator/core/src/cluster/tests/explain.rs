@@ -80,7 +80,8 @@ fn a_straggler_is_named_and_withdrawn() {
             print.push_str(&tell_to(&mut cluster, "700 explain demo-1").0);
         }
     }
-    let told: Vec<_> = print.lines().filter(|line| line.starts_with("    ")).collect();
+    let told = print.lines().filter(|line| line.is_empty() || line.starts_with("    "));
+    let told: Vec<_> = told.map(str::trim_start).collect();
     expect![[r#"
             record noted straggler
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) is a straggler: it computes 1.9 times as long as its peers

@@ -293,7 +293,8 @@ pub(super) fn tell_to(cluster: &mut Cluster, story: &str) -> (String, Vec<Entry>
             "desired" => print.push_str(&format!("    {}\n", desired_text(cluster, words[0]))),
             "explain" => {
                 let text = cluster.explain(words[0]).unwrap();
-                text.lines().for_each(|line| print.push_str(&format!("    {line}\n")));
+                let indented = text.lines().map(|line| format!("    {line}"));
+                indented.for_each(|line| print.push_str(&format!("{}\n", line.trim_end())));
             }
             "deadline" => print.push_str(&format!("    {:?}\n", cluster.next_deadline_ms())),
             "jobs" => {
