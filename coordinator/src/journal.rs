@@ -108,7 +108,8 @@ impl Journal {
 
     /// Writes an entry down with the time; when this returns it survives a crash.
     pub(crate) fn append(&mut self, entry: &Entry, at_ms: u64) -> Result<(), JournalError> {
-        let line = encode(entry, at_ms).map_err(|source| JournalError::Io { path: self.path.clone(), source })?;
+        let line =
+            encode(entry, at_ms).map_err(|source| JournalError::Io { path: self.path.clone(), source })?;
         self.write(&line)
     }
 

@@ -58,6 +58,8 @@ fn journal(count: usize) -> String {
             ranks: (0..2).map(rank).collect(),
             threads: 1,
             from: Step(0),
+            revision: 1,
+            layout: None,
         },
     ];
     for step in (1..).map(|n| Step(n * 5)).take(count / 2 - 1) {

@@ -91,7 +91,8 @@ impl<'a> Later<'a> {
     /// The entry as it is kept, if it is needed.
     fn needs(&mut self, entry: &'a Entry) -> Option<Entry> {
         if let Entry::Drained { worker, .. } = entry {
-            let newest = self.known.cluster.drains.contains_key(worker) && self.set.insert(Place::Drain(worker));
+            let newest =
+                self.known.cluster.drains.contains_key(worker) && self.set.insert(Place::Drain(worker));
             return newest.then(|| entry.clone());
         }
         let (job, fields) = sets(entry).filter(|(job, _)| self.known.jobs.contains(*job))?;
