@@ -1,6 +1,9 @@
 //! Workers that compute nothing and say what real ones would say.
 
 use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,10 +45,6 @@ const SLACK: Duration = Duration::from_secs(3);
 
 /// What all workers of a test were given: the digest of each generation's ranks.
 pub(crate) type Given = Arc<Mutex<BTreeMap<(u64, u32), String>>>;
-
-/// What ranks have seen of wishes when they close a step, by the run's folder, generation and step, and by
-/// rank: they tell each other without a coordinator.
-static VOTES: Mutex<BTreeMap<(String, u64, u64), BTreeMap<u32, u64>>> = Mutex::new(BTreeMap::new());
 
 /// Why a stream ended.
 enum End {
@@ -216,13 +215,18 @@ impl Worker {
     }
 
     /// Closes a step as ranks do: the least number of a wish that any of them has seen rules. `None` while
-    /// a vote is missing.
+    /// a vote is missing. Ranks, which may be processes, tell each other in a folder, without a coordinator.
     fn close(&self, assignment: &Assignment) -> Option<u64> {
-        let key = (assignment.directory.clone(), assignment.generation.0, self.status.step.next().0);
         let newest = self.wishes.last()?.0;
-        let mut votes = VOTES.lock().unwrap();
-        let votes = votes.entry(key).or_default();
-        votes.entry(assignment.rank.0).or_insert(newest);
+        let folder = PathBuf::from(format!("{}.votes", assignment.directory));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join(format!("g{}-{}", assignment.generation, self.status.step.next()));
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).unwrap();
+        let mut votes = read_votes(&mut file);
+        if !votes.contains_key(&assignment.rank.0) {
+            file.write_all(format!("{} {newest}\n", assignment.rank).as_bytes()).unwrap();
+            votes = read_votes(&mut file);
+        }
         votes.values().min().copied().filter(|_| votes.len() == assignment.world as usize)
     }
 
@@ -253,6 +257,14 @@ impl Worker {
             status.phase = Phase::Done;
         }
     }
+}
+
+fn read_votes(file: &mut File) -> BTreeMap<u32, u64> {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file.read_to_string(&mut text).unwrap();
+    let votes = text.lines().map(|line| line.split_once(' ').unwrap());
+    votes.map(|(rank, vote)| (rank.parse().unwrap(), vote.parse().unwrap())).collect()
 }
 
 fn idle(info: WorkerInfo) -> WorkerStatus {
