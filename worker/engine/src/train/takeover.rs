@@ -46,8 +46,19 @@ pub(super) fn take_up(
     let rosters: Vec<Roster> = share(links, &roster, "finding out what the ranks hold")?;
     let least = a.resume.as_ref().map_or(0, |resume| resume.step.0);
     match decide(&rosters, least) {
-        Some(decision) => hand_over(a, links, &decision, remains.as_mut(), &mut state)?,
+        Some(decision) => {
+            hand_over(a, links, &decision, remains.as_mut(), &mut state)?;
+            // From here on everything is held as often again as it shall be; nobody trains before.
+            let all = links.close(&[0.0], 1, |_| vec![0.0]).doing(|| "ending the handover".to_owned());
+            if let Err(error) = all {
+                // This rank has all that it needs, and may be the only one that does.
+                *remains = Some(state);
+                return Err(error);
+            }
+        }
         None => {
+            let held: Vec<_> =
+                rosters.iter().map(|roster| (roster.mark, roster.voted, roster.closed)).collect();
             // Its tensors may be the very ones that are filled now.
             *remains = None;
             state.trainer = load(a, directory, runtime, links, &state)?;
@@ -105,8 +116,6 @@ fn hand_over(
         }
     }
     carry(&decision.moves, links, remains.as_deref(), state)?;
-    // From here on everything is held as often again as it shall be; nobody trains before.
-    links.close(&[0.0], 1, |_| vec![0.0]).doing(|| "ending the handover".to_owned())?;
     state.trainer = Trainer::decode(&will.trainer)
         .ok_or_else(|| EngineError::Other("the trainer's numbers are not readable".to_owned()))?;
     (state.mark, state.closed) = (decision.mark, closed);
