@@ -102,7 +102,10 @@ pub(crate) async fn tell(
             return;
         }
     }
-    while follow {
+    if !follow {
+        return;
+    }
+    loop {
         let line = match news.recv().await {
             Ok(line) => line,
             // Too slow for all of them: go on with the newest.
