@@ -1,9 +1,15 @@
 //! How a client reaches the coordinator. Each channel has a connect time-out, a deadline and
 //! keep-alive probes; each client and server has the message bound. Trying again is the caller's.
 
-use tonic::transport::{Channel, Endpoint};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::limits;
+use crate::tls::client::{Transport, explain, tls_error};
+use crate::wire::access_client::AccessClient;
+use crate::wire::access_server::{Access, AccessServer};
 use crate::wire::cluster_client::ClusterClient;
 use crate::wire::cluster_server::{Cluster, ClusterServer};
 use crate::wire::jobs_client::JobsClient;
@@ -13,12 +19,12 @@ use crate::wire::jobs_server::{Jobs, JobsServer};
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The address makes no sense.
-    #[error("`{url}` is no coordinator address ({source}); write it as http://HOST:PORT")]
+    #[error("`{url}` is no coordinator address ({why}); write it as HOST:PORT")]
     Address {
         /// What was given.
         url: String,
         /// What is wrong with it.
-        source: tonic::transport::Error,
+        why: String,
     },
     /// Nobody answers there.
     #[error("no coordinator answers at {url}: {why}; is `coxswain serve` running there?")]
@@ -30,27 +36,81 @@ pub enum ConnectError {
         /// The whole of it.
         source: tonic::transport::Error,
     },
+    /// Somebody answers, whom this caller does not trust or who does not speak TLS.
+    #[error("no secure connection to {url}: {why}")]
+    Insecure {
+        /// What was tried.
+        url: String,
+        /// What is wrong, and what to do about it.
+        why: String,
+    },
 }
 
-/// A channel to the coordinator at `url`, such as `http://127.0.0.1:7070`; `http://` may be left out.
+/// A channel to a coordinator that speaks plain text, as those on one machine do.
+pub async fn connect(url: &str) -> Result<Channel, ConnectError> {
+    connect_over(url, &Transport::Plain).await
+}
+
+/// A channel to the coordinator at `url`: `HOST:PORT`, which with credentials means `https://` and
+/// without them `http://`. An address that says the other of the two is refused.
 ///
 /// Returns when the connection stands. A channel whose connection breaks connects again with the
 /// next call.
-pub async fn connect(url: &str) -> Result<Channel, ConnectError> {
-    let full = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-    let endpoint = Endpoint::from_shared(full)
-        .map_err(|source| ConnectError::Address { url: url.to_owned(), source })?
+pub async fn connect_over(url: &str, transport: &Transport) -> Result<Channel, ConnectError> {
+    let address = |why: String| ConnectError::Address { url: url.to_owned(), why };
+    let place = match (url.split_once("://"), transport) {
+        (None, _) => url,
+        (Some(("http", place)), Transport::Plain) | (Some(("https", place)), Transport::Tls(_)) => place,
+        (Some(("http", _)), Transport::Tls(_)) => {
+            let why = "http:// is plain text, and there are credentials for TLS: say https://, or leave them out";
+            return Err(ConnectError::Insecure { url: url.to_owned(), why: why.to_owned() });
+        }
+        (Some(("https", _)), Transport::Plain) => {
+            let why = "https:// needs credentials: --tls-dir or COXSWAIN_TLS_DIR, the folder that `coxswain certs` \
+                       made, or a join token for a worker";
+            return Err(ConnectError::Insecure { url: url.to_owned(), why: why.to_owned() });
+        }
+        (Some((scheme, _)), _) => return Err(address(format!("the scheme {scheme} is not known"))),
+    };
+    // TLS is made below by the connector, so that HTTP sees a plain connection in both cases.
+    let endpoint = Endpoint::from_shared(format!("http://{place}"))
+        .map_err(|error| address(error.to_string()))?
         .connect_timeout(limits::CONNECT_TIMEOUT)
         .timeout(limits::RPC_DEADLINE)
         .http2_keep_alive_interval(limits::KEEPALIVE_INTERVAL)
         .keep_alive_timeout(limits::KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .tcp_nodelay(true);
-    endpoint.connect().await.map_err(|source| ConnectError::Unreachable {
-        url: url.to_owned(),
-        why: innermost(&source),
-        source,
+    let connected = match transport {
+        Transport::Plain => endpoint.connect().await,
+        Transport::Tls(tls) => {
+            let tls = tls.clone();
+            let connector = tower::service_fn(move |uri: Uri| {
+                let tls = tls.clone();
+                async move {
+                    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+                    let connecting = tls.connect(host, uri.port_u16().unwrap_or(DEFAULT_PORT));
+                    within(limits::CONNECT_TIMEOUT, connecting).await.map(TokioIo::new)
+                }
+            });
+            endpoint.connect_with_connector(connector).await
+        }
+    };
+    connected.map_err(|source| match tls_error(&source) {
+        Some(error) => ConnectError::Insecure { url: url.to_owned(), why: explain(error) },
+        None => ConnectError::Unreachable { url: url.to_owned(), why: innermost(&source), source },
     })
+}
+
+/// The port of an address that names none.
+const DEFAULT_PORT: u16 = 7070;
+
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = std::io::Result<T>>,
+) -> std::io::Result<T> {
+    let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "the connection did not come about in time");
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(late()))
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {
@@ -73,6 +133,20 @@ pub fn jobs_client(channel: Channel) -> JobsClient<Channel> {
     JobsClient::new(channel)
         .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(limits::MAX_REQUEST_BYTES)
+}
+
+/// A client of the service that gives certificates.
+pub fn access_client(channel: Channel) -> AccessClient<Channel> {
+    AccessClient::new(channel)
+        .max_decoding_message_size(limits::MAX_ACCESS_BYTES)
+        .max_encoding_message_size(limits::MAX_ACCESS_BYTES)
+}
+
+/// The service that gives certificates.
+pub fn access_server<T: Access>(service: T) -> AccessServer<T> {
+    AccessServer::new(service)
+        .max_decoding_message_size(limits::MAX_ACCESS_BYTES)
+        .max_encoding_message_size(limits::MAX_ACCESS_BYTES)
 }
 
 /// The workers' service.

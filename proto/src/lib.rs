@@ -5,10 +5,12 @@
 //! - [`convert`]: wire messages to checked types and back.
 //! - [`limits`]: the bounds that both ends of a call must share.
 //! - [`channel`]: how a client reaches the coordinator, with those bounds in place.
+//! - [`tls`]: transport security as those who call see it.
 
 pub mod channel;
 pub mod convert;
 pub mod limits;
+pub mod tls;
 
 /// The messages, clients and servers of package `coxswain.v1`; see the .proto files.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -16,5 +18,11 @@ pub mod wire {
     tonic::include_proto!("coxswain.v1");
 }
 
-pub use channel::{ConnectError, cluster_client, cluster_server, connect, jobs_client, jobs_server};
+/// The path of every call of the .proto files, such as `/coxswain.v1.Jobs/List`.
+pub const RPCS: &[&str] = include!(concat!(env!("OUT_DIR"), "/rpcs.rs"));
+
+pub use channel::{
+    ConnectError, access_client, access_server, cluster_client, cluster_server, connect, connect_over,
+    jobs_client, jobs_server,
+};
 pub use convert::WireError;

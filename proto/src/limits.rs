@@ -19,6 +19,10 @@ pub const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// one message.
 pub const MAX_INFO_BYTES: [usize; 4] = [128, 256, 64, 256];
 
+/// The most bytes of a message about certificates: a request or a certificate has about one KiB, and
+/// the one call that needs no certificate is among them.
+pub const MAX_ACCESS_BYTES: usize = 16 << 10;
+
 /// How long a call may take until its reply (for a stream: until it is accepted). Longer than
 /// [`MAX_STORE_WAIT_MS`] plus an fsync on a busy disk; within the ten seconds in which a run whose
 /// coordinator went away has to end.

@@ -1,0 +1,106 @@
+//! A token, or an older certificate, for a certificate. The key is made here and stays here: what
+//! travels is a request that holds its public half.
+
+use std::time::Duration;
+
+use rcgen::{CertificateParams, KeyPair};
+use tonic::Status;
+use tonic::transport::Channel;
+
+use super::client::{ClientTls, TlsError, Transport, why};
+use super::credentials::{Credentials, Secret};
+use super::token::{JoinToken, ca_hash};
+use crate::wire::access_client::AccessClient;
+use crate::{ConnectError, access_client, connect_over, wire};
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrollError {
+    /// The coordinator could not be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// It says no.
+    #[error("{}", why(.0).unwrap_or_else(|| .0.message().to_owned()))]
+    Refused(Box<Status>),
+    /// No key or request can be made.
+    #[error("a key and a certificate request cannot be made: {0}")]
+    Key(#[from] rcgen::Error),
+    /// What came back cannot be used.
+    #[error("the coordinator's answer cannot be used: {0}")]
+    Reply(#[from] TlsError),
+}
+
+impl From<Status> for EnrollError {
+    fn from(status: Status) -> EnrollError {
+        EnrollError::Refused(Box::new(status))
+    }
+}
+
+/// A certificate that has just been signed.
+#[derive(Clone, Debug)]
+pub struct Enrolled {
+    /// What to call with.
+    pub credentials: Credentials,
+    /// How long the certificate lives.
+    pub lives: Duration,
+}
+
+/// A key that was made here, and the request for its certificate.
+struct Asking {
+    key: Secret,
+    request: String,
+}
+
+impl Asking {
+    fn new() -> Result<Asking, EnrollError> {
+        let key = KeyPair::generate()?;
+        let request = CertificateParams::default().serialize_request(&key)?.pem()?;
+        Ok(Asking { key: Secret::new(key.serialize_pem()), request })
+    }
+
+    fn take(self, reply: wire::CertificateReply) -> Enrolled {
+        let wire::CertificateReply { chain, ca, lives_s } = reply;
+        let credentials = Credentials { ca, chain, key: self.key };
+        Enrolled { credentials, lives: Duration::from_secs(lives_s) }
+    }
+}
+
+/// Exchanges a token for a certificate for `name`.
+pub async fn join(url: &str, token: &JoinToken, name: &str) -> Result<Enrolled, EnrollError> {
+    let tls = ClientTls::pinned(token.ca_hash())?;
+    let channel = connect_over(url, &Transport::Tls(tls)).await?;
+    let asking = Asking::new()?;
+    let request = wire::JoinRequest {
+        token: token.spoken().expose().to_owned(),
+        name: name.to_owned(),
+        request: asking.request.clone(),
+    };
+    let reply = access_client(channel).join(request).await?.into_inner();
+    let ca = super::client::certificates("the CA", &reply.ca)?;
+    if ca.iter().any(|ca| ca_hash(ca) != token.ca_hash()) {
+        let why = "its hash is not the token's".to_owned();
+        return Err(TlsError::Pem { what: "the CA", why }.into());
+    }
+    Ok(asking.take(reply))
+}
+
+/// A newer certificate for the one that `channel` shows.
+pub async fn renew(channel: Channel) -> Result<Enrolled, EnrollError> {
+    let asking = Asking::new()?;
+    let request = wire::RenewRequest { request: asking.request.clone() };
+    let reply = access_client(channel).renew(request).await?.into_inner();
+    Ok(asking.take(reply))
+}
+
+/// The certificate of a member of one generation, for the connections that carry its tensors.
+pub async fn group(
+    mut client: AccessClient<Channel>,
+    job: &str,
+    generation: u64,
+) -> Result<Credentials, EnrollError> {
+    let asking = Asking::new()?;
+    let request =
+        wire::GroupCertificateRequest { job: job.to_owned(), generation, request: asking.request.clone() };
+    let reply = client.group_certificate(request).await?.into_inner();
+    Ok(asking.take(reply).credentials)
+}
