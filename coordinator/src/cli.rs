@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use coxswain_proto::tls::TlsArgs;
 
+use crate::tls::certs;
 use crate::{client, local, models, serve, up, verify};
 
 /// The command did what it should; a run is done.
@@ -48,6 +50,7 @@ Examples:
   coxswain serve --data-dir /var/lib/coxswain            a coordinator for workers and jobs to come
   coxswain submit job.yaml --directory /shared/run-1     hand it a job
   coxswain status
+  coxswain certs init --dir tls --host 10.0.0.1          certificates, for calls from other machines
 
 Exit codes:
   0  done
@@ -132,6 +135,12 @@ Exit codes:
   1  failed
   2  bad input")]
     Events(client::Events),
+    /// Make and get certificates: who may call the coordinator.
+    #[command(after_help = EXIT_CODES)]
+    Certs(certs::Certs),
+    /// Make a join token: who may get a certificate.
+    #[command(after_help = EXIT_CODES)]
+    Token(certs::Token),
     /// Show who would do what, and start nothing.
     #[command(after_help = "\
 Example:
@@ -209,8 +218,10 @@ Exit codes:
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Coordinator {
     /// The coordinator's address.
-    #[arg(long, value_name = "URL", env = "COXSWAIN_COORDINATOR", default_value = "http://127.0.0.1:7070")]
+    #[arg(long, value_name = "URL", env = "COXSWAIN_COORDINATOR", default_value = "127.0.0.1:7070")]
     pub(crate) coordinator: String,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
 }
 
 /// A job file and changes to it.
@@ -236,6 +247,8 @@ pub(crate) async fn run(command: Command) -> u8 {
         Command::Drain(args) => client::drain(args).await,
         Command::Explain(args) => client::explain(args).await,
         Command::Events(args) => client::events(args).await,
+        Command::Certs(args) => certs::certs(args).await,
+        Command::Token(args) => certs::token(args).await,
         Command::Plan(args) => local::plan(&args),
         Command::Verify(args) => verify::verify(args).await,
         Command::Generate(args) => local::generate(args).await,

@@ -7,7 +7,9 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use coxswain_proto::wire::job_event::Event;
 use coxswain_proto::wire::jobs_client::JobsClient;
-use coxswain_proto::{connect, jobs_client, wire};
+use coxswain_proto::tls::{Transport, why};
+use coxswain_proto::wire::access_client::AccessClient;
+use coxswain_proto::{access_client, connect_over, jobs_client, wire};
 use coxswain_types::status::StepReport;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -89,17 +91,20 @@ pub(crate) async fn submit(args: Submit) -> Result<(), Failure> {
         directory: path_text(&directory)?,
         sets: job.sets,
     };
-    let reply = jobs(&args.coordinator).await?.submit(request).await.map_err(refused)?;
+    let reply = jobs(&args.coordinator).await?.submit(request).await;
+    let reply = reply.map_err(|status| refused(&args.coordinator, status))?;
     output::write(&format!("{}\n", reply.into_inner().job)).map(drop)
 }
 
 pub(crate) async fn status(args: Coordinator) -> Result<(), Failure> {
-    let list = jobs(&args).await?.list(wire::ListRequest {}).await.map_err(refused)?;
+    let list = jobs(&args).await?.list(wire::ListRequest {}).await;
+    let list = list.map_err(|status| refused(&args, status))?;
     output::write(&views::tables(&list.into_inner()).to_string()).map(drop)
 }
 
 pub(crate) async fn watch(args: Watch) -> Result<(), Failure> {
     let request = wire::WatchRequest { job: args.job.clone() };
+    let refused = |status| refused(&args.coordinator, status);
     let mut events = jobs(&args.coordinator).await?.watch(request).await.map_err(refused)?.into_inner();
     while let Some(event) = events.message().await.map_err(refused)? {
         match event.event {
@@ -128,7 +133,8 @@ pub(crate) async fn watch(args: Watch) -> Result<(), Failure> {
 
 pub(crate) async fn cancel(args: Cancel) -> Result<(), Failure> {
     let request = wire::CancelRequest { job: args.job.clone(), reason: "a user cancelled it".to_owned() };
-    jobs(&args.coordinator).await?.cancel(request).await.map_err(refused)?;
+    let cancelled = jobs(&args.coordinator).await?.cancel(request).await;
+    cancelled.map_err(|status| refused(&args.coordinator, status))?;
     eprintln!("{} is cancelled", args.job);
     Ok(())
 }
@@ -136,14 +142,16 @@ pub(crate) async fn cancel(args: Cancel) -> Result<(), Failure> {
 pub(crate) async fn drain(args: Drain) -> Result<(), Failure> {
     let Drain { worker, reason, coordinator } = args;
     let request = wire::DrainRequest { worker: worker.clone(), reason };
-    jobs(&coordinator).await?.drain(request).await.map_err(refused)?;
+    let drained = jobs(&coordinator).await?.drain(request).await;
+    drained.map_err(|status| refused(&coordinator, status))?;
     eprintln!("{worker} ends as soon as its place is empty; `coxswain status` shows it until then");
     Ok(())
 }
 
 pub(crate) async fn explain(args: Explain) -> Result<(), Failure> {
     let request = wire::ExplainRequest { job: args.job };
-    let reply = jobs(&args.coordinator).await?.explain(request).await.map_err(refused)?;
+    let reply = jobs(&args.coordinator).await?.explain(request).await;
+    let reply = reply.map_err(|status| refused(&args.coordinator, status))?;
     output::write(&reply.into_inner().text).map(drop)
 }
 
@@ -158,6 +166,7 @@ pub(crate) async fn events(args: Events) -> Result<(), Failure> {
         return Ok(());
     }
     let request = wire::EventsRequest { job, follow };
+    let refused = |status| refused(&coordinator, status);
     let mut stream = jobs(&coordinator).await?.events(request).await.map_err(refused)?.into_inner();
     while let Some(happening) = stream.message().await.map_err(refused)? {
         if !output::write(&events::Line::from(happening).json()?)? {
@@ -168,17 +177,40 @@ pub(crate) async fn events(args: Events) -> Result<(), Failure> {
 }
 
 async fn jobs(args: &Coordinator) -> Result<JobsClient<Channel>, Failure> {
-    let channel = connect(&args.coordinator).await.map_err(|error| match error {
-        coxswain_proto::ConnectError::Address { .. } => Failure::Input(error.to_string()),
-        // The chain behind it says the same once more.
-        coxswain_proto::ConnectError::Unreachable { .. } => Failure::Failed(anyhow!("{error}")),
-    })?;
-    Ok(jobs_client(channel))
+    Ok(jobs_client(channel(args).await?))
 }
 
-fn refused(status: Status) -> Failure {
+/// A client of the service that gives certificates.
+pub(crate) async fn access(args: &Coordinator) -> Result<AccessClient<Channel>, Failure> {
+    Ok(access_client(channel(args).await?))
+}
+
+async fn channel(args: &Coordinator) -> Result<Channel, Failure> {
+    use coxswain_proto::ConnectError;
+    let transport = args.tls.transport().map_err(|error| Failure::Input(error.to_string()))?;
+    connect_over(&args.coordinator, &transport).await.map_err(|error| match error {
+        ConnectError::Address { .. } => Failure::Input(error.to_string()),
+        // The chain behind it says the same once more.
+        ConnectError::Unreachable { .. } | ConnectError::Insecure { .. } => Failure::Failed(anyhow!("{error}")),
+    })
+}
+
+/// Why a call was refused, or failed below HTTP.
+pub(crate) fn refused(args: &Coordinator, status: Status) -> Failure {
+    if let Some(why) = why(&status) {
+        return Failure::Failed(anyhow!("no secure connection to {}: {why}", args.coordinator));
+    }
     let message = status.message().to_owned();
     match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted => Failure::Failed(anyhow!(message)),
+        // A coordinator with certificates hangs up on plain text.
+        Code::Unavailable | Code::Unknown if matches!(args.tls.transport(), Ok(Transport::Plain)) => {
+            Failure::Failed(anyhow!(
+                "the coordinator at {} hangs up ({message}); if it has certificates, name the folder of yours by \
+                 --tls-dir or COXSWAIN_TLS_DIR",
+                args.coordinator
+            ))
+        }
         Code::InvalidArgument | Code::NotFound => Failure::Input(message),
         Code::FailedPrecondition => Failure::Failed(anyhow!(message)),
         code => {

@@ -5,6 +5,8 @@
 //! - [`cli`]: the commands; [`serve`], [`up`], [`client`], [`local`], [`verify`]: what each of
 //!   them does.
 //! - [`service`]: gRPC in and out; [`views`]: jobs and workers as they are shown.
+//! - [`auth`]: who calls and what they may do; [`tls`]: certificates and connections; [`access`]: the
+//!   service that gives certificates.
 //! - [`driver`]: the one task that owns the cluster's state; [`handle`]: the way to it.
 //! - [`journal`]: what survives a restart; [`events`]: that, for people and programs; [`store`]: the rendezvous of a generation's ranks.
 //! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder.
@@ -12,6 +14,8 @@
 //! - [`workers`]: the worker processes of `up`; [`progress`], [`telemetry`]: what people see;
 //!   [`output`]: what programs read.
 
+mod access;
+mod auth;
 mod cli;
 mod client;
 mod curve;
@@ -30,6 +34,7 @@ mod serve;
 mod service;
 mod store;
 mod telemetry;
+mod tls;
 mod up;
 mod verify;
 mod views;

@@ -7,6 +7,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::Failure;
+use crate::service::{Port, Secure};
 use crate::{driver, service};
 
 #[derive(Debug, Args)]
@@ -17,14 +18,21 @@ pub(crate) struct Serve {
     /// The coordinator's folder: its journal, from which it knows its jobs after a restart.
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
+    /// The folder that `coxswain certs init` made: calls are encrypted, and need a certificate of its CA.
+    #[arg(long, value_name = "DIR")]
+    tls_dir: Option<PathBuf>,
     /// Allow an address that other machines can reach, though calls are neither encrypted nor
     /// authenticated.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tls_dir")]
     insecure_network: bool,
 }
 
 pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
-    let listener = service::listen(&args.listen, args.insecure_network)
+    let secure = match &args.tls_dir {
+        Some(folder) => Some(Secure::open(folder).map_err(|error| Failure::Input(format!("{error:#}")))?),
+        None => None,
+    };
+    let listener = service::listen(&args.listen, args.insecure_network || secure.is_some())
         .await
         .map_err(|error| Failure::Input(format!("{error:#}")))?;
     let address = listener.local_addr().context("the listening address")?;
@@ -34,8 +42,9 @@ pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
     if args.insecure_network {
         tracing::warn!("--insecure-network: whoever reaches {address} can read and stop every run");
     }
+    let port = Port { listener, secure };
     tokio::select! {
-        served = service::serve(listener, handle, store, std::future::pending()) => served?,
+        served = service::serve_on(port, handle, store, std::future::pending()) => served?,
         ended = &mut driver => ended.context("the coordinator's own task")??,
         name = signalled => tracing::info!("{name}: ending; workers go on for a while, and a coordinator on this journal takes up their run"),
     }

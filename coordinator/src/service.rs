@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,22 +10,27 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{self, Event};
-use coxswain_proto::{cluster_server, jobs_server, limits, wire};
+use coxswain_proto::{access_server, cluster_server, jobs_server, limits, wire};
 use coxswain_types::ids::{Generation, WorkerId};
 use coxswain_types::status::{Desired, WorkerStatus};
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::access::{AccessService, Security};
+use crate::auth::Caller;
+use crate::auth::layer::Authorize;
 use crate::events;
 use crate::handle::{Ending, Handle, Request as Ask};
 use crate::job;
 use crate::store::{Store, StoreError};
+use crate::tls::accept::{Bounds, Gate, connections};
+use crate::tls::config::Folder;
 use crate::views;
 
 // Both sides of the network must mean the same by a lease.
@@ -35,15 +41,54 @@ const MAX_CALLS: u32 = 256;
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Serves both services on `listener` until `end` is ready.
+/// What makes a port secure.
+pub(crate) struct Secure {
+    tls: Arc<ServerConfig>,
+    security: Arc<Security>,
+}
+
+impl Secure {
+    /// Opens what `coxswain certs init` made.
+    pub(crate) fn open(folder: &Path) -> Result<Secure> {
+        Secure::of(Folder::open(folder).context("--tls-dir")?)
+    }
+
+    pub(crate) fn of(folder: Folder) -> Result<Secure> {
+        let tls = folder.server_config()?;
+        Ok(Secure { tls, security: Arc::new(Security::new(folder.authority)) })
+    }
+}
+
+/// Where calls come in.
+pub(crate) struct Port {
+    pub(crate) listener: TcpListener,
+    /// Without it, whoever reaches the port may do everything.
+    pub(crate) secure: Option<Secure>,
+}
+
+/// Serves all services on `listener`, in plain text, until `end` is ready.
 pub(crate) async fn serve(
     listener: TcpListener,
     handle: Handle,
     store: Arc<Store>,
     end: impl Future<Output = ()>,
 ) -> Result<()> {
+    serve_on(Port { listener, secure: None }, handle, store, end).await
+}
+
+/// Serves all services on `port` until `end` is ready.
+pub(crate) async fn serve_on(
+    port: Port,
+    handle: Handle,
+    store: Arc<Store>,
+    end: impl Future<Output = ()>,
+) -> Result<()> {
     let cluster = ClusterService { handle: handle.clone(), store, connections: AtomicU64::new(0) };
+    let (tls, security) = port.secure.map(|secure| (secure.tls, secure.security)).unzip();
+    let incoming = connections(port.listener, tls, Gate::new(Bounds::of_system()));
+    let access = AccessService { handle: handle.clone(), security };
     let server = Server::builder()
+        .layer(Authorize::new())
         .timeout(limits::RPC_DEADLINE)
         .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT))
@@ -51,7 +96,8 @@ pub(crate) async fn serve(
         .http2_max_header_list_size(Some(limits::MAX_HEADER_BYTES))
         .add_service(cluster_server(cluster))
         .add_service(jobs_server(JobsService { handle }))
-        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
+        .add_service(access_server(access))
+        .serve_with_incoming(incoming);
     // Workers keep their streams open, so waiting for them to end would never end.
     tokio::select! {
         served = server => served.context("the coordinator's port failed"),
@@ -62,18 +108,19 @@ pub(crate) async fn serve(
 /// Listens on `address`.
 ///
 /// # Errors
-/// The address cannot be had, or it is reachable from outside and `insecure_network` is not set.
-pub(crate) async fn listen(address: &str, insecure_network: bool) -> Result<TcpListener> {
+/// The address cannot be had, or other machines can reach it and `reachable` does not allow that.
+pub(crate) async fn listen(address: &str, reachable: bool) -> Result<TcpListener> {
     let mut addresses = tokio::net::lookup_host(address)
         .await
         .with_context(|| format!("--listen {address}: no such address; write it as HOST:PORT"))?;
     let address: SocketAddr =
         addresses.next().with_context(|| format!("--listen {address}: no such address"))?;
-    if !address.ip().is_loopback() && !insecure_network {
+    if !address.ip().is_loopback() && !reachable {
         anyhow::bail!(
             "--listen {address} can be reached from other machines, and calls are neither encrypted nor \
-             authenticated: whoever reaches the port can read and stop every run. Listen on 127.0.0.1, or say \
-             --insecure-network where only trusted machines reach it"
+             authenticated: whoever reaches the port can read and stop every run. Make certificates by `coxswain certs init --host \
+             NAME` and name them by --tls-dir; or listen on 127.0.0.1; or say --insecure-network where only \
+             trusted machines reach it"
         );
     }
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
@@ -95,9 +142,12 @@ impl wire::cluster_server::Cluster for ClusterService {
         request: Request<Streaming<wire::WorkerStatus>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
+        let caller = Caller::of(&request);
         let (desired, changes) = watch::channel(Desired::default());
-        tokio::spawn(listen_to(connection, request.into_inner(), self.handle.clone(), desired));
-        let replies = WatchStream::from_changes(changes).map(|desired| Ok(desired.into()));
+        let statuses = request.into_inner();
+        tokio::spawn(listen_to(connection, caller.clone(), statuses, self.handle.clone(), desired));
+        let replies = WatchStream::from_changes(changes)
+            .map(move |desired| caller.assigned(&desired).map(|()| desired.into()));
         Ok(Response::new(Box::pin(replies)))
     }
 
@@ -105,6 +155,7 @@ impl wire::cluster_server::Cluster for ClusterService {
         &self,
         request: Request<wire::StoreSetRequest>,
     ) -> Result<Response<wire::StoreSetReply>, Status> {
+        Caller::of(&request).job(&request.get_ref().job)?;
         let wire::StoreSetRequest { job, generation, key, value } = request.into_inner();
         self.store.set(&job, Generation(generation), &key, &value).map_err(store_status)?;
         Ok(Response::new(wire::StoreSetReply {}))
@@ -114,6 +165,7 @@ impl wire::cluster_server::Cluster for ClusterService {
         &self,
         request: Request<wire::StoreGetRequest>,
     ) -> Result<Response<wire::StoreGetReply>, Status> {
+        Caller::of(&request).job(&request.get_ref().job)?;
         let wire::StoreGetRequest { job, generation, key, wait_ms } = request.into_inner();
         let wait = Duration::from_millis(wait_ms);
         let value = self.store.get(&job, Generation(generation), &key, wait).await.map_err(store_status)?;
@@ -124,6 +176,7 @@ impl wire::cluster_server::Cluster for ClusterService {
 /// Passes on what a worker says, and the end of its stream.
 async fn listen_to(
     connection: u64,
+    caller: Caller,
     mut statuses: Streaming<wire::WorkerStatus>,
     handle: Handle,
     desired: watch::Sender<Desired>,
@@ -150,6 +203,10 @@ async fn listen_to(
         let worker = (status.info.id.clone(), status.info.incarnation);
         if speaker.as_ref().is_some_and(|speaker| *speaker != worker) {
             break "it changed its name".to_owned();
+        }
+        if let Some(why) = caller.not_worker(&worker.0.0) {
+            desired.send_replace(Desired { leave: Some(why), ..Desired::default() });
+            return;
         }
         speaker = Some(worker);
         patience = Duration::from_millis(limits::LEASE_MS);
@@ -180,8 +237,10 @@ impl wire::jobs_server::Jobs for JobsService {
         &self,
         request: Request<wire::SubmitRequest>,
     ) -> Result<Response<wire::SubmitReply>, Status> {
+        let caller = Caller::of(&request);
         let wire::SubmitRequest { manifest, origin, base, directory, sets } = request.into_inner();
         let spec = job::parse(&manifest, &origin, base.as_ref(), &sets).map_err(Status::invalid_argument)?;
+        caller.submits(&spec.name)?;
         if !std::path::Path::new(&directory).is_absolute() {
             return Err(Status::invalid_argument(format!(
                 "directory: `{directory}` is no absolute path; coordinator and workers must all see the folder \
@@ -194,16 +253,22 @@ impl wire::jobs_server::Jobs for JobsService {
     }
 
     async fn get(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::JobSummary>, Status> {
+        Caller::of(&request).job(&request.get_ref().job)?;
         let wire::GetRequest { job } = request.into_inner();
         let summary = self.handle.get(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
         Ok(Response::new(views::job_to_wire(summary)))
     }
 
-    async fn list(&self, _: Request<wire::ListRequest>) -> Result<Response<wire::ListReply>, Status> {
+    async fn list(&self, request: Request<wire::ListRequest>) -> Result<Response<wire::ListReply>, Status> {
+        let caller = Caller::of(&request);
         let (jobs, workers) = self.handle.list().await.map_err(ending)?;
+        let jobs = jobs.into_iter().filter(|job| caller.sees(&job.job));
+        // Idle workers are everybody's.
+        let workers =
+            workers.into_iter().filter(|worker| worker.job.as_ref().is_none_or(|job| caller.sees(job)));
         Ok(Response::new(wire::ListReply {
-            jobs: jobs.into_iter().map(views::job_to_wire).collect(),
-            workers: workers.into_iter().map(views::worker_to_wire).collect(),
+            jobs: jobs.map(views::job_to_wire).collect(),
+            workers: workers.map(views::worker_to_wire).collect(),
         }))
     }
 
@@ -211,6 +276,7 @@ impl wire::jobs_server::Jobs for JobsService {
         &self,
         request: Request<wire::CancelRequest>,
     ) -> Result<Response<wire::CancelReply>, Status> {
+        Caller::of(&request).job(&request.get_ref().job)?;
         let wire::CancelRequest { job, reason } = request.into_inner();
         let summary = self.handle.get(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
         if summary.state.is_over() {
@@ -227,7 +293,10 @@ impl wire::jobs_server::Jobs for JobsService {
         &self,
         request: Request<wire::DrainRequest>,
     ) -> Result<Response<wire::DrainReply>, Status> {
+        let caller = Caller::of(&request);
         let wire::DrainRequest { worker, reason } = request.into_inner();
+        // A worker is not one job's: the next that would have it waits for another.
+        caller.all_jobs(&format!("worker {worker}"))?;
         let (_, workers) = self.handle.list().await.map_err(ending)?;
         let worker = WorkerId(worker);
         if !workers.iter().any(|here| here.info.id == worker) {
@@ -243,6 +312,7 @@ impl wire::jobs_server::Jobs for JobsService {
         &self,
         request: Request<wire::ExplainRequest>,
     ) -> Result<Response<wire::ExplainReply>, Status> {
+        Caller::of(&request).job(&request.get_ref().job)?;
         let wire::ExplainRequest { job } = request.into_inner();
         let text = self.handle.explain(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
         Ok(Response::new(wire::ExplainReply { text }))
@@ -252,6 +322,11 @@ impl wire::jobs_server::Jobs for JobsService {
         &self,
         request: Request<wire::EventsRequest>,
     ) -> Result<Response<Self::EventsStream>, Status> {
+        let caller = Caller::of(&request);
+        match request.get_ref().job.as_str() {
+            "" => caller.all_jobs("the journal of all jobs")?,
+            job => caller.job(job)?,
+        }
         // One event on its way: a slow reader holds up its own stream.
         let (sender, events) = tokio::sync::mpsc::channel(1);
         tokio::spawn(events::tell(self.handle.clone(), request.into_inner(), sender));
@@ -262,6 +337,7 @@ impl wire::jobs_server::Jobs for JobsService {
         &self,
         request: Request<wire::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        Caller::of(&request).job(&request.get_ref().job)?;
         let wire::WatchRequest { job } = request.into_inner();
         let mut watcher = self.handle.watch(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
         // One event on its way: a slow reader holds up its own watcher, which then skips reports.

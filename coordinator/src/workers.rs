@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use coxswain_files::atomic::create_folder;
+use coxswain_proto::tls::args::TLS_DIR;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -179,6 +180,9 @@ fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
         .args(["--orphan-s", "0"])
         .env("OMP_WAIT_POLICY", "PASSIVE")
         .env("GOMP_SPINCOUNT", spin)
+        // Those are for coordinators with certificates, and this one is on this machine only.
+        .env_remove(TLS_DIR)
+        .env_remove("COXSWAIN_JOIN_TOKEN")
         .stdin(Stdio::null())
         .stdout(out)
         .stderr(err)

@@ -23,6 +23,9 @@ pub const MAX_INFO_BYTES: [usize; 4] = [128, 256, 64, 256];
 /// the one call that needs no certificate is among them.
 pub const MAX_ACCESS_BYTES: usize = 16 << 10;
 
+/// The most characters of a caller's text that a message repeats.
+pub const MAX_SHOWN_CHARS: usize = 64;
+
 /// How long a call may take until its reply (for a stream: until it is accepted). Longer than
 /// [`MAX_STORE_WAIT_MS`] plus an fsync on a busy disk; within the ten seconds in which a run whose
 /// coordinator went away has to end.

@@ -1,0 +1,150 @@
+//! Who calls, and what they may do. Nothing here touches a socket or a certificate's bytes: the
+//! transport says who the caller is, and one table decides.
+//!
+//! - [`identity`]: a name, a role and jobs, as a certificate carries them.
+//! - [`table`]: which role may make which call; what is not in it is denied.
+//! - [`layer`]: holds every call to the table and to its caller's rate.
+//! - [`rates`]: how often a caller may call.
+//! - [`tokens`]: join tokens that are open, and names that are taken.
+
+pub(crate) mod identity;
+pub(crate) mod layer;
+pub(crate) mod rates;
+pub(crate) mod table;
+pub(crate) mod tokens;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::UNIX_EPOCH;
+
+use coxswain_types::status::Desired;
+use serde::Deserialize;
+use tonic::{Request, Status};
+
+use identity::{Identity, Jobs, Role};
+
+/// The other end of a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub(crate) address: IpAddr,
+    pub(crate) caller: Caller,
+}
+
+/// Who calls.
+#[derive(Clone, Debug)]
+pub(crate) enum Caller {
+    /// The port has no certificates: whoever reaches it may do everything.
+    Trusted,
+    /// Someone without a certificate.
+    Nobody,
+    /// The holder of a certificate of the cluster's CA.
+    Known(Arc<Known>),
+}
+
+/// The holder of a certificate.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) identity: Identity,
+    expires_s: AtomicU64,
+}
+
+impl Known {
+    pub(crate) fn new(identity: Identity, expires_s: u64) -> Known {
+        Known { identity, expires_s: AtomicU64::new(expires_s) }
+    }
+
+    /// Until when the caller's newest certificate is good, in seconds of Unix time.
+    pub(crate) fn expires_s(&self) -> u64 {
+        self.expires_s.load(Ordering::Relaxed)
+    }
+
+    /// The caller was given a newer certificate over this connection.
+    pub(crate) fn renewed(&self, expires_s: u64) {
+        self.expires_s.fetch_max(expires_s, Ordering::Relaxed);
+    }
+}
+
+impl Caller {
+    /// Who makes this call. A call of which nobody knows where it comes from is nobody's.
+    pub(crate) fn of<T>(request: &Request<T>) -> Caller {
+        request.extensions().get::<Peer>().map_or(Caller::Nobody, |peer| peer.caller.clone())
+    }
+
+    /// Whether the caller may see this job.
+    pub(crate) fn sees(&self, job: &str) -> bool {
+        match self {
+            Caller::Trusted => true,
+            Caller::Nobody => false,
+            Caller::Known(known) => known.identity.jobs.matches(job),
+        }
+    }
+
+    /// Refuses a call about a job that is not the caller's.
+    pub(crate) fn job(&self, job: &str) -> Result<(), Status> {
+        if self.sees(job) { Ok(()) } else { Err(self.other_job(&format!("job {job}"))) }
+    }
+
+    /// Refuses what is about jobs of all kinds to a caller who is bound to some.
+    pub(crate) fn all_jobs(&self, what: &str) -> Result<(), Status> {
+        let may = match self {
+            Caller::Trusted => true,
+            Caller::Nobody => false,
+            Caller::Known(known) => known.identity.jobs == Jobs::all(),
+        };
+        if may { Ok(()) } else { Err(self.other_job(what)) }
+    }
+
+    /// Refuses a submission by a name whose jobs are not the caller's.
+    pub(crate) fn submits(&self, name: &str) -> Result<(), Status> {
+        let may = match self {
+            Caller::Trusted => true,
+            Caller::Nobody => false,
+            Caller::Known(known) => known.identity.jobs.covers(name),
+        };
+        if may { Ok(()) } else { Err(self.other_job(&format!("jobs of the name {name}"))) }
+    }
+
+    /// Refuses to show an assignment of a job that is not the caller's.
+    pub(crate) fn assigned(&self, desired: &Desired) -> Result<(), Status> {
+        #[derive(Deserialize)]
+        struct Of {
+            job: String,
+        }
+        let bound = matches!(self, Caller::Known(known) if known.identity.jobs != Jobs::all());
+        match &desired.assignment {
+            Some(assignment) if bound => {
+                let of: Of = serde_json::from_str(assignment)
+                    .map_err(|_| Status::internal("an assignment without a job"))?;
+                self.job(&of.job)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Why the caller is not the worker that it says it is, if so.
+    pub(crate) fn not_worker(&self, worker: &str) -> Option<String> {
+        match self {
+            Caller::Trusted => None,
+            Caller::Nobody => Some("it shows no certificate".to_owned()),
+            Caller::Known(known) => {
+                let identity = &known.identity;
+                let is_it = identity.role == Role::Worker && identity.name == worker;
+                (!is_it).then(|| format!("it calls itself {worker}, and its certificate is for {identity}"))
+            }
+        }
+    }
+
+    fn other_job(&self, what: &str) -> Status {
+        let who = match self {
+            Caller::Known(known) => known.identity.to_string(),
+            Caller::Trusted | Caller::Nobody => "a caller without a certificate".to_owned(),
+        };
+        Status::permission_denied(format!("{what}: {who} may not touch it"))
+    }
+}
+
+/// Now, in seconds of Unix time.
+pub(crate) fn now_s() -> u64 {
+    UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
+}

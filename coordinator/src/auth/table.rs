@@ -1,0 +1,102 @@
+//! Which role may make which call. What has no row is denied to everyone who needs a certificate.
+
+use coxswain_proto::limits;
+use tonic::Code;
+
+use super::Caller;
+use super::identity::Role;
+
+/// Who may make a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// Everyone, also without a certificate: the call has a proof of its own.
+    Anyone,
+    /// Holders of a certificate with one of these roles.
+    Roles(&'static [Role]),
+}
+
+use Role::{Admin, Submitter, Viewer, Worker};
+
+/// Every call and who may make it. Which jobs a call may be about is checked by the call itself.
+pub(crate) const TABLE: &[(&str, Rule)] = &[
+    ("/coxswain.v1.Cluster/Sync", Rule::Roles(&[Worker])),
+    ("/coxswain.v1.Cluster/StoreSet", Rule::Roles(&[Worker])),
+    ("/coxswain.v1.Cluster/StoreGet", Rule::Roles(&[Worker])),
+    ("/coxswain.v1.Jobs/Submit", Rule::Roles(&[Admin, Submitter])),
+    ("/coxswain.v1.Jobs/Get", Rule::Roles(&[Admin, Submitter, Viewer])),
+    ("/coxswain.v1.Jobs/List", Rule::Roles(&[Admin, Submitter, Viewer])),
+    ("/coxswain.v1.Jobs/Cancel", Rule::Roles(&[Admin, Submitter])),
+    ("/coxswain.v1.Jobs/Watch", Rule::Roles(&[Admin, Submitter, Viewer])),
+    ("/coxswain.v1.Jobs/Drain", Rule::Roles(&[Admin, Submitter])),
+    ("/coxswain.v1.Jobs/Explain", Rule::Roles(&[Admin, Submitter, Viewer])),
+    ("/coxswain.v1.Jobs/Events", Rule::Roles(&[Admin, Submitter, Viewer])),
+    // Its proof is the token.
+    ("/coxswain.v1.Access/Join", Rule::Anyone),
+    ("/coxswain.v1.Access/Renew", Rule::Roles(&[Worker])),
+    ("/coxswain.v1.Access/GroupCertificate", Rule::Roles(&[Worker])),
+    ("/coxswain.v1.Access/CreateToken", Rule::Roles(&[Admin])),
+];
+
+/// Why a call is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Denied {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+}
+
+/// Whether `caller` may make the call `rpc` at `now_s`.
+pub(crate) fn decide(rpc: &str, caller: &Caller, now_s: u64) -> Result<(), Denied> {
+    let rule = TABLE.iter().find(|(path, _)| *path == rpc).map(|(_, rule)| *rule);
+    let denied = |code, message: String| Err(Denied { code, message });
+    match (caller, rule) {
+        (Caller::Trusted, _) | (_, Some(Rule::Anyone)) => Ok(()),
+        (Caller::Nobody, _) => denied(
+            Code::Unauthenticated,
+            "this call needs a certificate: name its folder by --tls-dir or COXSWAIN_TLS_DIR; a worker gets one by \
+             a join token"
+                .to_owned(),
+        ),
+        (Caller::Known(known), _) if known.expires_s() <= now_s => denied(
+            Code::Unauthenticated,
+            format!("the certificate of {} has expired; get a new one", known.identity),
+        ),
+        (Caller::Known(known), Some(Rule::Roles(roles))) if roles.contains(&known.identity.role) => Ok(()),
+        (Caller::Known(known), rule) => {
+            let call = rpc.rsplit('/').next().unwrap_or_default();
+            let call: String = call.chars().take(limits::MAX_SHOWN_CHARS).collect();
+            let may = match rule {
+                Some(Rule::Roles(roles)) => roles.iter().map(|role| role.word()).collect::<Vec<_>>().join(" or "),
+                Some(Rule::Anyone) | None => "nobody".to_owned(),
+            };
+            denied(Code::PermissionDenied, format!("{} may not call {call}: {may} may", known.identity))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A call that is new in the .proto files needs a row before it can be made.
+    #[test]
+    fn the_table_has_every_call_once_and_no_other() {
+        let mut rows: Vec<&str> = TABLE.iter().map(|(path, _)| *path).collect();
+        let mut calls = coxswain_proto::RPCS.to_vec();
+        rows.sort_unstable();
+        calls.sort_unstable();
+        assert_eq!(rows, calls);
+    }
+
+    #[test]
+    fn what_is_in_no_row_is_denied() {
+        let denied = decide("/coxswain.v1.Jobs/Drop", &Caller::Nobody, 0).unwrap_err();
+        assert_eq!(denied.code, Code::Unauthenticated);
+        let identity = super::super::identity::Identity::from_uri("coxswain://admin/a/job/*").unwrap();
+        let admin = Caller::Known(std::sync::Arc::new(super::super::Known::new(identity, 10)));
+        let denied = decide("/coxswain.v1.Jobs/Drop", &admin, 9).unwrap_err();
+        assert_eq!(denied.message, "admin a may not call Drop: nobody may");
+        assert_eq!(decide("/coxswain.v1.Jobs/List", &admin, 9), Ok(()));
+        let denied = decide("/coxswain.v1.Jobs/List", &admin, 10).unwrap_err();
+        assert_eq!(denied.message, "the certificate of admin a has expired; get a new one");
+    }
+}

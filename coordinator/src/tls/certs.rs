@@ -1,0 +1,270 @@
+//! `coxswain certs`, which makes the cluster's CA and certificates where its key lies, and
+//! `coxswain token`, which asks a coordinator for a join token.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use clap::{Args, Subcommand};
+use coxswain_proto::tls::credentials::{CA, CHAIN, KEY, private_folder, replace, write_new};
+use coxswain_proto::tls::{Credentials, JoinToken, Secret, enroll};
+use coxswain_proto::wire;
+use rcgen::KeyPair;
+
+use super::authority::{Authority, DAY};
+use super::config::{CA_KEY, open_authority};
+use crate::auth::identity::{Identity, Jobs, Role};
+use crate::cli::{Coordinator, Failure};
+use crate::{client, output};
+
+/// How long the CA lives: all certificates have to be made anew when it ends.
+const CA_LIFE: Duration = Duration::from_secs(3650 * DAY.as_secs());
+
+/// The folder of people's certificates in the coordinator's.
+const PEOPLE: &str = "people";
+
+/// Names by which a coordinator on this machine is always reached.
+const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+
+#[derive(Debug, Args)]
+pub(crate) struct Certs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a CA for the cluster, a certificate for its coordinator and one for an admin.
+    Init(Init),
+    /// Make a certificate for a person, in the coordinator's folder.
+    Issue(Issue),
+    /// Make a new certificate for the coordinator, with its names anew.
+    Renew(Init),
+    /// Exchange a join token for a person's certificate.
+    Join(Join),
+}
+
+#[derive(Debug, Args)]
+struct Folder {
+    /// The coordinator's folder of keys and certificates, for `serve --tls-dir`.
+    #[arg(long, value_name = "DIR", default_value = "coxswain-tls")]
+    dir: PathBuf,
+    /// How many days the certificates are good for.
+    #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    days: u32,
+}
+
+impl Folder {
+    fn life(&self) -> Duration {
+        DAY * self.days
+    }
+}
+
+#[derive(Debug, Args)]
+struct Init {
+    #[command(flatten)]
+    folder: Folder,
+    /// A name or address by which others reach the coordinator (repeatable).
+    #[arg(long, value_name = "NAME|IP")]
+    host: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct Issue {
+    #[command(flatten)]
+    folder: Folder,
+    /// What they may do: admin, submitter or viewer.
+    #[arg(long)]
+    role: Role,
+    /// Their name, for logs.
+    #[arg(long)]
+    name: String,
+    /// The jobs they may touch: an id, a beginning such as demo-*, or all.
+    #[arg(long, value_name = "JOBS", default_value = "*")]
+    job: Jobs,
+}
+
+#[derive(Debug, Args)]
+struct Join {
+    /// The coordinator's address.
+    #[arg(long, value_name = "URL", env = "COXSWAIN_COORDINATOR", default_value = "127.0.0.1:7070")]
+    coordinator: String,
+    /// A file with the token; `-` for stdin.
+    #[arg(long, value_name = "FILE")]
+    token_file: PathBuf,
+    /// Your name, for logs.
+    #[arg(long)]
+    name: String,
+    /// The folder to write ca.pem, cert.pem and key.pem to.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Token {
+    #[command(subcommand)]
+    command: TokenCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a join token; prints it. Whoever has it can join, so keep it out of command lines and logs.
+    Create(Create),
+}
+
+#[derive(Debug, Args)]
+struct Create {
+    #[command(flatten)]
+    coordinator: Coordinator,
+    /// What it makes of who uses it: worker, submitter or viewer.
+    #[arg(long)]
+    role: Role,
+    /// The jobs it is for: an id, a beginning such as demo-*, or all.
+    #[arg(long, value_name = "JOBS", default_value = "*")]
+    job: Jobs,
+    /// How long it can be used, in seconds.
+    #[arg(long, value_name = "S", default_value_t = 900)]
+    ttl_s: u64,
+    /// How often it can be used.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    uses: u32,
+}
+
+pub(crate) async fn certs(args: Certs) -> Result<(), Failure> {
+    match args.command {
+        Command::Init(args) => init(&args),
+        Command::Issue(args) => issue(&args),
+        Command::Renew(args) => Ok(renew(&args)?),
+        Command::Join(args) => join(args).await,
+    }
+}
+
+pub(crate) async fn token(args: Token) -> Result<(), Failure> {
+    let TokenCommand::Create(args) = args.command;
+    let request = wire::CreateTokenRequest {
+        role: args.role.word().to_owned(),
+        jobs: args.job.to_string(),
+        ttl_s: args.ttl_s,
+        uses: args.uses,
+    };
+    let mut access = client::access(&args.coordinator).await?;
+    let reply = access.create_token(request).await.map_err(|status| client::refused(&args.coordinator, status))?;
+    output::write(&format!("{}\n", reply.into_inner().token)).map(drop)
+}
+
+fn init(args: &Init) -> Result<(), Failure> {
+    let dir = &args.folder.dir;
+    for name in [CA, CA_KEY, CHAIN, KEY, PEOPLE] {
+        let path = dir.join(name);
+        if path.exists() {
+            return Err(Failure::Input(format!(
+                "{} is there already, and nothing is written over it; `coxswain certs renew` makes a new certificate \
+                 for the coordinator, `coxswain certs issue` one for a person",
+                path.display()
+            )));
+        }
+    }
+    let authority = Authority::new("coxswain cluster", CA_LIFE)?;
+    let server = server(&authority, args)?;
+    private_folder(dir).map_err(anyhow::Error::from)?;
+    write_new(&dir.join(CA_KEY), authority.key().expose()).map_err(anyhow::Error::from)?;
+    server.write_new(dir).map_err(anyhow::Error::from)?;
+    let admin = Identity::new(Role::Admin, "admin", Jobs::all()).map_err(|error| anyhow!(error))?;
+    let people = person(&authority, &admin, &args.folder)?;
+    let (dir, people) = (dir.display(), people.display());
+    eprintln!(
+        "{dir} is the coordinator's folder. It stays on its machine: ca-key.pem makes certificates for anyone.\n\
+         {people} is an admin's. Copy it to where that person works, and to nobody else.\n\
+         \n\
+         Start the coordinator, then make a token for its workers:\n\
+         \n    coxswain serve --data-dir DIR --tls-dir {dir} --listen HOST:7070\
+         \n    export COXSWAIN_TLS_DIR={people} COXSWAIN_COORDINATOR=https://HOST:7070\
+         \n    coxswain token create --role worker --uses 8 > token\
+         \n    coxswain-worker --coordinator https://HOST:7070 --join-file token\n\
+         \n\
+         HOST is one of: {}. Other names need `--host`.",
+        hosts(args).join(", ")
+    );
+    Ok(())
+}
+
+fn renew(args: &Init) -> anyhow::Result<()> {
+    let dir = &args.folder.dir;
+    let server = server(&open_authority(dir)?, args)?;
+    // The key first: a pair that does not fit is refused at the start, and this can be done again.
+    replace(&dir.join(KEY), server.key.expose())?;
+    replace(&dir.join(CHAIN), &server.chain)?;
+    eprintln!(
+        "{} is for {} and good for {} days; the coordinator takes it at its next start",
+        dir.join(CHAIN).display(),
+        hosts(args).join(", "),
+        args.folder.days
+    );
+    Ok(())
+}
+
+fn issue(args: &Issue) -> Result<(), Failure> {
+    if args.role == Role::Worker {
+        return Err(Failure::Input(
+            "workers get their certificates by a token: `coxswain token create --role worker`".to_owned(),
+        ));
+    }
+    let identity = Identity::new(args.role, &args.name, args.job.clone())
+        .map_err(|error| Failure::Input(error.to_string()))?;
+    let folder = person(&open_authority(&args.folder.dir)?, &identity, &args.folder)?;
+    eprintln!(
+        "{} is for {identity}, for {} days. It goes to that person and nobody else, who names it by \
+         COXSWAIN_TLS_DIR or --tls-dir.",
+        folder.display(),
+        args.folder.days
+    );
+    Ok(())
+}
+
+async fn join(args: Join) -> Result<(), Failure> {
+    let token = read_token(&args.token_file)?;
+    if args.out.join(KEY).exists() {
+        return Err(Failure::Input(format!("{} holds a key already; name another folder", args.out.display())));
+    }
+    let enrolled = enroll::join(&args.coordinator, &token, &args.name).await.map_err(anyhow::Error::from)?;
+    enrolled.credentials.write_new(&args.out).map_err(anyhow::Error::from)?;
+    let days = enrolled.lives.as_secs() / DAY.as_secs();
+    eprintln!("{} is good for {days} days; name it by COXSWAIN_TLS_DIR or --tls-dir", args.out.display());
+    Ok(())
+}
+
+fn read_token(path: &Path) -> Result<JoinToken, Failure> {
+    let text = if path == Path::new("-") {
+        std::io::read_to_string(std::io::stdin().lock()).context("reading a token from stdin")
+    } else {
+        std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
+    };
+    text?.parse().map_err(|error| Failure::Input(format!("{}: {error}", path.display())))
+}
+
+fn hosts(args: &Init) -> Vec<String> {
+    let mut hosts: Vec<String> = args.host.clone();
+    hosts.extend(LOCAL.iter().map(|local| (*local).to_owned()).filter(|local| !args.host.contains(local)));
+    hosts
+}
+
+fn server(authority: &Authority, args: &Init) -> anyhow::Result<Credentials> {
+    let key = KeyPair::generate().context("a key for the coordinator")?;
+    let chain = authority.server(&hosts(args), &key, args.folder.life())?;
+    Ok(Credentials { ca: authority.pem().to_owned(), chain, key: Secret::new(key.serialize_pem()) })
+}
+
+/// Makes a person's certificate and writes it to a folder of its own, which is returned.
+fn person(authority: &Authority, identity: &Identity, folder: &Folder) -> anyhow::Result<PathBuf> {
+    let people = folder.dir.join(PEOPLE);
+    let own = people.join(&identity.name);
+    if own.exists() {
+        bail!("{} is there already, and nothing is written over it; take another name", own.display());
+    }
+    let key = KeyPair::generate().context("a key")?;
+    let chain = authority.client(identity, &key, folder.life())?;
+    private_folder(&people)?;
+    let key = Secret::new(key.serialize_pem());
+    Credentials { ca: authority.pem().to_owned(), chain, key }.write_new(&own)?;
+    Ok(own)
+}
