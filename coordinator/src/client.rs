@@ -203,13 +203,14 @@ pub(crate) fn refused(args: &Coordinator, status: Status) -> Failure {
     let message = status.message().to_owned();
     match status.code() {
         Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted => Failure::Failed(anyhow!(message)),
-        // A coordinator with certificates hangs up on plain text.
-        Code::Unavailable | Code::Unknown if matches!(args.tls.transport(), Ok(Transport::Plain)) => {
-            Failure::Failed(anyhow!(
-                "the coordinator at {} hangs up ({message}); if it has certificates, name the folder of yours by \
-                 --tls-dir or COXSWAIN_TLS_DIR",
-                args.coordinator
-            ))
+        Code::Unavailable | Code::Unknown | Code::Cancelled => {
+            let hint = match args.tls.transport() {
+                Ok(Transport::Plain) => {
+                    "if it has certificates, name the folder of yours by --tls-dir or COXSWAIN_TLS_DIR"
+                }
+                _ => "a certificate that has expired, or is of another cluster, is not accepted",
+            };
+            Failure::Failed(anyhow!("the coordinator at {} hangs up ({message}); {hint}", args.coordinator))
         }
         Code::InvalidArgument | Code::NotFound => Failure::Input(message),
         Code::FailedPrecondition => Failure::Failed(anyhow!(message)),

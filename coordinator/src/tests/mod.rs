@@ -3,6 +3,7 @@
 mod fake;
 mod network;
 mod proxy;
+mod security;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -240,6 +241,7 @@ async fn an_address_that_others_reach_needs_a_word() {
     for address in ["0.0.0.0:0", "[::]:0"] {
         let refused = service::listen(address, false).await.unwrap_err().to_string();
         assert!(refused.contains("--insecure-network") && refused.contains("nor authenticated"), "{refused}");
+        assert!(refused.contains("coxswain certs init") && refused.contains("--tls-dir"), "{refused}");
     }
     service::listen("0.0.0.0:0", true).await.unwrap();
     service::listen("127.0.0.1:0", false).await.unwrap();

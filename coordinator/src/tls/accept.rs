@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn strangers_take_no_place_from_those_who_are_known() {
-        let bounds = Bounds { all: 8, of_address: 6, strangers: 4, strangers_of_address: 2 };
+        let bounds = Bounds { all: 9, of_address: 6, strangers: 4, strangers_of_address: 2 };
         let gate = Gate::new(bounds);
         let (here, there): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
         let enter = |address| gate.enter(address, true);

@@ -228,8 +228,8 @@ async fn join(args: Join) -> Result<(), Failure> {
     }
     let enrolled = enroll::join(&args.coordinator, &token, &args.name).await.map_err(anyhow::Error::from)?;
     enrolled.credentials.write_new(&args.out).map_err(anyhow::Error::from)?;
-    let days = enrolled.lives.as_secs() / DAY.as_secs();
-    eprintln!("{} is good for {days} days; name it by COXSWAIN_TLS_DIR or --tls-dir", args.out.display());
+    let hours = enrolled.lives.as_secs() / 3600;
+    eprintln!("{} is good for {hours} hours; name it by COXSWAIN_TLS_DIR or --tls-dir", args.out.display());
     Ok(())
 }
 

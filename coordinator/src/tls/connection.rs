@@ -56,7 +56,7 @@ impl Connection {
 
     fn new(stream: Stream, peer: Peer, pass: Pass) -> Connection {
         let opened = Instant::now();
-        let alarm = Box::pin(tokio::time::sleep_until(opened + BEGIN));
+        let alarm = Box::pin(tokio::time::sleep_until(opened));
         Connection { stream, peer, opened, begun: 0, alarm, _pass: pass }
     }
 

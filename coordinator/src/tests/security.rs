@@ -1,0 +1,270 @@
+//! The coordinator's port over real TLS: every call by every kind of caller.
+
+use std::time::Duration;
+
+use coxswain_proto::tls::enroll::{self, EnrollError};
+use coxswain_proto::tls::token::ca_hash;
+use coxswain_proto::tls::{ClientTls, Credentials, Secret, Transport};
+use coxswain_proto::{RPCS, access_client, cluster_client, connect_over, jobs_client, wire};
+use expect_test::expect;
+use rcgen::KeyPair;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use super::fake::{Faults, work_over};
+use super::{JOB, Site};
+use crate::access::Security;
+use crate::auth::identity::Identity;
+use crate::auth::tokens::Grant;
+use crate::tls::authority::{Authority, DAY, identity_of};
+use crate::tls::config::Folder;
+use crate::{driver, service};
+
+/// A coordinator with certificates, and the CA that makes more.
+struct Secured {
+    authority: Authority,
+    url: String,
+    folder: tempfile::TempDir,
+    _tasks: [JoinHandle<anyhow::Result<()>>; 2],
+}
+
+impl Secured {
+    async fn start() -> Secured {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new("test", DAY).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let chain = authority.server(&["127.0.0.1".to_owned()], &key, DAY).unwrap();
+        let ca = authority.pem().to_owned();
+        let server = Credentials { ca: ca.clone(), chain, key: Secret::new(key.serialize_pem()) };
+        let own = Authority::open(ca, &authority.key()).unwrap();
+        let secure = service::Secure::of(Folder { authority: own, server }).unwrap();
+        let (handle, store, driver) =
+            driver::start(&folder.path().join("coordinator"), driver::LeftOver::Continue).unwrap();
+        let listener = service::listen("127.0.0.1:0", true).await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let port = service::Port { listener, secure: Some(secure) };
+        let served = tokio::spawn(service::serve_on(port, handle, store, std::future::pending()));
+        Secured { authority, url, folder, _tasks: [driver, served] }
+    }
+
+    /// The transport of someone with a certificate of this CA.
+    fn transport(&self, uri: &str) -> Transport {
+        Transport::Tls(ClientTls::new(&self.credentials(&self.authority, uri, DAY)).unwrap())
+    }
+
+    /// Credentials by any CA, of someone who trusts this one.
+    fn credentials(&self, by: &Authority, uri: &str, life: Duration) -> Credentials {
+        let key = KeyPair::generate().unwrap();
+        let chain = by.client(&Identity::from_uri(uri).unwrap(), &key, life).unwrap();
+        Credentials { ca: self.authority.pem().to_owned(), chain, key: Secret::new(key.serialize_pem()) }
+    }
+
+    async fn channel(&self, uri: &str) -> Channel {
+        connect_over(&self.url, &self.transport(uri)).await.unwrap()
+    }
+
+    async fn submit(&self, sets: &[&str]) -> String {
+        let request = wire::SubmitRequest {
+            manifest: JOB.to_owned(),
+            origin: "job.yaml".to_owned(),
+            base: "/".to_owned(),
+            directory: self.folder.path().join("run").to_str().unwrap().to_owned(),
+            sets: sets.iter().map(|set| (*set).to_owned()).collect(),
+        };
+        let channel = self.channel("coxswain://submitter/sue/job/tiny-*").await;
+        jobs_client(channel).submit(request).await.unwrap().into_inner().job
+    }
+
+    fn work(&self, uri: &str, name: &str) -> JoinHandle<Result<String, String>> {
+        let (url, transport, name) = (self.url.clone(), self.transport(uri), name.to_owned());
+        tokio::spawn(async move { work_over(&url, &transport, &name, Faults::default()).await })
+    }
+}
+
+/// Makes the call at `path` about the job tiny-1, which is the first field of all messages that name one.
+async fn call(channel: Channel, path: &'static str) -> Result<(), Status> {
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
+    let codec = tonic_prost::ProstCodec::<wire::GetRequest, wire::GetRequest>::default();
+    let message = Request::new(wire::GetRequest { job: "tiny-1".to_owned() });
+    let path = http::uri::PathAndQuery::from_static(path);
+    // What streams replies answers a call of this form too: its status comes before the first of them.
+    grpc.server_streaming(message, path, codec).await.map(drop)
+}
+
+fn is_cut(status: &Status) -> bool {
+    let source = std::error::Error::source(status);
+    source.is_some_and(|source| source.is::<tonic::transport::Error>())
+        || coxswain_proto::tls::why(status).is_some()
+}
+
+/// How a call ended, in a word.
+fn word(result: Result<(), Status>) -> &'static str {
+    let Err(status) = result else { return "yes" };
+    match status.code() {
+        // The coordinator's alert, or, where that lost the race with what was sent, its hanging up.
+        _ if is_cut(&status) => "tls",
+        Code::PermissionDenied if status.message().contains("may not call") => "role",
+        Code::PermissionDenied => "job",
+        Code::Unauthenticated => "cert",
+        // It was let through to what answers it.
+        Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => "yes",
+        _ => panic!("{status}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_call_by_every_caller() {
+    let site = Secured::start().await;
+    let other = Authority::new("other", DAY).unwrap();
+    let admin = "coxswain://admin/ann/job/*";
+    let by = |credentials: Credentials| Transport::Tls(ClientTls::new(&credentials).unwrap());
+    let expired = by(site.credentials(&site.authority, admin, Duration::ZERO));
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let callers = [
+        ("admin", site.transport(admin)),
+        ("submitter", site.transport("coxswain://submitter/sue/job/tiny-*")),
+        ("sub. other", site.transport("coxswain://submitter/sam/job/huge-*")),
+        ("viewer", site.transport("coxswain://viewer/vic/job/*")),
+        ("worker", site.transport("coxswain://worker/w0/job/tiny-1")),
+        ("wk. other", site.transport("coxswain://worker/w1/job/huge-*")),
+        ("nobody", Transport::Tls(ClientTls::pinned(&ca_hash(site.authority.der())).unwrap())),
+        ("other CA", by(site.credentials(&other, admin, DAY))),
+        ("expired", expired),
+    ];
+    let mut table = format!("{:<26}", "");
+    for (name, _) in &callers {
+        table += &format!("{name:<11}");
+    }
+    for path in RPCS {
+        table += &format!("\n{:<26}", path.trim_start_matches("/coxswain.v1."));
+        for (_, transport) in &callers {
+            let result = match connect_over(&site.url, transport).await {
+                Ok(channel) => word(call(channel, path).await),
+                Err(error) => panic!("{error}"),
+            };
+            table += &format!("{result:<11}");
+        }
+    }
+    let table: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    expect![[r#"
+                                  admin      submitter  sub. other viewer     worker     wk. other  nobody     other CA   expired
+        Cluster/Sync              role       role       role       role       yes        yes        cert       tls        tls
+        Cluster/StoreSet          role       role       role       role       yes        job        cert       tls        tls
+        Cluster/StoreGet          role       role       role       role       yes        job        cert       tls        tls
+        Jobs/Submit               yes        yes        yes        role       role       role       cert       tls        tls
+        Jobs/Get                  yes        yes        job        yes        role       role       cert       tls        tls
+        Jobs/List                 yes        yes        yes        yes        role       role       cert       tls        tls
+        Jobs/Cancel               yes        yes        job        role       role       role       cert       tls        tls
+        Jobs/Watch                yes        yes        job        yes        role       role       cert       tls        tls
+        Access/Join               yes        yes        yes        yes        yes        yes        yes        tls        tls
+        Access/Renew              role       role       role       role       yes        yes        cert       tls        tls
+        Access/GroupCertificate   role       role       role       role       yes        job        cert       tls        tls
+        Access/CreateToken        yes        role       role       role       role       role       cert       tls        tls
+    "#]].assert_eq(&table);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_text_and_an_address_that_says_so_get_nowhere() {
+    let site = Secured::start().await;
+    let plain = site.url.replace("https", "http");
+    let channel = coxswain_proto::connect(&plain).await;
+    if let Ok(channel) = channel {
+        jobs_client(channel).list(wire::ListRequest {}).await.unwrap_err();
+    }
+    let error = connect_over(&plain, &site.transport("coxswain://admin/a/job/*")).await.unwrap_err();
+    assert!(error.to_string().contains("say https://"), "{error}");
+    let error = coxswain_proto::connect(&site.url).await.unwrap_err();
+    assert!(error.to_string().contains("COXSWAIN_TLS_DIR"), "{error}");
+    // A coordinator of another cluster, and one without certificates.
+    let other = Secured::start().await;
+    let error = connect_over(&other.url, &site.transport("coxswain://admin/a/job/*")).await.unwrap_err();
+    assert!(error.to_string().contains("not by the CA given here"), "{error}");
+    let open = Site::start().await;
+    let url = open.url.replace("http", "https");
+    let error = connect_over(&url, &site.transport("coxswain://admin/a/job/*")).await.unwrap_err();
+    assert!(error.to_string().contains("speaks no TLS"), "{error}");
+    let mut access = access_client(coxswain_proto::connect(&open.url).await.unwrap());
+    let none = access.create_token(wire::CreateTokenRequest::default()).await.err().unwrap();
+    assert!(none.message().contains("coxswain certs init"), "{none}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_runs_over_tls_and_only_its_members_get_its_generations_certificate() {
+    let site = Secured::start().await;
+    let job = site.submit(&["train.steps=100000"]).await;
+    let _workers = [
+        site.work("coxswain://worker/w0/job/tiny-*", "w0"),
+        site.work("coxswain://worker/w1/job/*", "w1"),
+    ];
+    let mut jobs = jobs_client(site.channel("coxswain://viewer/vic/job/tiny-1").await);
+    while jobs.get(wire::GetRequest { job: job.clone() }).await.unwrap().into_inner().step < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let group = |uri: &'static str, generation| {
+        let (site, job) = (&site, job.clone());
+        async move { enroll::group(access_client(site.channel(uri).await), &job, generation).await }
+    };
+    let first = group("coxswain://worker/w0/job/tiny-*", 1).await.unwrap();
+    let second = group("coxswain://worker/w1/job/*", 1).await.unwrap();
+    assert_eq!(first.ca, second.ca);
+    assert!(first.chain != second.chain && first.ca != site.authority.pem());
+    for (uri, generation) in [
+        ("coxswain://worker/w0/job/*", 2),
+        ("coxswain://worker/w9/job/*", 1),
+        ("coxswain://worker/w0/job/huge-1", 1),
+    ] {
+        let refused = group(uri, generation).await.unwrap_err();
+        assert!(matches!(refused, EnrollError::Refused(_)), "{refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_is_who_its_certificate_says_and_keeps_to_its_jobs() {
+    let site = Secured::start().await;
+    let left = site.work("coxswain://worker/w0/job/*", "w1").await.unwrap();
+    assert_eq!(left, Ok("it calls itself w1, and its certificate is for worker w0".to_owned()));
+    let mut other = cluster_client(site.channel("coxswain://worker/w0/job/huge-*").await);
+    let get = wire::StoreGetRequest { job: "tiny-1".to_owned(), generation: 1, key: vec![1], wait_ms: 0 };
+    let refused = other.store_get(get).await.unwrap_err();
+    assert_eq!(refused.message(), "job tiny-1: worker w0 (jobs huge-*) may not touch it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_renewed_over_its_own_connection() {
+    let site = Secured::start().await;
+    let uri = "coxswain://worker/w0/job/tiny-*";
+    let short = site.credentials(&site.authority, uri, Duration::from_secs(2));
+    let tls = ClientTls::new(&short).unwrap();
+    let channel = connect_over(&site.url, &Transport::Tls(tls.clone())).await.unwrap();
+    let without = connect_over(&site.url, &Transport::Tls(tls.clone())).await.unwrap();
+    let enrolled = enroll::renew(channel.clone()).await.unwrap();
+    let chain = coxswain_proto::tls::client::certificates("it", &enrolled.credentials.chain).unwrap();
+    assert_eq!(identity_of(&chain[0]).unwrap().0.uri(), uri);
+    assert_eq!(enrolled.lives.as_secs(), 3600);
+    tokio::time::sleep(Duration::from_millis(3200)).await;
+    let get = wire::StoreGetRequest { job: "tiny-1".to_owned(), generation: 1, key: vec![1], wait_ms: 0 };
+    // No such generation: the caller is let through. The other connection has ended with its certificate.
+    let answer = cluster_client(channel).store_get(get.clone()).await.unwrap_err();
+    assert_eq!(answer.code(), Code::FailedPrecondition, "{answer}");
+    cluster_client(without.clone()).store_get(get.clone()).await.unwrap_err();
+    tls.replace(&enrolled.credentials.chain, &enrolled.credentials.key).unwrap();
+    let answer = cluster_client(without).store_get(get).await.unwrap_err();
+    assert_eq!(answer.code(), Code::FailedPrecondition, "a channel connects again by the newer one: {answer}");
+}
+
+#[test]
+fn no_secret_is_printed() {
+    let security = Security::new(Authority::new("test", DAY).unwrap());
+    let grant = Grant {
+        role: crate::auth::identity::Role::Worker,
+        jobs: "*".parse().unwrap(),
+        ttl_s: 60,
+        uses: 1,
+    };
+    let token = security.token(grant).unwrap();
+    let shown = format!("{security:?} {token:?} {:?}", token.spoken());
+    assert!(!shown.contains(token.secret().expose()), "{shown}");
+    assert!(!shown.contains("PRIVATE KEY"), "{shown}");
+}

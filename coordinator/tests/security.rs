@@ -1,0 +1,307 @@
+//! Certificates and tokens as users meet them, and a port that strangers batter.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+#[path = "../src/tests/fake.rs"]
+mod fake;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use coxswain_proto::tls::{ClientTls, Credentials, JoinToken, Transport, enroll};
+use coxswain_proto::{connect_over, jobs_client, wire};
+
+/// A folder with certificates, and a coordinator that uses them.
+struct Place {
+    folder: tempfile::TempDir,
+    serve: Child,
+    port: u16,
+    log: Arc<std::sync::Mutex<String>>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = self.serve.kill();
+        let _ = self.serve.wait();
+    }
+}
+
+impl Place {
+    fn new() -> Place {
+        let folder = tempfile::tempdir().unwrap();
+        let init = coxswain(folder.path(), &["certs", "init", "--dir", "tls"]);
+        assert!(init.status.success(), "{}", text(&init.stderr));
+        let mut serve = command(folder.path());
+        serve.args(["serve", "--data-dir", "data", "--tls-dir", "tls", "--listen", "127.0.0.1:0"]);
+        let mut serve = serve.env("RUST_LOG", "debug").stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(serve.stderr.take().unwrap()).lines();
+        let first = lines.find(|line| line.as_ref().unwrap().contains("listening on")).unwrap().unwrap();
+        let place = first.split("listening on 127.0.0.1:").nth(1).unwrap();
+        let port = place.split(';').next().unwrap().parse().unwrap();
+        let log = Arc::new(std::sync::Mutex::new(String::new()));
+        let copy = log.clone();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                copy.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        Place { folder, serve, port, log }
+    }
+
+    fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs a command as the holder of the credentials in `tls`.
+    fn run(&self, tls: &str, arguments: &[&str]) -> Output {
+        let mut command = command(self.folder.path());
+        command.env("COXSWAIN_TLS_DIR", self.path(tls)).env("COXSWAIN_COORDINATOR", self.url());
+        command.args(arguments).output().unwrap()
+    }
+
+    fn admin(&self, arguments: &[&str]) -> Output {
+        self.run("tls/people/admin", arguments)
+    }
+
+    fn token(&self, arguments: &[&str]) -> JoinToken {
+        let output = self.admin(&[&["token", "create"], arguments].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout).parse().unwrap()
+    }
+
+    async fn join(&self, token: &JoinToken, name: &str) -> Result<Credentials, String> {
+        let enrolled = enroll::join(&self.url(), token, name).await.map_err(|error| error.to_string())?;
+        Ok(enrolled.credentials)
+    }
+
+    fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.serve.id())).unwrap().count()
+    }
+}
+
+fn command(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_coxswain"));
+    command.current_dir(folder).env_remove("COXSWAIN_COORDINATOR").env_remove("COXSWAIN_TLS_DIR");
+    command.stdin(Stdio::null());
+    command
+}
+
+fn coxswain(folder: &Path, arguments: &[&str]) -> Output {
+    command(folder).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn transport(credentials: &Credentials) -> Transport {
+    Transport::Tls(ClientTls::new(credentials).unwrap())
+}
+
+#[test]
+fn certificates_are_private_and_never_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| coxswain(folder.path(), arguments);
+    let init = run(&["certs", "init", "--dir", "tls", "--host", "10.0.0.1", "--host", "train.example"]);
+    let said = text(&init.stderr);
+    assert_eq!((init.status.code(), text(&init.stdout)), (Some(0), ""), "{said}");
+    for expected in ["--tls-dir tls", "token create", "10.0.0.1, train.example, localhost"] {
+        assert!(said.contains(expected), "{said}");
+    }
+    let again = run(&["certs", "init", "--dir", "tls"]);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(text(&again.stderr).contains("tls/ca.pem is there already"), "{}", text(&again.stderr));
+    assert!(run(&["certs", "issue", "--dir", "tls", "--role", "viewer", "--name", "vic"]).status.success());
+    let taken = run(&["certs", "issue", "--dir", "tls", "--role", "admin", "--name", "vic"]);
+    assert!(text(&taken.stderr).contains("take another name"), "{}", text(&taken.stderr));
+    let rows: [(&[&str], &str); 4] = [
+        (&["certs", "issue", "--dir", "tls", "--role", "viewer", "--name", "../x"], "has to be of letters"),
+        (&["certs", "issue", "--dir", "tls", "--role", "worker", "--name", "w"], "coxswain token create"),
+        (&["certs", "issue", "--dir", "tls", "--role", "root", "--name", "r"], "admin, submitter, viewer"),
+        (&["serve", "--data-dir", "d", "--tls-dir", "none"], "coxswain certs init --dir none"),
+    ];
+    for (arguments, expected) in rows {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(expected), "{}", text(&output.stderr));
+    }
+    let before = fs::read(folder.path().join("tls/cert.pem")).unwrap();
+    assert!(run(&["certs", "renew", "--dir", "tls"]).status.success());
+    assert!(fs::read(folder.path().join("tls/cert.pem")).unwrap() != before);
+    let mode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777;
+    for (name, expected) in [
+        ("tls", 0o700),
+        ("tls/ca-key.pem", 0o600),
+        ("tls/key.pem", 0o600),
+        ("tls/people/vic", 0o700),
+        ("tls/people/vic/key.pem", 0o600),
+    ] {
+        assert_eq!(mode(name), expected, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_makes_a_worker_and_nothing_else_gets_in() {
+    let place = Place::new();
+    // Without a certificate, in plain text, and with one.
+    let plain = place.port.to_string();
+    let plain = coxswain(place.folder.path(), &["status", "--coordinator", &format!("127.0.0.1:{plain}")]);
+    assert_eq!(plain.status.code(), Some(1));
+    assert!(text(&plain.stderr).contains("COXSWAIN_TLS_DIR"), "{}", text(&plain.stderr));
+    let status = place.admin(&["status"]);
+    assert!(text(&status.stdout).contains("no workers"), "{}", text(&status.stderr));
+
+    let token = place.token(&["--role", "worker", "--uses", "1"]);
+    let credentials = place.join(&token, "w0").await.unwrap();
+    let (url, with) = (place.url(), transport(&credentials));
+    let worker = tokio::spawn(async move { fake::work_over(&url, &with, "w0", fake::Faults::default()).await });
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !text(&place.admin(&["status"]).stdout).contains("w0") {
+        assert!(Instant::now() < deadline, "the worker is not there");
+    }
+    worker.abort();
+
+    // Used up, expired, of a wrong secret, of another cluster.
+    let used = place.join(&token, "w1").await.unwrap_err();
+    assert!(used.contains("is used up") && used.contains("coxswain token create"), "{used}");
+    let short = place.token(&["--role", "worker", "--ttl-s", "1"]);
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    let expired = place.join(&short, "w1").await.unwrap_err();
+    assert!(expired.contains("has expired") && expired.contains("coxswain token create"), "{expired}");
+    let good = place.token(&["--role", "worker"]);
+    let wrong = good.text().expose().replacen(&good.secret().expose()[..4], "0000", 1);
+    let wrong = place.join(&wrong.parse().unwrap(), "w1").await.unwrap_err();
+    assert!(wrong.contains("not known here"), "{wrong}");
+    let elsewhere = Place::new();
+    let foreign = elsewhere.join(&good, "w1").await.unwrap_err();
+    assert!(foreign.contains("another coordinator answers"), "{foreign}");
+
+    // A viewer's token makes no worker and no admin; an admin's is not made at all.
+    let viewer = place.token(&["--role", "viewer", "--job", "demo-*"]);
+    fs::write(place.path("token"), viewer.text().expose()).unwrap();
+    let joined = ["certs", "join", "--token-file", "token", "--name", "vic", "--out", "vic"];
+    let joined = place.run("none", &joined);
+    assert!(joined.status.success(), "{}", text(&joined.stderr));
+    assert!(place.run("vic", &["status"]).status.success());
+    for arguments in [&["token", "create", "--role", "worker"][..], &["cancel", "demo-1"]] {
+        let refused = place.run("vic", arguments);
+        assert_eq!(refused.status.code(), Some(1));
+        let said = text(&refused.stderr);
+        assert!(said.contains("viewer vic (jobs demo-*) may not call"), "{said}");
+    }
+    let vic = transport(&Credentials::read(&place.path("vic")).unwrap());
+    let refused = fake::work_over(&place.url(), &vic, "vic", fake::Faults::default()).await.unwrap_err();
+    assert!(refused.contains("may not call Sync"), "{refused}");
+    let admin = place.admin(&["token", "create", "--role", "admin"]);
+    assert!(text(&admin.stderr).contains("no token makes an admin"), "{}", text(&admin.stderr));
+    // A certificate of one cluster says nothing to another.
+    fs::rename(elsewhere.path("tls"), place.path("other")).unwrap();
+    let other = place.run("other/people/admin", &["status"]);
+    assert_eq!(other.status.code(), Some(1));
+    assert!(text(&other.stderr).contains("of another cluster"), "{}", text(&other.stderr));
+
+    // What is secret is in no log and in no command line.
+    let log = place.log.lock().unwrap().clone();
+    assert!(log.contains(token.id()), "{log}");
+    let arguments = fs::read_to_string(format!("/proc/{}/cmdline", place.serve.id())).unwrap();
+    for shown in [log, arguments] {
+        for token in [&token, &short, &good, &viewer] {
+            assert!(!shown.contains(token.secret().expose()), "{shown}");
+        }
+        assert!(!shown.contains("PRIVATE KEY"), "{shown}");
+    }
+}
+
+/// What a stranger sends.
+#[derive(Clone, Copy, Debug)]
+enum Garbage {
+    Bytes,
+    /// The beginning of a TLS hello, and then nothing.
+    Hello,
+    Http,
+    Nothing,
+}
+
+const GARBAGE: [Garbage; 4] = [Garbage::Bytes, Garbage::Hello, Garbage::Http, Garbage::Nothing];
+
+/// Connects and sends it; most of these are hung up on at any point.
+fn send(port: u16, garbage: Garbage, n: usize) -> Option<TcpStream> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    let bytes = match garbage {
+        Garbage::Bytes => (0..512_usize).map(|i| ((i * 31 + n * 17) ^ (i >> 3)) as u8).collect(),
+        // A handshake record that says it has 512 bytes, a hello in it, and 3 of them.
+        Garbage::Hello => vec![0x16, 3, 1, 2, 0, 1, 0, 1],
+        Garbage::Http => b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
+        Garbage::Nothing => vec![],
+    };
+    stream.write_all(&bytes).ok()?;
+    Some(stream)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_without_end_cost_no_heartbeat_and_leave_nothing_behind() {
+    let count = if std::env::var_os("COXSWAIN_LONG_TESTS").is_some() { 10_000 } else { 600 };
+    let place = Place::new();
+    let token = place.token(&["--role", "worker"]);
+    let credentials = place.join(&token, "w0").await.unwrap();
+    let (url, with) = (place.url(), transport(&credentials));
+    let worker = tokio::spawn(async move { fake::work_over(&url, &with, "w0", fake::Faults::default()).await });
+    let admin = transport(&Credentials::read(&place.path("tls/people/admin")).unwrap());
+    let mut jobs = jobs_client(connect_over(&place.url(), &admin).await.unwrap());
+    while jobs.list(wire::ListRequest {}).await.unwrap().into_inner().workers.is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let baseline = place.open_files();
+
+    let battering = Arc::new(AtomicBool::new(true));
+    let (ended, port) = (battering.clone(), place.port);
+    let strangers = tokio::task::spawn_blocking(move || {
+        let mut open = Vec::new();
+        for n in 0..count {
+            open.extend(send(port, GARBAGE[n % GARBAGE.len()], n));
+            // Half of them are left open from this side, as far as this process may.
+            if open.len() > 400 {
+                open.drain(..200);
+            }
+        }
+        ended.store(false, Ordering::SeqCst);
+        open
+    });
+    let (mut calls, mut slowest) = (0_u32, Duration::ZERO);
+    while battering.load(Ordering::SeqCst) {
+        let start = Instant::now();
+        let list = jobs.list(wire::ListRequest {}).await.unwrap().into_inner();
+        (calls, slowest) = (calls + 1, slowest.max(start.elapsed()));
+        assert_eq!(list.workers.len(), 1, "the worker was lost");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut open = strangers.await.unwrap();
+    println!("{count} strangers: {calls} calls beside them, the slowest took {slowest:?}");
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert!(!worker.is_finished(), "the worker's stream broke");
+    // All that are left are closed by the coordinator: those that say nothing after its time-out.
+    let deadline = Instant::now() + Duration::from_secs(9);
+    while place.open_files() > baseline {
+        assert!(Instant::now() < deadline, "{} files, {baseline} before", place.open_files());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for stream in &mut open {
+        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        // An alert of TLS may come first; then the end, by a close or a reset.
+        let mut rest = Vec::new();
+        let end = stream.read_to_end(&mut rest);
+        assert!(end.as_ref().err().is_none_or(|e| e.kind() != std::io::ErrorKind::WouldBlock), "{end:?}");
+    }
+    assert_eq!(jobs.list(wire::ListRequest {}).await.unwrap().into_inner().workers.len(), 1);
+    worker.abort();
+}
