@@ -179,7 +179,9 @@ fn known<T>(request: &Request<T>) -> Result<Arc<Known>, Status> {
 fn refused(error: TokenError) -> Status {
     let message = error.to_string();
     match error {
-        TokenError::Unknown | TokenError::Expired(_) | TokenError::UsedUp(_) => Status::unauthenticated(message),
+        TokenError::Unknown | TokenError::Expired(_) | TokenError::UsedUp(_) => {
+            Status::unauthenticated(message)
+        }
         TokenError::Name(_) | TokenError::Grant(_) => Status::invalid_argument(message),
         TokenError::Taken { .. } => Status::permission_denied(message),
         TokenError::TooMany(_) => Status::resource_exhausted(message),

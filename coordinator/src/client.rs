@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use coxswain_proto::wire::job_event::Event;
-use coxswain_proto::wire::jobs_client::JobsClient;
 use coxswain_proto::tls::{Transport, why};
 use coxswain_proto::wire::access_client::AccessClient;
+use coxswain_proto::wire::job_event::Event;
+use coxswain_proto::wire::jobs_client::JobsClient;
 use coxswain_proto::{access_client, connect_over, jobs_client, wire};
 use coxswain_types::status::StepReport;
 use tonic::transport::Channel;
@@ -191,7 +191,9 @@ async fn channel(args: &Coordinator) -> Result<Channel, Failure> {
     connect_over(&args.coordinator, &transport).await.map_err(|error| match error {
         ConnectError::Address { .. } => Failure::Input(error.to_string()),
         // The chain behind it says the same once more.
-        ConnectError::Unreachable { .. } | ConnectError::Insecure { .. } => Failure::Failed(anyhow!("{error}")),
+        ConnectError::Unreachable { .. } | ConnectError::Insecure { .. } => {
+            Failure::Failed(anyhow!("{error}"))
+        }
     })
 }
 
@@ -202,7 +204,9 @@ pub(crate) fn refused(args: &Coordinator, status: Status) -> Failure {
     }
     let message = status.message().to_owned();
     match status.code() {
-        Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted => Failure::Failed(anyhow!(message)),
+        Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted => {
+            Failure::Failed(anyhow!(message))
+        }
         Code::Unavailable | Code::Unknown | Code::Cancelled => {
             let hint = match args.tls.transport() {
                 Ok(Transport::Plain) => {

@@ -3,6 +3,8 @@
 
 #[path = "../src/tests/fake.rs"]
 mod fake;
+#[path = "../src/tests/tunnel.rs"]
+mod tunnel;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -104,10 +106,6 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-fn transport(credentials: &Credentials) -> Transport {
-    Transport::Tls(ClientTls::new(credentials).unwrap())
-}
-
 #[test]
 fn certificates_are_private_and_never_written_over() {
     let folder = tempfile::tempdir().unwrap();
@@ -163,8 +161,8 @@ async fn a_token_makes_a_worker_and_nothing_else_gets_in() {
 
     let token = place.token(&["--role", "worker", "--uses", "1"]);
     let credentials = place.join(&token, "w0").await.unwrap();
-    let (url, with) = (place.url(), transport(&credentials));
-    let worker = tokio::spawn(async move { fake::work_over(&url, &with, "w0", fake::Faults::default()).await });
+    let url = tunnel::tunnel(&place.url(), ClientTls::new(&credentials).unwrap()).await;
+    let worker = tokio::spawn(async move { fake::work(&url, "w0", fake::Faults::default()).await });
     let deadline = Instant::now() + Duration::from_secs(5);
     while !text(&place.admin(&["status"]).stdout).contains("w0") {
         assert!(Instant::now() < deadline, "the worker is not there");
@@ -199,8 +197,9 @@ async fn a_token_makes_a_worker_and_nothing_else_gets_in() {
         let said = text(&refused.stderr);
         assert!(said.contains("viewer vic (jobs demo-*) may not call"), "{said}");
     }
-    let vic = transport(&Credentials::read(&place.path("vic")).unwrap());
-    let refused = fake::work_over(&place.url(), &vic, "vic", fake::Faults::default()).await.unwrap_err();
+    let vic = ClientTls::new(&Credentials::read(&place.path("vic")).unwrap()).unwrap();
+    let vic = tunnel::tunnel(&place.url(), vic).await;
+    let refused = fake::work(&vic, "vic", fake::Faults::default()).await.unwrap_err();
     assert!(refused.contains("may not call Sync"), "{refused}");
     let admin = place.admin(&["token", "create", "--role", "admin"]);
     assert!(text(&admin.stderr).contains("no token makes an admin"), "{}", text(&admin.stderr));
@@ -254,9 +253,10 @@ async fn strangers_without_end_cost_no_heartbeat_and_leave_nothing_behind() {
     let place = Place::new();
     let token = place.token(&["--role", "worker"]);
     let credentials = place.join(&token, "w0").await.unwrap();
-    let (url, with) = (place.url(), transport(&credentials));
-    let worker = tokio::spawn(async move { fake::work_over(&url, &with, "w0", fake::Faults::default()).await });
-    let admin = transport(&Credentials::read(&place.path("tls/people/admin")).unwrap());
+    let url = tunnel::tunnel(&place.url(), ClientTls::new(&credentials).unwrap()).await;
+    let worker = tokio::spawn(async move { fake::work(&url, "w0", fake::Faults::default()).await });
+    let admin = Credentials::read(&place.path("tls/people/admin")).unwrap();
+    let admin = Transport::Tls(ClientTls::new(&admin).unwrap());
     let mut jobs = jobs_client(connect_over(&place.url(), &admin).await.unwrap());
     while jobs.list(wire::ListRequest {}).await.unwrap().into_inner().workers.is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;

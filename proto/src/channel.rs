@@ -62,7 +62,8 @@ pub async fn connect_over(url: &str, transport: &Transport) -> Result<Channel, C
         (None, _) => url,
         (Some(("http", place)), Transport::Plain) | (Some(("https", place)), Transport::Tls(_)) => place,
         (Some(("http", _)), Transport::Tls(_)) => {
-            let why = "http:// is plain text, and there are credentials for TLS: say https://, or leave them out";
+            let why =
+                "http:// is plain text, and there are credentials for TLS: say https://, or leave them out";
             return Err(ConnectError::Insecure { url: url.to_owned(), why: why.to_owned() });
         }
         (Some(("https", _)), Transport::Plain) => {
@@ -105,11 +106,9 @@ pub async fn connect_over(url: &str, transport: &Transport) -> Result<Channel, C
 /// The port of an address that names none.
 const DEFAULT_PORT: u16 = 7070;
 
-async fn within<T>(
-    limit: Duration,
-    work: impl Future<Output = std::io::Result<T>>,
-) -> std::io::Result<T> {
-    let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "the connection did not come about in time");
+async fn within<T>(limit: Duration, work: impl Future<Output = std::io::Result<T>>) -> std::io::Result<T> {
+    let late =
+        || std::io::Error::new(std::io::ErrorKind::TimedOut, "the connection did not come about in time");
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(late()))
 }
 

@@ -34,7 +34,9 @@ pub(crate) enum TokenError {
     UsedUp(String),
     #[error("{0}")]
     Name(#[from] Malformed),
-    #[error("the name {name} is held by a worker for other jobs ({jobs}) until its certificate expires; take another")]
+    #[error(
+        "the name {name} is held by a worker for other jobs ({jobs}) until its certificate expires; take another"
+    )]
     Taken { name: String, jobs: Jobs },
     #[error("there are {0} join tokens open, which is the most; wait until some have expired")]
     TooMany(usize),
@@ -80,7 +82,10 @@ impl Tokens {
         let Grant { role, jobs, ttl_s, uses } = grant;
         let wrong = |text: String| Err(TokenError::Grant(text));
         if role == Role::Admin {
-            return wrong("no token makes an admin; `coxswain certs issue --role admin` does, where the CA is".to_owned());
+            return wrong(
+                "no token makes an admin; `coxswain certs issue --role admin` does, where the CA is"
+                    .to_owned(),
+            );
         }
         if !(1..=MAX_TTL_S).contains(&ttl_s) {
             return wrong(format!("a token lives from 1 to {MAX_TTL_S} seconds, not {ttl_s}"));
@@ -192,7 +197,9 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_bounded() {
         let mut tokens = Tokens::default();
-        for bad in [grant("*", 0, 1), grant("*", MAX_TTL_S + 1, 1), grant("*", 1, 0), grant("*", 1, MAX_USES + 1)] {
+        for bad in
+            [grant("*", 0, 1), grant("*", MAX_TTL_S + 1, 1), grant("*", 1, 0), grant("*", 1, MAX_USES + 1)]
+        {
             assert!(matches!(tokens.add(&token(1), bad, 0), Err(TokenError::Grant(_))));
         }
         let admin = Grant { role: Role::Admin, ..grant("*", 1, 1) };

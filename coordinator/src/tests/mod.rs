@@ -4,6 +4,7 @@ mod fake;
 mod network;
 mod proxy;
 mod security;
+mod tunnel;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

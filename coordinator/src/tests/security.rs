@@ -12,7 +12,8 @@ use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use super::fake::{Faults, work_over};
+use super::fake::{Faults, work};
+use super::tunnel::tunnel;
 use super::{JOB, Site};
 use crate::access::Security;
 use crate::auth::identity::Identity;
@@ -50,7 +51,11 @@ impl Secured {
 
     /// The transport of someone with a certificate of this CA.
     fn transport(&self, uri: &str) -> Transport {
-        Transport::Tls(ClientTls::new(&self.credentials(&self.authority, uri, DAY)).unwrap())
+        Transport::Tls(self.tls(uri))
+    }
+
+    fn tls(&self, uri: &str) -> ClientTls {
+        ClientTls::new(&self.credentials(&self.authority, uri, DAY)).unwrap()
     }
 
     /// Credentials by any CA, of someone who trusts this one.
@@ -77,8 +82,8 @@ impl Secured {
     }
 
     fn work(&self, uri: &str, name: &str) -> JoinHandle<Result<String, String>> {
-        let (url, transport, name) = (self.url.clone(), self.transport(uri), name.to_owned());
-        tokio::spawn(async move { work_over(&url, &transport, &name, Faults::default()).await })
+        let (url, tls, name) = (self.url.clone(), self.tls(uri), name.to_owned());
+        tokio::spawn(async move { work(&tunnel(&url, tls).await, &name, Faults::default()).await })
     }
 }
 
@@ -194,10 +199,8 @@ async fn plain_text_and_an_address_that_says_so_get_nowhere() {
 async fn a_job_runs_over_tls_and_only_its_members_get_its_generations_certificate() {
     let site = Secured::start().await;
     let job = site.submit(&["train.steps=100000"]).await;
-    let _workers = [
-        site.work("coxswain://worker/w0/job/tiny-*", "w0"),
-        site.work("coxswain://worker/w1/job/*", "w1"),
-    ];
+    let _workers =
+        [site.work("coxswain://worker/w0/job/tiny-*", "w0"), site.work("coxswain://worker/w1/job/*", "w1")];
     let mut jobs = jobs_client(site.channel("coxswain://viewer/vic/job/tiny-1").await);
     while jobs.get(wire::GetRequest { job: job.clone() }).await.unwrap().into_inner().step < 2 {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -223,6 +226,19 @@ async fn a_job_runs_over_tls_and_only_its_members_get_its_generations_certificat
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_is_who_its_certificate_says_and_keeps_to_its_jobs() {
     let site = Secured::start().await;
+    let _bound = site.work("coxswain://worker/w8/job/huge-*", "w8");
+    let job = site.submit(&["train.steps=5"]).await;
+    let mut jobs = jobs_client(site.channel("coxswain://viewer/vic/job/*").await);
+    let mut get = async || jobs.get(wire::GetRequest { job: job.clone() }).await.unwrap().into_inner();
+    while !get().await.reason.ends_with("1 that are here serve other jobs only") {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let _free =
+        [site.work("coxswain://worker/w2/job/*", "w2"), site.work("coxswain://worker/w3/job/tiny-*", "w3")];
+    while get().await.state() != wire::JobState::Done {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
     let left = site.work("coxswain://worker/w0/job/*", "w1").await.unwrap();
     assert_eq!(left, Ok("it calls itself w1, and its certificate is for worker w0".to_owned()));
     let mut other = cluster_client(site.channel("coxswain://worker/w0/job/huge-*").await);
@@ -251,18 +267,18 @@ async fn a_certificate_is_renewed_over_its_own_connection() {
     cluster_client(without.clone()).store_get(get.clone()).await.unwrap_err();
     tls.replace(&enrolled.credentials.chain, &enrolled.credentials.key).unwrap();
     let answer = cluster_client(without).store_get(get).await.unwrap_err();
-    assert_eq!(answer.code(), Code::FailedPrecondition, "a channel connects again by the newer one: {answer}");
+    assert_eq!(
+        answer.code(),
+        Code::FailedPrecondition,
+        "a channel connects again by the newer one: {answer}"
+    );
 }
 
 #[test]
 fn no_secret_is_printed() {
     let security = Security::new(Authority::new("test", DAY).unwrap());
-    let grant = Grant {
-        role: crate::auth::identity::Role::Worker,
-        jobs: "*".parse().unwrap(),
-        ttl_s: 60,
-        uses: 1,
-    };
+    let grant =
+        Grant { role: crate::auth::identity::Role::Worker, jobs: "*".parse().unwrap(), ttl_s: 60, uses: 1 };
     let token = security.token(grant).unwrap();
     let shown = format!("{security:?} {token:?} {:?}", token.spoken());
     assert!(!shown.contains(token.secret().expose()), "{shown}");

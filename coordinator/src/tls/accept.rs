@@ -98,7 +98,8 @@ impl Gate {
         if full || (stranger && strange) {
             return None;
         }
-        let more = |count: Count| Count { all: count.all + 1, strangers: count.strangers + u32::from(stranger) };
+        let more =
+            |count: Count| Count { all: count.all + 1, strangers: count.strangers + u32::from(stranger) };
         counts.total = more(total);
         counts.of.insert(address, more(of));
         Some(Pass { gate: self.clone(), address, stranger })
@@ -228,7 +229,8 @@ mod tests {
         let gate = Gate::new(bounds);
         let (here, there): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
         let enter = |address| gate.enter(address, true);
-        let mut passes: Vec<Pass> = [here, here, there, there].into_iter().map(|a| enter(a).unwrap()).collect();
+        let mut passes: Vec<Pass> =
+            [here, here, there, there].into_iter().map(|a| enter(a).unwrap()).collect();
         assert!(enter(here).is_none() && enter([10, 0, 0, 3].into()).is_none());
         passes[0].known();
         passes[0].known();

@@ -81,7 +81,12 @@ impl Authority {
     }
 
     /// A certificate of a server that is reached by these names and addresses.
-    pub(crate) fn server(&self, hosts: &[String], key: &impl PublicKeyData, life: Duration) -> Result<String> {
+    pub(crate) fn server(
+        &self,
+        hosts: &[String],
+        key: &impl PublicKeyData,
+        life: Duration,
+    ) -> Result<String> {
         let mut params = params("coxswain coordinator", life);
         params.subject_alt_names = CertificateParams::new(hosts)
             .with_context(|| format!("{} are no names or addresses of hosts", hosts.join(", ")))?

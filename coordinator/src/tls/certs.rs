@@ -148,7 +148,8 @@ pub(crate) async fn token(args: Token) -> Result<(), Failure> {
         uses: args.uses,
     };
     let mut access = client::access(&args.coordinator).await?;
-    let reply = access.create_token(request).await.map_err(|status| client::refused(&args.coordinator, status))?;
+    let reply =
+        access.create_token(request).await.map_err(|status| client::refused(&args.coordinator, status))?;
     output::write(&format!("{}\n", reply.into_inner().token)).map(drop)
 }
 
@@ -224,7 +225,10 @@ fn issue(args: &Issue) -> Result<(), Failure> {
 async fn join(args: Join) -> Result<(), Failure> {
     let token = read_token(&args.token_file)?;
     if args.out.join(KEY).exists() {
-        return Err(Failure::Input(format!("{} holds a key already; name another folder", args.out.display())));
+        return Err(Failure::Input(format!(
+            "{} holds a key already; name another folder",
+            args.out.display()
+        )));
     }
     let enrolled = enroll::join(&args.coordinator, &token, &args.name).await.map_err(anyhow::Error::from)?;
     enrolled.credentials.write_new(&args.out).map_err(anyhow::Error::from)?;

@@ -69,7 +69,11 @@ pub(crate) fn open_authority(folder: &Path) -> Result<Authority> {
     let read = |name: &str| {
         let path = folder.join(name);
         std::fs::read_to_string(&path).with_context(|| {
-            format!("{} cannot be read; `coxswain certs init --dir {}` makes it", path.display(), folder.display())
+            format!(
+                "{} cannot be read; `coxswain certs init --dir {}` makes it",
+                path.display(),
+                folder.display()
+            )
         })
     };
     Authority::open(read(CA)?, &Secret::new(read(CA_KEY)?))

@@ -87,7 +87,8 @@ impl ClientTls {
         Ok(())
     }
 
-    pub(crate) async fn connect(&self, host: &str, port: u16) -> io::Result<TlsStream<TcpStream>> {
+    /// A connection; the name or address of the other end has to be in its certificate.
+    pub async fn connect(&self, host: &str, port: u16) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(host.to_owned())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let stream = TcpStream::connect((host, port)).await?;
@@ -132,7 +133,9 @@ impl ServerCertVerifier for Pinned {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let ca = intermediates.iter().find(|ca| ca_hash(ca) == self.ca_hash).ok_or_else(|| {
-            Error::General("its CA is not the one that the token names: another coordinator answers".to_owned())
+            Error::General(
+                "its CA is not the one that the token names: another coordinator answers".to_owned(),
+            )
         })?;
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone())?;

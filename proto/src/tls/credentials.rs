@@ -83,7 +83,7 @@ impl Credentials {
     /// Writes them to a folder, which is made if it is not there. Files that are there are refused.
     pub fn write_new(&self, folder: &Path) -> Result<(), FileError> {
         private_folder(folder)?;
-        self.each(folder, |path, text| write_new(path, text))
+        self.each(folder, write_new)
     }
 
     /// Writes them to a folder that is there, over those that it holds. Each file is the old or the new

@@ -100,7 +100,9 @@ mod tests {
         assert_eq!(format!(" {text}\n").parse(), Ok(token.clone()));
         assert_eq!(text.len(), 8 + 1 + 32 + 1 + 64);
         assert!(!format!("{token:?}").contains(token.secret().expose()));
-        for bad in ["", "a.b", &text[1..], &text.to_uppercase(), &format!("{text}.00"), &text.replace('.', "")] {
+        for bad in
+            ["", "a.b", &text[1..], &text.to_uppercase(), &format!("{text}.00"), &text.replace('.', "")]
+        {
             let error = bad.parse::<JoinToken>().unwrap_err().to_string();
             assert!(bad.is_empty() || !error.contains(bad), "{error}");
         }
