@@ -196,7 +196,7 @@ async fn listen_to(
                 break "its connection closed".to_owned();
             }
         };
-        let status = match WorkerStatus::try_from(message) {
+        let mut status = match WorkerStatus::try_from(message) {
             Ok(status) => status,
             Err(error) => break format!("it sent a status that makes no sense ({error})"),
         };
@@ -208,6 +208,7 @@ async fn listen_to(
             desired.send_replace(Desired { leave: Some(why), ..Desired::default() });
             return;
         }
+        status.info.serves = caller.serves();
         speaker = Some(worker);
         patience = Duration::from_millis(limits::LEASE_MS);
         let seen = Ask::Seen { connection, status: Box::new(status), desired: desired.clone() };

@@ -106,6 +106,7 @@ fn threads(spec: &JobSpec, directory: &Path, workers: u32) -> Result<u32, String
         cores: u32::try_from(cores).unwrap_or(1),
         device: "cpu".to_owned(),
         runtime: String::new(),
+        serves: None,
     };
     Ok(threads_for(&(0..workers).map(here).collect::<Vec<_>>()))
 }

@@ -44,7 +44,7 @@ pub enum WireError {
 
 impl From<status::WorkerInfo> for wire::WorkerInfo {
     fn from(info: status::WorkerInfo) -> Self {
-        let status::WorkerInfo { id, incarnation, host, pid, cores, device, runtime } = info;
+        let status::WorkerInfo { id, incarnation, host, pid, cores, device, runtime, serves: _ } = info;
         wire::WorkerInfo { id: id.0, incarnation, host, pid, cores, device, runtime }
     }
 }
@@ -68,7 +68,16 @@ impl TryFrom<wire::WorkerInfo> for status::WorkerInfo {
                 return Err(WireError::TooLong { field, found: text.len(), most });
             }
         }
-        Ok(status::WorkerInfo { id: WorkerId(id), incarnation, host, pid, cores, device, runtime })
+        Ok(status::WorkerInfo {
+            id: WorkerId(id),
+            incarnation,
+            host,
+            pid,
+            cores,
+            device,
+            runtime,
+            serves: None,
+        })
     }
 }
 

@@ -20,6 +20,7 @@ fn info() -> WorkerInfo {
         cores: 2,
         device: "cpu".into(),
         runtime: "libtorch 2.11.0 avx512".into(),
+        serves: None,
     }
 }
 

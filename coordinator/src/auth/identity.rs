@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use coxswain_types::status::id_matches;
+
 /// The longest name. Names are in certificates, logs and messages.
 const MAX_NAME: usize = 63;
 
@@ -61,10 +63,7 @@ impl Jobs {
 
     /// Whether the job of this id is one of them.
     pub(crate) fn matches(&self, job: &str) -> bool {
-        match self.0.strip_suffix('*') {
-            Some(beginning) => job.starts_with(beginning),
-            None => job == self.0,
-        }
+        id_matches(&self.0, job)
     }
 
     /// Whether every job of this name is one of them: ids are the name, a dash and a number.
@@ -147,9 +146,11 @@ mod tests {
 
     #[test]
     fn an_identity_is_read_as_it_is_written_and_nothing_else_is() {
-        for (role, name, jobs) in
-            [(Role::Worker, "node-7.rack_2", "demo-*"), (Role::Admin, "a", "*"), (Role::Viewer, "Bo", "demo-1")]
-        {
+        for (role, name, jobs) in [
+            (Role::Worker, "node-7.rack_2", "demo-*"),
+            (Role::Admin, "a", "*"),
+            (Role::Viewer, "Bo", "demo-1"),
+        ] {
             let identity = Identity::new(role, name, jobs.parse().unwrap()).unwrap();
             assert_eq!(Identity::from_uri(&identity.uri()), Ok(identity));
         }

@@ -105,15 +105,24 @@ impl Caller {
         if may { Ok(()) } else { Err(self.other_job(&format!("jobs of the name {name}"))) }
     }
 
+    /// The jobs that a worker is bound to, if it is.
+    pub(crate) fn serves(&self) -> Option<String> {
+        match self {
+            Caller::Known(known) if known.identity.jobs != Jobs::all() => {
+                Some(known.identity.jobs.to_string())
+            }
+            Caller::Trusted | Caller::Nobody | Caller::Known(_) => None,
+        }
+    }
+
     /// Refuses to show an assignment of a job that is not the caller's.
     pub(crate) fn assigned(&self, desired: &Desired) -> Result<(), Status> {
         #[derive(Deserialize)]
         struct Of {
             job: String,
         }
-        let bound = matches!(self, Caller::Known(known) if known.identity.jobs != Jobs::all());
         match &desired.assignment {
-            Some(assignment) if bound => {
+            Some(assignment) if self.serves().is_some() => {
                 let of: Of = serde_json::from_str(assignment)
                     .map_err(|_| Status::internal("an assignment without a job"))?;
                 self.job(&of.job)

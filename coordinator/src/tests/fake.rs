@@ -92,6 +92,7 @@ impl Worker {
             cores: 2,
             device: "cpu".to_owned(),
             runtime: "none".to_owned(),
+            serves: None,
         };
         Worker { status: idle(info), assignment: None, wishes: vec![], last: false, faults, given }
     }

@@ -230,7 +230,7 @@ async fn a_worker_is_who_its_certificate_says_and_keeps_to_its_jobs() {
     let job = site.submit(&["train.steps=5"]).await;
     let mut jobs = jobs_client(site.channel("coxswain://viewer/vic/job/*").await);
     let mut get = async || jobs.get(wire::GetRequest { job: job.clone() }).await.unwrap().into_inner();
-    while !get().await.reason.ends_with("1 that are here serve other jobs only") {
+    while !get().await.reason.ends_with("(here: 1 bound to other jobs)") {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let _free =

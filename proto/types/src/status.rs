@@ -25,6 +25,21 @@ pub struct WorkerInfo {
     pub device: String,
     /// The libtorch it is linked to and what the processor offers it, as one comparable text.
     pub runtime: String,
+    /// The jobs that it may be given: one id, or a beginning of ids with `*` behind it; all where it is
+    /// `None`. The coordinator knows this of a worker, which says nothing of it itself.
+    pub serves: Option<String>,
+}
+
+impl WorkerInfo {
+    /// Whether it may be given this job.
+    pub fn serves(&self, job: &str) -> bool {
+        self.serves.as_deref().is_none_or(|jobs| id_matches(jobs, job))
+    }
+}
+
+/// Whether `jobs`, one id or a beginning of ids with `*` behind it, has this one among them.
+pub fn id_matches(jobs: &str, job: &str) -> bool {
+    jobs.strip_suffix('*').map_or(jobs == job, |beginning| job.starts_with(beginning))
 }
 
 /// How far a worker has come with its assignment.

@@ -33,21 +33,24 @@ impl<'a> Hall<'a> {
         Hall { cluster, idle: idle.map(|info| (info, None)).collect(), had: had.collect() }
     }
 
-    /// Whether the job may have this worker: an interrupted one of at least its own priority goes before.
-    fn may_have(&self, job: usize, worker: &WorkerId) -> bool {
+    /// Whether the job may have this worker: the worker serves it, and an interrupted one of at least its own
+    /// priority goes before.
+    fn may_have(&self, job: usize, worker: &WorkerInfo) -> bool {
         let priority = |index: usize| self.cluster.jobs[index].priority();
-        self.had.get(worker).is_none_or(|&other| other == job || priority(other) < priority(job))
+        let serves = |index: usize| worker.serves(self.cluster.jobs[index].id());
+        let yields = |other: usize| other == job || priority(other) < priority(job) || !serves(other);
+        serves(job) && self.had.get(&worker.id).is_none_or(|&other| yields(other))
     }
 
     /// The idle workers that the job may have.
     fn open_to(&self, job: usize) -> Vec<&'a WorkerInfo> {
         let free = self.idle.iter().filter(|(_, keeper)| keeper.is_none());
-        free.map(|(info, _)| *info).filter(|info| self.may_have(job, &info.id)).collect()
+        free.map(|(info, _)| *info).filter(|info| self.may_have(job, info)).collect()
     }
 
     /// Keeps for a job that waits what jobs behind it could take.
     pub(super) fn keep(&mut self, job: usize) {
-        let kept = |hall: &Hall<'_>, info: &WorkerInfo| hall.may_have(job, &info.id);
+        let kept = |hall: &Hall<'_>, info: &WorkerInfo| hall.may_have(job, info);
         let keep: Vec<_> = self.idle.iter().map(|(info, _)| kept(self, info)).collect();
         for ((_, keeper), keep) in self.idle.iter_mut().zip(keep) {
             if keep && keeper.is_none() {
@@ -148,6 +151,9 @@ impl<'a> Hall<'a> {
         let name = |index: usize| self.cluster.jobs[index].id();
         if let Some(run) = self.cluster.run_of(&info.id) {
             return format!("at work for {}", run.job);
+        }
+        if !info.serves(name(job)) {
+            return "bound to other jobs".to_owned();
         }
         match self.idle.iter().find(|(idle, _)| idle.id == info.id) {
             Some((_, Some(keeper))) => format!("kept for {}", name(*keeper)),

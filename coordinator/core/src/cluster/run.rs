@@ -90,6 +90,7 @@ impl Seat {
             cores: 0,
             device: String::new(),
             runtime: String::new(),
+            serves: None,
         };
         let (stage, digest) = (formed.stage, formed.digest.clone());
         Seat {

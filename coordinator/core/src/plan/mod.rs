@@ -179,6 +179,7 @@ pub fn sketch(spec: &JobSpec, workers: u32) -> Result<Plan, PlanError> {
             cores: 1,
             device: "cpu".to_owned(),
             runtime: String::new(),
+            serves: None,
         })
         .collect();
     let nothing = TokenFile { path: String::new(), tokens: 0, digest: String::new() };

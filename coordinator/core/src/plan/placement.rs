@@ -97,6 +97,7 @@ mod tests {
             cores: *cores,
             device: "cpu".to_owned(),
             runtime: "r".to_owned(),
+            serves: None,
         };
         list.iter().map(worker).collect()
     }

@@ -326,3 +326,68 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
             d-4 Running step 0: generation 3 of 1 workers
     "#]].assert_eq(&tell(&format!("{before}\n{after}")));
 }
+
+#[test]
+fn a_worker_that_is_bound_to_jobs_is_given_no_other_and_kept_for_none() {
+    let print = tell(
+        "0 submit small wait steps=4
+         0 prepared small-1
+         0 submit large priority=1 steps=4
+         0 prepared large-2
+         0 w0 idle serves=small-*
+         0 jobs
+         0 submit third pp=2 steps=4
+         10 w1 idle serves=small-1
+         20 w2 idle serves=large-2
+         30 prepared third-3
+         30 w3 idle
+         30 jobs",
+    );
+    expect![[r#"
+        0 submit small wait steps=4
+            record started 1
+            record submitted small-1
+            info: job small-1 is accepted
+            prepare small-1
+        0 prepared small-1
+        0 submit large priority=1 steps=4
+            record submitted large-2
+            info: job large-2 is accepted
+            prepare large-2
+        0 prepared large-2
+        0 w0 idle serves=small-*
+            record noted joined
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
+            record formed small-1 g1 [w0] threads 2 from 0
+            info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
+            wake w0
+        0 jobs
+            small-1 Running step 0: generation 1 of 1 workers
+            large-2 Gathering step 0: waiting for 1 of 1 worker (here: 1 at work for small-1)
+        0 submit third pp=2 steps=4
+            record submitted third-3
+            info: job third-3 is accepted
+        10 w1 idle serves=small-1
+            record noted joined
+            info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
+        20 w2 idle serves=large-2
+            record noted joined
+            info: worker w2 is here (pid 102 on alpha, cpu)
+            wake w2
+            record formed large-2 g2 [w2] threads 2 from 0
+            info: runs from the start on w2 with 2 threads each (the cores of each machine over its workers)
+            wake w2
+            prepare third-3
+        30 prepared third-3
+        30 w3 idle
+            record noted joined
+            info: worker w3 is here (pid 103 on alpha, cpu)
+            wake w3
+        30 jobs
+            small-1 Running step 0: generation 1 of 1 workers
+            large-2 Running step 0: generation 2 of 1 workers
+            third-3 Gathering step 0: waiting for 1 of 2 workers (here: 1 at work for large-2, 1 at work for small-1, 1 bound to other jobs)
+    "#]].assert_eq(&print);
+}

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! 0 submit demo pp=2 steps=4          0 prepared demo-1 resume=2
-//! 0 w0 idle                           0 w1 g1 running step=3 reports=2..3 saved=2 published=2
+//! 0 w0 idle serves=demo-*             0 w1 g1 running step=3 reports=2..3 saved=2 published=2
 //! 0 lost w1 its connection closed     0 w1 g1 failed: peer closed
 //! 0 cancel demo-1 enough              0 w1 g1 cut-off: no answer     0 w1 g1 leaving: SIGTERM
 //! 0 drain w1 maintenance     0 w1 g1 running leaves=SIGTERM
@@ -126,11 +126,12 @@ fn info(name: &str) -> WorkerInfo {
         cores: 2,
         device: "cpu".to_owned(),
         runtime: if name.ends_with('*') { "libtorch 2.12" } else { "libtorch 2.11" }.to_owned(),
+        serves: None,
     }
 }
 
 fn status(cluster: &Cluster, name: &str, words: &[&str], line: &str) -> WorkerStatus {
-    let info = info(name);
+    let info = WorkerInfo { serves: value(words, "serves").map(str::to_owned), ..info(name) };
     let generation = words[0].strip_prefix('g').map_or(0, |g| g.parse().unwrap());
     let desired = cluster.desired(&info.id);
     let phase = match words.iter().find(|word| !word.starts_with('g') && !word.contains('=')).copied() {
