@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use crate::args::Work;
+use crate::identity::{Proof, RETRY};
 use crate::machine;
 use crate::rank::{Order, Rank};
 use crate::state::Shared;
@@ -25,8 +26,6 @@ use crate::store::Rendezvous;
 
 /// Statuses that may wait to be sent. The newest tells all, so a few are plenty.
 const OUTBOX: usize = 4;
-/// Between two tries to reach the coordinator.
-const RETRY: Duration = Duration::from_millis(500);
 /// How long an aborted engine may take to end; it looks between two actions of a step. Past it the
 /// process ends without waiting: what the engine holds is memory only. Below the lease, for no
 /// heartbeat goes out meanwhile.
@@ -48,12 +47,22 @@ pub(crate) fn run(work: &Work) -> Result<()> {
 
 async fn work_for(work: &Work, info: WorkerInfo) -> Result<()> {
     let mut signals = Signals::listen()?;
-    let channel = tokio::select! {
-        channel = reach(work) => channel?,
+    let proof = Proof::of(work)?;
+    // Before a token is used up.
+    proof.allows_tensors(work)?;
+    let (identity, channel) = tokio::select! {
+        reached = proof.reach(work, &info.id.0) => reached?,
         _ = signals.next() => return Ok(()),
     };
-    let client = coxswain_proto::cluster_client(channel);
-    let mut agent = Agent::new(info, work, client)?;
+    let renewing = tokio::spawn(identity.keep(channel.clone()));
+    let agent = Agent::new(info, work, coxswain_proto::cluster_client(channel))?;
+    let result = stay(work, agent, signals).await;
+    renewing.abort();
+    result
+}
+
+/// Converses with the coordinator until one of them has enough, and looks for it while it is away.
+async fn stay(work: &Work, mut agent: Agent, mut signals: Signals) -> Result<()> {
     // Since when there is no coordinator, and why.
     let mut lost: Option<(tokio::time::Instant, String)> = None;
     loop {
@@ -113,26 +122,6 @@ enum Conversation {
     Refused(String),
     /// It broke off.
     Lost(String),
-}
-
-/// Tries to connect for as long as the user's patience lasts: workers may start first.
-async fn reach(work: &Work) -> Result<Channel> {
-    let end = tokio::time::Instant::now() + Duration::from_secs(u64::from(work.patience_s));
-    let mut told = false;
-    loop {
-        match coxswain_proto::connect(&work.coordinator).await {
-            Ok(channel) => return Ok(channel),
-            Err(error @ coxswain_proto::ConnectError::Address { .. }) => return Err(error.into()),
-            Err(error) if tokio::time::Instant::now() >= end => return Err(error.into()),
-            Err(error) => {
-                if !told {
-                    tracing::warn!("{error}; trying for {} s", work.patience_s);
-                    told = true;
-                }
-                tokio::time::sleep(RETRY).await;
-            }
-        }
-    }
 }
 
 struct Agent {

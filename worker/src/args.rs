@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use coxswain_proto::tls::{Secret, TlsArgs};
 use tracing_subscriber::EnvFilter;
 
 /// A worker of a Coxswain cluster: one process, one device.
@@ -30,9 +31,21 @@ pub(crate) struct Args {
 /// How to work for a coordinator.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Work {
-    /// The coordinator, as http://HOST:PORT
-    #[arg(long, env = "COXSWAIN_COORDINATOR", default_value = "http://127.0.0.1:7070")]
+    /// The coordinator, as HOST:PORT
+    #[arg(long, env = "COXSWAIN_COORDINATOR", default_value = "127.0.0.1:7070")]
     pub(crate) coordinator: String,
+    /// A join token, exchanged for a certificate; others on this machine can read it here, so rather give
+    /// it by the variable or --join-file
+    #[arg(long, env = "COXSWAIN_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub(crate) join: Option<Secret>,
+    /// A file with the join token
+    #[arg(long, value_name = "FILE", conflicts_with = "join")]
+    pub(crate) join_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
+    /// Send tensors to workers on other machines in plain text, though calls to the coordinator are encrypted
+    #[arg(long)]
+    pub(crate) plain_tensors: bool,
     /// The device to compute on: cpu (cuda:N needs a build for CUDA)
     #[arg(long, default_value = "cpu")]
     pub(crate) device: String,

@@ -49,6 +49,7 @@ pub(crate) fn info(name: Option<&str>, device: &str) -> Result<WorkerInfo> {
         cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
         device: device.to_owned(),
         runtime: coxswain_native::memory::runtime(),
+        serves: None,
     })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! - [`args`]: what it is told when it starts.
 //! - [`agent`]: the Sync loop with the coordinator.
+//! - [`identity`]: its certificate, from files or by a join token.
 //! - [`state`]: what the loop and the engine's thread share.
 //! - [`rank`]: the thread that owns libtorch.
 //! - [`store`]: the rendezvous of a generation over the coordinator's gRPC.
@@ -12,6 +13,7 @@
 mod agent;
 mod args;
 mod classify;
+mod identity;
 mod machine;
 mod rank;
 mod state;

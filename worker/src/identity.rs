@@ -1,0 +1,148 @@
+//! This worker's certificate: from files, or by a join token and then renewed while it lives; and the
+//! connection that it is for.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use coxswain_proto::ConnectError;
+use coxswain_proto::tls::enroll::{EnrollError, Enrolled};
+use coxswain_proto::tls::{ClientTls, JoinToken, Transport, enroll};
+use tonic::transport::Channel;
+
+use crate::args::Work;
+use crate::machine::address_towards;
+
+/// Between two tries to reach the coordinator.
+pub(crate) const RETRY: Duration = Duration::from_millis(500);
+
+/// Between two tries to renew a certificate. Half of its life is left at the first.
+const RENEW_RETRY: Duration = Duration::from_secs(15);
+
+/// How this worker calls its coordinator.
+pub(crate) struct Identity {
+    transport: Transport,
+    /// How long a certificate by a token lives; those in files are their owner's to renew.
+    lives: Option<Duration>,
+}
+
+/// What a worker brings along.
+pub(crate) enum Proof {
+    /// Nothing, for a coordinator on this machine; or a certificate.
+    Transport(Transport),
+    /// A token.
+    Token(JoinToken),
+}
+
+impl Proof {
+    /// What the options say.
+    pub(crate) fn of(work: &Work) -> Result<Proof> {
+        let token = match (&work.join, &work.join_file) {
+            (Some(token), _) => Some(token.expose().to_owned()),
+            (None, Some(path)) => Some(read(path)?),
+            (None, None) => None,
+        };
+        let transport = work.tls.transport().context("--tls-dir")?;
+        match (token, transport) {
+            (Some(_), Transport::Tls(_)) => {
+                bail!("there are a join token and a certificate; leave one of them out")
+            }
+            (Some(token), Transport::Plain) => Ok(Proof::Token(token.parse().context("--join")?)),
+            (None, transport) => Ok(Proof::Transport(transport)),
+        }
+    }
+
+    /// Whether calls go over TLS.
+    fn is_secure(&self) -> bool {
+        !matches!(self, Proof::Transport(Transport::Plain))
+    }
+
+    /// Refuses to send tensors in plain text to other machines where calls are encrypted and the user has not
+    /// said that it may be so.
+    pub(crate) fn allows_tensors(&self, work: &Work) -> Result<()> {
+        if work.plain_tensors || !self.is_secure() || address_towards(&work.coordinator)?.is_loopback() {
+            return Ok(());
+        }
+        bail!(
+            "tensors cannot be sent over TLS: the Gloo of this libtorch sends plain text even where it is given \
+             certificates. Say --plain-tensors where only trusted machines see the network between workers"
+        )
+    }
+
+    /// Tries to connect for as long as the user's patience lasts: workers may start first.
+    pub(crate) async fn reach(&self, work: &Work, name: &str) -> Result<(Identity, Channel)> {
+        let end = tokio::time::Instant::now() + Duration::from_secs(u64::from(work.patience_s));
+        let mut told = false;
+        // A token may be good for one use: what it gave is kept while the connection is tried again.
+        let mut identity = None;
+        loop {
+            let tried = match identity.take() {
+                Some(identity) => Ok(identity),
+                None => self.identity(&work.coordinator, name).await,
+            };
+            let error = match tried {
+                Ok(found) => match coxswain_proto::connect_over(&work.coordinator, &found.transport).await {
+                    Ok(channel) => return Ok((found, channel)),
+                    Err(error) => {
+                        identity = Some(found);
+                        EnrollError::Connect(error)
+                    }
+                },
+                Err(error) => error,
+            };
+            match error {
+                EnrollError::Connect(error @ ConnectError::Unreachable { .. })
+                    if tokio::time::Instant::now() < end =>
+                {
+                    if !told {
+                        tracing::warn!("{error}; trying for {} s", work.patience_s);
+                        told = true;
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+                error => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Exchanges a token for a certificate for `name`.
+    async fn identity(&self, url: &str, name: &str) -> Result<Identity, EnrollError> {
+        match self {
+            Proof::Transport(transport) => Ok(Identity { transport: transport.clone(), lives: None }),
+            Proof::Token(token) => {
+                let Enrolled { credentials, lives } = enroll::join(url, token, name).await?;
+                let transport = Transport::Tls(ClientTls::new(&credentials)?);
+                tracing::info!(worker = name, "joined; the certificate is good for {} s", lives.as_secs());
+                Ok(Identity { transport, lives: Some(lives) })
+            }
+        }
+    }
+}
+
+impl Identity {
+    /// Renews the certificate at half of its life, again and again. Ends at once where there is none to
+    /// renew; a coordinator that is away is asked again while the certificate lives.
+    pub(crate) async fn keep(self, channel: Channel) {
+        let (Some(mut lives), Transport::Tls(tls)) = (self.lives, self.transport) else { return };
+        loop {
+            tokio::time::sleep(lives / 2).await;
+            loop {
+                match enroll::renew(channel.clone()).await {
+                    Ok(renewed) => match tls.replace(&renewed.credentials.chain, &renewed.credentials.key) {
+                        Ok(()) => {
+                            lives = renewed.lives;
+                            break;
+                        }
+                        Err(error) => tracing::warn!("a renewed certificate cannot be used: {error}"),
+                    },
+                    Err(error) => tracing::warn!("the certificate cannot be renewed: {error}"),
+                }
+                tokio::time::sleep(RENEW_RETRY).await;
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("--join-file {}", path.display()))
+}
