@@ -77,8 +77,8 @@ impl AccessService {
     fn security(&self) -> Result<&Security, Status> {
         self.security.as_deref().ok_or_else(|| {
             Status::failed_precondition(
-                "this coordinator has no certificates: `coxswain certs init` makes some, and `serve --tls-dir` uses \
-                 them",
+                "this coordinator has no certificates: `coxswain certs init` makes some, and \
+                 `serve --tls-dir` uses them",
             )
         })
     }

@@ -118,9 +118,9 @@ pub(crate) async fn listen(address: &str, reachable: bool) -> Result<TcpListener
     if !address.ip().is_loopback() && !reachable {
         anyhow::bail!(
             "--listen {address} can be reached from other machines, and calls are neither encrypted nor \
-             authenticated: whoever reaches the port can read and stop every run. Make certificates by `coxswain certs init --host \
-             NAME` and name them by --tls-dir; or listen on 127.0.0.1; or say --insecure-network where only \
-             trusted machines reach it"
+             authenticated: whoever reaches the port can read and stop every run. Make certificates by \
+             `coxswain certs init --host NAME` and name them by --tls-dir; or listen on 127.0.0.1; or say \
+             --insecure-network where only trusted machines reach it"
         );
     }
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))

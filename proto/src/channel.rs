@@ -67,8 +67,8 @@ pub async fn connect_over(url: &str, transport: &Transport) -> Result<Channel, C
             return Err(ConnectError::Insecure { url: url.to_owned(), why: why.to_owned() });
         }
         (Some(("https", _)), Transport::Plain) => {
-            let why = "https:// needs credentials: --tls-dir or COXSWAIN_TLS_DIR, the folder that `coxswain certs` \
-                       made, or a join token for a worker";
+            let why = "https:// needs credentials: --tls-dir or COXSWAIN_TLS_DIR, the folder that \
+                       `coxswain certs` made, or a join token for a worker";
             return Err(ConnectError::Insecure { url: url.to_owned(), why: why.to_owned() });
         }
         (Some((scheme, _)), _) => return Err(address(format!("the scheme {scheme} is not known"))),

@@ -52,8 +52,8 @@ pub(crate) fn decide(rpc: &str, caller: &Caller, now_s: u64) -> Result<(), Denie
         (Caller::Trusted, _) | (_, Some(Rule::Anyone)) => Ok(()),
         (Caller::Nobody, _) => denied(
             Code::Unauthenticated,
-            "this call needs a certificate: name its folder by --tls-dir or COXSWAIN_TLS_DIR; a worker gets one by \
-             a join token"
+            "this call needs a certificate: name its folder by --tls-dir or COXSWAIN_TLS_DIR; a worker gets one \
+             by a join token"
                 .to_owned(),
         ),
         (Caller::Known(known), _) if known.expires_s() <= now_s => denied(
@@ -64,8 +64,9 @@ pub(crate) fn decide(rpc: &str, caller: &Caller, now_s: u64) -> Result<(), Denie
         (Caller::Known(known), rule) => {
             let call = rpc.rsplit('/').next().unwrap_or_default();
             let call: String = call.chars().take(limits::MAX_SHOWN_CHARS).collect();
+            let words = |roles: &[Role]| roles.iter().map(|role| role.word()).collect::<Vec<_>>().join(" or ");
             let may = match rule {
-                Some(Rule::Roles(roles)) => roles.iter().map(|role| role.word()).collect::<Vec<_>>().join(" or "),
+                Some(Rule::Roles(roles)) => words(roles),
                 Some(Rule::Anyone) | None => "nobody".to_owned(),
             };
             denied(Code::PermissionDenied, format!("{} may not call {call}: {may} may", known.identity))

@@ -24,8 +24,8 @@ const ANOTHER: &str = "ask who runs the cluster for another (`coxswain token cre
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TokenError {
     #[error(
-        "this join token is not known here: it is wrong, or the coordinator was started again since it was made; \
-         {ANOTHER}"
+        "this join token is not known here: it is wrong, or the coordinator was started again since it was \
+         made; {ANOTHER}"
     )]
     Unknown,
     #[error("the join token {0} has expired; {ANOTHER}")]
@@ -35,7 +35,8 @@ pub(crate) enum TokenError {
     #[error("{0}")]
     Name(#[from] Malformed),
     #[error(
-        "the name {name} is held by a worker for other jobs ({jobs}) until its certificate expires; take another"
+        "the name {name} is held by a worker for other jobs ({jobs}) until its certificate expires; take \
+         another"
     )]
     Taken { name: String, jobs: Jobs },
     #[error("there are {0} join tokens open, which is the most; wait until some have expired")]

@@ -130,7 +130,7 @@ async fn every_call_by_every_caller() {
     let callers = [
         ("admin", site.transport(admin)),
         ("submitter", site.transport("coxswain://submitter/sue/job/tiny-*")),
-        ("sub. other", site.transport("coxswain://submitter/sam/job/huge-*")),
+        ("sub.other", site.transport("coxswain://submitter/sam/job/huge-*")),
         ("viewer", site.transport("coxswain://viewer/vic/job/*")),
         ("worker", site.transport("coxswain://worker/w0/job/tiny-1")),
         ("wk. other", site.transport("coxswain://worker/w1/job/huge-*")),
@@ -138,35 +138,35 @@ async fn every_call_by_every_caller() {
         ("other CA", by(site.credentials(&other, admin, DAY))),
         ("expired", expired),
     ];
-    let mut table = format!("{:<26}", "");
+    let mut table = format!("{:<24}", "");
     for (name, _) in &callers {
-        table += &format!("{name:<11}");
+        table += &format!("{name:<10}");
     }
     for path in RPCS {
-        table += &format!("\n{:<26}", path.trim_start_matches("/coxswain.v1."));
+        table += &format!("\n{:<24}", path.trim_start_matches("/coxswain.v1."));
         for (_, transport) in &callers {
             let result = match connect_over(&site.url, transport).await {
                 Ok(channel) => word(call(channel, path).await),
                 Err(error) => panic!("{error}"),
             };
-            table += &format!("{result:<11}");
+            table += &format!("{result:<10}");
         }
     }
     let table: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
     expect![[r#"
-                                  admin      submitter  sub. other viewer     worker     wk. other  nobody     other CA   expired
-        Cluster/Sync              role       role       role       role       yes        yes        cert       tls        tls
-        Cluster/StoreSet          role       role       role       role       yes        job        cert       tls        tls
-        Cluster/StoreGet          role       role       role       role       yes        job        cert       tls        tls
-        Jobs/Submit               yes        yes        yes        role       role       role       cert       tls        tls
-        Jobs/Get                  yes        yes        job        yes        role       role       cert       tls        tls
-        Jobs/List                 yes        yes        yes        yes        role       role       cert       tls        tls
-        Jobs/Cancel               yes        yes        job        role       role       role       cert       tls        tls
-        Jobs/Watch                yes        yes        job        yes        role       role       cert       tls        tls
-        Access/Join               yes        yes        yes        yes        yes        yes        yes        tls        tls
-        Access/Renew              role       role       role       role       yes        yes        cert       tls        tls
-        Access/GroupCertificate   role       role       role       role       yes        job        cert       tls        tls
-        Access/CreateToken        yes        role       role       role       role       role       cert       tls        tls
+                                admin     submitter sub.other viewer    worker    wk. other nobody    other CA  expired
+        Cluster/Sync            role      role      role      role      yes       yes       cert      tls       tls
+        Cluster/StoreSet        role      role      role      role      yes       job       cert      tls       tls
+        Cluster/StoreGet        role      role      role      role      yes       job       cert      tls       tls
+        Jobs/Submit             yes       yes       yes       role      role      role      cert      tls       tls
+        Jobs/Get                yes       yes       job       yes       role      role      cert      tls       tls
+        Jobs/List               yes       yes       yes       yes       role      role      cert      tls       tls
+        Jobs/Cancel             yes       yes       job       role      role      role      cert      tls       tls
+        Jobs/Watch              yes       yes       job       yes       role      role      cert      tls       tls
+        Access/Join             yes       yes       yes       yes       yes       yes       yes       tls       tls
+        Access/Renew            role      role      role      role      yes       yes       cert      tls       tls
+        Access/GroupCertificate role      role      role      role      yes       job       cert      tls       tls
+        Access/CreateToken      yes       role      role      role      role      role      cert      tls       tls
     "#]].assert_eq(&table);
 }
 

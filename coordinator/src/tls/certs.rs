@@ -50,7 +50,8 @@ struct Folder {
     #[arg(long, value_name = "DIR", default_value = "coxswain-tls")]
     dir: PathBuf,
     /// How many days the certificates are good for.
-    #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    #[arg(long, value_name = "N", default_value_t = 365)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: u32,
 }
 
@@ -159,8 +160,8 @@ fn init(args: &Init) -> Result<(), Failure> {
         let path = dir.join(name);
         if path.exists() {
             return Err(Failure::Input(format!(
-                "{} is there already, and nothing is written over it; `coxswain certs renew` makes a new certificate \
-                 for the coordinator, `coxswain certs issue` one for a person",
+                "{} is there already, and nothing is written over it; `coxswain certs renew` makes a new \
+                 certificate for the coordinator, `coxswain certs issue` one for a person",
                 path.display()
             )));
         }
@@ -174,15 +175,17 @@ fn init(args: &Init) -> Result<(), Failure> {
     let people = person(&authority, &admin, &args.folder)?;
     let (dir, people) = (dir.display(), people.display());
     eprintln!(
-        "{dir} is the coordinator's folder. It stays on its machine: ca-key.pem makes certificates for anyone.\n\
+        "{dir} is the coordinator's folder. It stays on its machine: ca-key.pem makes \
+         certificates for anyone.\n\
          {people} is an admin's. Copy it to where that person works, and to nobody else.\n\
          \n\
          Start the coordinator, then make a token for its workers:\n\
          \n    coxswain serve --data-dir DIR --tls-dir {dir} --listen HOST:7070\
          \n    export COXSWAIN_TLS_DIR={people} COXSWAIN_COORDINATOR=https://HOST:7070\
          \n    coxswain token create --role worker --uses 8 > token\
-         \n    coxswain-worker --coordinator https://HOST:7070 --join-file token\n\
+         \n    coxswain-worker --coordinator https://HOST:7070 --join-file token --plain-tensors\n\
          \n\
+         Tensors between workers are not encrypted, which --plain-tensors says is known.\n\
          HOST is one of: {}. Other names need `--host`.",
         hosts(args).join(", ")
     );

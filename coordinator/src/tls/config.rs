@@ -35,7 +35,8 @@ impl Folder {
         if left_s < WARN_S {
             let days = left_s / (24 * 3600);
             tracing::warn!(
-                "the coordinator's certificate is good for {days} more days; `coxswain certs renew` makes a new one"
+                "the coordinator's certificate is good for {days} more days; `coxswain certs renew` makes a \
+                 new one"
             );
         }
         Ok(Folder { authority, server })

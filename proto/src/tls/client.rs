@@ -133,9 +133,9 @@ impl ServerCertVerifier for Pinned {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let ca = intermediates.iter().find(|ca| ca_hash(ca) == self.ca_hash).ok_or_else(|| {
-            Error::General(
-                "its CA is not the one that the token names: another coordinator answers".to_owned(),
-            )
+            let why = "its CA is not the one that the token names: another coordinator answers there; check the \
+                       address, or ask for a token of that one";
+            Error::General(why.to_owned())
         })?;
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone())?;
@@ -238,11 +238,12 @@ pub(crate) fn explain(error: &Error) -> String {
     use CertificateError as Bad;
     match error {
         Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => {
-            "the coordinator's certificate is not by the CA given here: is this ca.pem of another cluster?".to_owned()
+            "the coordinator's certificate is not by the CA given here: is this ca.pem of another cluster?"
+                .to_owned()
         }
         Error::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. }) => {
-            "the coordinator's certificate is not for this address; `coxswain certs renew --host NAME` on its \
-             machine makes one that is"
+            "the coordinator's certificate is not for this address; `coxswain certs renew --host NAME` on \
+             its machine makes one that is"
                 .to_owned()
         }
         Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
