@@ -207,7 +207,8 @@ pub(crate) fn refused(args: &Coordinator, status: Status) -> Failure {
         Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted => {
             Failure::Failed(anyhow!(message))
         }
-        Code::Unavailable | Code::Unknown | Code::Cancelled => {
+        // A status that has a cause was made on this side: the connection broke, in one of several ways.
+        _ if std::error::Error::source(&status).is_some() || status.code() == Code::Cancelled => {
             let hint = match args.tls.transport() {
                 Ok(Transport::Plain) => {
                     "if it has certificates, name the folder of yours by --tls-dir or COXSWAIN_TLS_DIR"
