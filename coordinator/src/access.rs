@@ -12,9 +12,7 @@ use tonic::{Request, Response, Status};
 use crate::auth::identity::{Identity, Role};
 use crate::auth::tokens::{Grant, TokenError, Tokens};
 use crate::auth::{Caller, Known, now_s};
-use crate::handle::Handle;
 use crate::tls::authority::{Authority, DAY, requested_key};
-use crate::tls::groups::{GROUP_LIFE, Groups};
 
 /// How long a worker's certificate lives. It is renewed at half of that, so a coordinator may be away for
 /// half an hour, and a stolen one is good for an hour.
@@ -28,12 +26,11 @@ pub(crate) const PERSON_LIFE: Duration = Duration::from_secs(30 * DAY.as_secs())
 pub(crate) struct Security {
     authority: Authority,
     tokens: Mutex<Tokens>,
-    groups: Mutex<Groups>,
 }
 
 impl Security {
     pub(crate) fn new(authority: Authority) -> Security {
-        Security { authority, tokens: Mutex::default(), groups: Mutex::default() }
+        Security { authority, tokens: Mutex::default() }
     }
 
     /// Makes a token and remembers it.
@@ -69,7 +66,6 @@ impl Security {
 
 /// The service; without [`Security`] it says that there are no certificates here.
 pub(crate) struct AccessService {
-    pub(crate) handle: Handle,
     pub(crate) security: Option<Arc<Security>>,
 }
 
@@ -114,36 +110,6 @@ impl wire::access_server::Access for AccessService {
         Ok(Response::new(reply))
     }
 
-    async fn group_certificate(
-        &self,
-        request: Request<wire::GroupCertificateRequest>,
-    ) -> Result<Response<wire::CertificateReply>, Status> {
-        let security = self.security()?;
-        let known = known(&request)?;
-        let caller = Caller::of(&request);
-        let wire::GroupCertificateRequest { job, generation, request } = request.into_inner();
-        caller.job(&job)?;
-        let (_, workers) =
-            self.handle.list().await.map_err(|ending| Status::unavailable(ending.to_string()))?;
-        let name = known.identity.name.as_str();
-        if !workers.iter().any(|worker| worker.info.id.0 == name && is_member(worker, &job, generation)) {
-            return Err(Status::failed_precondition(format!(
-                "worker {name} is no member of generation {generation} of {job}"
-            )));
-        }
-        let authority = {
-            let mut groups = security.groups.lock().unwrap_or_else(PoisonError::into_inner);
-            groups.authority(&job, generation, |job, generation| {
-                workers.iter().any(|worker| is_member(worker, job, generation))
-            })
-        };
-        let authority = authority.map_err(broken)?;
-        let key = requested_key(&request).map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
-        let chain = authority.member(name, &key, GROUP_LIFE).map_err(broken)?;
-        let ca = authority.pem().to_owned();
-        Ok(Response::new(wire::CertificateReply { chain, ca, lives_s: GROUP_LIFE.as_secs() }))
-    }
-
     async fn create_token(
         &self,
         request: Request<wire::CreateTokenRequest>,
@@ -162,10 +128,6 @@ impl wire::access_server::Access for AccessService {
         let token = security.token(grant)?;
         Ok(Response::new(wire::CreateTokenReply { token: token.text().expose().to_owned() }))
     }
-}
-
-fn is_member(worker: &coxswain_core::cluster::WorkerSummary, job: &str, generation: u64) -> bool {
-    worker.job.as_deref() == Some(job) && worker.generation.0 == generation
 }
 
 /// The certificate that a call comes with. The table has let no other through.

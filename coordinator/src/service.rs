@@ -86,7 +86,7 @@ pub(crate) async fn serve_on(
     let cluster = ClusterService { handle: handle.clone(), store, connections: AtomicU64::new(0) };
     let (tls, security) = port.secure.map(|secure| (secure.tls, secure.security)).unzip();
     let incoming = connections(port.listener, tls, Gate::new(Bounds::of_system()));
-    let access = AccessService { handle: handle.clone(), security };
+    let access = AccessService { security };
     let server = Server::builder()
         .layer(Authorize::new())
         .timeout(limits::RPC_DEADLINE)

@@ -33,7 +33,6 @@ pub(crate) const TABLE: &[(&str, Rule)] = &[
     // Its proof is the token.
     ("/coxswain.v1.Access/Join", Rule::Anyone),
     ("/coxswain.v1.Access/Renew", Rule::Roles(&[Worker])),
-    ("/coxswain.v1.Access/GroupCertificate", Rule::Roles(&[Worker])),
     ("/coxswain.v1.Access/CreateToken", Rule::Roles(&[Admin])),
 ];
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coxswain_proto::tls::enroll::{self, EnrollError};
+use coxswain_proto::tls::enroll;
 use coxswain_proto::tls::token::ca_hash;
 use coxswain_proto::tls::{ClientTls, Credentials, Secret, Transport};
 use coxswain_proto::{RPCS, access_client, cluster_client, connect_over, jobs_client, wire};
@@ -164,7 +164,6 @@ async fn every_call_by_every_caller() {
         Jobs/Watch              yes       yes       job       yes       role      role      cert      tls       tls
         Access/Join             yes       yes       yes       yes       yes       yes       yes       tls       tls
         Access/Renew            role      role      role      role      yes       yes       cert      tls       tls
-        Access/GroupCertificate role      role      role      role      yes       job       cert      tls       tls
         Access/CreateToken      yes       role      role      role      role      role      cert      tls       tls
     "#]].assert_eq(&table);
 }
@@ -195,7 +194,7 @@ async fn plain_text_and_an_address_that_says_so_get_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_runs_over_tls_and_only_its_members_get_its_generations_certificate() {
+async fn a_job_runs_over_tls() {
     let site = Secured::start().await;
     let job = site.submit(&["train.steps=100000"]).await;
     let _workers =
@@ -204,22 +203,11 @@ async fn a_job_runs_over_tls_and_only_its_members_get_its_generations_certificat
     while jobs.get(wire::GetRequest { job: job.clone() }).await.unwrap().into_inner().step < 2 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let group = |uri: &'static str, generation| {
-        let (site, job) = (&site, job.clone());
-        async move { enroll::group(access_client(site.channel(uri).await), &job, generation).await }
-    };
-    let first = group("coxswain://worker/w0/job/tiny-*", 1).await.unwrap();
-    let second = group("coxswain://worker/w1/job/*", 1).await.unwrap();
-    assert_eq!(first.ca, second.ca);
-    assert!(first.chain != second.chain && first.ca != site.authority.pem());
-    for (uri, generation) in [
-        ("coxswain://worker/w0/job/*", 2),
-        ("coxswain://worker/w9/job/*", 1),
-        ("coxswain://worker/w0/job/huge-1", 1),
-    ] {
-        let refused = group(uri, generation).await.unwrap_err();
-        assert!(matches!(refused, EnrollError::Refused(_)), "{refused}");
-    }
+    let mut bound = jobs_client(site.channel("coxswain://viewer/vic/job/tiny-*").await);
+    let events = |job: &str| wire::EventsRequest { job: job.to_owned(), follow: false };
+    assert!(bound.events(events(&job)).await.unwrap().into_inner().message().await.unwrap().is_some());
+    let refused = bound.events(events("")).await.err().unwrap();
+    assert_eq!(refused.message(), "the journal of all jobs: viewer vic (jobs tiny-*) may not touch it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -108,14 +108,6 @@ impl Authority {
         self.sign(params, key)
     }
 
-    /// A certificate of a member of a group, each of which connects to the others.
-    pub(crate) fn member(&self, name: &str, key: &impl PublicKeyData, life: Duration) -> Result<String> {
-        let mut params = params(name, life);
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        self.sign(params, key)
-    }
-
     fn sign(&self, mut params: CertificateParams, key: &impl PublicKeyData) -> Result<String> {
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -4,7 +4,6 @@
 //! - [`config`]: the coordinator's own folder, and the TLS of its port.
 //! - [`accept`]: connections, bounded before anyone has said who they are.
 //! - [`connection`]: one of them, with its caller and the time until which it may be used.
-//! - [`groups`]: CAs of generations at work.
 //! - [`certs`]: `coxswain certs` and `coxswain token`.
 
 pub(crate) mod accept;
@@ -12,4 +11,3 @@ pub(crate) mod authority;
 pub(crate) mod certs;
 pub(crate) mod config;
 pub(crate) mod connection;
-pub(crate) mod groups;

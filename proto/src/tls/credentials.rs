@@ -83,23 +83,9 @@ impl Credentials {
     /// Writes them to a folder, which is made if it is not there. Files that are there are refused.
     pub fn write_new(&self, folder: &Path) -> Result<(), FileError> {
         private_folder(folder)?;
-        self.each(folder, write_new)
-    }
-
-    /// Writes them to a folder that is there, over those that it holds. Each file is the old or the new
-    /// one at any time.
-    pub fn replace(&self, folder: &Path) -> Result<(), FileError> {
-        self.each(folder, replace)
-    }
-
-    fn each(
-        &self,
-        folder: &Path,
-        write: impl Fn(&Path, &str) -> Result<(), FileError>,
-    ) -> Result<(), FileError> {
-        write(&folder.join(KEY), self.key.expose())?;
-        write(&folder.join(CHAIN), &self.chain)?;
-        write(&folder.join(CA), &self.ca)
+        write_new(&folder.join(KEY), self.key.expose())?;
+        write_new(&folder.join(CHAIN), &self.chain)?;
+        write_new(&folder.join(CA), &self.ca)
     }
 }
 
@@ -146,7 +132,7 @@ mod tests {
         let refused = credentials.write_new(&folder).unwrap_err().to_string();
         assert!(refused.contains("key.pem") && refused.contains("exists"), "{refused}");
         let newer = Credentials { key: Secret::new("newer"), ..credentials.clone() };
-        newer.replace(&folder).unwrap();
+        replace(&folder.join(KEY), newer.key.expose()).unwrap();
         assert_eq!(Credentials::read(&folder).unwrap(), newer);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&folder), mode(&folder.join(KEY)), mode(&folder.join(CA))), (0o700, 0o600, 0o600));

@@ -10,7 +10,6 @@ use tonic::transport::Channel;
 use super::client::{ClientTls, TlsError, Transport, why};
 use super::credentials::{Credentials, Secret};
 use super::token::{JoinToken, ca_hash};
-use crate::wire::access_client::AccessClient;
 use crate::{ConnectError, access_client, connect_over, wire};
 
 /// Why there is no certificate.
@@ -90,17 +89,4 @@ pub async fn renew(channel: Channel) -> Result<Enrolled, EnrollError> {
     let request = wire::RenewRequest { request: asking.request.clone() };
     let reply = access_client(channel).renew(request).await?.into_inner();
     Ok(asking.take(reply))
-}
-
-/// The certificate of a member of one generation, for the connections that carry its tensors.
-pub async fn group(
-    mut client: AccessClient<Channel>,
-    job: &str,
-    generation: u64,
-) -> Result<Credentials, EnrollError> {
-    let asking = Asking::new()?;
-    let request =
-        wire::GroupCertificateRequest { job: job.to_owned(), generation, request: asking.request.clone() };
-    let reply = client.group_certificate(request).await?.into_inner();
-    Ok(asking.take(reply).credentials)
 }
