@@ -161,6 +161,9 @@ async fn every_call_by_every_caller() {
         Jobs/Get                yes       yes       job       yes       role      role      cert      tls       tls
         Jobs/List               yes       yes       yes       yes       role      role      cert      tls       tls
         Jobs/Cancel             yes       yes       job       role      role      role      cert      tls       tls
+        Jobs/Drain              yes       job       job       role      role      role      cert      tls       tls
+        Jobs/Explain            yes       yes       job       yes       role      role      cert      tls       tls
+        Jobs/Events             yes       yes       job       yes       role      role      cert      tls       tls
         Jobs/Watch              yes       yes       job       yes       role      role      cert      tls       tls
         Access/Join             yes       yes       yes       yes       yes       yes       yes       tls       tls
         Access/Renew            role      role      role      role      yes       yes       cert      tls       tls
