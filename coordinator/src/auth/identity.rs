@@ -160,7 +160,7 @@ mod tests {
             "coxswain://worker//job/*",
             "coxswain://worker/a b/job/*",
             "coxswain://worker/../job/*",
-            "coxswain://root/a/job/*",
+            "coxswain://boss/a/job/*",
             "coxswain://worker/a/job/a*b",
             "https://worker/a/job/*",
             "",
