@@ -199,7 +199,8 @@ async fn a_token_makes_a_worker_and_nothing_else_gets_in() {
     }
     let vic = ClientTls::new(&Credentials::read(&place.path("vic")).unwrap()).unwrap();
     let vic = tunnel::tunnel(&place.url(), vic).await;
-    let refused = fake::work(&vic, "vic", fake::Faults::default()).await.unwrap_err();
+    let refused =
+        fake::work(&vic, "vic", fake::Faults { clings: true, ..Default::default() }).await.unwrap_err();
     assert!(refused.contains("may not call Sync"), "{refused}");
     let admin = place.admin(&["token", "create", "--role", "admin"]);
     assert!(text(&admin.stderr).contains("no token makes an admin"), "{}", text(&admin.stderr));
