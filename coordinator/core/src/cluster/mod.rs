@@ -119,6 +119,9 @@ impl Cluster {
             Event::Tick => self.expire(now_ms, &mut out),
         }
         self.advance(steady.as_ref(), &mut out);
+        // A wish is read off the state as the whole event leaves it, so it may be sent only after all that
+        // this state follows from is on disk.
+        out.sort_by_key(|effect| matches!(effect, Effect::Wake(_)));
         out
     }
 

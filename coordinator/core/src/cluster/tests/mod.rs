@@ -3,6 +3,7 @@
 mod compact;
 mod drain;
 mod explain;
+mod found;
 mod many;
 mod queue;
 mod recovery;
