@@ -13,6 +13,10 @@ pub const LEASE_MS: u64 = 5000;
 /// limits, and some 50 KiB.
 pub const MAX_WORKERS: usize = 16_384;
 
+/// The most names whose newest process is remembered: as many again as may be here at once. Of those
+/// beyond it one that is not here is forgotten.
+const MAX_NAMES: usize = 2 * MAX_WORKERS;
+
 /// A worker that is here.
 #[derive(Clone, Debug)]
 pub(super) struct Member {
@@ -28,6 +32,8 @@ pub(super) struct Members {
     members: BTreeMap<WorkerId, Member>,
     /// All of them by when they last said something: of thousands, nobody looks at each.
     silence: BTreeSet<(u64, WorkerId)>,
+    /// The newest process of each name, whether it is here or not: an older one never has its place again.
+    newest: BTreeMap<WorkerId, u64>,
 }
 
 /// What became of a status.
@@ -65,6 +71,12 @@ impl Members {
             }
             Some(member) if is_steady(&member.status, &status) => Admission::Steady,
             Some(_) => Admission::Changed,
+            None if self.newest.get(&info.id).is_some_and(|newest| *newest > info.incarnation) => {
+                return Admission::Refused(format!(
+                    "a newer process went by the name {}; start this one again, or give it a name of its own",
+                    info.id
+                ));
+            }
             None if self.members.len() >= MAX_WORKERS => {
                 return Admission::Refused(format!(
                     "there are {MAX_WORKERS} workers already, which is the most"
@@ -72,13 +84,28 @@ impl Members {
             }
             None => Admission::New,
         };
-        let id = info.id.clone();
+        let (id, incarnation) = (info.id.clone(), info.incarnation);
+        if !matches!(admission, Admission::Steady | Admission::Changed) {
+            self.remember(&id, incarnation);
+        }
         self.silence.insert((now_ms, id.clone()));
         let before = self.members.insert(id.clone(), Member { status, seen_ms: now_ms });
         if let Some(before) = before.filter(|before| before.seen_ms != now_ms) {
             self.silence.remove(&(before.seen_ms, id));
         }
         admission
+    }
+
+    /// Notes that a process went by this name.
+    pub(super) fn remember(&mut self, worker: &WorkerId, incarnation: u64) {
+        let newest = self.newest.entry(worker.clone()).or_default();
+        *newest = incarnation.max(*newest);
+        if self.newest.len() > MAX_NAMES {
+            let gone = self.newest.keys().find(|name| *name != worker && !self.members.contains_key(*name));
+            if let Some(gone) = gone.cloned() {
+                self.newest.remove(&gone);
+            }
+        }
     }
 
     pub(super) fn get(&self, worker: &WorkerId) -> Option<&Member> {

@@ -33,6 +33,9 @@ impl Cluster {
             Entry::Submitted(submission) => self.enqueue(*submission),
             Entry::Formed { job, generation, from, threads, ranks, revision, layout } => {
                 self.generation = self.generation.max(generation);
+                for rank in &ranks {
+                    self.members.remember(&rank.worker, rank.incarnation);
+                }
                 if let Some(job) = self.job_mut(&job) {
                     job.threads = Some(threads);
                     let reason = format!("generation {generation} of {} workers", ranks.len());

@@ -26,3 +26,27 @@ fn a_wish_is_sent_after_all_that_it_follows_from_is_on_disk() {
     "#]]
     .assert_eq(&print);
 }
+
+#[test]
+fn an_older_process_does_not_come_back_when_the_newer_is_gone() {
+    let print = tell(
+        "0 w0' idle
+         10 lost w0' its connection closed
+         20 w0 idle
+         30 w0' idle",
+    );
+    expect![[r#"
+        0 w0' idle
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
+        10 lost w0' its connection closed
+            info: worker w0 is gone: its connection closed
+        20 w0 idle
+            warn: refused worker w0 (pid 100 on alpha): a newer process went by the name w0; start this one again, or give it a name of its own
+            refuse w0/1: a newer process went by the name w0; start this one again, or give it a name of its own
+        30 w0' idle
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
+    "#]]
+    .assert_eq(&print);
+}
