@@ -17,6 +17,10 @@ pub const MAX_WORKERS: usize = 16_384;
 /// beyond it one that is not here is forgotten.
 const MAX_NAMES: usize = 2 * MAX_WORKERS;
 
+/// How long a worker that shows that it has not heard a wish is left alone before it is told again: a
+/// heartbeat, so that one that cannot obey costs no more than that.
+const REMIND_MS: u64 = 1000;
+
 /// A worker that is here.
 #[derive(Clone, Debug)]
 pub(super) struct Member {
@@ -24,6 +28,8 @@ pub(super) struct Member {
     pub(super) status: WorkerStatus,
     /// When it said so, in milliseconds of the shell's monotonic clock.
     pub(super) seen_ms: u64,
+    /// When it was last told again what is wanted of it, or came.
+    reminded_ms: u64,
 }
 
 /// All workers that are here.
@@ -89,11 +95,19 @@ impl Members {
             self.remember(&id, incarnation);
         }
         self.silence.insert((now_ms, id.clone()));
-        let before = self.members.insert(id.clone(), Member { status, seen_ms: now_ms });
+        let reminded_ms = self.members.get(&id).map_or(now_ms, |member| member.reminded_ms);
+        let before = self.members.insert(id.clone(), Member { status, seen_ms: now_ms, reminded_ms });
         if let Some(before) = before.filter(|before| before.seen_ms != now_ms) {
             self.silence.remove(&(before.seen_ms, id));
         }
         admission
+    }
+
+    /// Whether a worker that has not heard a wish is to be told again now.
+    pub(super) fn remind(&mut self, now_ms: u64, worker: &WorkerId) -> bool {
+        let due = |member: &&mut Member| member.reminded_ms + REMIND_MS <= now_ms;
+        let member = self.members.get_mut(worker).filter(due);
+        member.map(|member| member.reminded_ms = now_ms).is_some()
     }
 
     /// Notes that a process went by this name.

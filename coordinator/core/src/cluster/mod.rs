@@ -217,9 +217,10 @@ impl Cluster {
         let seated = self.runs.iter_mut().find_map(|run| run.rank_of(worker).map(|rank| (run, rank)));
         let Some((run, rank)) = seated else {
             if self.wants_out(worker).is_some() {
-                out.push(Effect::Wake(worker.clone()));
+                return out.push(Effect::Wake(worker.clone()));
             }
-            return;
+            let deaf = status.assignment_digest.is_some() || self.dismissed.is_some();
+            return self.remind(now_ms, deaf, worker, out);
         };
         if !run.seats[rank].may_be(status) {
             let (job, cause) = (run.job.clone(), format!("{} was started again", run.describe(rank)));
@@ -256,7 +257,7 @@ impl Cluster {
         let paces = run.pace(rank, status.pace.as_ref());
         let paces: Vec<_> = paces.into_iter().map(|finding| run.told(finding)).collect();
         let published = status.published.clone().filter(|p| rank == 0 && run.saving.publish(p));
-        let job = run.job.clone();
+        let (job, deaf) = (run.job.clone(), run.is_deaf(rank, status));
         for (kind, about) in paces {
             self.note(kind, about, out);
         }
@@ -269,6 +270,15 @@ impl Cluster {
         }
         if news {
             self.revisions.grow();
+            out.push(Effect::Wake(worker.clone()));
+        } else {
+            self.remind(now_ms, deaf, worker, out);
+        }
+    }
+
+    /// Tells a worker again what is wanted of it, if it shows that it has not heard: any message may be lost.
+    fn remind(&mut self, now_ms: u64, deaf: bool, worker: &WorkerId, out: &mut Vec<Effect>) {
+        if deaf && self.members.remind(now_ms, worker) {
             out.push(Effect::Wake(worker.clone()));
         }
     }

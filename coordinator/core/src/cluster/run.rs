@@ -264,6 +264,16 @@ impl Run {
         fresh
     }
 
+    /// Whether the worker of `rank` shows that it has not heard what is wanted of it now.
+    pub(super) fn is_deaf(&self, rank: usize, status: &WorkerStatus) -> bool {
+        let decided = self.saving.newest_decided();
+        let saved = status.saved.as_ref().is_some_and(|saved| saved.step <= decided);
+        let reports = status.reports.first().is_some_and(|report| report.step <= self.acknowledged.0);
+        let done = status.published.as_ref().map(|published| published.step);
+        let publish = self.saving.publishing().is_some_and(|publish| done < Some(publish.step));
+        saved || (rank == 0 && (reports || publish))
+    }
+
     /// The first complaint stands, unless a later rank says that the fault is its own: then the first
     /// one was of that rank's silence.
     fn complain(&mut self, now_ms: u64, text: String, of_peer: bool) {

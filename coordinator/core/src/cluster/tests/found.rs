@@ -2,6 +2,7 @@
 
 use expect_test::expect;
 
+use super::at_work;
 use super::story::tell;
 
 #[test]
@@ -47,6 +48,37 @@ fn an_older_process_does_not_come_back_when_the_newer_is_gone() {
         30 w0' idle
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
+    "#]]
+    .assert_eq(&print);
+}
+
+#[test]
+fn a_worker_that_has_not_heard_is_told_again_once_a_second() {
+    let print = at_work(
+        "200 w0 g1 running step=2 reports=1..2 saved=2
+         210 w1 g1 running step=2 saved=2
+         300 w1 g1 running step=2 saved=2
+         1300 w1 g1 running step=2 saved=2
+         1400 w1 g1 running step=2 saved=2
+         1500 w0 g1 running step=2
+         2400 w1 g1 running step=2",
+    );
+    expect![[r#"
+        200 w0 g1 running step=2 reports=1..2 saved=2
+            report demo-1 step 1
+            report demo-1 step 2
+            wake w0
+        210 w1 g1 running step=2 saved=2
+            record committed demo-1 step 2 [w0-2 w1-2]
+            wake w0
+            wake w1
+        300 w1 g1 running step=2 saved=2
+        1300 w1 g1 running step=2 saved=2
+            wake w1
+        1400 w1 g1 running step=2 saved=2
+        1500 w0 g1 running step=2
+            wake w0
+        2400 w1 g1 running step=2
     "#]]
     .assert_eq(&print);
 }
