@@ -168,7 +168,13 @@ impl Driver {
     fn seen(&mut self, connection: u64, status: WorkerStatus, desired: watch::Sender<Desired>) -> Result<()> {
         let worker = status.info.id.clone();
         let key = (worker.clone(), status.info.incarnation);
-        let fresh = self.links.get(&key).is_none_or(|link| link.connection != connection);
+        let known = self.links.get(&key).map(|link| link.connection);
+        // What comes late on a stream that another one has replaced is older than what is known, and its
+        // end would count as the worker's.
+        if known > Some(connection) {
+            return Ok(());
+        }
+        let fresh = known != Some(connection);
         if fresh {
             self.links.insert(key, Link { connection, desired });
         }
