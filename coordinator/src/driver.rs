@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use coxswain_core::cluster::{
     Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Notice, Submission, Weight,
 };
-use coxswain_types::ids::{Step, WorkerId};
+use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Desired, WorkerStatus};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{JoinHandle, block_in_place};
@@ -105,8 +105,8 @@ impl Driver {
                 self.handle(Event::Cancelled { job: job.job, reason: reason.to_owned() })?;
             }
         }
-        let at_work: Vec<_> = self.cluster.rendezvous().iter().map(|(job, _)| (*job).to_owned()).collect();
-        for job in at_work {
+        let begun = |job: &JobSummary| !job.state.is_over() && job.generation > Generation(0);
+        for JobSummary { job, .. } in self.cluster.jobs().into_iter().filter(begun) {
             if let Err((job, reason)) = self.open_metrics(job, Step(u64::MAX)) {
                 self.handle(Event::Broken { job, reason })?;
             }
@@ -189,10 +189,20 @@ impl Driver {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let effects = self.cluster.handle(now_ms, event);
         self.store.serve(&self.cluster.rendezvous());
-        let mut broken = None;
+        let mut broken: Vec<(String, String)> = Vec::new();
+        let mut late = Vec::new();
         for effect in effects {
-            if let Err((job, reason)) = self.act(effect)? {
-                broken.get_or_insert(Event::Broken { job, reason });
+            // What could not be written is not told on, nor acknowledged: wishes are sent once the job is over.
+            match &effect {
+                Effect::Report { job, .. } if broken.iter().any(|(of, _)| of == job) => continue,
+                Effect::Wake(worker) if !broken.is_empty() => {
+                    late.push(worker.clone());
+                    continue;
+                }
+                _ => {}
+            }
+            if let Err(why) = self.act(effect)? {
+                broken.push(why);
             }
         }
         // A heartbeat changes nothing that is shown.
@@ -200,7 +210,11 @@ impl Driver {
             self.tell_summaries();
         }
         // Once a job is over no effect of it can break, so this ends.
-        broken.map_or(Ok(()), |event| self.handle(event))
+        for (job, reason) in broken {
+            self.handle(Event::Broken { job, reason })?;
+        }
+        late.iter().for_each(|worker| self.wake(worker));
+        Ok(())
     }
 
     /// Does one effect. The outer error ends the coordinator, the inner one (a job and why) the job.
@@ -241,7 +255,8 @@ impl Driver {
     /// What goes with an entry that is in the journal.
     fn recorded(&mut self, entry: Entry) -> Result<(), (String, String)> {
         match entry {
-            // Steps that a job of this coordinator takes again are noted already, and have the same bits.
+            // Steps that a job takes again give the bits that are noted of them, and what is cut would be missing
+            // where a checkpoint beyond them turns up: one that an interrupted generation publishes late.
             Entry::Formed { job, from, .. } if !self.metrics.contains_key(&job) => {
                 self.open_metrics(job, from)?;
             }
