@@ -7,6 +7,7 @@
 //! - [`tidy`]: `tidy`, rules of the tree that no compiler checks;
 //! - [`bench`]: `bench`, our training step beside PyTorch's own;
 //! - [`chaos`]: `chaos`, runs whose workers are killed at random;
+//! - [`sim`]: `sim`, whole clusters in simulated time;
 //! - [`parity`]: `parity`, our models beside the reference implementations.
 //!
 //! These lean on [`texts`] (the demo's English), [`pip`] (pinned downloads), [`repo`] (where things
@@ -20,6 +21,7 @@ mod parity;
 mod pip;
 mod repo;
 mod run;
+mod sim;
 mod test;
 mod texts;
 mod tidy;
@@ -57,6 +59,8 @@ enum Command {
     Bench(bench::Args),
     /// Kill workers at random, measure the way back, and compare bits with a calm run.
     Chaos(chaos::Args),
+    /// Simulate whole clusters with faults, by the thousand.
+    Sim(sim::Args),
     /// Compare models with the reference implementations, or a real one with its published behaviour.
     Parity(parity::Args),
 }
@@ -80,6 +84,7 @@ fn dispatch(command: Command, repo: &Repo) -> Result<()> {
         Command::Tidy => tidy::tidy(repo),
         Command::Bench(args) => bench::bench(repo, &args),
         Command::Chaos(args) => chaos::chaos(repo, &args),
+        Command::Sim(args) => sim::sim(repo, &args),
         Command::Parity(args) => parity::parity(repo, &args),
     }
 }

@@ -1,0 +1,387 @@
+//! The coordinator: the real core under a driver that does effects as `coordinator/src/driver.rs` does, in
+//! their order, with nothing visible before what it follows from is on disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use coxswain_core::cluster::{Cluster, Effect, Entry, Event, Prepared, Submission};
+use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
+use coxswain_types::ids::{Generation, WorkerId};
+use coxswain_types::status::{Desired, WorkerStatus};
+
+use crate::disk::Write;
+use crate::faults::Family;
+use crate::world::{Happening, SECOND_US, World};
+
+/// Times in a million that the coordinator dies between two effects, where it may.
+const CRASHES: u64 = 700;
+/// Times in a million that an entry is torn, or the disk says no, where they may.
+const TEARS: u64 = 8_000;
+/// Times in a million that tokens cannot be made ready, or a line of metrics not be written, where they may.
+const SHELL_FAILURES: u64 = 1_500;
+
+/// The coordinator's process, or its place.
+#[derive(Default)]
+pub(crate) struct Coordinator {
+    pub(crate) cluster: Cluster,
+    pub(crate) up: bool,
+    /// How often it was started.
+    pub(crate) life: u32,
+    started_us: u64,
+    clock: u64,
+    pub(crate) stalled_until_us: u64,
+    pub(crate) boot_us: u64,
+    pub(crate) full_until_us: u64,
+    /// The newest stream of each process.
+    pub(crate) links: BTreeMap<(WorkerId, u64), usize>,
+    /// The rendezvous: the processes by rank.
+    met: BTreeMap<(String, Generation), BTreeMap<u32, usize>>,
+    /// Jobs whose metrics are open.
+    metrics: BTreeSet<String>,
+    /// When the timer that is set goes off.
+    timer_us: Option<u64>,
+    now_us: u64,
+}
+
+impl Coordinator {
+    /// Whether calls are answered.
+    pub(crate) fn serves(&self, now_us: u64) -> bool {
+        self.up && self.stalled_until_us <= now_us
+    }
+
+    /// The generations whose ranks may meet.
+    pub(crate) fn at_work(&self) -> Vec<(String, Generation)> {
+        at_work(&self.cluster)
+    }
+
+    /// A rank comes to the rendezvous.
+    pub(crate) fn join(&mut self, job: &str, generation: Generation, rank: u32, process: usize) {
+        self.met.entry((job.to_owned(), generation)).or_default().insert(rank, process);
+    }
+
+    /// All ranks, once they are there.
+    pub(crate) fn met(&self, job: &str, generation: Generation, world: u32) -> Option<Vec<usize>> {
+        let ranks = self.met.get(&(job.to_owned(), generation))?;
+        (ranks.len() == world as usize).then(|| ranks.values().copied().collect())
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
+        (self.now_us - self.started_us) * 1000 / self.clock
+    }
+}
+
+/// The generations at work, however many the core lets be.
+pub(crate) fn at_work(cluster: &Cluster) -> Vec<(String, Generation)> {
+    cluster.rendezvous().into_iter().map(|(job, generation)| (job.to_owned(), generation)).collect()
+}
+
+impl World {
+    /// Starts the coordinator on what its journal holds.
+    pub(crate) fn boot(&mut self) {
+        if self.coordinator.up {
+            return;
+        }
+        let entries = match self.disk.open() {
+            Ok(entries) => entries,
+            Err(why) => return self.broken("replay", format!("the journal cannot be read: {why}")),
+        };
+        self.judge_found(&entries);
+        let clock = match self.may(Family::Drift) {
+            true => 1_000_000 - self.swarm.drift + self.chance.coordinator.below(2 * self.swarm.drift),
+            false => 1_000_000,
+        };
+        let count = entries.len();
+        self.coordinator = Coordinator {
+            cluster: Cluster::replay(entries),
+            up: true,
+            life: self.coordinator.life + 1,
+            started_us: self.now_us,
+            now_us: self.now_us,
+            clock,
+            full_until_us: self.coordinator.full_until_us,
+            ..Coordinator::default()
+        };
+        let jobs = self.coordinator.cluster.jobs().into_iter();
+        let begun = jobs.filter(|job| !job.state.is_over() && job.generation > Generation(0));
+        self.coordinator.metrics = begun.map(|job| job.job).collect();
+        self.judge_boot();
+        self.tell(|| format!("the coordinator starts with {count} entries in its journal"));
+        self.handle(Event::Tick);
+    }
+
+    /// The coordinator's process is gone.
+    pub(crate) fn crash(&mut self, why: &str) {
+        self.tell(|| format!("the coordinator dies: {why}"));
+        self.coordinator.up = false;
+        let life = self.coordinator.life;
+        for connection in 0..self.network.connections.len() {
+            let link = &self.network.connections[connection];
+            if link.life == life && !link.over {
+                let slot = self.processes[link.process].slot;
+                let (soonest, latest) =
+                    if self.reaches(slot) { (100, 20_000) } else { (3 * SECOND_US, 5 * SECOND_US) };
+                let soon_us = self.chance.network.between(soonest, latest);
+                self.after(soon_us, Happening::Broken { connection });
+            }
+        }
+        let away_us = 20_000 + self.chance.coordinator.below(self.swarm.reboot_us);
+        self.coordinator.boot_us = self.now_us + away_us;
+        self.after(away_us, Happening::Boot);
+    }
+
+    /// Puts off what happens to a coordinator that is stopped; `false` where this life is over.
+    fn coordinates(&mut self, life: u32, what: impl FnOnce() -> Happening) -> bool {
+        self.coordinator.now_us = self.now_us;
+        let Coordinator { up, life: now, stalled_until_us, .. } = self.coordinator;
+        if up && now == life && self.now_us < stalled_until_us {
+            self.at(stalled_until_us, what());
+            return false;
+        }
+        up && now == life
+    }
+
+    pub(crate) fn status_arrives(&mut self, connection: usize, status: Box<WorkerStatus>) {
+        let life = self.network.connections[connection].life;
+        let again = status.clone();
+        if !self.coordinates(life, || Happening::Status { connection, status: again })
+            || !self.is_read(connection)
+        {
+            return;
+        }
+        let worker = status.info.id.clone();
+        let key = (worker.clone(), status.info.incarnation);
+        let known = self.coordinator.links.get(&key).copied();
+        if known > Some(connection) {
+            return;
+        }
+        let fresh = known != Some(connection);
+        if fresh {
+            self.coordinator.links.insert(key, connection);
+        }
+        self.network.connections[connection].spoken = true;
+        self.judge_status(&status);
+        self.handle(Event::Seen { status: *status });
+        if fresh && self.coordinator.up {
+            self.wake(&worker);
+        }
+    }
+
+    /// The coordinator learns that a stream has ended.
+    pub(crate) fn stream_closed(&mut self, connection: usize) {
+        let life = self.network.connections[connection].life;
+        if !self.coordinates(life, || Happening::Closed { connection }) {
+            return;
+        }
+        let link = &mut self.network.connections[connection];
+        if !std::mem::take(&mut link.heard) {
+            return;
+        }
+        let process = link.process;
+        let info = &self.processes[process].status.info;
+        let key = (info.id.clone(), info.incarnation);
+        // The end of a stream that another one has replaced says nothing of the worker.
+        if self.coordinator.links.get(&key) == Some(&connection) {
+            self.coordinator.links.remove(&key);
+            let why = "its connection closed".to_owned();
+            self.judge_lost(process, connection);
+            self.handle(Event::Lost { worker: key.0, incarnation: key.1, why });
+        }
+    }
+
+    pub(crate) fn tick(&mut self, life: u32, at_us: u64) {
+        // What waits in the queue of requests is a sign of life, and goes first.
+        if self.coordinator.up && self.now_us < self.coordinator.stalled_until_us {
+            let at_us = self.coordinator.stalled_until_us + 1;
+            self.coordinator.timer_us = Some(at_us);
+            return self.at(at_us, Happening::Tick { life, at_us });
+        }
+        if !self.coordinates(life, || Happening::Tick { life, at_us })
+            || self.coordinator.timer_us != Some(at_us)
+        {
+            return;
+        }
+        self.coordinator.timer_us = None;
+        let due = self.coordinator.cluster.next_deadline_ms();
+        if due.is_some_and(|due_ms| due_ms <= self.coordinator.now_ms()) {
+            self.handle(Event::Tick);
+        } else {
+            self.set_timer();
+        }
+    }
+
+    /// Sets the timer for the next deadline.
+    fn set_timer(&mut self) {
+        let Some(due_ms) = self.coordinator.cluster.next_deadline_ms() else { return };
+        let Coordinator { started_us, clock, life, timer_us, .. } = self.coordinator;
+        // Rounded up, for a timer that is early would be set again and again.
+        let at_us = (started_us + (due_ms * clock).div_ceil(1000)).max(self.now_us + 1);
+        if timer_us.is_none_or(|timer_us| at_us < timer_us) {
+            self.coordinator.timer_us = Some(at_us);
+            self.at(at_us, Happening::Tick { life, at_us });
+        }
+    }
+
+    /// Hands an event to the core and does what follows.
+    pub(crate) fn handle(&mut self, event: Event) {
+        self.coordinator.now_us = self.now_us;
+        let now_ms = self.coordinator.now_ms();
+        let before = self.judge_before(now_ms, &event);
+        let effects = self.coordinator.cluster.handle(now_ms, event.clone());
+        self.judge_effects(now_ms, &event, &effects, before);
+        let at_work = self.coordinator.at_work();
+        self.coordinator.met.retain(|(job, generation), _| at_work.contains(&(job.clone(), *generation)));
+        let mut broken = None;
+        for effect in effects.clone() {
+            if self.may(Family::Crash) && self.chance.coordinator.happens(CRASHES) {
+                self.counts.count(Family::Crash);
+                return self.crash("it is killed between two effects");
+            }
+            // What could not be written is not told on, nor acknowledged.
+            if broken.is_some() && matches!(effect, Effect::Report { .. } | Effect::Wake(_)) {
+                continue;
+            }
+            match self.act(effect) {
+                Ok(Ok(())) => {}
+                Ok(Err(reason)) => {
+                    broken.get_or_insert(reason);
+                }
+                Err(why) => return self.crash(&why),
+            }
+        }
+        self.judge_after(now_ms, &event, &effects);
+        self.set_timer();
+        if let Some((job, reason)) = broken {
+            self.judge.excuse(&job);
+            self.handle(Event::Broken { job, reason });
+        }
+    }
+
+    /// Does one effect. The outer error ends the coordinator, the inner one (a job and why) the job.
+    fn act(&mut self, effect: Effect) -> Result<Result<(), (String, String)>, String> {
+        match effect {
+            Effect::Record(entry) => {
+                self.append(&entry)?;
+                self.judge_recorded(&entry);
+                self.recorded(entry);
+            }
+            Effect::Prepare { job } => {
+                let (life, soon_us) = (self.coordinator.life, self.chance.coordinator.between(500, 300_000));
+                self.after(soon_us, Happening::Look { life, job });
+            }
+            Effect::Wake(worker) => self.wake(&worker),
+            Effect::Refuse { worker, incarnation, reason } => {
+                if let Some(connection) = self.coordinator.links.remove(&(worker, incarnation)) {
+                    let desired = Desired { leave: Some(reason), ..Desired::default() };
+                    self.send_down(connection, Box::new(desired));
+                }
+            }
+            Effect::Report { job, report } => {
+                if self.coordinator.metrics.contains(&job) {
+                    if self.may(Family::MetricsFail) && self.chance.coordinator.happens(SHELL_FAILURES) {
+                        self.counts.count(Family::MetricsFail);
+                        self.judge.excuse(&job);
+                        return Ok(Err((job, "metrics: no space left on device".to_owned())));
+                    }
+                    self.judge_report(&job, &report);
+                }
+            }
+            Effect::Prune { job, directory, keep } => {
+                self.judge_prune(&job, keep);
+                let soon_us = self.chance.coordinator.between(100, 50_000);
+                self.after(soon_us, Happening::Prune { directory, keep });
+            }
+            Effect::Notice(notice) => self.tell(|| notice.text),
+        }
+        Ok(Ok(()))
+    }
+
+    fn append(&mut self, entry: &Entry) -> Result<(), String> {
+        if self.may(Family::Torn) && self.chance.coordinator.happens(TEARS) {
+            self.counts.count(Family::Torn);
+            let kept = self.chance.coordinator.pick(&[0, 500, 900, 1000]);
+            self.disk.append(entry, Write::Died { kept });
+            return Err(format!("its machine dies with {kept} thousandths of an entry on disk"));
+        }
+        let fails = self.may(Family::DiskError) && self.chance.coordinator.happens(TEARS);
+        if fails {
+            self.counts.count(Family::DiskError);
+        }
+        if fails || self.now_us < self.coordinator.full_until_us {
+            self.disk.append(entry, Write::Failed);
+            return Err("the journal cannot be written".to_owned());
+        }
+        self.disk.append(entry, Write::Synced);
+        Ok(())
+    }
+
+    /// What goes with an entry that is in the journal.
+    fn recorded(&mut self, entry: Entry) {
+        match entry {
+            // Steps that a job takes again give the bits that are noted.
+            Entry::Formed { job, .. } if self.coordinator.metrics.contains(&job) => {}
+            Entry::Formed { job, from, .. } => {
+                let directory = self.coordinator.cluster.submission(&job).map(|s| s.directory.clone());
+                self.folders.entry(directory.unwrap_or_default()).or_default().rewind_metrics(from);
+                self.coordinator.metrics.insert(job);
+            }
+            Entry::Ended { job, .. } => {
+                self.coordinator.metrics.remove(&job);
+            }
+            _ => {}
+        }
+    }
+
+    /// Sends what is wanted to the newest process of this name.
+    fn wake(&mut self, worker: &WorkerId) {
+        let of_name = (worker.clone(), 0)..=(worker.clone(), u64::MAX);
+        let newest = self.coordinator.links.range(of_name).next_back();
+        if let Some((_, &connection)) = newest {
+            let desired = self.coordinator.cluster.desired(worker);
+            self.judge_desired(worker, connection, &desired);
+            self.send_down(connection, Box::new(desired));
+        }
+    }
+
+    /// Looks into a job's folder for its newest checkpoint.
+    pub(crate) fn look(&mut self, life: u32, job: String) {
+        if !self.coordinator.up || self.coordinator.life != life {
+            return;
+        }
+        let Some(Submission { directory, .. }) = self.coordinator.cluster.submission(&job) else { return };
+        let folder = self.folders.entry(directory.clone()).or_default();
+        let result = match folder.latest() {
+            None => Ok(None),
+            Some((step, digest)) => folder.read(step, Some(&digest)).map(|_| {
+                let path = format!("checkpoints/{step}");
+                Some((Resume { step, path, digest }, folder.threads(step)))
+            }),
+        };
+        let mut result = result.map(|found| {
+            let train = TokenFile { path: "tokens".to_owned(), tokens: 4096, digest: "t".to_owned() };
+            let (resume, threads) = found.unzip();
+            Prepared { data: PreparedData::of_tokens(train), resume, threads }
+        });
+        if let Err(why) = &result {
+            let why = why.clone();
+            return self.broken("S6", format!("the newest checkpoint of {job} cannot be read: {why}"));
+        }
+        if self.may(Family::PrepareFails) && self.chance.coordinator.happens(10 * SHELL_FAILURES) {
+            self.counts.count(Family::PrepareFails);
+            self.judge.excuse(&job);
+            result = Err("the text cannot be read".to_owned());
+        }
+        let soon_us = self.chance.coordinator.between(100, 500_000);
+        self.after(soon_us, Happening::Found { life, job, result: Box::new(result) });
+    }
+
+    pub(crate) fn found(&mut self, life: u32, job: String, result: Result<Prepared, String>) {
+        let (job_again, again) = (job.clone(), Box::new(result.clone()));
+        if self.coordinates(life, || Happening::Found { life, job: job_again, result: again }) {
+            self.handle(Event::Prepared { job, result });
+        }
+    }
+
+    pub(crate) fn prune(&mut self, directory: &str, keep: u32) {
+        self.folders.entry(directory.to_owned()).or_default().prune(keep);
+        self.judge_folder(directory);
+    }
+}

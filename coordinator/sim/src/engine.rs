@@ -1,0 +1,371 @@
+//! A rank at work, as `worker/engine` behaves: it meets the others, loads its values, and takes steps that
+//! one exchange closes for all. What it computes is a pure function of its state and its samples.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use coxswain_types::Assignment;
+use coxswain_types::ids::{Generation, Step};
+use coxswain_types::status::{Fault, Phase, Saved, StepReport};
+
+use crate::faults::Family;
+use crate::random::digest;
+use crate::truth;
+use crate::world::{Happening, SECOND_US, World};
+
+/// Between two looks for the other ranks in the rendezvous.
+const LOOK_US: u64 = 150_000;
+
+/// What an engine comes to the end of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Work {
+    /// It looks whether the others are there.
+    Meet,
+    /// Its stage is built and its values are loaded.
+    Load,
+    /// Its part of a step is computed.
+    Compute,
+    /// Its part of a checkpoint is on disk.
+    Save,
+}
+
+/// What ranks say to each other.
+#[derive(Clone, Debug)]
+pub(crate) enum Letter {
+    /// A rank's part of a step.
+    Vote { generation: Generation, rank: u32, vote: Vote },
+    /// What all ranks make of a step.
+    Close { generation: Generation, step: u64, closing: Closing },
+    /// The connection to a rank has closed.
+    Hang { generation: Generation },
+}
+
+/// A rank's part of a step.
+#[derive(Clone, Debug)]
+pub(crate) struct Vote {
+    step: u64,
+    revision: u64,
+    state: u64,
+    /// The micro-batches whose loss it brings.
+    micro_batches: Vec<u32>,
+}
+
+/// What all ranks agree on.
+#[derive(Clone, Debug)]
+pub(crate) struct Closing {
+    revision: u64,
+    state: u64,
+}
+
+/// A rank at work.
+pub(crate) struct Engine {
+    generation: Generation,
+    job: String,
+    /// The processes by rank, once all have met.
+    pub(crate) peers: Vec<usize>,
+    /// Until when they have to have met.
+    forming_until_us: u64,
+    joined: bool,
+    step: u64,
+    state: u64,
+    votes: BTreeMap<u64, BTreeMap<u32, Vote>>,
+    run_to: u64,
+    /// It has taken its last step.
+    done: bool,
+}
+
+/// What the peers of an engine see when its connections close.
+pub(crate) fn hang(engine: &Engine) -> Letter {
+    Letter::Hang { generation: engine.generation }
+}
+
+impl World {
+    /// Takes an assignment.
+    pub(crate) fn begin(&mut self, process: usize, assignment: Assignment) {
+        let forming_us = self.processes[process].lasts(assignment.forming_ms * 1000);
+        self.processes[process].engine = Some(Engine {
+            generation: assignment.generation,
+            job: assignment.job.clone(),
+            peers: Vec::new(),
+            forming_until_us: self.now_us + forming_us,
+            joined: false,
+            step: 0,
+            state: 0,
+            votes: BTreeMap::new(),
+            run_to: assignment.spec.train.steps,
+            done: false,
+        });
+        self.processes[process].assignment = Some(Arc::new(assignment));
+        let soon_us = self.delay_us();
+        self.later(process, soon_us, Work::Meet);
+    }
+
+    fn later(&mut self, process: usize, while_us: u64, work: Work) {
+        let me = &self.processes[process];
+        let slow = if self.now_us < me.slow_until_us && !self.healed { 5 } else { 1 };
+        let (stint, while_us) = (me.stint, me.lasts(while_us) * slow);
+        self.after(while_us, Happening::Work { process, stint, work });
+    }
+
+    pub(crate) fn work(&mut self, process: usize, stint: u32, work: Work) {
+        let me = &self.processes[process];
+        if !me.alive || me.stint != stint || me.engine.is_none() {
+            return;
+        }
+        if self.now_us < me.paused_until_us {
+            let until_us = me.paused_until_us;
+            return self.at(until_us, Happening::Work { process, stint, work });
+        }
+        match work {
+            Work::Meet => self.meet(process),
+            Work::Load => self.load(process),
+            Work::Compute => self.computed(process),
+            Work::Save => self.saved(process),
+        }
+    }
+
+    /// The rendezvous: a key for each rank, and all of them have to be there.
+    fn meet(&mut self, process: usize) {
+        let (slot, now_us) = (self.processes[process].slot, self.now_us);
+        let Some(assignment) = self.processes[process].assignment.clone() else { return };
+        let Some(engine) = &mut self.processes[process].engine else { return };
+        if now_us >= engine.forming_until_us {
+            return self.fail(process, "the ranks did not find each other".to_owned(), Fault::Peer);
+        }
+        let joined = engine.joined;
+        if !self.coordinator.serves(self.now_us) || !self.reaches(slot) {
+            // A call that cannot be made fails, and with it the joining.
+            return self.fail(process, "the rendezvous cannot be reached".to_owned(), Fault::Peer);
+        }
+        if !self.at_work(&assignment.job, assignment.generation) {
+            return self.fail(process, "another generation is at work".to_owned(), Fault::Peer);
+        }
+        if !joined {
+            self.coordinator.join(&assignment.job, assignment.generation, assignment.rank.0, process);
+            if let Some(engine) = &mut self.processes[process].engine {
+                engine.joined = true;
+            }
+        }
+        let peers = self.coordinator.met(&assignment.job, assignment.generation, assignment.world);
+        let Some(peers) = peers else { return self.later(process, LOOK_US, Work::Meet) };
+        let gone = |peer: &usize| {
+            let engine = self.processes[*peer].engine.as_ref();
+            engine.is_none_or(|engine| engine.generation != assignment.generation)
+        };
+        if peers.iter().any(gone) {
+            return self.fail(process, "a peer is not there any more".to_owned(), Fault::Peer);
+        }
+        if let Some(engine) = &mut self.processes[process].engine {
+            engine.peers = peers;
+        }
+        let takes_us = self.chance.workers.between(1000, 800_000);
+        self.later(process, takes_us, Work::Load);
+    }
+
+    fn load(&mut self, process: usize) {
+        let Some(assignment) = self.processes[process].assignment.clone() else { return };
+        let loaded = match &assignment.resume {
+            None => Ok((0, truth::born(&assignment.directory))),
+            Some(resume) => {
+                let folder = self.folders.entry(assignment.directory.clone()).or_default();
+                folder.read(resume.step, Some(&resume.digest)).map(|state| (resume.step.0, state))
+            }
+        };
+        let (step, state) = match loaded {
+            Ok(loaded) => loaded,
+            Err(why) => return self.fail(process, why, Fault::Own),
+        };
+        let me = &mut self.processes[process];
+        if let Some(engine) = &mut me.engine {
+            (engine.step, engine.state) = (step, state);
+        }
+        me.status.phase = Phase::Running;
+        me.status.step = Step(step);
+        self.say(process);
+        self.next(process);
+    }
+
+    /// Goes on to the next step, or to the end.
+    fn next(&mut self, process: usize) {
+        let Some(assignment) = self.processes[process].assignment.clone() else { return };
+        let Some(engine) = &mut self.processes[process].engine else { return };
+        if engine.step >= engine.run_to {
+            engine.done = true;
+            self.processes[process].status.phase = Phase::Done;
+            return self.say(process);
+        }
+        let step_us = self.step_us(&assignment.directory);
+        let takes_us = step_us * self.chance.workers.between(90, 110) / 100;
+        self.later(process, takes_us, Work::Compute);
+    }
+
+    fn computed(&mut self, process: usize) {
+        let me = &self.processes[process];
+        let (Some(assignment), Some(engine)) = (&me.assignment, &me.engine) else { return };
+        let brings = assignment.tensor_index == 0 && assignment.stages.iter().any(|stage| stage.head);
+        let runs = assignment.owned_runs.start as usize..assignment.owned_runs.end as usize;
+        let owned = assignment.runs[runs].iter().flat_map(|run| run.clone());
+        let vote = Vote {
+            step: engine.step + 1,
+            revision: me.revision(),
+            state: engine.state,
+            micro_batches: if brings { owned.collect() } else { Vec::new() },
+        };
+        let (generation, rank) = (engine.generation, assignment.rank.0);
+        if rank == 0 {
+            return self.vote(process, rank, vote);
+        }
+        let lead = engine.peers[0];
+        self.post(process, lead, Letter::Vote { generation, rank, vote });
+    }
+
+    /// The lead takes in a vote, and closes the step when all are there.
+    fn vote(&mut self, process: usize, rank: u32, vote: Vote) {
+        let Some(assignment) = self.processes[process].assignment.clone() else { return };
+        let Some(engine) = &mut self.processes[process].engine else { return };
+        let step = engine.step + 1;
+        engine.votes.entry(vote.step).or_default().insert(rank, vote);
+        if engine.votes.get(&step).is_none_or(|votes| votes.len() < assignment.world as usize) {
+            return;
+        }
+        let votes = engine.votes.remove(&step).unwrap_or_default();
+        let mut micro_batches: Vec<_> = votes.values().flat_map(|vote| vote.micro_batches.clone()).collect();
+        micro_batches.sort_unstable();
+        let mut states: Vec<_> = votes.values().map(|vote| vote.state).collect();
+        states.dedup();
+        // Ranks whose parts do not belong together make numbers that belong to nothing.
+        let before = if let [state] = states.as_slice() { *state } else { digest(&states) };
+        let closing = Closing {
+            revision: votes.values().map(|vote| vote.revision).min().unwrap_or_default(),
+            state: truth::advance(before, step, &micro_batches),
+        };
+        let (generation, peers) = (engine.generation, engine.peers.clone());
+        for peer in peers.into_iter().skip(1) {
+            self.post(process, peer, Letter::Close { generation, step, closing: closing.clone() });
+        }
+        self.apply(process, closing);
+    }
+
+    /// Takes the step.
+    fn apply(&mut self, process: usize, closing: Closing) {
+        let me = &mut self.processes[process];
+        let Some(assignment) = me.assignment.clone() else { return };
+        let run_to = me.run_to(closing.revision).0.min(assignment.spec.train.steps);
+        let Some(engine) = &mut me.engine else { return };
+        engine.step += 1;
+        (engine.state, engine.run_to) = (closing.state, run_to);
+        let step = engine.step;
+        me.status.step = Step(step);
+        if assignment.rank.0 == 0 {
+            me.status.reports.push(report(step, closing.state));
+        }
+        let every = assignment.spec.checkpoint.every;
+        let saves = step >= run_to || (every > 0 && step.is_multiple_of(every));
+        self.say(process);
+        if saves {
+            let takes_us = self.chance.workers.between(1000, 120_000);
+            return self.later(process, takes_us, Work::Save);
+        }
+        self.next(process);
+    }
+
+    fn saved(&mut self, process: usize) {
+        let me = &self.processes[process];
+        let (Some(assignment), Some(engine)) = (me.assignment.clone(), &me.engine) else { return };
+        let (step, state, generation) = (Step(engine.step), engine.state, engine.generation);
+        if self.may(Family::SaveFails) && self.chance.workers.happens(2_000) {
+            self.counts.count(Family::SaveFails);
+            self.judge.excuse(&assignment.job);
+            return self.fail(process, "no space left on device".to_owned(), Fault::Own);
+        }
+        let folder = self.folders.entry(assignment.directory.clone()).or_default();
+        let file = folder.write(step, generation, assignment.rank.0, state);
+        self.processes[process].has_saved(Saved { step, files: vec![file] });
+        self.say(process);
+        self.next(process);
+    }
+
+    /// A message from another rank.
+    pub(crate) fn letter(&mut self, from: usize, to: usize, letter: Letter) {
+        let me = &self.processes[to];
+        if !me.alive {
+            return;
+        }
+        if self.now_us < me.paused_until_us {
+            let until_us = me.paused_until_us;
+            return self.at(until_us, Happening::Letter { from, to, letter });
+        }
+        // A connection belongs to one generation's process of one rank.
+        let Some(engine) = &me.engine else { return };
+        // One that still looks for the others is connected all the same.
+        if !engine.peers.is_empty() && !engine.peers.contains(&from) {
+            return;
+        }
+        match letter {
+            Letter::Vote { generation, rank, vote } if generation == engine.generation => {
+                self.vote(to, rank, vote);
+            }
+            Letter::Close { generation, step, closing }
+                if generation == engine.generation && step == engine.step + 1 =>
+            {
+                self.apply(to, closing);
+            }
+            Letter::Hang { generation } if generation == engine.generation && engine.step < engine.run_to => {
+                self.fail(to, "a peer closed its connection".to_owned(), Fault::Peer);
+            }
+            _ => {}
+        }
+    }
+
+    /// The connections of an engine close, and its peers see it.
+    pub(crate) fn stop_engine(&mut self, process: usize) {
+        let silent = self.processes[process].vanished;
+        let Some(engine) = self.processes[process].engine.take() else { return };
+        self.processes[process].stint += 1;
+        if silent || engine.done {
+            return;
+        }
+        for peer in engine.peers.iter().copied().filter(|peer| *peer != process) {
+            self.post(process, peer, Letter::Hang { generation: engine.generation });
+        }
+    }
+
+    /// A rank cannot go on.
+    pub(crate) fn fail(&mut self, process: usize, message: String, fault: Fault) {
+        let name = self.name(process);
+        let job = self.processes[process].engine.as_ref().map(|engine| engine.job.clone());
+        self.judge_fault(process, &message, fault);
+        self.tell(|| format!("worker {name} cannot go on with {}: {message}", job.unwrap_or_default()));
+        let stint = self.processes[process].stint;
+        self.stop_engine(process);
+        let me = &mut self.processes[process];
+        // What is being published is published all the same.
+        me.stint = stint;
+        if !matches!(me.status.phase, Phase::Failed { .. }) {
+            me.status.phase = Phase::Failed { message, fault };
+        }
+        self.say(process);
+    }
+
+    fn step_us(&self, directory: &str) -> u64 {
+        let plan = self.jobs.iter().find(|plan| plan.directory == directory);
+        plan.map_or(SECOND_US, |plan| plan.step_us)
+    }
+}
+
+fn report(step: u64, state: u64) -> StepReport {
+    let (loss, grad_norm) = truth::measured(state);
+    StepReport {
+        step,
+        loss,
+        grad_norm,
+        learning_rate: 1e-3,
+        tokens: 64,
+        tokens_per_second: 640.0,
+        step_seconds: 0.1,
+        skipped: false,
+        loss_scale: None,
+        parameter_norms: BTreeMap::new(),
+        held_out: None,
+    }
+}

@@ -1,0 +1,141 @@
+//! The rules that hold after every event. The judge reads what the coordinator writes down and says, and
+//! keeps a record of its own; its numbers are its own too, for a judge must not follow what it judges.
+//!
+//! - `journal`: rules of what is written down (S1-S7, S13).
+//! - `live`: rules of what is said and done (S1, S2, S8-S10, S12, L4).
+//! - `end`: what must be left in the end (S4-S6, replay).
+
+mod end;
+mod journal;
+mod live;
+
+use std::collections::BTreeMap;
+
+use coxswain_core::cluster::{Ending, FormedRank};
+use coxswain_types::ids::{Generation, Step, WorkerId};
+use coxswain_types::status::SavedFile;
+
+/// How long a worker may be silent, as both programs' documentation has it.
+pub(crate) const LEASE_MS: u64 = 5000;
+/// How long after its start a coordinator waits for workers of an earlier one.
+pub(crate) const RETURN_MS: u64 = 10_000;
+/// How long a complaint may wait for a cause: the grace, then a lease that began with it, and a second for
+/// a timer that is late.
+const JUDGED_MS: u64 = 1500 + LEASE_MS + 1000;
+/// Interruptions in a row, without a new step, that a job survives.
+const MAX_SETBACKS: u32 = 10;
+
+/// A rule was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which rule.
+    pub rule: &'static str,
+    /// How.
+    pub text: String,
+    /// When.
+    pub at_us: u64,
+}
+
+/// What the judge knows.
+#[derive(Default)]
+pub(crate) struct Judge {
+    pub(crate) violation: Option<Violation>,
+    /// The incidents that happened, by number.
+    pub(crate) incidents: Vec<u64>,
+    pub(crate) jobs: BTreeMap<String, JobRecord>,
+    /// Entries that are on disk.
+    entries: usize,
+    /// The newest generation on disk.
+    generation: Generation,
+    /// Jobs whose submission was answered.
+    accepted: Vec<String>,
+    /// The newest process of each name that a generation had.
+    formed: BTreeMap<WorkerId, u64>,
+    /// When each process was last heard of in this life of the coordinator, in its milliseconds.
+    seen_ms: BTreeMap<(WorkerId, u64), u64>,
+    /// The newest process of each name that the coordinator knows of.
+    known: BTreeMap<WorkerId, u64>,
+    /// The processes that are members.
+    members: BTreeMap<WorkerId, u64>,
+    /// The newest generation that each process was sent wishes of.
+    asked: BTreeMap<usize, Generation>,
+    /// What the ranks of a generation were told to do.
+    parts: BTreeMap<Generation, BTreeMap<u32, live::Part>>,
+    /// Generations that were formed since all was healed.
+    pub(crate) formed_since: BTreeMap<String, u32>,
+}
+
+/// A job, from what is on disk.
+pub(crate) struct JobRecord {
+    pub(crate) directory: String,
+    world: u32,
+    pub(crate) steps: u64,
+    keep: u32,
+    fails_on_loss: bool,
+    pub(crate) running: Option<Running>,
+    pub(crate) ended: Option<Ending>,
+    /// The newest checkpoint that was published.
+    pub(crate) published: Step,
+    threads: Option<u32>,
+    /// Interruptions since the last step that was never taken before, and since the last step.
+    since_new: u32,
+    since_any: u32,
+    /// The newest step that was reported.
+    newest: u64,
+    /// The shell had a reason to give it up.
+    excused: bool,
+    cancelled: bool,
+}
+
+/// A generation at work.
+pub(crate) struct Running {
+    pub(crate) generation: Generation,
+    ranks: Vec<FormedRank>,
+    from: Step,
+    committed: Option<(Step, Vec<SavedFile>)>,
+    published: Step,
+    /// When there was first a reason to give it up.
+    complained_ms: Option<u64>,
+    /// A rank said that the fault is its own.
+    own: bool,
+    /// The life of the coordinator that formed it.
+    life: u32,
+}
+
+impl Running {
+    fn complain(&mut self, now_ms: u64) {
+        self.complained_ms.get_or_insert(now_ms);
+    }
+}
+
+impl Judge {
+    /// The shell could not do what the job needs, or was told that it could not.
+    pub(crate) fn excuse(&mut self, job: &str) {
+        if let Some(record) = self.jobs.get_mut(job) {
+            record.excused = true;
+        }
+    }
+
+    /// Whether as many jobs as there are users were taken.
+    pub(crate) fn accepted_all(&self, jobs: usize) -> bool {
+        self.accepted.len() >= jobs
+    }
+
+    /// A user wants the job no more.
+    pub(crate) fn cancelled(&mut self, job: &str) {
+        if let Some(record) = self.jobs.get_mut(job) {
+            record.cancelled = true;
+        }
+    }
+
+    /// Whether a newer process of this name is known.
+    fn is_old(&self, worker: &WorkerId, incarnation: u64) -> bool {
+        self.known.get(worker).is_some_and(|known| *known > incarnation)
+    }
+
+    /// The generation at work that has this worker.
+    fn running_of(&mut self, worker: &WorkerId) -> Option<&mut Running> {
+        let running = self.jobs.values_mut().filter_map(|record| record.running.as_mut());
+        running.into_iter().find(|running| running.ranks.iter().any(|rank| rank.worker == *worker))
+    }
+}

@@ -1,0 +1,100 @@
+//! `cargo xtask sim`: seeds on all cores, or one seed as a story.
+
+mod mutants;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use coxswain_sim::run::run;
+use coxswain_sim::shrink::{families, shrink, story};
+use coxswain_sim::swarm::Case;
+use coxswain_sim::sweep::sweep;
+
+/// Simulates whole clusters with faults.
+#[derive(Parser)]
+struct Args {
+    /// How many seeds.
+    #[arg(long, value_name = "N")]
+    seeds: Option<u64>,
+    /// The first seed; without --seeds, the one whose story is told.
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Families of faults that stay away.
+    #[arg(long, value_delimiter = ',')]
+    without: Vec<String>,
+    /// At most so many workers.
+    #[arg(long)]
+    workers: Option<u64>,
+    /// At most so many jobs.
+    #[arg(long)]
+    jobs: Option<u64>,
+    /// Faults end after so many events.
+    #[arg(long)]
+    events: Option<u64>,
+    /// Incidents that do not happen, by number.
+    #[arg(long, value_delimiter = ',')]
+    skip: Vec<u64>,
+    /// Go on after a failure.
+    #[arg(long)]
+    all: bool,
+    /// Say only which rule is broken first, and at which seed.
+    #[arg(long)]
+    brief: bool,
+    /// Plant bugs in a copy of the core and see them caught; those whose names contain TEXT.
+    #[arg(long, value_name = "TEXT", num_args = 0..=1, default_missing_value = "")]
+    mutations: Option<String>,
+}
+
+fn main() -> ExitCode {
+    match simulate(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn simulate(args: &Args) -> Result<()> {
+    if let Some(only) = &args.mutations {
+        return mutants::mutations(only);
+    }
+    if let (Some(seed), None) = (args.seed, args.seeds) {
+        return one(args, seed);
+    }
+    let (first, seeds) = (args.seed.unwrap_or(1), args.seeds.unwrap_or(5000));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let started = Instant::now();
+    let every = (seeds / 20).max(1);
+    let sweep = sweep(first, seeds, threads, args.all, |done| {
+        if done.is_multiple_of(every) && !args.brief {
+            eprintln!("{done} of {seeds} seeds after {:.0} s", started.elapsed().as_secs_f64());
+        }
+    });
+    if args.brief {
+        let Some((seed, violation)) = sweep.failures.first() else { return Ok(()) };
+        println!("{} at seed {seed}", violation.rule);
+        std::process::exit(1);
+    }
+    print!("{}", sweep.report());
+    for (seed, violation) in &sweep.failures {
+        println!("seed {seed}: {}: {}", violation.rule, violation.text);
+    }
+    let Some((seed, violation)) = sweep.failures.first() else { return Ok(()) };
+    println!("\nthe shortest story of seed {seed}:");
+    print!("{}", story(&shrink(&Case::of(*seed), violation.rule)));
+    bail!("{} seeds broke a rule", sweep.failures.len())
+}
+
+fn one(args: &Args, seed: u64) -> Result<()> {
+    let without = families(&args.without).map_err(anyhow::Error::msg)?;
+    let (workers, jobs, events) = (args.workers, args.jobs, args.events);
+    let case = Case { seed, without, workers, jobs, events, skip: args.skip.clone() };
+    print!("{}", story(&case));
+    if run(&case, false).violation.is_some() {
+        bail!("a rule was broken");
+    }
+    Ok(())
+}

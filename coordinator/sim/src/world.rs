@@ -1,0 +1,243 @@
+//! All that is simulated, and the loop that lets one thing happen after the other.
+
+use std::collections::BTreeMap;
+
+use coxswain_core::cluster::Prepared;
+use coxswain_types::ids::{Generation, Step};
+use coxswain_types::job::JobSpec;
+use coxswain_types::status::{Desired, SavedFile, WorkerStatus};
+
+use crate::coordinator::Coordinator;
+use crate::disk::Disk;
+use crate::engine::{Letter, Work};
+use crate::faults::{Counts, Family};
+use crate::folder::Folder;
+use crate::judge::{Judge, Violation};
+use crate::network::Network;
+use crate::queue::Queue;
+use crate::random::{Random, digest};
+use crate::swarm::{Case, JobPlan, Swarm, stream};
+use crate::truth::Lineage;
+use crate::worker::Process;
+
+/// A second.
+pub(crate) const SECOND_US: u64 = 1_000_000;
+
+/// What happens.
+pub(crate) enum Happening {
+    /// A worker's heartbeat is due.
+    Beat { process: usize, beat: u32 },
+    /// A worker looks for its coordinator.
+    Reach { process: usize },
+    /// A worker's engine has come to the end of something.
+    Work { process: usize, stint: u32, work: Work },
+    /// A message from another rank has come.
+    Letter { from: usize, to: usize, letter: Letter },
+    /// A manifest is written.
+    Publish { process: usize, stint: u32, publish: Box<Publishing> },
+    /// A status has come to the coordinator.
+    Status { connection: usize, status: Box<WorkerStatus> },
+    /// The coordinator's wishes have come to a worker.
+    Desired { connection: usize, desired: Box<Desired> },
+    /// The coordinator learns that a stream has ended.
+    Closed { connection: usize },
+    /// A worker learns that its stream has ended.
+    Broken { connection: usize },
+    /// A process ends.
+    End { process: usize },
+    /// Somebody starts a worker in the place of one that ended.
+    Start { slot: usize },
+    /// The coordinator's timer is due.
+    Tick { life: u32, at_us: u64 },
+    /// A job's folder was looked at.
+    Look { life: u32, job: String },
+    /// What was found there has come.
+    Found { life: u32, job: String, result: Box<Result<Prepared, String>> },
+    /// Old checkpoints are removed.
+    Prune { directory: String, keep: u32 },
+    /// The coordinator starts.
+    Boot,
+    /// What was held up may pass.
+    Flush,
+    /// A connection over which nothing passed for long is given up.
+    KeepAlive { connection: usize },
+    /// A user does something.
+    User { job: usize },
+    /// A user looks for a job, and cancels it or not.
+    Cancel { number: u64 },
+    /// Something goes wrong.
+    Incident { number: u64 },
+}
+
+/// A manifest that is being written.
+pub(crate) struct Publishing {
+    pub(crate) directory: String,
+    pub(crate) step: Step,
+    pub(crate) files: Vec<SavedFile>,
+    pub(crate) world: u32,
+    pub(crate) threads: u32,
+}
+
+/// All that is simulated.
+pub(crate) struct World {
+    pub(crate) swarm: Swarm,
+    pub(crate) case: Case,
+    pub(crate) now_us: u64,
+    queue: Queue<Happening>,
+    pub(crate) network: Network,
+    pub(crate) processes: Vec<Process>,
+    /// The newest process of each name.
+    pub(crate) slots: Vec<Option<usize>>,
+    pub(crate) coordinator: Coordinator,
+    pub(crate) disk: Disk,
+    pub(crate) folders: BTreeMap<String, Folder>,
+    pub(crate) truths: BTreeMap<String, Lineage>,
+    pub(crate) jobs: Vec<JobPlan>,
+    pub(crate) specs: Vec<JobSpec>,
+    pub(crate) judge: Judge,
+    pub(crate) counts: Counts,
+    pub(crate) chance: Chance,
+    pub(crate) healed: bool,
+    pub(crate) events: u64,
+    pub(crate) trace: u64,
+    /// The story, where somebody listens.
+    pub(crate) story: Option<Vec<String>>,
+}
+
+/// The streams of chance.
+pub(crate) struct Chance {
+    pub(crate) network: Random,
+    pub(crate) workers: Random,
+    pub(crate) clients: Random,
+    pub(crate) coordinator: Random,
+    pub(crate) checks: Random,
+}
+
+impl World {
+    pub(crate) fn new(case: &Case, told: bool) -> World {
+        let swarm = Swarm::of(case);
+        let random = |purpose| Random::new(case.seed, purpose);
+        let slots = (swarm.workers + if swarm.on.has(Family::Liar) { swarm.liars } else { 0 }) as usize;
+        let mut world = World {
+            case: case.clone(),
+            now_us: 0,
+            queue: Queue::new(),
+            network: Network::default(),
+            processes: Vec::new(),
+            slots: vec![None; slots],
+            coordinator: Coordinator::default(),
+            disk: Disk::default(),
+            folders: BTreeMap::new(),
+            truths: BTreeMap::new(),
+            jobs: Vec::new(),
+            specs: Vec::new(),
+            judge: Judge::default(),
+            counts: Counts::default(),
+            chance: Chance {
+                network: random(stream::NETWORK),
+                workers: random(stream::WORKERS),
+                clients: random(stream::CLIENTS),
+                coordinator: random(stream::COORDINATOR),
+                checks: random(stream::CHECKS),
+            },
+            healed: false,
+            events: 0,
+            trace: case.seed,
+            story: told.then(Vec::new),
+            swarm,
+        };
+        world.after(0, Happening::Boot);
+        for slot in 0..slots {
+            let at_us = world.chance.workers.below(3 * SECOND_US);
+            world.after(at_us, Happening::Start { slot });
+        }
+        for plan in world.swarm.jobs.clone() {
+            let at_us = plan.at_us;
+            let job = world.add_job(plan);
+            world.after(at_us, Happening::User { job });
+        }
+        let first_us = world.pause_between_incidents(0);
+        world.after(first_us, Happening::Incident { number: 0 });
+        if world.swarm.on.has(Family::Cancel) {
+            let at_us = world.chance.clients.below(120 * SECOND_US);
+            world.after(at_us, Happening::Cancel { number: 0 });
+        }
+        world
+    }
+
+    /// Has something happen after a while.
+    pub(crate) fn after(&mut self, while_us: u64, what: Happening) {
+        self.queue.push(self.now_us + while_us, what);
+    }
+
+    pub(crate) fn at(&mut self, at_us: u64, what: Happening) {
+        self.queue.push(at_us.max(self.now_us), what);
+    }
+
+    /// Lets the next thing happen; `false` when nothing will, or when a rule was broken.
+    pub(crate) fn step(&mut self) -> bool {
+        let Some((at_us, number, what)) = self.queue.pop() else { return false };
+        self.now_us = self.now_us.max(at_us);
+        self.events += 1;
+        self.trace = digest(&[self.trace, self.now_us, number]);
+        self.happen(what);
+        self.judge.violation.is_none()
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Beat { process, beat } => self.beat(process, beat),
+            Happening::Reach { process } => self.reach(process),
+            Happening::Work { process, stint, work } => self.work(process, stint, work),
+            Happening::Letter { from, to, letter } => self.letter(from, to, letter),
+            Happening::Publish { process, stint, publish } => self.published(process, stint, *publish),
+            Happening::Status { connection, status } => self.status_arrives(connection, status),
+            Happening::Desired { connection, desired } => self.desired_arrives(connection, *desired),
+            Happening::Closed { connection } => self.stream_closed(connection),
+            Happening::Broken { connection } => self.stream_broken(connection),
+            Happening::End { process } => self.end_process(process),
+            Happening::Start { slot } => self.start_worker(slot),
+            Happening::Tick { life, at_us } => self.tick(life, at_us),
+            Happening::Look { life, job } => self.look(life, job),
+            Happening::Found { life, job, result } => self.found(life, job, *result),
+            Happening::Prune { directory, keep } => self.prune(&directory, keep),
+            Happening::Boot => self.boot(),
+            Happening::Flush => self.flush(),
+            Happening::KeepAlive { connection } => self.keep_alive(connection),
+            Happening::User { job } => self.submit(job),
+            Happening::Cancel { number } => self.cancel(number),
+            Happening::Incident { number } => self.incident(number),
+        }
+    }
+
+    /// Whether a fault of this family may happen now.
+    pub(crate) fn may(&self, family: Family) -> bool {
+        !self.healed && self.swarm.on.has(family)
+    }
+
+    /// Tells a line of the story, if somebody listens.
+    pub(crate) fn tell(&mut self, line: impl FnOnce() -> String) {
+        if let Some(story) = &mut self.story {
+            let (seconds, rest) = (self.now_us / SECOND_US, self.now_us % SECOND_US / 1000);
+            story.push(format!("{seconds:5}.{rest:03} s  {}", line()));
+        }
+    }
+
+    /// Notes that a rule was broken. The first one stays.
+    pub(crate) fn broken(&mut self, rule: &'static str, text: String) {
+        self.tell(|| format!("BROKEN: {rule}: {text}"));
+        if self.judge.violation.is_none() {
+            self.judge.violation = Some(Violation { rule, text, at_us: self.now_us });
+        }
+    }
+
+    /// The true state of a run's folder after a step.
+    pub(crate) fn truth(&mut self, directory: &str, step: u64) -> u64 {
+        self.truths.get_mut(directory).map_or(0, |lineage| lineage.state(step))
+    }
+
+    /// Whether this generation of the job is the one at work, as far as the coordinator says.
+    pub(crate) fn at_work(&self, job: &str, generation: Generation) -> bool {
+        self.coordinator.at_work().iter().any(|(id, at_work)| id == job && *at_work == generation)
+    }
+}
