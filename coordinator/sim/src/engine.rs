@@ -164,6 +164,10 @@ impl World {
 
     fn load(&mut self, process: usize) {
         let Some(assignment) = self.processes[process].assignment.clone() else { return };
+        if self.swarm.cursed && assignment.world > 1 && self.may(Family::PeerReset) {
+            self.counts.count(Family::PeerReset);
+            return self.fail(process, "a peer closed its connection".to_owned(), Fault::Peer);
+        }
         let loaded = match &assignment.resume {
             None => Ok((0, truth::born(&assignment.directory))),
             Some(resume) => {

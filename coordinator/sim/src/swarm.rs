@@ -104,6 +104,8 @@ pub(crate) struct Swarm {
     pub(crate) orphan_us: u64,
     /// How far clocks go wrong, in millionths.
     pub(crate) drift: u64,
+    /// Whether ranks lose each other as soon as they have met, each time.
+    pub(crate) cursed: bool,
 }
 
 impl Swarm {
@@ -144,6 +146,7 @@ impl Swarm {
             reboot_us: random.pick(&[second / 2, 5 * second, 90 * second]),
             orphan_us: random.pick(&[0, 60 * second, 60 * second, 60 * second]),
             drift: random.pick(&[100, 5_000, 30_000]),
+            cursed: random.below(8) == 0,
         };
         swarm.jobs = (0..jobs).map(|number| job(&mut random, number, workers)).collect();
         swarm

@@ -1,6 +1,6 @@
 //! Rules of what the coordinator says and does.
 
-use coxswain_core::cluster::{Effect, Event, JobState, JobSummary};
+use coxswain_core::cluster::{Effect, Event, FormedRank, JobState, JobSummary};
 use coxswain_core::plan;
 use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Step, WorkerId};
@@ -318,7 +318,11 @@ impl World {
             return self
                 .broken("S3", format!("{worker} is asked to work for {generation}, which is not at work"));
         };
-        let rank = running.ranks.iter().position(|rank| rank.worker == *worker && rank.digest == *digest);
+        let incarnation = self.processes[process].status.info.incarnation;
+        let here = |rank: &FormedRank| {
+            rank.worker == *worker && rank.incarnation == incarnation && rank.digest == *digest
+        };
+        let rank = running.ranks.iter().position(here);
         let lead = rank == Some(0);
         let metrics = self.folders.get(&record.directory).map(|folder| &folder.metrics);
         let told = metrics.and_then(|metrics| metrics.keys().next_back().copied()).unwrap_or_default();
