@@ -188,15 +188,16 @@ impl World {
     }
 
     pub(crate) fn tick(&mut self, life: u32, at_us: u64) {
+        if self.coordinator.life != life || self.coordinator.timer_us != Some(at_us) {
+            return;
+        }
         // What waits in the queue of requests is a sign of life, and goes first.
         if self.coordinator.up && self.now_us < self.coordinator.stalled_until_us {
             let at_us = self.coordinator.stalled_until_us + 1;
             self.coordinator.timer_us = Some(at_us);
             return self.at(at_us, Happening::Tick { life, at_us });
         }
-        if !self.coordinates(life, || Happening::Tick { life, at_us })
-            || self.coordinator.timer_us != Some(at_us)
-        {
+        if !self.coordinates(life, || Happening::Tick { life, at_us }) {
             return;
         }
         self.coordinator.timer_us = None;
