@@ -124,8 +124,9 @@ impl World {
         if let Some(before) = before {
             let cluster = &self.coordinator.cluster;
             let same = before.jobs == cluster.jobs() && before.at_work == at_work(cluster);
-            if !same || effects.iter().any(lasts) {
-                self.broken("S8", format!("a process that was replaced has changed something: {effects:?}"));
+            let refused = effects.iter().any(|effect| matches!(effect, Effect::Refuse { .. }));
+            if !same || !refused || effects.iter().any(lasts) {
+                self.broken("S8", format!("a process that was replaced is not just refused: {effects:?}"));
             }
         }
         // Some for each worker and job, and one for each report of a full status.
