@@ -47,9 +47,9 @@ fn a_drained_worker_is_replaced_at_a_steps_boundary() {
         300 drain w1 maintenance
             record drained w1/1: maintenance
             info: worker w1 is drained: maintenance
-            wake w1
             record stopping demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) is drained: maintenance
             info: worker w1 (rank 1, stage 1, pid 101 on alpha) is drained: maintenance; the run saves after a step and goes on in another formation
+            wake w1
             wake w0
             wake w1
         300 desired w0
@@ -71,12 +71,12 @@ fn a_drained_worker_is_replaced_at_a_steps_boundary() {
             record published demo-1 step 3 m3
             info: the checkpoint of step 3 can be read
             prune demo-1 to 2
-            wake w0
             record regrouped demo-1 g1 after step 3: worker w1 (rank 1, stage 1, pid 101 on alpha) is drained: maintenance
             info: stopped after step 3 and saved; workers are gathered anew
+            prepare demo-1
+            wake w0
             wake w0
             wake w1
-            prepare demo-1
         600 desired w1
             g1 idle run_to 0 acknowledged 0 leave: it is drained: maintenance
         600 jobs
@@ -136,12 +136,12 @@ fn a_worker_that_was_asked_to_stop_works_until_its_place_can_be_taken() {
             record published demo-1 step 3 m3
             info: the checkpoint of step 3 can be read
             prune demo-1 to 2
-            wake w0
             record regrouped demo-1 g1 after step 3: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: SIGTERM
             info: stopped after step 3 and saved; workers are gathered anew
+            prepare demo-1
+            wake w0
             wake w0
             wake w1
-            prepare demo-1
         600 desired w1
             g1 idle run_to 0 acknowledged 0 leave: it leaves: SIGTERM
         610 w0 idle
@@ -156,9 +156,9 @@ fn a_worker_that_was_asked_to_stop_works_until_its_place_can_be_taken() {
         700 w1' idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
-            wake w1
             record formed demo-1 g2 [w0 w1] threads 1 from 3
             info: runs from the checkpoint of step 3 on w0, w1 with 1 thread each (as before)
+            wake w1
             wake w0
             wake w1
         700 jobs
@@ -200,9 +200,9 @@ fn an_idle_worker_that_is_drained_leaves_and_a_newer_process_of_its_name_does_no
         30 w0' idle
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
-            wake w0
             record formed demo-1 g1 [w0] threads 2 from 0
             info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
+            wake w0
             wake w0
         30 desired w0
             g1 assignment run_to 4 acknowledged 0
@@ -278,9 +278,9 @@ fn a_loss_while_a_run_stops_is_an_ordinary_loss() {
         300 drain w1 enough
             record drained w1/1: enough
             info: worker w1 is drained: enough
-            wake w1
             record stopping demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) is drained: enough
             info: worker w1 (rank 1, stage 1, pid 101 on alpha) is drained: enough; the run saves after a step and goes on in another formation
+            wake w1
             wake w0
             wake w1
         400 lost w1 its connection closed
@@ -288,9 +288,9 @@ fn a_loss_while_a_run_stops_is_an_ordinary_loss() {
             info: worker w1 is gone: its connection closed
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
+            prepare demo-1
             wake w0
             wake w1
-            prepare demo-1
         410 jobs
             demo-1 Preparing step 0: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
     "#]].assert_eq(&print);

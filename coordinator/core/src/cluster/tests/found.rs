@@ -14,11 +14,13 @@ fn a_wish_is_sent_after_all_that_it_follows_from_is_on_disk() {
     );
     expect![[r#"
         0 submit demo pp=1 steps=4
+            record started 1
             record submitted demo-1
             info: job demo-1 is accepted
             prepare demo-1
         0 prepared demo-1
         5 w0 idle
+            record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             record formed demo-1 g1 [w0] threads 2 from 0
             info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
@@ -38,6 +40,7 @@ fn an_older_process_does_not_come_back_when_the_newer_is_gone() {
     );
     expect![[r#"
         0 w0' idle
+            record started 1
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
         10 lost w0' its connection closed

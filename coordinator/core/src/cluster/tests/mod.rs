@@ -82,9 +82,9 @@ fn a_job_runs_saves_and_is_done() {
         20 w1 idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
-            wake w1
             record formed demo-1 g1 [w0 w1] threads 1 from 0
             info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
+            wake w1
             wake w0
             wake w1
         20 desired w0
@@ -118,9 +118,9 @@ fn a_job_runs_saves_and_is_done() {
             record published demo-1 step 2 m2
             info: the checkpoint of step 2 can be read
             prune demo-1 to 2
-            wake w0
             record ended demo-1 Done
             info: job demo-1 is done: step 2 is taken and its checkpoint can be read
+            wake w0
             wake w0
             wake w1
         400 desired w0
@@ -220,9 +220,9 @@ fn a_silent_worker_is_given_its_lease_before_a_complaint_is_believed() {
             info: worker w1 is gone: no sign of life for 5 s
             record ended demo-1 Failed
             warn: job demo-1 failed: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s
+            refuse w1/1: it counts as lost: no sign of life for 5 s
             wake w0
             wake w1
-            refuse w1/1: it counts as lost: no sign of life for 5 s
     "#]].assert_eq(&print);
 }
 
@@ -244,9 +244,9 @@ fn a_lease_that_runs_out_ends_the_run() {
             info: worker w1 is gone: no sign of life for 5 s
             record ended demo-1 Failed
             warn: job demo-1 failed: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s
+            refuse w1/1: it counts as lost: no sign of life for 5 s
             wake w0
             wake w1
-            refuse w1/1: it counts as lost: no sign of life for 5 s
         5100 w1 g1 running
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
@@ -383,9 +383,9 @@ fn a_process_that_is_started_again_ends_the_run_of_the_older_one() {
         200 w1' idle
             record ended demo-1 Failed
             warn: job demo-1 failed: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: a newer process took its name
+            info: worker w1 is here (pid 101 on alpha, cpu)
             wake w0
             wake w1
-            info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
     "#]].assert_eq(&at_work("200 w1' idle"));
 }
@@ -421,9 +421,9 @@ fn workers_of_different_runtimes_are_not_mixed() {
         0 w2 idle
             record noted joined
             info: worker w2 is here (pid 102 on alpha, cpu)
-            wake w2
             record formed demo-1 g1 [w0 w2] threads 1 from 0
             info: runs from the start on w0, w2 with 1 thread each (the cores of each machine over its workers)
+            wake w2
             wake w0
             wake w2
         0 desired w1
@@ -464,16 +464,16 @@ fn a_run_continues_from_its_checkpoint() {
         10 w0 g1 running step=4 reports=3..4 saved=4
             report demo-1 step 3
             report demo-1 step 4
-            wake w0
             record committed demo-1 step 4 [w0-4]
+            wake w0
             wake w0
         20 w0 g1 done step=4 saved=4 published=4
             record published demo-1 step 4 m4
             info: the checkpoint of step 4 can be read
             prune demo-1 to 2
-            wake w0
             record ended demo-1 Done
             info: job demo-1 is done: step 4 is taken and its checkpoint can be read
+            wake w0
             wake w0
         30 submit more steps=4
             record submitted more-2

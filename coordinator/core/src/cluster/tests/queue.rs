@@ -44,12 +44,12 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
         0 w1 idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
-            wake w1
             record formed a-1 g1 [w0 w1] threads 1 from 0
             info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
+            prepare b-2
+            wake w1
             wake w0
             wake w1
-            prepare b-2
         0 prepared b-2
         0 jobs
             a-1 Running step 0: generation 1 of 2 workers
@@ -57,9 +57,9 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
         0 w2 idle
             record noted joined
             info: worker w2 is here (pid 102 on alpha, cpu)
-            wake w2
             record formed b-2 g2 [w2] threads 2 from 0
             info: runs from the start on w2 with 2 threads each (the cores of each machine over its workers)
+            wake w2
             wake w2
         100 w0 g1 running step=1 reports=1..1
             report a-1 step 1
@@ -67,8 +67,8 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
         100 w2 g2 running step=2 reports=1..2 saved=2
             report b-2 step 1
             report b-2 step 2
-            wake w2
             record committed b-2 step 2 [w2-2]
+            wake w2
             wake w2
         110 w2 g2 running step=2 published=2
             record published b-2 step 2 m2
@@ -80,9 +80,9 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
             info: worker w1 is gone: its connection closed
             record interrupted a-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
+            prepare a-1
             wake w0
             wake w1
-            prepare a-1
         200 prepared a-1
         200 jobs
             a-1 Gathering step 0: waiting for 2 of 2 workers (here: 1 at work for b-2, 1 not idle yet), since worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
@@ -90,16 +90,16 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
         300 w2 g2 running step=4 reports=3..4 saved=4
             report b-2 step 3
             report b-2 step 4
-            wake w2
             record committed b-2 step 4 [w2-4]
+            wake w2
             wake w2
         310 w2 g2 done step=4 published=4
             record published b-2 step 4 m4
             info: the checkpoint of step 4 can be read
             prune b-2 to 2
-            wake w2
             record ended b-2 Done
             info: job b-2 is done: step 4 is taken and its checkpoint can be read
+            wake w2
             wake w2
         320 w0 idle
         320 w2 idle
@@ -165,9 +165,9 @@ fn a_job_that_waits_keeps_what_there_is_from_those_behind_it() {
         20 w1 idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
-            wake w1
             record formed urgent-3 g1 [w0 w1] threads 1 from 0
             info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
+            wake w1
             wake w0
             wake w1
         20 jobs
@@ -189,14 +189,14 @@ fn a_job_that_waits_keeps_what_there_is_from_those_behind_it() {
         60 cancel urgent-3 enough
             record ended urgent-3 Cancelled
             info: job urgent-3 was cancelled: enough
-            wake w0
-            wake w1
             record formed large-1 g2 [w0 w1 w2] threads 1 from 0
             info: runs from the start on w0, w1, w2 with 1 thread each (the cores of each machine over its workers)
+            prepare small-2
+            wake w0
+            wake w1
             wake w0
             wake w1
             wake w2
-            prepare small-2
         70 w0 idle
             wake w0
         80 prepared small-2
@@ -250,9 +250,9 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
         0 w1 idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
-            wake w1
             record formed a-1 g1 [w0 w1] threads 1 from 0
             info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
+            wake w1
             wake w0
             wake w1
         0 submit b wait pp=2 steps=4
@@ -267,9 +267,9 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
         0 w3 idle
             record noted joined
             info: worker w3 is here (pid 103 on alpha, cpu)
-            wake w3
             record formed b-2 g2 [w2 w3] threads 1 from 0
             info: runs from the start on w2, w3 with 1 thread each (the cores of each machine over its workers)
+            wake w3
             wake w2
             wake w3
         100 lost w1 its connection closed
@@ -277,9 +277,9 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
             info: worker w1 is gone: its connection closed
             record interrupted a-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
+            prepare a-1
             wake w0
             wake w1
-            prepare a-1
         100 w0 idle
         110 prepared a-1
         120 lost w3 its connection closed
@@ -287,9 +287,9 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
             info: worker w3 is gone: its connection closed
             record interrupted b-2 g2: worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed
             warn: worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
+            prepare b-2
             wake w2
             wake w3
-            prepare b-2
         120 w2 idle
         130 prepared b-2
         130 jobs

@@ -43,9 +43,9 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
         0 w1 idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
-            wake w1
             record formed demo-1 g1 [w0 w1] threads 1 from 0
             info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
+            wake w1
             wake w0
             wake w1
         100 w0 g1 running step=3 reports=1..3 saved=2
@@ -67,9 +67,9 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
             info: worker w1 is gone: its connection closed
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
+            prepare demo-1
             wake w0
             wake w1
-            prepare demo-1
         200 desired w0
             g1 idle run_to 0 acknowledged 0
         210 w0 g1 cut-off: the peer closed the connection
@@ -80,9 +80,9 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
         300 w1' idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
-            wake w1
             record formed demo-1 g2 [w0 w1] threads 1 from 2
             info: runs from the checkpoint of step 2 on w0, w1 with 1 thread each (as before)
+            wake w1
             wake w0
             wake w1
         400 w0 g2 running step=3 reports=3..3
@@ -91,9 +91,9 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
         410 w1' g2 leaving: it was asked to stop (SIGTERM)
             record interrupted demo-1 g2: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop (SIGTERM)
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop (SIGTERM); workers are gathered to go on from the newest checkpoint
+            prepare demo-1
             wake w0
             wake w1
-            prepare demo-1
         410 jobs
             demo-1 Preparing step 3: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop (SIGTERM)
     "#]].assert_eq(&print);
@@ -123,9 +123,9 @@ fn a_complaint_of_a_peer_is_no_end() {
         1700 tick
             record interrupted demo-1 g1: worker w0 (rank 0, stage 0, pid 100 on alpha) failed: no answer from rank 1
             warn: worker w0 (rank 0, stage 0, pid 100 on alpha) failed: no answer from rank 1; workers are gathered to go on from the newest checkpoint
+            prepare demo-1
             wake w0
             wake w1
-            prepare demo-1
         1700 w0 idle
         1700 w1 idle
         1710 prepared demo-1
@@ -209,8 +209,8 @@ fn a_coordinator_that_is_started_again_finds_its_run_at_work() {
         500 w0 g1 running step=3 reports=3..3 saved=2
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
-            wake w0
             report demo-1 step 3
+            wake w0
             wake w0
         500 desired w0
             g1 named run_to 4 acknowledged 3 publish 2
@@ -232,9 +232,9 @@ fn a_coordinator_that_is_started_again_finds_its_run_at_work() {
             record published demo-1 step 4 m4
             info: the checkpoint of step 4 can be read
             prune demo-1 to 2
-            wake w0
             record ended demo-1 Done
             info: job demo-1 is done: step 4 is taken and its checkpoint can be read
+            wake w0
             wake w0
             wake w1
         900 jobs
@@ -266,56 +266,56 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
             record started 2
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
-            wake w0
             report demo-1 step 3
+            wake w0
             wake w0
         4000 w0 g1 running step=3
         8000 w0 g1 running step=3
         10000 tick
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) did not come back within 10 s after the coordinator was started again
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) did not come back within 10 s after the coordinator was started again; workers are gathered to go on from the newest checkpoint
+            prepare demo-1
             wake w0
             wake w1
-            prepare demo-1
         100 w0 g1 running step=3 reports=3..3
             record started 2
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
-            wake w0
             report demo-1 step 3
+            wake w0
             wake w0
         200 w1' idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
-            wake w1
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again; workers are gathered to go on from the newest checkpoint
+            prepare demo-1
+            wake w1
             wake w0
             wake w1
-            prepare demo-1
         100 w0 g1 running step=3 reports=3..3
             record started 2
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
-            wake w0
             report demo-1 step 3
+            wake w0
             wake w0
         200 w1 idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
-            wake w1
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again
             warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again; workers are gathered to go on from the newest checkpoint
+            prepare demo-1
+            wake w1
             wake w0
             wake w1
-            prepare demo-1
         100 w1' idle
             record started 2
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
-            wake w1
             record ended demo-1 Failed
             warn: job demo-1 failed: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again
+            wake w1
             wake w0
             wake w1
     "#]].assert_eq(&print);

@@ -64,11 +64,11 @@ fn a_job_shrinks_when_nobody_comes_back_and_grows_when_someone_does() {
             info: worker w3 is gone: its connection closed
             record interrupted demo-1 g1: worker w3 (rank 3, stage 1, pid 103 on alpha) was lost: its connection closed
             warn: worker w3 (rank 3, stage 1, pid 103 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
+            prepare demo-1
             wake w0
             wake w1
             wake w2
             wake w3
-            prepare demo-1
         1000 prepared demo-1 resume=2
         1010 w0 idle
         1010 w1 idle
@@ -122,12 +122,12 @@ fn a_job_shrinks_when_nobody_comes_back_and_grows_when_someone_does() {
             record published demo-1 step 4 m4
             info: the checkpoint of step 4 can be read
             prune demo-1 to 2
-            wake w0
             record regrouped demo-1 g2 after step 4: 2 more workers are here, enough for all of its layout
             info: stopped after step 4 and saved; workers are gathered anew
+            prepare demo-1
+            wake w0
             wake w0
             wake w1
-            prepare demo-1
         13220 w0 idle
         13220 w1 idle
         13230 prepared demo-1 resume=4
@@ -166,9 +166,9 @@ fn a_drained_worker_without_another_in_its_place_makes_a_job_smaller_at_once() {
         1000 drain w3 a new disk
             record drained w3/1: a new disk
             info: worker w3 is drained: a new disk
-            wake w3
             record stopping demo-1 g1: worker w3 (rank 3, stage 1, pid 103 on alpha) is drained: a new disk
             info: worker w3 (rank 3, stage 1, pid 103 on alpha) is drained: a new disk; the run saves after a step and goes on in another formation
+            wake w3
             wake w0
             wake w1
             wake w2
@@ -188,14 +188,14 @@ fn a_drained_worker_without_another_in_its_place_makes_a_job_smaller_at_once() {
             record published demo-1 step 1 m1
             info: the checkpoint of step 1 can be read
             prune demo-1 to 2
-            wake w0
             record regrouped demo-1 g1 after step 1: worker w3 (rank 3, stage 1, pid 103 on alpha) is drained: a new disk
             info: stopped after step 1 and saved; workers are gathered anew
+            prepare demo-1
+            wake w0
             wake w0
             wake w1
             wake w2
             wake w3
-            prepare demo-1
         1120 prepared demo-1 resume=1
         1130 w0 idle
         1130 w1 idle
