@@ -7,7 +7,7 @@ use crate::swarm::stream;
 use crate::world::{Happening, World};
 
 /// The families that incidents are of.
-const INCIDENTS: [Family; 15] = [
+const INCIDENTS: [Family; 16] = [
     Family::Kill,
     Family::Vanish,
     Family::Terminate,
@@ -23,6 +23,7 @@ const INCIDENTS: [Family; 15] = [
     Family::Stall,
     Family::DiskFull,
     Family::Torn,
+    Family::Drain,
 ];
 
 /// How many workers a clog holds up, at most.
@@ -138,6 +139,7 @@ impl World {
                 self.tell(|| format!("a second process takes the name of worker {name}"));
                 self.spawn(slot);
             }
+            Family::Drain => return self.drain(process),
             Family::Cut => self.cut(slot, until_us, random.below(3)),
             Family::PeerCut | Family::PeerReset => {
                 let other = random.below(self.slots.len() as u64) as usize;

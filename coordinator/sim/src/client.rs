@@ -1,4 +1,5 @@
-//! Users: they submit jobs, again where one writes to the same folder, and cancel some.
+//! Users: they submit jobs, again where one writes to the same folder, and cancel some. They drain
+//! workers.
 
 use std::path::Path;
 
@@ -73,5 +74,21 @@ impl World {
         if self.coordinator.up && self.coordinator.life == life {
             self.judge_cancel(&job);
         }
+    }
+
+    /// A user drains a worker; `false` where nobody answers.
+    pub(crate) fn drain(&mut self, process: usize) -> bool {
+        if !self.coordinator.serves(self.now_us) {
+            return false;
+        }
+        let name = self.name(process);
+        self.tell(|| format!("a user drains worker {name}"));
+        let worker = self.processes[process].status.info.id.clone();
+        let life = self.coordinator.life;
+        self.handle(Event::Drain { worker: worker.clone(), reason: "its machine is needed".to_owned() });
+        if self.coordinator.up && self.coordinator.life == life {
+            self.judge_drain(&worker);
+        }
+        true
     }
 }

@@ -230,29 +230,39 @@ impl World {
         self.judge_effects(now_ms, &event, &effects, before);
         let at_work = self.coordinator.at_work();
         self.coordinator.met.retain(|(job, generation), _| at_work.contains(&(job.clone(), *generation)));
-        let mut broken = None;
+        let mut broken: Vec<(String, String)> = Vec::new();
+        let mut late = Vec::new();
         for effect in effects.clone() {
             if self.may(Family::Crash) && self.chance.coordinator.happens(CRASHES) {
                 self.counts.count(Family::Crash);
                 return self.crash("it is killed between two effects");
             }
             // What could not be written is not told on, nor acknowledged.
-            if broken.is_some() && matches!(effect, Effect::Report { .. } | Effect::Wake(_)) {
-                continue;
+            match &effect {
+                Effect::Report { job, .. } if broken.iter().any(|(of, _)| of == job) => continue,
+                Effect::Wake(worker) if !broken.is_empty() => {
+                    late.push(worker.clone());
+                    continue;
+                }
+                _ => {}
             }
             match self.act(effect) {
                 Ok(Ok(())) => {}
-                Ok(Err(reason)) => {
-                    broken.get_or_insert(reason);
-                }
+                Ok(Err(why)) => broken.push(why),
                 Err(why) => return self.crash(&why),
             }
         }
         self.judge_after(now_ms, &event, &effects);
         self.set_timer();
-        if let Some((job, reason)) = broken {
+        let life = self.coordinator.life;
+        for (job, reason) in broken {
             self.judge.excuse(&job);
-            self.handle(Event::Broken { job, reason });
+            if self.coordinator.up && self.coordinator.life == life {
+                self.handle(Event::Broken { job, reason });
+            }
+        }
+        if self.coordinator.up && self.coordinator.life == life {
+            late.iter().for_each(|worker| self.wake(worker));
         }
     }
 

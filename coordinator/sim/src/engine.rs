@@ -1,5 +1,5 @@
-//! A rank at work, as `worker/engine` behaves: it meets the others, loads its values, and takes steps that
-//! one exchange closes for all. What it computes is a pure function of its state and its samples.
+//! A rank at work, as `worker/engine` behaves: it meets the others, finds out with them where to go on, and
+//! takes steps that one exchange closes for all. What it computes is a pure function of its state and its samples.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use coxswain_types::ids::{Generation, Step};
 use coxswain_types::status::{Fault, Phase, Saved, StepReport};
 
 use crate::faults::Family;
+use crate::memory::{Held, Roster, Start, decide, roster};
 use crate::random::digest;
 use crate::truth;
 use crate::world::{Happening, SECOND_US, World};
@@ -21,7 +22,7 @@ const LOOK_US: u64 = 150_000;
 pub(crate) enum Work {
     /// It looks whether the others are there.
     Meet,
-    /// Its stage is built and its values are loaded.
+    /// Its stage is built.
     Load,
     /// Its part of a step is computed.
     Compute,
@@ -32,6 +33,10 @@ pub(crate) enum Work {
 /// What ranks say to each other.
 #[derive(Clone, Debug)]
 pub(crate) enum Letter {
+    /// What a rank holds in memory.
+    Roster { generation: Generation, rank: u32, roster: Box<Roster> },
+    /// Where all go on from; without, from their checkpoint.
+    Begin { generation: Generation, start: Option<Box<Start>> },
     /// A rank's part of a step.
     Vote { generation: Generation, rank: u32, vote: Vote },
     /// What all ranks make of a step.
@@ -44,7 +49,8 @@ pub(crate) enum Letter {
 #[derive(Clone, Debug)]
 pub(crate) struct Vote {
     step: u64,
-    revision: u64,
+    /// The newest wish that it has seen: its revision, and how far to train.
+    wish: (u64, Step),
     state: u64,
     /// The micro-batches whose loss it brings.
     micro_batches: Vec<u32>,
@@ -53,7 +59,7 @@ pub(crate) struct Vote {
 /// What all ranks agree on.
 #[derive(Clone, Debug)]
 pub(crate) struct Closing {
-    revision: u64,
+    run_to: Step,
     state: u64,
 }
 
@@ -66,12 +72,21 @@ pub(crate) struct Engine {
     /// Until when they have to have met.
     forming_until_us: u64,
     joined: bool,
-    step: u64,
-    state: u64,
+    /// Once it trains: what it holds.
+    held: Option<Held>,
+    /// The newest step of which it has written its part.
+    saved: u64,
+    rosters: BTreeMap<u32, Roster>,
     votes: BTreeMap<u64, BTreeMap<u32, Vote>>,
     run_to: u64,
     /// It has taken its last step.
     done: bool,
+}
+
+impl Engine {
+    fn step(&self) -> u64 {
+        self.held.as_ref().map_or(0, |held| held.step)
+    }
 }
 
 /// What the peers of an engine see when its connections close.
@@ -89,8 +104,9 @@ impl World {
             peers: Vec::new(),
             forming_until_us: self.now_us + forming_us,
             joined: false,
-            step: 0,
-            state: 0,
+            held: None,
+            saved: assignment.resume.as_ref().map_or(0, |resume| resume.step.0),
+            rosters: BTreeMap::new(),
             votes: BTreeMap::new(),
             run_to: assignment.spec.train.steps,
             done: false,
@@ -168,24 +184,76 @@ impl World {
             self.counts.count(Family::PeerReset);
             return self.fail(process, "a peer closed its connection".to_owned(), Fault::Peer);
         }
-        let loaded = match &assignment.resume {
-            None => Ok((0, truth::born(&assignment.directory))),
-            Some(resume) => {
+        let me = &self.processes[process];
+        let roster = roster(&assignment, me.remains.as_ref());
+        let (generation, rank) = (assignment.generation, assignment.rank.0);
+        match me.engine.as_ref().and_then(|engine| engine.peers.first().copied()) {
+            Some(lead) if rank > 0 => {
+                self.post(process, lead, Letter::Roster { generation, rank, roster: Box::new(roster) });
+            }
+            _ => self.gather(process, rank, roster),
+        }
+    }
+
+    /// The lead takes in what a rank holds, and decides when it knows of all.
+    fn gather(&mut self, process: usize, rank: u32, roster: Roster) {
+        let Some(assignment) = self.processes[process].assignment.clone() else { return };
+        let Some(engine) = &mut self.processes[process].engine else { return };
+        engine.rosters.insert(rank, roster);
+        if engine.rosters.len() < assignment.world as usize || engine.held.is_some() {
+            return;
+        }
+        let least = assignment.resume.as_ref().map_or(0, |resume| resume.step.0);
+        let start = decide(&engine.rosters, least);
+        let (generation, peers) = (engine.generation, engine.peers.clone());
+        for peer in peers.into_iter().skip(1) {
+            self.post(process, peer, Letter::Begin { generation, start: start.clone().map(Box::new) });
+        }
+        self.train(process, start);
+    }
+
+    /// Begins to train, from what is in memory or from the checkpoint.
+    fn train(&mut self, process: usize, start: Option<Start>) {
+        let Some(assignment) = self.processes[process].assignment.clone() else { return };
+        let begun = |step, state| Start { step, state, reports: Vec::new() };
+        let start = match (start, &assignment.resume) {
+            (Some(start), _) => Ok(start),
+            (None, None) => Ok(begun(0, truth::born(&assignment.directory))),
+            (None, Some(resume)) => {
                 let folder = self.folders.entry(assignment.directory.clone()).or_default();
-                folder.read(resume.step, Some(&resume.digest)).map(|state| (resume.step.0, state))
+                folder.read(resume.step, Some(&resume.digest)).map(|state| begun(resume.step.0, state))
             }
         };
-        let (step, state) = match loaded {
-            Ok(loaded) => loaded,
+        let start = match start {
+            Ok(start) => start,
             Err(why) => return self.fail(process, why, Fault::Own),
         };
         let me = &mut self.processes[process];
-        if let Some(engine) = &mut me.engine {
-            (engine.step, engine.state) = (step, state);
-        }
+        me.remains = None;
         me.status.phase = Phase::Running;
-        me.status.step = Step(step);
+        me.status.step = Step(start.step);
+        if assignment.rank.0 == 0 {
+            me.status.reports.clone_from(&start.reports);
+        }
+        if let Some(engine) = &mut me.engine {
+            let held = engine.held.insert(Held::new(&assignment));
+            held.begin(start);
+        }
         self.say(process);
+        self.settle_step(process);
+    }
+
+    /// Saves where that is due after a step, and goes on.
+    fn settle_step(&mut self, process: usize) {
+        let me = &mut self.processes[process];
+        let (Some(assignment), Some(engine)) = (&me.assignment, &mut me.engine) else { return };
+        let (step, every) = (engine.step(), assignment.spec.checkpoint.every);
+        let due = step >= engine.run_to || (every > 0 && step.is_multiple_of(every));
+        if due && engine.saved < step {
+            engine.saved = step;
+            let takes_us = self.chance.workers.between(1000, 120_000);
+            return self.later(process, takes_us, Work::Save);
+        }
         self.next(process);
     }
 
@@ -193,7 +261,7 @@ impl World {
     fn next(&mut self, process: usize) {
         let Some(assignment) = self.processes[process].assignment.clone() else { return };
         let Some(engine) = &mut self.processes[process].engine else { return };
-        if engine.step >= engine.run_to {
+        if engine.step() >= engine.run_to {
             engine.done = true;
             self.processes[process].status.phase = Phase::Done;
             return self.say(process);
@@ -209,17 +277,20 @@ impl World {
         let brings = assignment.tensor_index == 0 && assignment.stages.iter().any(|stage| stage.head);
         let runs = assignment.owned_runs.start as usize..assignment.owned_runs.end as usize;
         let owned = assignment.runs[runs].iter().flat_map(|run| run.clone());
+        let Some(held) = &engine.held else { return };
         let vote = Vote {
-            step: engine.step + 1,
-            revision: me.revision(),
-            state: engine.state,
+            step: held.step + 1,
+            wish: me.wish,
+            state: held.state,
             micro_batches: if brings { owned.collect() } else { Vec::new() },
         };
-        let (generation, rank) = (engine.generation, assignment.rank.0);
+        let (generation, rank, lead) = (engine.generation, assignment.rank.0, engine.peers[0]);
+        if let Some(held) = self.processes[process].engine.as_mut().and_then(|engine| engine.held.as_mut()) {
+            held.voted = true;
+        }
         if rank == 0 {
             return self.vote(process, rank, vote);
         }
-        let lead = engine.peers[0];
         self.post(process, lead, Letter::Vote { generation, rank, vote });
     }
 
@@ -227,7 +298,7 @@ impl World {
     fn vote(&mut self, process: usize, rank: u32, vote: Vote) {
         let Some(assignment) = self.processes[process].assignment.clone() else { return };
         let Some(engine) = &mut self.processes[process].engine else { return };
-        let step = engine.step + 1;
+        let step = engine.step() + 1;
         engine.votes.entry(vote.step).or_default().insert(rank, vote);
         if engine.votes.get(&step).is_none_or(|votes| votes.len() < assignment.world as usize) {
             return;
@@ -240,7 +311,7 @@ impl World {
         // Ranks whose parts do not belong together make numbers that belong to nothing.
         let before = if let [state] = states.as_slice() { *state } else { digest(&states) };
         let closing = Closing {
-            revision: votes.values().map(|vote| vote.revision).min().unwrap_or_default(),
+            run_to: votes.values().map(|vote| vote.wish).min().unwrap_or_default().1,
             state: truth::advance(before, step, &micro_batches),
         };
         let (generation, peers) = (engine.generation, engine.peers.clone());
@@ -254,29 +325,25 @@ impl World {
     fn apply(&mut self, process: usize, closing: Closing) {
         let me = &mut self.processes[process];
         let Some(assignment) = me.assignment.clone() else { return };
-        let run_to = me.run_to(closing.revision).0.min(assignment.spec.train.steps);
         let Some(engine) = &mut me.engine else { return };
-        engine.step += 1;
-        (engine.state, engine.run_to) = (closing.state, run_to);
-        let step = engine.step;
+        engine.run_to = closing.run_to.0.min(assignment.spec.train.steps);
+        let Some(held) = &mut engine.held else { return };
+        let step = held.step + 1;
+        let report = report(step, closing.state);
+        held.close(closing.state, report.clone());
         me.status.step = Step(step);
         if assignment.rank.0 == 0 {
-            me.status.reports.push(report(step, closing.state));
+            me.status.reports.push(report);
         }
-        let every = assignment.spec.checkpoint.every;
-        let saves = step >= run_to || (every > 0 && step.is_multiple_of(every));
         self.say(process);
-        if saves {
-            let takes_us = self.chance.workers.between(1000, 120_000);
-            return self.later(process, takes_us, Work::Save);
-        }
-        self.next(process);
+        self.settle_step(process);
     }
 
     fn saved(&mut self, process: usize) {
         let me = &self.processes[process];
         let (Some(assignment), Some(engine)) = (me.assignment.clone(), &me.engine) else { return };
-        let (step, state, generation) = (Step(engine.step), engine.state, engine.generation);
+        let Some(held) = &engine.held else { return };
+        let (step, state, generation) = (Step(held.step), held.state, engine.generation);
         if self.may(Family::SaveFails) && self.chance.workers.happens(2_000) {
             self.counts.count(Family::SaveFails);
             self.judge.excuse(&assignment.job);
@@ -306,15 +373,21 @@ impl World {
             return;
         }
         match letter {
+            Letter::Roster { generation, rank, roster } if generation == engine.generation => {
+                self.gather(to, rank, *roster);
+            }
+            Letter::Begin { generation, start } if generation == engine.generation => {
+                self.train(to, start.map(|start| *start));
+            }
             Letter::Vote { generation, rank, vote } if generation == engine.generation => {
                 self.vote(to, rank, vote);
             }
             Letter::Close { generation, step, closing }
-                if generation == engine.generation && step == engine.step + 1 =>
+                if generation == engine.generation && step == engine.step() + 1 =>
             {
                 self.apply(to, closing);
             }
-            Letter::Hang { generation } if generation == engine.generation && engine.step < engine.run_to => {
+            Letter::Hang { generation } if generation == engine.generation && engine.step() < engine.run_to => {
                 self.fail(to, "a peer closed its connection".to_owned(), Fault::Peer);
             }
             _ => {}
@@ -325,7 +398,9 @@ impl World {
     pub(crate) fn stop_engine(&mut self, process: usize) {
         let silent = self.processes[process].vanished;
         let Some(engine) = self.processes[process].engine.take() else { return };
-        self.processes[process].stint += 1;
+        let me = &mut self.processes[process];
+        me.stint += 1;
+        me.remains = engine.held.or(me.remains.take());
         if silent || engine.done {
             return;
         }

@@ -57,11 +57,13 @@ pub enum Family {
     Cancel,
     /// An engine does not end when it is told to, and its process ends in its place.
     Stuck,
+    /// A user drains a worker.
+    Drain,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Family; 27] = [
+    pub const ALL: [Family; 28] = [
         Family::Kill,
         Family::Vanish,
         Family::Terminate,
@@ -89,6 +91,7 @@ impl Family {
         Family::Drift,
         Family::Cancel,
         Family::Stuck,
+        Family::Drain,
     ];
 
     /// What it is called on the command line.

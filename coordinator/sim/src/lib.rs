@@ -3,7 +3,7 @@
 //!
 //! - [`swarm`]: what a seed decides; [`faults`]: the families of faults.
 //! - `world`, `queue`: the loop. `coordinator`, `disk`: the real core under a simulated driver.
-//! - `worker`, `engine`, `network`, `folder`, `client`, `chaos`: all that is around it.
+//! - `worker`, `engine`, `memory`, `network`, `folder`, `client`, `chaos`: all that is around it.
 //! - `truth`: what runs must come to. `judge`: the rules. [`run`]: the phases of a history.
 //! - [`shrink`]: a failing history becomes a short story. [`sweep`]: many seeds on all cores.
 
@@ -21,6 +21,7 @@ mod disk;
 mod engine;
 mod folder;
 mod judge;
+mod memory;
 mod network;
 mod queue;
 mod truth;

@@ -14,8 +14,14 @@ const MAX_SAFETY_US: u64 = 2 * 3600 * SECOND_US;
 /// How long after the heal a job runs at the latest, if any is left: three times the longest detection.
 const RUNS_AFTER_US: u64 = 3 * 10 * SECOND_US;
 
-/// Generations of a job after the heal: one for what was broken then, and one for what it broke.
-const MAX_FORMED: u32 = 3;
+/// Generations of a job after the heal: one for what was broken then, one for what it broke, and one without
+/// the workers that leave.
+const MAX_FORMED: u32 = 4;
+/// More of a job that shrank, each of them larger than the one before.
+const MAX_GROWN: u32 = 8;
+
+/// How long after the heal a worker that was drained may be here: no step and no way back takes as long.
+const DRAINED_US: u64 = 90 * SECOND_US;
 
 /// What became of a seed.
 #[derive(Clone, Debug)]
@@ -101,7 +107,7 @@ impl World {
         self.after(0, Happening::User { job });
         // Each job may be interrupted, prepared and formed, and then takes its steps.
         let each_us =
-            |plan: &crate::swarm::JobPlan| 60 * SECOND_US + plan.steps * (plan.step_us * 2 + 200_000);
+            |plan: &crate::swarm::JobPlan| 120 * SECOND_US + plan.steps * (plan.step_us * 2 + 200_000);
         let bound_us = started_us + self.jobs.iter().map(each_us).sum::<u64>();
         let mut has_run = false;
         while self.judge.violation.is_none() {
@@ -123,13 +129,17 @@ impl World {
             if !over && !has_run && self.now_us > started_us + RUNS_AFTER_US {
                 self.broken("L1", format!("nothing runs 30 s after all was healed: {waits:?}"));
             }
+            if self.now_us > started_us + DRAINED_US {
+                self.judge_drained();
+            }
             if self.now_us > bound_us {
                 self.describe();
                 self.broken("L1", format!("jobs are not over in time after all was healed: {waits:?}"));
             }
         }
-        let most = self.judge.formed_since.iter().max_by_key(|(_, times)| **times);
-        if let Some((job, times)) = most.filter(|(_, times)| **times > MAX_FORMED) {
+        let most = |job: &String| MAX_FORMED + if self.judge.shrinks(job) { MAX_GROWN } else { 0 };
+        let formed = self.judge.formed_since.clone();
+        if let Some((job, times)) = formed.iter().find(|(job, times)| **times > most(job)) {
             let text = format!("{job} was formed {times} times after all was healed");
             self.broken("L2", text);
         }

@@ -100,6 +100,8 @@ pub(crate) struct Swarm {
     pub(crate) restart_us: u64,
     /// How long the coordinator stays away at most.
     pub(crate) reboot_us: u64,
+    /// How long a worker that was asked to stop waits for the end of a step.
+    pub(crate) grace_us: u64,
     /// How long workers go on without a coordinator.
     pub(crate) orphan_us: u64,
     /// How far clocks go wrong, in millionths.
@@ -144,6 +146,7 @@ impl Swarm {
             delay_us: random.pick(&[300, 2_000, 40_000]),
             restart_us: random.pick(&[second / 2, 3 * second, 15 * second]),
             reboot_us: random.pick(&[second / 2, 5 * second, 90 * second]),
+            grace_us: random.pick(&[second, 10 * second, 60 * second]),
             orphan_us: random.pick(&[0, 60 * second, 60 * second, 60 * second]),
             drift: random.pick(&[100, 5_000, 30_000]),
             cursed: random.below(8) == 0,
@@ -163,13 +166,15 @@ fn job(random: &mut Random, number: u64, workers: u64) -> JobPlan {
     let tensor = if most / (pipeline * data) >= 2 { random.pick(&[1, 1, 2]) } else { 1 };
     let (steps, every) = (random.between(4, 60), random.pick(&[0, 1, 3, 5, 10]));
     let keep = random.between(1, 3);
-    let on_loss = random.pick(&["wait", "wait", "wait", "wait", "fail"]);
+    let on_loss = random.pick(&["wait", "wait", "shrink", "shrink", "fail"]);
+    let priority = random.pick(&[0, 0, 0, 5, -5]);
     let zero = if data > 1 { random.below(2) } else { 0 };
     let text = format!(
         "name: job\nmodel: {{layers: 4, dim: 8, heads: 2, vocab: 32}}\ndata: {{synthetic: {{tokens: 4096}}}}\n\
          train: {{steps: {steps}, sequence: 8, micro_batches: {micro_batches}, reduction_runs: {micro_batches}, \
          tensor_shards: 2}}\nlayout: {{pipeline: {pipeline}, data: {data}, tensor: {tensor}, zero: {zero}}}\n\
-         checkpoint: {{every: {every}, keep: {keep}}}\nrecovery: {{on_loss: {on_loss}}}\n"
+         checkpoint: {{every: {every}, keep: {keep}}}\nrecovery: {{on_loss: {on_loss}}}\n\
+         priority: {priority}\n"
     );
     JobPlan {
         directory: format!("/runs/{number}"),

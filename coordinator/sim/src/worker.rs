@@ -10,6 +10,7 @@ use coxswain_types::status::{Desired, Fault, Phase, Publish, Published, Saved, W
 
 use crate::engine::Engine;
 use crate::faults::Family;
+use crate::memory::Held;
 use crate::world::{Happening, Publishing, SECOND_US, World};
 
 /// A heartbeat, and the pause between two tries to reach the coordinator.
@@ -21,11 +22,13 @@ const PATIENCE_US: u64 = 60 * SECOND_US;
 const GOODBYE_US: u64 = SECOND_US / 10;
 /// How long an engine that does not end is waited for.
 const ENGINE_END_US: u64 = 3 * SECOND_US;
-/// Wishes that are remembered, and checkpoints that may wait to be told.
-const REVISIONS_MAX: usize = 64;
+/// Checkpoints that may wait to be told.
 const SAVED_MAX: usize = 16;
 /// The most reports in one status.
 const REPORTS_MAX: usize = 256;
+
+/// Before it has heard a wish.
+const NO_WISH: (u64, Step) = (0, Step(u64::MAX));
 
 /// A worker's process.
 pub(crate) struct Process {
@@ -46,27 +49,21 @@ pub(crate) struct Process {
     pub(crate) stint: u32,
     generation: Generation,
     pub(crate) status: WorkerStatus,
-    wishes: VecDeque<(u64, Step)>,
+    /// The newest wish: its revision, and how far to train.
+    pub(crate) wish: (u64, Step),
     saved: VecDeque<Saved>,
     pub(crate) assignment: Option<Arc<Assignment>>,
     publishing: Option<Step>,
     pub(crate) engine: Option<Engine>,
+    /// What its last engine held.
+    pub(crate) remains: Option<Held>,
+    /// Whether it was asked to stop.
+    leaving: bool,
     /// The newest generation that it was asked for, by any coordinator.
     pub(crate) asked: Generation,
 }
 
 impl Process {
-    /// What is agreed under a revision: how far to train.
-    pub(crate) fn run_to(&self, revision: u64) -> Step {
-        let agreed = self.wishes.iter().rev().find(|(seen, _)| *seen <= revision);
-        agreed.or(self.wishes.front()).map_or(Step(u64::MAX), |(_, run_to)| *run_to)
-    }
-
-    /// The newest wish that it has seen.
-    pub(crate) fn revision(&self) -> u64 {
-        self.wishes.back().map_or(0, |(revision, _)| *revision)
-    }
-
     /// How long `us` of its clock take.
     pub(crate) fn lasts(&self, us: u64) -> u64 {
         us * self.clock / 1_000_000
@@ -82,18 +79,15 @@ impl Process {
     }
 
     /// Remembers a wish. Returns whether there is something new to say.
-    fn wish(&mut self, desired: &Desired) -> bool {
+    fn hear(&mut self, desired: &Desired) -> bool {
         self.status.reports.retain(|report| report.step > desired.acknowledged.0);
         let told = self.saved.front().is_some_and(|saved| saved.step <= desired.decided);
         if told {
             self.saved.retain(|saved| saved.step > desired.decided);
             self.status.saved = self.saved.front().cloned();
         }
-        if self.wishes.back().is_none_or(|(revision, _)| *revision < desired.revision) {
-            self.wishes.push_back((desired.revision, desired.run_to));
-            if self.wishes.len() > REVISIONS_MAX {
-                self.wishes.pop_front();
-            }
+        if self.wish.0 < desired.revision {
+            self.wish = (desired.revision, desired.run_to);
         }
         told
     }
@@ -104,7 +98,7 @@ impl Process {
         self.stint += 1;
         self.assignment = None;
         self.engine = None;
-        self.wishes.clear();
+        self.wish = NO_WISH;
         self.saved.clear();
         self.status = idle(&self.status.info, generation);
     }
@@ -193,11 +187,13 @@ impl World {
             stint: 0,
             generation,
             status,
-            wishes: VecDeque::new(),
+            wish: NO_WISH,
             saved: VecDeque::new(),
             assignment: None,
             publishing: None,
             engine: None,
+            remains: None,
+            leaving: false,
             asked: Generation(0),
         });
         self.slots[slot] = Some(process);
@@ -219,6 +215,9 @@ impl World {
         if !self.runs(process, || Happening::Beat { process, beat }) || self.processes[process].beat != beat {
             return;
         }
+        if self.leaves(process) {
+            return;
+        }
         self.say(process);
         let next_us = self.processes[process].lasts(BEAT_US);
         self.after(next_us, Happening::Beat { process, beat });
@@ -229,6 +228,7 @@ impl World {
         let Some(connection) = self.processes[process].connection else { return };
         let mut status = self.processes[process].status.clone();
         status.reports.truncate(REPORTS_MAX);
+        status.leaving = self.processes[process].leaving.then(|| "it was asked to stop (SIGTERM)".to_owned());
         self.send_up(connection, Box::new(status));
     }
 
@@ -294,14 +294,47 @@ impl World {
         }
     }
 
-    /// A process is asked to stop: it says so, and ends.
+    /// A process is asked to stop: it says so, and ends with the step at which its run lets it go. The second
+    /// time it ends at once.
     pub(crate) fn terminate(&mut self, process: usize) {
         let me = &mut self.processes[process];
         if !me.alive {
             return;
         }
+        if std::mem::replace(&mut me.leaving, true) {
+            return self.grace_is_over(process);
+        }
+        if me.connection.is_none() {
+            return self.end_process(process);
+        }
+        if !self.leaves(process) {
+            self.say(process);
+            let grace_us = self.swarm.grace_us;
+            self.after(grace_us, Happening::Grace { process });
+        }
+    }
+
+    /// Ends a process that was asked to stop and has nothing to do; `false` for any other.
+    fn leaves(&mut self, process: usize) -> bool {
+        let me = &self.processes[process];
+        let free = me.leaving && me.assignment.is_none();
+        if free {
+            self.end_process(process);
+        }
+        free
+    }
+
+    /// A process that was asked to stop waits no more: it says so, and ends.
+    pub(crate) fn grace_is_over(&mut self, process: usize) {
+        if !self.runs(process, || Happening::Grace { process }) {
+            return;
+        }
+        let me = &mut self.processes[process];
+        if me.connection.is_none() {
+            return self.end_process(process);
+        }
         if me.assignment.is_some() {
-            let message = "it was asked to stop (SIGTERM)".to_owned();
+            let message = "its time to leave is over".to_owned();
             me.status.phase = Phase::Failed { message, fault: Fault::Leaving };
             self.say(process);
         }
@@ -323,7 +356,9 @@ impl World {
             return self.end_process(process);
         }
         self.obey(process, desired);
-        self.say(process);
+        if !self.leaves(process) {
+            self.say(process);
+        }
     }
 
     /// Makes what is wanted so.
@@ -364,7 +399,7 @@ impl World {
                 (Some(_), None) => return,
             }
         }
-        self.processes[process].wish(&desired);
+        self.processes[process].hear(&desired);
         if let Some(publish) = desired.publish {
             self.publish(process, publish);
         }

@@ -45,6 +45,8 @@ pub(crate) enum Happening {
     Broken { connection: usize },
     /// A process ends.
     End { process: usize },
+    /// A worker that was asked to stop waits no more for the end of a step.
+    Grace { process: usize },
     /// Somebody starts a worker in the place of one that ended.
     Start { slot: usize },
     /// The coordinator's timer is due.
@@ -196,6 +198,7 @@ impl World {
             Happening::Closed { connection } => self.stream_closed(connection),
             Happening::Broken { connection } => self.stream_broken(connection),
             Happening::End { process } => self.end_process(process),
+            Happening::Grace { process } => self.grace_is_over(process),
             Happening::Start { slot } => self.start_worker(slot),
             Happening::Tick { life, at_us } => self.tick(life, at_us),
             Happening::Look { life, job } => self.look(life, job),

@@ -1,7 +1,7 @@
 //! What must be left: a journal that gives the state again, and every promise kept.
 
 use coxswain_core::cluster::{Cluster, Ending, Entry, Event, JobState};
-use coxswain_types::ids::Step;
+use coxswain_types::ids::{Step, WorkerId};
 use coxswain_types::status::Desired;
 
 use crate::coordinator::at_work;
@@ -54,11 +54,13 @@ impl World {
             faults.push(format!("jobs are {:?}, not {:?}", durable(&again), durable(live)));
         }
         for slot in 0..self.slots.len() {
-            let worker = coxswain_types::ids::WorkerId(format!("w{slot}"));
-            // Documents are not in the journal, revisions begin anew, reports are told again.
+            let worker = WorkerId(format!("w{slot}"));
+            // Documents and members are not in the journal, revisions of idle workers begin anew, reports are
+            // told again.
             let durable = |cluster: &Cluster| Desired {
                 assignment: None,
                 revision: 0,
+                leave: None,
                 acknowledged: Step(0),
                 ..cluster.desired(&worker)
             };
@@ -76,6 +78,25 @@ impl World {
         self.judge.accepted.push(job.to_owned());
         if !self.judge.jobs.contains_key(job) {
             self.broken("S6", format!("{job} was accepted and is not on disk"));
+        }
+    }
+
+    /// A user was told that a worker is drained.
+    pub(crate) fn judge_drain(&mut self, worker: &WorkerId) {
+        let member = self.judge.members.get(worker).copied();
+        if member.is_some() && self.judge.drained.get(worker).copied() != member {
+            self.broken("S6", format!("{worker} was drained, and that is not on disk"));
+        }
+    }
+
+    /// The process that was drained and is still here long after.
+    pub(crate) fn judge_drained(&mut self) {
+        let stays = self.processes.iter().find(|process| {
+            let info = &process.status.info;
+            process.alive && self.judge.drained.get(&info.id) == Some(&info.incarnation)
+        });
+        if let Some(name) = stays.map(|process| process.status.info.id.clone()) {
+            self.broken("L5", format!("{name} was drained and does not leave"));
         }
     }
 
@@ -118,7 +139,7 @@ impl World {
             .cluster
             .handle(self.coordinator.now_ms(), Event::Dismissed { reason: "enough".into() });
         for slot in 0..self.slots.len() {
-            let worker = coxswain_types::ids::WorkerId(format!("w{slot}"));
+            let worker = WorkerId(format!("w{slot}"));
             if self.coordinator.cluster.desired(&worker).leave.is_none() {
                 self.broken("L3", format!("{worker} is not sent away by a coordinator that ends"));
             }

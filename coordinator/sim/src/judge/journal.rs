@@ -2,7 +2,7 @@
 
 use coxswain_core::cluster::{Ending, Entry, FormedRank};
 use coxswain_types::ids::{Generation, Step};
-use coxswain_types::job::OnLoss;
+use coxswain_types::job::{Layout, OnLoss, Schedule};
 use coxswain_types::status::{Published, SavedFile};
 
 use super::{JobRecord, MAX_SETBACKS, RETURN_MS, Running};
@@ -17,10 +17,10 @@ impl World {
                 let spec = &submission.spec;
                 let record = JobRecord {
                     directory: submission.directory.clone(),
-                    world: spec.layout.world(),
+                    layout: spec.layout,
                     steps: spec.train.steps,
                     keep: spec.checkpoint.keep,
-                    fails_on_loss: spec.recovery.on_loss == OnLoss::Fail,
+                    on_loss: spec.recovery.on_loss,
                     running: None,
                     ended: None,
                     published: Step(0),
@@ -34,8 +34,23 @@ impl World {
                 let before = self.judge.jobs.insert(submission.job.clone(), record);
                 before.map(|_| ("S9", format!("{} was accepted twice", submission.job)))
             }
-            Entry::Formed { job, generation, ranks, threads, from } => {
-                self.judge_formed(job, *generation, ranks, *threads, *from)
+            Entry::Started { epoch } => {
+                let before = std::mem::replace(&mut self.judge.epoch, *epoch);
+                (*epoch != before + 1).then(|| ("S1", format!("start {epoch} after {before}")))
+            }
+            Entry::Noted { .. } => None,
+            Entry::Formed { job, generation, ranks, threads, from, revision, layout } => self
+                .judge_size(job, ranks, *layout)
+                .or_else(|| self.judge_formed(job, *generation, ranks, *threads, *from))
+                .or_else(|| self.judge_wish(job, *generation, *revision, false)),
+            Entry::Stopping { job, generation, revision, reason } => self
+                .judge_stopping(job, *generation, reason)
+                .or_else(|| self.judge_wish(job, *generation, *revision, true)),
+            Entry::Regrouped { job, generation, step, .. } => self.judge_regrouped(job, *generation, *step),
+            Entry::Drained { worker, incarnation, .. } => {
+                let before = self.judge.drained.insert(worker.clone(), *incarnation);
+                (before > Some(*incarnation))
+                    .then(|| ("drain", format!("an older process of {worker} is drained")))
             }
             Entry::Interrupted { job, generation, reason } => {
                 self.judge_interrupted(job, *generation, reason)
@@ -74,6 +89,9 @@ impl World {
                 let other = other.generation;
                 return Some(("S2", format!("{} is of generation {other} and {generation}", rank.worker)));
             }
+            if self.judge.wants_out(&rank.worker, rank.incarnation) {
+                return Some(("drain", format!("{} has a place and shall leave", rank.worker)));
+            }
             if self.judge.members.get(&rank.worker).is_some_and(|member| *member != rank.incarnation) {
                 return Some((
                     "S8",
@@ -106,9 +124,6 @@ impl World {
         if record.ended.is_some() || record.running.is_some() {
             return Some(("S3", format!("generation {generation} of {job}, which runs or is over")));
         }
-        if ranks.len() != record.world as usize {
-            return Some(("S2", format!("{} ranks for a layout of {}", ranks.len(), record.world)));
-        }
         let (directory, known) = (record.directory.clone(), record.published);
         let before = record.threads.replace(threads);
         record.running = Some(Running {
@@ -120,7 +135,10 @@ impl World {
             complained_ms: None,
             own: false,
             life,
+            wish: (0, false),
+            shrunk: ranks.len() < record.layout.world() as usize,
         });
+        self.judge.formed_ever.insert(job.to_owned());
         if healed {
             *self.judge.formed_since.entry(job.to_owned()).or_default() += 1;
         }
@@ -140,6 +158,84 @@ impl World {
             }
         }
         None
+    }
+
+    /// A generation is as large as its job says, or where the job may shrink as the layout that is noted.
+    fn judge_size(
+        &self,
+        job: &str,
+        ranks: &[FormedRank],
+        layout: Option<Layout>,
+    ) -> Option<(&'static str, String)> {
+        let record = self.judge.jobs.get(job)?;
+        let own = record.layout;
+        let fault = match layout {
+            None if ranks.len() != own.world() as usize => format!("for a layout of {}", own.world()),
+            None => return None,
+            Some(layout) => {
+                let kept = Layout { pipeline: own.pipeline, data: own.data, ..layout };
+                let plain = Layout { schedule: Schedule::OneFOneB, ..own };
+                let less = layout.pipeline <= own.pipeline && layout.data <= own.data;
+                let begun = self.judge.formed_ever.contains(job);
+                let may = record.on_loss == OnLoss::Shrink && begun;
+                let fits = ranks.len() == layout.world() as usize && layout.world() < own.world();
+                if may && fits && less && (kept == own || kept == plain) {
+                    return None;
+                }
+                format!("for {layout:?} of {own:?}")
+            }
+        };
+        Some(("S2", format!("{job} has {} ranks {fault}", ranks.len())))
+    }
+
+    /// Numbers of wishes grow, over restarts too.
+    fn judge_wish(
+        &mut self,
+        job: &str,
+        generation: Generation,
+        revision: u64,
+        stop: bool,
+    ) -> Option<(&'static str, String)> {
+        let before = std::mem::replace(&mut self.judge.revision, revision);
+        let running = self.judge.jobs.get_mut(job)?.running.as_mut()?;
+        running.wish = (revision, stop);
+        (revision <= before)
+            .then(|| ("S1", format!("wish {revision} of generation {generation} after {before}")))
+    }
+
+    fn judge_stopping(
+        &mut self,
+        job: &str,
+        generation: Generation,
+        reason: &str,
+    ) -> Option<(&'static str, String)> {
+        let running = self.judge.jobs.get(job)?.running.as_ref();
+        let Some(running) = running.filter(|running| running.generation == generation) else {
+            return Some(("S3", format!("generation {generation} of {job} shall stop and is not at work")));
+        };
+        if running.wish.1 {
+            return Some(("S9", format!("generation {generation} of {job} shall stop twice")));
+        }
+        let out = |rank: &FormedRank| self.judge.wants_out(&rank.worker, rank.incarnation);
+        let cause = running.shrunk || running.ranks.iter().any(out);
+        (!cause).then(|| ("L4", format!("{job} shall stop for nothing: {reason}")))
+    }
+
+    fn judge_regrouped(
+        &mut self,
+        job: &str,
+        generation: Generation,
+        step: Step,
+    ) -> Option<(&'static str, String)> {
+        let record = self.judge.jobs.get_mut(job)?;
+        let Some(running) = record.running.take().filter(|running| running.generation == generation) else {
+            return Some(("S8", format!("generation {generation} of {job} is regrouped and not at work")));
+        };
+        if !running.wish.1 {
+            return Some(("L4", format!("generation {generation} of {job} stopped unasked")));
+        }
+        let open = running.committed.is_some() || running.published != step || step.0 >= record.steps;
+        open.then(|| ("S6", format!("{job} is regrouped after step {step}, which is not saved or the last")))
     }
 
     fn judge_interrupted(
@@ -225,7 +321,7 @@ impl World {
         let own = running.as_ref().is_some_and(|running| running.own);
         let tired = record.since_new >= MAX_SETBACKS && lost;
         let may = match ending {
-            Ending::Failed => record.excused || own || tired || (lost && record.fails_on_loss),
+            Ending::Failed => record.excused || own || tired || (lost && record.on_loss == OnLoss::Fail),
             Ending::Cancelled => record.cancelled,
             Ending::Done => {
                 let (directory, steps) = (record.directory.clone(), record.steps);

@@ -39,6 +39,7 @@ impl World {
     pub(crate) fn judge_boot(&mut self) {
         self.judge.seen_ms.clear();
         self.judge.members.clear();
+        self.judge.leaving.clear();
         self.judge.known = self.judge.formed.clone();
         for record in self.judge.jobs.values_mut() {
             if let Some(running) = &mut record.running {
@@ -60,6 +61,10 @@ impl World {
         self.judge.known.insert(info.id.clone(), info.incarnation);
         self.judge.members.insert(info.id.clone(), info.incarnation);
         self.judge.seen_ms.insert((info.id.clone(), info.incarnation), now_ms);
+        match status.leaving {
+            Some(_) => self.judge.leaving.insert(info.id.clone(), info.incarnation),
+            None => self.judge.leaving.remove(&info.id),
+        };
         let Some(running) = self.judge.running_of(&info.id) else { return };
         let seat = running.ranks.iter().find(|rank| rank.worker == info.id);
         let other = seat.is_some_and(|seat| seat.incarnation != info.incarnation);
@@ -309,6 +314,10 @@ impl World {
             return self
                 .broken("S1", format!("{worker} hears of {}, which is not on disk", desired.generation));
         }
+        let incarnation = self.processes[process].status.info.incarnation;
+        if desired.leave.is_some() && !self.judge.wants_out(worker, incarnation) {
+            return self.broken("L4", format!("{worker} is sent away for nothing"));
+        }
         let Some(digest) = &desired.assignment_digest else { return };
         let running = self.judge.jobs.values().find(|record| {
             record.running.as_ref().is_some_and(|running| running.generation == desired.generation)
@@ -319,7 +328,6 @@ impl World {
             return self
                 .broken("S3", format!("{worker} is asked to work for {generation}, which is not at work"));
         };
-        let incarnation = self.processes[process].status.info.incarnation;
         let here = |rank: &FormedRank| {
             rank.worker == *worker && rank.incarnation == incarnation && rank.digest == *digest
         };
@@ -334,6 +342,13 @@ impl World {
             Some(("S2", "the place of somebody else".to_owned()))
         } else if publish.is_some() && (publish != running.committed || !lead) {
             Some(("S6", format!("to publish {:?}, and {committed:?} is committed", publish.map(|p| p.0))))
+        } else if (desired.revision, desired.run_to)
+            != (running.wish.0, Step(if running.wish.1 { 0 } else { record.steps }))
+        {
+            let (revision, run_to) = (desired.revision, desired.run_to);
+            Some(("S3", format!("wish {revision} to step {run_to}, and {:?} is on disk", running.wish)))
+        } else if desired.leave.is_some() {
+            Some(("L4", "that it shall leave its run".to_owned()))
         } else if desired.decided != decided {
             Some(("S6", format!("that step {} is decided, and {decided} is", desired.decided)))
         } else if desired.acknowledged.0 > told.max(running.from.0) && !record.excused {

@@ -9,10 +9,11 @@ mod end;
 mod journal;
 mod live;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use coxswain_core::cluster::{Ending, FormedRank};
 use coxswain_types::ids::{Generation, Step, WorkerId};
+use coxswain_types::job::{Layout, OnLoss};
 use coxswain_types::status::SavedFile;
 
 /// How long a worker may be silent, as both programs' documentation has it.
@@ -55,12 +56,22 @@ pub(crate) struct Judge {
     seen_ms: BTreeMap<(WorkerId, u64), u64>,
     /// The newest process of each name that the coordinator knows of.
     known: BTreeMap<WorkerId, u64>,
+    /// The starts on disk.
+    epoch: u64,
+    /// The process of each name that a user drained last, on disk.
+    pub(crate) drained: BTreeMap<WorkerId, u64>,
+    /// The process of each name that said of itself that it leaves.
+    leaving: BTreeMap<WorkerId, u64>,
     /// The processes that are members.
     members: BTreeMap<WorkerId, u64>,
     /// The newest generation that each process was sent wishes of.
     asked: BTreeMap<usize, Generation>,
     /// What the ranks of a generation were told to do.
     parts: BTreeMap<Generation, BTreeMap<u32, live::Part>>,
+    /// The newest number of a wish on disk.
+    revision: u64,
+    /// Jobs that a generation was formed of.
+    formed_ever: BTreeSet<String>,
     /// Generations that were formed since all was healed.
     pub(crate) formed_since: BTreeMap<String, u32>,
 }
@@ -68,10 +79,10 @@ pub(crate) struct Judge {
 /// A job, from what is on disk.
 pub(crate) struct JobRecord {
     pub(crate) directory: String,
-    world: u32,
+    layout: Layout,
     pub(crate) steps: u64,
     keep: u32,
-    fails_on_loss: bool,
+    on_loss: OnLoss,
     pub(crate) running: Option<Running>,
     pub(crate) ended: Option<Ending>,
     /// The newest checkpoint that was published.
@@ -100,6 +111,10 @@ pub(crate) struct Running {
     own: bool,
     /// The life of the coordinator that formed it.
     life: u32,
+    /// The number of what is wanted of it, and whether that is to stop.
+    wish: (u64, bool),
+    /// Whether its layout is smaller than the job's.
+    shrunk: bool,
 }
 
 impl Running {
@@ -126,6 +141,16 @@ impl Judge {
         if let Some(record) = self.jobs.get_mut(job) {
             record.cancelled = true;
         }
+    }
+
+    /// Whether the job may go on with fewer workers.
+    pub(crate) fn shrinks(&self, job: &str) -> bool {
+        self.jobs.get(job).is_some_and(|record| record.on_loss == OnLoss::Shrink)
+    }
+
+    /// Whether this process was drained, or said that it leaves.
+    fn wants_out(&self, worker: &WorkerId, incarnation: u64) -> bool {
+        [&self.drained, &self.leaving].iter().any(|out| out.get(worker) == Some(&incarnation))
     }
 
     /// Whether a newer process of this name is known.
