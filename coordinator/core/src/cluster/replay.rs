@@ -17,6 +17,7 @@ impl Cluster {
         entries.into_iter().for_each(|entry| cluster.apply(entry));
         let at_work = cluster.jobs.iter().filter(|job| job.state == JobState::Running);
         cluster.runs = at_work.map(Run::orphaned).collect();
+        cluster.runs.sort_by_key(|run| run.generation);
         cluster
     }
 
