@@ -287,7 +287,6 @@ impl Cluster {
         if !self.members.remove(worker, incarnation) {
             return;
         }
-        self.drains.remove(worker);
         let about = notice(Weight::Info, format!("worker {worker} is gone: {why}")).about_worker(worker);
         self.note(NoteKind::Gone, about, out);
         self.lost_from_run(worker, incarnation, why, out);

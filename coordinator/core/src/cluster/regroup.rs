@@ -27,7 +27,8 @@ pub(super) struct Drain {
 }
 
 impl Cluster {
-    /// A user wants the worker's process to end once nothing needs it. Remembered until it has ended.
+    /// A user wants the worker's process to end once nothing needs it. Remembered until a newer
+    /// one takes its name: one that counts as lost may come back.
     pub(super) fn drain(&mut self, worker: &WorkerId, reason: &str, out: &mut Vec<Effect>) {
         let Some(member) = self.members.get(worker) else { return };
         let incarnation = member.status.info.incarnation;

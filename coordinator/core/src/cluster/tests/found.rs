@@ -85,3 +85,48 @@ fn a_worker_that_has_not_heard_is_told_again_once_a_second() {
     "#]]
     .assert_eq(&print);
 }
+
+#[test]
+fn a_drained_process_that_was_lost_gets_no_work_when_it_is_back() {
+    let print = tell(
+        "0 w0 idle
+         5 drain w0 maintenance
+         10 lost w0 its connection closed
+         15 submit demo pp=1 steps=4
+         15 prepared demo-1
+         20 w0 idle
+         20 jobs
+         30 w0' idle",
+    );
+    expect![[r#"
+        0 w0 idle
+            record started 1
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
+        5 drain w0 maintenance
+            record drained w0/1: maintenance
+            info: worker w0 is drained: maintenance
+            wake w0
+        10 lost w0 its connection closed
+            info: worker w0 is gone: its connection closed
+        15 submit demo pp=1 steps=4
+            record submitted demo-1
+            info: job demo-1 is accepted
+            prepare demo-1
+        15 prepared demo-1
+        20 w0 idle
+            record noted joined
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
+            wake w0
+        20 jobs
+            demo-1 Gathering step 0: waiting for 1 of 1 worker (here: 1 leaving)
+        30 w0' idle
+            record noted joined
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            record formed demo-1 g1 [w0] threads 2 from 0
+            info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
+            wake w0
+            wake w0
+    "#]].assert_eq(&print);
+}
