@@ -271,7 +271,9 @@ impl Run {
         let reports = status.reports.first().is_some_and(|report| report.step <= self.acknowledged.0);
         let done = status.published.as_ref().map(|published| published.step);
         let publish = self.saving.publishing().is_some_and(|publish| done < Some(publish.step));
-        saved || (rank == 0 && (reports || publish))
+        // All ranks have to know of a stop before it counts, and not one says whether it does.
+        let goes_on = self.stop.is_some() && status.phase == Phase::Running;
+        saved || goes_on || (rank == 0 && (reports || publish))
     }
 
     /// The first complaint stands, unless a later rank says that the fault is its own: then the first

@@ -128,5 +128,18 @@ fn a_drained_process_that_was_lost_gets_no_work_when_it_is_back() {
             info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
             wake w0
             wake w0
-    "#]].assert_eq(&print);
+    "#]]
+    .assert_eq(&print);
+}
+
+#[test]
+fn ranks_are_told_again_of_a_stop_until_they_stop() {
+    let print = at_work(
+        "200 drain w1 maintenance
+         1300 w1 g1 running step=1
+         1400 w1 g1 running step=1
+         2400 w1 g1 running step=1
+         2500 w1 g1 done step=2",
+    );
+    expect![[""]].assert_eq(&print);
 }
