@@ -387,7 +387,9 @@ impl World {
             {
                 self.apply(to, closing);
             }
-            Letter::Hang { generation } if generation == engine.generation && engine.step() < engine.run_to => {
+            Letter::Hang { generation }
+                if generation == engine.generation && engine.step() < engine.run_to =>
+            {
                 self.fail(to, "a peer closed its connection".to_owned(), Fault::Peer);
             }
             _ => {}

@@ -65,6 +65,7 @@ pub fn compact(entries: &[(u64, Entry)]) -> Vec<(u64, Entry)> {
         submitted: known.cluster.submitted - submissions as u64,
         generation: known.cluster.generation,
         epoch: known.cluster.revisions.epoch(),
+        newest: known.cluster.members.newest().clone(),
     };
     kept.push((*first_ms, counted));
     kept.reverse();
@@ -139,7 +140,12 @@ impl Counted {
                 | Entry::Compacted { .. }
                 | Entry::Started { .. }
                 | Entry::Drained { .. } => cluster.apply(entry.clone()),
-                Entry::Formed { generation, .. } => cluster.generation = cluster.generation.max(*generation),
+                Entry::Formed { generation, ranks, .. } => {
+                    cluster.generation = cluster.generation.max(*generation);
+                    for rank in ranks {
+                        cluster.members.remember(&rank.worker, rank.incarnation);
+                    }
+                }
                 Entry::Stopping { .. }
                 | Entry::Regrouped { .. }
                 | Entry::Interrupted { .. }

@@ -1,5 +1,7 @@
 //! What happens to a cluster, what follows from it, and what is written down.
 
+use std::collections::BTreeMap;
+
 use coxswain_types::assignment::{PreparedData, Resume};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{JobSpec, Layout};
@@ -169,6 +171,9 @@ pub enum Entry {
         generation: Generation,
         /// The newest start until then.
         epoch: u64,
+        /// The newest process of each name that had a rank until then.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        newest: BTreeMap<WorkerId, u64>,
     },
     /// A coordinator started on this journal.
     Started {

@@ -122,6 +122,11 @@ impl Members {
         }
     }
 
+    /// The newest process of each name.
+    pub(super) fn newest(&self) -> &BTreeMap<WorkerId, u64> {
+        &self.newest
+    }
+
     pub(super) fn get(&self, worker: &WorkerId) -> Option<&Member> {
         self.members.get(worker)
     }

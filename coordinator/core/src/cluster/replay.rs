@@ -24,7 +24,10 @@ impl Cluster {
     /// Takes in an entry of the journal. `compact` knows what each one sets.
     pub(super) fn apply(&mut self, entry: Entry) {
         match entry {
-            Entry::Compacted { submitted, generation, epoch, .. } => {
+            Entry::Compacted { submitted, generation, epoch, newest, .. } => {
+                for (worker, incarnation) in &newest {
+                    self.members.remember(worker, *incarnation);
+                }
                 self.submitted += submitted;
                 self.generation = self.generation.max(generation);
                 self.revisions.passed(epoch);

@@ -173,7 +173,7 @@ proptest! {
                 1 => committed(n, number, number),
                 2 => published(n, number),
                 3 => interrupted(n, number),
-                4 => Entry::Compacted { entries: number, submitted: number, generation, epoch: number },
+                4 => Entry::Compacted { entries: number, submitted: number, generation, epoch: number, newest: Default::default() },
                 5 => Entry::Stopping { job, generation, revision: number, reason },
                 6 => Entry::Regrouped { job, generation, step: Step(number), reason },
                 7 => Entry::Started { epoch: number },
