@@ -162,6 +162,7 @@ impl World {
                 1 => String::new(),
                 _ => "libtorch 2.11".to_owned(),
             },
+            serves: None,
         };
         if liar {
             self.counts.count(Family::Liar);
