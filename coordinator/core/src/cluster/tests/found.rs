@@ -141,5 +141,20 @@ fn ranks_are_told_again_of_a_stop_until_they_stop() {
          2400 w1 g1 running step=1
          2500 w1 g1 done step=2",
     );
-    expect![[""]].assert_eq(&print);
+    expect![[r#"
+        200 drain w1 maintenance
+            record drained w1/1: maintenance
+            info: worker w1 is drained: maintenance
+            record stopping demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) is drained: maintenance
+            info: worker w1 (rank 1, stage 1, pid 101 on alpha) is drained: maintenance; the run saves after a step and goes on in another formation
+            wake w1
+            wake w0
+            wake w1
+        1300 w1 g1 running step=1
+            wake w1
+        1400 w1 g1 running step=1
+        2400 w1 g1 running step=1
+            wake w1
+        2500 w1 g1 done step=2
+    "#]].assert_eq(&print);
 }

@@ -358,9 +358,9 @@ fn a_worker_that_is_bound_to_jobs_is_given_no_other_and_kept_for_none() {
         0 w0 idle serves=small-*
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
-            wake w0
             record formed small-1 g1 [w0] threads 2 from 0
             info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
+            wake w0
             wake w0
         0 jobs
             small-1 Running step 0: generation 1 of 1 workers
@@ -375,11 +375,11 @@ fn a_worker_that_is_bound_to_jobs_is_given_no_other_and_kept_for_none() {
         20 w2 idle serves=large-2
             record noted joined
             info: worker w2 is here (pid 102 on alpha, cpu)
-            wake w2
             record formed large-2 g2 [w2] threads 2 from 0
             info: runs from the start on w2 with 2 threads each (the cores of each machine over its workers)
-            wake w2
             prepare third-3
+            wake w2
+            wake w2
         30 prepared third-3
         30 w3 idle
             record noted joined
