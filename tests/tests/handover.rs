@@ -2,6 +2,8 @@
 //! memory, to the same bits. Ranks are threads of this process, over real Gloo, so that a test can choose
 //! the moment; losses of real processes are those of `recovery`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -176,9 +178,8 @@ fn live(assignments: &[Assignment], moments: &[Moment]) -> Result<(End, Vec<u64>
             {
                 remains = None;
             }
-            match (moment, result) {
-                (None, result) => result.map_err(|error| anyhow!("rank {at}: {error}"))?,
-                (Some(_), _) => {}
+            if moment.is_none() {
+                result.map_err(|error| anyhow!("rank {at}: {error}"))?;
             }
         }
         slices(remains.as_ref().context("an engine leaves a state")?)

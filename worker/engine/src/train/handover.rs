@@ -89,6 +89,9 @@ pub(super) struct Move {
     pub to: End,
 }
 
+/// Who holds a slice, and what of it.
+type Source<'a> = (End, &'a Piece);
+
 /// How a generation goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Decision {
@@ -123,7 +126,7 @@ fn at(rosters: &[Roster], mark: Mark) -> Option<Decision> {
             behind.is_some() && roster.voted
         })
         .collect();
-    let mut held: BTreeMap<(&str, u64, u64), Vec<(End, &Piece)>> = BTreeMap::new();
+    let mut held: BTreeMap<(&str, u64, u64), Vec<Source<'_>>> = BTreeMap::new();
     for (rank, roster) in rosters.iter().enumerate() {
         if roster.mark == Some(mark) || rolls[rank] {
             for piece in &roster.holds {
@@ -157,7 +160,7 @@ impl Piece {
 
 /// Covers what is needed of a slice from those who have it: from the same place where that is possible,
 /// else from the same rank, else from the first that has it, copies last.
-fn fill(need: &Piece, what: What, to: End, sources: &[(End, &Piece)], moves: &mut Vec<Move>) -> Option<()> {
+fn fill(need: &Piece, what: What, to: End, sources: &[Source<'_>], moves: &mut Vec<Move>) -> Option<()> {
     let Range { mut start, end } = need.of(what).clone();
     while start < end {
         let here = sources.iter().filter(|(_, piece)| piece.of(what).contains(&start));

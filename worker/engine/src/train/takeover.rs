@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use std::rc::Rc;
 
 use coxswain_comm::{Axis, Links, Transfer};
 use coxswain_types::assignment::Assignment;
@@ -57,8 +56,6 @@ pub(super) fn take_up(
             }
         }
         None => {
-            let held: Vec<_> =
-                rosters.iter().map(|roster| (roster.mark, roster.voted, roster.closed)).collect();
             // Its tensors may be the very ones that are filled now.
             *remains = None;
             state.trainer = load(a, directory, runtime, links, &state)?;
@@ -128,8 +125,17 @@ fn hand_over(
     Ok(())
 }
 
-/// Where the slices of a state lie.
-struct Places<'a>(BTreeMap<(bool, &'a str, u64), (&'a Optimizer, &'a Parameters, usize, &'a Rc<Param>)>);
+/// Where a slice lies: in which bucket of which parameters, and whose state goes with it.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    parameters: &'a Parameters,
+    optimizer: &'a Optimizer,
+    bucket: usize,
+    param: &'a Param,
+}
+
+/// The slices of a state, by whether they are of the copy, by name and by offset.
+struct Places<'a>(BTreeMap<(bool, &'a str, u64), Place<'a>>);
 
 impl<'a> Places<'a> {
     fn of(state: &'a State) -> Places<'a> {
@@ -141,7 +147,7 @@ impl<'a> Places<'a> {
             for (at, bucket) in parameters.buckets().iter().enumerate() {
                 for param in bucket.homes() {
                     let (name, offset) = param.slice();
-                    places.insert((copy, name, offset), (optimizer, parameters, at, param));
+                    places.insert((copy, name, offset), Place { parameters, optimizer, bucket: at, param });
                 }
             }
         }
@@ -151,7 +157,7 @@ impl<'a> Places<'a> {
     /// The tensors that a move is of, at one of its ends.
     fn tensors(&self, part: &Move, end: End) -> Result<Vec<Tensor>, EngineError> {
         let place = self.0.get(&(end.copy, part.name.as_str(), part.offset));
-        let &(optimizer, parameters, at, param) = place
+        let &Place { parameters, optimizer, bucket: at, param } = place
             .ok_or_else(|| EngineError::Other(format!("{} at {} is not here", part.name, part.offset)))?;
         let (start, len) =
             (param.range().start + part.range.start as i64, (part.range.end - part.range.start) as i64);
