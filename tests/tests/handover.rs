@@ -239,6 +239,9 @@ fn assignments(folder: &Folder, directory: &Path, sets: &[(&str, &str)]) -> Resu
 /// Phases of a step, by what a rank does in them.
 const PHASES: [&str; 7] = ["F", "B", "adding gradients", "closing the step", TAKEN, "held-out", "writing"];
 
+/// A layout: its name, the phases in which a rank is lost, and what it changes in the job.
+type Row<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)]);
+
 /// After which step survivors go on at least. The lead rank may have taken one that it had not yet told
 /// anybody of.
 fn least(gone: usize) -> u64 {
@@ -248,11 +251,10 @@ fn least(gone: usize) -> u64 {
 #[test]
 fn a_rank_that_is_gone_in_any_phase_costs_no_bit_and_no_step() -> Result<()> {
     let folder = Folder::new()?;
-    let some = &["B", "closing the step", TAKEN];
-    let layouts: [(&str, &[&str], &[(&str, &str)]); 5] = [
+    let layouts: [Row<'_>; 5] = [
         ("dp2 pp2", &PHASES, &[("layout.data", "2"), ("layout.pipeline", "2")]),
         ("pp3, buddies", &PHASES, &[("layout.pipeline", "3"), ("recovery.buddy", "true")]),
-        ("tp2, buddies", &some[1..2], &[("layout.tensor", "2"), ("recovery.buddy", "true")]),
+        ("tp2, buddies", &["closing the step"], &[("layout.tensor", "2"), ("recovery.buddy", "true")]),
         (
             "dp2 ZeRO-1, buddies",
             &PHASES[2..],
@@ -260,7 +262,7 @@ fn a_rank_that_is_gone_in_any_phase_costs_no_bit_and_no_step() -> Result<()> {
         ),
         (
             "pp2 muon, buddies",
-            some,
+            &["B", "closing the step", TAKEN],
             &[("layout.pipeline", "2"), ("train.optimizer", "muon"), ("recovery.buddy", "true")],
         ),
     ];
