@@ -203,7 +203,25 @@ fn live(assignments: &[Assignment], moments: &[Moment]) -> Result<(End, Vec<u64>
         let started = told.started.lock().unwrap();
         started.values().copied().max().unwrap_or(0)
     });
-    Ok((end, starts.collect()))
+    let mut starts: Vec<u64> = starts.collect();
+    // A busy machine may break a generation before its moment comes; what follows it then tells nothing.
+    for (index, (moment, told, _)) in generations.iter().enumerate() {
+        if moment.is_some() && !told.struck.load(Ordering::Relaxed) {
+            starts[index + 1] = STEPS;
+        }
+    }
+    Ok((end, starts))
+}
+
+/// As [`live`], again until all moments have come.
+fn broken(assignments: &[Assignment], moments: &[Moment]) -> Result<(End, Vec<u64>)> {
+    for _ in 0..5 {
+        let (end, starts) = live(assignments, moments)?;
+        if !starts.contains(&STEPS) {
+            return Ok((end, starts));
+        }
+    }
+    Err(anyhow!("{moments:?} did not come in five tries"))
 }
 
 /// A digest of the weights of each slice on a rank.
@@ -298,7 +316,7 @@ fn who_has_voted_takes_the_step_that_another_has_taken() -> Result<()> {
         let assignments = assignments(&folder, &folder.path().join(name.replace(' ', "-")), &sets)?;
         let (calm, _) = live(&assignments, &[])?;
         for rank in [1, 2] {
-            let (end, starts) = live(&assignments, &[Moment::Unheard { rank }])?;
+            let (end, starts) = broken(&assignments, &[Moment::Unheard { rank }])?;
             ensure!(end == calm, "{name}: rank {rank} left behind changes bits");
             ensure!(starts == [0, BREAKS], "{name}: rank {rank} left behind: started after {starts:?}");
         }
@@ -314,7 +332,8 @@ fn losses_that_follow_each_other_cost_no_bit() -> Result<()> {
     let (calm, _) = live(&assignments, &[])?;
     // Neighbours, one after the other: the second holds what the first has got back.
     let gone = |rank, doing| Moment::Gone { rank, doing };
-    let (end, starts) = live(&assignments, &[gone(0, "F"), gone(1, "B"), gone(2, "closing"), gone(1, "F")])?;
+    let (end, starts) =
+        broken(&assignments, &[gone(0, "F"), gone(1, "B"), gone(2, "closing"), gone(1, "F")])?;
     ensure!(end == calm, "bits differ");
     let least = [0, 1, 2, 1].map(least);
     ensure!(starts[1..].iter().zip(least).all(|(start, least)| *start >= least), "{starts:?}");
@@ -327,7 +346,7 @@ fn what_nobody_holds_is_not_made_up() -> Result<()> {
     let sets = [("layout.pipeline", "2")];
     let assignments = assignments(&folder, &folder.path().join("run"), &sets)?;
     let (calm, _) = live(&assignments, &[])?;
-    let (end, starts) = live(&assignments, &[Moment::Gone { rank: 1, doing: "B" }])?;
+    let (end, starts) = broken(&assignments, &[Moment::Gone { rank: 1, doing: "B" }])?;
     ensure!(end == calm, "bits differ");
     ensure!(starts == [0, 0], "nobody had a copy of the lost stage: {starts:?}");
     Ok(())

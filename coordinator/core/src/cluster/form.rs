@@ -38,6 +38,7 @@ impl Cluster {
             Err(reason) => return self.end(&id, Ending::Failed, reason, out),
         };
         let (from, steps, threads) = (job.step, job.steps(), formation.threads);
+        let again = job.generation > Generation(0);
         job.generation = generation;
         job.threads = Some(threads);
         job.formed = formation.seats.iter().map(Seat::formed).collect();
@@ -53,7 +54,7 @@ impl Cluster {
         let revision = self.revisions.newest();
         let record = Entry::Formed { job: id.clone(), generation, ranks, threads, from, revision, layout };
         out.push(Effect::Record(record));
-        let mut text = formation.reason(from);
+        let mut text = formation.reason(from, again);
         if layout.is_some() {
             text.push_str(&format!(", as {}: for all of its layout there are too few workers", fit.reason));
         }
@@ -69,13 +70,14 @@ impl Cluster {
 }
 
 impl Formation {
-    /// What was formed and why so.
-    fn reason(&self, from: Step) -> String {
+    /// What was formed and why so; `again`, where an earlier generation may have left something in memory.
+    fn reason(&self, from: Step, again: bool) -> String {
         let names: Vec<_> = self.seats.iter().map(|seat| seat.info.id.0.as_str()).collect();
         let start = match from {
             Step(0) => "from the start".to_owned(),
             step => format!("from the checkpoint of step {step}"),
         };
+        let start = if again { format!("from what its workers hold, or else {start},") } else { start };
         let threads = if self.threads == 1 { "thread" } else { "threads" };
         format!(
             "runs {start} on {} with {} {threads} each ({})",

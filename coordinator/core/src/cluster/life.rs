@@ -106,7 +106,7 @@ impl Cluster {
         job.enter(JobState::Queued, cause.clone());
         job.interrupted(cause.clone());
         job.lost_ms = Some(now_ms);
-        let text = format!("{cause}; workers are gathered to go on from the newest checkpoint");
+        let text = format!("{cause}; workers are gathered to go on");
         out.push(Effect::Record(Entry::Interrupted { job: id.to_owned(), generation, reason: cause }));
         out.push(Effect::Notice(notice(Weight::Warning, text).about_run(id, generation)));
         self.disband(id, out);

@@ -51,7 +51,7 @@ fn a_hang_is_told_once_and_explained_in_the_cause() {
             record noted gone
             info: worker w1 is gone: no sign of life for 5 s
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s (worker w0 (stage 0) waits for the backward of micro-batch 2 from worker w1 (stage 1), silent for 5.0 s, which last did F 3)
-            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s (worker w0 (stage 0) waits for the backward of micro-batch 2 from worker w1 (stage 1), silent for 5.0 s, which last did F 3); workers are gathered to go on from the newest checkpoint
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: no sign of life for 5 s (worker w0 (stage 0) waits for the backward of micro-batch 2 from worker w1 (stage 1), silent for 5.0 s, which last did F 3); workers are gathered to go on
             refuse w1/1: it counts as lost: no sign of life for 5 s
             prepare demo-1
             wake w0

@@ -79,7 +79,7 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
             record noted gone
             info: worker w1 is gone: its connection closed
             record interrupted a-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
-            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on
             prepare a-1
             wake w0
             wake w1
@@ -104,7 +104,7 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
         320 w0 idle
         320 w2 idle
             record formed a-1 g3 [w0 w2] threads 1 from 0
-            info: runs from the start on w0, w2 with 1 thread each (as before)
+            info: runs from what its workers hold, or else from the start, on w0, w2 with 1 thread each (as before)
             wake w0
             wake w2
         320 jobs
@@ -276,7 +276,7 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
             record noted gone
             info: worker w1 is gone: its connection closed
             record interrupted a-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
-            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on
             prepare a-1
             wake w0
             wake w1
@@ -286,7 +286,7 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
             record noted gone
             info: worker w3 is gone: its connection closed
             record interrupted b-2 g2: worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed
-            warn: worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
+            warn: worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed; workers are gathered to go on
             prepare b-2
             wake w2
             wake w3

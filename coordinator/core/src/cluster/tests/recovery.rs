@@ -66,7 +66,7 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
             record noted gone
             info: worker w1 is gone: its connection closed
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
-            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed; workers are gathered to go on
             prepare demo-1
             wake w0
             wake w1
@@ -81,7 +81,7 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             record formed demo-1 g2 [w0 w1] threads 1 from 2
-            info: runs from the checkpoint of step 2 on w0, w1 with 1 thread each (as before)
+            info: runs from what its workers hold, or else from the checkpoint of step 2, on w0, w1 with 1 thread each (as before)
             wake w1
             wake w0
             wake w1
@@ -90,7 +90,7 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
             wake w0
         410 w1' g2 leaving: it was asked to stop (SIGTERM)
             record interrupted demo-1 g2: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop (SIGTERM)
-            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop (SIGTERM); workers are gathered to go on from the newest checkpoint
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop (SIGTERM); workers are gathered to go on
             prepare demo-1
             wake w0
             wake w1
@@ -122,7 +122,7 @@ fn a_complaint_of_a_peer_is_no_end() {
         250 w1 g1 cut-off: no answer from rank 0
         1700 tick
             record interrupted demo-1 g1: worker w0 (rank 0, stage 0, pid 100 on alpha) failed: no answer from rank 1
-            warn: worker w0 (rank 0, stage 0, pid 100 on alpha) failed: no answer from rank 1; workers are gathered to go on from the newest checkpoint
+            warn: worker w0 (rank 0, stage 0, pid 100 on alpha) failed: no answer from rank 1; workers are gathered to go on
             prepare demo-1
             wake w0
             wake w1
@@ -130,7 +130,7 @@ fn a_complaint_of_a_peer_is_no_end() {
         1700 w1 idle
         1710 prepared demo-1
             record formed demo-1 g2 [w0 w1] threads 1 from 0
-            info: runs from the start on w0, w1 with 1 thread each (as before)
+            info: runs from what its workers hold, or else from the start, on w0, w1 with 1 thread each (as before)
             wake w0
             wake w1
         1800 w0 g2 cut-off: no answer from rank 1
@@ -273,7 +273,7 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
         8000 w0 g1 running step=3
         10000 tick
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) did not come back within 10 s after the coordinator was started again
-            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) did not come back within 10 s after the coordinator was started again; workers are gathered to go on from the newest checkpoint
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) did not come back within 10 s after the coordinator was started again; workers are gathered to go on
             prepare demo-1
             wake w0
             wake w1
@@ -288,7 +288,7 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again
-            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again; workers are gathered to go on from the newest checkpoint
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again; workers are gathered to go on
             prepare demo-1
             wake w1
             wake w0
@@ -304,7 +304,7 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again
-            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again; workers are gathered to go on from the newest checkpoint
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) was started again; workers are gathered to go on
             prepare demo-1
             wake w1
             wake w0

@@ -63,7 +63,7 @@ fn a_job_shrinks_when_nobody_comes_back_and_grows_when_someone_does() {
             record noted gone
             info: worker w3 is gone: its connection closed
             record interrupted demo-1 g1: worker w3 (rank 3, stage 1, pid 103 on alpha) was lost: its connection closed
-            warn: worker w3 (rank 3, stage 1, pid 103 on alpha) was lost: its connection closed; workers are gathered to go on from the newest checkpoint
+            warn: worker w3 (rank 3, stage 1, pid 103 on alpha) was lost: its connection closed; workers are gathered to go on
             prepare demo-1
             wake w0
             wake w1
@@ -79,7 +79,7 @@ fn a_job_shrinks_when_nobody_comes_back_and_grows_when_someone_does() {
             demo-1 Gathering step 2: waiting for 2 of 4 workers (here: 1 not idle yet), since worker w3 (rank 3, stage 1, pid 103 on alpha) was lost: its connection closed
         3100 w2 idle
             record formed demo-1 g2 [w0 w1] threads 1 from 2
-            info: runs from the checkpoint of step 2 on w0, w1 with 1 thread each (as before), as 1 of 2 data ranks: for all of its layout there are too few workers
+            info: runs from what its workers hold, or else from the checkpoint of step 2, on w0, w1 with 1 thread each (as before), as 1 of 2 data ranks: for all of its layout there are too few workers
             wake w0
             wake w1
         3110 w0 g2 running
@@ -132,7 +132,7 @@ fn a_job_shrinks_when_nobody_comes_back_and_grows_when_someone_does() {
         13220 w1 idle
         13230 prepared demo-1 resume=4
             record formed demo-1 g3 [w0 w1 w2 w3] threads 1 from 4
-            info: runs from the checkpoint of step 4 on w0, w1, w2, w3 with 1 thread each (as before)
+            info: runs from what its workers hold, or else from the checkpoint of step 4, on w0, w1, w2, w3 with 1 thread each (as before)
             wake w0
             wake w1
             wake w2
@@ -203,7 +203,7 @@ fn a_drained_worker_without_another_in_its_place_makes_a_job_smaller_at_once() {
             demo-1 Gathering step 1: waiting for 2 of 4 workers (here: 1 leaving, 1 not idle yet), since worker w3 (rank 3, stage 1, pid 103 on alpha) is drained: a new disk
         1150 w2 idle
             record formed demo-1 g2 [w0 w1] threads 1 from 1
-            info: runs from the checkpoint of step 1 on w0, w1 with 1 thread each (as before), as 1 of 2 data ranks: for all of its layout there are too few workers
+            info: runs from what its workers hold, or else from the checkpoint of step 1, on w0, w1 with 1 thread each (as before), as 1 of 2 data ranks: for all of its layout there are too few workers
             wake w0
             wake w1
         1150 jobs
