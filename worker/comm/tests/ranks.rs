@@ -53,6 +53,22 @@ fn the_closing_exchange_gives_all_ranks_what_the_lead_made_of_it() {
 }
 
 #[test]
+fn a_wait_may_take_longer_than_forming_a_group() {
+    // Connecting is given three seconds, a peer that computes is not.
+    let values = ranks(2, |links| {
+        if links.rank() == 1 {
+            std::thread::sleep(Duration::from_millis(3_400));
+            links.send(&filled(7.0, 4), 0, Axis::World).unwrap().wait().unwrap();
+            return vec![7.0; 4];
+        }
+        let x = filled(0.0, 4);
+        links.recv(&x, 1, Axis::World).unwrap().wait().unwrap();
+        values(&x)
+    });
+    assert_eq!(values, vec![vec![7.0; 4]; 2]);
+}
+
+#[test]
 fn a_send_does_not_wait_for_a_slow_receiver() {
     // More than the sockets buffer.
     const LEN: i64 = 4 << 20;

@@ -94,6 +94,8 @@ struct Network {
   // What is waited for, and the peer that has to send it; -1 where this rank sends.
   std::map<c10d::Work*, int> waiting;
   bool aborted = false;
+  // How long a wait may take. Left to itself a wait takes the bound that the group was formed with.
+  Milliseconds operation{0};
   // How long was waited for what others send, in microseconds.
   std::atomic<int64_t> waited_us{0};
 
@@ -107,7 +109,7 @@ struct Network {
     bool completed = false;
     std::string error;
     try {
-      completed = work->wait();
+      completed = work->wait(operation);
     } catch (const c10::Error& e) {
       error = e.what_without_backtrace();
     } catch (const std::exception& e) {
@@ -255,7 +257,7 @@ char* cx_network_new(
     auto network = std::make_shared<Network>();
     network->gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(
         c10::make_intrusive<RustStore>(calls), rank, world, options);
-    network->gloo->setTimeout(Milliseconds(operation_ms));
+    network->operation = Milliseconds(operation_ms);
     *out = new std::shared_ptr<Network>(std::move(network));
   });
 }
