@@ -233,7 +233,8 @@ pub struct Published {
 /// What is wanted of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
-    /// Grows with every change; the least revision that all ranks have seen rules.
+    /// The number of what is wished of the run, which grows when that changes; the least that all ranks have
+    /// seen rules.
     pub revision: u64,
     /// The generation it belongs to.
     pub generation: Generation,

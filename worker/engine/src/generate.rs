@@ -275,8 +275,9 @@ mod tests {
         let off = |other: &[f32]| whole.iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         for pieces in [[&[5][..], &[1; 26]].concat(), vec![3, 20, 1, 7]] {
             let error = off(&logits(&rank, &ids, &pieces));
-            // Products of one row and of many round differently, and by how much depends on the processor.
-            assert!(error < 1e-4 * size, "{model:?} by {pieces:?} is off by {error} of {size}");
+            // Products of one row and of many round differently, and by how much depends on the processor:
+            // 2.5e-5 is the most that was seen.
+            assert!(error < 3e-5 * size, "{model:?} by {pieces:?} is off by {error} of {size}");
         }
         // A cache that is ignored would show.
         let other = logits(&rank, &ids[28..], &[3]);

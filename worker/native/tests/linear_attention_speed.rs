@@ -21,7 +21,8 @@ fn cost(q: &Tensor, k: &Tensor, v: &Tensor, forward: &dyn Fn() -> Tensor) -> (f6
         drop(Tensor::run_backward(&[forward().sum(Kind::Float)], &[q, k, v], false, false));
         (start.elapsed().as_secs_f64(), (memory::peak_bytes() - before) as f64)
     };
-    (0..5).map(|_| run()).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap()
+    // The least of many is the machine's own speed, also where others use it.
+    (0..15).map(|_| run()).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap()
 }
 
 #[test]
@@ -55,9 +56,8 @@ fn time_and_memory_grow_linearly_with_length() {
         .collect();
     for form in 0..3 {
         let (short, long) = (rows[0][form], rows[2][form]);
-        // What grows with the square takes 16 times as long; on a shared machine the rest is noise and caches.
         assert!(
-            long.0 < 10.0 * short.0,
+            long.0 < 7.0 * short.0,
             "form {form}: 4 times the tokens took {} times as long",
             long.0 / short.0
         );

@@ -4,6 +4,7 @@
 //! The gradients travel before the vote that closes the step. So when a step is taken anywhere, every copy
 //! can be brought to it.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use coxswain_comm::{Axis, Group, Links};
@@ -14,7 +15,7 @@ use tch::{Kind, Tensor};
 use super::optimizer::{Optimizer, StepNumbers};
 use crate::EngineError;
 use crate::error::Doing;
-use crate::model::{Parameters, buffer};
+use crate::model::{Bucket, Parameters, buffer};
 use crate::parallel::Reduction;
 
 /// What a rank keeps for another.
@@ -38,7 +39,7 @@ impl Copy {
         let parameters = Parameters::allocate(&buddy.parameters, Precision::Fp32, optimizer.kind)?;
         let part = (buddy.slice as usize, a.optimizer_group.len());
         let optimizer = Optimizer::new(&parameters, part, optimizer)?;
-        let flat = |bucket: &crate::model::Bucket| buffer(&[bucket.weight_elements()], Kind::Float);
+        let flat = |bucket: &Bucket| buffer(&[bucket.weight_elements()], Kind::Float);
         let grads: Vec<_> = parameters.buckets().iter().map(flat).collect::<Result<_, _>>()?;
         let (parameters, optimizer, grads) = (Rc::new(parameters), Rc::new(optimizer), Rc::new(grads));
         Ok(Copy { of: buddy.of, by: buddy.by, parameters, optimizer, grads })
@@ -52,25 +53,17 @@ impl Copy {
     /// Hands this rank's sums to the rank that copies it, and takes those of the rank that it copies.
     pub fn exchange(
         &self,
-        parameters: &Parameters,
+        optimizer: &Optimizer,
         reduction: &Reduction,
         links: &Links,
     ) -> Result<(), EngineError> {
         let mut transfers = Vec::new();
-        for (at, grad) in self.grads.iter().enumerate() {
-            let own = &self.optimizer.moments(at).own;
-            if !own.is_empty() {
-                let part = grad.f_narrow(0, own.start, own.end - own.start)?;
-                transfers.push(links.recv(&part, self.of, Axis::Buddy)?);
-            }
+        let part = |x: &Tensor, own: &Range<i64>| x.f_narrow(0, own.start, own.end - own.start);
+        for (grad, own) in self.grads.iter().zip(self.optimizer.owned()).filter(|(_, own)| !own.is_empty()) {
+            transfers.push(links.recv(&part(grad, own)?, self.of, Axis::Buddy)?);
         }
-        for (at, bucket) in parameters.buckets().iter().enumerate() {
-            let (own, whole) = (reduction.own(at), bucket.weight_elements());
-            let (start, end) = (own.start.min(whole), own.end.min(whole));
-            if start < end {
-                let part = reduction.total(at)?.f_narrow(0, start, end - start)?;
-                transfers.push(links.send(&part, self.by, Axis::Buddy)?);
-            }
+        for (at, own) in optimizer.owned().enumerate().filter(|(_, own)| !own.is_empty()) {
+            transfers.push(links.send(&part(reduction.total(at)?, own)?, self.by, Axis::Buddy)?);
         }
         for transfer in transfers {
             transfer.wait().doing(|| "handing gradients to the rank that keeps a copy".to_owned())?;

@@ -188,7 +188,7 @@ impl Engine {
         let state = &mut self.state;
         self.links.enter(step.0, "closing the step with all ranks".to_owned());
         if let Some(copy) = &state.copy {
-            copy.exchange(&state.parameters, &self.reduction, &self.links)?;
+            copy.exchange(&state.optimizer, &self.reduction, &self.links)?;
         }
         let group = &self.assignment.optimizer_group;
         let norms = norms(&state.parameters, &self.reduction, group, &self.links)?;

@@ -83,6 +83,11 @@ impl Optimizer {
         Ok(())
     }
 
+    /// The slice of each bucket that is updated here.
+    pub fn owned(&self) -> impl Iterator<Item = &Range<i64>> {
+        self.moments.iter().map(|moments| &moments.own)
+    }
+
     /// The state of a bucket.
     pub fn moments(&self, at: usize) -> &Moments {
         &self.moments[at]

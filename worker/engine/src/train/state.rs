@@ -5,9 +5,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use coxswain_comm::{Group, Links};
-use coxswain_types::assignment::{Assignment, PreparedData};
+use coxswain_types::assignment::{Assignment, Buddy, PreparedData};
 use coxswain_types::job::{JobSpec, Layout, OptimizerKind, Schedule};
-use coxswain_types::params::ParameterRow;
 use coxswain_types::status::StepReport;
 use tch::Tensor;
 
@@ -112,19 +111,34 @@ pub struct State {
 }
 
 impl State {
-    /// Of an assignment, without values.
-    pub fn new(a: &Assignment) -> Result<State, EngineError> {
-        let train = &a.spec.train;
-        let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind)?;
-        let part = part(a);
-        let optimizer = Optimizer::new(&parameters, part, &train.optimizer)?;
+    /// Of an assignment, without values. What `remains` has in the very same place is taken from there, with
+    /// its values, and not allocated again.
+    pub fn new(a: &Assignment, remains: Option<&State>) -> Result<State, EngineError> {
+        let (train, part) = (&a.spec.train, part(a));
+        let remains = remains.filter(|remains| remains.part == part);
+        let (parameters, optimizer) = match remains {
+            Some(remains) if remains.parameters.rows() == a.parameters => {
+                remains.parameters.give_back();
+                (Rc::clone(&remains.parameters), Rc::clone(&remains.optimizer))
+            }
+            _ => {
+                let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind)?;
+                let optimizer = Optimizer::new(&parameters, part, &train.optimizer)?;
+                (Rc::new(parameters), Rc::new(optimizer))
+            }
+        };
+        let kept = remains.and_then(|remains| remains.copy.as_ref());
+        let copy = |buddy: &Buddy| match kept {
+            Some(copy) if copy.parameters.rows() == buddy.parameters => Ok(copy.renumbered(buddy)),
+            _ => Copy::new(a, buddy),
+        };
         Ok(State {
             identity: Identity::of(a),
             part,
             tensor_ranks: a.tensor_group.len(),
-            parameters: Rc::new(parameters),
-            optimizer: Rc::new(optimizer),
-            copy: a.buddy.as_ref().map(|buddy| Copy::new(a, buddy)).transpose()?,
+            parameters,
+            optimizer,
+            copy: a.buddy.as_ref().map(copy).transpose()?,
             trainer: Trainer::new(train),
             mark: Mark::default(),
             closed: None,
@@ -134,44 +148,6 @@ impl State {
             reports: VecDeque::new(),
             unfinished: None,
         })
-    }
-
-    /// Of an assignment, without values but those that `remains` has in the very same place, which is not
-    /// allocated again.
-    pub fn after(a: &Assignment, remains: &State) -> Result<State, EngineError> {
-        let same_rows = |held: &Parameters, rows: &[ParameterRow]| held.rows() == rows;
-        let part = part(a);
-        let mut state = if remains.part == part && same_rows(&remains.parameters, &a.parameters) {
-            remains.parameters.give_back();
-            State {
-                identity: Identity::of(a),
-                part,
-                tensor_ranks: a.tensor_group.len(),
-                parameters: Rc::clone(&remains.parameters),
-                optimizer: Rc::clone(&remains.optimizer),
-                copy: None,
-                trainer: remains.trainer,
-                mark: Mark::default(),
-                closed: None,
-                grads: None,
-                whole: true,
-                torn: false,
-                reports: VecDeque::new(),
-                unfinished: None,
-            }
-        } else {
-            State { copy: None, ..State::new(&Assignment { buddy: None, ..a.clone() })? }
-        };
-        state.copy = match (&a.buddy, &remains.copy) {
-            (Some(buddy), Some(copy))
-                if remains.part == part && same_rows(&copy.parameters, &buddy.parameters) =>
-            {
-                Some(copy.renumbered(buddy))
-            }
-            (Some(buddy), _) => Some(Copy::new(a, buddy)?),
-            (None, _) => None,
-        };
-        Ok(state)
     }
 
     /// Whether this is a state of the training that `a` is of.

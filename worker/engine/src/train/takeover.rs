@@ -40,7 +40,7 @@ pub(super) fn take_up(
     remains: &mut Option<State>,
 ) -> Result<State, EngineError> {
     remains.take_if(|remains| !remains.is_of(a));
-    let mut state = remains.as_ref().map_or_else(|| State::new(a), |remains| State::after(a, remains))?;
+    let mut state = State::new(a, remains.as_ref())?;
     let roster = State::roster(remains.as_ref(), state.pieces(true));
     let rosters: Vec<Roster> = share(links, &roster, "finding out what the ranks hold")?;
     let least = a.resume.as_ref().map_or(0, |resume| resume.step.0);
