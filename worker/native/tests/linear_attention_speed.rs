@@ -11,6 +11,7 @@ mod support;
 use support::randn;
 
 const HEADS: i64 = 4;
+const SHORTEST: i64 = 8192;
 
 /// The least seconds of several runs, and the most bytes, of a forward and a backward pass.
 fn cost(q: &Tensor, k: &Tensor, v: &Tensor, forward: &dyn Fn() -> Tensor) -> (f64, f64) {
@@ -21,15 +22,15 @@ fn cost(q: &Tensor, k: &Tensor, v: &Tensor, forward: &dyn Fn() -> Tensor) -> (f6
         drop(Tensor::run_backward(&[forward().sum(Kind::Float)], &[q, k, v], false, false));
         (start.elapsed().as_secs_f64(), (memory::peak_bytes() - before) as f64)
     };
-    // The least of many is the machine's own speed, also where others use it.
-    (0..15).map(|_| run()).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap()
+    (0..5).map(|_| run()).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap()
 }
 
 #[test]
 fn time_and_memory_grow_linearly_with_length() {
     memory::install();
     tch::set_num_threads(2);
-    let rows: Vec<_> = [2048, 4096, 8192]
+    // Already the shortest is more than caches hold, so that all lengths are measured at the same memory.
+    let rows: Vec<_> = [SHORTEST, 2 * SHORTEST, 4 * SHORTEST]
         .into_iter()
         .map(|tokens| {
             let leaf = || randn(&[1, tokens, HEADS, 64]).set_requires_grad(true);
@@ -42,7 +43,11 @@ fn time_and_memory_grow_linearly_with_length() {
             let causal = linear(None, true);
             let decayed = linear(Some(&log_decay), true);
             let bidirectional = linear(None, false);
-            let exact = cost(&q, &k, &v, &|| ops::attention(&q, &k, &v, true).unwrap());
+            // Four times the tokens take it sixteen times as long, which needs no measurement.
+            let exact = match tokens {
+                SHORTEST => cost(&q, &k, &v, &|| ops::attention(&q, &k, &v, true).unwrap()),
+                _ => (f64::NAN, f64::NAN),
+            };
             println!(
                 "{tokens:>6} tokens: causal {:.4} s, decayed {:.4} s, bidirectional {:.4} s, exact {:.4} s; {:.1} MB",
                 causal.0,
@@ -66,8 +71,9 @@ fn time_and_memory_grow_linearly_with_length() {
             "form {form}: 4 times the tokens took {} times the bytes",
             long.1 / short.1
         );
-        assert!(long.0 < rows[2][3].0, "form {form} took {} s, exact attention {} s", long.0, rows[2][3].0);
+        let exact = rows[0][3];
+        assert!(short.0 < exact.0, "form {form} took {} s, exact attention {} s", short.0, exact.0);
     }
     // Output, dq, dk and dv of 8 MiB each, what autograd holds besides, and a state every 64 tokens.
-    assert!(rows[2][0].1 < 60e6, "{} bytes", rows[2][0].1);
+    assert!(rows[0][0].1 < 60e6, "{} bytes", rows[0][0].1);
 }
