@@ -1,4 +1,5 @@
-//! A coordinator that is killed costs nothing: its workers go on, and it finds them when it is back.
+//! A coordinator that is killed costs nothing: its workers go on, and it finds them when it is back. Workers that
+//! nobody starts again: the run shrinks, grows when others come, and lets one go at the end of a step.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -46,15 +47,21 @@ impl<'a> Site<'a> {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let coordinator = Site::serve(folder, &address)?;
         let mut site = Site { folder, address, coordinator, workers: Vec::new() };
-        for index in 0..workers {
-            let (log, url) = (folder.path().join(format!("w{index}.log")), site.url());
-            site.workers.push(start(
-                "coxswain-worker",
-                log,
-                &["--coordinator", &url, "--name", &format!("w{index}")],
-            )?);
-        }
+        (0..workers).try_for_each(|_| site.join())?;
         Ok(site)
+    }
+
+    /// Starts one more worker.
+    fn join(&mut self) -> Result<()> {
+        let (name, url) = (format!("w{}", self.workers.len()), self.url());
+        let log = self.folder.path().join(format!("{name}.log"));
+        self.workers.push(start("coxswain-worker", log, &["--coordinator", &url, "--name", &name])?);
+        Ok(())
+    }
+
+    /// What the coordinator has logged.
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("serve.log")).unwrap_or_default()
     }
 
     fn url(&self) -> String {
@@ -114,7 +121,45 @@ fn a_killed_coordinator_interrupts_nothing() -> Result<()> {
         ensure!(log.matches("joining from").count() == 1, "w{index} joined more than once:\n{log}");
         ensure!(log.matches("lost the coordinator").count() == 3, "w{index} did not lose it:\n{log}");
     }
-    let said = std::fs::read_to_string(folder.path().join("serve.log"))?;
+    let said = site.said();
     ensure!(!said.contains("workers are gathered"), "the run was interrupted:\n{said}");
     Ok(())
+}
+
+#[test]
+fn a_run_shrinks_grows_and_lets_a_worker_go_with_the_same_bits() -> Result<()> {
+    // Growth comes ten seconds after a formation at the soonest.
+    const MANY: usize = 1500;
+    let folder = Folder::new()?;
+    let steps = format!("train.steps={MANY}");
+    let sparse = ["--set", "checkpoint.every=100", "--set", "train.evaluate_every=0", "--set", &steps];
+    let calm = folder.run("calm").set("checkpoint.every=100").set("train.evaluate_every=0").set(&steps);
+    let calm = calm.summary()?;
+    let run: Run = folder.run("lived").layout(2, 1, 2);
+    let mut site = Site::new(&folder, 4)?;
+    let (job, out) = (folder.job().to_string_lossy().into_owned(), run.out().to_string_lossy().into_owned());
+    let layout = ["--set", "layout.pipeline=2", "--set", "layout.data=2", "--set", "recovery.on_loss=shrink"];
+    let submit = [["submit", &job, "--directory", &out].as_slice(), &layout, &sparse].concat();
+    wait_until("a coordinator", SOON, || site.coxswain(&submit).is_ok_and(|(done, _)| done))?;
+    let metrics = run.out().join("metrics.jsonl");
+    wait_until("the first steps", SOON, || lines(&metrics) >= 3)?;
+    signal(site.workers[3].id(), "KILL")?;
+    wait_until("a smaller generation", SOON, || site.said().contains("generation=2"))?;
+    let before = lines(&metrics);
+    wait_until("its steps", SOON, || lines(&metrics) > before)?;
+    site.join()?;
+    wait_until("a generation of all again", SOON, || site.said().contains("generation=3"))?;
+    site.join()?;
+    let here = |name: &str| site.coxswain(&["status"]).is_ok_and(|(_, said)| said.contains(name));
+    wait_until("a spare", SOON, || here("w5"))?;
+    site.coxswain(&["drain", "w0"])?;
+    wait_until("a generation without w0", SOON, || site.said().contains("generation=4"))?;
+    wait_until("the last step", 3 * SOON, || lines(&metrics) == MANY)?;
+    wait_until("the end", SOON, || here("done"))?;
+    let log = std::fs::read_to_string(folder.path().join("w1.log"))?;
+    ensure!(log.matches("held in memory").count() == 3, "not all generations went on from memory:\n{log}");
+    match run.read()?.bits_differ(&calm) {
+        Some(how) => anyhow::bail!("{how}"),
+        None => Ok(()),
+    }
 }
