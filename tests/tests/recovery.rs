@@ -64,6 +64,10 @@ fn a_stopped_worker_is_replaced() -> Result<()> {
     ensure!(interruptions(&run) == 0, "a pause of a second interrupted the run");
     signal(workers[1], "STOP")?;
     wait_until("the loss", RECOVERY, || interruptions(&run) == 1)?;
+    // The loss says who waited for whom.
+    let said = std::fs::read_to_string(run.out().with_extension("stderr"))?;
+    let cause = said.lines().find(|line| line.contains("was lost: no sign of life")).context("no cause")?;
+    ensure!(cause.contains(" waits for ") && cause.contains("silent for"), "{cause}");
     // What wakes up after it was given up does no harm, and ends.
     signal(workers[1], "CONT")?;
     let outcome = run.wait(child, 8 * RECOVERY)?;

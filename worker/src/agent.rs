@@ -195,7 +195,7 @@ impl Agent {
 
     fn new(info: WorkerInfo, work: &Work, client: ClusterClient<Channel>) -> Result<Agent> {
         let address = machine::address_towards(&work.coordinator)?.to_string();
-        let shared = Shared::new(idle(&info, Generation(0)));
+        let shared = Shared::new(WorkerStatus::idle(info.clone(), Generation(0)));
         let generation = Generation(0);
         Ok(Agent {
             info,
@@ -236,7 +236,7 @@ impl Agent {
                     self.stop_engine().await?;
                     self.generation = desired.generation;
                     self.assignment = None;
-                    self.shared = Shared::new(idle(&self.info, self.generation));
+                    self.shared = Shared::new(WorkerStatus::idle(self.info.clone(), self.generation));
                 }
                 (Some(digest), Some(document)) => self.begin(&desired, digest, document).await?,
                 // The document comes with the answer to a status that does not name its digest.
@@ -253,7 +253,7 @@ impl Agent {
     async fn begin(&mut self, desired: &Desired, digest: &str, document: &str) -> Result<()> {
         self.stop_engine().await?;
         self.generation = desired.generation;
-        let mut status = idle(&self.info, self.generation);
+        let mut status = WorkerStatus::idle(self.info.clone(), self.generation);
         status.assignment_digest = Some(digest.to_owned());
         status.phase = Phase::Preparing;
         self.shared = Shared::new(status);
@@ -385,21 +385,4 @@ fn publish_now(assignment: &Assignment, runtime: &str, publish: Publish) -> Resu
     let digest = coxswain_files::publish(&folder, &publish.files, header)?;
     tracing::info!(folder = %folder.display(), "checkpoint published");
     Ok(digest)
-}
-
-fn idle(info: &WorkerInfo, generation: Generation) -> WorkerStatus {
-    WorkerStatus {
-        info: info.clone(),
-        generation,
-        assignment_digest: None,
-        phase: Phase::Idle,
-        step: Step(0),
-        reports: Vec::new(),
-        saved: None,
-        published: None,
-        peak_tensor_bytes: 0,
-        leaving: None,
-        activity: None,
-        pace: None,
-    }
 }

@@ -100,24 +100,7 @@ impl Process {
         self.engine = None;
         self.wish = NO_WISH;
         self.saved.clear();
-        self.status = idle(&self.status.info, generation);
-    }
-}
-
-fn idle(info: &WorkerInfo, generation: Generation) -> WorkerStatus {
-    WorkerStatus {
-        info: info.clone(),
-        generation,
-        assignment_digest: None,
-        phase: Phase::Idle,
-        step: Step(0),
-        reports: Vec::new(),
-        saved: None,
-        published: None,
-        peak_tensor_bytes: 0,
-        leaving: None,
-        activity: None,
-        pace: None,
+        self.status = WorkerStatus::idle(self.status.info.clone(), generation);
     }
 }
 
@@ -169,7 +152,7 @@ impl World {
         }
         // One from another cluster speaks of what this one never formed.
         let generation = Generation(if lie == 2 { 1000 } else { 0 });
-        let mut status = idle(&info, generation);
+        let mut status = WorkerStatus::idle(info.clone(), generation);
         if lie == 2 {
             status.phase = Phase::Done;
             status.assignment_digest = Some("of another cluster".to_owned());

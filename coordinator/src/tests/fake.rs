@@ -94,7 +94,14 @@ impl Worker {
             runtime: "none".to_owned(),
             serves: None,
         };
-        Worker { status: idle(info), assignment: None, wishes: vec![], last: false, faults, given }
+        Worker {
+            status: WorkerStatus::idle(info, Generation(0)),
+            assignment: None,
+            wishes: vec![],
+            last: false,
+            faults,
+            given,
+        }
     }
 
     /// Works until it is told to leave; returns the reason, or what ended it.
@@ -179,7 +186,7 @@ impl Worker {
             self.wishes.push((wanted.revision, wanted.run_to));
         }
         if wanted.assignment_digest.is_none() {
-            *status = WorkerStatus { generation: wanted.generation, ..idle(status.info.clone()) };
+            *status = WorkerStatus::idle(status.info.clone(), wanted.generation);
             (self.assignment, self.wishes, self.last) = (None, vec![], false);
             return Ok(());
         }
@@ -266,23 +273,6 @@ fn read_votes(file: &mut File) -> BTreeMap<u32, u64> {
     file.read_to_string(&mut text).unwrap();
     let votes = text.lines().map(|line| line.split_once(' ').unwrap());
     votes.map(|(rank, vote)| (rank.parse().unwrap(), vote.parse().unwrap())).collect()
-}
-
-fn idle(info: WorkerInfo) -> WorkerStatus {
-    WorkerStatus {
-        info,
-        generation: Generation(0),
-        assignment_digest: None,
-        phase: Phase::Idle,
-        step: Step(0),
-        reports: vec![],
-        saved: None,
-        published: None,
-        peak_tensor_bytes: 0,
-        leaving: None,
-        activity: None,
-        pace: None,
-    }
 }
 
 /// One generation has one assignment for each rank, whoever asks and whenever.

@@ -104,6 +104,26 @@ pub struct WorkerStatus {
     pub pace: Option<Pace>,
 }
 
+impl WorkerStatus {
+    /// Of a worker that has nothing to do and heard of `generation` last.
+    pub fn idle(info: WorkerInfo, generation: Generation) -> WorkerStatus {
+        WorkerStatus {
+            info,
+            generation,
+            assignment_digest: None,
+            phase: Phase::Idle,
+            step: Step(0),
+            reports: Vec::new(),
+            saved: None,
+            published: None,
+            peak_tensor_bytes: 0,
+            leaving: None,
+            activity: None,
+            pace: None,
+        }
+    }
+}
+
 /// What a rank is doing. From those of all ranks it shows who holds up a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Activity {
