@@ -60,6 +60,8 @@ pub struct Summary {
     pub norms: BTreeMap<u64, f64>,
     /// The steps that changed no weight.
     pub skipped: Vec<u64>,
+    /// The step of the newest checkpoint.
+    pub saved: u64,
     /// The newest checkpoint's digest of each tensor, weights and optimizer state alike.
     pub digests: Vec<(String, String)>,
     /// The held-out loss after the last step.
@@ -184,7 +186,8 @@ impl Run {
         let (_, folder) = coxswain_files::latest(&self.out)?.context("there is no checkpoint")?;
         let checkpoint = Checkpoint::open(&folder, None)?;
         checkpoint.verify()?;
-        Ok(Summary { losses, norms, skipped, digests: checkpoint.digests()?, held_out })
+        let saved = checkpoint.manifest().step;
+        Ok(Summary { losses, norms, skipped, saved, digests: checkpoint.digests()?, held_out })
     }
 
     /// A number that a worker logged as `key=value`, the largest over all workers.
@@ -229,6 +232,9 @@ impl Summary {
                     wanted => return Some(format!("step {step}: {what} {value}, wanted {wanted:?}")),
                 }
             }
+        }
+        if self.saved != other.saved {
+            return Some(format!("the newest checkpoint is of step {}, wanted {}", self.saved, other.saved));
         }
         if self.digests.len() != other.digests.len() {
             return Some(format!("{} tensors, wanted {}", self.digests.len(), other.digests.len()));
