@@ -6,7 +6,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{self, Event};
@@ -16,7 +16,7 @@ use coxswain_types::status::{Desired, WorkerStatus};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
@@ -25,6 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::access::{AccessService, Security};
 use crate::auth::Caller;
 use crate::auth::layer::Authorize;
+use crate::auth::rates::{Bucket, Rate};
 use crate::events;
 use crate::handle::{Ending, Handle, Request as Ask};
 use crate::job;
@@ -38,6 +39,10 @@ const _: () = assert!(cluster::LEASE_MS == limits::LEASE_MS);
 
 /// The most calls at once on one connection; a worker has its stream and a few calls of the store.
 const MAX_CALLS: u32 = 256;
+
+/// How often a worker says how it is: a step of the smallest models takes milliseconds. One that says more is
+/// read no faster; h2 ends a connection on which small frames pile up.
+const STATUSES: Rate = Rate { per_s: 500.0, burst: 1000.0 };
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -183,6 +188,7 @@ async fn listen_to(
 ) {
     // Who speaks here, once they have said so.
     let mut speaker = None;
+    let mut bucket = Bucket::new(STATUSES, Instant::now());
     // A stream that says nothing is no worker; one that fell silent loses its lease in the core.
     let mut patience = limits::RPC_DEADLINE;
     let why = loop {
@@ -219,6 +225,7 @@ async fn listen_to(
         if desired.receiver_count() == 0 || desired.borrow().leave.is_some() {
             break "its connection closed".to_owned();
         }
+        sleep(bucket.pace(Instant::now())).await;
     };
     if let Some((worker, incarnation)) = speaker {
         let _ = handle.send(Ask::Closed { connection, worker, incarnation, why }).await;

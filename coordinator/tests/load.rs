@@ -120,6 +120,37 @@ async fn thousands_of_workers_are_no_load() {
     assert!(p99 < Duration::from_millis(if long() { 100 } else { 500 }), "{p99:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_never_stops_talking_is_cut_off_and_others_are_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = Serve::start(folder.path(), free_port());
+    let (_, mut jobs) = serve.first_answer().await;
+    let mut client = cluster_client(connect(&serve.url).await.unwrap());
+    let (statuses, outgoing) = mpsc::channel(1);
+    let talking = tokio::spawn(async move {
+        let mut said = 0;
+        while statuses.send(status(0)).await.is_ok() {
+            said += 1;
+        }
+        said
+    });
+    let mut desired = client.sync(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
+    let (start, mut slowest) = (Instant::now(), Duration::ZERO);
+    // It is read at its rate, and what it says beyond piles up on its connection until HTTP/2 ends that.
+    while !talking.is_finished() {
+        let asked = Instant::now();
+        here(&mut jobs).await;
+        slowest = slowest.max(asked.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(10), "it talks on");
+    }
+    while let Ok(Some(_)) = desired.message().await {}
+    println!("cut off after {} statuses; the slowest call took {slowest:?}", talking.await.unwrap());
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    while here(&mut jobs).await > 0 {
+        assert!(start.elapsed() < Duration::from_secs(10), "it counts as here");
+    }
+}
+
 /// A frame of HTTP/2.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();

@@ -17,7 +17,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use coxswain_proto::tls::{ClientTls, Credentials, JoinToken, Transport, enroll};
+use coxswain_proto::wire::jobs_client::JobsClient;
 use coxswain_proto::{connect_over, jobs_client, wire};
+use tonic::transport::Channel;
 
 /// A folder with certificates, and a coordinator that uses them.
 struct Place {
@@ -248,6 +250,27 @@ fn send(port: u16, garbage: Garbage, n: usize) -> Option<TcpStream> {
     Some(stream)
 }
 
+/// Calls of one caller.
+#[derive(Debug)]
+struct Throughput {
+    a_second: f64,
+    slowest: Duration,
+}
+
+/// Calls at two thirds of the rate that one caller may have, until then or as long as `on`.
+async fn throughput(jobs: &mut JobsClient<Channel>, until: Instant, on: impl Fn() -> bool) -> Throughput {
+    let mut due = tokio::time::interval(Duration::from_micros(7_500));
+    let (start, mut calls, mut slowest) = (Instant::now(), 0_u32, Duration::ZERO);
+    while on() && Instant::now() < until {
+        due.tick().await;
+        let asked = Instant::now();
+        let list = jobs.list(wire::ListRequest {}).await.unwrap().into_inner();
+        (calls, slowest) = (calls + 1, slowest.max(asked.elapsed()));
+        assert_eq!(list.workers.len(), 1, "the worker was lost");
+    }
+    Throughput { a_second: f64::from(calls) / start.elapsed().as_secs_f64(), slowest }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_without_end_cost_no_heartbeat_and_leave_nothing_behind() {
     let count = if std::env::var_os("COXSWAIN_LONG_TESTS").is_some() { 10_000 } else { 600 };
@@ -263,6 +286,7 @@ async fn strangers_without_end_cost_no_heartbeat_and_leave_nothing_behind() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let baseline = place.open_files();
+    let before = throughput(&mut jobs, Instant::now() + Duration::from_secs(2), || true).await;
 
     let battering = Arc::new(AtomicBool::new(true));
     let (ended, port) = (battering.clone(), place.port);
@@ -278,17 +302,15 @@ async fn strangers_without_end_cost_no_heartbeat_and_leave_nothing_behind() {
         ended.store(false, Ordering::SeqCst);
         open
     });
-    let (mut calls, mut slowest) = (0_u32, Duration::ZERO);
-    while battering.load(Ordering::SeqCst) {
-        let start = Instant::now();
-        let list = jobs.list(wire::ListRequest {}).await.unwrap().into_inner();
-        (calls, slowest) = (calls + 1, slowest.max(start.elapsed()));
-        assert_eq!(list.workers.len(), 1, "the worker was lost");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let never = Instant::now() + Duration::from_secs(600);
+    let beside = throughput(&mut jobs, never, || battering.load(Ordering::SeqCst)).await;
     let mut open = strangers.await.unwrap();
-    println!("{count} strangers: {calls} calls beside them, the slowest took {slowest:?}");
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    let share = beside.a_second / before.a_second;
+    println!(
+        "{count} strangers: beside them {share:.2} of the calls that there were before: {beside:?}, {before:?}"
+    );
+    assert!(share > 0.8, "{beside:?}, {before:?}");
+    assert!(beside.slowest < Duration::from_secs(2), "{beside:?}");
     assert!(!worker.is_finished(), "the worker's stream broke");
     // All that are left are closed by the coordinator: those that say nothing after its time-out.
     let deadline = Instant::now() + Duration::from_secs(9);

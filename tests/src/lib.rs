@@ -3,6 +3,7 @@
 //! - [`Run`]: a job in a folder of its own, started with `coxswain up`, and what it left there.
 //! - [`Folder`]: a temporary folder with a small job and its text.
 //! - [`Table`]: runs, and what each must equal.
+//! - [`Site`]: a coordinator and workers, each started by the test.
 //! - [`chaos`]: losses of workers, thrown at a run.
 //! - [`threads`]: ranks as threads of this process.
 //! - [`process`]: processes as the operating system sees them.
@@ -15,10 +16,12 @@ mod corpus;
 mod folder;
 pub mod process;
 mod run;
+mod site;
 mod table;
 pub mod threads;
 
 pub use corpus::text;
 pub use folder::{Folder, JOB};
 pub use run::{Outcome, Run, Summary, programs, wait_until};
+pub use site::{SOON, Site};
 pub use table::{Equal, Row, Table};

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A steady rate, and how much of it may be saved up.
 #[derive(Clone, Copy, Debug)]
@@ -15,14 +15,26 @@ pub(crate) struct Rate {
 /// forgotten first; where all are busy a new one waits.
 const MAX_BUCKETS: usize = 1 << 16;
 
+/// One caller's bucket.
 #[derive(Debug)]
-struct Bucket {
+pub(crate) struct Bucket {
     left: f64,
     at: Instant,
     rate: Rate,
 }
 
 impl Bucket {
+    /// A full one.
+    pub(crate) fn new(rate: Rate, now: Instant) -> Bucket {
+        Bucket { left: rate.burst, at: now, rate }
+    }
+
+    /// Counts what came at `now`; says how long to wait before more is taken.
+    pub(crate) fn pace(&mut self, now: Instant) -> Duration {
+        (self.left, self.at) = (self.now(now) - 1.0, now);
+        Duration::from_secs_f64((-self.left / self.rate.per_s).max(0.0))
+    }
+
     fn now(&self, now: Instant) -> f64 {
         let since = now.saturating_duration_since(self.at).as_secs_f64();
         (self.left + since * self.rate.per_s).min(self.rate.burst)
@@ -48,7 +60,7 @@ impl<K: Eq + Hash> Rates<K> {
                 return false;
             }
         }
-        let bucket = self.buckets.entry(caller).or_insert(Bucket { left: rate.burst, at: now, rate });
+        let bucket = self.buckets.entry(caller).or_insert(Bucket::new(rate, now));
         let left = bucket.now(now);
         (bucket.left, bucket.at) = (if left >= 1.0 { left - 1.0 } else { left }, now);
         left >= 1.0
@@ -57,8 +69,6 @@ impl<K: Eq + Hash> Rates<K> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -74,6 +84,18 @@ mod tests {
         assert_eq!(takes(&mut rates, "a", 50), 0);
         assert_eq!(takes(&mut rates, "a", 150), 1);
         assert_eq!(takes(&mut rates, "a", 60_000), 3);
+    }
+
+    #[test]
+    fn whoever_goes_on_beyond_a_burst_is_held_to_the_rate() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(Rate { per_s: 10.0, burst: 3.0 }, start);
+        let mut at = start;
+        for _ in 0..103 {
+            at += bucket.pace(at);
+        }
+        let took = (at - start).as_secs_f64();
+        assert!((took - 10.0).abs() < 1e-6, "{took}");
     }
 
     #[test]

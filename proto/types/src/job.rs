@@ -443,6 +443,9 @@ pub struct RecoverySpec {
     pub on_loss: OnLoss,
     /// Whether a neighbour holds a copy of what one rank alone has: its weights and its optimizer's state.
     pub buddy: bool,
+    /// Whether a rank that is slower than its peers gets less work, or a spare takes its place.
+    #[serde(default)]
+    pub rebalance: bool,
 }
 
 /// What a run does when a worker is lost.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::happening::NoteKind;
 use super::summary::Ending;
+use crate::plan::KEEPS_UP;
 
 /// A job that was asked for. Its id comes from [`super::Cluster::next_job`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -301,4 +302,17 @@ pub struct FormedRank {
     /// Its process, for people.
     #[serde(default)]
     pub pid: u32,
+    /// How long it takes for the same work, in percent of how long its peers take, as far as its work was
+    /// divided by that.
+    #[serde(default = "keeps_up", skip_serializing_if = "is_up")]
+    pub slow_percent: u32,
+}
+
+fn keeps_up() -> u32 {
+    KEEPS_UP
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_up(slow_percent: &u32) -> bool {
+    *slow_percent == KEEPS_UP
 }

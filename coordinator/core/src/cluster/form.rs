@@ -3,14 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use coxswain_types::ids::{Generation, Step};
+use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::WorkerInfo;
 
-use super::event::{Effect, Entry, FormedRank, Prepared, Submission, Weight};
+use super::event::{Effect, Entry, Weight};
+use super::job::Job;
 use super::run::{Run, Seat};
 use super::summary::{Ending, JobState};
 use super::{Cluster, notice};
-use crate::plan::{Fit, PlanRequest, encode, plan, threads_for};
+use crate::plan::{Fit, KEEPS_UP, PlanRequest, encode, plan, threads_for};
 
 /// A generation that can start.
 struct Formation {
@@ -28,12 +29,9 @@ impl Cluster {
         let generation = Generation(self.generation.0 + 1);
         let job = &mut self.jobs[index];
         let id = job.id().to_owned();
-        let prepared =
-            job.prepared.as_ref().ok_or_else(|| "it was not prepared; please report this".to_owned());
-        let formation = prepared.and_then(|prepared| {
-            plan_for(&job.submission, fit, prepared, generation, workers, job.threads, &job.formed)
-        });
-        let formation = match formation {
+        let planned = |slow_percent: &_| plan_for(job, fit, generation, workers, slow_percent);
+        // A budget of memory may leave those who keep up no room for more.
+        let formation = match planned(&job.slow_for_plans()).or_else(|_| planned(&BTreeMap::new())) {
             Ok(formation) => formation,
             Err(reason) => return self.end(&id, Ending::Failed, reason, out),
         };
@@ -55,6 +53,7 @@ impl Cluster {
         let record = Entry::Formed { job: id.clone(), generation, ranks, threads, from, revision, layout };
         out.push(Effect::Record(record));
         let mut text = formation.reason(from, again);
+        text.push_str(&formation.relieved());
         if layout.is_some() {
             text.push_str(&format!(", as {}: for all of its layout there are too few workers", fit.reason));
         }
@@ -70,6 +69,17 @@ impl Cluster {
 }
 
 impl Formation {
+    /// Whose share of the work is another since they are slow.
+    fn relieved(&self) -> String {
+        let slow = self.seats.iter().filter(|seat| seat.slow_percent > KEEPS_UP);
+        let slow = slow.map(|seat| {
+            let factor = f64::from(seat.slow_percent) / f64::from(KEEPS_UP);
+            format!("{} takes {factor:.1} times as long", seat.info.id)
+        });
+        let slow: Vec<_> = slow.collect();
+        if slow.is_empty() { String::new() } else { format!("; work is divided as {}", slow.join(" and ")) }
+    }
+
     /// What was formed and why so; `again`, where an earlier generation may have left something in memory.
     fn reason(&self, from: Step, again: bool) -> String {
         let names: Vec<_> = self.seats.iter().map(|seat| seat.info.id.0.as_str()).collect();
@@ -89,19 +99,19 @@ impl Formation {
 }
 
 /// Plans the job for `workers`, which are as many as the layout of `fit` needs. Threads are those of the job's
-/// generation `before`, since another number gives other bits.
+/// generation before, since another number gives other bits.
 fn plan_for(
-    submission: &Submission,
+    job: &Job,
     fit: &Fit,
-    prepared: &Prepared,
     generation: Generation,
     workers: &[WorkerInfo],
-    before: Option<u32>,
-    earlier: &[FormedRank],
+    slow_percent: &BTreeMap<WorkerId, u32>,
 ) -> Result<Formation, String> {
-    let (threads, threads_from) = match (submission.spec.train.threads, before.or(prepared.threads)) {
+    let submission = &job.submission;
+    let prepared = job.prepared.as_ref().ok_or("it was not prepared; please report this")?;
+    let (threads, threads_from) = match (submission.spec.train.threads, job.threads.or(prepared.threads)) {
         (Some(threads), _) => (threads, "as the job says"),
-        (None, Some(threads)) if before.is_some() => (threads, "as before"),
+        (None, Some(threads)) if job.threads.is_some() => (threads, "as before"),
         (None, Some(threads)) => (threads, "as in the checkpoint"),
         (None, None) => (threads_for(workers), "the cores of each machine over its workers"),
     };
@@ -114,7 +124,8 @@ fn plan_for(
         directory: &submission.directory,
         data: &prepared.data,
         resume: prepared.resume.clone(),
-        before: &earlier.iter().map(|rank| rank.worker.clone()).collect::<Vec<_>>(),
+        before: &job.formed.iter().map(|rank| rank.worker.clone()).collect::<Vec<_>>(),
+        slow_percent,
         threads,
     })
     .map_err(|error| error.to_string())?;
@@ -127,6 +138,7 @@ fn plan_for(
         Ok(Seat {
             info: info.clone(),
             stage: assignment.pipeline_index,
+            slow_percent: slow_percent.get(&info.id).copied().unwrap_or(KEEPS_UP),
             digest,
             assignment: Some(json),
             phase: None,

@@ -1,13 +1,15 @@
 //! The workers that wait for work, and for whom: a view of the members while one decision is made.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use coxswain_types::ids::WorkerId;
 use coxswain_types::status::{Phase, WorkerInfo};
 
 use super::Cluster;
-use super::run::Run;
-use crate::plan::{Fit, fitting};
+use super::regroup::MIN_GAIN;
+use super::run::{Run, Seat};
+use crate::plan::{Fit, KEEPS_UP, fitting, relief};
 
 /// Idle workers. Those that a job keeps leave the hall while jobs behind it are looked at.
 pub(super) struct Hall<'a> {
@@ -61,7 +63,7 @@ impl<'a> Hall<'a> {
 
     /// As many workers as the job's layout needs that compute alike, in the order in which they take ranks,
     /// or why there are none. Those that the job had go first, for they hold what it can go on from, and
-    /// those that another job had go last.
+    /// those that another job had go last; behind them those that are known to be slow, where the job wants that.
     pub(super) fn choose(&self, index: usize) -> Result<(Vec<WorkerInfo>, Fit), String> {
         let job = &self.cluster.jobs[index];
         let spec = &job.submission.spec;
@@ -82,7 +84,10 @@ impl<'a> Hall<'a> {
         match (best, fit) {
             (Some(group), Some(fit)) => {
                 let mut group = group.clone();
-                let wanted = |info: &WorkerInfo| (!job.had(&info.id), self.had.contains_key(&info.id));
+                let slow = job.slow_for_plans();
+                let wanted = |info: &WorkerInfo| {
+                    (slow.get(&info.id).copied(), !job.had(&info.id), self.had.contains_key(&info.id))
+                };
                 group.sort_by_key(|info| (wanted(info), natural(&info.host), natural(&info.id.0)));
                 group.truncate(fit.layout.world() as usize);
                 group.sort_by_key(|info| (natural(&info.host), natural(&info.id.0)));
@@ -118,18 +123,57 @@ impl<'a> Hall<'a> {
         due && !job.formed.iter().any(|rank| comes(&rank.worker))
     }
 
-    /// How many workers wait that could join the run of a job that shrank, and what it could be with them.
-    pub(super) fn growth(&self, index: usize, run: &Run) -> Option<(usize, Fit)> {
-        let spec = &self.cluster.jobs[index].submission.spec;
-        let like = &self.cluster.members.get(&run.seats.first()?.info.id)?.status.info;
+    /// The workers that wait and could join the run.
+    fn more(&self, index: usize, run: &Run) -> Vec<&'a WorkerInfo> {
+        let first = run.seats.first().and_then(|seat| self.cluster.members.get(&seat.info.id));
+        let Some(like) = first.map(|member| &member.status.info) else { return Vec::new() };
         let alike = |info: &&WorkerInfo| {
             kind_of(&info.device) == kind_of(&like.device) && info.runtime == like.runtime
         };
-        let more = self.open_to(index).into_iter().filter(alike).count();
+        self.open_to(index).into_iter().filter(alike).collect()
+    }
+
+    /// How many workers wait that could join the run of a job that shrank, and what it could be with them.
+    pub(super) fn growth(&self, index: usize, run: &Run) -> Option<(usize, Fit)> {
+        let spec = &self.cluster.jobs[index].submission.spec;
+        let more = self.more(index, run).len();
         let now = run.seats.len();
         let most = u32::try_from(now + more).unwrap_or(u32::MAX);
         let fit = fitting(spec, most, u32::try_from(now).unwrap_or(u32::MAX));
         fit.filter(|_| more > 0).map(|fit| (more, fit))
+    }
+
+    /// Why the run would be faster if work were divided by how slow its workers are now, if it would: a straggler
+    /// gets less, or a worker that waits takes its place, or one that keeps up again gets its share back.
+    pub(super) fn relief(&self, index: usize, run: &Run) -> Option<String> {
+        let job = &self.cluster.jobs[index];
+        let slow = job.slow_for_plans();
+        let before: Vec<_> = run.seats.iter().map(|seat| seat.slow_percent).collect();
+        let slow_of = |seat: &Seat| slow.get(&seat.info.id).copied().unwrap_or(KEEPS_UP);
+        let here: Vec<_> = run.seats.iter().map(slow_of).collect();
+        let mut by_slowness: Vec<_> = (0..here.len()).filter(|&rank| here[rank] > KEEPS_UP).collect();
+        by_slowness.sort_by_key(|&rank| Reverse(here[rank]));
+        let spares = self.more(index, run).into_iter().filter(|info| !slow.contains_key(&info.id));
+        let mut then = here.clone();
+        let replaced: Vec<_> = by_slowness.iter().zip(spares).map(|(&rank, spare)| (rank, spare)).collect();
+        replaced.iter().for_each(|(rank, _)| then[*rank] = KEEPS_UP);
+        let gain = relief(&job.spec_at_work(), &before, &here, &then);
+        if gain < MIN_GAIN {
+            return None;
+        }
+        let of_rank = |rank: usize| {
+            let spare = replaced.iter().find(|(of, _)| *of == rank);
+            match (spare, here[rank] > KEEPS_UP) {
+                (Some((_, spare)), _) => {
+                    Some(format!("{}, and {} waits and can take its place", run.told_of(rank), spare.id))
+                }
+                (None, true) => Some(run.told_of(rank)),
+                (None, false) if before[rank] > KEEPS_UP => Some(run.told_of(rank)),
+                (None, false) => None,
+            }
+        };
+        let why: Vec<_> = (0..here.len()).filter_map(of_rank).collect();
+        Some(format!("{}; the slowest rank would be done {gain:.1} times as fast", why.join(", ")))
     }
 
     /// How many are missing, and where those are that the job cannot have.

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use coxswain_types::JobSpec;
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{Layout, OnLoss};
 use coxswain_types::status::{Publish, Published, StepReport};
 
 use super::event::{FormedRank, Prepared, Submission};
 use super::summary::{JobState, JobSummary};
+use crate::plan::{Fit, KEEPS_UP};
 
 /// How many steps are remembered to compare them when they are taken again; 24 bytes each.
 const MAX_TAKEN: usize = 100_000;
@@ -48,6 +50,11 @@ pub(super) struct Job {
     pub(super) committed: Option<Publish>,
     /// Interruptions since the last new step.
     pub(super) setbacks: u32,
+    /// Workers that are slow, in percent of their peers' time: as ranks told, and after a restart as far as work was
+    /// divided by it.
+    pub(super) slow: BTreeMap<WorkerId, u32>,
+    /// How often its work was divided anew.
+    pub(super) reliefs: u32,
     /// The bits of loss and gradient norm of steps that may be taken again.
     pub(super) taken: BTreeMap<u64, (u64, u64)>,
 }
@@ -72,6 +79,8 @@ impl Job {
             wish: (0, None),
             committed: None,
             setbacks: 0,
+            slow: BTreeMap::new(),
+            reliefs: 0,
             taken: BTreeMap::new(),
         }
     }
@@ -126,6 +135,26 @@ impl Job {
     /// Whether this worker was in its newest generation, by whichever process now.
     pub(super) fn had(&self, worker: &WorkerId) -> bool {
         self.formed.iter().any(|rank| rank.worker == *worker)
+    }
+
+    /// The job in the layout of its newest generation.
+    pub(super) fn spec_at_work(&self) -> JobSpec {
+        let spec = &self.submission.spec;
+        Fit { layout: self.layout.unwrap_or(spec.layout), reason: String::new() }.spec(spec)
+    }
+
+    /// A worker of the job is this slow now.
+    pub(super) fn found(&mut self, worker: WorkerId, slow_percent: u32) {
+        if slow_percent > KEEPS_UP {
+            self.slow.insert(worker, slow_percent);
+        } else {
+            self.slow.remove(&worker);
+        }
+    }
+
+    /// Who is slow, as far as work shall be divided by it.
+    pub(super) fn slow_for_plans(&self) -> BTreeMap<WorkerId, u32> {
+        if self.submission.spec.recovery.rebalance { self.slow.clone() } else { BTreeMap::new() }
     }
 
     /// Compares a step that is taken again with what it gave before; `Err` says how they differ.

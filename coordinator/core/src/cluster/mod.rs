@@ -14,7 +14,7 @@
 //! - `queue`, `hall`: whose turn it is, and which workers it can have.
 //! - `form`: idle workers become the ranks of a generation; `regroup`: one ends at a step's boundary.
 //! - `desired`, `revision`: what is wanted of each worker, and its number.
-//! - `hang`, `pace`: who holds up a run, and who slows it down.
+//! - `hang`, `pace`: who holds up a run, and who slows it down; `watch`: how people are told.
 //! - [`summary`], `explain`, [`happening`]: what people are shown.
 //!
 //! The core has no clock: `now_ms` is the shell's monotonic time. What is written down survives a
@@ -41,6 +41,7 @@ mod saving;
 pub mod summary;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::collections::BTreeMap;
 
@@ -254,10 +255,14 @@ impl Cluster {
             return self.interrupt(&job, cause, out);
         }
         let reports = run.observe(now_ms, rank, status);
-        let paces = run.pace(rank, status.pace.as_ref());
-        let paces: Vec<_> = paces.into_iter().map(|finding| run.told(finding)).collect();
+        let found = run.pace(rank, status.pace.as_ref());
+        let slow: Vec<_> = found.iter().map(|finding| run.slow_percent(*finding)).collect();
+        let paces: Vec<_> = found.into_iter().map(|finding| run.told(finding)).collect();
         let published = status.published.clone().filter(|p| rank == 0 && run.saving.publish(p));
         let (job, deaf) = (run.job.clone(), run.is_deaf(rank, status));
+        if let Some(job) = self.job_mut(&job) {
+            slow.into_iter().for_each(|(worker, percent)| job.found(worker, percent));
+        }
         for (kind, about) in paces {
             self.note(kind, about, out);
         }

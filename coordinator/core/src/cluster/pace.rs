@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use coxswain_types::status::Pace;
 
+use crate::plan::KEEPS_UP;
+
 /// A rank whose busy time is more than this many times that of its peers is slow.
 const SLOW: f64 = 1.5;
 
@@ -28,7 +30,7 @@ pub(super) enum Finding {
 pub(super) struct Paces {
     /// Each rank's place along the pipeline axis.
     stages: Vec<u32>,
-    /// The share of the work of each place.
+    /// The share of the work of each rank.
     shares: Vec<f64>,
     open: BTreeMap<u64, Vec<Option<u64>>>,
     ranks: Vec<Streak>,
@@ -44,9 +46,15 @@ struct Streak {
 }
 
 impl Paces {
-    /// Of ranks at these places, which have these shares of the work (any unit).
-    pub(super) fn new(stages: Vec<u32>, shares: Vec<f64>) -> Paces {
-        let ranks = vec![Streak::default(); stages.len()];
+    /// Of ranks at these places, which have these shares of the work (any unit) and were as slow as this, in
+    /// percent of their peers' time, when it was divided.
+    pub(super) fn new(stages: Vec<u32>, shares: Vec<f64>, slow_percent: &[u32]) -> Paces {
+        let known = |percent: &u32| {
+            let factor = f64::from(*percent) / f64::from(KEEPS_UP);
+            let named = factor > SLOW;
+            Streak { steps: STREAK, factor: named.then_some(factor), named }
+        };
+        let ranks = slow_percent.iter().map(known).collect();
         Paces { stages, shares, open: BTreeMap::new(), ranks }
     }
 
@@ -94,14 +102,11 @@ impl Paces {
         })
     }
 
-    /// A rank's busy time over the median of its peers: those at the same place, which do the same, or all others
-    /// by their share of the work where it is alone there.
+    /// A rank's busy time for its share of the work over the median of its peers: those at the same place, which do
+    /// the same, or all others where it is alone there.
     fn factor(&self, rank: usize, busy_us: &[u64]) -> Option<f64> {
         let own = *self.stages.get(rank)?;
-        let share = |rank: usize| {
-            let share = self.stages.get(rank).and_then(|&stage| self.shares.get(stage as usize));
-            share.copied().filter(|share| *share > 0.0).unwrap_or(1.0)
-        };
+        let share = |rank: usize| self.shares.get(rank).copied().filter(|share| *share > 0.0).unwrap_or(1.0);
         let others = || (0..busy_us.len()).filter(move |&other| other != rank);
         let mut peers: Vec<_> = others().filter(|&other| self.stages[other] == own).collect();
         if peers.is_empty() {
@@ -135,7 +140,7 @@ mod tests {
     #[test]
     fn a_slow_rank_is_named_once_and_withdrawn_when_it_keeps_up() {
         // Two stages by two data ranks; the second stage has twice the work.
-        let mut paces = Paces::new(vec![0, 1, 0, 1], vec![1.0, 2.0]);
+        let mut paces = Paces::new(vec![0, 1, 0, 1], vec![1.0, 2.0, 1.0, 2.0], &[KEEPS_UP; 4]);
         for step in 0..4 {
             assert_eq!(run(&mut paces, step, &[100, 420, 100, 200]), []);
         }
@@ -150,14 +155,29 @@ mod tests {
 
     #[test]
     fn a_rank_alone_at_its_stage_is_compared_by_its_share() {
-        let mut paces = Paces::new(vec![0, 1, 2], vec![1.0, 1.0, 3.0]);
+        let mut paces = Paces::new(vec![0, 1, 2], vec![1.0, 1.0, 3.0], &[KEEPS_UP; 3]);
         let found: Vec<_> = (0..9).flat_map(|step| run(&mut paces, step, &[100, 200, 300])).collect();
         assert_eq!(found, [Finding::Slow(1, 2.0)]);
     }
 
     #[test]
+    fn who_has_less_work_since_it_is_slow_is_known_to_be_and_recovers() {
+        // Two data ranks, of which one takes twice as long and has half as many micro-batches.
+        let mut paces = Paces::new(vec![0, 0], vec![1.0, 2.0], &[200, KEEPS_UP]);
+        assert_eq!(paces.slow(0), Some(2.0));
+        for step in 0..9 {
+            assert_eq!(run(&mut paces, step, &[200, 200]), [], "as slow as before");
+        }
+        for step in 9..13 {
+            assert_eq!(run(&mut paces, step, &[100, 200]), []);
+        }
+        assert_eq!(run(&mut paces, 13, &[100, 200]), [Finding::Recovered(0)]);
+        assert_eq!(paces.slow(0), None);
+    }
+
+    #[test]
     fn a_step_that_a_rank_skips_is_not_judged_and_what_is_open_is_bounded() {
-        let mut paces = Paces::new(vec![0, 0], vec![1.0]);
+        let mut paces = Paces::new(vec![0, 0], vec![1.0, 1.0], &[KEEPS_UP; 2]);
         for step in 0..100 {
             assert_eq!(paces.note(0, &Pace { step: Step(step), busy_us: 1 }), []);
         }
@@ -169,7 +189,8 @@ mod tests {
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
         let mut runner = TestRunner::new_with_rng(Config::default(), rng);
         for stages in [vec![0, 0], vec![0, 1], vec![0, 1, 2, 3], vec![0, 1, 0, 1], vec![0; 8]] {
-            let mut paces = Paces::new(stages.clone(), vec![1.0; 4]);
+            let mut paces =
+                Paces::new(stages.clone(), vec![1.0; stages.len()], &vec![KEEPS_UP; stages.len()]);
             for step in 0..1000 {
                 let busy: Vec<u64> = stages.iter().map(|_| runner.rng().random_range(800..=1200)).collect();
                 assert_eq!(run(&mut paces, step, &busy), [], "step {step} of {stages:?}");

@@ -25,6 +25,8 @@ enum Turn {
     Form(usize, Vec<WorkerInfo>, Fit),
     /// Its generation, which is smaller than its layout, can be formed anew with so many more workers.
     Grow(Generation, usize, Fit),
+    /// Its generation can be formed anew with its work divided otherwise, for this reason.
+    Relieve(usize, String),
 }
 
 impl Cluster {
@@ -48,15 +50,18 @@ impl Cluster {
                 }
                 Some(Turn::Form(index, workers, fit)) => self.form(index, &workers, &fit, out),
                 Some(Turn::Grow(generation, more, fit)) => self.grow(generation, more, &fit, out),
+                Some(Turn::Relieve(index, reason)) => self.relieve(index, reason, out),
             }
         }
     }
 
     /// The jobs that wait for workers, in the order in which they have their turn; also those at work that want
-    /// more of them.
+    /// more of them, or others.
     fn waiting(&self) -> Vec<usize> {
         let mut waiting: Vec<_> = (0..self.jobs.len())
-            .filter(|&index| self.jobs[index].waits() || self.jobs[index].is_shrunk())
+            .filter(|&index| {
+                self.jobs[index].waits() || self.jobs[index].is_shrunk() || self.is_unbalanced(index)
+            })
             .collect();
         waiting.sort_by_key(|&index| {
             let job = &self.jobs[index];
@@ -65,12 +70,19 @@ impl Cluster {
         waiting
     }
 
-    /// When a job may shrink or grow, if nothing happens before.
+    /// When a job may shrink, grow or be divided anew, if nothing happens before.
     pub(super) fn queue_deadlines_ms(&self) -> impl Iterator<Item = u64> {
         let shrinks = self.jobs.iter().filter(|job| job.state == JobState::Gathering);
-        let shrunk = self.jobs.iter().filter(|job| job.is_shrunk());
-        let runs = shrunk.filter_map(|job| self.runs.iter().find(|run| run.generation == job.generation));
-        shrinks.filter_map(|job| job.shrinks_ms()).chain(runs.map(Run::grows_ms))
+        let improves = (0..self.jobs.len()).filter_map(|index| {
+            let job = &self.jobs[index];
+            let before = match (job.is_shrunk(), self.is_unbalanced(index)) {
+                (true, _) => 0,
+                (false, true) => job.reliefs,
+                (false, false) => return None,
+            };
+            self.runs.iter().find(|run| run.generation == job.generation).map(|run| run.improves_ms(before))
+        });
+        shrinks.filter_map(|job| job.shrinks_ms()).chain(improves)
     }
 
     /// The first job in the queue that can go on, and why those before it wait.
@@ -97,10 +109,16 @@ impl Cluster {
                 }
                 (JobState::Running, _, _) => {
                     let run = self.runs.iter().find(|run| run.generation == job.generation);
-                    let may =
-                        |run: &&Run| run.stop.is_none() && run.is_taken() && run.grows_ms() <= self.now_ms;
-                    if let Some((more, fit)) = run.filter(may).and_then(|run| hall.growth(index, run)) {
+                    let may = |before: u32| {
+                        let due = |run: &&Run| run.improves_ms(before) <= self.now_ms;
+                        run.filter(|run| run.stop.is_none() && run.is_taken()).filter(due)
+                    };
+                    if let Some((more, fit)) = may(0).and_then(|run| hall.growth(index, run)) {
                         return (reasons, Some(Turn::Grow(job.generation, more, fit)));
+                    }
+                    let unbalanced = may(job.reliefs).filter(|_| self.is_unbalanced(index));
+                    if let Some(reason) = unbalanced.and_then(|run| hall.relief(index, run)) {
+                        return (reasons, Some(Turn::Relieve(index, reason)));
                     }
                     if run.is_none_or(|run| run.stop.is_none()) {
                         continue;

@@ -1,6 +1,7 @@
 //! Generations that end at a step's boundary without anything being lost: all ranks stop after the same step,
-//! save, and the job goes on from there with other workers. So a worker is taken out whom a user drains or who
-//! was asked to stop, and so a run that shrank grows again.
+//! save, and the job goes on from there with other workers, or with its work divided anew. So a worker is taken
+//! out whom a user drains or who was asked to stop, so a run that shrank grows again, and so a straggler gets
+//! less work or is replaced.
 //!
 //! A stop is a wish like the last step is: ranks agree on it in the closing exchange, by its number. For that
 //! every rank must know the wish before it, so a generation is stopped only once all ranks have theirs; and a
@@ -8,7 +9,7 @@
 
 use coxswain_types::ids::{Generation, Step, WorkerId};
 
-use crate::plan::Fit;
+use crate::plan::{Fit, KEEPS_UP};
 
 use super::event::{Effect, Entry, Weight};
 use super::member::MAX_WORKERS;
@@ -18,6 +19,13 @@ use super::{Cluster, notice};
 /// How long a job that shrank stays as it is before it grows. A regrouping costs about a second of every rank,
 /// so workers that come one after the other do not cost a tenth of the time.
 pub const GROW_AFTER_MS: u64 = 10_000;
+
+/// How often in a row that time doubles for a job whose work is divided anew again and again: a machine that is
+/// slow now and then shall not cost a regrouping each time. Ten seconds become ten minutes.
+pub(super) const MAX_DOUBLINGS: u32 = 6;
+
+/// How many times as fast a step's computing must become for work to be divided anew.
+pub(super) const MIN_GAIN: f64 = 1.2;
 
 /// A process that a user wants no more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +91,23 @@ impl Cluster {
         let size = if fit.reason.is_empty() { "all of its layout" } else { &fit.reason };
         let workers = if more == 1 { "worker is" } else { "workers are" };
         self.stop(generation, format!("{more} more {workers} here, enough for {size}"), out);
+    }
+
+    /// Stops a run whose work shall be divided anew, for this reason.
+    pub(super) fn relieve(&mut self, index: usize, reason: String, out: &mut Vec<Effect>) {
+        let Some(job) = self.jobs.get_mut(index) else { return };
+        job.reliefs += 1;
+        let generation = job.generation;
+        self.stop(generation, reason, out);
+    }
+
+    /// Whether the job's workers are not as slow as its work was divided for, and that matters to it.
+    pub(super) fn is_unbalanced(&self, index: usize) -> bool {
+        let job = &self.jobs[index];
+        let slow = |worker: &WorkerId| job.slow.get(worker).copied().unwrap_or(KEEPS_UP);
+        job.state == JobState::Running
+            && job.submission.spec.recovery.rebalance
+            && job.formed.iter().any(|rank| rank.slow_percent != slow(&rank.worker))
     }
 
     /// Has all ranks stop after a step, and save.

@@ -8,6 +8,7 @@ use super::job::Job;
 use super::regroup::Drain;
 use super::run::Run;
 use super::summary::JobState;
+use crate::plan::KEEPS_UP;
 
 impl Cluster {
     /// The state after `entries`, as a restart finds it. A generation that was at work goes on when all
@@ -44,6 +45,8 @@ impl Cluster {
                     job.threads = Some(threads);
                     let reason = format!("generation {generation} of {} workers", ranks.len());
                     job.enter(JobState::Running, reason);
+                    let slow = ranks.iter().filter(|rank| rank.slow_percent > KEEPS_UP);
+                    job.slow = slow.map(|rank| (rank.worker.clone(), rank.slow_percent)).collect();
                     job.formed = ranks;
                     job.layout = layout;
                     job.wish = (revision, None);
@@ -85,6 +88,7 @@ impl Cluster {
                     job.enter(JobState::Ended(ending), reason);
                     // Nobody asks for these of a job that is over.
                     job.formed = Vec::new();
+                    job.slow.clear();
                     job.wish = (0, None);
                     job.committed = None;
                 }

@@ -8,18 +8,15 @@ use std::collections::{BTreeMap, VecDeque};
 
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Activity, Fault, Pace, Phase, StepReport, WorkerInfo, WorkerStatus};
+use coxswain_types::status::{Activity, Fault, Phase, StepReport, WorkerInfo, WorkerStatus};
 
-use super::event::{FormedRank, Notice, Weight};
-use super::hang::{self, Look};
-use super::happening::NoteKind;
+use super::event::FormedRank;
 use super::job::Job;
 use super::member::{LEASE_MS, Members};
-use super::notice;
-use super::pace::{Finding, Paces};
-use super::regroup::GROW_AFTER_MS;
+use super::pace::Paces;
+use super::regroup::{GROW_AFTER_MS, MAX_DOUBLINGS};
 use super::saving::Saving;
-use crate::plan::{Fit, shares};
+use crate::plan::shares;
 
 /// How long after the first complaint the cause is named. A closed connection is noticed within a
 /// second even on a busy machine.
@@ -36,9 +33,6 @@ pub(super) const SILENT_MS: u64 = 1500;
 /// Of how many of the newest steps the median is taken.
 const MEDIAN_STEPS: usize = 15;
 
-/// A rank that waited for less than this when a run was interrupted explains nothing.
-const TELLING_MS: u64 = 1000;
-
 /// A worker in its place.
 #[derive(Clone, Debug)]
 pub(super) struct Seat {
@@ -46,6 +40,8 @@ pub(super) struct Seat {
     pub(super) info: WorkerInfo,
     /// Its place along the pipeline axis.
     pub(super) stage: u32,
+    /// How slow it was taken to be when work was divided, in percent of its peers' time.
+    pub(super) slow_percent: u32,
     /// The digest of its assignment.
     pub(super) digest: String,
     /// Its assignment, as JSON; `None` where an earlier coordinator gave it.
@@ -78,6 +74,7 @@ impl Seat {
             stage: self.stage,
             host: self.info.host.clone(),
             pid: self.info.pid,
+            slow_percent: self.slow_percent,
         }
     }
 
@@ -96,6 +93,7 @@ impl Seat {
         Seat {
             info,
             stage,
+            slow_percent: formed.slow_percent,
             digest,
             assignment: None,
             phase: None,
@@ -131,11 +129,13 @@ pub(super) struct Run {
     /// The checkpoints.
     pub(super) saving: Saving,
     /// How long the newest steps took, in seconds.
-    step_seconds: VecDeque<f64>,
+    pub(super) step_seconds: VecDeque<f64>,
     /// How long they took each rank.
-    paces: Paces,
+    pub(super) paces: Paces,
     /// The step in which people were told of a hang.
-    hang_told: Option<Step>,
+    pub(super) hang_told: Option<Step>,
+    /// When it was last looked for one.
+    pub(super) hang_looked_ms: u64,
     /// What is complained of.
     failure: Option<Complaint>,
     /// Until when all of its workers have to be back, where an earlier coordinator formed it.
@@ -177,6 +177,7 @@ impl Run {
             step_seconds: VecDeque::new(),
             paces: Paces::default(),
             hang_told: None,
+            hang_looked_ms: 0,
             acknowledged: from,
             saving,
             failure: None,
@@ -192,9 +193,7 @@ impl Run {
         run.stop = stop;
         run.saving.decided(job.committed.clone());
         run.return_ms = Some(RETURN_MS);
-        let spec = &job.submission.spec;
-        let layout = job.layout.unwrap_or(spec.layout);
-        run.share(&Fit { layout, reason: String::new() }.spec(spec));
+        run.share(&job.spec_at_work());
         run
     }
 
@@ -213,9 +212,9 @@ impl Run {
         ))
     }
 
-    /// When it may grow, if it is smaller than its job's layout.
-    pub(super) fn grows_ms(&self) -> u64 {
-        self.formed_ms + GROW_AFTER_MS
+    /// When it may be formed anew for something better, of a job of which `before` were formed for that already.
+    pub(super) fn improves_ms(&self, before: u32) -> u64 {
+        self.formed_ms + (GROW_AFTER_MS << before.min(MAX_DOUBLINGS))
     }
 
     /// The rank of a worker, whichever process goes by its name.
@@ -328,86 +327,7 @@ impl Run {
     /// The work of its ranks is that of this job, in the layout that it has here.
     pub(super) fn share(&mut self, spec: &JobSpec) {
         let stages = self.seats.iter().map(|seat| seat.stage).collect();
-        self.paces = Paces::new(stages, shares(spec));
-    }
-
-    /// Takes in how long a step took a rank.
-    pub(super) fn pace(&mut self, rank: usize, pace: Option<&Pace>) -> Vec<Finding> {
-        pace.map_or(Vec::new(), |pace| self.paces.note(rank, pace))
-    }
-
-    /// What is said of ranks that are slow now.
-    pub(super) fn stragglers(&self) -> Vec<String> {
-        let slow = |rank| self.paces.slow(rank).map(|factor| self.slow(rank, factor));
-        (0..self.seats.len()).filter_map(slow).collect()
-    }
-
-    /// How people are told of a finding.
-    pub(super) fn told(&self, finding: Finding) -> (NoteKind, Notice) {
-        let about = |weight, rank: usize, text| {
-            notice(weight, text).about_run(&self.job, self.generation).about_worker(&self.seats[rank].info.id)
-        };
-        match finding {
-            Finding::Slow(rank, factor) => {
-                (NoteKind::Straggler, about(Weight::Warning, rank, self.slow(rank, factor)))
-            }
-            Finding::Recovered(rank) => {
-                let text = format!("{} keeps up with its peers again", self.describe(rank));
-                (NoteKind::Recovered, about(Weight::Info, rank, text))
-            }
-        }
-    }
-
-    pub(super) fn slow(&self, rank: usize, factor: f64) -> String {
-        format!("{} is a straggler: it computes {factor:.1} times as long as its peers", self.describe(rank))
-    }
-
-    /// Its ranks as they were heard of.
-    pub(super) fn looks(&self, now_ms: u64) -> Vec<Look<'_>> {
-        let look = |seat| {
-            let Seat { info, stage, heard_ms, activity, .. }: &Seat = seat;
-            Look {
-                name: format!("worker {} (stage {stage})", info.id),
-                activity: activity.as_ref().map(|(activity, _)| activity),
-                age_ms: activity.as_ref().map_or(0, |(_, at_ms)| now_ms.saturating_sub(*at_ms)),
-                silent_ms: now_ms.saturating_sub(*heard_ms),
-            }
-        };
-        self.seats.iter().map(look).collect()
-    }
-
-    /// How long the rank has waited that waits the longest, and for whom.
-    pub(super) fn longest_wait(&self, now_ms: u64) -> Option<(u64, Option<String>)> {
-        let looks = self.looks(now_ms);
-        let (rank, for_ms) = hang::longest(&looks)?;
-        Some((for_ms, hang::chain(&looks, rank)))
-    }
-
-    fn with_wait(&self, now_ms: u64, cause: String) -> String {
-        match self.longest_wait(now_ms) {
-            Some((for_ms, Some(chain))) if for_ms >= TELLING_MS => format!("{cause} ({chain})"),
-            _ => cause,
-        }
-    }
-
-    /// Who holds up the run, the first time that a rank waits for too long in a step.
-    pub(super) fn hang(&mut self, now_ms: u64) -> Option<String> {
-        let running = self.seats.iter().all(|seat| seat.phase == Some(Phase::Running));
-        if !running || self.hang_told == Some(self.acknowledged) {
-            return None;
-        }
-        let (for_ms, chain) = self.longest_wait(now_ms)?;
-        let mut steps: Vec<_> = self.step_seconds.iter().copied().collect();
-        steps.sort_by(f64::total_cmp);
-        if for_ms < hang::patience_ms(steps.get(steps.len() / 2).copied()) {
-            return None;
-        }
-        self.hang_told = Some(self.acknowledged);
-        chain
-    }
-
-    pub(super) fn describe(&self, rank: usize) -> String {
-        let Seat { info, stage, .. } = &self.seats[rank];
-        format!("worker {} (rank {rank}, stage {stage}, pid {} on {})", info.id, info.pid, info.host)
+        let slow: Vec<_> = self.seats.iter().map(|seat| seat.slow_percent).collect();
+        self.paces = Paces::new(stages, shares(spec, &slow), &slow);
     }
 }

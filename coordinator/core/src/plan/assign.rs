@@ -12,6 +12,7 @@ use coxswain_types::tree::{Node, cover, split};
 use coxswain_types::{Assignment, Rank};
 
 use super::PlanRequest;
+use super::balance::Balance;
 use super::mesh::{Coordinates, Mesh};
 use super::schedule;
 
@@ -29,10 +30,8 @@ const FORMING_MS: u64 = 20_000;
 struct Shared<'a> {
     request: &'a PlanRequest<'a>,
     mesh: &'a Mesh,
-    /// The layers of each pipeline stage.
-    layers: &'a [Range<u32>],
+    balance: &'a Balance,
     runs: Vec<Range<u32>>,
-    owned_runs: Vec<Range<u32>>,
     data_nodes: Vec<Vec<Node>>,
     table: Vec<Parameter>,
     first_slots: Vec<u32>,
@@ -44,28 +43,17 @@ struct Shared<'a> {
 pub(super) fn assign(
     request: &PlanRequest<'_>,
     mesh: &Mesh,
-    layers: &[Range<u32>],
+    balance: &Balance,
     seated: &[&WorkerInfo],
 ) -> Vec<Assignment> {
     let spec = request.spec;
     let runs = split(spec.train.micro_batches, spec.train.reduction_runs);
-    let owned_runs = split(spec.train.reduction_runs, spec.layout.data);
-    let data_nodes = owned_runs.iter().map(|owned| cover(spec.train.reduction_runs, owned)).collect();
+    let data_nodes = balance.owned_runs.iter().map(|owned| cover(spec.train.reduction_runs, owned)).collect();
     let table = parameter_table(&spec.model);
     let shard_count = spec.train.shards(spec.layout.tensor);
     let (first_slots, norm_slots) = norm_slots(&table, shard_count);
-    let shared = Shared {
-        request,
-        mesh,
-        layers,
-        runs,
-        owned_runs,
-        data_nodes,
-        table,
-        first_slots,
-        norm_slots,
-        shard_count,
-    };
+    let shared =
+        Shared { request, mesh, balance, runs, data_nodes, table, first_slots, norm_slots, shard_count };
     (0..).zip(seated).map(|(rank, worker)| shared.assignment(rank, worker)).collect()
 }
 
@@ -74,7 +62,7 @@ impl Shared<'_> {
         let request = self.request;
         let (spec, layout) = (request.spec, &request.spec.layout);
         let at = self.mesh.coordinates(rank);
-        let owned_runs = self.owned_runs[at.data as usize].clone();
+        let owned_runs = self.balance.owned_runs[at.data as usize].clone();
         let micro_batches =
             self.runs[owned_runs.start as usize].start..self.runs[owned_runs.end as usize - 1].end;
         let data_group = self.mesh.data_group(at);
@@ -141,7 +129,7 @@ impl Shared<'_> {
         let (pipeline, count) = (layout.pipeline, layout.stages());
         let rank_of = |stage: u32| self.mesh.rank(Coordinates { pipeline: stage % pipeline, ..at });
         let stage = |index: u32| {
-            let layers = self.layers[index as usize].clone();
+            let layers = self.balance.layers[index as usize].clone();
             Stage {
                 index,
                 embedding: index == 0,
@@ -202,7 +190,7 @@ impl Shared<'_> {
     }
 
     fn stage_of(&self, layer: u32) -> usize {
-        self.layers.iter().position(|layers| layers.contains(&layer)).unwrap_or(0)
+        self.balance.layers.iter().position(|layers| layers.contains(&layer)).unwrap_or(0)
     }
 
     /// Whether a parameter's uses are spread over the tensor ranks: what is replicated is used whole
@@ -225,7 +213,7 @@ impl Shared<'_> {
         for place in &parameter.places {
             let stage = match place {
                 Place::Embedding => 0,
-                Place::Head => self.layers.len() - 1,
+                Place::Head => self.balance.layers.len() - 1,
                 Place::Bridge => self.stage_of(self.bridge()),
                 Place::Layer(layer) => self.stage_of(*layer),
             };

@@ -3,7 +3,7 @@
 //!
 //! - `placement`: which worker takes which rank, and how many threads it gets.
 //! - `mesh`: ranks, their coordinates and groups.
-//! - `partition`: layers to stages.
+//! - `balance`: who computes how much; `partition`, `divide`: layers to stages, and pieces to workers at large.
 //! - `schedule`: the list of actions of each pipeline rank.
 //! - `assign`: all of it, put into assignments.
 //! - `recompute`: which layers are computed again in the backward pass.
@@ -17,7 +17,9 @@
 
 mod activations;
 mod assign;
+mod balance;
 pub mod check;
+mod divide;
 mod encode;
 mod fitting;
 mod grid;
@@ -32,17 +34,21 @@ mod schedule;
 mod svg;
 mod timeline;
 
+use std::collections::BTreeMap;
+
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
-use coxswain_types::job::{Lengths, Schedule};
+use coxswain_types::job::Schedule;
 use coxswain_types::status::WorkerInfo;
 use coxswain_types::{Assignment, Generation, JobSpec, WorkerId};
 
+pub use balance::{KEEPS_UP, relief, shares};
 pub use encode::encode;
 pub use fitting::{Fit, fitting};
 pub use memory::Memory;
 pub use placement::threads_for;
 pub use svg::svg;
 
+use balance::Balance;
 use mesh::Mesh;
 
 /// What a plan is made from.
@@ -65,6 +71,9 @@ pub struct PlanRequest<'a> {
     /// The workers of the job's generation before, by rank. Those that are still here keep their places:
     /// what they hold need not travel.
     pub before: &'a [WorkerId],
+    /// How long workers take for the same work, in percent of how long their peers take; who is not listed
+    /// keeps up.
+    pub slow_percent: &'a BTreeMap<WorkerId, u32>,
     /// Threads of each worker's libtorch: `train.threads`, or else the number that was chosen once.
     pub threads: u32,
 }
@@ -147,9 +156,9 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     let (seated, spares) = placement::place(request.workers, &spec.layout)?;
     let seated = placement::keep(seated, request.before);
     let mesh = Mesh::new(spec.layout);
-    let layers =
-        partition::partition(&spec.model, Lengths::of(&spec.model, &spec.train), spec.layout.stages());
-    let mut assignments = assign::assign(request, &mesh, &layers, &seated);
+    let slow = |worker: &&WorkerInfo| request.slow_percent.get(&worker.id).copied().unwrap_or(KEEPS_UP);
+    let balance = Balance::new(spec, &seated.iter().map(slow).collect::<Vec<_>>());
+    let mut assignments = assign::assign(request, &mesh, &balance, &seated);
     recompute::choose(&mut assignments)?;
     let own = matches!(spec.layout.schedule, Schedule::Custom { .. });
     check::check(&assignments).map_err(|violation| {
@@ -169,6 +178,11 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
 /// # Errors
 /// As [`plan`].
 pub fn sketch(spec: &JobSpec, workers: u32) -> Result<Plan, PlanError> {
+    sketch_of(spec, workers, &[])
+}
+
+/// The same, of workers of which the first are this slow.
+fn sketch_of(spec: &JobSpec, workers: u32, slow_percent: &[u32]) -> Result<Plan, PlanError> {
     let width = workers.saturating_sub(1).to_string().len();
     let workers: Vec<_> = (0..workers)
         .map(|i| WorkerInfo {
@@ -182,6 +196,7 @@ pub fn sketch(spec: &JobSpec, workers: u32) -> Result<Plan, PlanError> {
             serves: None,
         })
         .collect();
+    let slow_percent = workers.iter().map(|worker| worker.id.clone()).zip(slow_percent.iter().copied());
     let nothing = TokenFile { path: String::new(), tokens: 0, digest: String::new() };
     let data = PreparedData::of_tokens(nothing);
     plan(&PlanRequest {
@@ -193,23 +208,9 @@ pub fn sketch(spec: &JobSpec, workers: u32) -> Result<Plan, PlanError> {
         data: &data,
         resume: None,
         before: &[],
+        slow_percent: &slow_percent.collect(),
         threads: spec.train.threads.unwrap_or(1),
     })
-}
-
-/// How much each pipeline rank of a job that can be planned has to compute, in any unit.
-pub fn shares(spec: &JobSpec) -> Vec<f64> {
-    let lengths = Lengths::of(&spec.model, &spec.train);
-    let mut shares = vec![0.0; spec.layout.pipeline as usize];
-    let loads = partition::loads(&spec.model, lengths, spec.layout.stages());
-    for (stage, load) in loads.into_iter().enumerate() {
-        // Stage s is on rank s mod p.
-        let rank = stage % shares.len().max(1);
-        if let Some(share) = shares.get_mut(rank) {
-            *share += load as f64;
-        }
-    }
-    shares
 }
 
 /// What the planner relies on. `spec::parse` refuses all of it with better words; a job from an old

@@ -8,6 +8,8 @@ use std::ops::Range;
 use coxswain_types::job::{Lengths, ModelSpec};
 use coxswain_types::model::{Attention, Head};
 
+use super::divide::divide;
+
 /// Forward FLOPs of a sample in every layer, with what stands before the first and after the last; a
 /// backward costs twice as much of all of them. The embedding is a look-up and costs nothing here.
 fn costs(model: &ModelSpec, lengths: Lengths) -> Vec<u64> {
@@ -89,97 +91,17 @@ fn head_cost(model: &ModelSpec, sequence: u32) -> u64 {
     }
 }
 
-/// The layers of each of `stages` stages, at least one each; `stages` is at most the number of layers.
-pub(super) fn partition(model: &ModelSpec, lengths: Lengths, stages: u32) -> Vec<Range<u32>> {
-    let counts = counts(&costs(model, lengths), stages as usize);
-    let mut next = 0;
-    counts
-        .into_iter()
-        .map(|count| {
-            let first = next;
-            next += count as u32;
-            first..next
-        })
-        .collect()
+/// The layers of each stage, at least one each. A stage's worker takes `slow_percent` of the time that others
+/// would; there are at most as many stages as layers.
+pub(super) fn partition(model: &ModelSpec, lengths: Lengths, slow_percent: &[u32]) -> Vec<Range<u32>> {
+    divide(&costs(model, lengths), slow_percent)
 }
 
-/// The cost of each of `stages` stages, in forward FLOPs of a sample.
-pub(super) fn loads(model: &ModelSpec, lengths: Lengths, stages: u32) -> Vec<u64> {
+/// The cost of each stage of a partition, in forward FLOPs of a sample.
+pub(super) fn loads(model: &ModelSpec, lengths: Lengths, layers: &[Range<u32>]) -> Vec<u64> {
     let costs = costs(model, lengths);
     let cost = |layer: u32| costs.get(layer as usize).copied().unwrap_or(0);
-    partition(model, lengths, stages).into_iter().map(|layers| layers.map(cost).sum()).collect()
-}
-
-/// The number of layers of each stage. The least dearest stage decides; among equals the least sum of
-/// squares, which is the most even partition; then the larger shares in front.
-fn counts(costs: &[u64], stages: usize) -> Vec<usize> {
-    let sums: Vec<u128> = std::iter::once(0)
-        .chain(costs.iter().scan(0_u128, |sum, cost| {
-            *sum += u128::from(*cost);
-            Some(*sum)
-        }))
-        .collect();
-    let dearest = least_dearest(costs, stages);
-    let layers = costs.len();
-    // best[start]: the least sum of squares of the layers from `start` on in the stages that follow, and
-    // how many layers the first of those takes. Stages are added from the last one to the first.
-    let mut best: Vec<Option<u128>> = (0..=layers).map(|start| (start == layers).then_some(0)).collect();
-    let mut takes = Vec::with_capacity(stages);
-    for stage in (0..stages).rev() {
-        let mut next = vec![None; layers + 1];
-        let mut take = vec![0; layers + 1];
-        // The stages before this one have at least a layer each, and so have those after it.
-        for start in stage..=layers.saturating_sub(stages - stage) {
-            let ends = start + 1..=layers - (stages - stage - 1);
-            let affordable = ends.take_while(|end| sums[*end] - sums[start] <= dearest);
-            for end in affordable {
-                let Some(rest) = best[end] else { continue };
-                let cost = sums[end] - sums[start];
-                let squares = cost.saturating_mul(cost).saturating_add(rest);
-                if next[start].is_none_or(|least| squares <= least) {
-                    (next[start], take[start]) = (Some(squares), end - start);
-                }
-            }
-        }
-        best = next;
-        takes.push(take);
-    }
-    let mut start = 0;
-    takes
-        .iter()
-        .rev()
-        .map(|take| {
-            let count = take[start];
-            start += count;
-            count
-        })
-        .collect()
-}
-
-/// The cost of the dearest stage of the best partition, by bisection: with a larger bound no more stages
-/// are needed.
-fn least_dearest(costs: &[u64], stages: usize) -> u128 {
-    let needed = |bound: u128| {
-        let (mut stages, mut cost) = (1, 0);
-        for layer in costs.iter().map(|cost| u128::from(*cost)) {
-            if cost + layer > bound {
-                (stages, cost) = (stages + 1, 0);
-            }
-            cost += layer;
-        }
-        stages
-    };
-    let mut low = costs.iter().copied().max().map_or(0, u128::from);
-    let mut high = costs.iter().map(|cost| u128::from(*cost)).sum::<u128>().max(low);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if needed(middle) <= stages {
-            high = middle;
-        } else {
-            low = middle + 1;
-        }
-    }
-    high
+    layers.iter().map(|layers| layers.clone().map(cost).sum()).collect()
 }
 
 #[cfg(test)]

@@ -96,6 +96,7 @@ pub(super) fn check(raw: RawJob, base: &Path, purpose: Purpose) -> Result<JobSpe
     let recovery = RecoverySpec {
         on_loss: recovery.on_loss.unwrap_or_default(),
         buddy: recovery.buddy.unwrap_or_default(),
+        rebalance: recovery.rebalance.unwrap_or_default(),
     };
     if recovery.buddy {
         layout::check_buddy(&layout, &train, &mut faults);

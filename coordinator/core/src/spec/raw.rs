@@ -254,6 +254,11 @@ pub struct RawRecovery {
     /// Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub buddy: Option<bool>,
+    /// Whether work is divided anew, with the same bits, when a worker takes 1.5 times as long as its peers or
+    /// more: a worker that waits takes its place, or it gets fewer layers or micro-batches until it keeps up
+    /// again. It is named in either case. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rebalance: Option<bool>,
 }
 
 /// `checkpoint`: when checkpoints are written.

@@ -59,7 +59,7 @@ const FLAG: Allowed = Words { words: "`true` or `false`", fit: &["true", "false"
 const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
 
 /// Beside this, keys have the rules of [`RULES`].
-const ALLOWED: [(&str, Allowed); 54] = [
+const ALLOWED: [(&str, Allowed); 55] = [
     (
         "name",
         Words {
@@ -194,6 +194,7 @@ const ALLOWED: [(&str, Allowed); 54] = [
         },
     ),
     ("recovery.buddy", FLAG),
+    ("recovery.rebalance", FLAG),
     (
         "priority",
         Words {

@@ -51,7 +51,11 @@ fn unchecked(job: &JobSpec) -> RawJob {
         train: train(job),
         layout: Some(layout(job)),
         checkpoint: Some(checkpoint),
-        recovery: Some(RawRecovery { on_loss: Some(job.recovery.on_loss), buddy: Some(job.recovery.buddy) }),
+        recovery: Some(RawRecovery {
+            on_loss: Some(job.recovery.on_loss),
+            buddy: Some(job.recovery.buddy),
+            rebalance: Some(job.recovery.rebalance),
+        }),
         priority: Some(job.priority),
     }
 }

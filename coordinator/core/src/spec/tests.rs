@@ -108,6 +108,7 @@ fn a_least_job_gets_every_default() {
         recovery:
           on_loss: wait
           buddy: false
+          rebalance: false
         priority: 0
     "#]]
     .assert_eq(&resolved_yaml(&job).unwrap());

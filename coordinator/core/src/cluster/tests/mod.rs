@@ -7,6 +7,7 @@ mod found;
 mod many;
 mod queue;
 mod recovery;
+mod relief;
 mod shrink;
 mod story;
 

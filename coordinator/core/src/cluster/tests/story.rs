@@ -9,6 +9,7 @@
 //! 0 drain w1 maintenance     0 w1 g1 running leaves=SIGTERM
 //! 0 w1 g1 running doing=1F3 for=900 waits=0 last=1F2     0 w1 g1 running step=3 busy=900     0 explain demo-1
 //! 0 tick     0 desired w0     0 jobs    0 submit demo wait steps=4 (waits when workers are lost)
+//! 0 submit demo wait rebalance dp=2 (relieves stragglers)
 //! ```
 
 use std::collections::BTreeMap;
@@ -74,7 +75,7 @@ pub(super) fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         layout,
         actions: Vec::new(),
         checkpoint: CheckpointSpec { every: 2, keep: 2 },
-        recovery: RecoverySpec { on_loss: OnLoss::Fail, buddy: false },
+        recovery: RecoverySpec { on_loss: OnLoss::Fail, buddy: false, rebalance: false },
         priority: 0,
     }
 }
@@ -195,6 +196,7 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
             if words.contains(&"wait") {
                 spec.recovery.on_loss = OnLoss::Wait;
             }
+            spec.recovery.rebalance = words.contains(&"rebalance");
             if words.contains(&"shrink") {
                 spec.recovery.on_loss = OnLoss::Shrink;
             }

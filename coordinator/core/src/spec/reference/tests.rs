@@ -78,7 +78,11 @@ fn whole() -> RawJob {
             zero: Some(ZeroStage(0)),
         }),
         checkpoint: Some(RawCheckpoint { every: Some(0), keep: Some(0) }),
-        recovery: Some(RawRecovery { on_loss: Some(OnLoss::Wait), buddy: Some(false) }),
+        recovery: Some(RawRecovery {
+            on_loss: Some(OnLoss::Wait),
+            buddy: Some(false),
+            rebalance: Some(false),
+        }),
         priority: Some(0),
     }
 }
@@ -258,7 +262,7 @@ fn a_stated_default_is_what_a_job_gets() {
             "{pipeline: 1, tensor: 1, data: 1, schedule: 1f1b, sequence_parallel: false, zero: 0}",
         ),
         ("checkpoint", &[], "{every: 0, keep: 2}"),
-        ("recovery", &[], "{on_loss: wait, buddy: false}"),
+        ("recovery", &[], "{on_loss: wait, buddy: false, rebalance: false}"),
         ("data.text", &[("data", "{synthetic: {tokens: 999}}")], "null"),
         ("data.synthetic", &[], "null"),
         ("data.held_out", &[("data", "{synthetic: {tokens: 999}}")], "null"),

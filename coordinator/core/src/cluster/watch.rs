@@ -1,0 +1,120 @@
+//! A run as people are told of it: who is slow, who waits for whom, and who holds up all others.
+
+use coxswain_types::ids::WorkerId;
+use coxswain_types::status::{Pace, Phase};
+
+use super::event::{Notice, Weight};
+use super::hang::{self, Look};
+use super::happening::NoteKind;
+use super::notice;
+use super::pace::Finding;
+use super::run::{Run, Seat};
+use crate::plan::KEEPS_UP;
+
+/// Between two looks for a hang, which go over all ranks, while each rank's heartbeat may ask for one.
+const HANG_LOOK_MS: u64 = 250;
+
+/// The most that a rank can be slow by, in quarters: one that is slower has the least work as it is.
+const MAX_QUARTERS: f64 = 400.0;
+
+/// A rank that waited for less than this when a run was interrupted explains nothing.
+const TELLING_MS: u64 = 1000;
+
+impl Run {
+    /// Takes in how long a step took a rank.
+    pub(super) fn pace(&mut self, rank: usize, pace: Option<&Pace>) -> Vec<Finding> {
+        pace.map_or(Vec::new(), |pace| self.paces.note(rank, pace))
+    }
+
+    /// What is said of ranks that are slow now.
+    pub(super) fn stragglers(&self) -> Vec<String> {
+        let slow = |rank| self.paces.slow(rank).map(|factor| self.slow(rank, factor));
+        (0..self.seats.len()).filter_map(slow).collect()
+    }
+
+    /// Of whom a finding is, and in how many percent of its peers' time it does the same, in steps that differ.
+    pub(super) fn slow_percent(&self, finding: Finding) -> (WorkerId, u32) {
+        let (rank, quarters) = match finding {
+            Finding::Slow(rank, factor) => (rank, (4.0 * factor).round().min(MAX_QUARTERS)),
+            Finding::Recovered(rank) => (rank, 4.0),
+        };
+        (self.seats[rank].info.id.clone(), quarters as u32 * KEEPS_UP / 4)
+    }
+
+    /// How a rank keeps up, for people.
+    pub(super) fn told_of(&self, rank: usize) -> String {
+        match self.paces.slow(rank) {
+            Some(factor) => self.slow(rank, factor),
+            None => format!("{} keeps up with its peers again", self.describe(rank)),
+        }
+    }
+
+    /// How people are told of a finding.
+    pub(super) fn told(&self, finding: Finding) -> (NoteKind, Notice) {
+        let about = |weight, rank: usize, text| {
+            notice(weight, text).about_run(&self.job, self.generation).about_worker(&self.seats[rank].info.id)
+        };
+        match finding {
+            Finding::Slow(rank, factor) => {
+                (NoteKind::Straggler, about(Weight::Warning, rank, self.slow(rank, factor)))
+            }
+            Finding::Recovered(rank) => (NoteKind::Recovered, about(Weight::Info, rank, self.told_of(rank))),
+        }
+    }
+
+    pub(super) fn slow(&self, rank: usize, factor: f64) -> String {
+        format!("{} is a straggler: it computes {factor:.1} times as long as its peers", self.describe(rank))
+    }
+
+    /// Its ranks as they were heard of.
+    pub(super) fn looks(&self, now_ms: u64) -> Vec<Look<'_>> {
+        let look = |seat| {
+            let Seat { info, stage, heard_ms, activity, .. }: &Seat = seat;
+            Look {
+                name: format!("worker {} (stage {stage})", info.id),
+                activity: activity.as_ref().map(|(activity, _)| activity),
+                age_ms: activity.as_ref().map_or(0, |(_, at_ms)| now_ms.saturating_sub(*at_ms)),
+                silent_ms: now_ms.saturating_sub(*heard_ms),
+            }
+        };
+        self.seats.iter().map(look).collect()
+    }
+
+    /// How long the rank has waited that waits the longest, and for whom.
+    pub(super) fn longest_wait(&self, now_ms: u64) -> Option<(u64, Option<String>)> {
+        let looks = self.looks(now_ms);
+        let (rank, for_ms) = hang::longest(&looks)?;
+        Some((for_ms, hang::chain(&looks, rank)))
+    }
+
+    pub(super) fn with_wait(&self, now_ms: u64, cause: String) -> String {
+        match self.longest_wait(now_ms) {
+            Some((for_ms, Some(chain))) if for_ms >= TELLING_MS => format!("{cause} ({chain})"),
+            _ => cause,
+        }
+    }
+
+    /// Who holds up the run, the first time that a rank waits for too long in a step.
+    pub(super) fn hang(&mut self, now_ms: u64) -> Option<String> {
+        if self.hang_told == Some(self.acknowledged) || now_ms < self.hang_looked_ms + HANG_LOOK_MS {
+            return None;
+        }
+        self.hang_looked_ms = now_ms;
+        if !self.seats.iter().all(|seat| seat.phase == Some(Phase::Running)) {
+            return None;
+        }
+        let (for_ms, chain) = self.longest_wait(now_ms)?;
+        let mut steps: Vec<_> = self.step_seconds.iter().copied().collect();
+        steps.sort_by(f64::total_cmp);
+        if for_ms < hang::patience_ms(steps.get(steps.len() / 2).copied()) {
+            return None;
+        }
+        self.hang_told = Some(self.acknowledged);
+        chain
+    }
+
+    pub(super) fn describe(&self, rank: usize) -> String {
+        let Seat { info, stage, .. } = &self.seats[rank];
+        format!("worker {} (rank {rank}, stage {stage}, pid {} on {})", info.id, info.pid, info.host)
+    }
+}

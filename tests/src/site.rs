@@ -1,0 +1,136 @@
+//! A coordinator and workers that nobody but the test starts, stops or starts again.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::process::signal;
+use crate::{Folder, Run, programs, wait_until};
+
+/// A loaded machine may take this long for what takes a second.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// A coordinator, its workers and their logs; all are killed at the end.
+#[derive(Debug)]
+pub struct Site<'a> {
+    folder: &'a Folder,
+    address: String,
+    coordinator: Child,
+    workers: Vec<Child>,
+}
+
+impl Drop for Site<'_> {
+    fn drop(&mut self) {
+        for process in self.workers.iter_mut().chain([&mut self.coordinator]) {
+            // An error means that it has ended.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+fn start(program: &str, log: PathBuf, args: &[&str]) -> Result<Child> {
+    let log = std::fs::File::options().append(true).create(true).open(log).context("a log")?;
+    let mut command = Command::new(programs(program)?);
+    command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.spawn().with_context(|| format!("starting {program}"))
+}
+
+impl<'a> Site<'a> {
+    /// Starts it, with workers `w0`, `w1` and so on.
+    ///
+    /// # Errors
+    /// Where a program does not start.
+    pub fn new(folder: &'a Folder, workers: usize) -> Result<Site<'a>> {
+        // A port that is free now, and that a coordinator can take again and again.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        let coordinator = Site::serve(folder, &address)?;
+        let mut site = Site { folder, address, coordinator, workers: Vec::new() };
+        (0..workers).try_for_each(|_| site.join())?;
+        Ok(site)
+    }
+
+    /// Starts one more worker.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn join(&mut self) -> Result<()> {
+        let (name, url) = (format!("w{}", self.workers.len()), self.url());
+        let log = self.folder.path().join(format!("{name}.log"));
+        self.workers.push(start("coxswain-worker", log, &["--coordinator", &url, "--name", &name])?);
+        Ok(())
+    }
+
+    /// The process of a worker.
+    pub fn worker(&self, index: usize) -> u32 {
+        self.workers[index].id()
+    }
+
+    /// What a worker has logged.
+    ///
+    /// # Errors
+    /// Where there is no such worker.
+    pub fn log(&self, index: usize) -> Result<String> {
+        let path = self.folder.path().join(format!("w{index}.log"));
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// What the coordinator has logged.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("serve.log")).unwrap_or_default()
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn serve(folder: &Folder, address: &str) -> Result<Child> {
+        let data = folder.path().join("coordinator").to_string_lossy().into_owned();
+        let log = folder.path().join("serve.log");
+        start("coxswain", log, &["serve", "--listen", address, "--data-dir", &data])
+    }
+
+    /// Kills the coordinator; after `away` it is started again.
+    ///
+    /// # Errors
+    /// Where it cannot be killed or started.
+    pub fn kill_coordinator(&mut self, away: Duration) -> Result<()> {
+        signal(self.coordinator.id(), "KILL")?;
+        self.coordinator.wait().context("reaping the coordinator")?;
+        std::thread::sleep(away);
+        self.coordinator = Site::serve(self.folder, &self.address)?;
+        Ok(())
+    }
+
+    /// Submits the folder's job with these changes, once the coordinator answers, to run where `run` reads.
+    ///
+    /// # Errors
+    /// Where it does not answer, or refuses.
+    pub fn submit(&self, run: &Run, sets: &[&str]) -> Result<()> {
+        let (job, out) =
+            (self.folder.job().to_string_lossy().into_owned(), run.out().to_string_lossy().into_owned());
+        let mut submit = vec!["submit", &job, "--directory", &out];
+        submit.extend(sets.iter().flat_map(|set| ["--set", set]));
+        wait_until("a coordinator", SOON, || self.coxswain(&submit).is_ok_and(|(done, _)| done))?;
+        Ok(())
+    }
+
+    /// Whether a command of `coxswain` went well, and what it printed.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn coxswain(&self, args: &[&str]) -> Result<(bool, String)> {
+        let mut command = Command::new(programs("coxswain")?);
+        let output = command.args(args).args(["--coordinator", &self.url()]).output()?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    /// Whether the job is done: its last checkpoint can be read then, and not yet when a worker says that it is.
+    pub fn done(&self) -> bool {
+        self.coxswain(&["explain", "tiny-1"]).is_ok_and(|(_, said)| said.contains("tiny-1 is done"))
+    }
+}
