@@ -1,6 +1,8 @@
 //! Incidents: what goes wrong at times of its own. Each is drawn from the seed and its number alone, so
 //! that leaving one out changes no other.
 
+use coxswain_types::WorkerId;
+
 use crate::faults::Family;
 use crate::random::{Random, digest};
 use crate::swarm::stream;
@@ -133,7 +135,9 @@ impl World {
             }
             Family::Slow => {
                 self.tell(|| format!("worker {name} is slow for a while"));
-                self.processes[process].slow_until_us = until_us;
+                // Longer than what else goes wrong: work is divided anew only after a while.
+                self.processes[process].slow_until_us = until_us + 3 * (until_us - self.now_us);
+                self.judge.slow.insert(WorkerId(format!("w{slot}")));
             }
             Family::Zombie => {
                 self.tell(|| format!("a second process takes the name of worker {name}"));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Step};
-use coxswain_types::status::{Fault, Phase, Saved, StepReport};
+use coxswain_types::status::{Fault, Pace, Phase, Saved, StepReport};
 
 use crate::faults::Family;
 use crate::memory::{Held, Roster, Start, decide, roster};
@@ -79,8 +79,21 @@ pub(crate) struct Engine {
     rosters: BTreeMap<u32, Roster>,
     votes: BTreeMap<u64, BTreeMap<u32, Vote>>,
     run_to: u64,
+    /// How long it computed its part of the step at hand.
+    busy_us: u64,
     /// It has taken its last step.
     done: bool,
+}
+
+/// How much of a step's work a rank has, where an even share is 100.
+fn share_percent(assignment: &Assignment) -> u64 {
+    let (train, layout) = (&assignment.spec.train, &assignment.spec.layout);
+    let runs = assignment.owned_runs.start as usize..assignment.owned_runs.end as usize;
+    let micro_batches: u32 = assignment.runs[runs].iter().map(|run| run.end - run.start).sum();
+    let layers: u32 = assignment.stages.iter().map(|stage| stage.layers.end - stage.layers.start).sum();
+    let all = u64::from(train.micro_batches) * u64::from(assignment.spec.model.layers);
+    let ranks = u64::from(layout.data) * u64::from(layout.pipeline);
+    (100 * u64::from(micro_batches) * u64::from(layers) * ranks).div_ceil(all.max(1))
 }
 
 impl Engine {
@@ -109,6 +122,7 @@ impl World {
             rosters: BTreeMap::new(),
             votes: BTreeMap::new(),
             run_to: assignment.spec.train.steps,
+            busy_us: 0,
             done: false,
         });
         self.processes[process].assignment = Some(Arc::new(assignment));
@@ -116,11 +130,13 @@ impl World {
         self.later(process, soon_us, Work::Meet);
     }
 
-    fn later(&mut self, process: usize, while_us: u64, work: Work) {
+    /// Returns how long it takes this process.
+    fn later(&mut self, process: usize, while_us: u64, work: Work) -> u64 {
         let me = &self.processes[process];
         let slow = if self.now_us < me.slow_until_us && !self.healed { 5 } else { 1 };
         let (stint, while_us) = (me.stint, me.lasts(while_us) * slow);
         self.after(while_us, Happening::Work { process, stint, work });
+        while_us
     }
 
     pub(crate) fn work(&mut self, process: usize, stint: u32, work: Work) {
@@ -163,7 +179,10 @@ impl World {
             }
         }
         let peers = self.coordinator.met(&assignment.job, assignment.generation, assignment.world);
-        let Some(peers) = peers else { return self.later(process, LOOK_US, Work::Meet) };
+        let Some(peers) = peers else {
+            self.later(process, LOOK_US, Work::Meet);
+            return;
+        };
         let gone = |peer: &usize| {
             let engine = self.processes[*peer].engine.as_ref();
             engine.is_none_or(|engine| engine.generation != assignment.generation)
@@ -252,7 +271,8 @@ impl World {
         if due && engine.saved < step {
             engine.saved = step;
             let takes_us = self.chance.workers.between(1000, 120_000);
-            return self.later(process, takes_us, Work::Save);
+            self.later(process, takes_us, Work::Save);
+            return;
         }
         self.next(process);
     }
@@ -266,9 +286,12 @@ impl World {
             self.processes[process].status.phase = Phase::Done;
             return self.say(process);
         }
-        let step_us = self.step_us(&assignment.directory);
+        let step_us = self.step_us(&assignment.directory) * share_percent(&assignment) / 100;
         let takes_us = step_us * self.chance.workers.between(90, 110) / 100;
-        self.later(process, takes_us, Work::Compute);
+        let busy_us = self.later(process, takes_us, Work::Compute);
+        if let Some(engine) = &mut self.processes[process].engine {
+            engine.busy_us = busy_us;
+        }
     }
 
     fn computed(&mut self, process: usize) {
@@ -332,6 +355,7 @@ impl World {
         let report = report(step, closing.state);
         held.close(closing.state, report.clone());
         me.status.step = Step(step);
+        me.status.pace = Some(Pace { step: Step(step), busy_us: engine.busy_us });
         if assignment.rank.0 == 0 {
             me.status.reports.push(report);
         }

@@ -73,14 +73,12 @@ impl Cluster {
     /// When a job may shrink, grow or be divided anew, if nothing happens before.
     pub(super) fn queue_deadlines_ms(&self) -> impl Iterator<Item = u64> {
         let shrinks = self.jobs.iter().filter(|job| job.state == JobState::Gathering);
-        let improves = (0..self.jobs.len()).filter_map(|index| {
+        let improves = (0..self.jobs.len()).flat_map(|index| {
             let job = &self.jobs[index];
-            let before = match (job.is_shrunk(), self.is_unbalanced(index)) {
-                (true, _) => 0,
-                (false, true) => job.reliefs,
-                (false, false) => return None,
-            };
-            self.runs.iter().find(|run| run.generation == job.generation).map(|run| run.improves_ms(before))
+            let run = self.runs.iter().find(|run| run.generation == job.generation);
+            let grows = run.filter(|_| job.is_shrunk()).map(|run| run.improves_ms(0));
+            let relieves = run.filter(|_| self.is_unbalanced(index)).map(|run| run.improves_ms(job.reliefs));
+            grows.into_iter().chain(relieves)
         });
         shrinks.filter_map(|job| job.shrinks_ms()).chain(improves)
     }

@@ -21,6 +21,7 @@ impl World {
                     steps: spec.train.steps,
                     keep: spec.checkpoint.keep,
                     on_loss: spec.recovery.on_loss,
+                    rebalance: spec.recovery.rebalance,
                     running: None,
                     ended: None,
                     published: Step(0),
@@ -217,7 +218,9 @@ impl World {
             return Some(("S9", format!("generation {generation} of {job} shall stop twice")));
         }
         let out = |rank: &FormedRank| self.judge.wants_out(&rank.worker, rank.incarnation);
-        let cause = running.shrunk || running.ranks.iter().any(out);
+        let slow = |rank: &FormedRank| self.judge.slow.contains(&rank.worker);
+        let unbalanced = self.judge.jobs.get(job)?.rebalance && running.ranks.iter().any(slow);
+        let cause = running.shrunk || unbalanced || running.ranks.iter().any(out);
         (!cause).then(|| ("L4", format!("{job} shall stop for nothing: {reason}")))
     }
 

@@ -62,6 +62,8 @@ pub(crate) struct Judge {
     pub(crate) drained: BTreeMap<WorkerId, u64>,
     /// The process of each name that said of itself that it leaves.
     leaving: BTreeMap<WorkerId, u64>,
+    /// Names whose processes have been slow.
+    pub(crate) slow: BTreeSet<WorkerId>,
     /// The processes that are members.
     members: BTreeMap<WorkerId, u64>,
     /// The newest generation that each process was sent wishes of.
@@ -83,6 +85,7 @@ pub(crate) struct JobRecord {
     pub(crate) steps: u64,
     keep: u32,
     on_loss: OnLoss,
+    rebalance: bool,
     pub(crate) running: Option<Running>,
     pub(crate) ended: Option<Ending>,
     /// The newest checkpoint that was published.
