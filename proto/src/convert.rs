@@ -97,6 +97,7 @@ fn fault_to_wire(phase: &status::Phase) -> wire::Fault {
         status::Phase::Failed { fault: status::Fault::Own, .. } => wire::Fault::Own,
         status::Phase::Failed { fault: status::Fault::Peer, .. } => wire::Fault::Peer,
         status::Phase::Failed { fault: status::Fault::Leaving, .. } => wire::Fault::Leaving,
+        status::Phase::Failed { fault: status::Fault::Device, .. } => wire::Fault::Device,
         _ => wire::Fault::Unspecified,
     }
 }
@@ -106,6 +107,7 @@ fn fault_from_wire(fault: i32) -> Result<status::Fault, WireError> {
         Ok(wire::Fault::Own | wire::Fault::Unspecified) => Ok(status::Fault::Own),
         Ok(wire::Fault::Peer) => Ok(status::Fault::Peer),
         Ok(wire::Fault::Leaving) => Ok(status::Fault::Leaving),
+        Ok(wire::Fault::Device) => Ok(status::Fault::Device),
         Err(_) => Err(WireError::Unknown { field: "WorkerStatus.fault", found: fault }),
     }
 }

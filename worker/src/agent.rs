@@ -188,6 +188,10 @@ impl Agent {
                 tracing::info!("leaving: nothing is left to do");
                 return Ok(Conversation::Over);
             }
+            if let Some(message) = self.broke() {
+                self.say_last(&outbox).await;
+                bail!("{message}; this process ends, since its device or its memory may be broken");
+            }
             // A full outbox is fine: the next message has all that this one would have said.
             outbox.try_send(self.message()).ok();
         }
@@ -358,11 +362,24 @@ impl Agent {
         if self.assignment.is_some() {
             self.shared.lock().status.phase =
                 Phase::Failed { message: why.to_owned(), fault: Fault::Leaving };
-            outbox.send(self.message()).await.ok();
-            // The stream is flushed by its own task; closing it at once would cut the message off.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            self.say_last(outbox).await;
         }
         Ok(Conversation::Over)
+    }
+
+    /// Says how this worker is before its process ends.
+    async fn say_last(&self, outbox: &mpsc::Sender<wire::WorkerStatus>) {
+        outbox.send(self.message()).await.ok();
+        // The stream is flushed by its own task; closing it at once would cut the message off.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+
+    /// What libtorch failed with, if it did.
+    fn broke(&self) -> Option<String> {
+        match &self.shared.lock().status.phase {
+            Phase::Failed { message, fault: Fault::Device } => Some(message.clone()),
+            _ => None,
+        }
     }
 }
 

@@ -90,8 +90,8 @@ fn work(order: Order, remains: &mut Option<State>) {
         threads = assignment.threads,
         "joining from {address}"
     );
-    // libtorch's operators panic in tch where memory runs out; that ends this rank with a message, not the
-    // process without one.
+    // libtorch's operators panic in tch where memory runs out or a device fails; that ends this rank with a
+    // message, and the process after it was said.
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let mut engine = Engine::build(assignment, store, &address, &runtime, &shared, remains)?;
         let result = engine.run(&shared);
@@ -103,7 +103,7 @@ fn work(order: Order, remains: &mut Option<State>) {
         Ok(Err(error)) => Phase::Failed { message: error.to_string(), fault: fault(&error, &shared) },
         Err(panic) => {
             *remains = None;
-            Phase::Failed { message: panic_text(panic.as_ref()), fault: Fault::Own }
+            Phase::Failed { message: panic_text(panic.as_ref()), fault: Fault::Device }
         }
     };
     let step = shared.lock().status.step.0;
@@ -124,10 +124,16 @@ fn work(order: Order, remains: &mut Option<State>) {
     });
 }
 
-/// A rank whose exchange failed has most likely lost a peer; all else is its own fault.
+/// A rank whose exchange failed has most likely lost a peer, and one where libtorch fails otherwise, its device;
+/// all else is its own fault.
 fn fault(error: &EngineError, shared: &Shared) -> Fault {
     let broken = shared.lock().links.as_ref().is_some_and(Links::is_broken);
-    if broken || matches!(error, EngineError::Joining { .. }) { Fault::Peer } else { Fault::Own }
+    match error {
+        _ if broken => Fault::Peer,
+        EngineError::Joining { .. } => Fault::Peer,
+        EngineError::Torch { .. } => Fault::Device,
+        _ => Fault::Own,
+    }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -9,7 +9,7 @@ use crate::swarm::stream;
 use crate::world::{Happening, World};
 
 /// The families that incidents are of.
-const INCIDENTS: [Family; 16] = [
+const INCIDENTS: [Family; 17] = [
     Family::Kill,
     Family::Vanish,
     Family::Terminate,
@@ -26,6 +26,7 @@ const INCIDENTS: [Family; 16] = [
     Family::DiskFull,
     Family::Torn,
     Family::Drain,
+    Family::Break,
 ];
 
 /// How many workers a clog holds up, at most.
@@ -144,6 +145,7 @@ impl World {
                 self.spawn(slot);
             }
             Family::Drain => return self.drain(process),
+            Family::Break => return self.breaks(process),
             Family::Cut => self.cut(slot, until_us, random.below(3)),
             Family::PeerCut | Family::PeerReset => {
                 let other = random.below(self.slots.len() as u64) as usize;

@@ -12,6 +12,7 @@ use crate::faults::Family;
 use crate::memory::{Held, Roster, Start, decide, roster};
 use crate::random::digest;
 use crate::truth;
+use crate::worker::GOODBYE_US;
 use crate::world::{Happening, SECOND_US, World};
 
 /// Between two looks for the other ranks in the rendezvous.
@@ -450,6 +451,18 @@ impl World {
             me.status.phase = Phase::Failed { message, fault };
         }
         self.say(process);
+    }
+
+    /// The device of a process that is at work fails: it says so, hears nothing any more, and ends.
+    pub(crate) fn breaks(&mut self, process: usize) -> bool {
+        let me = &self.processes[process];
+        if me.engine.as_ref().is_none_or(|engine| engine.held.is_none()) || self.now_us < me.paused_until_us {
+            return false;
+        }
+        self.fail(process, "the device does not answer".to_owned(), Fault::Device);
+        self.processes[process].paused_until_us = self.now_us + GOODBYE_US;
+        self.after(GOODBYE_US, Happening::End { process });
+        true
     }
 
     fn step_us(&self, directory: &str) -> u64 {

@@ -59,11 +59,13 @@ pub enum Family {
     Stuck,
     /// A user drains a worker.
     Drain,
+    /// The device of a worker that is at work fails, and its process ends.
+    Break,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Family; 28] = [
+    pub const ALL: [Family; 29] = [
         Family::Kill,
         Family::Vanish,
         Family::Terminate,
@@ -92,6 +94,7 @@ impl Family {
         Family::Cancel,
         Family::Stuck,
         Family::Drain,
+        Family::Break,
     ];
 
     /// What it is called on the command line.

@@ -18,8 +18,8 @@ const BEAT_US: u64 = SECOND_US;
 const RETRY_US: u64 = SECOND_US / 2;
 /// How long a worker that was never taken in looks for its coordinator.
 const PATIENCE_US: u64 = 60 * SECOND_US;
-/// How long a process that was asked to stop takes to say so.
-const GOODBYE_US: u64 = SECOND_US / 10;
+/// How long a process that ends takes to say why.
+pub(crate) const GOODBYE_US: u64 = SECOND_US / 10;
 /// How long an engine that does not end is waited for.
 const ENGINE_END_US: u64 = 3 * SECOND_US;
 /// Checkpoints that may wait to be told.

@@ -73,6 +73,8 @@ pub enum Fault {
     Peer,
     /// Nobody's: it was asked to stop, and leaves.
     Leaving,
+    /// Its device's or its memory's: libtorch failed. The process ends, since neither can be trusted any more.
+    Device,
 }
 
 /// What a worker says of itself.

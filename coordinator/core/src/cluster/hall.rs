@@ -63,7 +63,7 @@ impl<'a> Hall<'a> {
 
     /// As many workers as the job's layout needs that compute alike, in the order in which they take ranks,
     /// or why there are none. Those that the job had go first, for they hold what it can go on from, and
-    /// those that another job had go last; behind them those that are known to be slow, where the job wants that.
+    /// those that another job had go last; behind them those that are known to be slow, where the job wants that, and those that broke.
     pub(super) fn choose(&self, index: usize) -> Result<(Vec<WorkerInfo>, Fit), String> {
         let job = &self.cluster.jobs[index];
         let spec = &job.submission.spec;
@@ -86,7 +86,8 @@ impl<'a> Hall<'a> {
                 let mut group = group.clone();
                 let slow = job.slow_for_plans();
                 let wanted = |info: &WorkerInfo| {
-                    (slow.get(&info.id).copied(), !job.had(&info.id), self.had.contains_key(&info.id))
+                    let distrusted = (job.broke.contains(&info.id), slow.get(&info.id).copied());
+                    (distrusted, !job.had(&info.id), self.had.contains_key(&info.id))
                 };
                 group.sort_by_key(|info| (wanted(info), natural(&info.host), natural(&info.id.0)));
                 group.truncate(fit.layout.world() as usize);

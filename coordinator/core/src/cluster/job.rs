@@ -1,6 +1,6 @@
 //! A job as the coordinator knows it, and how far it has come.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Generation, Step, WorkerId};
@@ -50,6 +50,8 @@ pub(super) struct Job {
     pub(super) committed: Option<Publish>,
     /// Interruptions since the last new step.
     pub(super) setbacks: u32,
+    /// Workers whose device broke and that have not worked for it since.
+    pub(super) broke: BTreeSet<WorkerId>,
     /// Workers that are slow, in percent of their peers' time: as ranks told, and after a restart as far as work was
     /// divided by it.
     pub(super) slow: BTreeMap<WorkerId, u32>,
@@ -79,6 +81,7 @@ impl Job {
             wish: (0, None),
             committed: None,
             setbacks: 0,
+            broke: BTreeSet::new(),
             slow: BTreeMap::new(),
             reliefs: 0,
             taken: BTreeMap::new(),
@@ -143,6 +146,12 @@ impl Job {
         Fit { layout: self.layout.unwrap_or(spec.layout), reason: String::new() }.spec(spec)
     }
 
+    /// Whether a step of it was ever taken, as far as is remembered, or it was interrupted before: then a device that
+    /// fails is no sign that every other would.
+    pub(super) fn has_worked(&self) -> bool {
+        self.step > Step(0) || !self.taken.is_empty() || self.interruption.is_some()
+    }
+
     /// A worker of the job is this slow now.
     pub(super) fn found(&mut self, worker: WorkerId, slow_percent: u32) {
         if slow_percent > KEEPS_UP {
@@ -165,7 +174,11 @@ impl Job {
             self.taken.pop_first();
         }
         match before {
-            None => self.setbacks = 0,
+            None => {
+                self.setbacks = 0;
+                let formed = &self.formed;
+                self.broke.retain(|worker| !formed.iter().any(|rank| rank.worker == *worker));
+            }
             // What is not finite has many forms.
             Some(before) if before == bits || !report.loss.is_finite() => {}
             Some((loss, norm)) => {

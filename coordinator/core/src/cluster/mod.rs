@@ -45,7 +45,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 
-use coxswain_types::ids::{Generation, WorkerId};
+use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Fault, Phase, WorkerStatus};
 
 pub use compact::compact;
@@ -254,6 +254,17 @@ impl Cluster {
             let (job, cause) = (run.job.clone(), format!("{} leaves: {message}", run.describe(rank)));
             return self.interrupt(&job, cause, out);
         }
+        if let Phase::Failed { message, fault: Fault::Device } = &status.phase {
+            let (id, cause) = (run.job.clone(), format!("{} broke: {message}", run.describe(rank)));
+            // Where it never worked, another device would most likely fail as well.
+            let took_steps = status.step > Step(0);
+            let job = self.jobs.iter_mut().find(|job| job.id() == id);
+            if let Some(job) = job.filter(|job| took_steps || job.has_worked()) {
+                job.broke.insert(worker.clone());
+                return self.interrupt(&id, cause, out);
+            }
+        }
+        let Some(run) = self.runs.iter_mut().find(|run| run.rank_of(worker).is_some()) else { return };
         let reports = run.observe(now_ms, rank, status);
         let found = run.pace(rank, status.pace.as_ref());
         let slow: Vec<_> = found.iter().map(|finding| run.slow_percent(*finding)).collect();

@@ -65,6 +65,7 @@ impl World {
             Some(_) => self.judge.leaving.insert(info.id.clone(), info.incarnation),
             None => self.judge.leaving.remove(&info.id),
         };
+        let newest = self.judge.newest_of(&info.id);
         let Some(running) = self.judge.running_of(&info.id) else { return };
         let seat = running.ranks.iter().find(|rank| rank.worker == info.id);
         let other = seat.is_some_and(|seat| seat.incarnation != info.incarnation);
@@ -72,7 +73,8 @@ impl World {
         let forgot = running.life != life && status.phase == Phase::Idle;
         match &status.phase {
             Phase::Failed { fault, .. } if of_generation => {
-                running.own |= *fault == Fault::Own;
+                // Where a device never worked, another is not tried.
+                running.own |= *fault == Fault::Own || (*fault == Fault::Device && newest == Some(0));
                 running.complain(now_ms);
             }
             _ if other || forgot => running.complain(now_ms),

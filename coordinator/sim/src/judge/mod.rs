@@ -161,6 +161,15 @@ impl Judge {
         self.known.get(worker).is_some_and(|known| *known > incarnation)
     }
 
+    /// The newest step that was told of the job that has this worker.
+    fn newest_of(&self, worker: &WorkerId) -> Option<u64> {
+        let has = |record: &&JobRecord| {
+            let running = record.running.as_ref();
+            running.is_some_and(|running| running.ranks.iter().any(|rank| rank.worker == *worker))
+        };
+        self.jobs.values().find(has).map(|record| record.newest)
+    }
+
     /// The generation at work that has this worker.
     fn running_of(&mut self, worker: &WorkerId) -> Option<&mut Running> {
         let running = self.jobs.values_mut().filter_map(|record| record.running.as_mut());

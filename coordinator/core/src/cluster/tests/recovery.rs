@@ -337,3 +337,89 @@ fn wishes_of_a_later_coordinator_are_above_those_of_an_earlier_one() {
         journal.extend(entries);
     }
 }
+
+#[test]
+fn a_broken_device_is_fenced_and_its_worker_taken_last() {
+    let mut cluster = Cluster::default();
+    tell_to(
+        &mut cluster,
+        "0 submit demo wait pp=2 steps=9
+         0 prepared demo-1
+         0 w0 idle
+         0 w1 idle
+         100 w0 g1 running step=1 reports=1..1
+         100 w1 g1 running step=1
+         200 w2 idle",
+    );
+    let print = tell_to(
+        &mut cluster,
+        "300 w0 g1 cut-off: a peer closed its connection
+         310 w1 g1 broken: CUDA error: an illegal memory access was encountered
+         320 lost w1 its connection closed
+         330 w0 idle
+         340 w1' idle
+         350 prepared demo-1
+         400 w0 g2 running step=1
+         400 w2 g2 broken: CUDA error: an illegal memory access was encountered
+         410 w0 idle
+         410 lost w2 its connection closed
+         420 prepared demo-1
+         500 w0 g3 running step=2 reports=2..2
+         500 w1' g3 running step=2",
+    )
+    .0;
+    expect![[r#"
+        300 w0 g1 cut-off: a peer closed its connection
+        310 w1 g1 broken: CUDA error: an illegal memory access was encountered
+            record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) broke: CUDA error: an illegal memory access was encountered
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) broke: CUDA error: an illegal memory access was encountered; workers are gathered to go on
+            prepare demo-1
+            wake w0
+            wake w1
+        320 lost w1 its connection closed
+            record noted gone
+            info: worker w1 is gone: its connection closed
+        330 w0 idle
+        340 w1' idle
+            record noted joined
+            info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
+        350 prepared demo-1
+            record formed demo-1 g2 [w0 w2] threads 1 from 0
+            info: runs from what its workers hold, or else from the start, on w0, w2 with 1 thread each (as before)
+            wake w0
+            wake w2
+        400 w0 g2 running step=1
+        400 w2 g2 broken: CUDA error: an illegal memory access was encountered
+            record interrupted demo-1 g2: worker w2 (rank 1, stage 1, pid 102 on alpha) broke: CUDA error: an illegal memory access was encountered
+            warn: worker w2 (rank 1, stage 1, pid 102 on alpha) broke: CUDA error: an illegal memory access was encountered; workers are gathered to go on
+            prepare demo-1
+            wake w0
+            wake w2
+        410 w0 idle
+        410 lost w2 its connection closed
+            record noted gone
+            info: worker w2 is gone: its connection closed
+        420 prepared demo-1
+            record formed demo-1 g3 [w0 w1] threads 1 from 0
+            info: runs from what its workers hold, or else from the start, on w0, w1 with 1 thread each (as before)
+            wake w0
+            wake w1
+        500 w0 g3 running step=2 reports=2..2
+            report demo-1 step 2
+            wake w0
+        500 w1' g3 running step=2
+    "#]].assert_eq(&print);
+}
+
+#[test]
+fn a_device_that_never_worked_ends_the_job() {
+    let print = tell(
+        "0 submit demo wait steps=9
+         0 prepared demo-1
+         0 w0 idle
+         100 w0 g1 broken: [enforce fail at alloc_cpu.cpp:119] can't allocate memory
+         1700 tick",
+    );
+    assert!(print.contains("failed: worker w0 (rank 0, stage 0, pid 100 on alpha) failed:"), "{print}");
+}

@@ -6,6 +6,7 @@
 //! 0 w0 idle serves=demo-*             0 w1 g1 running step=3 reports=2..3 saved=2 published=2
 //! 0 lost w1 its connection closed     0 w1 g1 failed: peer closed
 //! 0 cancel demo-1 enough              0 w1 g1 cut-off: no answer     0 w1 g1 leaving: SIGTERM
+//! 0 w1 g1 broken: CUDA error
 //! 0 drain w1 maintenance     0 w1 g1 running leaves=SIGTERM
 //! 0 w1 g1 running doing=1F3 for=900 waits=0 last=1F2     0 w1 g1 running step=3 busy=900     0 explain demo-1
 //! 0 tick     0 desired w0     0 jobs    0 submit demo wait steps=4 (waits when workers are lost)
@@ -140,11 +141,12 @@ fn status(cluster: &Cluster, name: &str, words: &[&str], line: &str) -> WorkerSt
         Some("preparing") => Phase::Preparing,
         Some("running") => Phase::Running,
         Some("done") => Phase::Done,
-        Some(word @ ("failed:" | "cut-off:" | "leaving:")) => Phase::Failed {
+        Some(word @ ("failed:" | "cut-off:" | "leaving:" | "broken:")) => Phase::Failed {
             message: line.split_once(": ").unwrap().1.to_owned(),
             fault: match word {
                 "failed:" => Fault::Own,
                 "leaving:" => Fault::Leaving,
+                "broken:" => Fault::Device,
                 _ => Fault::Peer,
             },
         },
