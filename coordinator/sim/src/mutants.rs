@@ -98,7 +98,7 @@ fn caught(root: &Path, tree: &Path, lane: &Path, patch: &Path) -> Result<Option<
     copy(&root.join("coordinator/core"), &tree.join("coordinator/core"))?;
     let patch = patch.canonicalize().context("the patch")?;
     let mut command = Command::new("patch");
-    command.current_dir(tree).args(["-p1", "--forward", "--batch", "--fuzz=2", "--reject-file=-"]);
+    command.current_dir(tree).args(["-p1", "--forward", "--batch", "--fuzz=0", "--reject-file=-"]);
     command.arg("--no-backup-if-mismatch").arg("-i").arg(&patch);
     expect(&mut command, "it does not apply")?;
     let target = lane.join("target");
