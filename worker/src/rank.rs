@@ -144,3 +144,30 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         .unwrap_or("no message");
     format!("the engine panicked: {}", text.lines().next().unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests {
+    use coxswain_native::TorchError;
+    use coxswain_types::ids::{Generation, WorkerId};
+    use coxswain_types::status::{WorkerInfo, WorkerStatus};
+
+    use super::*;
+
+    #[test]
+    fn what_libtorch_fails_with_is_its_device_and_what_a_file_fails_with_is_not() {
+        let info = WorkerInfo {
+            id: WorkerId("w".to_owned()),
+            incarnation: 1,
+            host: "h".to_owned(),
+            pid: 1,
+            cores: 1,
+            device: "cpu".to_owned(),
+            runtime: "r".to_owned(),
+            serves: None,
+        };
+        let shared = Shared::new(WorkerStatus::idle(info, Generation(1)));
+        let torch = EngineError::from(TorchError("CUDA error: device-side assert".to_owned()));
+        assert_eq!(fault(&torch, &shared), Fault::Device);
+        assert_eq!(fault(&EngineError::Other("the disk is full".to_owned()), &shared), Fault::Own);
+    }
+}
