@@ -1,6 +1,6 @@
 //! Rules of what the coordinator says and does.
 
-use coxswain_core::cluster::{Effect, Event, FormedRank, JobState, JobSummary};
+use coxswain_core::cluster::{Effect, Event, FormedRank, JobState, JobSummary, WorkerSummary};
 use coxswain_core::plan;
 use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Step, WorkerId};
@@ -164,6 +164,7 @@ impl World {
 
     /// All that follows from an event is done.
     pub(crate) fn judge_after(&mut self, now_ms: u64, event: &Event, effects: &[Effect]) {
+        self.judge_admission(event);
         let sampled = self.chance.checks.below(SAMPLED) == 0;
         if sampled || effects.iter().any(|effect| matches!(effect, Effect::Record(_))) {
             self.compare_with_journal();
@@ -174,6 +175,20 @@ impl World {
         }
         if self.chance.checks.below(SELDOM) == 0 {
             self.judge_replay();
+        }
+    }
+
+    /// A process is not taken in where a newer one of its name had a rank: the journal knows that one.
+    fn judge_admission(&mut self, event: &Event) {
+        let Event::Seen { status } = event else { return };
+        let info = &status.info;
+        if self.judge.formed.get(&info.id).is_none_or(|newest| *newest <= info.incarnation) {
+            return;
+        }
+        let here =
+            |worker: &WorkerSummary| worker.info.incarnation == info.incarnation && worker.info.id == info.id;
+        if self.coordinator.cluster.workers().iter().any(here) {
+            self.broken("S8", format!("an older process of {} is taken in", info.id));
         }
     }
 
