@@ -142,6 +142,10 @@ impl World {
             }
             Family::Zombie => {
                 self.tell(|| format!("a second process takes the name of worker {name}"));
+                if random.below(2) == 0 {
+                    // The first one hears of it late, from another coordinator perhaps.
+                    self.processes[process].paused_until_us = until_us + 4 * (until_us - self.now_us);
+                }
                 self.spawn(slot);
             }
             Family::Drain => return self.drain(process),
