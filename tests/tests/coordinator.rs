@@ -93,17 +93,25 @@ fn slow_down(pid: u32, stop: &AtomicBool) -> Result<()> {
 }
 
 #[test]
-fn a_straggler_is_relieved_with_the_same_bits() -> Result<()> {
+fn a_stage_that_is_slow_gets_fewer_layers_with_the_same_bits() -> Result<()> {
+    relieves((2, 1), &["layout.pipeline=2"])
+}
+
+#[test]
+fn a_data_rank_that_is_slow_gets_fewer_runs_with_the_same_bits() -> Result<()> {
+    relieves((1, 2), &["layout.data=2", "layout.zero=1"])
+}
+
+fn relieves((pipeline, data): (u32, u32), layout: &[&str]) -> Result<()> {
     const MANY: usize = 600;
     let folder = Folder::new()?;
     let steps = format!("train.steps={MANY}");
     let sparse = ["checkpoint.every=100", "train.evaluate_every=0", &steps];
     let calm = folder.run("calm").set("checkpoint.every=100").set("train.evaluate_every=0").set(&steps);
     let calm = calm.summary()?;
-    let run: Run = folder.run("lived").layout(2, 1, 1);
+    let run: Run = folder.run("lived").layout(pipeline, 1, data);
     let site = Site::new(&folder, 2)?;
-    let layout = ["layout.pipeline=2", "recovery.rebalance=true"];
-    site.submit(&run, &[layout.as_slice(), &sparse].concat())?;
+    site.submit(&run, &[layout, &sparse, &["recovery.rebalance=true"]].concat())?;
     let metrics = run.out().join("metrics.jsonl");
     wait_until("the first steps", SOON, || lines(&metrics) >= 3)?;
     let (stop, slow) = (AtomicBool::new(false), site.worker(0));

@@ -185,12 +185,12 @@ impl Links {
         self.now.doing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A rank that has to send something before this one can go on, if there is one now.
+    /// A rank without which this one cannot go on, if there is one now.
     pub fn waits_for(&self) -> Option<u32> {
         self.network.as_ref().and_then(Network::waits_for)
     }
 
-    /// How long this rank has waited for what others send, in microseconds.
+    /// How long this rank could not go on without its peers, in microseconds.
     pub fn waited_us(&self) -> u64 {
         self.network.as_ref().map_or(0, Network::waited_us)
     }

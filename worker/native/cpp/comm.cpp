@@ -13,6 +13,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <thread>
 
 namespace coxswain {
 
@@ -91,19 +92,23 @@ Tensor combine(const std::vector<Tensor>& parts, Op op) {
 struct Network {
   c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
   std::mutex mutex;
-  // What is waited for, and the peer that has to send it; -1 where this rank sends.
+  // The engine's thread. A send waits too, until its receiver is there; one that ends in a thread beside the
+  // engine's keeps nobody from computing.
+  const std::thread::id engine = std::this_thread::get_id();
+  // What is waited for, and the peer that the engine waits for; -1 where it does not.
   std::map<c10d::Work*, int> waiting;
   bool aborted = false;
   // How long a wait may take. Left to itself a wait takes the bound that the group was formed with.
   Milliseconds operation{0};
-  // How long was waited for what others send, in microseconds.
+  // How long the engine has waited for its peers, in microseconds.
   std::atomic<int64_t> waited_us{0};
 
   void wait(const WorkPtr& work, const char* doing, int peer, bool receiving) {
+    const bool engine_waits = receiving || std::this_thread::get_id() == engine;
     {
       std::lock_guard lock(mutex);
       if (aborted) throw std::runtime_error("the exchange was aborted");
-      waiting[work.get()] = receiving ? peer : -1;
+      waiting[work.get()] = engine_waits ? peer : -1;
     }
     const auto start = std::chrono::steady_clock::now();
     bool completed = false;
@@ -117,7 +122,7 @@ struct Network {
     } catch (...) {
       error = "an unknown C++ exception";
     }
-    if (receiving)
+    if (engine_waits)
       waited_us += std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start).count();
     std::lock_guard lock(mutex);
     waiting.erase(work.get());
@@ -132,7 +137,7 @@ struct Network {
     for (auto& [work, peer] : waiting) work->abort();
   }
 
-  // A rank that has to send before this one can go on, or -1.
+  // A rank that the engine waits for, or -1.
   int waits_for() {
     std::lock_guard lock(mutex);
     for (auto& [work, peer] : waiting)

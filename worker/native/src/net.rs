@@ -172,13 +172,13 @@ impl Network {
         self.0.broken.load(Ordering::Relaxed)
     }
 
-    /// A rank that has to send something before this one can go on, if there is one now.
+    /// A rank without which this one cannot go on, if there is one now.
     pub fn waits_for(&self) -> Option<u32> {
         // SAFETY: the network is alive, and the call takes its mutex.
         u32::try_from(unsafe { ffi::cx_network_waits_for(self.0.network) }).ok()
     }
 
-    /// How long this rank has waited for what others send, in microseconds.
+    /// How long this rank could not go on without its peers, in microseconds.
     pub fn waited_us(&self) -> u64 {
         // SAFETY: the network is alive, and what is read is atomic.
         u64::try_from(unsafe { ffi::cx_network_waited_us(self.0.network) }).unwrap_or(0)
