@@ -250,21 +250,23 @@ impl Cluster {
                 return;
             }
         }
-        if let Phase::Failed { message, fault: Fault::Leaving } = &status.phase {
-            let (job, cause) = (run.job.clone(), format!("{} leaves: {message}", run.describe(rank)));
-            return self.interrupt(&job, cause, out);
-        }
-        if let Phase::Failed { message, fault: Fault::Device } = &status.phase {
-            let (id, cause) = (run.job.clone(), format!("{} broke: {message}", run.describe(rank)));
+        let has_worked = || self.jobs.iter().any(|job| job.id() == run.job && job.has_worked());
+        let lost = match &status.phase {
+            Phase::Failed { message, fault: Fault::Leaving } => Some(("leaves", message)),
             // Where it never worked, another device would most likely fail as well.
-            let took_steps = status.step > Step(0);
-            let job = self.jobs.iter_mut().find(|job| job.id() == id);
-            if let Some(job) = job.filter(|job| took_steps || job.has_worked()) {
-                job.broke.insert(worker.clone());
-                return self.interrupt(&id, cause, out);
+            Phase::Failed { message, fault: Fault::Device } if status.step > Step(0) || has_worked() => {
+                Some(("broke", message))
             }
+            _ => None,
+        };
+        if let Some((how, message)) = lost {
+            let (id, cause) = (run.job.clone(), format!("{} {how}: {message}", run.describe(rank)));
+            let broke = matches!(status.phase, Phase::Failed { fault: Fault::Device, .. });
+            if let Some(job) = self.job_mut(&id).filter(|_| broke) {
+                job.broke.insert(worker.clone());
+            }
+            return self.interrupt(&id, cause, out);
         }
-        let Some(run) = self.runs.iter_mut().find(|run| run.rank_of(worker).is_some()) else { return };
         let reports = run.observe(now_ms, rank, status);
         let found = run.pace(rank, status.pace.as_ref());
         let slow: Vec<_> = found.iter().map(|finding| run.slow_percent(*finding)).collect();
