@@ -36,7 +36,8 @@ fn twice_the_load_evicts_nobody() -> Result<()> {
         stop.store(true, Ordering::Relaxed);
         steps
     })?;
-    let (_, events) = site.coxswain(&["events", "--job", "tiny-1"])?;
+    let (told, events) = site.coxswain(&["events", "--job", "tiny-1"])?;
+    ensure!(told && events.contains("\"formed\""), "no events are told:\n{events}");
     println!("{steps} steps in {time:?} beside {} bystanders on {cores} cores", 2 * cores);
     ensure!(steps > 0, "no step was taken");
     for sign in ["lost", "interrupted", "gone"] {

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use coxswain_native::attention::{BlockList, Options, ProbabilityDropout, Visible, attention};
-use coxswain_native::memory;
 use coxswain_native::ops;
 use coxswain_types::mask::{Blocks, Mask, layer_mask};
 use coxswain_types::model::Attention;
@@ -163,24 +162,4 @@ fn bits_depend_on_neither_threads_nor_other_heads() {
     let all = run(2, 0..4);
     assert_eq!(all, run(1, 0..4));
     assert_eq!(all, run(2, 2..4));
-}
-
-#[test]
-fn memory_of_a_window_is_linear_in_the_length() {
-    memory::install();
-    let peak = |t: u32| {
-        let ones = || Tensor::ones([1, t.into(), 2, 32], (Kind::Float, Device::Cpu));
-        let (q, k, v, dy) = (ones().set_requires_grad(true), ones(), ones(), ones());
-        let mask = layer_mask(Attention::Window { window: 256 }, false, 0, 1, t).unwrap();
-        let list = BlockList::new(&Blocks::of(&[mask], 0..2, 0..t, t)).unwrap();
-        let before = memory::current_bytes();
-        memory::reset_peak();
-        let visible = Visible::Blocks(&list);
-        let options = Options { visible, scale: SCALE, bias_hr: None, dropout: None };
-        let y = attention(&q, &k, &v, &options).unwrap();
-        drop(ops::grad(&y, &dy, &q).unwrap());
-        (memory::peak_bytes() - before) as f64
-    };
-    let (short, long) = (peak(1024), peak(4096));
-    assert!(long < 4.1 * short, "4 times the length took {} times the bytes", long / short);
 }

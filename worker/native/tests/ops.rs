@@ -1,7 +1,6 @@
 //! The shim's functions against plain float64 formulas, forward and backward.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use coxswain_native::memory;
 use coxswain_native::net::{Group, Op};
 use coxswain_native::ops::{self, AdamW, Gate, NormUse, Tape, Update};
 use tch::{Device, Kind, Tensor};
@@ -213,23 +212,6 @@ fn norms_and_adamw_do_not_depend_on_where_a_tensor_is_cut() {
     let whole = run(&[]);
     assert_eq!(run(&[64, 6400, 19_968]), whole, "cuts at multiples of 64");
     assert_ne!(run(&[7, 1003]), whole, "an odd cut shows: the comparison can fail");
-}
-
-#[test]
-fn attention_memory_grows_linearly_with_length() {
-    memory::install();
-    let peak = |t: i64| {
-        let q = randn(&[1, t, 4, 32]).set_requires_grad(true);
-        let (k, v, dy) = (randn(&[1, t, 4, 32]), randn(&[1, t, 4, 32]), randn(&[1, t, 4, 32]));
-        memory::reset_peak();
-        let before = memory::current_bytes();
-        let y = ops::attention(&q, &k, &v, true).unwrap();
-        drop(ops::grad(&y, &dy, &q).unwrap());
-        (memory::peak_bytes() - before) as f64
-    };
-    let (short, long) = (peak(1024), peak(8192));
-    assert!(long < 10.0 * short, "8 times the length took {} times the bytes", long / short);
-    assert!(long < 8192.0 * 8192.0 * 4.0, "a matrix of scores was held: {long} bytes");
 }
 
 #[test]
