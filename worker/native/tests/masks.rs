@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use coxswain_native::attention::{BlockList, Options, ProbabilityDropout, Visible, attention};
-use coxswain_native::ops;
 use coxswain_types::mask::{Blocks, Mask, layer_mask};
 use coxswain_types::model::Attention;
 use tch::{Device, Kind, Tensor};
