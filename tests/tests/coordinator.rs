@@ -52,8 +52,7 @@ fn a_run_shrinks_grows_and_lets_a_worker_go_with_the_same_bits() -> Result<()> {
     let folder = Folder::new()?;
     let steps = format!("train.steps={MANY}");
     let sparse = ["checkpoint.every=100", "train.evaluate_every=0", &steps];
-    let calm = folder.run("calm").set("checkpoint.every=100").set("train.evaluate_every=0").set(&steps);
-    let calm = calm.summary()?;
+    let calm = sparse.iter().fold(folder.run("calm"), |run, set| run.set(set)).summary()?;
     let run: Run = folder.run("lived").layout(2, 1, 2);
     let mut site = Site::new(&folder, 4)?;
     let layout = ["layout.pipeline=2", "layout.data=2", "recovery.on_loss=shrink"];
@@ -107,8 +106,7 @@ fn relieves((pipeline, data): (u32, u32), layout: &[&str]) -> Result<()> {
     let folder = Folder::new()?;
     let steps = format!("train.steps={MANY}");
     let sparse = ["checkpoint.every=100", "train.evaluate_every=0", &steps];
-    let calm = folder.run("calm").set("checkpoint.every=100").set("train.evaluate_every=0").set(&steps);
-    let calm = calm.summary()?;
+    let calm = sparse.iter().fold(folder.run("calm"), |run, set| run.set(set)).summary()?;
     let run: Run = folder.run("lived").layout(pipeline, 1, data);
     let site = Site::new(&folder, 2)?;
     site.submit(&run, &[layout, &sparse, &["recovery.rebalance=true"]].concat())?;

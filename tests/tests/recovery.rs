@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use coxswain_core::cluster::LEASE_MS;
 use coxswain_tests::chaos::{Chaos, RECOVERY, from_memory, interruptions, next_step};
 use coxswain_tests::process::{children, lines, signal};
 use coxswain_tests::{Folder, Run, wait_until};
@@ -68,7 +69,8 @@ fn a_stopped_worker_is_replaced() -> Result<()> {
     ensure!(next_step(&run, &mut child, before)?, "the run ended");
     ensure!(interruptions(&run) == 0, "a pause of a second interrupted the run");
     signal(workers[1], "STOP")?;
-    wait_until("the loss", RECOVERY, || interruptions(&run) == 1)?;
+    let took = wait_until("the loss", RECOVERY, || interruptions(&run) == 1)?;
+    ensure!(took <= Duration::from_millis(LEASE_MS + 500), "the loss was seen after {took:?}");
     // The loss says who waited for whom.
     let said = std::fs::read_to_string(run.out().with_extension("stderr"))?;
     let cause = said.lines().find(|line| line.contains("was lost: no sign of life")).context("no cause")?;

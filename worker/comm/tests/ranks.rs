@@ -94,6 +94,24 @@ fn a_send_does_not_wait_for_a_slow_receiver() {
 }
 
 #[test]
+fn a_rank_that_waits_for_a_receiver_waits() {
+    const DELAY: Duration = Duration::from_millis(400);
+    let waited = ranks(2, |links| {
+        let before_us = links.waited_us();
+        // More than the sockets buffer.
+        let x = filled(7.0, 4 << 20);
+        if links.rank() == 1 {
+            std::thread::sleep(DELAY);
+            links.recv(&x, 0, Axis::World).unwrap().wait().unwrap();
+        } else {
+            links.send(&x, 1, Axis::World).unwrap().wait().unwrap();
+        }
+        Duration::from_micros(links.waited_us() - before_us)
+    });
+    assert!(waited[0] > DELAY / 2 && waited[1] < DELAY / 2, "{waited:?}");
+}
+
+#[test]
 fn waits_end_when_aborted_and_when_a_peer_goes() {
     let errors: Vec<TorchError> = ranks(2, |links| {
         if links.rank() == 1 {

@@ -63,7 +63,8 @@ impl<'a> Hall<'a> {
 
     /// As many workers as the job's layout needs that compute alike, in the order in which they take ranks,
     /// or why there are none. Those that the job had go first, for they hold what it can go on from, and
-    /// those that another job had go last; behind them those that are known to be slow, where the job wants that, and those that broke.
+    /// those that another job had go last; behind them those that are known to be slow, where the job wants that,
+    /// and those that broke.
     pub(super) fn choose(&self, index: usize) -> Result<(Vec<WorkerInfo>, Fit), String> {
         let job = &self.cluster.jobs[index];
         let spec = &job.submission.spec;
@@ -154,7 +155,9 @@ impl<'a> Hall<'a> {
         let here: Vec<_> = run.seats.iter().map(slow_of).collect();
         let mut by_slowness: Vec<_> = (0..here.len()).filter(|&rank| here[rank] > KEEPS_UP).collect();
         by_slowness.sort_by_key(|&rank| Reverse(here[rank]));
-        let spares = self.more(index, run).into_iter().filter(|info| !slow.contains_key(&info.id));
+        // Those that `choose` takes first.
+        let trusted = |info: &&WorkerInfo| !slow.contains_key(&info.id) && !job.broke.contains(&info.id);
+        let spares = self.more(index, run).into_iter().filter(trusted);
         let mut then = here.clone();
         let replaced: Vec<_> = by_slowness.iter().zip(spares).map(|(&rank, spare)| (rank, spare)).collect();
         replaced.iter().for_each(|(rank, _)| then[*rank] = KEEPS_UP);

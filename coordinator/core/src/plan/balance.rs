@@ -43,9 +43,12 @@ impl Balance {
         let stages = spec.layout.stages();
         let spared: Vec<_> = (0..stages).map(of_stage).collect();
         let plain = vec![KEEPS_UP; stages as usize];
-        let divisions = [plain, spared].map(|stages| Balance::of(spec, &mesh, &stages, &slow_of));
-        let [plain, spared] = divisions;
-        if spared.slowest(slow_percent) < plain.slowest(slow_percent) { spared } else { plain }
+        let even = Balance::of(spec, &mesh, &plain, &slow_of);
+        if spared == plain {
+            return even;
+        }
+        let spared = Balance::of(spec, &mesh, &spared, &slow_of);
+        if spared.slowest(slow_percent) < even.slowest(slow_percent) { spared } else { even }
     }
 
     fn of(spec: &JobSpec, mesh: &Mesh, stages: &[u32], slow_of: &dyn Fn(u32, u32) -> u32) -> Balance {

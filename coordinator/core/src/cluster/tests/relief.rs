@@ -139,6 +139,35 @@ fn a_spare_takes_the_place_of_a_straggler() {
 }
 
 #[test]
+fn a_spare_that_broke_is_no_relief() {
+    let mut cluster = Cluster::default();
+    tell_to(&mut cluster, AT_WORK);
+    tell_to(
+        &mut cluster,
+        "150 w0 g1 running step=1 reports=1..1
+         200 w2 idle
+         300 w2 idle
+         310 w0 g1 broken: CUDA error
+         320 lost w0 its connection closed
+         330 w1 idle
+         330 prepared demo-1
+         400 w2 g2 running
+         400 w1 g2 running
+         500 w0' idle",
+    );
+    let mut told = String::new();
+    for step in 100..110 {
+        let at = step * 100;
+        let story = format!(
+            "{at} w0' idle\n {at} w2 g2 running step={step} busy=3000\n {at} w1 g2 running step={step} busy=1000\n {at} tick"
+        );
+        told.push_str(&tell_to(&mut cluster, &story).0);
+    }
+    assert!(told.contains("record stopping demo-1 g2") && !told.contains("is gone"), "{told}");
+    assert!(!told.contains("can take its place"), "{told}");
+}
+
+#[test]
 fn a_job_that_does_not_ask_for_it_keeps_its_division() {
     let mut cluster = Cluster::default();
     tell_to(&mut cluster, &AT_WORK.replace(" rebalance", ""));
