@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use coxswain_tests::process::{lines, signal};
 use coxswain_tests::{Folder, Run, SOON, Site, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
 
 const STEPS: usize = 300;
 /// Between two kills.
@@ -80,13 +81,16 @@ fn a_run_shrinks_grows_and_lets_a_worker_go_with_the_same_bits() -> Result<()> {
     }
 }
 
-/// Lets a process run for a third of the time, until told to stop.
+/// Lets a process run for a sixth of the time, until told to stop. A step's computing takes some milliseconds, and
+/// pauses come as often: each step is as slow as the next. Half of the time would be too little of a difference for
+/// this model's layers, whose head weighs as much as most of one.
 fn slow_down(pid: u32, stop: &AtomicBool) -> Result<()> {
+    let pid = Pid::from_raw(pid.try_into()?).context("a process has a number")?;
     while !stop.load(Ordering::Relaxed) {
-        signal(pid, "STOP")?;
-        std::thread::sleep(Duration::from_millis(20));
-        signal(pid, "CONT")?;
-        std::thread::sleep(Duration::from_millis(10));
+        kill_process(pid, Signal::STOP)?;
+        std::thread::sleep(Duration::from_millis(5));
+        kill_process(pid, Signal::CONT)?;
+        std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
 }
@@ -102,7 +106,7 @@ fn a_data_rank_that_is_slow_gets_fewer_runs_with_the_same_bits() -> Result<()> {
 }
 
 fn relieves((pipeline, data): (u32, u32), layout: &[&str]) -> Result<()> {
-    const MANY: usize = 600;
+    const MANY: usize = 800;
     let folder = Folder::new()?;
     let steps = format!("train.steps={MANY}");
     let sparse = ["checkpoint.every=100", "train.evaluate_every=0", &steps];
