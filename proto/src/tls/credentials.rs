@@ -1,9 +1,9 @@
 //! A certificate, its key and its CA. All three are PEM texts; in files they lie in one folder, which
-//! like the key is its owner's alone.
+//! like the key is its owner's alone. What was written survives a power loss: a join token is used up by then.
 
 use std::convert::Infallible;
 use std::fmt;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -91,13 +91,25 @@ impl Credentials {
 
 /// Makes a folder that only its owner can enter; one that is there stays as it is.
 pub fn private_folder(folder: &Path) -> Result<(), FileError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at(folder))
+    let missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let missing: Vec<_> = folder.ancestors().take_while(missing).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at(folder))?;
+    missing.into_iter().try_for_each(sync_name)
 }
 
 /// Writes a file that only its owner can read, and none over another.
 pub fn write_new(path: &Path, text: &str) -> Result<(), FileError> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all())).map_err(at(path))
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+    written.map_err(at(path))?;
+    sync_name(path)
+}
+
+/// Syncs the name of a file or folder: that of its folder's entry, which a power loss may take otherwise.
+fn sync_name(path: &Path) -> Result<(), FileError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    File::open(parent).and_then(|folder| folder.sync_all()).map_err(at(parent))
 }
 
 /// Writes a file that only its owner can read, in place of the one that is there.
@@ -105,10 +117,11 @@ pub fn replace(path: &Path, text: &str) -> Result<(), FileError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);
-    // One that a crash has left behind is nobody's.
+    // A leftover from a crash; safe to replace.
     let _ = fs::remove_file(&beside);
     write_new(&beside, text)?;
-    fs::rename(&beside, path).map_err(at(path))
+    fs::rename(&beside, path).map_err(at(path))?;
+    sync_name(path)
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> FileError {
