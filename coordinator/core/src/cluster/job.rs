@@ -179,8 +179,7 @@ impl Job {
                 let formed = &self.formed;
                 self.broke.retain(|worker| !formed.iter().any(|rank| rank.worker == *worker));
             }
-            // What is not finite has many forms.
-            Some(before) if before == bits || !report.loss.is_finite() => {}
+            Some((loss, norm)) if is_same(loss, bits.0) && is_same(norm, bits.1) => {}
             Some((loss, norm)) => {
                 return Err(format!(
                     "step {} was taken again after an interruption and gave the loss {} and the gradient norm {} in \
@@ -209,6 +208,41 @@ impl Job {
             directory: self.submission.directory.clone(),
             workers: self.submission.spec.layout.world(),
             checkpoint: self.checkpoint.clone(),
+        }
+    }
+}
+
+/// Whether these are the bits of the same number. What is no number has many forms, and which one it gets says
+/// nothing.
+fn is_same(before: u64, now: u64) -> bool {
+    before == now || (f64::from_bits(before).is_nan() && f64::from_bits(now).is_nan())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_same;
+
+    #[test]
+    fn a_step_that_is_taken_again_repeats_its_numbers_or_fails() {
+        let (infinity, nan) = (f64::INFINITY, f64::NAN);
+        let other_nan = f64::from_bits(nan.to_bits() ^ 1 << 63 | 7);
+        assert!(other_nan.is_nan() && other_nan.to_bits() != nan.to_bits());
+        let rows = [
+            (1.5, 1.5, true),
+            (1.5, 1.5 + f64::EPSILON, false),
+            (0.0, -0.0, false),
+            (nan, nan, true),
+            (nan, other_nan, true),
+            (infinity, infinity, true),
+            (infinity, -infinity, false),
+            (1.5, nan, false),
+            (nan, 1.5, false),
+            (1.5, infinity, false),
+            (infinity, nan, false),
+            (nan, infinity, false),
+        ];
+        for (before, now, same) in rows {
+            assert_eq!(is_same(before.to_bits(), now.to_bits()), same, "{before} and then {now}");
         }
     }
 }
