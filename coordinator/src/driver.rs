@@ -9,8 +9,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{
-    Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Notice, Submission, Weight,
+    Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, Notice, Submission, Weight,
 };
+use coxswain_files::Digests;
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Desired, WorkerStatus};
 use tokio::sync::{broadcast, mpsc, watch};
@@ -46,6 +47,8 @@ struct Driver {
     links: BTreeMap<(WorkerId, u64), Link>,
     /// The metrics of the jobs that are at work.
     metrics: BTreeMap<String, Metrics>,
+    /// What was read for each job that is not over, so that an interruption does not read it again.
+    digests: BTreeMap<String, Arc<Digests>>,
     news: broadcast::Sender<News>,
     /// What goes into the journal.
     happened: broadcast::Sender<Line>,
@@ -87,6 +90,7 @@ pub(crate) fn start(
         started: Instant::now(),
         links: BTreeMap::new(),
         metrics: BTreeMap::new(),
+        digests: BTreeMap::new(),
         news: news.clone(),
         happened: happened.clone(),
         told: BTreeMap::new(),
@@ -229,7 +233,7 @@ impl Driver {
                 let _ = self.happened.send(Line::new(at_ms, Happening::from(&entry)));
                 return Ok(self.recorded(entry));
             }
-            Effect::Prepare { job } => self.prepare(job),
+            Effect::Prepare { job, look } => self.prepare(job, look),
             Effect::Wake(worker) => self.wake(&worker),
             Effect::Refuse { worker, incarnation, reason } => {
                 if let Some(link) = self.links.remove(&(worker, incarnation)) {
@@ -270,6 +274,7 @@ impl Driver {
             }
             Entry::Ended { job, .. } => {
                 self.metrics.remove(&job);
+                self.digests.remove(&job);
             }
             Entry::Compacted { .. }
             | Entry::Started { .. }
@@ -298,11 +303,12 @@ impl Driver {
         }
     }
 
-    fn prepare(&self, job: String) {
+    fn prepare(&mut self, job: String, look: Look) {
         let Some(submission) = self.cluster.submission(&job).cloned() else { return };
         let Some(requests) = self.requests.upgrade() else { return };
+        let digests = Arc::clone(self.digests.entry(job.clone()).or_default());
         tokio::task::spawn_blocking(move || {
-            let result = folder::prepare(&submission);
+            let result = folder::prepare(&submission, look, &digests);
             // The driver is gone when the coordinator ends; then nobody waits for this.
             let _ = requests.blocking_send(Request::Prepared { job, result });
         });

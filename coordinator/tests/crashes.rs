@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use coxswain_core::cluster::{Entry, FormedRank, Submission};
+use coxswain_core::cluster::{Compute, Entry, FormedRank, Submission};
 use coxswain_core::spec::{JobText, parse};
 use coxswain_files::hash::draw_below;
 use coxswain_proto::wire;
@@ -61,6 +61,7 @@ fn journal(count: usize) -> String {
             from: Step(0),
             revision: 1,
             layout: None,
+            compute: Compute { device: "cpu".to_owned(), runtime: "none".to_owned() },
         },
     ];
     for step in (1..).map(|n| Step(n * 5)).take(count / 2 - 1) {

@@ -98,6 +98,7 @@ fn fault_to_wire(phase: &status::Phase) -> wire::Fault {
         status::Phase::Failed { fault: status::Fault::Peer, .. } => wire::Fault::Peer,
         status::Phase::Failed { fault: status::Fault::Leaving, .. } => wire::Fault::Leaving,
         status::Phase::Failed { fault: status::Fault::Device, .. } => wire::Fault::Device,
+        status::Phase::Failed { fault: status::Fault::Checkpoint, .. } => wire::Fault::Checkpoint,
         _ => wire::Fault::Unspecified,
     }
 }
@@ -108,6 +109,7 @@ fn fault_from_wire(fault: i32) -> Result<status::Fault, WireError> {
         Ok(wire::Fault::Peer) => Ok(status::Fault::Peer),
         Ok(wire::Fault::Leaving) => Ok(status::Fault::Leaving),
         Ok(wire::Fault::Device) => Ok(status::Fault::Device),
+        Ok(wire::Fault::Checkpoint) => Ok(status::Fault::Checkpoint),
         Err(_) => Err(WireError::Unknown { field: "WorkerStatus.fault", found: fault }),
     }
 }

@@ -90,7 +90,8 @@ fn carried<M: Message + Default>(message: &M) -> M {
 #[test]
 fn a_status_comes_back_the_same() {
     let failed = |fault| Phase::Failed { message: "no space left".into(), fault };
-    let failures = [Fault::Own, Fault::Peer, Fault::Leaving].map(failed);
+    let faults = [Fault::Own, Fault::Peer, Fault::Leaving, Fault::Device, Fault::Checkpoint];
+    let failures = faults.map(failed);
     for phase in [Phase::Idle, Phase::Preparing, Phase::Running, Phase::Done].into_iter().chain(failures) {
         let sent = status(phase);
         let back = WorkerStatus::try_from(carried(&wire::WorkerStatus::from(sent.clone()))).unwrap();

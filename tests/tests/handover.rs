@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use coxswain_comm::{Links, MemoryStore};
 use coxswain_engine::{Control, Engine, EngineError, Event, State};
-use coxswain_files::prepare;
+use coxswain_files::{Digests, prepare};
 use coxswain_tests::Folder;
 use coxswain_tests::threads::assignments_of;
 use coxswain_types::assignment::Assignment;
@@ -246,7 +246,7 @@ fn assignments(folder: &Folder, directory: &Path, sets: &[(&str, &str)]) -> Resu
         fixed.iter().chain(sets).map(|(path, value)| ((*path).to_owned(), (*value).to_owned())).collect();
     let mut assignments = assignments_of(&text, &sets)?;
     let first = assignments.first().context("the plan has ranks")?;
-    let data = prepare(directory, &first.spec)?;
+    let data = prepare(directory, &first.spec, None, &Digests::default())?;
     for a in &mut assignments {
         a.directory = directory.to_string_lossy().into_owned();
         a.data = data.clone();

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use coxswain_comm::Links;
 use coxswain_engine::{Engine, EngineError, State};
+use coxswain_files::atomic::hashed_bytes;
 use coxswain_types::Assignment;
 use coxswain_types::status::{Fault, Phase};
 
@@ -92,8 +93,10 @@ fn work(order: Order, remains: &mut Option<State>) {
     );
     // libtorch's operators panic in tch where memory runs out or a device fails; that ends this rank with a
     // message, and the process after it was said.
+    let hashed_before = hashed_bytes();
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let mut engine = Engine::build(assignment, store, &address, &runtime, &shared, remains)?;
+        tracing::info!(hashed_bytes = hashed_bytes() - hashed_before, "ready");
         let result = engine.run(&shared);
         *remains = Some(engine.leave());
         result
@@ -124,11 +127,12 @@ fn work(order: Order, remains: &mut Option<State>) {
     });
 }
 
-/// A rank whose exchange failed has most likely lost a peer, and one where libtorch fails otherwise, its device;
-/// all else is its own fault.
+/// A checkpoint that is damaged is nobody's fault here. A rank whose exchange failed has most likely lost a peer, and
+/// one where libtorch fails otherwise, its device; all else is its own fault.
 fn fault(error: &EngineError, shared: &Shared) -> Fault {
     let broken = shared.lock().links.as_ref().is_some_and(Links::is_broken);
     match error {
+        EngineError::Damaged(_) => Fault::Checkpoint,
         _ if broken => Fault::Peer,
         EngineError::Joining { .. } => Fault::Peer,
         EngineError::Torch { .. } => Fault::Device,
@@ -147,6 +151,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use coxswain_files::CheckpointError;
     use coxswain_native::TorchError;
     use coxswain_types::ids::{Generation, WorkerId};
     use coxswain_types::status::{WorkerInfo, WorkerStatus};
@@ -169,5 +174,8 @@ mod tests {
         let torch = EngineError::from(TorchError("CUDA error: device-side assert".to_owned()));
         assert_eq!(fault(&torch, &shared), Fault::Device);
         assert_eq!(fault(&EngineError::Other("the disk is full".to_owned()), &shared), Fault::Own);
+        let what = || CheckpointError::Damaged { path: "model".into(), what: "it is cut short".to_owned() };
+        assert_eq!(fault(&EngineError::Damaged(what()), &shared), Fault::Checkpoint);
+        assert_eq!(fault(&EngineError::Checkpoint(what()), &shared), Fault::Own);
     }
 }

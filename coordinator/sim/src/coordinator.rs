@@ -274,7 +274,7 @@ impl World {
                 self.judge_recorded(&entry);
                 self.recorded(entry);
             }
-            Effect::Prepare { job } => {
+            Effect::Prepare { job, .. } => {
                 let (life, soon_us) = (self.coordinator.life, self.chance.coordinator.between(500, 300_000));
                 self.after(soon_us, Happening::Look { life, job });
             }
@@ -363,13 +363,14 @@ impl World {
             None => Ok(None),
             Some((step, digest)) => folder.read(step, Some(&digest)).map(|_| {
                 let path = format!("checkpoints/{step}");
-                Some((Resume { step, path, digest }, folder.threads(step)))
+                Some((Resume { step, path, digest }, folder.made(step)))
             }),
         };
         let mut result = result.map(|found| {
             let train = TokenFile { path: "tokens".to_owned(), tokens: 4096, digest: "t".to_owned() };
-            let (resume, threads) = found.unzip();
-            Prepared { data: PreparedData::of_tokens(train), resume, threads }
+            let (resume, made) = found.unzip();
+            let (threads, runtime) = made.unzip();
+            Prepared { data: PreparedData::of_tokens(train), resume, threads, runtime }
         });
         if let Err(why) = &result {
             let why = why.clone();

@@ -20,6 +20,7 @@ struct Shard {
 struct Manifest {
     files: Vec<SavedFile>,
     threads: u32,
+    runtime: String,
     digest: String,
 }
 
@@ -56,7 +57,7 @@ impl Folder {
         step: Step,
         files: &[SavedFile],
         world: u32,
-        threads: u32,
+        (threads, runtime): (u32, String),
     ) -> Result<String, String> {
         let checkpoint = self.checkpoints.entry(step.0).or_default();
         if let Some(missing) = files.iter().find(|file| !checkpoint.shards.contains_key(&file.name)) {
@@ -72,7 +73,7 @@ impl Folder {
         files.sort_by(|one, other| one.name.cmp(&other.name));
         let parts = files.iter().flat_map(|file| [digest_text(&file.name), digest_text(&file.digest)]);
         let digest = format!("{:016x}", digest(&parts.collect::<Vec<_>>()));
-        checkpoint.manifest = Some(Manifest { files, threads, digest: digest.clone() });
+        checkpoint.manifest = Some(Manifest { files, threads, runtime, digest: digest.clone() });
         Ok(digest)
     }
 
@@ -84,10 +85,10 @@ impl Folder {
         self.checkpoints.iter().rev().find_map(published)
     }
 
-    /// The threads that a checkpoint was made with.
-    pub(crate) fn threads(&self, step: Step) -> u32 {
+    /// The threads and the runtime that a checkpoint was made with.
+    pub(crate) fn made(&self, step: Step) -> (u32, String) {
         let manifest = self.checkpoints.get(&step.0).and_then(|checkpoint| checkpoint.manifest.as_ref());
-        manifest.map_or(0, |manifest| manifest.threads)
+        manifest.map_or((0, String::new()), |manifest| (manifest.threads, manifest.runtime.clone()))
     }
 
     /// The state that a checkpoint holds, if it can be read and is whole.

@@ -422,6 +422,7 @@ impl World {
             files: publish.files,
             world: assignment.world,
             threads: assignment.threads,
+            runtime: me.status.info.runtime.clone(),
         };
         let takes_us = self.chance.workers.between(500, 60_000);
         self.after(takes_us, Happening::Publish { process, stint, publish: Box::new(publish) });
@@ -437,9 +438,9 @@ impl World {
         if !alive {
             return;
         }
-        let Publishing { directory, step, files, world, threads } = publish;
+        let Publishing { directory, step, files, world, threads, runtime } = publish;
         let folder = self.folders.entry(directory.clone()).or_default();
-        let result = folder.publish(step, &files, world, threads);
+        let result = folder.publish(step, &files, world, (threads, runtime));
         self.tell(|| match &result {
             Ok(digest) => format!("the manifest of step {step} in {directory} is published: {digest}"),
             Err(why) => format!("the manifest of step {step} in {directory} cannot be published: {why}"),

@@ -78,6 +78,7 @@ pub(crate) struct Publishing {
     pub(crate) files: Vec<SavedFile>,
     pub(crate) world: u32,
     pub(crate) threads: u32,
+    pub(crate) runtime: String,
 }
 
 /// All that is simulated.

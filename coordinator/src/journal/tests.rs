@@ -2,7 +2,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use coxswain_core::cluster::{Cluster, Ending, FormedRank, Submission};
+use coxswain_core::cluster::{Cluster, Compute, Ending, FormedRank, Submission};
 use coxswain_core::spec::{JobText, parse};
 use coxswain_files::hash::draw_below;
 use coxswain_types::ids::{Generation, Step, WorkerId};
@@ -143,7 +143,10 @@ fn long_run(count: usize) -> Vec<Entry> {
             let ranks = (0..4).map(rank).collect();
             let from = Step(step.0 - 10);
             let (job, revision) = (job.clone(), generation.0);
-            entries.push(Entry::Formed { job, generation, ranks, threads: 1, from, revision, layout: None });
+            let compute = Compute { device: "cpu".to_owned(), runtime: "libtorch".to_owned() };
+            let formed =
+                Entry::Formed { job, generation, ranks, threads: 1, from, revision, layout: None, compute };
+            entries.push(formed);
         }
         let file = |n: u32| SavedFile {
             name: format!(

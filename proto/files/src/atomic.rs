@@ -3,6 +3,7 @@
 //! Bytes go to a temporary name in the same folder; the file is synced, renamed, and its folder
 //! synced. Readers never see a part of a file, and nothing here modifies a file in place.
 
+use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,19 @@ const NAMES_TRIED: u32 = 64;
 /// Tells apart the temporary files of this process.
 static SERIAL: AtomicU64 = AtomicU64::new(0);
 
+/// Bytes of files that this process has read to hash them.
+static HASHED_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// How many bytes of files this process has read to hash them: what a look at files costs, for logs.
+pub fn hashed_bytes() -> u64 {
+    HASHED_BYTES.load(Ordering::Relaxed)
+}
+
+/// So many bytes of a file were hashed.
+pub(crate) fn count_hashed(bytes: usize) {
+    HASHED_BYTES.fetch_add(bytes as u64, Ordering::Relaxed);
+}
+
 /// The blake3 digest of `bytes`, in hex.
 pub fn digest_bytes(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
@@ -28,15 +42,35 @@ pub fn digest_bytes(bytes: &[u8]) -> String {
 /// # Errors
 /// Those of opening and reading the file.
 pub fn digest_file(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
+    match digest_file_while::<Infallible>(path, || Ok(())) {
+        Ok(digest) => digest,
+    }
+}
+
+/// As [`digest_file`], asking `go_on` before each piece whether to.
+///
+/// # Errors
+/// Those of opening and reading the file, within; and what `go_on` says.
+pub fn digest_file_while<E>(
+    path: &Path,
+    mut go_on: impl FnMut() -> Result<(), E>,
+) -> Result<io::Result<String>, E> {
     let mut hasher = blake3::Hasher::new();
     let mut chunk = vec![0; CHUNK_BYTES];
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) => return Ok(Err(error)),
+    };
     loop {
+        go_on()?;
         match file.read(&mut chunk) {
-            Ok(0) => return Ok(hasher.finalize().to_hex().to_string()),
-            Ok(n) => hasher.update(&chunk[..n]),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(e),
+            Ok(0) => return Ok(Ok(hasher.finalize().to_hex().to_string())),
+            Ok(n) => {
+                count_hashed(n);
+                hasher.update(&chunk[..n])
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Ok(Err(error)),
         };
     }
 }

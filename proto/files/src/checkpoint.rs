@@ -1,13 +1,16 @@
 //! Reading a checkpoint, in any other cut than it was written in.
 //!
 //! Opening reads the manifest and looks at sizes; values are read where they are needed, by
-//! position, and only those that are asked for. [`Checkpoint::verify`] reads everything once.
+//! position, and only those that are asked for. [`Checkpoint::verify`] reads everything once, and
+//! [`Checkpoint::verify_share`] what falls to one of several that do so together.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::atomic::digest_file;
+use crate::atomic::{digest_file, digest_file_while};
 use crate::error::CheckpointError;
 use crate::manifest::{Manifest, ManifestTensor, own_file};
 use crate::region::{Cut, elements, runs};
@@ -57,15 +60,49 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError`], naming the file.
     pub fn verify(&self) -> Result<(), CheckpointError> {
-        for file in &self.manifest.files {
+        self.verify_by(digest_file)
+    }
+
+    /// As [`Checkpoint::verify`], with digests that may be remembered.
+    ///
+    /// # Errors
+    /// [`CheckpointError`], naming the file.
+    pub fn verify_by(&self, digest: impl Fn(&Path) -> io::Result<String>) -> Result<(), CheckpointError> {
+        self.verify_files(|_| true, |path| Ok(digest(path)))
+    }
+
+    /// As [`Checkpoint::verify`], of the files that fall to number `own` of `shares`. `go_on` is asked before each
+    /// piece of a file whether to.
+    ///
+    /// # Errors
+    /// [`CheckpointError`], naming the file, and what `go_on` says.
+    pub fn verify_share<E: From<CheckpointError>>(
+        &self,
+        own: u32,
+        shares: u32,
+        mut go_on: impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let bytes: Vec<u64> = self.manifest.files.iter().map(|file| file.bytes).collect();
+        let falls_to = shared_out(&bytes, shares);
+        self.verify_files(|at| falls_to[at] == own, |path| digest_file_while(path, &mut go_on))
+    }
+
+    /// Checks the files that `wanted` names by their place in the manifest.
+    fn verify_files<E: From<CheckpointError>>(
+        &self,
+        wanted: impl Fn(usize) -> bool,
+        mut digest: impl FnMut(&Path) -> Result<io::Result<String>, E>,
+    ) -> Result<(), E> {
+        for (_, file) in self.manifest.files.iter().enumerate().filter(|(at, _)| wanted(*at)) {
             let path = self.folder.join(&file.name);
-            let found = digest_file(&path).map_err(CheckpointError::io(&path))?;
+            let found = digest(&path)?.map_err(CheckpointError::io(&path))?;
             if found != file.digest {
-                return Err(CheckpointError::Digest { path, expected: file.digest.clone(), found });
+                return Err(CheckpointError::Digest { path, expected: file.digest.clone(), found }.into());
             }
         }
+        let listed = |file: &str| self.files.get(file).is_none_or(|&at| wanted(at));
         for tensor in &self.manifest.tensors {
-            for piece in &tensor.pieces {
+            for piece in tensor.pieces.iter().filter(|piece| listed(&piece.file)) {
                 self.shard(tensor, &piece.file, piece.cut())?;
             }
         }
@@ -176,6 +213,23 @@ impl Checkpoint {
         }
         Ok(shard)
     }
+}
+
+/// To which of `shares` each of these files falls, so that all have about as much to read: the largest first,
+/// each to the one with the least so far.
+fn shared_out(bytes: &[u64], shares: u32) -> Vec<u32> {
+    let mut order: Vec<usize> = (0..bytes.len()).collect();
+    order.sort_by_key(|&at| (Reverse(bytes[at]), at));
+    let mut loads: BinaryHeap<Reverse<(u64, u32)>> =
+        (0..shares.max(1)).map(|share| Reverse((0, share))).collect();
+    let mut falls_to = vec![0; bytes.len()];
+    for at in order {
+        if let Some(Reverse((load, share))) = loads.pop() {
+            falls_to[at] = share;
+            loads.push(Reverse((load.saturating_add(bytes[at]), share)));
+        }
+    }
+    falls_to
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! Reading order:
 //! - [`atomic`]: a file is either whole and synced or not there; digests.
+//! - [`digests`]: digests of whole files, remembered.
 //! - [`hash`]: the counter-based hash behind every pseudo-random choice here.
 //! - [`tokenizer`], [`tokens`], [`mod@prepare`]: from text to a token file, once for a job.
 //! - [`samples`]: which tokens the n-th sample holds, a pure function.
@@ -16,6 +17,7 @@
 
 pub mod atomic;
 pub mod checkpoint;
+pub mod digests;
 pub mod error;
 #[cfg(test)]
 mod fixture;
@@ -33,11 +35,12 @@ pub mod tokenizer;
 pub mod tokens;
 
 pub use checkpoint::Checkpoint;
+pub use digests::Digests;
 pub use error::CheckpointError;
 pub use folders::{latest, prune};
 pub use hash::mix;
 pub use manifest::{Fingerprint, Header, Manifest, publish};
-pub use prepare::{PrepareError, prepare, prepare_again};
+pub use prepare::{PrepareError, prepare};
 pub use samples::{Samples, sample_index};
 pub use shards::{ShardTensor, write_shard};
 pub use tokenizer::{Tokenizer, TokenizerError};

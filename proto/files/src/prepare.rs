@@ -2,23 +2,25 @@
 //! `train.tokens`, and of the text that is held out `held_out.tokens` and `held_out.txt`.
 //!
 //! `prepared.json` is written last and says what all this was made from. A second call with the
-//! same inputs finds it, checks the files by their digests, and makes nothing anew.
+//! same inputs finds it, checks the files by their digests, and makes nothing anew. With the [`Digests`] of the
+//! first call it reads no file that still looks the same.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use coxswain_types::JobSpec;
-use coxswain_types::assignment::PreparedData;
+use coxswain_types::assignment::{self, PreparedData};
 use coxswain_types::job::{DataSpec, Lengths, reserved_tokens};
 use serde::{Deserialize, Serialize};
 
 pub use crate::hash::mix;
 
-use crate::atomic::{create_folder, digest_bytes, digest_file, write_atomic};
+use crate::atomic::{create_folder, digest_bytes, write_atomic};
+use crate::digests::Digests;
 use crate::hash::draw_below;
 use crate::tokenizer::{END_OF_TEXT_ID, Tokenizer, TokenizerError};
-use crate::tokens::{TokenFile, TokensError, write_token_stream, write_tokens};
+use crate::tokens::{TokenFile, TokensError, list_of, write_token_stream, write_tokens};
 
 /// The tokenizer, below the run's folder.
 pub const TOKENIZER: &str = "data/tokenizer.json";
@@ -38,7 +40,7 @@ use lines::Lines;
 use start::Start;
 
 /// Grows when the same inputs come to give other tokens.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 /// The most text that is read: it is held in memory, with its tokens, on the coordinator's machine.
 const MAX_TEXT_BYTES: u64 = 4 << 30;
@@ -162,59 +164,33 @@ enum Inputs {
     },
 }
 
-/// Prepares the data of a job below the run's folder `dir`, or finds it prepared.
+/// Prepares the data of a job below the run's folder `dir`, or finds it prepared. `digests` remembers what was
+/// read for this job before.
+///
+/// A run that goes on from a checkpoint says which tokens are `wanted`: others are refused before anything in
+/// the folder changes.
 ///
 /// # Errors
 /// [`PrepareError`], naming the file or the number that is wrong.
-pub fn prepare(dir: &Path, spec: &JobSpec) -> Result<PreparedData, PrepareError> {
-    prepare_as(dir, spec, None)
-}
-
-/// As [`prepare`], for a run that goes on from a checkpoint with the tokens `wanted`: others are
-/// refused before anything in the folder changes.
-///
-/// # Errors
-/// As [`prepare`], and [`PrepareError::Changed`].
-pub fn prepare_again(
-    dir: &Path,
-    spec: &JobSpec,
-    wanted: &PreparedData,
-) -> Result<PreparedData, PrepareError> {
-    prepare_as(dir, spec, Some(wanted))
-}
-
-fn prepare_as(
+pub fn prepare(
     dir: &Path,
     spec: &JobSpec,
     wanted: Option<&PreparedData>,
+    digests: &Digests,
 ) -> Result<PreparedData, PrepareError> {
-    let start = Start::of(spec)?;
-    let vocab = spec.model.vocab.saturating_sub(reserved_tokens(&spec.model, &spec.train));
-    let (inputs, texts) = match &spec.data {
-        DataSpec::Text { files, held_out }
-        | DataSpec::Labelled { files, held_out, .. }
-        | DataSpec::Pairs { files, held_out, .. } => {
-            let texts = read_texts(files)?;
-            let digests = texts.iter().map(|text| digest_bytes(text.as_bytes())).collect();
-            let tokenizer = start.as_ref().and_then(|start| start.tokenizer.as_ref());
-            let tokenizer = tokenizer.map(|tokenizer| digest_bytes(&tokenizer.to_bytes()));
-            let lines = Lines::of(spec);
-            (Inputs::Text { digests, held_out: *held_out, vocab, tokenizer, lines }, texts)
-        }
-        DataSpec::Synthetic { tokens } => {
-            (Inputs::Synthetic { tokens: *tokens, seed: spec.train.seed, vocab }, Vec::new())
-        }
-    };
+    let start = Start::of(spec, digests)?;
+    expect_room(texts_of(&spec.data).unwrap_or_default())?;
+    let inputs = Inputs::of(spec, start.as_ref(), |file| digest_of_text(file, digests))?;
     let changed = || PrepareError::Changed { dir: dir.to_owned() };
     if wanted.is_some() && stored(dir).is_some_and(|stored| stored.inputs != inputs) {
         return Err(changed());
     }
     let weights = start.as_ref().map(|start| start.weights.clone());
-    let reusable = reusable(dir, &inputs).filter(|prepared| prepared.data.weights == weights);
+    let reusable = reusable(dir, &inputs, digests).filter(|prepared| prepared.data.weights == weights);
     let prepared = match reusable {
         Some(prepared) => prepared,
         None => {
-            let mut prepared = make(dir, spec, inputs, &texts, start.as_ref())?;
+            let mut prepared = make(dir, spec, start.as_ref(), digests)?;
             prepared.data.weights = weights;
             let json =
                 serde_json::to_vec_pretty(&prepared).map_err(|e| write_error(dir, PREPARED)(e.into()))?;
@@ -227,6 +203,39 @@ fn prepare_as(
     }
     check(&prepared.data, Lengths::of(&spec.model, &spec.train).window)?;
     Ok(prepared.data)
+}
+
+impl Inputs {
+    /// What decides the tokens of a job, with the digest of each text.
+    fn of(
+        spec: &JobSpec,
+        start: Option<&Start>,
+        digest: impl FnMut(&String) -> Result<String, PrepareError>,
+    ) -> Result<Inputs, PrepareError> {
+        let vocab = spec.model.vocab.saturating_sub(reserved_tokens(&spec.model, &spec.train));
+        Ok(match &spec.data {
+            DataSpec::Text { files, held_out }
+            | DataSpec::Labelled { files, held_out, .. }
+            | DataSpec::Pairs { files, held_out, .. } => {
+                let tokenizer = start.and_then(|start| start.tokenizer.as_ref());
+                Inputs::Text {
+                    digests: files.iter().map(digest).collect::<Result<_, _>>()?,
+                    held_out: *held_out,
+                    vocab,
+                    tokenizer: tokenizer.map(|tokenizer| digest_bytes(&tokenizer.to_bytes())),
+                    lines: Lines::of(spec),
+                }
+            }
+            DataSpec::Synthetic { tokens } => {
+                Inputs::Synthetic { tokens: *tokens, seed: spec.train.seed, vocab }
+            }
+        })
+    }
+}
+
+fn digest_of_text(file: &String, digests: &Digests) -> Result<String, PrepareError> {
+    let path = PathBuf::from(file);
+    digests.of(&path).map_err(|source| PrepareError::Read { path, source })
 }
 
 /// What an earlier call made, if it can be read.
@@ -248,46 +257,66 @@ fn check(data: &PreparedData, sequence: u32) -> Result<(), PrepareError> {
 
 /// What an earlier call made of the same inputs, so long as all its files are still the same. What
 /// cannot be read is as good as absent: it is made anew.
-fn reusable(dir: &Path, inputs: &Inputs) -> Option<Prepared> {
+fn reusable(dir: &Path, inputs: &Inputs, digests: &Digests) -> Option<Prepared> {
     let prepared = stored(dir)?;
-    let same = |path: &str, digest: &Option<String>| {
-        digest.as_ref().is_none_or(|digest| digest_file(&dir.join(path)).is_ok_and(|found| found == *digest))
+    let same = |path: &str, digest: &str| digests.of(&dir.join(path)).is_ok_and(|found| found == digest);
+    let has = |path: &str, digest: &Option<String>| digest.as_ref().is_none_or(|digest| same(path, digest));
+    // The digest of a token file is that of its list of digests.
+    let holds = |file: &assignment::TokenFile| {
+        let blocks = digests.of_blocks(&dir.join(&file.path));
+        blocks.is_ok_and(|found| found == file.digest)
+            && same(&list_of(&file.path), &file.digest)
+            && TokenFile::open(dir, file).is_ok()
     };
     let PreparedData { tokenizer_digest, train, held_out, .. } = &prepared.data;
     let intact = prepared.recipe == RECIPE
         && prepared.inputs == *inputs
-        && same(TOKENIZER, tokenizer_digest)
-        && same(HELD_OUT_TEXT, &prepared.held_out_text)
-        && TokenFile::open(dir, train).is_ok()
-        && held_out.as_ref().is_none_or(|file| TokenFile::open(dir, file).is_ok());
+        && has(TOKENIZER, tokenizer_digest)
+        && has(HELD_OUT_TEXT, &prepared.held_out_text)
+        && holds(train)
+        && held_out.as_ref().is_none_or(holds);
     intact.then_some(prepared)
 }
 
 fn make(
     dir: &Path,
     spec: &JobSpec,
-    inputs: Inputs,
-    texts: &[String],
     start: Option<&Start>,
+    digests: &Digests,
 ) -> Result<Prepared, PrepareError> {
+    let texts = texts_of(&spec.data).map(read_texts).transpose()?.unwrap_or_default();
+    // Of what was read: a text may have changed since it was looked at.
+    let mut read = texts.iter();
+    let inputs = Inputs::of(spec, start, |_| {
+        Ok(read.next().map_or(String::new(), |text| digest_bytes(text.as_bytes())))
+    })?;
     create_folder(&dir.join("data")).map_err(write_error(dir, "data"))?;
     // What this run will not have must not lie about from an earlier one.
-    for stale in [PREPARED, TOKENIZER, HELD_OUT, HELD_OUT_TEXT] {
+    for stale in [PREPARED, TOKENIZER, HELD_OUT, &list_of(HELD_OUT), HELD_OUT_TEXT] {
         match fs::remove_file(dir.join(stale)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(write_error(dir, stale)(e)),
             _ => {}
         }
     }
-    let (data, held_out_text) = match inputs {
+    let (data, held_out_text) = match &inputs {
         Inputs::Text { held_out, vocab, lines, .. } => {
-            make_text(dir, spec, texts, (held_out, vocab, lines), start)?
+            make_text(dir, spec, &texts, (*held_out, *vocab, *lines), start)?
         }
         Inputs::Synthetic { tokens, seed, vocab } => {
-            let ids = (0..tokens).map(|i| draw_below(seed ^ SYNTHETIC, i, vocab));
+            let ids = (0..*tokens).map(|i| draw_below(seed ^ SYNTHETIC, i, *vocab));
             let train = write_token_stream(dir, TRAIN, ids)?;
             (PreparedData::of_tokens(train), None)
         }
     };
+    for file in [Some(&data.train), data.held_out.as_ref()].into_iter().flatten() {
+        digests.wrote_blocks(&dir.join(&file.path), &file.digest);
+        digests.wrote(&dir.join(list_of(&file.path)), &file.digest);
+    }
+    for (path, digest) in [(TOKENIZER, &data.tokenizer_digest), (HELD_OUT_TEXT, &held_out_text)] {
+        if let Some(digest) = digest {
+            digests.wrote(&dir.join(path), digest);
+        }
+    }
     Ok(Prepared { recipe: RECIPE, inputs, held_out_text, data })
 }
 
@@ -368,21 +397,38 @@ fn held_out_start(text: &str, share: f64) -> usize {
     }
 }
 
+/// The files of a job's texts; `None` where its tokens are synthetic.
+fn texts_of(data: &DataSpec) -> Option<&[String]> {
+    match data {
+        DataSpec::Text { files, .. } | DataSpec::Labelled { files, .. } | DataSpec::Pairs { files, .. } => {
+            Some(files)
+        }
+        DataSpec::Synthetic { .. } => None,
+    }
+}
+
+/// Whether all texts fit in memory.
+fn expect_room(files: &[String]) -> Result<(), PrepareError> {
+    let mut all_bytes = 0u64;
+    for file in files {
+        let path = PathBuf::from(file);
+        let metadata = fs::metadata(&path).map_err(|source| PrepareError::Read { path, source })?;
+        all_bytes = all_bytes.saturating_add(metadata.len());
+    }
+    if all_bytes > MAX_TEXT_BYTES { Err(PrepareError::TooMuchText) } else { Ok(()) }
+}
+
 fn read_texts(files: &[String]) -> Result<Vec<String>, PrepareError> {
     if files.is_empty() {
         return Err(PrepareError::NoText("no file is named; name at least one".to_owned()));
     }
-    let mut all_bytes = 0u64;
     let mut texts = Vec::new();
     for file in files {
         let path = PathBuf::from(file);
-        let read_error = |source| PrepareError::Read { path: path.clone(), source };
-        all_bytes = all_bytes.saturating_add(fs::metadata(&path).map_err(read_error)?.len());
-        if all_bytes > MAX_TEXT_BYTES {
-            return Err(PrepareError::TooMuchText);
-        }
-        let text = String::from_utf8(fs::read(&path).map_err(read_error)?).map_err(|e| {
-            PrepareError::NotText { path: path.clone(), offset: e.utf8_error().valid_up_to() }
+        let bytes = fs::read(&path).map_err(|source| PrepareError::Read { path: path.clone(), source })?;
+        let text = String::from_utf8(bytes).map_err(|e| PrepareError::NotText {
+            path: path.clone(),
+            offset: e.utf8_error().valid_up_to(),
         })?;
         if text.is_empty() {
             return Err(PrepareError::NoText(format!("{file} is empty; leave it out")));

@@ -1,13 +1,19 @@
-//! Token files: little-endian `u32`s, written once, memory-mapped, checked by digest when opened.
+//! Token files: little-endian `u32`s, written once, memory-mapped, and checked block by block as they are read.
+//!
+//! Beside a token file lies the list of the digests of its blocks, and a token file's own digest is that of the list.
+//! So a rank opens a file of any size at once and still trains on no token that was not checked: the first read of a
+//! block hashes it.
 //!
 //! Where tokens come from is [`mod@crate::prepare`]'s matter; which are read when, [`crate::samples`]'.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use coxswain_types::assignment;
 
-use crate::atomic::{AtomicFile, create_folder, digest_bytes};
+use crate::atomic::{AtomicFile, count_hashed, create_folder, digest_bytes, write_atomic};
 use crate::map::Map;
 
 /// Bytes of a token.
@@ -15,6 +21,12 @@ const TOKEN_BYTES: u64 = 4;
 
 /// Tokens that are turned into bytes at a time when a file is written.
 const CHUNK_TOKENS: usize = 1 << 16;
+
+/// What is checked at once. A sample of a few thousand tokens costs 0.1 ms, and the list is 1/4096 of the file.
+const BLOCK_BYTES: usize = 128 << 10;
+
+/// What the name of the list of digests ends with.
+const LIST: &str = ".digests";
 
 /// What can be wrong with a token file.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +62,20 @@ pub enum TokensError {
         /// The digest that it has.
         found: String,
     },
+    /// Some of the tokens are not those that were prepared.
+    #[error(
+        "token file {path}: the tokens from {first} to {last} are not those that were prepared for this job; look at \
+         the disk, and start again, upon which the file is made anew",
+        path = path.display()
+    )]
+    Block {
+        /// The file.
+        path: PathBuf,
+        /// The first token of the block.
+        first: u64,
+        /// The last one.
+        last: u64,
+    },
     /// Tokens were asked for that the file does not have.
     #[error("token file {path} has {tokens} tokens, but {len} from {start} on were asked for", path = path.display())]
     Range {
@@ -64,19 +90,24 @@ pub enum TokensError {
     },
 }
 
-/// An open token file whose length and digest are as agreed.
+/// An open token file, of the agreed length and list of digests.
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
     map: Map,
     tokens: u64,
+    /// The digests of its blocks.
+    list: Vec<u8>,
+    /// Which blocks were found to have their digests.
+    checked: Box<[AtomicBool]>,
 }
 
 impl TokenFile {
-    /// Opens the file below the run's folder `dir`, and reads it once to check its digest.
+    /// Opens the file below the run's folder `dir`. Its blocks are checked when they are first read.
     ///
     /// # Errors
-    /// [`TokensError`] where the file is missing or is not the one that was prepared.
+    /// [`TokensError`] where the file is missing or is not the one that was prepared, as far as its length and
+    /// its list of digests tell.
     pub fn open(dir: &Path, file: &assignment::TokenFile) -> Result<TokenFile, TokensError> {
         let path = below(dir, &file.path)?;
         let map = Map::open(&path).map_err(|source| TokensError::Io { path: path.clone(), source })?;
@@ -84,11 +115,10 @@ impl TokenFile {
         if expected != found {
             return Err(TokensError::Length { path, expected, found });
         }
-        let found = digest_bytes(&map);
-        if found != file.digest {
-            return Err(TokensError::Digest { path, expected: file.digest.clone(), found });
-        }
-        Ok(TokenFile { path, map, tokens: file.tokens })
+        let blocks = map.len().div_ceil(BLOCK_BYTES);
+        let list = read_list(dir, file, blocks)?;
+        let checked = (0..blocks).map(|_| AtomicBool::new(false)).collect();
+        Ok(TokenFile { path, map, tokens: file.tokens, list, checked })
     }
 
     /// How many tokens it holds.
@@ -104,28 +134,128 @@ impl TokenFile {
     /// Reads `out.len()` tokens from token `start` on, as the `i64`s that an embedding takes.
     ///
     /// # Errors
-    /// [`TokensError::Range`] where the file ends before; `out` is untouched then.
+    /// Those of [`TokenFile::window`]; `out` is untouched then.
     pub fn read(&self, start: u64, out: &mut [i64]) -> Result<(), TokensError> {
-        let len = out.len() as u64;
-        let window = self.window(start, len).ok_or_else(|| TokensError::Range {
-            path: self.path.clone(),
-            start,
-            len,
-            tokens: self.tokens,
-        })?;
-        for (out, token) in out.iter_mut().zip(window) {
+        let tokens = self.window(start, out.len() as u64)?;
+        for (out, token) in out.iter_mut().zip(tokens) {
             *out = i64::from(token);
         }
         Ok(())
     }
 
-    /// The `len` tokens from token `start` on; `None` where the file ends before.
-    pub fn window(&self, start: u64, len: u64) -> Option<impl Iterator<Item = u32> + '_> {
-        let end = start.checked_add(len).filter(|&end| end <= self.tokens)?;
+    /// The `len` tokens from token `start` on.
+    ///
+    /// # Errors
+    /// [`TokensError::Range`] where the file ends before, and [`TokensError::Block`] where they are others than
+    /// were prepared.
+    pub fn window(&self, start: u64, len: u64) -> Result<impl Iterator<Item = u32> + '_, TokensError> {
+        let range = || TokensError::Range { path: self.path.clone(), start, len, tokens: self.tokens };
+        let end = start.checked_add(len).filter(|&end| end <= self.tokens).ok_or_else(range)?;
         // Both are at most the length of the map, which is a usize.
-        let bytes = self.map.get((start * TOKEN_BYTES) as usize..(end * TOKEN_BYTES) as usize)?;
-        let (tokens, _) = bytes.as_chunks::<4>();
-        Some(tokens.iter().map(|token| u32::from_le_bytes(*token)))
+        let (start, end) = ((start * TOKEN_BYTES) as usize, (end * TOKEN_BYTES) as usize);
+        for block in start / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES) {
+            self.check(block)?;
+        }
+        let (tokens, _) = self.map[start..end].as_chunks::<4>();
+        Ok(tokens.iter().map(|token| u32::from_le_bytes(*token)))
+    }
+
+    /// Checks a block that was not read before.
+    fn check(&self, block: usize) -> Result<(), TokensError> {
+        if self.checked[block].load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let bytes = &self.map[block * BLOCK_BYTES..self.map.len().min((block + 1) * BLOCK_BYTES)];
+        let wanted = &self.list[block * blake3::OUT_LEN..(block + 1) * blake3::OUT_LEN];
+        count_hashed(bytes.len());
+        if blake3::hash(bytes).as_bytes() != wanted {
+            let first = (block * BLOCK_BYTES) as u64 / TOKEN_BYTES;
+            let last = first + bytes.len() as u64 / TOKEN_BYTES - 1;
+            return Err(TokensError::Block { path: self.path.clone(), first, last });
+        }
+        self.checked[block].store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Where the list of digests of the token file at `path` lies, below the run's folder as it is.
+pub(crate) fn list_of(path: &str) -> String {
+    format!("{path}{LIST}")
+}
+
+/// The digests of the blocks of a token file, which are so many.
+fn read_list(dir: &Path, file: &assignment::TokenFile, blocks: usize) -> Result<Vec<u8>, TokensError> {
+    let path = below(dir, &list_of(&file.path))?;
+    let expected = (blocks * blake3::OUT_LEN) as u64;
+    let read = || {
+        let mut list = Vec::new();
+        // A byte more shows that there are too many.
+        File::open(&path)?.take(expected + 1).read_to_end(&mut list)?;
+        io::Result::Ok(list)
+    };
+    let list = read().map_err(|source| TokensError::Io { path: path.clone(), source })?;
+    count_hashed(list.len());
+    let found = digest_bytes(&list);
+    if found != file.digest || list.len() as u64 != expected {
+        return Err(TokensError::Digest { path, expected: file.digest.clone(), found });
+    }
+    Ok(list)
+}
+
+/// The digests of the blocks of what is written to it.
+#[derive(Default)]
+struct Blocks {
+    hasher: blake3::Hasher,
+    /// Bytes of the block at hand.
+    filled: usize,
+    list: Vec<u8>,
+}
+
+impl Blocks {
+    fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (now, rest) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.filled));
+            self.hasher.update(now);
+            self.filled += now.len();
+            if self.filled == BLOCK_BYTES {
+                self.end();
+            }
+            bytes = rest;
+        }
+    }
+
+    fn end(&mut self) {
+        self.list.extend_from_slice(self.hasher.finalize().as_bytes());
+        self.hasher.reset();
+        self.filled = 0;
+    }
+
+    /// The list.
+    fn finish(mut self) -> Vec<u8> {
+        if self.filled > 0 {
+            self.end();
+        }
+        self.list
+    }
+}
+
+/// The digest of a token file, in hex: that of the list of the digests of its blocks.
+///
+/// # Errors
+/// Those of opening and reading the file.
+pub fn digest_blocks(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let (mut blocks, mut chunk) = (Blocks::default(), vec![0; BLOCK_BYTES]);
+    loop {
+        match file.read(&mut chunk) {
+            Ok(0) => return Ok(digest_bytes(&blocks.finish())),
+            Ok(n) => {
+                count_hashed(n);
+                blocks.update(&chunk[..n]);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        }
     }
 }
 
@@ -146,25 +276,32 @@ pub fn write_token_stream(
     name: &str,
     tokens: impl Iterator<Item = u32>,
 ) -> Result<assignment::TokenFile, TokensError> {
-    let path = below(dir, name)?;
-    let written = write_stream(&path, tokens).map_err(|source| TokensError::Io { path, source })?;
+    let (path, list_path) = (below(dir, name)?, below(dir, &list_of(name))?);
+    let (bytes, list) = write_stream(&path, tokens).map_err(|source| TokensError::Io { path, source })?;
+    write_atomic(&list_path, &list).map_err(|source| TokensError::Io { path: list_path, source })?;
     Ok(assignment::TokenFile {
         path: name.to_owned(),
-        tokens: written.bytes / TOKEN_BYTES,
-        digest: written.digest,
+        tokens: bytes / TOKEN_BYTES,
+        digest: digest_bytes(&list),
     })
 }
 
-fn write_stream(path: &Path, tokens: impl Iterator<Item = u32>) -> io::Result<crate::atomic::Written> {
+/// Writes the tokens; returns how many bytes they are, and the digests of their blocks.
+fn write_stream(path: &Path, tokens: impl Iterator<Item = u32>) -> io::Result<(u64, Vec<u8>)> {
     if let Some(parent) = path.parent() {
         create_folder(parent)?;
     }
-    let mut file =
-        io::BufWriter::with_capacity(CHUNK_TOKENS * TOKEN_BYTES as usize, AtomicFile::create(path)?);
-    for token in tokens {
-        file.write_all(&token.to_le_bytes())?;
+    let mut file = AtomicFile::create(path)?;
+    let (mut blocks, mut chunk) =
+        (Blocks::default(), Vec::with_capacity(CHUNK_TOKENS * TOKEN_BYTES as usize));
+    let mut tokens = tokens.peekable();
+    while tokens.peek().is_some() {
+        chunk.clear();
+        chunk.extend(tokens.by_ref().take(CHUNK_TOKENS).flat_map(u32::to_le_bytes));
+        blocks.update(&chunk);
+        file.write_all(&chunk)?;
     }
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.commit()
+    Ok((file.commit()?.bytes, blocks.finish()))
 }
 
 /// A path below the run's folder. The text comes from another process and must not lead elsewhere.
@@ -205,8 +342,8 @@ mod tests {
         let error = file.read(2, &mut out).unwrap_err();
         assert!(error.to_string().ends_with("t has 3 tokens, but 2 from 2 on were asked for"), "{error}");
         assert_eq!(out, [7, 7]);
-        assert!(file.window(u64::MAX, 2).is_none());
-        assert!(file.window(3, 0).is_some());
+        assert!(file.window(u64::MAX, 2).is_err());
+        assert!(file.window(3, 0).is_ok());
         assert!(open(&[]).is_empty());
     }
 
@@ -234,5 +371,34 @@ mod tests {
         let other = write_tokens(dir.path(), "t", &[1, 2, 4]).unwrap();
         let text = error(&good).to_string();
         assert!(text.contains(&good.digest) && text.contains(&other.digest), "{text}");
+        fs::remove_file(dir.path().join("t.digests")).unwrap();
+        assert!(error(&good).to_string().contains("t.digests"));
+    }
+
+    #[test]
+    fn a_block_is_checked_when_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let block = BLOCK_BYTES as u64 / TOKEN_BYTES;
+        // Three blocks, the last one short.
+        let tokens: Vec<u32> = (0..2 * block as u32 + 5).collect();
+        let file = write_tokens(dir.path(), "t", &tokens).unwrap();
+        let path = dir.path().join("t");
+        assert_eq!(digest_blocks(&path).unwrap(), file.digest);
+        for (byte, first, last) in
+            [(BLOCK_BYTES + 9, block, 2 * block - 1), (2 * BLOCK_BYTES, 2 * block, 2 * block + 4)]
+        {
+            let mut bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+            bytes[byte] ^= 4;
+            fs::write(&path, &bytes).unwrap();
+            assert_ne!(digest_blocks(&path).unwrap(), file.digest);
+            let open = TokenFile::open(dir.path(), &file).unwrap();
+            assert_eq!(open.window(0, block).unwrap().count() as u64, block);
+            for (start, len) in [(first, 1), (first - 1, 2), (last, 1), (0, last + 1)] {
+                let error = open.window(start, len).err().unwrap();
+                let named =
+                    matches!(error, TokensError::Block { first: f, last: l, .. } if (f, l) == (first, last));
+                assert!(named, "{start}+{len}: {error}");
+            }
+        }
     }
 }

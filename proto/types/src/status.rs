@@ -75,6 +75,8 @@ pub enum Fault {
     Leaving,
     /// Its device's or its memory's: libtorch failed. The process ends, since neither can be trusted any more.
     Device,
+    /// The checkpoint's that it was to go on from: a file of it is damaged.
+    Checkpoint,
 }
 
 /// What a worker says of itself.

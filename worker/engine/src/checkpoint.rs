@@ -8,7 +8,7 @@ use std::path::Path;
 
 use coxswain_comm::{Axis, Links};
 use coxswain_files::folders::{model_file, optimizer_file, step_folder};
-use coxswain_files::{Checkpoint, Fingerprint, Header, ShardTensor, write_shard};
+use coxswain_files::{Checkpoint, CheckpointError, Fingerprint, Header, ShardTensor, write_shard};
 use coxswain_types::Step;
 use coxswain_types::assignment::{Assignment, Resume, Weights};
 use coxswain_types::job::Reduction;
@@ -213,7 +213,11 @@ impl Row<'_> {
     }
 }
 
-/// Loads this rank's slices of a committed checkpoint, whatever layout wrote it, into all of `stores`.
+/// Loads this rank's slices of a committed checkpoint, whatever layout wrote it, into all of `stores`. The ranks look
+/// at every byte of it between them, and none returns before all have found it whole.
+///
+/// # Errors
+/// [`EngineError::Damaged`] on the rank that has found damage; the others fail as by a peer that is gone.
 pub fn load(
     directory: &Path,
     resume: &Resume,
@@ -222,7 +226,7 @@ pub fn load(
     stores: &[(&Parameters, &Optimizer)],
     links: &Links,
 ) -> Result<Trainer, EngineError> {
-    let checkpoint = Checkpoint::open(&directory.join(&resume.path), Some(&resume.digest))?;
+    let checkpoint = Checkpoint::open(&directory.join(&resume.path), Some(&resume.digest)).map_err(damage)?;
     let differences = checkpoint.manifest().fingerprint.differences(&fingerprint(assignment, runtime));
     if !differences.is_empty() {
         return Err(EngineError::Fingerprint(differences));
@@ -233,12 +237,29 @@ pub fn load(
             resume.path
         )));
     }
+    links.enter(resume.step.0, format!("checking the files of the checkpoint of step {}", resume.step));
+    let go_on = || -> Result<(), EngineError> { Ok(links.expect_wanted()?) };
+    let verified = checkpoint.verify_share(links.rank(), assignment.world, go_on);
+    verified.map_err(|error| match error {
+        EngineError::Checkpoint(error) => damage(error),
+        other => other,
+    })?;
+    links.enter(resume.step.0, format!("reading the checkpoint of step {}", resume.step));
     for (parameters, optimizer) in stores {
         load_values(&checkpoint, parameters, optimizer, links)?;
     }
     let bytes = checkpoint.read_slice(TRAINER, 0, 0, Trainer::NUMBERS)?;
-    Trainer::decode(&floats(&bytes))
-        .ok_or_else(|| EngineError::Other(format!("{}: {TRAINER} is not readable", resume.path)))
+    let trainer = Trainer::decode(&floats(&bytes))
+        .ok_or_else(|| EngineError::Other(format!("{}: {TRAINER} is not readable", resume.path)))?;
+    links
+        .enter(resume.step.0, "waiting until all ranks have checked their part of the checkpoint".to_owned());
+    links.close(&[0.0], 1, |_| vec![0.0]).doing(|| "checking the checkpoint with all ranks".to_owned())?;
+    Ok(trainer)
+}
+
+/// What is wrong with the checkpoint to go on from: an older one is better, if its files are not what was written.
+fn damage(error: CheckpointError) -> EngineError {
+    if error.is_damage() { EngineError::Damaged(error) } else { EngineError::Checkpoint(error) }
 }
 
 /// Reads the slices of weights and moments that are here.

@@ -135,7 +135,8 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Opens the files and checks that they are those of the assignment.
+    /// Opens the files and checks that they are those of the assignment: the tokenizer whole, and tokens when they
+    /// are first read.
     pub fn open(directory: &Path, data: &PreparedData, spec: &JobSpec) -> Result<Tokens, EngineError> {
         let train = &spec.train;
         if let Some(wanted) = &data.tokenizer_digest {

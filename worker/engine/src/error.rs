@@ -44,6 +44,9 @@ pub enum EngineError {
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] coxswain_files::CheckpointError),
+    /// The checkpoint to go on from is damaged.
+    #[error(transparent)]
+    Damaged(coxswain_files::CheckpointError),
     /// The tokenizer is missing or broken.
     #[error(transparent)]
     Tokenizer(#[from] coxswain_files::TokenizerError),

@@ -19,7 +19,7 @@ enum Field {
     State,
     /// The newest interruption. The list of them grows with each.
     Interruption,
-    /// The generation, its layout and its threads.
+    /// The generation, its layout, its threads and what it computes with.
     Formation,
     Ranks,
     Wish,

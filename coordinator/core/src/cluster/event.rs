@@ -1,11 +1,12 @@
 //! What happens to a cluster, what follows from it, and what is written down.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use coxswain_types::assignment::{PreparedData, Resume};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{JobSpec, Layout};
-use coxswain_types::status::{Published, SavedFile, StepReport, WorkerStatus};
+use coxswain_types::status::{Published, SavedFile, StepReport, WorkerInfo, WorkerStatus};
 use serde::{Deserialize, Serialize};
 
 use super::happening::NoteKind;
@@ -33,6 +34,18 @@ pub struct Prepared {
     /// The threads that the checkpoint was made with. They are kept where the job names none, since
     /// another number gives other bits.
     pub threads: Option<u32>,
+    /// The runtime that the checkpoint was made with, which alone gives the same bits.
+    pub runtime: Option<String>,
+}
+
+/// How closely the checkpoints in a run's folder are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// The manifest, and whether all files are there and of their sizes. Ranks that go on from the checkpoint look
+    /// at every byte of it; where the job has taken its last step, and there are no ranks, so does this.
+    Manifest,
+    /// Every byte: a rank has found damage.
+    Whole,
 }
 
 /// What happened.
@@ -100,6 +113,8 @@ pub enum Effect {
     Prepare {
         /// The job's id.
         job: String,
+        /// How closely checkpoints are looked at. One that is found to be damaged is set aside.
+        look: Look,
     },
     /// What is wanted of this worker changed: send it [`super::Cluster::desired`].
     Wake(WorkerId),
@@ -201,6 +216,8 @@ pub enum Entry {
         /// Its layout, where that is not the job's own.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         layout: Option<Layout>,
+        /// What its workers compute with, which every later generation of the job has to.
+        compute: Compute,
     },
     /// All ranks of a generation shall stop after a step, and save.
     Stopping {
@@ -282,6 +299,29 @@ pub enum Entry {
         /// Why.
         reason: String,
     },
+}
+
+/// What a worker computes with: others give other bits.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Compute {
+    /// The kind of device, such as `cpu`.
+    pub device: String,
+    /// The libtorch and what the processor offers it.
+    pub runtime: String,
+}
+
+impl Compute {
+    /// That of a worker.
+    pub fn of(info: &WorkerInfo) -> Compute {
+        let device = info.device.split(':').next().unwrap_or(&info.device);
+        Compute { device: device.to_owned(), runtime: info.runtime.clone() }
+    }
+}
+
+impl fmt::Display for Compute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}", self.device, self.runtime)
+    }
 }
 
 /// A rank of a generation.

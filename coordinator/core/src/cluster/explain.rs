@@ -81,7 +81,7 @@ fn headline(job: &Job) -> String {
 fn doing(phase: Option<&Phase>, look: &Look<'_>) -> String {
     let what = match (phase, look.activity) {
         (None, _) => "has not taken its assignment".to_owned(),
-        (Some(Phase::Preparing), _) => "joins its groups and loads its part".to_owned(),
+        (Some(Phase::Preparing), None) => "joins its groups and loads its part".to_owned(),
         (Some(Phase::Done), _) => "is done".to_owned(),
         (Some(Phase::Failed { message, .. }), _) => format!("failed: {message}"),
         (Some(_), None) => "runs".to_owned(),

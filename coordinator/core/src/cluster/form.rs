@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::WorkerInfo;
 
-use super::event::{Effect, Entry, Weight};
+use super::event::{Compute, Effect, Entry, Weight};
 use super::job::Job;
 use super::run::{Run, Seat};
 use super::summary::{Ending, JobState};
@@ -35,10 +35,12 @@ impl Cluster {
             Ok(formation) => formation,
             Err(reason) => return self.end(&id, Ending::Failed, reason, out),
         };
+        let Some(compute) = workers.first().map(Compute::of) else { return };
         let (from, steps, threads) = (job.step, job.steps(), formation.threads);
         let again = job.generation > Generation(0);
         job.generation = generation;
         job.threads = Some(threads);
+        job.compute = Some(compute.clone());
         job.formed = formation.seats.iter().map(Seat::formed).collect();
         job.layout = Some(fit.layout).filter(|layout| *layout != job.submission.spec.layout);
         let mut reason = format!("generation {generation} of {} workers", workers.len());
@@ -50,7 +52,8 @@ impl Cluster {
         let ranks = job.formed.clone();
         self.revisions.grow();
         let revision = self.revisions.newest();
-        let record = Entry::Formed { job: id.clone(), generation, ranks, threads, from, revision, layout };
+        let record =
+            Entry::Formed { job: id.clone(), generation, ranks, threads, from, revision, layout, compute };
         out.push(Effect::Record(record));
         let mut text = formation.reason(from, again);
         text.push_str(&formation.relieved());

@@ -7,6 +7,7 @@ use coxswain_types::ids::WorkerId;
 use coxswain_types::status::{Phase, WorkerInfo};
 
 use super::Cluster;
+use super::event::Compute;
 use super::regroup::MIN_GAIN;
 use super::run::{Run, Seat};
 use crate::plan::{Fit, KEEPS_UP, fitting, relief};
@@ -35,13 +36,19 @@ impl<'a> Hall<'a> {
         Hall { cluster, idle: idle.map(|info| (info, None)).collect(), had: had.collect() }
     }
 
-    /// Whether the job may have this worker: the worker serves it, and an interrupted one of at least its own
+    /// Whether the worker serves the job, and gives its bits.
+    fn suits(&self, job: usize, worker: &WorkerInfo) -> bool {
+        let job = &self.cluster.jobs[job];
+        worker.serves(job.id()) && job.computes_with(&Compute::of(worker))
+    }
+
+    /// Whether the job may have this worker: the worker suits it, and an interrupted one of at least its own
     /// priority goes before.
     fn may_have(&self, job: usize, worker: &WorkerInfo) -> bool {
         let priority = |index: usize| self.cluster.jobs[index].priority();
-        let serves = |index: usize| worker.serves(self.cluster.jobs[index].id());
-        let yields = |other: usize| other == job || priority(other) < priority(job) || !serves(other);
-        serves(job) && self.had.get(&worker.id).is_none_or(|&other| yields(other))
+        let yields =
+            |other: usize| other == job || priority(other) < priority(job) || !self.suits(other, worker);
+        self.suits(job, worker) && self.had.get(&worker.id).is_none_or(|&other| yields(other))
     }
 
     /// The idle workers that the job may have.
@@ -70,9 +77,9 @@ impl<'a> Hall<'a> {
         let spec = &job.submission.spec;
         let world = spec.layout.world() as usize;
         let open = self.open_to(index);
-        let mut alike: BTreeMap<(&str, &str), Vec<&WorkerInfo>> = BTreeMap::new();
+        let mut alike: BTreeMap<Compute, Vec<&WorkerInfo>> = BTreeMap::new();
         for &info in &open {
-            alike.entry((kind_of(&info.device), &info.runtime)).or_default().push(info);
+            alike.entry(Compute::of(info)).or_default().push(info);
         }
         // The largest group; of equal ones the first, since max_by_key would take the last.
         let best = alike.values().rev().max_by_key(|group| group.len());
@@ -96,10 +103,8 @@ impl<'a> Hall<'a> {
                 Ok((group.into_iter().cloned().collect(), fit))
             }
             _ if open.len() >= world => {
-                let groups: Vec<_> = alike
-                    .iter()
-                    .map(|((kind, runtime), group)| format!("{} with {kind}, {runtime}", group.len()))
-                    .collect();
+                let groups: Vec<_> =
+                    alike.iter().map(|(compute, group)| format!("{} with {compute}", group.len())).collect();
                 Err(format!(
                     "waiting for {world} workers that compute alike: idle are {}; ranks of one generation must \
                      have the same kind of device and the same libtorch",
@@ -128,10 +133,8 @@ impl<'a> Hall<'a> {
     /// The workers that wait and could join the run.
     fn more(&self, index: usize, run: &Run) -> Vec<&'a WorkerInfo> {
         let first = run.seats.first().and_then(|seat| self.cluster.members.get(&seat.info.id));
-        let Some(like) = first.map(|member| &member.status.info) else { return Vec::new() };
-        let alike = |info: &&WorkerInfo| {
-            kind_of(&info.device) == kind_of(&like.device) && info.runtime == like.runtime
-        };
+        let Some(like) = first.map(|member| Compute::of(&member.status.info)) else { return Vec::new() };
+        let alike = |info: &&WorkerInfo| Compute::of(info) == like;
         self.open_to(index).into_iter().filter(alike).collect()
     }
 
@@ -191,7 +194,12 @@ impl<'a> Hall<'a> {
         }
         let elsewhere: Vec<_> = elsewhere.iter().map(|(place, count)| format!("{count} {place}")).collect();
         let workers = if world == 1 { "worker" } else { "workers" };
-        let missing = format!("waiting for {} of {world} {workers}", world - open.len());
+        let mut missing = format!("waiting for {} of {world} {workers}", world - open.len());
+        let others =
+            self.idle.iter().any(|(info, _)| !self.cluster.jobs[job].computes_with(&Compute::of(info)));
+        if let Some(needs) = self.cluster.jobs[job].needs_text().filter(|_| others) {
+            missing.push_str(&needs);
+        }
         if elsewhere.is_empty() { missing } else { format!("{missing} (here: {})", elsewhere.join(", ")) }
     }
 
@@ -202,6 +210,12 @@ impl<'a> Hall<'a> {
         }
         if !info.serves(name(job)) {
             return "bound to other jobs".to_owned();
+        }
+        let compute = Compute::of(info);
+        if self.idle.iter().any(|(idle, _)| idle.id == info.id)
+            && !self.cluster.jobs[job].computes_with(&compute)
+        {
+            return format!("idle with {compute}");
         }
         match self.idle.iter().find(|(idle, _)| idle.id == info.id) {
             Some((_, Some(keeper))) => format!("kept for {}", name(*keeper)),
@@ -214,10 +228,6 @@ impl<'a> Hall<'a> {
             None => "not idle yet".to_owned(),
         }
     }
-}
-
-fn kind_of(device: &str) -> &str {
-    device.split(':').next().unwrap_or(device)
 }
 
 /// A key under which `worker-10` comes after `worker-2`.

@@ -7,7 +7,7 @@ use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{Layout, OnLoss};
 use coxswain_types::status::{Publish, Published, StepReport};
 
-use super::event::{FormedRank, Prepared, Submission};
+use super::event::{Compute, FormedRank, Prepared, Submission};
 use super::summary::{JobState, JobSummary};
 use crate::plan::{Fit, KEEPS_UP};
 
@@ -38,6 +38,10 @@ pub(super) struct Job {
     pub(super) lost_ms: Option<u64>,
     /// Threads of each rank, once a generation has run.
     pub(super) threads: Option<u32>,
+    /// What its workers compute with, once a generation was formed.
+    pub(super) compute: Option<Compute>,
+    /// Whether a rank has found its newest checkpoint damaged, and nobody has looked since.
+    pub(super) doubts: bool,
     /// Why its last generation is no more.
     pub(super) interruption: Option<String>,
     /// The newest interruptions: of which generation, after which step, and why.
@@ -75,6 +79,8 @@ impl Job {
             layout: None,
             lost_ms: None,
             threads: None,
+            compute: None,
+            doubts: false,
             interruption: None,
             interruptions: VecDeque::new(),
             formed: Vec::new(),
@@ -133,6 +139,29 @@ impl Job {
     pub(super) fn shrinks_ms(&self) -> Option<u64> {
         let shrinks = self.submission.spec.recovery.on_loss == OnLoss::Shrink && self.recovers();
         shrinks.then(|| self.lost_ms.map_or(0, |lost_ms| lost_ms + SHRINK_AFTER_MS))
+    }
+
+    /// What its workers have to compute with: what they began with, or what the checkpoint was made with. A
+    /// checkpoint does not say on which kind of device.
+    pub(super) fn needs(&self) -> Option<(Option<&str>, &str)> {
+        let made = || self.prepared.as_ref()?.runtime.as_deref().map(|runtime| (None, runtime));
+        self.compute.as_ref().map(|began| (Some(began.device.as_str()), began.runtime.as_str())).or_else(made)
+    }
+
+    /// Those needs, for people.
+    pub(super) fn needs_text(&self) -> Option<String> {
+        let (device, runtime) = self.needs()?;
+        Some(match device {
+            Some(device) => format!(" with {device}, {runtime}, which it began with"),
+            None => format!(" with {runtime}, which its checkpoint was made with"),
+        })
+    }
+
+    /// Whether a worker that computes with this gives the job's bits.
+    pub(super) fn computes_with(&self, compute: &Compute) -> bool {
+        self.needs().is_none_or(|(device, runtime)| {
+            device.is_none_or(|device| device == compute.device) && runtime == compute.runtime
+        })
     }
 
     /// Whether this worker was in its newest generation, by whichever process now.

@@ -92,11 +92,27 @@ impl Cluster {
 
     /// The job's generation cannot go on: its workers are gathered again, or the job ends.
     pub(super) fn interrupt(&mut self, id: &str, cause: String, out: &mut Vec<Effect>) {
+        match self.job(id) {
+            Some(job) if job.submission.spec.recovery.on_loss == OnLoss::Fail => {
+                self.end(id, Ending::Failed, cause, out);
+            }
+            _ => self.gather_again(id, cause, out),
+        }
+    }
+
+    /// A rank has found the checkpoint damaged that it was to go on from. No worker is lost by it, so this is no
+    /// reason to end, whatever the job says of losses.
+    pub(super) fn doubt(&mut self, id: &str, cause: String, out: &mut Vec<Effect>) {
+        if let Some(job) = self.job_mut(id) {
+            job.doubts = true;
+        }
+        self.gather_again(id, cause, out);
+    }
+
+    /// Gives up the job's generation and gathers workers again, so long as tries make steps.
+    fn gather_again(&mut self, id: &str, cause: String, out: &mut Vec<Effect>) {
         let now_ms = self.now_ms;
         let Some(job) = self.job_mut(id) else { return };
-        if job.submission.spec.recovery.on_loss == OnLoss::Fail {
-            return self.end(id, Ending::Failed, cause, out);
-        }
         job.setbacks += 1;
         if job.setbacks > MAX_SETBACKS {
             let reason = format!("{cause}; {MAX_SETBACKS} tries before this one made no new step either");
@@ -130,6 +146,7 @@ impl Cluster {
 
     pub(super) fn prepared(&mut self, id: &str, result: Result<Prepared, String>, out: &mut Vec<Effect>) {
         let Some(job) = self.job_mut(id).filter(|job| job.state == JobState::Preparing) else { return };
+        job.doubts = false;
         match result {
             Err(reason) => self.end(id, Ending::Failed, reason, out),
             Ok(prepared) => {

@@ -11,7 +11,7 @@
 //! - `saving`: when a checkpoint is decided.
 //! - `job`, `life`: a job from its submission to its end; `replay`: what a restart makes of it.
 //! - [`fn@compact`]: a journal in fewer entries.
-//! - `queue`, `hall`: whose turn it is, and which workers it can have.
+//! - `queue`, `hall`: whose turn it is, and which workers it can have: those that compute as the job began.
 //! - `form`: idle workers become the ranks of a generation; `regroup`: one ends at a step's boundary.
 //! - `desired`, `revision`: what is wanted of each worker, and its number.
 //! - `hang`, `pace`: who holds up a run, and who slows it down; `watch`: how people are told.
@@ -49,7 +49,7 @@ use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Fault, Phase, WorkerStatus};
 
 pub use compact::compact;
-pub use event::{Effect, Entry, Event, FormedRank, Notice, Prepared, Submission, Weight};
+pub use event::{Compute, Effect, Entry, Event, FormedRank, Look, Notice, Prepared, Submission, Weight};
 pub use member::{LEASE_MS, MAX_WORKERS};
 pub use run::{GRACE_MS, RETURN_MS};
 pub use summary::{Ending, JobState, JobSummary, WorkerSummary};
@@ -249,6 +249,10 @@ impl Cluster {
             if !matches!(status.phase, Phase::Failed { .. }) {
                 return;
             }
+        }
+        if let Phase::Failed { message, fault: Fault::Checkpoint } = &status.phase {
+            let (id, cause) = (run.job.clone(), format!("{} cannot go on: {message}", run.describe(rank)));
+            return self.doubt(&id, cause, out);
         }
         let has_worked = || self.jobs.iter().any(|job| job.id() == run.job && job.has_worked());
         let lost = match &status.phase {

@@ -11,7 +11,7 @@ use coxswain_types::ids::Generation;
 use coxswain_types::status::WorkerInfo;
 
 use super::Cluster;
-use super::event::Effect;
+use super::event::{Effect, Look};
 use super::hall::Hall;
 use super::run::Run;
 use super::summary::JobState;
@@ -46,7 +46,8 @@ impl Cluster {
                         job.reason = "its tokens are being made ready".to_owned();
                     }
                     job.state = JobState::Preparing;
-                    out.push(Effect::Prepare { job: job.id().to_owned() });
+                    let look = if job.doubts { Look::Whole } else { Look::Manifest };
+                    out.push(Effect::Prepare { job: job.id().to_owned(), look });
                 }
                 Some(Turn::Form(index, workers, fit)) => self.form(index, &workers, &fit, out),
                 Some(Turn::Grow(generation, more, fit)) => self.grow(generation, more, &fit, out),

@@ -36,13 +36,14 @@ impl Cluster {
             Entry::Started { epoch } => self.revisions.passed(epoch),
             Entry::Noted { .. } => {}
             Entry::Submitted(submission) => self.enqueue(*submission),
-            Entry::Formed { job, generation, from, threads, ranks, revision, layout } => {
+            Entry::Formed { job, generation, from, threads, ranks, revision, layout, compute } => {
                 self.generation = self.generation.max(generation);
                 for rank in &ranks {
                     self.members.remember(&rank.worker, rank.incarnation);
                 }
                 if let Some(job) = self.job_mut(&job) {
                     job.threads = Some(threads);
+                    job.compute = Some(compute);
                     let reason = format!("generation {generation} of {} workers", ranks.len());
                     job.enter(JobState::Running, reason);
                     let slow = ranks.iter().filter(|rank| rank.slow_percent > KEEPS_UP);

@@ -22,8 +22,8 @@ use super::schedule;
 /// that nobody speaks to any more from waiting for ever.
 const OPERATION_MS: u64 = 3_600_000;
 
-/// How long a group may take to form. Forming itself takes well under a second; the rest is for
-/// peers that still load libtorch or read a checkpoint.
+/// How long a group may take to form. Forming itself takes well under a second, and no file is read before it; the
+/// rest is for machines under load.
 const FORMING_MS: u64 = 20_000;
 
 /// What is the same for every rank.

@@ -25,7 +25,7 @@ impl World {
                     running: None,
                     ended: None,
                     published: Step(0),
-                    threads: None,
+                    made: None,
                     since_new: 0,
                     since_any: 0,
                     newest: 0,
@@ -40,7 +40,7 @@ impl World {
                 (*epoch != before + 1).then(|| ("S1", format!("start {epoch} after {before}")))
             }
             Entry::Noted { .. } | Entry::Compacted { .. } => None,
-            Entry::Formed { job, generation, ranks, threads, from, revision, layout } => self
+            Entry::Formed { job, generation, ranks, threads, from, revision, layout, .. } => self
                 .judge_size(job, ranks, *layout)
                 .or_else(|| self.judge_formed(job, *generation, ranks, *threads, *from))
                 .or_else(|| self.judge_wish(job, *generation, *revision, false)),
@@ -114,8 +114,11 @@ impl World {
         };
         let mut runtimes: Vec<_> = ranks.iter().map(runtime).collect();
         runtimes.dedup();
-        if runtimes.len() != 1 || runtimes[0].as_ref().is_none_or(String::is_empty) {
+        let [Some(runtime)] = runtimes.as_slice() else {
             return Some(("S8", format!("generation {generation} computes with {runtimes:?}")));
+        };
+        if runtime.is_empty() {
+            return Some(("S8", format!("generation {generation} does not say what it computes with")));
         }
         let life = self.coordinator.life;
         let healed = self.healed;
@@ -126,7 +129,7 @@ impl World {
             return Some(("S3", format!("generation {generation} of {job}, which runs or is over")));
         }
         let (directory, known) = (record.directory.clone(), record.published);
-        let before = record.threads.replace(threads);
+        let before = record.made.replace((threads, runtime.clone()));
         record.running = Some(Running {
             generation,
             ranks: ranks.to_vec(),
@@ -147,9 +150,12 @@ impl World {
             return Some(("S13", format!("{job} goes on from step {from}, and {known} was published")));
         }
         let folder = self.folders.entry(directory.clone()).or_default();
-        let threads_before = before.or((from > Step(0)).then(|| folder.threads(from)));
-        if threads_before.is_some_and(|before| before != threads) {
-            return Some(("S4", format!("{threads} threads, and {threads_before:?} before: other bits")));
+        let before = before.or((from > Step(0)).then(|| folder.made(from)));
+        if let Some(before) = before.filter(|before| *before != (threads, runtime.clone())) {
+            return Some((
+                "S4",
+                format!("{threads} threads and {runtime}, and {before:?} before: other bits"),
+            ));
         }
         if from > Step(0) {
             let found = folder.read(from, None);

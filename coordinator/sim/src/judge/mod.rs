@@ -90,7 +90,8 @@ pub(crate) struct JobRecord {
     pub(crate) ended: Option<Ending>,
     /// The newest checkpoint that was published.
     pub(crate) published: Step,
-    threads: Option<u32>,
+    /// The threads and the runtime that it began with.
+    made: Option<(u32, String)>,
     /// Interruptions since the last step that was never taken before, and since the last step.
     since_new: u32,
     since_any: u32,

@@ -182,6 +182,46 @@ fn manifests_that_ask_for_too_much_are_refused() {
     }
 }
 
+#[test]
+fn files_are_shared_out_by_their_size() {
+    let rows: [(&[u64], u32, &[u32]); 6] = [
+        (&[], 3, &[]),
+        (&[5, 5, 5], 1, &[0, 0, 0]),
+        (&[9, 9, 9], 3, &[0, 1, 2]),
+        // What a rank wrote in the same layout falls to that rank.
+        (&[4, 4, 8, 8], 2, &[0, 1, 0, 1]),
+        (&[1, 9, 1, 1], 2, &[1, 0, 1, 1]),
+        (&[7], 0, &[0]),
+    ];
+    for (bytes, shares, falls_to) in rows {
+        assert_eq!(shared_out(bytes, shares), falls_to, "{bytes:?} to {shares}");
+    }
+}
+
+#[test]
+fn damage_is_found_by_the_one_that_it_falls_to() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path(), &[("w", &[4, 3], 0)], 4);
+    let open = || Checkpoint::open(dir.path(), None).unwrap();
+    let files: Vec<String> = open().manifest().files.iter().map(|file| file.name.clone()).collect();
+    let found = |shares: u32| -> Vec<u32> {
+        let verify = |share: &u32| open().verify_share(*share, shares, || Ok::<_, CheckpointError>(()));
+        (0..shares).filter(|share| verify(share).is_err_and(|error| error.is_damage())).collect()
+    };
+    for (at, name) in files.iter().enumerate() {
+        let good = std::fs::read(dir.path().join(name)).unwrap();
+        let mut bad = good.clone();
+        *bad.last_mut().unwrap() ^= 1;
+        std::fs::write(dir.path().join(name), bad).unwrap();
+        assert_eq!((found(1), found(4)), (vec![0], vec![at as u32]), "{name}");
+        std::fs::write(dir.path().join(name), good).unwrap();
+    }
+    assert_eq!(found(3), [0; 0]);
+    // It ends between two pieces of a file when it is to.
+    let stopped = open().verify_share(0, 1, || Err(CheckpointError::damaged(dir.path(), "stopped")));
+    assert!(stopped.unwrap_err().to_string().contains("stopped"));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     #[test]

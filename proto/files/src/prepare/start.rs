@@ -7,8 +7,9 @@ use coxswain_types::assignment::{PreparedData, Weights};
 use coxswain_types::params::{Place, parameter_table};
 
 use super::{PrepareError, TOKENIZER};
-use crate::atomic::{digest_bytes, digest_file};
+use crate::atomic::digest_bytes;
 use crate::checkpoint::Checkpoint;
+use crate::digests::Digests;
 use crate::folders::locate;
 use crate::manifest::MANIFEST;
 use crate::tokenizer::Tokenizer;
@@ -24,7 +25,7 @@ pub(super) struct Start {
 
 impl Start {
     /// What the job starts from, read and checked; `None` where weights come from the seed.
-    pub(super) fn of(spec: &JobSpec) -> Result<Option<Start>, PrepareError> {
+    pub(super) fn of(spec: &JobSpec, digests: &Digests) -> Result<Option<Start>, PrepareError> {
         let Some(path) = spec.train.start_from.as_deref() else { return Ok(None) };
         let failed = |what: String| PrepareError::Start(what);
         let (run, folder) = locate(Path::new(path)).map_err(|e| failed(e.to_string()))?.ok_or_else(|| {
@@ -34,10 +35,10 @@ impl Start {
             ))
         })?;
         let checkpoint = Checkpoint::open(&folder, None).map_err(|e| failed(e.to_string()))?;
-        checkpoint.verify().map_err(|e| failed(e.to_string()))?;
+        checkpoint.verify_by(|path| digests.of(path)).map_err(|e| failed(e.to_string()))?;
         fits(spec, &checkpoint, path)?;
         let manifest = folder.join(MANIFEST);
-        let digest = digest_file(&manifest).map_err(|e| failed(format!("{}: {e}", manifest.display())))?;
+        let digest = digests.of(&manifest).map_err(|e| failed(format!("{}: {e}", manifest.display())))?;
         let data = checkpoint.manifest().data.clone();
         let tokenizer = match &data.tokenizer_digest {
             None => None,

@@ -3,7 +3,14 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::atomic::digest_file;
 use crate::fixture;
+use crate::tokens::list_of;
+
+/// As a first start of the job does.
+fn prepare(dir: &Path, spec: &JobSpec) -> Result<PreparedData, PrepareError> {
+    super::prepare(dir, spec, None, &Digests::default())
+}
 
 /// A run's folder and two texts.
 fn run() -> (tempfile::TempDir, JobSpec) {
@@ -71,7 +78,8 @@ fn what_is_prepared_is_found_until_something_changes() {
     assert_eq!(written(), first, "it was made again");
 
     // A damaged file of any kind is made again, with the same contents.
-    for name in [TOKENIZER, TRAIN, HELD_OUT, HELD_OUT_TEXT, PREPARED] {
+    let [train, held_out] = [TRAIN, HELD_OUT].map(list_of);
+    for name in [TOKENIZER, TRAIN, &train, HELD_OUT, &held_out, HELD_OUT_TEXT, PREPARED] {
         let good = fs::read(at(name)).unwrap();
         fs::write(at(name), &good[1..]).unwrap();
         assert_eq!(prepare(dir.path(), &spec).unwrap(), data, "{name}");
@@ -91,6 +99,33 @@ fn what_is_prepared_is_found_until_something_changes() {
     assert_ne!(changed.train.digest, data.train.digest);
     spec.model.vocab = 258;
     assert_ne!(prepare(dir.path(), &spec).unwrap().train.digest, changed.train.digest);
+}
+
+#[test]
+fn an_interruption_reads_no_file_that_looks_the_same() {
+    let (dir, spec) = run();
+    let digests = Digests::default();
+    let again = || super::prepare(dir.path(), &spec, None, &digests).unwrap();
+    let data = again();
+    // The texts of this test changed a moment ago, those of a user did not.
+    let DataSpec::Text { files, .. } = &spec.data else { unreachable!() };
+    files.iter().map(Path::new).for_each(|file| digests.wrote(file, &digest_file(file).unwrap()));
+    let before = digests.read_bytes();
+    assert_eq!(again(), data);
+    assert_eq!(super::prepare(dir.path(), &spec, Some(&data), &digests).unwrap(), data);
+    assert_eq!(digests.read_bytes(), before);
+
+    // What does not look the same is read, and only that.
+    let list = dir.path().join(list_of(TRAIN));
+    let bytes = fs::read(&list).unwrap();
+    fs::write(&list, &bytes).unwrap();
+    assert_eq!(again(), data);
+    assert_eq!(digests.read_bytes(), before + bytes.len() as u64);
+    let train = dir.path().join(TRAIN);
+    let good = fs::read(&train).unwrap();
+    fs::write(&train, vec![0; good.len()]).unwrap();
+    assert_eq!(again(), data);
+    assert_eq!(fs::read(&train).unwrap(), good);
 }
 
 #[test]

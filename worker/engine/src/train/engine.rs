@@ -90,7 +90,8 @@ impl Engine {
         memory::reset_peak();
         let a = &assignment;
         let directory = PathBuf::from(&a.directory);
-        let tokens = Tokens::open(&directory, &a.data, &a.spec)?;
+        // Before any file is looked at: how long that takes is a matter of this rank's storage, and the others
+        // wait for each other to join only so long.
         let links = Links::join(store, a.rank.0, a.world, address, a.forming_ms, a.operation_ms).map_err(
             |source| EngineError::Joining {
                 generation: a.generation.0,
@@ -100,9 +101,11 @@ impl Engine {
             },
         )?;
         control.tell(Event::Linked(links.clone()));
-        links.enter(0, "getting its values".to_owned());
+        links.enter(0, "checking the files of its run".to_owned());
         expect_shared(&directory, &links, a)?;
+        let tokens = Tokens::open(&directory, &a.data, &a.spec)?;
 
+        links.enter(0, "getting its values".to_owned());
         let state = take_up(a, &directory, runtime, &links, remains)?;
         *remains = None;
         let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?));

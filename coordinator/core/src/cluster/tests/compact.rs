@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::many::{history, line};
 use super::story::{entry_text, spec};
 use crate::cluster::happening::NoteKind;
-use crate::cluster::{Cluster, Effect, Ending, Entry, Event, MAX_WORKERS, Submission, compact};
+use crate::cluster::{Cluster, Compute, Effect, Ending, Entry, Event, MAX_WORKERS, Submission, compact};
 
 fn submitted(n: u64) -> Entry {
     let layout = Layout {
@@ -27,7 +27,8 @@ fn submitted(n: u64) -> Entry {
 fn formed(n: u64, generation: u64, from: u64) -> Entry {
     let (job, from) = (format!("demo-{n}"), Step(from));
     let (generation, ranks) = (Generation(generation), Vec::new());
-    Entry::Formed { job, generation, ranks, threads: 1, from, revision: generation.0, layout: None }
+    let compute = Compute { device: "cpu".into(), runtime: format!("libtorch {generation}") };
+    Entry::Formed { job, generation, ranks, threads: 1, from, revision: generation.0, layout: None, compute }
 }
 
 fn committed(n: u64, generation: u64, step: u64) -> Entry {

@@ -1,6 +1,7 @@
 //! What a cluster does, told as stories.
 
 mod compact;
+mod compute;
 mod drain;
 mod explain;
 mod found;

@@ -423,3 +423,84 @@ fn a_device_that_never_worked_ends_the_job() {
     );
     assert!(print.contains("failed: worker w0 (rank 0, stage 0, pid 100 on alpha) failed:"), "{print}");
 }
+
+#[test]
+fn a_damaged_checkpoint_is_looked_at_and_is_no_reason_to_end() {
+    // Not even for a job that ends when a worker is lost.
+    let print = tell(
+        "0 submit demo pp=2 steps=8
+         0 w0 idle
+         0 w1 idle
+         0 prepared demo-1 resume=4
+         100 w1 g1 damaged: model-g1-r001.safetensors has another digest
+         110 w0 g1 cut-off: the peer closed the connection
+         120 w0 idle
+         120 w1 idle
+         130 prepared demo-1 resume=2
+         200 w0 g2 running step=3 reports=3..3
+         300 lost w1 its connection closed",
+    );
+    expect![[r#"
+        0 submit demo pp=2 steps=8
+            record started 1
+            record submitted demo-1
+            info: job demo-1 is accepted
+            prepare demo-1
+        0 w0 idle
+            record noted joined
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
+        0 w1 idle
+            record noted joined
+            info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
+        0 prepared demo-1 resume=4
+            record formed demo-1 g1 [w0 w1] threads 3 from 4
+            info: runs from the checkpoint of step 4 on w0, w1 with 3 threads each (as in the checkpoint)
+            wake w0
+            wake w1
+        100 w1 g1 damaged: model-g1-r001.safetensors has another digest
+            record interrupted demo-1 g1: worker w1 (rank 1, stage 1, pid 101 on alpha) cannot go on: model-g1-r001.safetensors has another digest
+            warn: worker w1 (rank 1, stage 1, pid 101 on alpha) cannot go on: model-g1-r001.safetensors has another digest; workers are gathered to go on
+            prepare demo-1, looking at every byte
+            wake w0
+            wake w1
+        110 w0 g1 cut-off: the peer closed the connection
+        120 w0 idle
+        120 w1 idle
+        130 prepared demo-1 resume=2
+            record formed demo-1 g2 [w0 w1] threads 3 from 2
+            info: runs from what its workers hold, or else from the checkpoint of step 2, on w0, w1 with 3 threads each (as before)
+            wake w0
+            wake w1
+        200 w0 g2 running step=3 reports=3..3
+            report demo-1 step 3
+            wake w0
+        300 lost w1 its connection closed
+            record noted gone
+            info: worker w1 is gone: its connection closed
+            record ended demo-1 Failed
+            warn: job demo-1 failed: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
+            wake w0
+            wake w1
+    "#]].assert_eq(&print);
+}
+
+#[test]
+fn damage_that_only_a_rank_sees_ends_the_job_in_time() {
+    let mut cluster = Cluster::default();
+    tell_to(&mut cluster, "0 submit demo wait steps=8\n0 w0 idle\n0 prepared demo-1 resume=4");
+    for setback in 1..=u64::from(MAX_SETBACKS) {
+        let now = 100 * setback;
+        let (print, _) = tell_to(
+            &mut cluster,
+            &format!(
+                "{now} w0 g{setback} damaged: its memory\n{now} w0 idle\n{now} prepared demo-1 resume=4"
+            ),
+        );
+        assert!(print.contains("prepare demo-1, looking at every byte"), "{print}");
+        assert!(print.contains("record formed"), "{print}");
+    }
+    let (print, _) = tell_to(&mut cluster, &format!("9000 w0 g{} damaged: its memory", MAX_SETBACKS + 1));
+    assert!(print.contains("record ended demo-1 Failed"), "{print}");
+}

@@ -2,11 +2,11 @@
 //! each line with what follows from it.
 //!
 //! ```text
-//! 0 submit demo pp=2 steps=4          0 prepared demo-1 resume=2
+//! 0 submit demo pp=2 steps=4          0 prepared demo-1 resume=2     0 prepared demo-1 resume=2 with=libtorch-2.12
 //! 0 w0 idle serves=demo-*             0 w1 g1 running step=3 reports=2..3 saved=2 published=2
 //! 0 lost w1 its connection closed     0 w1 g1 failed: peer closed
 //! 0 cancel demo-1 enough              0 w1 g1 cut-off: no answer     0 w1 g1 leaving: SIGTERM
-//! 0 w1 g1 broken: CUDA error
+//! 0 w1 g1 broken: CUDA error     0 w1 g1 damaged: model-g1-r001.safetensors has another digest
 //! 0 drain w1 maintenance     0 w1 g1 running leaves=SIGTERM
 //! 0 w1 g1 running doing=1F3 for=900 waits=0 last=1F2     0 w1 g1 running step=3 busy=900     0 explain demo-1
 //! 0 tick     0 desired w0     0 jobs    0 submit demo wait steps=4 (waits when workers are lost)
@@ -25,7 +25,7 @@ use coxswain_types::status::{
     Activity, Fault, Pace, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
 };
 
-use crate::cluster::{Cluster, Effect, Entry, Event, Prepared, Submission, Weight};
+use crate::cluster::{Cluster, Effect, Entry, Event, Look, Prepared, Submission, Weight};
 
 pub(super) fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
     let model = ModelSpec::llama(4, 32, 4, 2, 64, 64);
@@ -97,14 +97,16 @@ fn report(step: u64) -> StepReport {
     }
 }
 
-fn prepared(resume: Option<u64>) -> Prepared {
+fn prepared(resume: Option<u64>, runtime: Option<&str>) -> Prepared {
     let train = TokenFile { path: "tokens".into(), tokens: 4096, digest: "t".into() };
     let resume = resume.map(|step| Resume {
         step: Step(step),
         path: format!("checkpoints/{step}"),
         digest: format!("m{step}"),
     });
-    Prepared { data: PreparedData::of_tokens(train), threads: resume.as_ref().map(|_| 3), resume }
+    let threads = resume.as_ref().map(|_| 3);
+    let runtime = resume.as_ref().map(|_| runtime.unwrap_or("libtorch 2.11").replace('-', " "));
+    Prepared { data: PreparedData::of_tokens(train), threads, runtime, resume }
 }
 
 /// `key=value` among the words.
@@ -141,12 +143,13 @@ fn status(cluster: &Cluster, name: &str, words: &[&str], line: &str) -> WorkerSt
         Some("preparing") => Phase::Preparing,
         Some("running") => Phase::Running,
         Some("done") => Phase::Done,
-        Some(word @ ("failed:" | "cut-off:" | "leaving:" | "broken:")) => Phase::Failed {
+        Some(word @ ("failed:" | "cut-off:" | "leaving:" | "broken:" | "damaged:")) => Phase::Failed {
             message: line.split_once(": ").unwrap().1.to_owned(),
             fault: match word {
                 "failed:" => Fault::Own,
                 "leaving:" => Fault::Leaving,
                 "broken:" => Fault::Device,
+                "damaged:" => Fault::Checkpoint,
                 _ => Fault::Peer,
             },
         },
@@ -209,7 +212,8 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
             Event::Submitted(Box::new(Submission { job, spec, directory }))
         }
         "prepared" => {
-            Event::Prepared { job: words[0].to_owned(), result: Ok(prepared(number(words, "resume"))) }
+            let found = prepared(number(words, "resume"), value(words, "with"));
+            Event::Prepared { job: words[0].to_owned(), result: Ok(found) }
         }
         "unprepared" => Event::Prepared { job: words[0].to_owned(), result: Err(rest()) },
         "lost" => {
@@ -228,7 +232,8 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
 fn effect_text(effect: &Effect) -> String {
     match effect {
         Effect::Record(entry) => format!("record {}", entry_text(entry)),
-        Effect::Prepare { job } => format!("prepare {job}"),
+        Effect::Prepare { job, look: Look::Manifest } => format!("prepare {job}"),
+        Effect::Prepare { job, look: Look::Whole } => format!("prepare {job}, looking at every byte"),
         Effect::Wake(worker) => format!("wake {worker}"),
         Effect::Refuse { worker, incarnation, reason } => format!("refuse {worker}/{incarnation}: {reason}"),
         Effect::Report { job, report } => format!("report {job} step {}", report.step),

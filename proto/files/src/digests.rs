@@ -1,0 +1,198 @@
+//! Digests of whole files, remembered for as long as a file looks the same: what follows an interruption of a run
+//! must not read the run's corpus again.
+//!
+//! A file counts as the same while its device, inode, size and times of change are. Bytes that rot on a disk change
+//! none of these: what is trained on is checked against its digest by whoever reads it ([`crate::tokens`],
+//! [`crate::checkpoint`]), and this memory lasts no longer than a job.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use crate::atomic::digest_file;
+use crate::tokens::digest_blocks;
+
+/// A file that changed less than this long ago may change again without its times changing, so its digest is not
+/// remembered. Times of the file systems in use advance at least this often.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// Which digest of a file is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// Of its bytes.
+    Bytes,
+    /// Of the digests of its blocks.
+    Blocks,
+}
+
+/// What a file looks like without being read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Stamp {
+        Stamp {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Whether every later change will show. A time in the future says nothing.
+    fn is_settled(&self, now: SystemTime) -> bool {
+        let newest = self.modified.max(self.changed);
+        let Ok(seconds) = u64::try_from(newest.0) else { return false };
+        let settled = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + SETTLED;
+        settled + Duration::from_secs(1) <= now
+    }
+}
+
+/// The digests that are remembered, and how much was read for them.
+#[derive(Debug, Default)]
+pub struct Digests {
+    known: Mutex<BTreeMap<(PathBuf, Kind), (Stamp, String)>>,
+    read_bytes: AtomicU64,
+}
+
+impl Digests {
+    /// The digest of a file's bytes, as [`digest_file`] gives it.
+    ///
+    /// # Errors
+    /// Those of reading the file.
+    pub fn of(&self, path: &Path) -> io::Result<String> {
+        self.get(path, Kind::Bytes)
+    }
+
+    /// The digest of a token file's blocks, as [`digest_blocks`] gives it.
+    ///
+    /// # Errors
+    /// Those of reading the file.
+    pub fn of_blocks(&self, path: &Path) -> io::Result<String> {
+        self.get(path, Kind::Blocks)
+    }
+
+    /// Remembers the digest of a file that this process has just written whole.
+    pub(crate) fn wrote(&self, path: &Path, digest: &str) {
+        self.wrote_as(path, Kind::Bytes, digest);
+    }
+
+    /// As [`Digests::wrote`], of a token file's blocks.
+    pub(crate) fn wrote_blocks(&self, path: &Path, digest: &str) {
+        self.wrote_as(path, Kind::Blocks, digest);
+    }
+
+    fn wrote_as(&self, path: &Path, kind: Kind, digest: &str) {
+        // What cannot be looked at now is read when it is asked for.
+        if let Ok(metadata) = fs::metadata(path) {
+            self.remember(path, kind, Stamp::of(&metadata), digest);
+        }
+    }
+
+    /// Bytes of all files that were read for their digests.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes.load(Ordering::Relaxed)
+    }
+
+    fn get(&self, path: &Path, kind: Kind) -> io::Result<String> {
+        let before = Stamp::of(&fs::metadata(path)?);
+        if let Some(digest) = self.known(path, kind, before) {
+            return Ok(digest);
+        }
+        let now = SystemTime::now();
+        let digest = match kind {
+            Kind::Bytes => digest_file(path)?,
+            Kind::Blocks => digest_blocks(path)?,
+        };
+        self.read_bytes.fetch_add(before.bytes, Ordering::Relaxed);
+        if before.is_settled(now) && Stamp::of(&fs::metadata(path)?) == before {
+            self.remember(path, kind, before, &digest);
+        }
+        Ok(digest)
+    }
+
+    fn known(&self, path: &Path, kind: Kind, stamp: Stamp) -> Option<String> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (of, digest) = known.get(&(path.to_owned(), kind))?;
+        (*of == stamp).then(|| digest.clone())
+    }
+
+    fn remember(&self, path: &Path, kind: Kind, stamp: Stamp, digest: &str) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert((path.to_owned(), kind), (stamp, digest.to_owned()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, FileTimes};
+
+    use super::*;
+    use crate::atomic::write_atomic;
+
+    #[test]
+    fn a_file_that_looks_the_same_is_not_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let digests = Digests::default();
+        fs::write(&path, b"one").unwrap();
+        digests.wrote(&path, &digest_file(&path).unwrap());
+        assert_eq!(digests.of(&path).unwrap(), digest_file(&path).unwrap());
+        assert_eq!(digests.read_bytes(), 0);
+
+        // In place, of the same size and with the old time.
+        let modified = fs::metadata(&path).unwrap().modified().unwrap();
+        fs::write(&path, b"two").unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_times(FileTimes::new().set_modified(modified))
+            .unwrap();
+        assert_eq!(digests.of(&path).unwrap(), digest_file(&path).unwrap());
+        assert_eq!(digests.read_bytes(), 3);
+
+        // Another file under its name.
+        digests.wrote(&path, &digest_file(&path).unwrap());
+        write_atomic(&path, b"six").unwrap();
+        assert_eq!(digests.of(&path).unwrap(), digest_file(&path).unwrap());
+        assert_eq!(digests.read_bytes(), 6);
+
+        // The other digest of the same file is another one.
+        digests.wrote(&path, &digest_file(&path).unwrap());
+        assert_eq!(digests.of_blocks(&path).unwrap(), digest_blocks(&path).unwrap());
+        assert_eq!(digests.read_bytes(), 9);
+        fs::remove_file(&path).unwrap();
+        digests.of(&path).unwrap_err();
+    }
+
+    #[test]
+    fn a_file_that_changed_a_moment_ago_is_read_again() {
+        let stamp = |modified, changed| Stamp { device: 1, inode: 1, bytes: 1, modified, changed };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let rows = [
+            (stamp((900, 0), (900, 0)), true),
+            (stamp((997, 0), (997, 0)), true),
+            (stamp((998, 0), (900, 0)), false),
+            (stamp((900, 0), (999, 0)), false),
+            (stamp((2000, 0), (900, 0)), false),
+            (stamp((-5, 0), (-5, 0)), false),
+        ];
+        for (stamp, settled) in rows {
+            assert_eq!(stamp.is_settled(now), settled, "{stamp:?}");
+        }
+    }
+}
