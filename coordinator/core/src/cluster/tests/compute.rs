@@ -6,7 +6,7 @@ use super::story::{tell, tell_to};
 use crate::cluster::{Cluster, compact};
 
 /// A job of two ranks with a checkpoint of step 2 loses a worker, and two of another libtorch wait, for which a star
-/// stands; so does a job of three ranks.
+/// stands.
 const OUTNUMBERED: &str = "
     0 submit demo wait pp=2 steps=8
     0 prepared demo-1
@@ -14,8 +14,6 @@ const OUTNUMBERED: &str = "
     0 w1 idle
     0 w2* idle
     0 w3* idle
-    0 submit next pp=3 steps=1
-    0 prepared next-2
     100 w0 g1 running step=3 reports=1..3 saved=2
     100 w1 g1 running step=3 saved=2
     110 w0 g1 running step=3 published=2
@@ -31,6 +29,8 @@ fn a_job_waits_for_workers_of_its_kind_though_others_are_more() {
     let print = tell_to(
         &mut cluster,
         "300 jobs
+         310 submit next pp=2 steps=1
+         320 prepared next-2
          330 w4* idle
          340 w1' idle",
     )
