@@ -143,6 +143,7 @@ pub(in super::super) fn check_training(
         let must = format!("must be at most model.max_positions ({max}): {why}");
         faults.add("train.sequence", format!("found {found}; {must}"));
     }
+    check_global(model, train, faults);
     let linear = matches!(model.attention, Attention::Linear { .. });
     if linear && train.attention_dropout > 0.0 {
         let (found, why) = (train.attention_dropout, "model.attention linear makes no probabilities");
@@ -182,6 +183,20 @@ pub(in super::super) fn check_training(
         let why =
             "an encoder-decoder's sample is a kept token, one taken out, what stands for it, and an end";
         faults.add("train.sequence", format!("found {found}; must be at least 4: {why}"));
+    }
+}
+
+/// Both the first tokens' projections and those of the rest are trained by what they see.
+fn check_global(model: &ModelSpec, train: &TrainSpec, faults: &mut Faults) {
+    let Attention::Longformer { global, projections: true, .. } = model.attention else { return };
+    let (path, sequence) = ("model.attention.global", train.sequence);
+    if global == 0 {
+        let why = "projections of its own are for the first tokens, and there are none";
+        faults.add(path, format!("found 0; must be 1 or more, or model.attention.projections false: {why}"));
+    } else if sequence > 0 && global >= sequence {
+        let why = "the usual projections are for the tokens after the first ones, and there are none";
+        let must = format!("must be below train.sequence ({sequence}), or model.attention.projections false");
+        faults.add(path, format!("found {global}; {must}: {why}"));
     }
 }
 
