@@ -63,7 +63,7 @@ pub(crate) struct Generate {
     /// What the text starts with.
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     prompt: String,
-    /// How many tokens to write.
+    /// How many tokens to write at most; 100, or as many as the model has positions for, where it is not given.
     #[arg(long, value_name = "N")]
     tokens: Option<u32>,
     /// 0 takes the likeliest token each time; 1 draws as the model says.

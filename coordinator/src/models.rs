@@ -14,10 +14,12 @@ use coxswain_files::folders::{locate, model_file, step_folder};
 use coxswain_files::gguf::Gguf;
 use coxswain_files::hf::{self, HfError, HfModel, Kept};
 use coxswain_files::prepare::TOKENIZER;
+use coxswain_files::tokenizer::END_OF_TEXT_ID;
 use coxswain_files::{Checkpoint, Fingerprint, Header, ShardTensor, Tokenizer, publish, write_shard};
 use coxswain_types::assignment::{PreparedData, TokenFile};
+use coxswain_types::framing::{Framing, Sentinels};
 use coxswain_types::job::ModelSpec;
-use coxswain_types::model::Positions;
+use coxswain_types::model::{Architecture, Positions};
 use coxswain_types::params::{Parameter, parameter_table};
 use coxswain_types::status::SavedFile;
 use coxswain_types::{Generation, JobSpec, Rank};
@@ -99,26 +101,16 @@ impl Source {
                 }
                 fs::read(&file).map(Some).with_context(|| format!("reading {}", file.display()))
             }
-            Source::Gguf(file) => Ok(Some(file.tokenizer_json()?.into_bytes())),
+            Source::Gguf(file) => Ok(Some(file.tokenizer_json().as_bytes().to_vec())),
         }
     }
 
-    /// A count of the configuration.
-    fn count(&self, key: &str) -> Option<u32> {
-        let Source::Hf(model) = self else { return None };
-        model.kept().config.get(key)?.as_u64().and_then(|id| u32::try_from(id).ok())
-    }
-
-    /// The token that ends a text, as far as the model says.
-    fn end_of_text(&self) -> Option<u32> {
-        match self {
-            Source::Gguf(file) => file.end_of_text(),
-            Source::Hf(model) => {
-                let given = model.kept().config.get("eos_token_id")?;
-                let first = given.as_array().map_or(Some(given), |list| list.first());
-                first?.as_u64().and_then(|id| u32::try_from(id).ok())
-            }
-        }
+    /// How it frames texts, of which it has a tokenizer from elsewhere, or none.
+    fn framing(&self, path: &Path, tokenizer: Option<&Tokenizer>) -> Result<Framing> {
+        Ok(match self {
+            Source::Gguf(file) => file.framing().clone(),
+            Source::Hf(model) => hf::framing(path, &model.kept().config, model.model(), tokenizer)?,
+        })
     }
 }
 
@@ -151,10 +143,10 @@ fn expect_room(folder: &Path) -> Result<bool, Failure> {
 fn bring_in(args: &Import, source: &Source) -> Result<String> {
     let (out, model) = (args.out.as_path(), source.model());
     let spec = spec_of(model)?;
-    let job = job_of(&spec)?;
     let folder = step_folder(out, 0);
     create_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    let data = tokens(args, source)?;
+    let data = tokens(args, source, &spec)?;
+    let job = job_of(&spec, &data.framing)?;
     let files = shards(&folder, source)?;
     if let Source::Hf(hf) = source {
         let json = serde_json::to_vec(hf.kept()).context("what was kept as JSON")?;
@@ -173,10 +165,10 @@ fn bring_in(args: &Import, source: &Source) -> Result<String> {
     };
     let has_tokenizer = data.tokenizer_digest.is_some();
     publish(&folder, &files, Header { job: "imported".to_owned(), step: 0, spec, fingerprint, data })?;
-    Ok(told(args, source, has_tokenizer))
+    told(args, source, has_tokenizer)
 }
 
-fn told(args: &Import, source: &Source, tokenizer: bool) -> String {
+fn told(args: &Import, source: &Source, tokenizer: bool) -> Result<String> {
     let parameters: u64 = parameter_table(source.model()).iter().map(Parameter::elements).sum();
     let out = args.out.display();
     let mut text = format!("{out}: {parameters} parameters of {}\n", args.source.display());
@@ -185,31 +177,48 @@ fn told(args: &Import, source: &Source, tokenizer: bool) -> String {
             text.push_str(&format!("  {name} is not used by this model and was left out\n"));
         }
     }
+    if let Source::Hf(_) = source {
+        for option in hf::unread(&args.source)? {
+            text.push_str(&format!(
+                "  generation_config.json has {option}, which generate is told by its options\n"
+            ));
+        }
+    }
     if !tokenizer {
         text.push_str("  there is no tokenizer.json: it can be trained on, and writes no text\n");
     }
     text.push_str(&format!("next: set data and train in {out}/{JOB}, then coxswain up {out}/{JOB}"));
     text.push_str(" --workers 1 --out DIR\n");
-    text
+    Ok(text)
 }
 
 /// Copies the tokenizer, and says what is known of its tokens.
-fn tokens(args: &Import, source: &Source) -> Result<PreparedData> {
+fn tokens(args: &Import, source: &Source, spec: &JobSpec) -> Result<PreparedData> {
     let nothing = TokenFile { path: String::new(), tokens: 0, digest: String::new() };
     let mut data = PreparedData::of_tokens(nothing);
-    data.end_of_text = source.end_of_text().unwrap_or(0);
-    let Some(bytes) = source.tokenizer(&args.source)? else { return Ok(data) };
-    let tokenizer = Tokenizer::from_elsewhere(&bytes)?;
+    let Some(bytes) = source.tokenizer(&args.source)? else {
+        data.framing = source.framing(&args.source, None)?;
+        return Ok(data);
+    };
+    let tokenizer = Tokenizer::of_any(&bytes)?;
+    tokenizer.expect_within(spec.model.vocab)?;
+    data.framing = match tokenizer.is_own() {
+        true => own_framing(spec, &tokenizer),
+        false => source.framing(&args.source, Some(&tokenizer))?,
+    };
     let path = args.out.join(TOKENIZER);
     create_folder(path.parent().unwrap_or(&args.out)).context("creating data/")?;
     write_atomic(&path, &bytes).with_context(|| format!("writing {}", path.display()))?;
-    let known = |names: &[&str]| names.iter().find_map(|name| tokenizer.id_of(name));
-    let end = source.end_of_text().or_else(|| known(&["<|endoftext|>", "</s>", "[SEP]"]));
-    data.end_of_text = end.unwrap_or(0);
-    data.mask = known(&["[MASK]", "<mask>", "<extra_id_0>"]).filter(|id| *id < source.model().vocab);
-    data.decoder_start = source.count("decoder_start_token_id");
     data.tokenizer_digest = Some(digest_bytes(&bytes));
     Ok(data)
+}
+
+/// The framing of a model that was trained here: its tokens behind those of the tokenizer stand for others.
+fn own_framing(spec: &JobSpec, tokenizer: &Tokenizer) -> Framing {
+    let framing = Framing::own(&spec.model, &spec.train, END_OF_TEXT_ID);
+    let count = spec.model.vocab - 1 - tokenizer.largest_id();
+    let sentinels = framing.sentinels.filter(|_| count > 0).map(|of| Sentinels { count, ..of });
+    Framing { sentinels, ..framing }
 }
 
 /// Writes all parameters, in files of some size.
@@ -252,17 +261,23 @@ fn spec_of(model: &ModelSpec) -> Result<JobSpec> {
 }
 
 /// The text of a job that starts from the import, which must say the very model.
-fn job_of(spec: &JobSpec) -> Result<String> {
+fn job_of(spec: &JobSpec, framing: &Framing) -> Result<String> {
     let whole = resolved_yaml(spec).map_err(|error| anyhow!("{error}"))?;
     let model = whole.split_once("model:\n").map_or("", |(_, rest)| rest);
     let model = model.split_once("\ndata:").map_or(model, |(model, _)| model);
     let most = match spec.model.positions {
         Positions::Learned { max, .. } => max,
-        _ => u32::MAX,
+        _ => framing.longest.unwrap_or(u32::MAX),
+    };
+    // One token that stands for any span is what text was infilled with (BART).
+    let one = framing.sentinels.is_some_and(|sentinels| sentinels.count == 1);
+    let corruption = match spec.model.architecture {
+        Architecture::EncoderDecoder if one => "  corruption: infilling\n",
+        _ => "",
     };
     let text = format!(
         "# Name a text (or labelled lines) and how long to train.\nname: imported\nmodel:\n{model}\ndata:\n  text: \
-         text.txt\ntrain:\n  start_from: .\n  steps: 100\n  sequence: {}\n  learning_rate: 0.00002\n",
+         text.txt\ntrain:\n  start_from: .\n  steps: 100\n  sequence: {}\n{corruption}  learning_rate: 0.00002\n",
         SEQUENCE.min(most),
     );
     let job = JobText { source: JOB, text: &text, sets: &[], base: Path::new("/") };

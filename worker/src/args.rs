@@ -92,9 +92,9 @@ pub(crate) struct Generate {
     /// The text to continue
     #[arg(long, default_value = "")]
     pub(crate) prompt: String,
-    /// How many tokens to write at most
-    #[arg(long, default_value_t = 100)]
-    pub(crate) tokens: u32,
+    /// How many tokens to write at most; default 100, or as many as the model has positions for
+    #[arg(long)]
+    pub(crate) tokens: Option<u32>,
     /// Divides the logits; 0 always takes the likeliest token
     #[arg(long, default_value_t = 0.8)]
     pub(crate) temperature: f64,

@@ -1,5 +1,9 @@
 //! Models in GGUF files: a decoder of LLaMA's kind, its quantized numbers as f32s, and its tokenizer.
 //!
+//! Every key of a file is followed or known to change no number, and every tensor is read; what is not is an
+//! error that names it.
+//!
+//! - `architecture`: the model that the keys and tensors describe.
 //! - `header`: what a file says of itself, with limits on everything.
 //! - `blocks`: quantized numbers.
 //! - `tokens`: the tokenizer as a `tokenizer.json`.
@@ -10,15 +14,18 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use coxswain_types::model::{ModelSpec, NormSpec, Positions, RopeScaling};
+use coxswain_types::framing::Framing;
+use coxswain_types::model::ModelSpec;
 use coxswain_types::params::{Parameter, parameter_table};
 
+mod architecture;
 mod blocks;
 mod header;
 #[cfg(test)]
 mod tests;
 mod tokens;
 
+use architecture::{Architecture, theirs};
 use header::{Header, TensorInfo};
 
 /// Why a file cannot be read.
@@ -53,15 +60,47 @@ pub enum GgufError {
 /// An open file.
 #[derive(Debug)]
 pub struct Gguf {
+    data: Data,
+    /// Whether rows of queries and keys lie in neighbouring pairs.
+    paired: bool,
+    model: ModelSpec,
+    parameters: BTreeMap<String, (Parameter, TensorInfo)>,
+    tokenizer_json: String,
+    framing: Framing,
+}
+
+/// The numbers of a file.
+#[derive(Debug)]
+struct Data {
     path: PathBuf,
     file: File,
-    header: Header,
-    model: ModelSpec,
-    parameters: BTreeMap<String, (Parameter, String)>,
+    /// Where they begin.
+    start: u64,
+}
+
+impl Data {
+    fn row(&self, tensor: &TensorInfo, row: u64, cols: u64) -> Result<Vec<f32>, GgufError> {
+        let bytes = tensor.format.bytes(cols);
+        let mut stored = vec![0; bytes as usize];
+        let from = self.start + tensor.offset + row * bytes;
+        let io = |source| GgufError::Io { path: self.path.clone(), source };
+        self.file.read_exact_at(&mut stored, from).map_err(io)?;
+        Ok(tensor.format.floats(&stored))
+    }
+}
+
+/// Keys that say nothing about numbers: of whom a model is, how it was quantized, how a chat is written.
+fn changes_nothing(key: &str) -> bool {
+    let prefixes = ["general.", "quantize.", "tokenizer.chat_template", "tokenizer.ggml.fim_", "split."];
+    let keys = ["tokenizer.huggingface.json", "tokenizer.ggml.token_type_count"];
+    prefixes.iter().any(|prefix| key.starts_with(prefix))
+        || keys.contains(&key)
+        || key.ends_with(".rope.scaling.finetuned")
 }
 
 impl Gguf {
-    /// Reads the header of a file, and checks that every parameter is there in its shape.
+    /// Reads the header of a file, and checks that every parameter is there in its shape, and that nothing else
+    /// is there.
     ///
     /// # Errors
     /// [`GgufError`], naming the key or the tensor.
@@ -69,17 +108,29 @@ impl Gguf {
         let io = |source| GgufError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
-        let header =
+        let Header { meta, mut tensors, data_start } =
             Header::read(&file, bytes).map_err(|what| GgufError::Damaged { path: path.to_owned(), what })?;
+        let data = Data { path: path.to_owned(), file, start: data_start };
         let unknown = |what: String| GgufError::Unknown { path: path.to_owned(), what };
-        let model = model(&header).map_err(unknown)?;
+        let frequencies = match tensors.remove("rope_freqs.weight") {
+            None => None,
+            Some(tensor) => Some(data.row(&tensor, 0, tensor.dims.iter().product())?),
+        };
+        let Architecture { model, paired, longest } =
+            Architecture::read(&meta, &tensors, frequencies.as_deref()).map_err(unknown)?;
+        let words = tokens::read(&meta, model.vocab, longest).map_err(unknown)?;
+        if let Some(key) = meta.unread().into_iter().find(|key| !changes_nothing(key)) {
+            return Err(unknown(format!("it has the key {key}, which this program does not follow")));
+        }
         let mut parameters = BTreeMap::new();
         for parameter in parameter_table(&model) {
             let name = theirs(&parameter.name)
                 .ok_or_else(|| unknown(format!("there is no place for {}", parameter.name)))?;
             let wanted: Vec<u64> = parameter.shape.iter().rev().copied().collect();
-            match header.tensors.get(&name) {
-                Some(tensor) if tensor.dims == wanted => {}
+            match tensors.remove(&name) {
+                Some(tensor) if tensor.dims == wanted => {
+                    parameters.insert(parameter.name.clone(), (parameter, tensor));
+                }
                 Some(tensor) => {
                     return Err(unknown(format!(
                         "{name} has the sizes {:?}, wanted {wanted:?}",
@@ -88,14 +139,27 @@ impl Gguf {
                 }
                 None => return Err(unknown(format!("{name} is not there"))),
             }
-            parameters.insert(parameter.name.clone(), (parameter, name));
         }
-        Ok(Gguf { path: path.to_owned(), file, header, model, parameters })
+        if let Some(name) = tensors.keys().next() {
+            return Err(unknown(format!("it has the tensor {name}, which a model of its keys does not use")));
+        }
+        let (tokenizer_json, framing) = words;
+        Ok(Gguf { data, paired, model, parameters, tokenizer_json, framing })
     }
 
     /// The model.
     pub fn model(&self) -> &ModelSpec {
         &self.model
+    }
+
+    /// The tokenizer as a `tokenizer.json`.
+    pub fn tokenizer_json(&self) -> &str {
+        &self.tokenizer_json
+    }
+
+    /// How the model frames a text.
+    pub fn framing(&self) -> &Framing {
+        &self.framing
     }
 
     /// The numbers, row by row, of the slab `offset..offset + len` along `dim` of a parameter, by its name
@@ -105,24 +169,23 @@ impl Gguf {
     /// [`GgufError`] for what is not there and what cannot be read.
     pub fn read(&self, name: &str, dim: u8, offset: u64, len: u64) -> Result<Vec<f32>, GgufError> {
         let missing = || GgufError::Unknown {
-            path: self.path.clone(),
+            path: self.data.path.clone(),
             what: format!("there is no slab {offset}+{len} along {dim} of {name}"),
         };
-        let (parameter, theirs) = self.parameters.get(name).ok_or_else(missing)?;
-        let tensor = self.header.tensors.get(theirs).ok_or_else(missing)?;
+        let (parameter, tensor) = self.parameters.get(name).ok_or_else(missing)?;
         let size = parameter.shape.get(usize::from(dim)).copied().unwrap_or(0);
         if offset.checked_add(len).is_none_or(|end| end > size) {
             return Err(missing());
         }
         if parameter.shape.len() == 1 {
-            let all = self.row(tensor, 0, parameter.shape[0])?;
-            return Ok(all[offset as usize..(offset + len) as usize].to_vec());
+            let all = self.data.row(tensor, 0, parameter.shape[0])?;
+            return Ok((offset..offset + len).map(|row| all[self.stored_row(name, row) as usize]).collect());
         }
         let (rows, cols) = (parameter.shape[0], parameter.shape[1]);
         let wanted = if dim == 0 { offset..offset + len } else { 0..rows };
         let mut values = Vec::new();
         for row in wanted {
-            let row = self.row(tensor, self.stored_row(name, row), cols)?;
+            let row = self.data.row(tensor, self.stored_row(name, row), cols)?;
             match dim {
                 0 => values.extend(row),
                 _ => values.extend(&row[offset as usize..(offset + len) as usize]),
@@ -131,108 +194,14 @@ impl Gguf {
         Ok(values)
     }
 
-    /// Where a row of ours lies. Queries and keys are rotated in neighbouring pairs there, and in halves
+    /// Where a row of ours lies. Queries and keys may be rotated in neighbouring pairs there, and are in halves
     /// here: row `2 i + s` of a head there is row `s k/2 + i` here.
     fn stored_row(&self, name: &str, row: u64) -> u64 {
-        if !name.contains("q_proj") && !name.contains("k_proj") {
+        if !self.paired || !(name.contains("q_proj") || name.contains("k_proj")) {
             return row;
         }
         let head = u64::from(self.model.head_dim);
         let (first, within) = (row / head * head, row % head);
         first + 2 * (within % (head / 2)) + within / (head / 2)
     }
-
-    fn row(&self, tensor: &TensorInfo, row: u64, cols: u64) -> Result<Vec<f32>, GgufError> {
-        let bytes = tensor.format.bytes(cols);
-        let mut stored = vec![0; bytes as usize];
-        let from = self.header.data_start + tensor.offset + row * bytes;
-        let io = |source| GgufError::Io { path: self.path.clone(), source };
-        self.file.read_exact_at(&mut stored, from).map_err(io)?;
-        Ok(tensor.format.floats(&stored))
-    }
-
-    /// The tokenizer as a `tokenizer.json`.
-    ///
-    /// # Errors
-    /// [`GgufError::Unknown`] for tokenizers of other kinds.
-    pub fn tokenizer_json(&self) -> Result<String, GgufError> {
-        tokens::json(&self.header.meta).map_err(|what| GgufError::Unknown { path: self.path.clone(), what })
-    }
-
-    /// The token that ends a text.
-    pub fn end_of_text(&self) -> Option<u32> {
-        let named = |text: &str| tokens::id_of(&self.header.meta, text);
-        named("<|endoftext|>").or_else(|| self.header.meta.count("tokenizer.ggml.eos_token_id"))
-    }
-}
-
-/// The name of a parameter there.
-fn theirs(ours: &str) -> Option<String> {
-    match ours {
-        "model.embed_tokens.weight" => return Some("token_embd.weight".to_owned()),
-        "model.norm.weight" => return Some("output_norm.weight".to_owned()),
-        "lm_head.weight" => return Some("output.weight".to_owned()),
-        _ => {}
-    }
-    let (layer, part) = ours.strip_prefix("model.layers.")?.split_once('.')?;
-    let part = match part.strip_suffix(".weight")? {
-        "input_layernorm" => "attn_norm",
-        "self_attn.q_proj" => "attn_q",
-        "self_attn.k_proj" => "attn_k",
-        "self_attn.v_proj" => "attn_v",
-        "self_attn.o_proj" => "attn_output",
-        "post_attention_layernorm" => "ffn_norm",
-        "mlp.gate_proj" => "ffn_gate",
-        "mlp.up_proj" => "ffn_up",
-        "mlp.down_proj" => "ffn_down",
-        _ => return None,
-    };
-    Some(format!("blk.{layer}.{part}.weight"))
-}
-
-fn model(header: &Header) -> Result<ModelSpec, String> {
-    let meta = &header.meta;
-    let architecture = meta.text("general.architecture").unwrap_or_default();
-    if architecture != "llama" {
-        return Err(format!("it holds a model of the kind `{architecture}`; `llama` can be read"));
-    }
-    let need = |key: &str| {
-        let count = meta.count(&format!("llama.{key}")).filter(|n| *n > 0);
-        count.ok_or_else(|| format!("llama.{key} is missing"))
-    };
-    let (dim, heads) = (need("embedding_length")?, need("attention.head_count")?);
-    let kv_heads = meta.count("llama.attention.head_count_kv").unwrap_or(heads);
-    let head_dim = meta.count("llama.attention.key_length").unwrap_or(dim / heads);
-    if meta.count("llama.rope.dimension_count").is_some_and(|rotated| rotated != head_dim) {
-        return Err("only a part of each head is rotated".to_owned());
-    }
-    if meta.text("llama.rope.scaling.type").is_some_and(|kind| kind != "none")
-        || header.tensors.contains_key("rope_freqs.weight")
-    {
-        return Err(
-            "its rotary positions are scaled, which cannot be read from GGUF; take its Hugging Face form"
-                .to_owned(),
-        );
-    }
-    let vocab = header.tensors.get("token_embd.weight").and_then(|tensor| tensor.dims.get(1).copied());
-    let vocab = vocab.and_then(|n| u32::try_from(n).ok()).ok_or("token_embd.weight is not there")?;
-    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || head_dim == 0 || head_dim % 2 == 1 {
-        return Err(format!(
-            "{heads} heads, {kv_heads} key/value heads of width {head_dim} make no attention"
-        ));
-    }
-    let plain =
-        ModelSpec::llama(need("block_count")?, dim, heads, kv_heads, need("feed_forward_length")?, vocab);
-    let theta = meta.number("llama.rope.freq_base").unwrap_or(1e4);
-    Ok(ModelSpec {
-        head_dim,
-        attention_scale: f64::from(head_dim).powf(-0.5),
-        positions: Positions::Rope { theta, scaling: RopeScaling::None },
-        norm: NormSpec {
-            eps: meta.number("llama.attention.layer_norm_rms_epsilon").unwrap_or(1e-5),
-            ..plain.norm
-        },
-        tied_embeddings: !header.tensors.contains_key("output.weight"),
-        ..plain
-    })
 }

@@ -5,6 +5,7 @@
 //! file of its own, which is copied by whoever imports ([`crate::tokenizer`]).
 //!
 //! - `config`: the model that a configuration describes, and back.
+//! - `framing`: the tokens around a text.
 //! - `names`: where each parameter of ours lies.
 //! - `store`: tensors in files, by ranges of bytes.
 
@@ -21,12 +22,14 @@ use serde_json::{Map, Value};
 use crate::atomic::write_atomic;
 
 mod config;
+mod framing;
 mod names;
 pub(crate) mod store;
 #[cfg(test)]
 mod tests;
 
 use config::Family;
+pub use framing::{framing, unread};
 use names::{Other, Source, other, source};
 use store::{Block, Planned, Store};
 
@@ -60,6 +63,9 @@ pub enum HfError {
     /// A tensor is missing, too many, or not as the configuration says.
     #[error("{0}")]
     Tensor(String),
+    /// The files say of tokens what cannot be.
+    #[error("{0}")]
+    Framing(String),
     /// The values to be written could not be read.
     #[error(transparent)]
     Values(#[from] crate::CheckpointError),

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::{self, PreparedData};
-use coxswain_types::job::{DataSpec, Lengths, reserved_tokens};
+use coxswain_types::framing::Framing;
+use coxswain_types::job::{Corruption, DataSpec, Lengths, reserved_tokens};
+use coxswain_types::model::{Architecture, Head};
 use serde::{Deserialize, Serialize};
 
 pub use crate::hash::mix;
@@ -40,7 +42,7 @@ use lines::Lines;
 use start::Start;
 
 /// Grows when the same inputs come to give other tokens.
-const RECIPE: u32 = 3;
+const RECIPE: u32 = 4;
 
 /// The most text that is read: it is held in memory, with its tokens, on the coordinator's machine.
 const MAX_TEXT_BYTES: u64 = 4 << 30;
@@ -156,6 +158,8 @@ enum Inputs {
         /// What lines are, where each is a sample.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         lines: Option<Lines>,
+        /// The framing of texts.
+        framing: Framing,
     },
     Synthetic {
         tokens: u64,
@@ -224,6 +228,7 @@ impl Inputs {
                     vocab,
                     tokenizer: tokenizer.map(|tokenizer| digest_bytes(&tokenizer.to_bytes())),
                     lines: Lines::of(spec),
+                    framing: framing_of(spec, start)?,
                 }
             }
             DataSpec::Synthetic { tokens } => {
@@ -299,13 +304,14 @@ fn make(
         }
     }
     let (data, held_out_text) = match &inputs {
-        Inputs::Text { held_out, vocab, lines, .. } => {
-            make_text(dir, spec, &texts, (*held_out, *vocab, *lines), start)?
+        Inputs::Text { held_out, vocab, lines, framing, .. } => {
+            make_text(dir, spec, &texts, (*held_out, *vocab, *lines, framing), start)?
         }
         Inputs::Synthetic { tokens, seed, vocab } => {
             let ids = (0..*tokens).map(|i| draw_below(seed ^ SYNTHETIC, i, *vocab));
             let train = write_token_stream(dir, TRAIN, ids)?;
-            (PreparedData::of_tokens(train), None)
+            let framing = framing_of(spec, None)?;
+            (PreparedData { framing, ..PreparedData::of_tokens(train) }, None)
         }
     };
     for file in [Some(&data.train), data.held_out.as_ref()].into_iter().flatten() {
@@ -324,7 +330,7 @@ fn make_text(
     dir: &Path,
     spec: &JobSpec,
     texts: &[String],
-    (share, vocab, lines): (f64, u32, Option<Lines>),
+    (share, vocab, lines, framing): (f64, u32, Option<Lines>, &Framing),
     start: Option<&Start>,
 ) -> Result<(PreparedData, Option<String>), PrepareError> {
     let border = |text: &str| match lines {
@@ -339,24 +345,20 @@ fn make_text(
         None => Tokenizer::train(&train, vocab)?,
     };
     tokenizer.save(&dir.join(TOKENIZER))?;
-    let first = start.map(|start| &start.data);
-    let end_of_text = first.map_or(END_OF_TEXT_ID, |data| data.end_of_text);
     let tokens = |texts: &[&str], first_lines: &[usize]| match lines {
-        None => join(&tokenizer, texts, end_of_text).map_err(PrepareError::from),
+        None => join(&tokenizer, texts, framing).map_err(PrepareError::from),
         Some(lines) => {
             let (DataSpec::Labelled { files, .. } | DataSpec::Pairs { files, .. }) = &spec.data else {
                 return Ok(Vec::new());
             };
             let of_file = |at: usize| (files[at].as_str(), texts[at], first_lines[at]);
-            lines.rows(&tokenizer, (0..texts.len()).map(of_file), end_of_text)
+            lines.rows(&tokenizer, (0..texts.len()).map(of_file), framing)
         }
     };
     let lines_before: Vec<usize> = train.iter().map(|text| text.matches('\n').count()).collect();
     let mut data = PreparedData {
         tokenizer_digest: Some(digest_bytes(&tokenizer.to_bytes())),
-        end_of_text,
-        mask: first.and_then(|data| data.mask),
-        decoder_start: first.and_then(|data| data.decoder_start),
+        framing: framing.clone(),
         ..PreparedData::of_tokens(write_tokens(dir, TRAIN, &tokens(&train, &vec![0; train.len()])?)?)
     };
     if share == 0.0 {
@@ -369,13 +371,42 @@ fn make_text(
     Ok((data, Some(digest_bytes(text.as_bytes()))))
 }
 
-/// The tokens of documents, with the token between documents between them.
-fn join(tokenizer: &Tokenizer, documents: &[&str], end_of_text: u32) -> Result<Vec<u32>, TokenizerError> {
+/// How the job's texts are framed: as the model that it starts from frames them, where that brings a tokenizer
+/// from elsewhere.
+fn framing_of(spec: &JobSpec, start: Option<&Start>) -> Result<Framing, PrepareError> {
+    let brought = start.filter(|start| start.tokenizer.as_ref().is_some_and(|of| !of.is_own()));
+    let own = Framing::own(&spec.model, &spec.train, END_OF_TEXT_ID);
+    let longest = matches!(spec.model.head, Head::Pooled { .. }).then_some(spec.train.sequence);
+    let Some(start) = brought else { return Ok(Framing { longest, ..own }) };
+    let framing = start.data.framing.clone();
+    let needed = own.sentinels.map_or(0, |sentinels| sentinels.count);
+    let there = framing.sentinels.map_or(0, |sentinels| sentinels.count);
+    if needed > there {
+        let instead = match spec.train.corruption {
+            Corruption::Spans if there == 1 && spec.model.architecture == Architecture::EncoderDecoder => {
+                "; set train.corruption to infilling"
+            }
+            _ => "",
+        };
+        return Err(PrepareError::Start(format!(
+            "the job needs {needed} tokens that stand for others, and the tokenizer has {there}{instead}"
+        )));
+    }
+    Ok(Framing { longest: longest.or(framing.longest), ..framing })
+}
+
+/// The tokens of documents. Between two of them stands what closes one, the token that ends a text, and what
+/// begins the next.
+fn join(tokenizer: &Tokenizer, documents: &[&str], framing: &Framing) -> Result<Vec<u32>, TokenizerError> {
     let mut tokens = Vec::new();
     for document in documents.iter().filter(|document| !document.is_empty()) {
         if !tokens.is_empty() {
-            tokens.push(end_of_text);
+            tokens.extend(&framing.close);
+            if framing.close.last() != Some(&framing.end) {
+                tokens.push(framing.end);
+            }
         }
+        tokens.extend(&framing.begin);
         tokens.extend(tokenizer.encode(document)?);
     }
     Ok(tokens)

@@ -12,7 +12,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::models::{ModelWrapper, TrainerWrapper};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, Model as _};
+use tokenizers::{AddedToken, Encoding, Model as _, Token};
 
 use crate::atomic::write_atomic;
 
@@ -63,6 +63,28 @@ pub enum TokenizerError {
     /// A tokenizer from elsewhere has no tokens for a text.
     #[error("the tokenizer has no tokens for a text: {0}")]
     Encoding(String),
+    /// A token of the file would get another id than the file says.
+    #[error(
+        "tokenizer.json gives the added token `{token}` the id {given}, and its place in the vocabulary is {found}"
+    )]
+    AddedId {
+        /// The token.
+        token: String,
+        /// What the file says.
+        given: u64,
+        /// What its place says.
+        found: u32,
+    },
+    /// A token's id is outside of the model's vocabulary.
+    #[error("{what} has the id {id}, and the model's vocabulary ends at {last}")]
+    OutsideVocabulary {
+        /// What has it.
+        what: String,
+        /// The id.
+        id: u32,
+        /// The largest id that the model knows.
+        last: u32,
+    },
 }
 
 /// A tokenizer.
@@ -121,8 +143,7 @@ impl Tokenizer {
         if bytes > MAX_JSON_BYTES {
             return Err(TokenizerError::Unreadable(format!("{bytes} bytes are too many")));
         }
-        let bytes = std::fs::read(path).map_err(failed)?;
-        Tokenizer::from_bytes(&bytes).or_else(|_| Tokenizer::from_elsewhere(&bytes))
+        Tokenizer::of_any(&std::fs::read(path).map_err(failed)?)
     }
 
     /// Reads the bytes of any `tokenizer.json`.
@@ -135,7 +156,29 @@ impl Tokenizer {
         inner.set_encode_special_tokens(true);
         inner.with_truncation(None).map_err(unreadable)?;
         inner.with_padding(None);
+        expect_added_ids(&inner, bytes)?;
         Ok(Tokenizer { inner, json: bytes.to_vec(), own: None })
+    }
+
+    /// Reads the bytes of a `tokenizer.json`, of a tokenizer that was trained here or of any other.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Unreadable`].
+    pub fn of_any(bytes: &[u8]) -> Result<Tokenizer, TokenizerError> {
+        Tokenizer::from_bytes(bytes).or_else(|_| Tokenizer::from_elsewhere(bytes))
+    }
+
+    /// The same tokenizer for prompts: the spelling of a special token is that token, as in the programs that
+    /// the model came from. Text that was found somewhere never holds one. Of a tokenizer that was trained here
+    /// nothing changes.
+    pub fn for_prompts(mut self) -> Tokenizer {
+        self.inner.set_encode_special_tokens(self.own.is_some());
+        self
+    }
+
+    /// Whether it was trained here.
+    pub fn is_own(&self) -> bool {
+        self.own.is_some()
     }
 
     /// Writes the `tokenizer.json`, whole or not at all.
@@ -182,15 +225,19 @@ impl Tokenizer {
         if spelling.first().map(Vec::as_slice) != Some(END_OF_TEXT.as_bytes()) {
             return Err(foreign("its first token does not end a text"));
         }
-        Ok(Tokenizer { inner, json: bytes.to_vec(), own: Some(Own { spelling, byte_ids }) })
+        let own = Some(Own { spelling, byte_ids });
+        Ok(Tokenizer { inner, json: bytes.to_vec(), own })
     }
 
-    /// The tokens of a text. It never holds the token between documents.
+    /// The tokens of a text, without any that stand around it. It never holds the token between documents.
     ///
     /// # Errors
     /// [`TokenizerError::Encoding`], never of a tokenizer that was trained here.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let Some(own) = &self.own else { return self.encode_elsewhere(text, false) };
+        let Some(own) = &self.own else {
+            let encoding = self.inner.encode_fast(text, false);
+            return Ok(encoding.map_err(|e| TokenizerError::Encoding(e.to_string()))?.get_ids().to_vec());
+        };
         let mut ids = Vec::with_capacity(text.len() / 3);
         for piece in pieces(text) {
             match self.inner.encode_fast(piece, false) {
@@ -203,27 +250,25 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The tokens of a text that stands by itself, with those that such a text begins and ends with: of a
-    /// tokenizer that was trained here the end of text, in front.
+    /// The tokens that its post-processor puts before a text and after it.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_alone(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        if self.own.is_none() {
-            return self.encode_elsewhere(text, true);
-        }
-        Ok(std::iter::once(END_OF_TEXT_ID).chain(self.encode(text)?).collect())
-    }
-
-    fn encode_elsewhere(&self, text: &str, alone: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, alone);
-        Ok(encoding.map_err(|e| TokenizerError::Encoding(e.to_string()))?.get_ids().to_vec())
+    /// [`TokenizerError::Encoding`] where the post-processor fails, or leaves the text out.
+    pub fn frame(&self) -> Result<(Vec<u32>, Vec<u32>), TokenizerError> {
+        // No token has this id, so that it marks the place of the text.
+        let text = Encoding::from_tokens(vec![Token::new(u32::MAX, "a".to_owned(), (0, 1))], 0);
+        let framed = self.inner.post_process(text, None, true);
+        let framed = framed.map_err(|e| TokenizerError::Encoding(e.to_string()))?;
+        let ids = framed.get_ids();
+        let left_out = || TokenizerError::Encoding("its post-processor leaves the text out".to_owned());
+        let at = ids.iter().position(|id| *id == u32::MAX).ok_or_else(left_out)?;
+        Ok((ids[..at].to_vec(), ids[at + 1..].to_vec()))
     }
 
     /// The text of tokens. Bytes that are no UTF-8 become U+FFFD; ids that the tokenizer does not
-    /// know (a model may have room for more) say nothing.
+    /// know (a model may have room for more) say nothing, nor do special tokens from elsewhere.
     pub fn decode(&self, ids: &[u32]) -> String {
-        let Some(own) = &self.own else { return self.inner.decode(ids, false).unwrap_or_default() };
+        let Some(own) = &self.own else { return self.inner.decode(ids, true).unwrap_or_default() };
         let bytes: Vec<u8> =
             ids.iter().filter_map(|&id| own.spelling.get(id as usize)).flatten().copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -233,7 +278,7 @@ impl Tokenizer {
     /// (`##`) by the lack of their mark.
     pub fn word_starts(&self) -> Vec<bool> {
         let tokens: Vec<String> =
-            (0..self.vocab_size()).map(|id| self.inner.id_to_token(id).unwrap_or_default()).collect();
+            (0..=self.largest_id()).map(|id| self.inner.id_to_token(id).unwrap_or_default()).collect();
         if tokens.iter().any(|token| token.starts_with("##")) {
             return tokens.iter().map(|token| !token.starts_with("##")).collect();
         }
@@ -252,10 +297,58 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// The spelling of a token.
+    pub fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The largest id that a token has.
+    pub fn largest_id(&self) -> u32 {
+        self.inner.get_vocab(true).into_values().max().unwrap_or(0)
+    }
+
+    /// Refuses a tokenizer with tokens that a vocabulary of `vocab` does not have.
+    ///
+    /// # Errors
+    /// [`TokenizerError::OutsideVocabulary`].
+    pub fn expect_within(&self, vocab: u32) -> Result<(), TokenizerError> {
+        let id = self.largest_id();
+        if id < vocab {
+            return Ok(());
+        }
+        let spelling = self.spelling(id).unwrap_or_default();
+        let what = format!("the token `{spelling}` of tokenizer.json");
+        Err(TokenizerError::OutsideVocabulary { what, id, last: vocab.saturating_sub(1) })
+    }
+
     /// Number of tokens, the one between documents among them.
     pub fn vocab_size(&self) -> u32 {
         self.own.as_ref().map_or_else(|| self.inner.get_vocab_size(true), |own| own.spelling.len()) as u32
     }
+}
+
+/// The library gives an added token the id of its place, whatever the file says.
+fn expect_added_ids(inner: &tokenizers::Tokenizer, bytes: &[u8]) -> Result<(), TokenizerError> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        #[serde(default)]
+        added_tokens: Vec<Added>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Added {
+        id: u64,
+        content: String,
+    }
+    let file: File = serde_json::from_slice(bytes).map_err(|e| TokenizerError::Unreadable(e.to_string()))?;
+    for Added { id: given, content: token } in file.added_tokens {
+        match inner.token_to_id(&token) {
+            Some(found) if u64::from(found) != given => {
+                return Err(TokenizerError::AddedId { token, given, found });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 impl Own {

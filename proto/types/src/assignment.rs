@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::framing::Framing;
 use crate::ids::{Generation, Rank, Step, WorkerId};
 use crate::job::{Block, JobSpec};
 use crate::params::ParameterRow;
@@ -134,16 +135,9 @@ pub struct PreparedData {
     pub held_out: Option<TokenFile>,
     /// Bytes of the held-out text, for bits per byte.
     pub held_out_bytes: u64,
-    /// The token that ends a text.
+    /// The tokens that stand around a text.
     #[serde(default)]
-    pub end_of_text: u32,
-    /// The token that stands for others; where there are several, those below it follow. The
-    /// vocabulary's last one, where it is `None`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mask: Option<u32>,
-    /// The token that a decoder behind an encoder begins with; that which ends a text, where it is `None`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub decoder_start: Option<u32>,
+    pub framing: Framing,
     /// Where weights at birth come from, if not from the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
@@ -166,9 +160,7 @@ impl PreparedData {
             train,
             held_out: None,
             held_out_bytes: 0,
-            end_of_text: 0,
-            mask: None,
-            decoder_start: None,
+            framing: Framing::default(),
             weights: None,
         }
     }

@@ -4,6 +4,7 @@
 //! - [`ids`]: what is counted: ranks, steps, micro-batches, generations.
 //! - [`job`]: what the user asked for, after every check has passed.
 //! - [`model`]: the transformer of a job, composed of the parts that families share.
+//! - [`framing`]: the tokens around a text.
 //! - [`mask`]: which keys a query sees, exactly and in tiles.
 //! - [`params`]: the parameter table, one pure function of the model.
 //! - [`tree`]: the canonical order in which gradients are added, whatever the layout.
@@ -14,6 +15,7 @@
 //! The text form of a job (YAML) belongs to `coxswain-core`, the wire form to `coxswain-proto`.
 
 pub mod assignment;
+pub mod framing;
 pub mod ids;
 pub mod job;
 pub mod mask;

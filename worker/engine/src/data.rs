@@ -153,8 +153,10 @@ impl Tokens {
         }
         let open = |file: &assignment::TokenFile| TokenFile::open(directory, file);
         let lengths = Lengths::of(&spec.model, train);
-        let (vocab, end_of_text) = (spec.model.vocab, data.end_of_text);
-        let mask = data.mask.unwrap_or(vocab - 1);
+        let (vocab, framing) = (spec.model.vocab, &data.framing);
+        let end_of_text = framing.end;
+        let mask = framing.sentinels.map_or(vocab - 1, |sentinels| sentinels.first);
+        let start = framing.decoder_begin().first().copied().unwrap_or(end_of_text);
         let words = (train.whole_words && data.tokenizer_digest.is_some()).then(|| {
             let tokenizer = Tokenizer::load(&directory.join(coxswain_files::prepare::TOKENIZER))?;
             Ok::<_, EngineError>(tokenizer.word_starts())
@@ -170,9 +172,7 @@ impl Tokens {
             rows: train.micro_batch,
             micro_batches: train.micro_batches,
             objective: match spec.model.head {
-                _ if train.pairs && lengths.source > 0 => {
-                    Objective::Reply(data.decoder_start.unwrap_or(end_of_text))
-                }
+                _ if train.pairs && lengths.source > 0 => Objective::Reply(start),
                 _ if train.pairs => Objective::Answer,
                 _ if lengths.source > 0 => Objective::Mend(Mending {
                     key,
@@ -180,7 +180,7 @@ impl Tokens {
                     share: train.masked,
                     mask,
                     end_of_text,
-                    start: data.decoder_start.unwrap_or(end_of_text),
+                    start,
                     lengths,
                 }),
                 Head::MaskedLm => {

@@ -9,8 +9,9 @@ use coxswain_files::hash::draw;
 use coxswain_files::{Checkpoint, Tokenizer};
 use coxswain_types::Assignment;
 use coxswain_types::assignment::PreparedData;
-use coxswain_types::job::{Corruption, ModelSpec, reserved_tokens};
-use coxswain_types::model::Architecture;
+use coxswain_types::framing::Framing;
+use coxswain_types::job::ModelSpec;
+use coxswain_types::model::{Architecture, Positions};
 use tch::{Kind, Tensor};
 
 use crate::EngineError;
@@ -37,14 +38,19 @@ pub struct Sampling {
 pub struct Generator {
     rank: Rank,
     model: ModelSpec,
-    corruption: Corruption,
-    /// The token that stands for others, and how many do: it and those below it.
-    mask: u32,
-    reserved: u32,
-    end_of_text: u32,
-    /// What a decoder behind an encoder begins with.
-    start: u32,
+    framing: Framing,
     tokenizer: Tokenizer,
+}
+
+/// Tokens that are written where nobody says how many.
+const TOKENS: u32 = 100;
+
+/// The most tokens that a model reads at once: as many as it has positions, or as whoever made it says.
+fn most_tokens(model: &ModelSpec, framing: &Framing) -> Option<u32> {
+    match model.positions {
+        Positions::Learned { max, .. } => Some(framing.longest.map_or(max, |longest| longest.min(max))),
+        _ => framing.longest,
+    }
 }
 
 impl Generator {
@@ -57,45 +63,47 @@ impl Generator {
         let checkpoint = Checkpoint::open(folder, None)?;
         checkpoint.verify()?;
         let spec = &checkpoint.manifest().spec;
-        let (model, train, seed) = (spec.model.clone(), spec.train.clone(), spec.train.seed);
-        let reserved = reserved_tokens(&model, &train);
+        let (model, seed) = (spec.model.clone(), spec.train.seed);
         if model.architecture == Architecture::Encoder {
             return Err(EngineError::Other(
                 "only a decoder writes; this checkpoint is of an encoder".to_owned(),
             ));
         }
-        let tokenizer = tokenizer_of(directory, &checkpoint.manifest().data)?;
+        let tokenizer = tokenizer_of(directory, &checkpoint.manifest().data)?.for_prompts();
         let (rank, parameters) = match place {
             None => Rank::alone(&model, seed)?,
             Some((assignment, links)) => Rank::of(assignment, links)?,
         };
         load_weights(&checkpoint, &parameters)?;
-        let data = &checkpoint.manifest().data;
-        let (mask, end_of_text) = (data.mask.unwrap_or(model.vocab - 1), data.end_of_text);
-        let start = data.decoder_start.unwrap_or(end_of_text);
-        let corruption = train.corruption;
-        Ok(Generator { rank, model, corruption, mask, reserved, end_of_text, start, tokenizer })
+        let framing = checkpoint.manifest().data.framing.clone();
+        Ok(Generator { rank, model, framing, tokenizer })
     }
 
     /// Writes up to `count` tokens after `prompt`, handing each piece of text to `show` as soon as
-    /// it is whole. Returns the text without the prompt.
+    /// it is whole; without a count some 100, or as many as the model has positions for. Returns the text
+    /// without the prompt. More than there are positions for are refused before the first is written.
     pub fn generate(
         &self,
         prompt: &str,
-        count: u32,
+        count: Option<u32>,
         sampling: &Sampling,
         mut show: impl FnMut(&str),
     ) -> Result<String, EngineError> {
-        let end = i64::from(self.end_of_text);
         let mut ids = self.prompt(prompt)?;
         let mut memory = None;
         if self.model.encoder_layers > 0 {
-            ids.push(end);
+            self.room(ids.len())?;
             memory = tch::no_grad(|| self.rank.encode(&ids))?;
-            ids = vec![i64::from(self.start)];
+            ids = self.framing.decoder_begin().iter().copied().map(i64::from).collect();
         }
-        if ids.is_empty() {
-            ids.push(end);
+        let room = self.room(ids.len())?;
+        let count = count.unwrap_or(TOKENS.min(room));
+        if count > room {
+            return Err(EngineError::Other(format!(
+                "{count} tokens after the {} that are there are more than the model has positions for; ask for \
+                 at most {room} (--tokens)",
+                ids.len()
+            )));
         }
         let mut caches = self.rank.caches();
         let (mut written, mut shown) = (Vec::<u32>::new(), 0);
@@ -106,7 +114,7 @@ impl Generator {
             position += ids.len() as i64;
             let chosen = logits.map(|logits| choose(&logits, sampling, index)).transpose()?;
             let id = self.rank.agree(chosen)?;
-            if id == self.end_of_text {
+            if self.framing.stops_at(id) {
                 break;
             }
             written.push(id);
@@ -142,28 +150,64 @@ fn tokenizer_of(directory: &Path, data: &PreparedData) -> Result<Tokenizer, Engi
 const MASK: &str = "<mask>";
 
 impl Generator {
-    /// The tokens of a prompt; of an encoder-decoder, with the tokens that stand for what it shall write.
+    /// The tokens of a prompt in its frame; of an encoder-decoder, with the tokens that stand for what it shall
+    /// write. What a decoder goes on with is not closed.
     fn prompt(&self, prompt: &str) -> Result<Vec<i64>, EngineError> {
-        let encode = |text: &str| -> Result<Vec<i64>, EngineError> {
-            Ok(self.tokenizer.encode(text)?.into_iter().map(i64::from).collect())
+        let framing = &self.framing;
+        let mut ids = match self.model.encoder_layers {
+            0 => [&framing.begin[..], &self.tokenizer.encode(prompt)?].concat(),
+            _ => framing.whole(&self.masked(prompt)?, None),
         };
-        if self.model.encoder_layers == 0 {
-            return encode(prompt);
+        if ids.is_empty() {
+            ids.push(framing.end);
         }
-        let mut ids = Vec::new();
-        for (at, part) in prompt.split(MASK).enumerate() {
-            if at > 0 {
-                let span = if self.corruption == Corruption::Spans { at as i64 - 1 } else { 0 };
-                ids.push((i64::from(self.mask) - span).max(0));
+        Ok(ids.into_iter().map(i64::from).collect())
+    }
+
+    /// The tokens of a text in which [`MASK`] stands for what is missing.
+    fn masked(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        let sentinel = |index: usize| {
+            let of = self.framing.sentinels.and_then(|sentinels| sentinels.at(index as u32));
+            of.ok_or_else(|| {
+                let there = self.framing.sentinels.map_or(0, |sentinels| sentinels.count);
+                EngineError::Other(format!("the model has {there} tokens to stand for `{MASK}`; use fewer"))
+            })
+        };
+        let mut parts = text.split(MASK);
+        let first = parts.next().unwrap_or_default();
+        if !self.tokenizer.is_own() {
+            // By its spelling, since a tokenizer may treat the text around a token as it likes.
+            let mut spelled = first.to_owned();
+            for (at, part) in parts.enumerate() {
+                spelled.push_str(&self.tokenizer.spelling(sentinel(at)?).unwrap_or_default());
+                spelled.push_str(part);
             }
-            ids.extend(encode(part)?);
+            return Ok(self.tokenizer.encode(&spelled)?);
+        }
+        let mut ids = self.tokenizer.encode(first)?;
+        for (at, part) in parts.enumerate() {
+            ids.push(sentinel(at)?);
+            ids.extend(self.tokenizer.encode(part)?);
         }
         Ok(ids)
     }
 
+    /// How many tokens can follow so many: the last one that is written has no position yet.
+    fn room(&self, tokens: usize) -> Result<u32, EngineError> {
+        let Some(most) = most_tokens(&self.model, &self.framing) else { return Ok(u32::MAX) };
+        let left = u32::try_from(tokens).ok().and_then(|tokens| most.checked_sub(tokens));
+        let left = left.ok_or_else(|| {
+            EngineError::Other(format!(
+                "the prompt has {tokens} tokens, and the model reads at most {most}; shorten it"
+            ))
+        })?;
+        Ok(left + 1)
+    }
+
     /// The text of tokens; those that stand for others show as in a prompt.
     fn text(&self, ids: &[u32]) -> String {
-        let stands = |id: &u32| *id <= self.mask && *id + self.reserved > self.mask;
+        let sentinels = self.framing.sentinels.filter(|_| self.model.encoder_layers > 0);
+        let stands = |id: &u32| sentinels.is_some_and(|sentinels| sentinels.contains(*id));
         let parts = ids.chunk_by(|a, b| stands(a) == stands(b));
         parts
             .map(|part| match part.first() {
@@ -203,7 +247,7 @@ fn choose(logits: &Tensor, sampling: &Sampling, index: u64) -> Result<u32, Engin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use coxswain_types::model::{Attention, Positions};
+    use coxswain_types::model::Attention;
 
     use super::rank::tests::random as rank;
     use crate::model::Cache;
@@ -282,6 +326,26 @@ mod tests {
         // A cache that is ignored would show.
         let other = logits(&rank, &ids[28..], &[3]);
         assert!(off(&other) > 1e-3 * size, "{model:?}");
+    }
+
+    /// A shard answers zeros for the rows of others, so nothing else would tell.
+    #[test]
+    fn ids_and_positions_outside_of_the_tables_are_refused() {
+        let model = ModelSpec {
+            positions: Positions::Learned { max: 40, offset: 2 },
+            ..ModelSpec::llama(1, 48, 6, 6, 64, 99)
+        };
+        let rank = rank(&model);
+        let decode = |ids: &[i64], at| tch::no_grad(|| rank.decode(ids, None, at, &mut rank.caches()));
+        assert!(decode(&[98, 0], 38).is_ok());
+        for (ids, at, told) in [
+            ([98, 99], 0, "a token has the number 99, and the model has those from 0 to 98"),
+            ([-1, 0], 0, "a token has the number -1"),
+            ([5, 6], 39, "a position has the number 40, and the model has those from 0 to 39"),
+        ] {
+            let error = decode(&ids, at).unwrap_err().to_string();
+            assert!(error.contains(told), "{error}");
+        }
     }
 
     /// Bytes of the caches after 96 tokens; a full cache has keys and values of every token.

@@ -1,6 +1,7 @@
 //! What a GGUF file says of itself: keys with values, then where each tensor lies.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
 
@@ -22,42 +23,82 @@ pub(super) enum Given {
     Texts(Vec<String>),
 }
 
-/// The keys of a file.
+/// The keys of a file. What nobody asks for is found by [`Meta::unread`].
 #[derive(Debug, Default)]
-pub(super) struct Meta(pub(super) BTreeMap<String, Given>);
+pub(super) struct Meta {
+    keys: BTreeMap<String, Given>,
+    read: RefCell<BTreeSet<String>>,
+}
+
+/// A value that may be missing, but not be of another kind.
+type Found<T> = Result<Option<T>, String>;
 
 impl Meta {
-    pub(super) fn text(&self, key: &str) -> Option<&str> {
-        match self.0.get(key) {
-            Some(Given::Text(text)) => Some(text),
+    fn get<'a, T>(&'a self, key: &str, must: &str, value: impl Fn(&'a Given) -> Option<T>) -> Found<T> {
+        let Some(given) = self.keys.get(key) else { return Ok(None) };
+        self.read.borrow_mut().insert(key.to_owned());
+        value(given).map(Some).ok_or_else(|| format!("{key} must be {must}"))
+    }
+
+    pub(super) fn text(&self, key: &str) -> Found<&str> {
+        self.get(key, "a text", |given| match given {
+            Given::Text(text) => Some(text.as_str()),
             _ => None,
+        })
+    }
+
+    pub(super) fn texts(&self, key: &str) -> Found<&[String]> {
+        self.get(key, "a list of texts", |given| match given {
+            Given::Texts(texts) => Some(texts.as_slice()),
+            _ => None,
+        })
+    }
+
+    pub(super) fn numbers(&self, key: &str) -> Found<&[f64]> {
+        self.get(key, "a list of finite numbers", |given| match given {
+            Given::Numbers(numbers) => {
+                Some(numbers.as_slice()).filter(|all| all.iter().all(|x| x.is_finite()))
+            }
+            _ => None,
+        })
+    }
+
+    pub(super) fn number(&self, key: &str) -> Found<f64> {
+        self.get(key, "a finite number", |given| match given {
+            Given::Number(number) => Some(*number).filter(|x| x.is_finite()),
+            _ => None,
+        })
+    }
+
+    pub(super) fn count(&self, key: &str) -> Found<u32> {
+        let whole = |x: f64| (x >= 0.0 && x <= f64::from(u32::MAX) && x.fract() == 0.0).then_some(x as u32);
+        let count =
+            self.number(key)?.map(|x| whole(x).ok_or_else(|| format!("{key} is {x}; must be a count")));
+        count.transpose()
+    }
+
+    pub(super) fn flag(&self, key: &str) -> Found<bool> {
+        match self.count(key)? {
+            None => Ok(None),
+            Some(flag @ 0..=1) => Ok(Some(flag == 1)),
+            Some(other) => Err(format!("{key} is {other}; must be true or false")),
         }
     }
 
-    pub(super) fn texts(&self, key: &str) -> Option<&[String]> {
-        match self.0.get(key) {
-            Some(Given::Texts(texts)) => Some(texts),
-            _ => None,
+    /// Refuses a value that would change numbers in a way that no model here follows.
+    pub(super) fn only(&self, key: &str, wanted: u32) -> Result<(), String> {
+        match self.count(key)? {
+            Some(found) if found != wanted => {
+                Err(format!("{key} is {found}, and this program follows {wanted} only"))
+            }
+            _ => Ok(()),
         }
     }
 
-    pub(super) fn numbers(&self, key: &str) -> Option<&[f64]> {
-        match self.0.get(key) {
-            Some(Given::Numbers(numbers)) => Some(numbers),
-            _ => None,
-        }
-    }
-
-    pub(super) fn number(&self, key: &str) -> Option<f64> {
-        match self.0.get(key) {
-            Some(Given::Number(number)) => Some(*number).filter(|x| x.is_finite()),
-            _ => None,
-        }
-    }
-
-    pub(super) fn count(&self, key: &str) -> Option<u32> {
-        let number = self.number(key)?;
-        (number >= 0.0 && number <= f64::from(u32::MAX) && number.fract() == 0.0).then_some(number as u32)
+    /// The keys that nobody asked for.
+    pub(super) fn unread(&self) -> Vec<&str> {
+        let read = self.read.borrow();
+        self.keys.keys().map(String::as_str).filter(|key| !read.contains(*key)).collect()
     }
 }
 
@@ -169,14 +210,18 @@ impl Header {
         for _ in 0..keys {
             let key = reader.text()?;
             let value = reader.value()?;
-            meta.0.insert(key, value);
+            if meta.keys.insert(key.clone(), value).is_some() {
+                return Err(format!("it has the key {key} twice"));
+            }
         }
         let mut infos = BTreeMap::new();
         for _ in 0..tensors {
             let (name, info) = tensor(&mut reader)?;
-            infos.insert(name, info);
+            if infos.insert(name.clone(), info).is_some() {
+                return Err(format!("it has the tensor {name} twice"));
+            }
         }
-        let align = meta.count("general.alignment").unwrap_or(32);
+        let align = meta.count("general.alignment")?.unwrap_or(32);
         if !align.is_power_of_two() {
             return Err(format!("its data is aligned to {align} bytes"));
         }

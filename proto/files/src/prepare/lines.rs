@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use coxswain_types::JobSpec;
+use coxswain_types::framing::Framing;
 use coxswain_types::job::{DataSpec, Lengths};
 use coxswain_types::model::Head;
 use serde::{Deserialize, Serialize};
@@ -44,7 +45,7 @@ impl Lines {
         self,
         tokenizer: &Tokenizer,
         files: impl Iterator<Item = (&'a str, &'a str, usize)>,
-        end_of_text: u32,
+        framing: &Framing,
     ) -> Result<Vec<u32>, PrepareError> {
         let mut numbers = Vec::new();
         for (file, text, before) in files {
@@ -58,16 +59,14 @@ impl Lines {
                 match self {
                     Lines::Classes { classes, sequence, .. } => {
                         let (class, text) = class_of(line, classes).map_err(told)?;
-                        let mut tokens = tokenizer.encode_alone(text)?;
-                        tokens.truncate(sequence as usize);
+                        let tokens = framing.whole(&tokenizer.encode(text)?, Some(sequence));
                         numbers.extend([class, tokens.len() as u32]);
                         field(&mut numbers, &tokens, sequence);
                     }
                     Lines::Pairs { apart, sequence, .. } => {
                         let (prompt, answer) = pair_of(line).map_err(told)?;
-                        let (prompt, mut answer) = (tokenizer.encode(prompt)?, tokenizer.encode(answer)?);
-                        answer.push(end_of_text);
-                        pair(&mut numbers, prompt, answer, (apart, sequence), end_of_text);
+                        let (prompt, answer) = (tokenizer.encode(prompt)?, tokenizer.encode(answer)?);
+                        pair(&mut numbers, &prompt, answer, (apart, sequence), framing);
                     }
                 }
             }
@@ -84,26 +83,32 @@ fn field(numbers: &mut Vec<u32>, tokens: &[u32], len: u32) {
     numbers.resize(end, 0);
 }
 
-/// Adds a row. Of an answer the end is cut, of a prompt that goes before it in one sample the beginning.
+/// Adds a row. Of an answer the end is cut, of a prompt that goes before it in one sample the beginning; what
+/// stands before the prompt stays.
 fn pair(
     numbers: &mut Vec<u32>,
-    mut prompt: Vec<u32>,
+    prompt: &[u32],
     mut answer: Vec<u32>,
     (apart, sequence): (bool, u32),
-    end_of_text: u32,
+    framing: &Framing,
 ) {
-    answer.truncate(sequence as usize);
+    answer.push(framing.end);
     if apart {
-        prompt.truncate(sequence as usize - 1);
-        prompt.push(end_of_text);
+        // Each is a text by itself.
+        answer = [&framing.begin[..], &answer].concat();
+        answer.truncate(sequence as usize);
+        let prompt = framing.whole(prompt, Some(sequence));
         numbers.extend([prompt.len() as u32, answer.len() as u32]);
         field(numbers, &prompt, sequence);
         field(numbers, &answer, sequence);
     } else {
+        answer.truncate(sequence as usize);
         let room = sequence as usize + 1 - answer.len();
-        prompt.drain(..prompt.len().saturating_sub(room));
-        numbers.extend([prompt.len() as u32, answer.len() as u32]);
-        field(numbers, &[prompt, answer].concat(), sequence + 1);
+        let begin = &framing.begin[..framing.begin.len().min(room)];
+        let left = room - begin.len();
+        let kept = &prompt[prompt.len().saturating_sub(left)..];
+        numbers.extend([(begin.len() + kept.len()) as u32, answer.len() as u32]);
+        field(numbers, &[begin, kept, &answer].concat(), sequence + 1);
     }
 }
 
@@ -177,10 +182,11 @@ mod tests {
     fn lines_become_rows_of_one_length() {
         let tokenizer = tokenizer();
         let lines = Lines::Classes { classes: 3, sequence: 6, weights: false };
-        let rows_of = |text: &str| lines.rows(&tokenizer, [("a.tsv", text, 4)].into_iter(), 0);
+        let framing = Framing { begin: vec![0], ..Framing::default() };
+        let rows_of = |text: &str| lines.rows(&tokenizer, [("a.tsv", text, 4)].into_iter(), &framing);
         let numbers = rows_of("2\tgood\n\n0\ta long text that is cut\n").unwrap();
         assert_eq!(numbers.len(), 2 * 9 + 1);
-        let first = tokenizer.encode_alone("good").unwrap();
+        let first = framing.whole(&tokenizer.encode("good").unwrap(), None);
         assert_eq!(numbers[..3], [1000, 2, first.len() as u32]);
         assert_eq!(numbers[3..3 + first.len()], first);
         assert_eq!(numbers[9..12], [1000, 0, 6]);
@@ -217,10 +223,14 @@ mod tests {
     fn pairs_stand_one_after_the_other_or_apart() {
         let tokenizer = tokenizer();
         let ids = |text: &str| tokenizer.encode(text).unwrap();
-        let rows_of = |apart, text: &str| {
+        let framed = |framing: &Framing, apart, text: &str| {
             let lines = Lines::Pairs { apart, sequence: 4, weights: true };
             let text = text.to_owned() + "\t0.25";
-            lines.rows(&tokenizer, [("a.tsv", text.as_str(), 0)].into_iter(), 9)
+            lines.rows(&tokenizer, [("a.tsv", text.as_str(), 0)].into_iter(), framing)
+        };
+        let close = |apart| if apart { vec![9] } else { Vec::new() };
+        let rows_of = |apart, text: &str| {
+            framed(&Framing { end: 9, close: close(apart), ..Framing::default() }, apart, text)
         };
         let (x, y) = (ids("x")[0], ids("y")[0]);
         assert_eq!(rows_of(false, "xx\ty").unwrap(), [250, 2, 2, x, x, y, 9, 0, 0]);
@@ -229,6 +239,10 @@ mod tests {
         assert_eq!(rows_of(false, "yx\tyyyyyy").unwrap(), [250, 1, 4, x, y, y, y, y, 0]);
         assert_eq!(rows_of(true, "xx\ty").unwrap(), [250, 3, 2, x, x, 9, 0, y, 9, 0, 0, 0]);
         assert_eq!(rows_of(true, "xxxxx\tyyyyy").unwrap(), [250, 4, 4, x, x, x, 9, y, y, y, y, 0]);
+        // A model's own first and last tokens stay whatever is cut.
+        let other = Framing { begin: vec![7], close: vec![8], end: 9, ..Framing::default() };
+        assert_eq!(framed(&other, false, "yxx\ty").unwrap(), [250, 3, 2, 7, x, x, y, 9, 0]);
+        assert_eq!(framed(&other, true, "xxxxx\ty").unwrap(), [250, 4, 3, 7, x, x, 8, 7, y, 9, 0, 0]);
         let error = rows_of(true, "xx\t").unwrap_err().to_string();
         assert!(error.contains("line 1: found nothing on one side of the tab"), "{error}");
     }

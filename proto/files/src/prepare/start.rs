@@ -86,10 +86,7 @@ fn tokenizer(run: &Path, wanted: &str, spec: &JobSpec) -> Result<Tokenizer, Prep
         let what = format!("{} is not the tokenizer of the checkpoint beside it", path.display());
         return Err(PrepareError::Start(what));
     }
-    let (tokens, vocab) = (tokenizer.vocab_size(), spec.model.vocab);
-    if tokens > vocab {
-        let what = format!("{} has {tokens} tokens, and model.vocab is {vocab}", path.display());
-        return Err(PrepareError::Start(what));
-    }
+    let within = tokenizer.expect_within(spec.model.vocab);
+    within.map_err(|e| PrepareError::Start(format!("{}: {e}", path.display())))?;
     Ok(tokenizer)
 }

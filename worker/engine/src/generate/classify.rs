@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use coxswain_files::{Checkpoint, Tokenizer};
+use coxswain_types::framing::Framing;
 use coxswain_types::model::Head;
 use tch::{Kind, Tensor};
 
 use super::rank::Rank;
-use super::tokenizer_of;
+use super::{most_tokens, tokenizer_of};
 use crate::EngineError;
 use crate::checkpoint::load_weights;
 
@@ -16,8 +17,9 @@ use crate::checkpoint::load_weights;
 pub struct Classifier {
     rank: Rank,
     tokenizer: Tokenizer,
-    sequence: usize,
-    end_of_text: u32,
+    framing: Framing,
+    /// The most tokens that it reads.
+    most: Option<u32>,
 }
 
 /// What is told of a text.
@@ -52,19 +54,18 @@ impl Classifier {
                     .to_owned(),
             ));
         }
-        let (tokenizer, end_of_text) = (tokenizer_of(directory, &manifest.data)?, manifest.data.end_of_text);
-        let sequence = train.sequence as usize;
+        let (tokenizer, framing) = (tokenizer_of(directory, &manifest.data)?, manifest.data.framing.clone());
+        let most = most_tokens(model, &framing);
         let (rank, parameters) = Rank::alone(model, train.seed)?;
         load_weights(&checkpoint, &parameters)?;
-        Ok(Classifier { rank, tokenizer, sequence, end_of_text })
+        Ok(Classifier { rank, tokenizer, framing, most })
     }
 
-    /// Reads a text; what is longer than the samples of its training is cut, as it was there.
+    /// Reads a text. One that is longer than the samples of its training, or than its positions, is cut.
     pub fn read(&self, text: &str) -> Result<Told, EngineError> {
-        let mut ids = self.tokenizer.encode_alone(text)?;
-        ids.truncate(self.sequence);
+        let mut ids = self.framing.whole(&self.tokenizer.encode(text)?, self.most);
         if ids.is_empty() {
-            ids.push(self.end_of_text);
+            ids.push(self.framing.end);
         }
         let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
         let (pooled_d, logits_c) = tch::no_grad(|| self.rank.pooled(&ids))?;

@@ -75,6 +75,7 @@ impl Embedding {
 
     /// What the tables hold of `ids_bt`, `[b, t, e]`.
     pub fn look_up(&self, ids_bt: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
+        self.expect_rows(ids_bt, pass)?;
         let shape = [ids_bt.size(), vec![-1]].concat();
         let kind = kind(self.context.precision);
         let mut parts = Vec::new();
@@ -91,6 +92,18 @@ impl Embedding {
             parts.push(rows_ne.f_view(shape.as_slice())?);
         }
         self.context.reduce_from_shards(&parts)
+    }
+
+    /// Refuses ids and positions that the whole tables have no rows for. A shard answers zeros for the rows of
+    /// others, so that all of them would answer zeros.
+    fn expect_rows(&self, ids_bt: &Tensor, pass: &Pass<'_>) -> Result<(), EngineError> {
+        let model = &self.context.model;
+        expect_within("a token", ids_bt, 0, model.vocab)?;
+        if let Positions::Learned { max, .. } = model.positions {
+            let positions_bt = pass.positions(self.encoder, ids_bt.size()[1])?;
+            expect_within("a position", &positions_bt, 0, max)?;
+        }
+        Ok(())
     }
 
     /// Accumulates the tables' gradients, given that of the look-up `[b, t, e]`.
@@ -152,4 +165,20 @@ impl Embedding {
         x = pass.dropout(&x, self.before, Site::Embedding, &self.context)?;
         self.map.as_ref().map_or(Ok(x.shallow_clone()), |map| map.whole(&x))
     }
+}
+
+/// Refuses numbers outside of `least..count`.
+pub(super) fn expect_within(what: &str, x: &Tensor, least: i64, count: u32) -> Result<(), EngineError> {
+    if x.numel() == 0 {
+        return Ok(());
+    }
+    let (low, high) = (x.f_min()?.f_int64_value(&[])?, x.f_max()?.f_int64_value(&[])?);
+    if low >= least && high < i64::from(count) {
+        return Ok(());
+    }
+    let found = if low < least { low } else { high };
+    Err(EngineError::Other(format!(
+        "{what} has the number {found}, and the model has those from 0 to {}",
+        count.saturating_sub(1)
+    )))
 }

@@ -7,6 +7,7 @@ use coxswain_types::model::{self, NormPlacement};
 use coxswain_types::params::{EMBEDDING, HEAD, Place};
 use tch::{Kind, Tensor};
 
+use super::embedding::expect_within;
 use super::ffn::activate;
 use super::linear::{Row, add};
 use super::norm::Norm;
@@ -128,6 +129,11 @@ impl Head {
         weights_n: Option<&Tensor>,
         pass: &Pass<'_>,
     ) -> Result<Tensor, EngineError> {
+        let rows = match self.context.model.head {
+            model::Head::Pooled { classes } => classes,
+            _ => self.context.model.vocab,
+        };
+        expect_within("a target", targets_n, -1, rows)?;
         let x_btd =
             &if pass.source > 0 { pass.split(x_btd, &self.context)?.0 } else { x_btd.shallow_clone() };
         match &self.form {
