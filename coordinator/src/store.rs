@@ -2,12 +2,13 @@
 //! and as long as their generation.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use coxswain_proto::limits;
 use coxswain_types::Generation;
 use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Instant, timeout_at};
 
 /// Why the rendezvous says no.
@@ -40,15 +41,28 @@ pub(crate) enum StoreError {
 pub(crate) struct Store {
     /// By job: a job has one generation at a time.
     open: Mutex<HashMap<String, Open>>,
-    /// Told of every change.
-    changed: Notify,
 }
 
 #[derive(Debug)]
 struct Open {
     generation: Generation,
     values: HashMap<Vec<u8>, Vec<u8>>,
+    /// Keys that are waited for: a new value wakes those who wait for it, and nobody else.
+    awaited: HashMap<Vec<u8>, Arc<Notify>>,
     bytes: usize,
+}
+
+impl Open {
+    fn new(generation: Generation) -> Open {
+        Open { generation, values: HashMap::new(), awaited: HashMap::new(), bytes: 0 }
+    }
+}
+
+impl Drop for Open {
+    /// Whoever waits in a generation that is over looks again, and hears so.
+    fn drop(&mut self) {
+        self.awaited.values().for_each(|key| key.notify_waiters());
+    }
 }
 
 impl Store {
@@ -56,19 +70,9 @@ impl Store {
     /// others. Whoever waits in one of those is told.
     pub(crate) fn serve(&self, at_work: &[(&str, Generation)]) {
         let mut open = self.lock();
-        let before = open.len();
         open.retain(|job, open| at_work.contains(&(job, open.generation)));
-        let mut changed = open.len() != before;
         for (job, generation) in at_work {
-            if !open.contains_key(*job) {
-                let empty = Open { generation: *generation, values: HashMap::new(), bytes: 0 };
-                open.insert((*job).to_owned(), empty);
-                changed = true;
-            }
-        }
-        drop(open);
-        if changed {
-            self.changed.notify_waiters();
+            open.entry((*job).to_owned()).or_insert_with(|| Open::new(*generation));
         }
     }
 
@@ -93,8 +97,9 @@ impl Store {
         at_most("the size of all keys and values", bytes, limits::MAX_STORE_BYTES)?;
         open.bytes = bytes;
         open.values.insert(key.to_owned(), value.to_owned());
-        drop(guard);
-        self.changed.notify_waiters();
+        if let Some(waiting) = open.awaited.remove(key) {
+            waiting.notify_waiters();
+        }
         Ok(())
     }
 
@@ -108,17 +113,39 @@ impl Store {
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let until = Instant::now() + wait.min(Duration::from_millis(limits::MAX_STORE_WAIT_MS));
         loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // Registered before the look, so that no change between the two is missed.
-            changed.as_mut().enable();
-            if let Some(value) = at_work(&mut self.lock(), job, generation)?.values.get(key) {
-                return Ok(Some(value.clone()));
-            }
+            let changed = match self.look(job, generation, key)? {
+                Ok(value) => return Ok(Some(value)),
+                Err(changed) => changed,
+            };
             if timeout_at(until, changed).await.is_err() {
                 return Ok(None);
             }
         }
+    }
+
+    /// The value of a key, or else what ends when there is one or the generation is over.
+    fn look(
+        &self,
+        job: &str,
+        generation: Generation,
+        key: &[u8],
+    ) -> Result<Result<Vec<u8>, OwnedNotified>, StoreError> {
+        let mut guard = self.lock();
+        let open = at_work(&mut guard, job, generation)?;
+        if let Some(value) = open.values.get(key) {
+            return Ok(Ok(value.clone()));
+        }
+        // Keys that nobody waits for any more, since the time of their call is over.
+        if open.awaited.len() >= limits::MAX_STORE_KEYS {
+            open.awaited.retain(|_, waiting| Arc::strong_count(waiting) > 1);
+            at_most(
+                "the number of keys that are waited for",
+                open.awaited.len() + 1,
+                limits::MAX_STORE_KEYS,
+            )?;
+        }
+        // A future of `notified_owned` counts from its making on, so no change after this look is missed.
+        Ok(Err(open.awaited.entry(key.to_owned()).or_default().clone().notified_owned()))
     }
 
     /// Nothing panics while it holds the lock, so what it guards is whole.
@@ -201,6 +228,21 @@ mod tests {
         store.serve(&[("other-2", ONE)]);
         assert!(store.set("other-2", ONE, b"k", b"v").is_ok());
         assert!(store.get("demo-1", TWO, b"k", LONG).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_that_are_waited_for_are_bounded_and_forgotten() {
+        let store = store();
+        for n in 0..limits::MAX_STORE_KEYS + 1 {
+            let found = store.get("demo-1", ONE, &n.to_le_bytes(), Duration::ZERO).await;
+            assert_eq!(found, Ok(None), "the waits before are over");
+        }
+        let waiting: Vec<_> = (0..limits::MAX_STORE_KEYS)
+            .map(|n| store.look("demo-1", ONE, &n.to_le_bytes()).unwrap())
+            .collect();
+        assert!(store.look("demo-1", ONE, b"one more").is_err());
+        drop(waiting);
+        assert!(store.look("demo-1", ONE, b"one more").is_ok());
     }
 
     #[test]

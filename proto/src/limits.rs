@@ -54,9 +54,9 @@ pub const LEASE_MS: u64 = 5000;
 /// first are acknowledged; 256 reports are some 20 KiB.
 pub const MAX_REPORTS: usize = 256;
 
-/// The most parameters whose gradient norms one step report names: a model of 1,024 layers with ten
-/// each has fewer.
-pub const MAX_PARAMETER_NORMS: usize = 1 << 14;
+/// The most parameters whose gradient norms one step report names: the largest model that a job may have, an
+/// encoder and a decoder of 1,024 layers each with biases, has some 48,000.
+pub const MAX_PARAMETER_NORMS: usize = 1 << 16;
 
 /// The most parameter norms of all reports in one status, some 70 bytes each, so that
 /// the status stays far below [`MAX_MESSAGE_BYTES`]. Where reports name many, fewer of them are sent
@@ -66,15 +66,15 @@ pub const MAX_STATUS_NORMS: usize = 1 << 15;
 /// The most bytes of a key of the rendezvous. Gloo's keys are short texts.
 pub const MAX_STORE_KEY_BYTES: usize = 1 << 10;
 
-/// The most bytes of a value of the rendezvous: addresses of a rank, some 200 bytes for each peer.
-pub const MAX_STORE_VALUE_BYTES: usize = 1 << 20;
+/// The most bytes of a value of the rendezvous: a rank's host and address, some 400 bytes.
+pub const MAX_STORE_VALUE_BYTES: usize = 4 << 10;
 
-/// The most keys in the rendezvous of one generation: a few for each pair of 128 ranks.
-pub const MAX_STORE_KEYS: usize = 1 << 16;
+/// The most keys in the rendezvous of one generation: three for each of 4,096 ranks, the most that a job has.
+pub const MAX_STORE_KEYS: usize = 1 << 14;
 
 /// The most bytes of all keys and values in the rendezvous of one generation, so that it cannot
 /// fill the coordinator's memory.
-pub const MAX_STORE_BYTES: usize = 64 << 20;
+pub const MAX_STORE_BYTES: usize = 16 << 20;
 
 /// The longest that the coordinator holds a `StoreGet` open, in milliseconds. Whoever waits longer
 /// asks again, and learns so that the coordinator is alive.

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use coxswain_proto::{WireError, limits, wire};
 use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
+use coxswain_types::model::{Architecture, Biases, ModelSpec, NormKind, NormPlacement, NormSpec};
+use coxswain_types::params::parameter_table;
 use coxswain_types::status::{
     Activity, Desired, Fault, HeldOut, Pace, Phase, Publish, Published, Saved, SavedFile, StepReport,
     WorkerInfo, WorkerStatus,
@@ -148,6 +150,32 @@ fn what_is_wanted_comes_back_the_same() {
     }
 }
 
+/// An encoder and a decoder of 1,024 layers each, the most that a job may have, with every vector that a layer can
+/// have.
+fn largest_model() -> ModelSpec {
+    ModelSpec {
+        architecture: Architecture::EncoderDecoder,
+        encoder_layers: 1024,
+        norm: NormSpec { kind: NormKind::Layer, placement: NormPlacement::Pre, eps: 1e-5 },
+        biases: Biases { qkv: true, out: true, ffn: true },
+        ..ModelSpec::llama(1024, 64, 4, 4, 128, 256)
+    }
+}
+
+#[test]
+fn the_norms_of_the_largest_model_fit_into_a_status() {
+    let names = parameter_table(&largest_model());
+    assert!(names.len() > 1 << 14, "{} parameters", names.len());
+    let norms: BTreeMap<_, _> = names.into_iter().map(|parameter| (parameter.name, 1.5)).collect();
+    let sent = WorkerStatus {
+        reports: vec![StepReport { parameter_norms: norms, ..report(11, 5.25) }],
+        ..status(Phase::Running)
+    };
+    let message = wire::WorkerStatus::from(sent.clone());
+    assert!(message.encoded_len() < limits::MAX_REQUEST_BYTES, "{} bytes", message.encoded_len());
+    assert_eq!(WorkerStatus::try_from(carried(&message)).unwrap(), sent);
+}
+
 #[test]
 fn what_makes_no_sense_is_named() {
     type Spoil = fn(&mut wire::WorkerStatus);
@@ -162,7 +190,7 @@ fn what_makes_no_sense_is_named() {
         ("WorkerStatus.reports: 257 entries, at most 256 are allowed", |s| {
             s.reports = vec![wire::StepReport::default(); limits::MAX_REPORTS + 1]
         }),
-        ("StepReport.parameter_norms: 16385 entries, at most 16384 are allowed", |s| {
+        ("StepReport.parameter_norms: 65537 entries, at most 65536 are allowed", |s| {
             let most = limits::MAX_PARAMETER_NORMS;
             s.reports[2].parameter_norms = (0..=most).map(|n| (n.to_string(), 0.0)).collect();
         }),

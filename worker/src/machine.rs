@@ -9,17 +9,28 @@ use anyhow::{Context, Result};
 use coxswain_types::WorkerId;
 use coxswain_types::status::WorkerInfo;
 
-const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
+/// What libraries read from the environment when they are loaded, before main, and what it is unless somebody
+/// said otherwise: threads of OpenMP that spin make processes which share cores several times slower.
+const WAIT_POLICY: (&str, &str) = ("OMP_WAIT_POLICY", "PASSIVE");
 
-/// Starts this program anew with OpenMP's threads waiting passively, if nobody has said how they
-/// should wait.
-pub(crate) fn wait_passively() -> Result<()> {
-    if std::env::var_os(WAIT_POLICY).is_some() {
+/// What Gloo reads when a group forms. Every rank of a generation must have the same: a rank names itself to a
+/// peer by its rank, and so its entry in the rendezvous does not grow with the number of ranks.
+const RANK_AS_SEQUENCE: (&str, &str) = ("GLOO_ENABLE_RANK_AS_SEQUENCE_NUMBER", "1");
+
+/// Starts this program anew with the environment that its libraries need, where it is another.
+pub(crate) fn set_environment() -> Result<()> {
+    let policy = std::env::var_os(WAIT_POLICY.0).is_some();
+    let sequence = std::env::var_os(RANK_AS_SEQUENCE.0).is_some_and(|value| value == RANK_AS_SEQUENCE.1);
+    if policy && sequence {
         return Ok(());
     }
     let program = std::env::current_exe().context("finding this program's own file")?;
-    let error = Command::new(program).args(std::env::args_os().skip(1)).env(WAIT_POLICY, "PASSIVE").exec();
-    Err(error).context("starting anew with OMP_WAIT_POLICY=PASSIVE")
+    let mut anew = Command::new(program);
+    anew.args(std::env::args_os().skip(1)).env(RANK_AS_SEQUENCE.0, RANK_AS_SEQUENCE.1);
+    if !policy {
+        anew.env(WAIT_POLICY.0, WAIT_POLICY.1);
+    }
+    Err(anew.exec()).context("starting anew with the environment that libtorch needs")
 }
 
 /// A device that this build cannot compute on.

@@ -28,9 +28,7 @@ use crate::args::{Args, Command};
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    // libgomp reads its waiting policy when it is loaded, before main: threads that spin make
-    // processes which share cores several times slower.
-    if let Err(error) = machine::wait_passively() {
+    if let Err(error) = machine::set_environment() {
         eprintln!("coxswain-worker: {error:#}");
         return ExitCode::FAILURE;
     }

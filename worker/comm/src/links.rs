@@ -106,6 +106,24 @@ fn here(rank: u32) -> Vec<u8> {
     format!("here/{rank}").into_bytes()
 }
 
+/// The key by which the lead rank says that all ranks are there.
+const ALL_HERE: &[u8] = b"here/all";
+
+/// How many ranks report to one in the closing exchange. Up to nine ranks are a star around the lead, with
+/// the fewest hops; among more, no rank takes in more lists than these.
+const FAN_IN: u32 = 8;
+
+/// The rank that `rank` reports to in the closing exchange; the lead rank reports to none.
+fn parent(rank: u32) -> Option<u32> {
+    rank.checked_sub(1).map(|before| before / FAN_IN)
+}
+
+/// The ranks that report to `rank` in the closing exchange.
+fn children(rank: u32, world: u32) -> std::ops::Range<u32> {
+    let first = |rank: u32| rank.saturating_mul(FAN_IN).saturating_add(1).min(world);
+    first(rank)..first(rank.saturating_add(1))
+}
+
 impl Links {
     /// Joins the generation as `rank` of `world`, bound to the local `address`.
     ///
@@ -122,8 +140,15 @@ impl Links {
         // All are here before the first connects: then connecting takes milliseconds, and one that dies
         // meanwhile does not hold up the others for as long as they would wait for a late one.
         let text = |error: String| TorchError(error);
+        // The lead rank looks for each of the others; they ask once, so that a world asks for as many keys
+        // as it has ranks, and not for their square.
         store.set(&here(rank), b"here").map_err(text)?;
-        (0..world).try_for_each(|other| store.get(&here(other)).map(drop)).map_err(text)?;
+        if rank == 0 {
+            (1..world).try_for_each(|other| store.get(&here(other)).map(drop)).map_err(text)?;
+            store.set(ALL_HERE, b"here").map_err(text)?;
+        } else {
+            store.get(ALL_HERE).map_err(|error| TorchError(format!("not all ranks are here: {error}")))?;
+        }
         let connect_ms = forming_ms.min(CONNECT_MS);
         let network = Network::join(store, rank, world, address, connect_ms, operation_ms)?;
         Ok(Links { network: Some(network), now: Now::of(rank, world), rank, world })
@@ -214,25 +239,19 @@ impl Links {
         self.network()?.recv(x, from, axis.tag())
     }
 
-    /// One small exchange over all ranks: each brings `own`, a list whose length all know; the lead
-    /// rank merges the lists in rank order, and all get what it made of them (`result_len` values).
+    /// One small exchange over all ranks: each brings `own`, a list whose length is the same on all, and all
+    /// get what `merge` made of the lists.
     ///
-    /// The star costs two small messages a rank. Every rank acts on the same bytes, so no two can
-    /// come to different decisions.
+    /// Lists meet in a tree of ranks, so `merge` must not depend on how they are grouped, and what it returns
+    /// is as long as each of them. Every rank acts on the same bytes, so no two can come to different decisions.
     pub fn close(
         &self,
         own: &[f64],
-        result_len: usize,
-        merge: impl FnOnce(Vec<Vec<f64>>) -> Vec<f64>,
+        merge: impl Fn(Vec<Vec<f64>>) -> Vec<f64>,
     ) -> Result<Vec<f64>, TorchError> {
-        let buffer = |len: usize| Tensor::zeros([len as i64], (Kind::Double, Device::Cpu));
-        if self.rank != 0 {
-            self.send(&Tensor::from_slice(own), 0, Axis::World)?.wait()?;
-            let result = buffer(result_len);
-            self.recv(&result, 0, Axis::World)?.wait()?;
-            return Ok(Vec::try_from(&result)?);
-        }
-        let parts: Vec<_> = (1..self.world).map(|rank| (rank, buffer(own.len()))).collect();
+        let buffer = || Tensor::zeros([own.len() as i64], (Kind::Double, Device::Cpu));
+        let children = children(self.rank, self.world);
+        let parts: Vec<_> = children.clone().map(|rank| (rank, buffer())).collect();
         let receives: Vec<_> =
             parts.iter().map(|(rank, part)| self.recv(part, *rank, Axis::World)).collect::<Result<_, _>>()?;
         receives.into_iter().try_for_each(Transfer::wait)?;
@@ -240,12 +259,34 @@ impl Links {
         for (_, part) in &parts {
             lists.push(Vec::try_from(part)?);
         }
-        let result = merge(lists);
+        let merged = merge(lists);
+        let result = match parent(self.rank) {
+            None => merged,
+            Some(parent) => {
+                self.send(&Tensor::from_slice(&merged), parent, Axis::World)?.wait()?;
+                let result = buffer();
+                self.recv(&result, parent, Axis::World)?.wait()?;
+                Vec::try_from(&result)?
+            }
+        };
         let message = Tensor::from_slice(&result);
         let sends: Vec<_> =
-            (1..self.world).map(|rank| self.send(&message, rank, Axis::World)).collect::<Result<_, _>>()?;
+            children.map(|rank| self.send(&message, rank, Axis::World)).collect::<Result<_, _>>()?;
         sends.into_iter().try_for_each(Transfer::wait)?;
         Ok(result)
+    }
+
+    /// The sum of the lists of all ranks. Where one rank alone brings something else than zero to a place, the
+    /// sum is exact.
+    pub fn close_sum(&self, own: &[f64]) -> Result<Vec<f64>, TorchError> {
+        self.close(own, |lists| {
+            let mut lists = lists.into_iter();
+            let first = lists.next().unwrap_or_default();
+            lists.fold(first, |mut sums, list| {
+                sums.iter_mut().zip(list).for_each(|(sum, value)| *sum += value);
+                sums
+            })
+        })
     }
 
     /// What every rank brings, by rank, on all of them. For documents that are rare: they travel over the
@@ -254,7 +295,9 @@ impl Links {
     /// # Errors
     /// An exchange failed, or a rank brings more than [`SHARED_MAX_BYTES`].
     pub fn share(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, TorchError> {
-        let lengths = self.close(&[own.len() as f64], self.world as usize, |lists| lists.concat())?;
+        let mut lengths = vec![0.0; self.world as usize];
+        lengths[self.rank as usize] = own.len() as f64;
+        let lengths = self.close_sum(&lengths)?;
         let lengths: Vec<usize> = lengths.into_iter().map(|length| length as usize).collect();
         if let Some(rank) = lengths.iter().position(|length| *length > SHARED_MAX_BYTES) {
             return Err(TorchError(format!(
@@ -321,5 +364,25 @@ impl Links {
 
     fn network(&self) -> Result<&Network, TorchError> {
         self.network.as_ref().ok_or_else(|| TorchError("a rank alone has nobody to exchange with".to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FAN_IN, children, parent};
+
+    #[test]
+    fn every_rank_but_the_lead_reports_to_one_that_expects_it() {
+        for world in [1, 2, 9, 10, 74, 4096] {
+            let mut expected = 0;
+            for rank in 0..world {
+                let children = children(rank, world);
+                assert!(children.len() <= FAN_IN as usize, "{rank} of {world}: {children:?}");
+                assert!(children.clone().all(|child| parent(child) == Some(rank)), "{rank} of {world}");
+                expected += children.len();
+            }
+            assert_eq!(expected + 1, world as usize);
+            assert_eq!(parent(0), None);
+        }
     }
 }

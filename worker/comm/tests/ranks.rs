@@ -45,11 +45,18 @@ fn reductions_give_all_ranks_the_bits_of_the_tree() {
 
 #[test]
 fn the_closing_exchange_gives_all_ranks_what_the_lead_made_of_it() {
-    let results = ranks(3, |links| {
-        let own = [f64::from(links.rank()), 1.0];
-        links.close(&own, 1, |lists| vec![lists.iter().map(|list| 10.0 * list[0] + list[1]).sum()]).unwrap()
-    });
-    assert_eq!(results, vec![vec![33.0]; 3]);
+    // Three ranks are a star around the lead, twenty a tree.
+    for (world, sum) in [(1, 0.0), (3, 3.0), (20, 190.0)] {
+        let results = ranks(world, |links| {
+            let own = f64::from(links.rank());
+            let least = |lists: Vec<Vec<f64>>| {
+                let sum = lists.iter().map(|list| list[0]).sum();
+                vec![sum, lists.iter().map(|list| list[1]).fold(f64::INFINITY, f64::min)]
+            };
+            links.close(&[own, 100.0 - own], least).unwrap()
+        });
+        assert_eq!(results, vec![vec![sum, 101.0 - f64::from(world)]; world as usize]);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Everything that was decided, put into one assignment for each rank.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use coxswain_types::assignment::{Buddy, Recompute, Stage};
@@ -34,6 +34,8 @@ struct Shared<'a> {
     runs: Vec<Range<u32>>,
     data_nodes: Vec<Vec<Node>>,
     table: Vec<Parameter>,
+    /// For each place the parameters used there, in the table's order: their index, and which use it is.
+    used_at: BTreeMap<Place, Vec<(usize, usize)>>,
     first_slots: Vec<u32>,
     norm_slots: u32,
     shard_count: u32,
@@ -52,8 +54,24 @@ pub(super) fn assign(
     let table = parameter_table(&spec.model);
     let shard_count = spec.train.shards(spec.layout.tensor);
     let (first_slots, norm_slots) = norm_slots(&table, shard_count);
-    let shared =
-        Shared { request, mesh, balance, runs, data_nodes, table, first_slots, norm_slots, shard_count };
+    let mut used_at: BTreeMap<Place, Vec<(usize, usize)>> = BTreeMap::new();
+    for (index, parameter) in table.iter().enumerate() {
+        for (use_index, place) in parameter.places.iter().enumerate() {
+            used_at.entry(*place).or_default().push((index, use_index));
+        }
+    }
+    let shared = Shared {
+        request,
+        mesh,
+        balance,
+        runs,
+        data_nodes,
+        table,
+        used_at,
+        first_slots,
+        norm_slots,
+        shard_count,
+    };
     (0..).zip(seated).map(|(rank, worker)| shared.assignment(rank, worker)).collect()
 }
 
@@ -156,8 +174,8 @@ impl Shared<'_> {
         }
         let (mut rows, mut held) = (Vec::new(), BTreeSet::new());
         for place in places {
-            for (parameter, first_slot) in self.table.iter().zip(&self.first_slots) {
-                let Some(use_of) = parameter.places.iter().position(|used| *used == place) else { continue };
+            for &(index, use_of) in self.used_at.get(&place).map_or(&[][..], Vec::as_slice) {
+                let (parameter, first_slot) = (&self.table[index], self.first_slots[index]);
                 for shard in self.shards_of(parameter, at.tensor) {
                     let slice = slice_of(parameter, shard, self.shard_count);
                     let first_here = held.insert((&parameter.name, slice.offset));

@@ -163,7 +163,7 @@ impl Rank {
     pub(super) fn agree(&self, chosen: Option<u32>) -> Result<u32, EngineError> {
         let own = chosen.map_or(-1.0, f64::from);
         let most = |lists: Vec<Vec<f64>>| vec![lists.iter().map(|list| list[0]).fold(-1.0, f64::max)];
-        let all = self.links.close(&[own], 1, most).doing(|| "telling the next token".to_owned())?;
+        let all = self.links.close(&[own], most).doing(|| "telling the next token".to_owned())?;
         match all.first() {
             Some(id) if *id >= 0.0 => Ok(*id as u32),
             _ => Err(EngineError::Other("no rank has the head of the model".to_owned())),

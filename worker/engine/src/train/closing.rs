@@ -51,9 +51,8 @@ pub(super) fn close(
     micro_batches: u32,
 ) -> Result<(Closing, Vec<f64>), EngineError> {
     let own = vote.encode(norm_slots, micro_batches);
-    let merged = links
-        .close(&own, own.len(), |lists| merge(&lists))
-        .doing(|| "closing the step with all ranks".to_owned())?;
+    let merged =
+        links.close(&own, |lists| merge(&lists)).doing(|| "closing the step with all ranks".to_owned())?;
     Ok((Closing::decode(&merged, norm_slots, micro_batches), merged))
 }
 
@@ -77,7 +76,8 @@ impl Vote {
     }
 }
 
-/// The least revision with what it wishes; each other slot from its one contributor.
+/// The least revision with what it wishes; each other slot from its one contributor. Lists may be merged in any
+/// groups.
 fn merge(lists: &[Vec<f64>]) -> Vec<f64> {
     let slots = lists.first().map_or(0, Vec::len);
     let wish =

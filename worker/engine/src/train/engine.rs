@@ -245,7 +245,7 @@ impl Engine {
             |lists: Vec<Vec<f64>>| vec![lists.iter().map(|list| list[0]).fold(f64::INFINITY, f64::min)];
         let first = self
             .links
-            .close(&[own], 1, least)
+            .close(&[own], least)
             .doing(|| "looking for the first value that is not finite".to_owned())?;
         let finding = first.first().copied().and_then(Finding::decode);
         let place = finding.map_or_else(

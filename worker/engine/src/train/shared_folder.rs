@@ -17,15 +17,13 @@ pub(super) fn expect_shared(directory: &Path, links: &Links, a: &Assignment) -> 
     if links.rank() == 0 {
         std::fs::write(&path, word.to_string()).map_err(file)?;
     }
-    let agreed = links
-        .close(&[word as f64], 1, |lists| lists[0].clone())
-        .doing(|| "agreeing on the run's folder".to_owned())?;
+    let own = if links.rank() == 0 { word as f64 } else { 0.0 };
+    let agreed = links.close_sum(&[own]).doing(|| "agreeing on the run's folder".to_owned())?;
     let read = std::fs::read_to_string(&path).ok().and_then(|text| text.parse::<u64>().ok());
     let same = read == agreed.first().map(|&word| word as u64);
     // All hear of a failure, and nobody removes the file before all have read it.
-    let failed = links
-        .close(&[f64::from(u8::from(!same))], 1, |lists| vec![lists.iter().map(|list| list[0]).sum()])
-        .doing(|| "agreeing on the run's folder".to_owned())?;
+    let failed =
+        links.close_sum(&[f64::from(u8::from(!same))]).doing(|| "agreeing on the run's folder".to_owned())?;
     if links.rank() == 0 {
         std::fs::remove_file(&path).map_err(file)?;
     }

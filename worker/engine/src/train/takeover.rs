@@ -48,7 +48,7 @@ pub(super) fn take_up(
         Some(decision) => {
             hand_over(a, links, &decision, remains.as_mut(), &mut state)?;
             // From here on everything is held as often again as it shall be; nobody trains before.
-            let all = links.close(&[0.0], 1, |_| vec![0.0]).doing(|| "ending the handover".to_owned());
+            let all = links.close_sum(&[0.0]).doing(|| "ending the handover".to_owned());
             if let Err(error) = all {
                 // This rank has all that it needs, and may be the only one that does.
                 *remains = Some(state);

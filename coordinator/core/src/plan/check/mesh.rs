@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use coxswain_types::Assignment;
 use coxswain_types::assignment::Stage;
-use coxswain_types::params::{Place, parameter_table};
+use coxswain_types::params::{Parameter, Place, parameter_table};
 
 use super::{Pass, Violation};
 
@@ -28,7 +28,16 @@ pub(super) fn check(assignments: &[Assignment]) -> Result<(), Violation> {
     }
     check_lines(assignments)?;
     check_owners(assignments)?;
-    assignments.iter().try_for_each(check_rows)
+    let Some(first) = assignments.first() else { return Ok(()) };
+    let table = parameter_table(&first.spec.model);
+    let mut expected = BTreeMap::new();
+    for a in assignments {
+        // All ranks of one pipeline index use the same parameters.
+        let stages: Vec<u32> = a.stages.iter().map(|stage| stage.index).collect();
+        let uses = expected.entry(stages).or_insert_with(|| uses_of(&table, a));
+        check_rows(a, uses)?;
+    }
+    Ok(())
 }
 
 fn holds(rank: usize, rules: &[(bool, &'static str)]) -> Result<(), Violation> {
@@ -92,7 +101,8 @@ pub(super) fn owned(assignment: &Assignment) -> BTreeSet<u32> {
 }
 
 fn check_owners(assignments: &[Assignment]) -> Result<(), Violation> {
-    for a in assignments {
+    let mut seen = BTreeSet::new();
+    for a in assignments.iter().filter(|a| seen.insert(&a.data_group)) {
         let line = a.data_group.iter().filter_map(|rank| assignments.get(*rank as usize)).map(owned);
         let mut owners = BTreeMap::new();
         for micro_batch in line.flatten() {
@@ -108,9 +118,8 @@ fn check_owners(assignments: &[Assignment]) -> Result<(), Violation> {
     Ok(())
 }
 
-/// A rank has a row for each use of a parameter on its stages, and no others.
-fn check_rows(a: &Assignment) -> Result<(), Violation> {
-    let wrong = |what, name: &str| Violation::Rows { rank: a.rank.index(), what, name: name.to_owned() };
+/// The uses of parameters on a rank's stages.
+fn uses_of<'a>(table: &'a [Parameter], a: &Assignment) -> BTreeSet<(&'a str, Place)> {
     let here = |place: Place| {
         a.stages.iter().any(|stage| match place {
             Place::Embedding => stage.embedding,
@@ -119,14 +128,18 @@ fn check_rows(a: &Assignment) -> Result<(), Violation> {
             Place::Head => stage.head,
         })
     };
-    let rows: BTreeSet<_> = a.parameters.iter().map(|row| (row.name.as_str(), row.place)).collect();
-    let table = parameter_table(&a.spec.model);
     let uses = table.iter().flat_map(|p| p.places.iter().map(|place| (p.name.as_str(), *place)));
-    let uses: BTreeSet<_> = uses.filter(|(_, place)| here(*place)).collect();
+    uses.filter(|(_, place)| here(*place)).collect()
+}
+
+/// A rank has a row for each use of a parameter on its stages, and no others.
+fn check_rows(a: &Assignment, uses: &BTreeSet<(&str, Place)>) -> Result<(), Violation> {
+    let wrong = |what, name: &str| Violation::Rows { rank: a.rank.index(), what, name: name.to_owned() };
+    let rows: BTreeSet<_> = a.parameters.iter().map(|row| (row.name.as_str(), row.place)).collect();
     if let Some((name, _)) = uses.difference(&rows).next() {
         return Err(wrong("lacks a row of", name));
     }
-    if let Some((name, _)) = rows.difference(&uses).next() {
+    if let Some((name, _)) = rows.difference(uses).next() {
         return Err(wrong("has a row that no stage uses, of", name));
     }
     let all = a.parameters.iter();
@@ -134,22 +147,6 @@ fn check_rows(a: &Assignment) -> Result<(), Violation> {
         if row.uses.get(row.use_index as usize) != Some(&a.rank.0) {
             return Err(wrong("is not the user named by its row of", &row.name));
         }
-    }
-    Ok(())
-}
-
-/// Ranks of a tensor group meet inside every layer, so they do the same in the same order.
-pub(super) fn check_tensor_groups(pass: Pass, assignments: &[Assignment]) -> Result<(), Violation> {
-    for a in assignments {
-        let first = a.tensor_group.first().and_then(|rank| assignments.get(*rank as usize)).unwrap_or(a);
-        let inside = |a: &Assignment| -> Vec<_> {
-            a.stages.iter().map(|s| (s.index, s.layers.clone(), s.recompute.clone())).collect()
-        };
-        let rules = [
-            (pass.actions(first) == pass.actions(a), "has other actions than its tensor group"),
-            (inside(first) == inside(a), "has other layers or recompute modes than its tensor group"),
-        ];
-        holds(a.rank.index(), &rules)?;
     }
     Ok(())
 }
