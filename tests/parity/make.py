@@ -109,16 +109,21 @@ def families():
     yield "bert", hf.BertForMaskedLM(hf.BertConfig(**quiet)), plain(bert_names("bert", LAYERS) | tail)
     tail = {"lm_head.bias": "lm_head.bias", **both("lm_head.dense", "lm_head.dense"),
             **both("lm_head.layer_norm", "lm_head.norm")}
-    config = hf.RobertaConfig(**dict(quiet, max_position_embeddings=34, type_vocab_size=1), pad_token_id=1)
+    # Its head is GELU whatever its layers are.
+    config = hf.RobertaConfig(**dict(quiet, max_position_embeddings=34, type_vocab_size=1), pad_token_id=1,
+                              hidden_act="relu")
     yield "roberta", hf.RobertaForMaskedLM(config), plain(bert_names("roberta", LAYERS) | tail)
-    config = hf.AlbertConfig(**quiet, embedding_size=8, hidden_act="gelu_new")
-    at, to = "albert.encoder.albert_layer_groups.0.albert_layers.0", "model.layer_groups.0"
+    # Two groups do not divide three layers.
+    config = hf.AlbertConfig(**dict(quiet, num_hidden_layers=3, num_hidden_groups=2), embedding_size=8,
+                             hidden_act="gelu_new")
     names = bert_names("albert", 0) | both("albert.encoder.embedding_hidden_mapping_in", "model.embed_map")
-    for theirs, ours in (("attention.query", "self_attn.q_proj"), ("attention.key", "self_attn.k_proj"),
-                         ("attention.value", "self_attn.v_proj"), ("attention.dense", "self_attn.o_proj"),
-                         ("attention.LayerNorm", "input_layernorm"), ("ffn", "mlp.up_proj"),
-                         ("ffn_output", "mlp.down_proj"), ("full_layer_layer_norm", "post_attention_layernorm")):
-        names |= both(f"{at}.{theirs}", f"{to}.{ours}")
+    for group in range(config.num_hidden_groups):
+        at, to = f"albert.encoder.albert_layer_groups.{group}.albert_layers.0", f"model.layer_groups.{group}"
+        for theirs, ours in (("attention.query", "self_attn.q_proj"), ("attention.key", "self_attn.k_proj"),
+                             ("attention.value", "self_attn.v_proj"), ("attention.dense", "self_attn.o_proj"),
+                             ("attention.LayerNorm", "input_layernorm"), ("ffn", "mlp.up_proj"),
+                             ("ffn_output", "mlp.down_proj"), ("full_layer_layer_norm", "post_attention_layernorm")):
+            names |= both(f"{at}.{theirs}", f"{to}.{ours}")
     tail = {"predictions.bias": "lm_head.bias", **both("predictions.dense", "lm_head.dense"),
             **both("predictions.LayerNorm", "lm_head.norm")}
     yield "albert", hf.AlbertForMaskedLM(config), plain(names | tail)

@@ -155,9 +155,11 @@ fn decoders() -> Result<()> {
 #[test]
 fn encoders() -> Result<()> {
     hold("bert", &format!("{{{BERT}, activation: gelu, token_types: 2}}"))?;
-    hold("roberta", &format!("{{{BERT}, activation: gelu, token_types: 1, position_offset: 2}}"))?;
-    let albert = "activation: gelu-tanh, token_types: 2, embedding_dim: 8, layer_groups: 1";
-    hold("albert", &format!("{{{BERT}, {albert}}}"))?;
+    let roberta = "activation: relu, head_activation: gelu, token_types: 1, position_offset: 2";
+    hold("roberta", &format!("{{{BERT}, {roberta}}}"))?;
+    let three = BERT.replace("layers: 2", "layers: 3");
+    let albert = "activation: gelu-tanh, token_types: 2, embedding_dim: 8, layer_groups: 2";
+    hold("albert", &format!("{{{three}, {albert}}}"))?;
     hold("big_bird", &format!("{{{BERT}, activation: gelu-tanh, token_types: 2}}"))?;
     let window = "attention: {kind: longformer, window: 2, global: 1, projections: true}";
     hold("longformer", &format!("{{{BERT}, activation: gelu, token_types: 1, position_offset: 2, {window}}}"))

@@ -230,7 +230,7 @@ pub fn reserved_tokens(model: &ModelSpec, train: &TrainSpec) -> u32 {
             noise(Lengths::of(model, train).window, train.masked).1
         }
         (Architecture::EncoderDecoder, Corruption::Infilling) => 1,
-        _ => u32::from(model.head == Head::MaskedLm),
+        _ => u32::from(matches!(model.head, Head::MaskedLm { .. })),
     }
 }
 

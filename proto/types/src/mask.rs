@@ -55,8 +55,8 @@ pub enum Mask {
     Or(Vec<Mask>),
 }
 
-/// Blocks drawn at random (arXiv 2007.14062): a function of (seed, layer, head, row of blocks) alone, so
-/// every layout draws the same.
+/// Blocks drawn at random of those that a row does not see already (arXiv 2007.14062): a function of (seed,
+/// layer, head, row of blocks) alone, so every layout draws the same.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RandomBlocks {
     /// The seed of the job.
@@ -65,10 +65,16 @@ pub struct RandomBlocks {
     pub layer: u32,
     /// Tokens in a block.
     pub block: u32,
-    /// Blocks drawn for a row; all that there are, where there are fewer.
+    /// Blocks drawn for a row; all that are left, where there are fewer.
     pub per_row: u32,
     /// Blocks of the sequence.
     pub blocks: u32,
+    /// Blocks at the start that every row sees, and that see all.
+    pub first: u32,
+    /// Blocks at the end that every row sees, and that see all; none where `causal`.
+    pub last: u32,
+    /// Blocks on either side of its own that a row sees.
+    pub each: u32,
     /// Whether none after the row's own are drawn.
     pub causal: bool,
 }
@@ -104,21 +110,36 @@ impl Compressed {
 }
 
 impl RandomBlocks {
+    /// The blocks that `row` does not see without a draw: those before its window, and those after it.
+    fn unseen(&self, row: u32) -> [Range<u32>; 2] {
+        let end = if self.causal { row } else { self.blocks.saturating_sub(self.last) };
+        let last = !self.causal && row >= end && row < self.blocks;
+        if row < self.first || last {
+            return [0..0, 0..0];
+        }
+        let before = self.first..row.saturating_sub(self.each).min(end).max(self.first);
+        let after = row.saturating_add(self.each).saturating_add(1).max(self.first);
+        [before, after..end.max(after)]
+    }
+
     /// The blocks of a row, in the order in which they are drawn.
     pub fn drawn(&self, head: u32, row: u32) -> Vec<u32> {
-        let among = if self.causal { row + 1 } else { self.blocks.max(row + 1) };
+        let [before, after] = self.unseen(row);
+        let among = before.len() as u32 + after.len() as u32;
         if among <= self.per_row {
-            return (0..among).collect();
+            return before.chain(after).collect();
         }
         let key = [self.layer, head, row].into_iter().fold(self.seed, |key, part| mix(key, u64::from(part)));
         let mut drawn = Vec::new();
-        // A draw that comes again is drawn anew: with at most as many as half, few do; the bound is never
-        // near, for each block comes up in so many draws.
+        // A draw that comes again is drawn anew; the bound is never near, for each block comes up in so many
+        // draws.
         for attempt in 0..u64::from(among) * 64 {
             if drawn.len() as u32 == self.per_row {
                 break;
             }
-            let block = (mix(key, attempt) % u64::from(among)) as u32;
+            let at = (mix(key, attempt) % u64::from(among)) as u32;
+            let here = before.len() as u32;
+            let block = if at < here { before.start + at } else { after.start + at - here };
             if !drawn.contains(&block) {
                 drawn.push(block);
             }
@@ -311,6 +332,15 @@ fn document(of: &[u32], at: u32) -> u32 {
     of.get(at as usize).or(of.last()).copied().unwrap_or(0)
 }
 
+/// Whether a sequence is too short for the blocks of BigBird, so that its tokens see all: at most this many,
+/// `window + global + last + 2 * random`, as in its own code. A decoder's mask does not depend on the length, which grows
+/// as it writes.
+pub fn bigbird_sees_all(attention: Attention, causal: bool, tokens: u32) -> bool {
+    let Attention::BigBird { block, window, global, last, random } = attention else { return false };
+    let blocks = [window, global, last, random, random].map(u64::from).iter().sum::<u64>();
+    !causal && u64::from(tokens) <= blocks * u64::from(block)
+}
+
 /// The mask of a layer over a sequence of `keys` tokens; `None` where the form of attention has no mask
 /// beside the causal one.
 pub fn layer_mask(attention: Attention, causal: bool, layer: u32, seed: u64, keys: u32) -> Option<Mask> {
@@ -327,12 +357,24 @@ pub fn layer_mask(attention: Attention, causal: bool, layer: u32, seed: u64, key
         Attention::Longformer { window, global, .. } => {
             Some(within(vec![near(window), Mask::Keys(0..global), Mask::Queries(0..global)]))
         }
+        Attention::BigBird { .. } if bigbird_sees_all(attention, causal, keys) => None,
         Attention::BigBird { block, window, global, last, random } => {
             let blocks = keys.div_ceil(block.max(1));
+            let each = window / 2;
+            let drawn = RandomBlocks {
+                seed,
+                layer,
+                block,
+                per_row: random,
+                blocks,
+                first: global,
+                last,
+                each,
+                causal,
+            };
+            let mut masks = vec![Mask::BlockWindow { block, each }];
             let first = 0..global.saturating_mul(block);
             let last = blocks.saturating_sub(last).saturating_mul(block)..u32::MAX;
-            let drawn = RandomBlocks { seed, layer, block, per_row: random, blocks, causal };
-            let mut masks = vec![Mask::BlockWindow { block, each: window / 2 }];
             // In a decoder nothing sees the last blocks but themselves.
             let global = if causal { vec![first] } else { vec![first, last] };
             for places in global {

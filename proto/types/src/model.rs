@@ -46,8 +46,8 @@ pub struct ModelSpec {
     pub logit_scale: f64,
     /// Whether the output head uses the token embedding's weights.
     pub tied_embeddings: bool,
-    /// Groups of consecutive layers whose layers share their weights (ALBERT, arXiv 1909.11942);
-    /// `layers` where each has its own.
+    /// Groups of consecutive layers whose layers share their weights (ALBERT, arXiv 1909.11942): layer `l` is
+    /// of group `floor(l / (layers / layer_groups))`. `layers` where each has its own.
     pub layer_groups: u32,
 }
 
@@ -69,7 +69,7 @@ pub enum Architecture {
 pub enum Positions {
     /// Not at all, but for the causal mask.
     None,
-    /// Sines and cosines added to the embedding (arXiv 1706.03762), halves beside each other.
+    /// A sine and a cosine of each wavelength in turn, added to the embedding (arXiv 1706.03762, 3.5).
     Sinusoidal,
     /// A learned vector added to the embedding.
     Learned {
@@ -173,6 +173,8 @@ pub enum Activation {
     Gelu,
     /// The same, with its approximation by tanh.
     GeluTanh,
+    /// `x sigmoid(x)` (arXiv 1702.03118).
+    Silu,
     /// `silu(gate) * up` (arXiv 2002.05202).
     Swiglu,
     /// `gelu(gate) * up`.
@@ -184,7 +186,17 @@ pub enum Activation {
 impl Activation {
     /// Whether one product gates another.
     pub fn gated(self) -> bool {
-        matches!(self, Activation::Swiglu | Activation::Geglu | Activation::GegluTanh)
+        self.gate() != self
+    }
+
+    /// The non-linearity by itself: that of the gate, where there is one.
+    pub fn gate(self) -> Activation {
+        match self {
+            Activation::Swiglu => Activation::Silu,
+            Activation::Geglu => Activation::Gelu,
+            Activation::GegluTanh => Activation::GeluTanh,
+            Activation::Relu | Activation::Gelu | Activation::GeluTanh | Activation::Silu => self,
+        }
     }
 }
 
@@ -220,8 +232,9 @@ pub enum Attention {
         /// Whether global tokens have projections of their own.
         projections: bool,
     },
-    /// By blocks: a window, the first and the last blocks, which see all, and some drawn at random for each layer, head and row of
-    /// blocks (arXiv 2007.14062).
+    /// By blocks: a window, the first and the last blocks, which see all, and some drawn at random, of those
+    /// not seen already, for each layer, head and row of blocks (arXiv 2007.14062). An encoder sees all of a
+    /// sequence that is too short for so many blocks ([`crate::mask::bigbird_sees_all`]).
     BigBird {
         /// Tokens in a block.
         block: u32,
@@ -277,7 +290,10 @@ pub enum Head {
     /// Logits of the next token.
     Lm,
     /// A dense layer with activation and norm, then logits of the token itself, with a bias.
-    MaskedLm,
+    MaskedLm {
+        /// Of the dense layer; it has no gate.
+        activation: Activation,
+    },
     /// The first token's output through a dense layer and tanh, then logits of classes.
     Pooled {
         /// How many; 0 where features alone are wanted.

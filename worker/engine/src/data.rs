@@ -183,7 +183,7 @@ impl Tokens {
                     start,
                     lengths,
                 }),
-                Head::MaskedLm => {
+                Head::MaskedLm { .. } => {
                     // Of a vocabulary of our own all tokens but the last are text.
                     let text = if mask == vocab - 1 { mask } else { vocab };
                     Objective::Masked(Masking { key, rate: train.masked, mask, text, words })

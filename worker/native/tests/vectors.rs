@@ -54,10 +54,11 @@ fn activations_agree_with_float64_far_out_too() {
     seed(2);
     let tanh = |x: &Tensor| x.gelu("tanh");
     type F = fn(&Tensor) -> Tensor;
-    let unary: [(Unary, F); 4] = [
+    let unary: [(Unary, F); 5] = [
         (Unary::Relu, |x| x.relu()),
         (Unary::Gelu, |x| x.gelu("none")),
         (Unary::GeluTanh, tanh),
+        (Unary::Silu, |x| x.silu()),
         (Unary::Tanh, |x| x.tanh()),
     ];
     for range in [120.0, 6.0] {

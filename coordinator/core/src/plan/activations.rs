@@ -100,7 +100,7 @@ fn held(a: &Assignment, stage: &Stage) -> Held {
         held.kept += norm + bytes * tokens * dim;
         // What W of the head needs: its input and the logits' gradient.
         held.filed += bytes * tokens * (dim + vocabulary(a));
-        if model.head == Head::MaskedLm {
+        if matches!(model.head, Head::MaskedLm { .. }) {
             // The dense layer's output, its activation, and the norm of that.
             held.kept += 3 * bytes * tokens * u64::from(model.embedding.dim);
         }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use coxswain_types::job::{Lengths, ModelSpec};
+use coxswain_types::mask::bigbird_sees_all;
 use coxswain_types::model::{Attention, Head};
 
 use super::divide::divide;
@@ -56,20 +57,21 @@ fn layer_cost(model: &ModelSpec, layer: u32, sequence: u32, source: u32) -> u64 
 /// that it sees is bounded.
 fn scores(model: &ModelSpec, layer: u32, sequence: u32) -> u64 {
     let q = u64::from(model.heads) * u64::from(model.head_dim);
-    let (sequence, causal) = (u64::from(sequence), model.causal(layer));
-    let all = if causal { sequence.div_ceil(2) } else { sequence };
+    let causal = model.causal(layer);
+    let all = u64::from(if causal { sequence.div_ceil(2) } else { sequence });
     let around = |window: u32| if causal { u64::from(window) } else { 2 * u64::from(window) + 1 };
     let keys = match model.attention {
         Attention::Full | Attention::Latent { .. } => all,
         Attention::Window { window } => around(window),
         Attention::Longformer { window, global, .. } => around(window) + u64::from(global),
+        Attention::BigBird { .. } if bigbird_sees_all(model.attention, causal, sequence) => all,
         Attention::BigBird { block, window, global, last, random } => {
             u64::from(block) * [window, global, last, random].map(u64::from).iter().sum::<u64>()
         }
         // The state has as many numbers as keys and values of one head's width would.
         Attention::Linear { .. } => u64::from(model.head_dim),
         Attention::Compressed { window, block } => {
-            u64::from(window) + sequence.div_ceil(2 * u64::from(block.max(1)))
+            u64::from(window) + u64::from(sequence).div_ceil(2 * u64::from(block.max(1)))
         }
     };
     let keys = if matches!(model.attention, Attention::Linear { .. }) { keys } else { keys.min(all) };
@@ -85,7 +87,7 @@ fn head_cost(model: &ModelSpec, sequence: u32) -> u64 {
     let [dim, vocab, width] = [model.dim, model.vocab, model.embedding.dim].map(u64::from);
     match model.head {
         Head::Lm => 2 * dim * vocab,
-        Head::MaskedLm => 2 * (dim * width + width * vocab),
+        Head::MaskedLm { .. } => 2 * (dim * width + width * vocab),
         // One token of a sequence is pooled.
         Head::Pooled { classes } => 2 * dim * (dim + u64::from(classes)) / u64::from(sequence.max(1)),
     }

@@ -64,6 +64,7 @@ fn train(job: &JobSpec) -> RawTrain {
     let (train, optimizer) = (&job.train, &job.train.optimizer);
     let canonical = train.reduction == Reduction::Canonical;
     let fp16 = train.precision == Precision::Fp16;
+    let masked = matches!(job.model.head, Head::MaskedLm { .. });
     let mends = job.model.architecture == Architecture::EncoderDecoder && !train.pairs;
     let (optimizer_name, momentum) = match optimizer.kind {
         OptimizerKind::AdamW => (OptimizerName::AdamW, None),
@@ -107,8 +108,8 @@ fn train(job: &JobSpec) -> RawTrain {
         clip_norm: Some(optimizer.clip_norm),
         evaluate_every: Some(train.evaluate_every),
         parameter_norms: Some(train.parameter_norms),
-        masked: (job.model.head == Head::MaskedLm || mends).then_some(train.masked),
-        whole_words: (job.model.head == Head::MaskedLm).then_some(train.whole_words),
+        masked: (masked || mends).then_some(train.masked),
+        whole_words: masked.then_some(train.whole_words),
         corruption: mends.then_some(train.corruption),
         separate_documents: Some(train.separate_documents),
         start_from: train.start_from.clone(),

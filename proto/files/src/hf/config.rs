@@ -93,7 +93,8 @@ impl Keys<'_> {
             "gelu" => Ok(Activation::Gelu),
             "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
             "relu" => Ok(Activation::Relu),
-            _ => Err(self.wrong(key, "gelu, gelu_new, gelu_pytorch_tanh or relu")),
+            "silu" | "swish" => Ok(Activation::Silu),
+            _ => Err(self.wrong(key, "gelu, gelu_new, gelu_pytorch_tanh, relu or silu")),
         }
     }
 }
@@ -118,7 +119,7 @@ pub(super) fn read(config: &Map<String, Value>) -> Result<(Family, ModelSpec), H
         Head::Lm if model.encoder_layers > 0 => "ForConditionalGeneration",
         Head::Lm if *family == Family::Gpt2 => "LMHeadModel",
         Head::Lm => "ForCausalLM",
-        Head::MaskedLm => "ForMaskedLM",
+        Head::MaskedLm { .. } => "ForMaskedLM",
         Head::Pooled { classes: 0 } => "Model",
         Head::Pooled { .. } => "ForSequenceClassification",
     };
@@ -262,13 +263,17 @@ fn encoder(family: Family, keys: &Keys<'_>, class: &str) -> Result<ModelSpec, Hf
     let rows = keys.count("max_position_embeddings", Some(512))?;
     let layers = keys.count("num_hidden_layers", None)?;
     let dim = keys.count("hidden_size", None)?;
+    let act = if matches!(family, Family::Albert | Family::BigBird) { "gelu_new" } else { "gelu" };
+    let activation = keys.activation("hidden_act", act)?;
     let head = if class.ends_with("ForSequenceClassification") {
         let labels = keys.value("id2label").and_then(|map| map.as_object()).map_or(2, |map| map.len() as u32);
         Head::Pooled { classes: keys.count("num_labels", Some(labels))? }
     } else if class.ends_with("Model") {
         Head::Pooled { classes: 0 }
     } else {
-        Head::MaskedLm
+        // The heads of RoBERTa's kind are GELU whatever the layers are.
+        let gelu = matches!(family, Family::Roberta | Family::Longformer);
+        Head::MaskedLm { activation: if gelu { Activation::Gelu } else { activation } }
     };
     if family == Family::BigBird && matches!(head, Head::Pooled { classes: 1.. }) {
         return Err(keys.wrong("architectures", "BigBirdForMaskedLM or BigBirdModel for this program"));
@@ -296,7 +301,6 @@ fn encoder(family: Family, keys: &Keys<'_>, class: &str) -> Result<ModelSpec, Hf
         _ => Attention::Full,
     };
     let width = if albert { keys.count("embedding_size", Some(128))? } else { dim };
-    let act = if matches!(family, Family::Albert | Family::BigBird) { "gelu_new" } else { "gelu" };
     let plain = base(
         layers,
         dim,
@@ -308,7 +312,7 @@ fn encoder(family: Family, keys: &Keys<'_>, class: &str) -> Result<ModelSpec, Hf
         architecture: Architecture::Encoder,
         positions: Positions::Learned { max: rows.saturating_sub(offset), offset },
         norm: layer_norm(NormPlacement::Post, keys.number("layer_norm_eps", 1e-12)?),
-        activation: keys.activation("hidden_act", act)?,
+        activation,
         biases: ALL_BIASES,
         attention,
         embedding: EmbeddingSpec {
@@ -318,7 +322,7 @@ fn encoder(family: Family, keys: &Keys<'_>, class: &str) -> Result<ModelSpec, Hf
             scaled: family == Family::BigBird && keys.flag("rescale_embeddings", false)?,
         },
         head,
-        tied_embeddings: head == Head::MaskedLm && keys.flag("tie_word_embeddings", true)?,
+        tied_embeddings: matches!(head, Head::MaskedLm { .. }) && keys.flag("tie_word_embeddings", true)?,
         layer_groups: if albert { keys.count("num_hidden_groups", Some(1))? } else { layers },
         ..plain
     })

@@ -49,7 +49,8 @@ fn kinds(tokens: u32) -> Vec<Mask> {
     ];
     let forms = forms
         .into_iter()
-        .flat_map(|form| [true, false].map(|causal| layer_mask(form, causal, 3, 7, tokens).unwrap()));
+        .flat_map(|form| [true, false].map(|causal| layer_mask(form, causal, 3, 7, tokens)))
+        .flatten();
     let plain = [Mask::All, Mask::Causal, across, padded.clone(), Mask::And(vec![padded, Mask::Causal])];
     let compressed = [(40, 16, 3, 16), (9, 8, 10, 80), (1, 1, 0, 0), (130, 16, 7, 0)]
         .map(|(window, block, summaries, start)| Compressed { window, block, summaries, start })
@@ -105,23 +106,82 @@ fn visited_tiles_grow_with_the_length_and_equal_ones_are_kept_once() {
     assert_eq!(blocks(&window, 32_768).bits.len(), 2);
 }
 
+/// Each row of blocks sees `random` blocks beside those of its window and the global ones, or all that are left.
+#[test]
+fn random_blocks_are_new_ones() {
+    for (count, window, global, last, random) in [
+        (16_u32, 3_u32, 1_u32, 1_u32, 2_u32),
+        (12, 3, 1, 1, 3),
+        (11, 1, 2, 0, 3),
+        (40, 5, 2, 2, 3),
+        (9, 3, 0, 0, 2),
+    ] {
+        for causal in [false, true] {
+            let form = |random| Attention::BigBird { block: 16, window, global, last, random };
+            let seen = |random, head, row: u32| {
+                // A length that is short for some random blocks is long without.
+                let mask = layer_mask(form(random), causal, 2, 7, count * 16).unwrap();
+                let blocks = (0..count).filter(|at| mask.sees(head, row * 16 + 15, at * 16));
+                blocks.count() as u32
+            };
+            let mut pairs = 0;
+            for row in 0..count {
+                let (without, all) = (seen(0, 1, row), if causal { row + 1 } else { count });
+                assert_eq!(seen(random, 1, row), (without + random).min(all), "{count} {causal}: row {row}");
+                // Of the last block of a causal row half is seen.
+                pairs += u64::from((without + random).min(all)) * 256 - if causal { 120 } else { 0 };
+            }
+            assert_eq!(pairs_of(form(random), causal, count * 16), pairs, "{count} {causal}");
+        }
+    }
+}
+
+fn pairs_of(form: Attention, causal: bool, tokens: u32) -> u64 {
+    let mask = layer_mask(form, causal, 2, 7, tokens).unwrap();
+    Blocks::of(std::slice::from_ref(&mask), 1..2, 0..tokens, tokens).pairs(0)
+}
+
+/// As in BigBird's own code, where `(5 + 2 * random) * block` tokens are all seen by all.
+#[test]
+fn an_encoder_sees_all_of_a_sequence_that_is_too_short_for_its_blocks() {
+    let form = Attention::BigBird { block: 64, window: 3, global: 1, last: 1, random: 3 };
+    let mask = |causal, tokens| layer_mask(form, causal, 0, 1, tokens);
+    assert_eq!(mask(false, 704), None);
+    assert!(mask(false, 705).is_some() && mask(true, 704).is_some());
+}
+
 #[test]
 fn random_blocks_are_drawn_once_each_and_differ_by_head_layer_and_row() {
-    let random = RandomBlocks { seed: 1, layer: 2, block: 16, per_row: 3, blocks: 40, causal: false };
+    let random = RandomBlocks {
+        seed: 1,
+        layer: 2,
+        block: 16,
+        per_row: 3,
+        blocks: 40,
+        first: 1,
+        last: 1,
+        each: 1,
+        causal: false,
+    };
     let row = |head, row| random.drawn(head, row);
-    for at in 0..40 {
+    for at in 0..40_u32 {
+        let fresh = |block: &u32| *block > 0 && *block < 39 && block.abs_diff(at) > 1;
         let mut drawn = row(0, at);
         drawn.sort_unstable();
         drawn.dedup();
-        assert!(drawn.len() == 3 && drawn.iter().all(|block| *block < 40));
+        assert!(
+            drawn.len() == if at % 39 == 0 { 0 } else { 3 } && drawn.iter().all(fresh),
+            "{at}: {drawn:?}"
+        );
         let causal = RandomBlocks { causal: true, ..random }.drawn(0, at);
-        assert!(causal.iter().all(|block| *block <= at) && causal.len() as u32 == 3.min(at + 1));
+        assert!(causal.iter().all(|block| fresh(block) && *block < at), "{at}: {causal:?}");
+        assert_eq!(causal.len() as u32, 3.min(at.saturating_sub(2)), "{at}");
     }
     assert_ne!(row(0, 5), row(1, 5));
     assert_ne!(row(0, 5), row(0, 6));
     assert_ne!(row(0, 5), RandomBlocks { layer: 3, ..random }.drawn(0, 5));
     // A change of the draw would silently change every resumed run.
-    assert_eq!([row(0, 5), row(3, 9)], [[22, 15, 16], [22, 16, 10]]);
+    assert_eq!([row(0, 5), row(3, 9)], [[26, 9, 15], [16, 7, 34]]);
 }
 
 /// Tokens that a query sees, one by one or in summaries, are all up to itself, each once.

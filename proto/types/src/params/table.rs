@@ -2,7 +2,6 @@
 
 use super::{Init, Parameter, Place, Split};
 use crate::model::{Attention, Head, ModelSpec, NormKind, NormPlacement, Positions};
-use crate::tree::split;
 
 /// The token embedding's name.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -46,8 +45,14 @@ pub fn layer_prefix(model: &ModelSpec, layer: u32) -> String {
         let first = if layer < model.encoder_layers { 0 } else { model.encoder_layers };
         return format!("{stack}.layers.{}", layer - first);
     }
-    let group = split(model.layers, model.layer_groups).iter().position(|layers| layers.contains(&layer));
-    format!("{stack}.layer_groups.{}", group.unwrap_or(0))
+    format!("{stack}.layer_groups.{}", layer_group(model, layer))
+}
+
+/// The group whose weights a layer uses. The quotients are ALBERT's own, in double precision, so that layers
+/// that the groups do not divide fall as they do there.
+fn layer_group(model: &ModelSpec, layer: u32) -> u32 {
+    let layers_per_group = f64::from(model.layers) / f64::from(model.layer_groups.max(1));
+    (f64::from(layer) / layers_per_group) as u32
 }
 
 /// The name of the table of relative positions that a layer uses.
@@ -58,11 +63,17 @@ pub fn relative_bias(model: &ModelSpec, layer: u32) -> String {
 /// The layers that share their weights, over both stacks.
 fn groups(model: &ModelSpec) -> Vec<std::ops::Range<u32>> {
     let encoder = (0..model.encoder_layers).map(|layer| layer..layer + 1);
-    let shared = split(model.layers, model.layer_groups);
-    let decoder = shared
-        .into_iter()
-        .map(|layers| layers.start + model.encoder_layers..layers.end + model.encoder_layers);
-    encoder.chain(decoder).collect()
+    let mut shared: Vec<std::ops::Range<u32>> = Vec::new();
+    for layer in 0..model.layers {
+        let at = model.encoder_layers + layer;
+        match shared.last_mut() {
+            Some(last) if layer > 0 && layer_group(model, layer) == layer_group(model, layer - 1) => {
+                last.end += 1
+            }
+            _ => shared.push(at..at + 1),
+        }
+    }
+    encoder.chain(shared).collect()
 }
 
 struct Table<'a> {
@@ -251,7 +262,7 @@ impl Table<'_> {
         }
         let width = match model.head {
             Head::Lm => dim,
-            Head::MaskedLm => {
+            Head::MaskedLm { .. } => {
                 self.row("lm_head.dense", [width, dim], model.dim, true, place, STD);
                 self.norm("lm_head.norm", width, place);
                 width
@@ -267,7 +278,7 @@ impl Table<'_> {
         if !model.tied_embeddings {
             self.matrix(HEAD.into(), [u64::from(model.vocab), width], (0, model.vocab), place, STD);
         }
-        if model.head == Head::MaskedLm {
+        if matches!(model.head, Head::MaskedLm { .. }) {
             let split = Split::Along { dim: 0, units: model.vocab };
             self.vector("lm_head.bias".into(), u64::from(model.vocab), split, place, Init::Zeros);
         }

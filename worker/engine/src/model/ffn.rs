@@ -73,8 +73,33 @@ fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor, E
 pub(super) fn activate(activation: Activation, x: &Tensor) -> Result<Tensor, EngineError> {
     let by = match activation {
         Activation::Relu => Unary::Relu,
+        Activation::Gelu | Activation::Geglu => Unary::Gelu,
         Activation::GeluTanh | Activation::GegluTanh => Unary::GeluTanh,
-        Activation::Gelu | Activation::Geglu | Activation::Swiglu => Unary::Gelu,
+        Activation::Silu | Activation::Swiglu => Unary::Silu,
     };
     Ok(ops::activate(x, by)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_by_itself_is_its_own_non_linearity() {
+        let x = Tensor::from_slice(&[-2.0_f32, -0.3, 0.5, 3.0]);
+        let (gelu, tanh, silu) = (x.gelu("none"), x.gelu("tanh"), x.silu());
+        for (activation, wanted) in [
+            (Activation::Relu, &x.relu()),
+            (Activation::Gelu, &gelu),
+            (Activation::Geglu, &gelu),
+            (Activation::GeluTanh, &tanh),
+            (Activation::GegluTanh, &tanh),
+            (Activation::Silu, &silu),
+            (Activation::Swiglu, &silu),
+        ] {
+            let found = activate(activation, &x).unwrap();
+            assert!((&found - wanted).abs().max().double_value(&[]) < 1e-6, "{activation:?}");
+            assert!(activate(activation.gate(), &x).unwrap().equal(&found), "{activation:?}");
+        }
+    }
 }

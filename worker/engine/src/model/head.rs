@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use coxswain_native::ops::{self, Unary};
-use coxswain_types::model::{self, NormPlacement};
+use coxswain_types::model::{self, Activation, NormPlacement};
 use coxswain_types::params::{EMBEDDING, HEAD, Place};
 use tch::{Kind, Tensor};
 
@@ -28,7 +28,7 @@ pub struct Head {
 #[derive(Debug)]
 enum Form {
     /// Tokens, whose logits are cut over the logical shards; masked tokens after a dense layer.
-    Tokens { transform: Option<(Row, Norm)>, shards: Vec<Shard> },
+    Tokens { transform: Option<(Row, Activation, Norm)>, shards: Vec<Shard> },
     /// The class of a text, by a dense layer and tanh of its first token, and a map to classes.
     Class { dense: Row, classifier: Option<Row> },
 }
@@ -50,18 +50,22 @@ impl Head {
                 dense: row("pooler.dense")?,
                 classifier: (classes > 0).then(|| row("classifier")).transpose()?,
             },
-            model::Head::Lm | model::Head::MaskedLm => {
-                let masked = model.head == model::Head::MaskedLm;
+            model::Head::Lm | model::Head::MaskedLm { .. } => {
+                let activation = match model.head {
+                    model::Head::MaskedLm { activation } => Some(activation),
+                    _ => None,
+                };
                 let name = if model.tied_embeddings { EMBEDDING } else { HEAD };
                 let shard = |index| -> Result<Shard, EngineError> {
                     let bias = || parameters.take(place, "lm_head.bias", index);
-                    let bias = masked.then(bias).transpose()?;
+                    let bias = activation.map(|_| bias()).transpose()?;
                     Ok(Shard { weight: parameters.take(place, name, index)?, bias })
                 };
-                let transform =
-                    || -> Result<_, EngineError> { Ok((row("lm_head.dense")?, norm("lm_head.norm")?)) };
+                let transform = |activation| -> Result<_, EngineError> {
+                    Ok((row("lm_head.dense")?, activation, norm("lm_head.norm")?))
+                };
                 Form::Tokens {
-                    transform: masked.then(transform).transpose()?,
+                    transform: activation.map(transform).transpose()?,
                     shards: context.shards.clone().map(shard).collect::<Result<_, _>>()?,
                 }
             }
@@ -81,8 +85,8 @@ impl Head {
             return Err(EngineError::Other("a pooled head has no logits of tokens".to_owned()));
         };
         let mut x_btd = self.normed(x_btd)?;
-        if let Some((dense, norm)) = transform {
-            x_btd = norm.forward(&activate(self.context.model.activation, &dense.whole(&x_btd)?)?)?;
+        if let Some((dense, activation, norm)) = transform {
+            x_btd = norm.forward(&activate(*activation, &dense.whole(&x_btd)?)?)?;
         }
         if self.context.model.logit_scale != 1.0 {
             x_btd = x_btd.f_mul_scalar(self.context.model.logit_scale)?;

@@ -86,19 +86,11 @@ fn frequencies(dim: f64, theta: f64, scaling: RopeScaling) -> (Vec<f64>, f64) {
     }
 }
 
-/// Sines, then cosines, of positions `[b, t]`: `[b, t, d]` (arXiv 1706.03762).
+/// Sines and cosines of positions `[b, t]`, one of each wavelength in turn: `[b, t, d]` (arXiv 1706.03762, 3.5).
 pub(super) fn sinusoids(dim: i64, positions_bt: &Tensor) -> Result<Tensor, EngineError> {
-    let half = dim / 2;
     let value = |at: i64, i: i64| {
-        let pair = if i < half { i } else { i - half };
-        let angle = at as f64 * 1e4_f64.powf(-(pair as f64) / half as f64);
-        if i < half {
-            angle.sin()
-        } else if i < 2 * half {
-            angle.cos()
-        } else {
-            0.0
-        }
+        let angle = at as f64 * 1e4_f64.powf(-((i - i % 2) as f64) / dim as f64);
+        if i % 2 == 0 { angle.sin() } else { angle.cos() }
     };
     let positions = Vec::<i64>::try_from(positions_bt.f_contiguous()?.f_flatten(0, -1)?)?;
     let values: Vec<f32> =
@@ -153,6 +145,17 @@ mod tests {
             .filter(|d| relative_bucket(-d, true, 32, 128) > relative_bucket(1 - d, true, 32, 128))
             .collect();
         assert_eq!(begins, [8, 12, 16, 23, 32, 46, 64, 91]);
+    }
+
+    #[test]
+    fn sinusoids_are_those_of_the_paper() {
+        let of =
+            |at: i64| Vec::<f32>::try_from(&sinusoids(4, &Tensor::from(at).view([1, 1])).unwrap().view(-1));
+        assert_eq!(of(0).unwrap(), [0.0, 1.0, 0.0, 1.0]);
+        // Wavelengths 2 pi and 100 * 2 pi.
+        let wanted = [3_f32.sin(), 3_f32.cos(), 0.03_f32.sin(), 0.03_f32.cos()];
+        let found = of(3).unwrap();
+        assert!(found.iter().zip(wanted).all(|(x, y)| (x - y).abs() < 1e-6), "{found:?} {wanted:?}");
     }
 
     #[test]

@@ -319,7 +319,7 @@ impl Engine {
                 {
                     bits / self.assignment.data.held_out_bytes as f64
                 }
-                Head::Lm | Head::MaskedLm | Head::Pooled { .. } => f64::NAN,
+                Head::Lm | Head::MaskedLm { .. } | Head::Pooled { .. } => f64::NAN,
             },
         }))
     }

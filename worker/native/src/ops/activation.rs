@@ -16,6 +16,8 @@ pub enum Unary {
     Gelu,
     /// Its approximation by tanh.
     GeluTanh,
+    /// `x sigmoid(x)` (arXiv 1702.03118).
+    Silu,
     /// The hyperbolic tangent.
     Tanh,
 }
@@ -44,6 +46,7 @@ pub fn activate(x: &Tensor, by: Unary) -> Result<Tensor, TorchError> {
         Unary::Relu => RELU,
         Unary::Gelu => GELU,
         Unary::GeluTanh => GELU_TANH,
+        Unary::Silu => SILU,
         Unary::Tanh => TANH,
     };
     // SAFETY: the tensor is alive during the call; there is no second one.

@@ -46,7 +46,7 @@ pub(super) fn model(raw: &RawModel, faults: &mut Faults) -> ModelSpec {
             norm: raw.embedding_norm.unwrap_or(false),
             scaled: raw.embedding_scaled.unwrap_or(false),
         },
-        head: head(raw, architecture, faults),
+        head: head(raw, architecture, activation, faults),
         logit_scale: raw.logit_scale.unwrap_or(1.0),
         tied_embeddings: raw.tied_embeddings.unwrap_or(false),
         layer_groups: raw.layer_groups.unwrap_or(raw.layers),
@@ -72,15 +72,26 @@ fn default_ffn(dim: u32, activation: Activation) -> u32 {
     u32::try_from(ffn).unwrap_or(u32::MAX)
 }
 
-fn head(raw: &RawModel, architecture: Architecture, faults: &mut Faults) -> Head {
+fn head(raw: &RawModel, architecture: Architecture, activation: Activation, faults: &mut Faults) -> Head {
     let default = if architecture == Architecture::Encoder { HeadName::MaskedLm } else { HeadName::Lm };
     let head = raw.head.unwrap_or(default);
     if head != HeadName::Pooled {
         faults.only_with("model.classes", raw.classes.is_some(), "model.head pooled only");
     }
+    if head != HeadName::MaskedLm {
+        let with = "model.head masked-lm only";
+        faults.only_with("model.head_activation", raw.head_activation.is_some(), with);
+    }
     match head {
         HeadName::Lm => Head::Lm,
-        HeadName::MaskedLm => Head::MaskedLm,
+        HeadName::MaskedLm => {
+            let activation = raw.head_activation.map_or(activation.gate(), Activation::from);
+            if activation.gated() {
+                let must = "must be relu, gelu, gelu-tanh or silu: the head's dense layer has no gate";
+                faults.add("model.head_activation", must.to_owned());
+            }
+            Head::MaskedLm { activation }
+        }
         HeadName::Pooled => {
             let classes = raw.classes.unwrap_or(0);
             faults.count("model.classes", classes, &limits::CLASSES);

@@ -43,8 +43,9 @@ pub struct RawModel {
     /// more with the head `masked-lm`, whose last token is the one that hides others.
     pub vocab: u32,
     /// How a token's place is known: `rope` rotates queries and keys (arXiv 2104.09864), `learned` and
-    /// `sinusoidal` add to the embedding, `alibi` (arXiv 2108.12409) and `relative` (T5's buckets, arXiv
-    /// 1910.10683) add to scores, `none` leaves the causal mask. Default: `rope`.
+    /// `sinusoidal` (arXiv 1706.03762, a sine and a cosine of each wavelength in turn) add to the embedding,
+    /// `alibi` (arXiv 2108.12409) and `relative` (T5's buckets, arXiv 1910.10683) add to scores, `none`
+    /// leaves the causal mask. Default: `rope`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub positions: Option<PositionsName>,
     /// Base of the rotary position encoding. Default: 10000.
@@ -109,6 +110,10 @@ pub struct RawModel {
     /// classes. Default: `masked-lm` for an encoder, else `lm`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub head: Option<HeadName>,
+    /// The non-linearity of the dense layer of the head `masked-lm`; always `gelu` in RoBERTa. Default: that
+    /// of `activation`, without a gate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_activation: Option<ActivationName>,
     /// Classes of the `pooled` head; 0 where features alone are wanted. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<u32>,
@@ -118,7 +123,8 @@ pub struct RawModel {
     /// Whether the output head uses the token embedding's weights. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tied_embeddings: Option<bool>,
-    /// Groups of consecutive layers whose layers share their weights. Default: `layers`.
+    /// Groups of consecutive layers whose layers share their weights: layer l is of group
+    /// floor(l / (layers / layer_groups)), as in ALBERT. Default: `layers`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer_groups: Option<u32>,
 }
@@ -177,7 +183,8 @@ pub struct RawAttention {
     /// Blocks of `bigbird` at the end that see all and are seen by all, in an encoder. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last: Option<u32>,
-    /// Blocks that a row of blocks of `bigbird` sees at random. Default: 3.
+    /// Blocks that a row of blocks of `bigbird` sees at random, beside those that it sees already. An encoder
+    /// sees all of a sequence of at most `window + global + last + 2 * random` blocks. Default: 3.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub random: Option<u32>,
     /// Whether each head of `linear` forgets by a learned share at each token (arXiv 2312.06635). Default:

@@ -5,7 +5,7 @@ use super::Allowed::{self, Count, Words};
 use super::{FLAG, POSITIVE, Sets};
 
 /// Beside this, keys have the rules of [`super::RULES`].
-pub(super) const MODEL: [(&str, Allowed); 48] = [
+pub(super) const MODEL: [(&str, Allowed); 49] = [
     (
         "model.preset",
         Words { words: "a name [below](#presets)", fit: &["gpt2", "t5-small"], unfit: &["gpt5", "7", "''"] },
@@ -71,9 +71,9 @@ pub(super) const MODEL: [(&str, Allowed); 48] = [
     (
         "model.activation",
         Words {
-            words: "`relu`, `gelu`, `gelu-tanh`, `swiglu`, `geglu` or `geglu-tanh`",
-            fit: &["relu", "gelu", "gelu-tanh", "swiglu", "geglu", "geglu-tanh"],
-            unfit: &["gelu_tanh", "silu"],
+            words: "`relu`, `gelu`, `gelu-tanh`, `silu`, `swiglu`, `geglu` or `geglu-tanh`",
+            fit: &["relu", "gelu", "gelu-tanh", "silu", "swiglu", "geglu", "geglu-tanh"],
+            unfit: &["gelu_tanh", "tanh"],
         },
     ),
     (
@@ -117,6 +117,14 @@ pub(super) const MODEL: [(&str, Allowed); 48] = [
             unfit: &["mlm", "pooled", "masked-lm"],
         },
     ),
+    (
+        "model.head_activation",
+        Words {
+            words: "`relu`, `gelu`, `gelu-tanh` or `silu`",
+            fit: &["relu", "gelu", "gelu-tanh", "silu"],
+            unfit: &["swiglu", "geglu-tanh", "tanh"],
+        },
+    ),
     ("model.classes", Words { words: "0 to 65536", fit: &["0", "65536"], unfit: &["-1", "65537"] }),
     ("model.logit_scale", POSITIVE),
     ("model.tied_embeddings", FLAG),
@@ -127,6 +135,7 @@ pub(super) const MODEL: [(&str, Allowed); 48] = [
 pub(super) fn beside_model(path: &str) -> Sets {
     match path {
         "model.classes" => &[("model.architecture", "encoder"), ("model.head", "pooled")],
+        "model.head_activation" => &[("model.architecture", "encoder"), ("model.vocab", "600")],
         "model.encoder_layers" => &[("model.architecture", "encoder-decoder")],
         "model.max_positions" | "model.position_offset" => {
             &[("model.positions", "learned"), ("model.max_positions", "2048")]

@@ -3,7 +3,7 @@
 use super::Sets;
 
 /// What keys must be to each other, and the values that break it in the minimal job.
-pub(super) const RULES: [(&str, Sets); 86] = [
+pub(super) const RULES: [(&str, Sets); 88] = [
     ("`model.heads` divides `model.dim`, unless `model.head_dim` is set.", &[("model.heads", "7")]),
     ("`model.dim / model.heads` is even with `rope`.", &[("model.heads", "128")]),
     ("`model.head_dim` is even with `rope`.", &[("model.head_dim", "15")]),
@@ -37,6 +37,11 @@ pub(super) const RULES: [(&str, Sets); 86] = [
         &[("model.rope_scaling", "{kind: linear, factor: 2, low: 1}")],
     ),
     ("`model.classes` goes with the head `pooled` only.", &[("model.classes", "2")]),
+    ("`model.head_activation` goes with the head `masked-lm` only.", &[("model.head_activation", "gelu")]),
+    (
+        "`model.head_activation` has no gate.",
+        &[("model.architecture", "encoder"), ("model.head_activation", "geglu")],
+    ),
     ("The head `lm` is no encoder's.", &[("model.architecture", "encoder"), ("model.head", "lm")]),
     ("The head `masked-lm` is an encoder's.", &[("model.head", "masked-lm"), ("model.vocab", "600")]),
     (

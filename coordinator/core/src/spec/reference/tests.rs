@@ -137,6 +137,7 @@ fn model() -> RawModel {
         embedding_norm: Some(false),
         embedding_scaled: Some(false),
         head: Some(HeadName::Lm),
+        head_activation: Some(ActivationName::Relu),
         classes: Some(0),
         logit_scale: Some(0.0),
         tied_embeddings: Some(false),
@@ -208,7 +209,7 @@ fn a_stated_default_is_what_a_job_gets() {
     // Defaults that are said in words: some values of other keys, and what follows from them.
     let custom: Sets = &[("layout.schedule", "custom"), ("layout.actions", "0F0,0B0")];
     let mends: Sets = &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")];
-    let in_words: [(&str, Sets, &str); 53] = [
+    let in_words: [(&str, Sets, &str); 55] = [
         ("train.masked", mends, "0.15"),
         ("train.corruption", mends, "spans"),
         ("train.corruption", &[], "null"),
@@ -238,6 +239,8 @@ fn a_stated_default_is_what_a_job_gets() {
         ("model.embedding_dim", &[], "128"),
         ("model.head", &[], "lm"),
         ("model.head", &[("model.architecture", "encoder"), ("model.vocab", "600")], "masked-lm"),
+        ("model.head_activation", &[("model.architecture", "encoder"), ("model.vocab", "600")], "silu"),
+        ("model.head_activation", &[], "null"),
         ("train.tensor_shards", &[("layout.tensor", "2")], "null"),
         ("train.decay_steps", &[("train.learning_rate_schedule", "wsd")], "20"),
         ("train.decay_steps", &[("train.learning_rate_schedule", "wsd"), ("train.steps", "5")], "1"),

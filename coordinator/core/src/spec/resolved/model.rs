@@ -8,10 +8,10 @@ use super::super::raw::{
 };
 
 pub(super) fn model(model: &ModelSpec) -> RawModel {
-    let (head, classes) = match model.head {
-        Head::Lm => (HeadName::Lm, None),
-        Head::MaskedLm => (HeadName::MaskedLm, None),
-        Head::Pooled { classes } => (HeadName::Pooled, Some(classes)),
+    let (head, classes, head_activation) = match model.head {
+        Head::Lm => (HeadName::Lm, None, None),
+        Head::MaskedLm { activation } => (HeadName::MaskedLm, None, Some(activation.into())),
+        Head::Pooled { classes } => (HeadName::Pooled, Some(classes), None),
     };
     let two = model.architecture == Architecture::EncoderDecoder;
     let raw = RawModel {
@@ -44,6 +44,7 @@ pub(super) fn model(model: &ModelSpec) -> RawModel {
         embedding_norm: Some(model.embedding.norm),
         embedding_scaled: Some(model.embedding.scaled),
         head: Some(head),
+        head_activation,
         classes,
         logit_scale: Some(model.logit_scale),
         tied_embeddings: Some(model.tied_embeddings),

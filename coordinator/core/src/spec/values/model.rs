@@ -63,6 +63,8 @@ pub enum ActivationName {
     Gelu,
     /// GELU by tanh.
     GeluTanh,
+    /// SiLU.
+    Silu,
     /// Gated SiLU.
     Swiglu,
     /// Gated GELU.
@@ -71,10 +73,11 @@ pub enum ActivationName {
     GegluTanh,
 }
 
-const ACTIVATIONS: [(ActivationName, Activation); 6] = [
+const ACTIVATIONS: [(ActivationName, Activation); 7] = [
     (ActivationName::Relu, Activation::Relu),
     (ActivationName::Gelu, Activation::Gelu),
     (ActivationName::GeluTanh, Activation::GeluTanh),
+    (ActivationName::Silu, Activation::Silu),
     (ActivationName::Swiglu, Activation::Swiglu),
     (ActivationName::Geglu, Activation::Geglu),
     (ActivationName::GegluTanh, Activation::GegluTanh),

@@ -67,7 +67,7 @@ fn keys(family: Family, model: &ModelSpec) -> Map<String, Value> {
         Head::Lm if model.encoder_layers > 0 => "ForConditionalGeneration",
         Head::Lm if family == Family::Gpt2 => "LMHeadModel",
         Head::Lm => "ForCausalLM",
-        Head::MaskedLm => "ForMaskedLM",
+        Head::MaskedLm { .. } => "ForMaskedLM",
         Head::Pooled { classes: 0 } => "Model",
         Head::Pooled { .. } => "ForSequenceClassification",
     };
@@ -91,7 +91,7 @@ fn act(model: &ModelSpec) -> &'static str {
     match model.activation {
         Activation::Relu => "relu",
         Activation::GeluTanh => "gelu_new",
-        Activation::Swiglu => "silu",
+        Activation::Silu | Activation::Swiglu => "silu",
         _ => "gelu",
     }
 }

@@ -89,6 +89,7 @@ fn attention(model: &ModelSpec) -> Vec<Rule> {
 fn heads(model: &ModelSpec) -> Vec<Rule> {
     let encoder = model.architecture == Architecture::Encoder;
     let two = model.architecture == Architecture::EncoderDecoder;
+    let masked = matches!(model.head, Head::MaskedLm { .. });
     vec![
         (
             encoder && model.head == Head::Lm,
@@ -96,7 +97,7 @@ fn heads(model: &ModelSpec) -> Vec<Rule> {
             "lm predicts the next token, and an encoder's tokens see it already; must be masked-lm or pooled",
         ),
         (
-            !encoder && model.head == Head::MaskedLm,
+            !encoder && masked,
             "model.head",
             "masked-lm needs the tokens on both sides, which only an encoder sees; must be lm",
         ),
@@ -161,13 +162,14 @@ pub(in super::super) fn check_training(
     if let Some(why) = mixes.filter(|_| train.separate_documents) {
         faults.add("train.separate_documents", format!("must be false: {why}"));
     }
-    if model.head != Head::MaskedLm {
+    let masked = matches!(model.head, Head::MaskedLm { .. });
+    if !masked {
         let with = "model.head masked-lm only";
         faults.only_with("train.whole_words", raw.whole_words.is_some(), with);
     }
     let both = model.architecture == Architecture::EncoderDecoder;
     let mends = both && !train.pairs;
-    if model.head != Head::MaskedLm && !mends {
+    if !masked && !mends {
         let with = "model.head masked-lm and model.architecture encoder-decoder only";
         faults.only_with("train.masked", raw.masked.is_some(), with);
     }
