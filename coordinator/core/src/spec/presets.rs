@@ -40,8 +40,8 @@ const WITH: [(&str, &[&str]); 3] = [
             "relative_max_distance",
         ],
     ),
-    ("architecture", &["encoder_layers", "head", "classes"]),
-    ("head", &["classes"]),
+    ("architecture", &["encoder_layers", "head", "head_activation", "classes"]),
+    ("head", &["head_activation", "classes"]),
 ];
 
 /// The names of all presets.

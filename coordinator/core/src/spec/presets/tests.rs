@@ -35,7 +35,7 @@ enum Source {
 
 use Source::{Class, Own, Published};
 
-const COUNTS: [(&str, u64, Source); 28] = [
+const COUNTS: [(&str, u64, Source); 36] = [
     ("gpt2", 124_439_808, Published),
     ("gpt2-medium", 354_823_168, Published),
     ("gpt2-large", 774_030_080, Published),
@@ -47,18 +47,26 @@ const COUNTS: [(&str, u64, Source); 28] = [
     ("llama-3-70b", 70_553_706_496, Published),
     ("llama-3.1-405b", 405_853_388_800, Published),
     ("llama-3.2-1b", 1_235_814_400, Published),
+    ("llama-3.2-3b", 3_212_749_824, Published),
     ("mistral-7b", 7_241_732_096, Published),
     ("qwen2-0.5b", 494_032_768, Published),
     ("smollm2-135m", 134_515_008, Published),
+    ("smollm2-360m", 361_821_120, Published),
     ("deepseek-latent-small", 133_518_336, Own),
     ("bert-base", 109_482_240, Published),
     ("bert-base-mlm", 109_514_298, Published),
     ("bert-large", 335_141_888, Published),
+    ("bert-large-mlm", 335_174_458, Published),
     ("roberta-base", 124_645_632, Published),
     ("roberta-base-mlm", 124_697_433, Class("RobertaForMaskedLM")),
+    ("roberta-large", 355_359_744, Class("RobertaModel")),
+    ("roberta-large-mlm", 355_412_057, Class("RobertaForMaskedLM")),
     ("albert-base", 11_683_584, Class("AlbertModel")),
+    ("albert-base-mlm", 11_221_680, Class("AlbertForMaskedLM")),
     ("longformer-base", 148_659_456, Class("LongformerModel")),
+    ("longformer-base-mlm", 148_711_257, Class("LongformerForMaskedLM")),
     ("bigbird-base", 127_468_800, Class("BigBirdModel")),
+    ("bigbird-base-mlm", 127_520_694, Class("BigBirdForMaskedLM, less its unused pooler")),
     ("t5-small", 60_506_624, Published),
     ("t5-base", 222_903_552, Published),
     ("t5-large", 737_668_096, Published),
@@ -179,6 +187,8 @@ fn what_can_be_planned_only_is_not_trained() {
         bert-large: job.yaml:2:1: model.classes: found 0; must be 2 or more: the loss of model.head pooled is over classes; `coxswain plan --preset` can plan it without
         job.yaml:3:8: data.synthetic: has no classes; model.head pooled is trained on data.labelled
         roberta-base: job.yaml:2:1: model.classes: found 0; must be 2 or more: the loss of model.head pooled is over classes; `coxswain plan --preset` can plan it without
+        job.yaml:3:8: data.synthetic: has no classes; model.head pooled is trained on data.labelled
+        roberta-large: job.yaml:2:1: model.classes: found 0; must be 2 or more: the loss of model.head pooled is over classes; `coxswain plan --preset` can plan it without
         job.yaml:3:8: data.synthetic: has no classes; model.head pooled is trained on data.labelled
         albert-base: job.yaml:2:1: model.classes: found 0; must be 2 or more: the loss of model.head pooled is over classes; `coxswain plan --preset` can plan it without
         job.yaml:3:8: data.synthetic: has no classes; model.head pooled is trained on data.labelled
