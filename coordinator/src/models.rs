@@ -19,7 +19,7 @@ use coxswain_files::{Checkpoint, Fingerprint, Header, ShardTensor, Tokenizer, pu
 use coxswain_types::assignment::{PreparedData, TokenFile};
 use coxswain_types::framing::{Framing, Sentinels};
 use coxswain_types::job::ModelSpec;
-use coxswain_types::model::{Architecture, Positions};
+use coxswain_types::model::{Architecture, Attention, Positions};
 use coxswain_types::params::{Parameter, parameter_table};
 use coxswain_types::status::SavedFile;
 use coxswain_types::{Generation, JobSpec, Rank};
@@ -183,6 +183,9 @@ fn told(args: &Import, source: &Source, tokenizer: bool) -> Result<String> {
                 "  generation_config.json has {option}, which generate is told by its options\n"
             ));
         }
+    }
+    if matches!(source.model().attention, Attention::Longformer { .. }) {
+        text.push_str("  the first token alone is global: it sees all tokens and all see it\n");
     }
     if !tokenizer {
         text.push_str("  there is no tokenizer.json: it can be trained on, and writes no text\n");

@@ -30,10 +30,12 @@ mod tests;
 
 use config::Family;
 pub use framing::{framing, unread};
-use names::{Other, Source, other, source};
+use names::{Other, Source, aliases, other, source};
 use store::{Block, Planned, Store};
 
 const CONFIG: &str = "config.json";
+/// What a folder has whose weights are changes to another model's.
+const ADAPTER: &str = "adapter_config.json";
 
 /// Numbers of a tensor that are in memory at a time while it is compared.
 const CHUNK_NUMBERS: u64 = 1 << 22;
@@ -96,6 +98,7 @@ pub struct Kept {
 /// A model in a folder.
 #[derive(Debug)]
 pub struct HfModel {
+    family: Family,
     model: ModelSpec,
     store: Store,
     sources: BTreeMap<String, (Parameter, Source)>,
@@ -109,15 +112,20 @@ impl HfModel {
     /// # Errors
     /// [`HfError`], naming the key or the tensor.
     pub fn open(folder: &Path) -> Result<HfModel, HfError> {
+        refuse_adapter(folder)?;
         let path = folder.join(CONFIG);
         let text = fs::read(&path).map_err(HfError::io(&path))?;
         let config: Map<String, Value> =
             serde_json::from_slice(&text).map_err(|e| HfError::damaged(&path, e))?;
-        let (family, model) = config::read(&config)?;
+        let (family, mut model) = config::read(&config)?;
         let store = Store::open(folder)?;
+        if family == Family::T5 && has_own_head(&model, &store)? {
+            model.tied_embeddings = false;
+        }
         let mut sources = BTreeMap::new();
         for parameter in parameter_table(&model) {
-            let source = source_of(family, &model, &parameter)?;
+            let mut source = source_of(family, &model, &parameter)?;
+            source.tensor = found(family, &source.tensor, |name| store.shape(name).is_some())?;
             let wanted = their_shape(&parameter, &source);
             match store.shape(&source.tensor) {
                 Some(found) if found == wanted => {}
@@ -132,7 +140,7 @@ impl HfModel {
         }
         let dtypes = store.names().filter_map(|name| Some((name.to_owned(), store.dtype(name)?))).collect();
         let kept = Kept { config, dtypes, unused: Vec::new() };
-        let mut opened = HfModel { model, store, sources, kept };
+        let mut opened = HfModel { family, model, store, sources, kept };
         opened.kept.unused = opened.others()?;
         Ok(opened)
     }
@@ -180,13 +188,16 @@ impl HfModel {
         let read: BTreeSet<&str> = self.sources.values().map(|(_, source)| source.tensor.as_str()).collect();
         let mut unused = Vec::new();
         for name in self.store.names().filter(|name| !read.contains(name)) {
-            match other(&self.model, name) {
+            match other(self.family, &self.model, name) {
                 Some(Other::Copy(of)) => self.expect_copy(name, of)?,
                 Some(Other::Zeros) => self.expect_zeros(name)?,
                 Some(Other::Buffer) => {}
                 Some(Other::Unused) => unused.push(name.to_owned()),
                 None => {
-                    let what = format!("`{name}` is there, and a model of this config.json does not use it");
+                    let what = format!(
+                        "`{name}` is there, and this program knows no use of it in a model of this config.json; \
+                         see whether model_type and architectures are the file's"
+                    );
                     return Err(HfError::Tensor(what));
                 }
             }
@@ -229,6 +240,55 @@ impl HfModel {
         }
         Ok(())
     }
+}
+
+/// The name that a tensor has among those that `has` knows; its usual one where there is none.
+fn found(family: Family, name: &str, has: impl Fn(&str) -> bool) -> Result<String, HfError> {
+    let mut names = aliases(family, name).into_iter().filter(|alias| has(alias));
+    match (names.next(), names.next()) {
+        (None, _) => Ok(name.to_owned()),
+        (Some(found), None) => Ok(found),
+        (Some(one), Some(other)) => {
+            let what =
+                format!("`{one}` and `{other}` are names of one tensor, and both are there; remove one");
+            Err(HfError::Tensor(what))
+        }
+    }
+}
+
+/// Refuses a folder whose weights are changes to another model's.
+fn refuse_adapter(folder: &Path) -> Result<(), HfError> {
+    let path = folder.join(ADAPTER);
+    if !path.is_file() {
+        return Ok(());
+    }
+    let config: Value =
+        serde_json::from_slice(&fs::read(&path).map_err(HfError::io(&path))?).unwrap_or_default();
+    let base = config.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or("another model");
+    Err(HfError::Config(format!(
+        "{ADAPTER} is there: the folder holds an adapter of {base}; merge it into that model (peft's \
+         merge_and_unload), save the result, and import that"
+    )))
+}
+
+/// Whether a T5 has an output head of its own where its configuration ties it: the library saves T5 1.1 so, and
+/// takes the tensors for what they are. Its first version scales its outputs and is always tied.
+fn has_own_head(model: &ModelSpec, store: &Store) -> Result<bool, HfError> {
+    let (head, table) = ("lm_head.weight", "shared.weight");
+    let Some(&[rows, cols]) = store.shape(head).filter(|shape| store.shape(table) == Some(*shape)) else {
+        return Ok(false);
+    };
+    if !model.tied_embeddings || model.logit_scale != 1.0 {
+        return Ok(false);
+    }
+    for (first, count) in chunks(rows, cols) {
+        let block = Block { rows: (first, first + count), cols: (0, cols) };
+        let (one, other) = (store.read(head, block)?, store.read(table, block)?);
+        if one.iter().map(|x| x.to_bits()).ne(other.iter().map(|x| x.to_bits())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Rows of a tensor, so many at a time.
@@ -278,7 +338,9 @@ pub fn export(
     }
     let mut parts: BTreeMap<String, Vec<(Parameter, Source)>> = BTreeMap::new();
     for parameter in parameter_table(model) {
-        let source = source_of(family, model, &parameter)?;
+        let mut source = source_of(family, model, &parameter)?;
+        // What came in under another name leaves under it.
+        source.tensor = found(family, &source.tensor, |name| dtype(name).is_some())?;
         parts.entry(source.tensor.clone()).or_default().push((parameter, source));
     }
     let mut planned: Vec<Planned> = Vec::new();
@@ -295,7 +357,7 @@ pub fn export(
     // Copies and zeros that were there come back.
     let others = kept.map(|kept| kept.dtypes.keys()).into_iter().flatten();
     for name in others.filter(|name| !parts.contains_key(*name)) {
-        let shape = match other(model, name) {
+        let shape = match other(family, model, name) {
             Some(Other::Copy(of)) => {
                 parameter_table(model).iter().find(|row| row.name == of).map(|row| row.shape.clone())
             }
@@ -305,7 +367,7 @@ pub fn export(
         planned.extend(shape.map(|shape| Planned { name: name.clone(), shape, dtype: dtype(name) }));
     }
     planned.sort_by(|a, b| a.name.cmp(&b.name));
-    let copied = |name: &str| match other(model, name) {
+    let copied = |name: &str| match other(family, model, name) {
         Some(Other::Copy(of)) => Some(of),
         _ => None,
     };

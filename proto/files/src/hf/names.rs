@@ -1,6 +1,7 @@
 //! Where each parameter of ours lies in the files of a family, and what else may lie there.
 
 use coxswain_types::model::{Head, ModelSpec};
+use coxswain_types::params::EMBEDDING;
 
 use super::config::Family;
 
@@ -198,7 +199,7 @@ fn encoder(
     layered: Option<(bool, u32, &str)>,
 ) -> Option<String> {
     let bare = model.head == Head::Pooled { classes: 0 };
-    let prefix = if bare { String::new() } else { format!("{}.", family.prefix()) };
+    let prefix = family.prefix().filter(|_| !bare).map(|prefix| format!("{prefix}.")).unwrap_or_default();
     if let Some((_, number, part)) = layered {
         return match family {
             Family::Albert => {
@@ -235,38 +236,126 @@ fn encoder(
     Some(name)
 }
 
-/// What a tensor is that no parameter lies in; `None` where nobody knows.
-pub(super) fn other(model: &ModelSpec, name: &str) -> Option<Other> {
-    let ends = |suffixes: &[&str]| suffixes.iter().any(|suffix| name.ends_with(suffix));
-    if name == "final_logits_bias" {
-        return Some(Other::Zeros);
+/// The names that a tensor may have in published files: the class's own, that without the wrapper of the model or
+/// with it, and those of the norms of the first BERT.
+pub(super) fn aliases(family: Family, name: &str) -> Vec<String> {
+    let mut names = vec![name.to_owned()];
+    if let Some(prefix) = family.prefix() {
+        let bare = name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.'));
+        names.push(bare.map_or_else(|| format!("{prefix}.{name}"), str::to_owned));
     }
-    if ends(&["position_ids", "token_type_ids", "attn.bias", "attn.masked_bias", "rotary_emb.inv_freq"]) {
-        return Some(Other::Buffer);
+    let older = |name: &String| {
+        let scope = name.strip_suffix("LayerNorm.weight").map(|scope| format!("{scope}LayerNorm.gamma"));
+        scope.or_else(|| name.strip_suffix("LayerNorm.bias").map(|scope| format!("{scope}LayerNorm.beta")))
+    };
+    let norms: Vec<_> = names.iter().filter_map(older).collect();
+    names.extend(norms);
+    names
+}
+
+/// What may lie in the files of a family beside the parameters, below its prefix or without; a star is the number
+/// of a layer. Everything else is an error.
+fn beside(family: Family) -> Vec<(&'static str, Other)> {
+    use Other::{Buffer, Copy, Unused, Zeros};
+    let tokens = Copy(EMBEDDING);
+    let positions = || vec![("embeddings.position_ids", Buffer), ("embeddings.token_type_ids", Buffer)];
+    let of_bert = || {
+        let mut list = positions();
+        list.extend([
+            ("cls.predictions.decoder.weight", Copy(EMBEDDING)),
+            ("cls.predictions.decoder.bias", Copy("lm_head.bias")),
+            // The task of the next sentence.
+            ("cls.seq_relationship.weight", Unused),
+            ("cls.seq_relationship.bias", Unused),
+        ]);
+        list
+    };
+    let dense_pooler = [("pooler.dense.weight", Unused), ("pooler.dense.bias", Unused)];
+    let pooler = [("pooler.weight", Unused), ("pooler.bias", Unused)];
+    match family {
+        // The causal mask, and what hidden scores are.
+        Family::Gpt2 => {
+            vec![("h.*.attn.bias", Buffer), ("h.*.attn.masked_bias", Buffer), ("lm_head.weight", tokens)]
+        }
+        Family::Llama | Family::Mistral | Family::Qwen2 => vec![
+            ("layers.*.self_attn.rotary_emb.inv_freq", Buffer),
+            ("rotary_emb.inv_freq", Buffer),
+            ("lm_head.weight", tokens),
+        ],
+        Family::Bert => [of_bert(), dense_pooler.to_vec()].concat(),
+        Family::BigBird => [of_bert(), pooler.to_vec()].concat(),
+        Family::Albert => {
+            let mut list = [positions(), pooler.to_vec()].concat();
+            list.extend([
+                ("predictions.decoder.weight", tokens),
+                ("predictions.decoder.bias", Copy("lm_head.bias")),
+                // The task of the order of sentences.
+                ("sop_classifier.classifier.weight", Unused),
+                ("sop_classifier.classifier.bias", Unused),
+            ]);
+            list
+        }
+        Family::Roberta | Family::Longformer => {
+            let mut list = [positions(), dense_pooler.to_vec()].concat();
+            list.extend([("lm_head.decoder.weight", tokens), ("lm_head.decoder.bias", Copy("lm_head.bias"))]);
+            list
+        }
+        Family::T5 => vec![
+            ("encoder.embed_tokens.weight", Copy(EMBEDDING)),
+            ("decoder.embed_tokens.weight", Copy(EMBEDDING)),
+            ("lm_head.weight", tokens),
+            // Attention to an encoder has no positions; the first checkpoints have its table all the same.
+            ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", Unused),
+        ],
+        Family::Bart => vec![
+            ("encoder.embed_tokens.weight", Copy(EMBEDDING)),
+            ("decoder.embed_tokens.weight", Copy(EMBEDDING)),
+            ("lm_head.weight", tokens),
+            ("final_logits_bias", Zeros),
+            // The number of the format in the library that BART was made with.
+            ("encoder.version", Buffer),
+            ("decoder.version", Buffer),
+        ],
     }
-    let tokens = coxswain_types::params::EMBEDDING;
-    if model.tied_embeddings && ends(&["lm_head.weight", "decoder.weight"]) {
-        return Some(Other::Copy(tokens));
-    }
-    if ends(&["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]) {
-        return Some(Other::Copy(tokens));
-    }
-    if ends(&["predictions.decoder.bias", "lm_head.decoder.bias"]) {
-        return Some(Other::Copy("lm_head.bias"));
-    }
-    let tokens_only = !matches!(model.head, Head::Pooled { .. });
-    let unused = name.contains("pooler.") || name.starts_with("cls.seq_relationship.");
-    (unused && tokens_only).then_some(Other::Unused)
+}
+
+/// What a tensor is that no parameter lies in; `None` where this program does not know.
+pub(super) fn other(family: Family, model: &ModelSpec, name: &str) -> Option<Other> {
+    let bare = family.prefix().and_then(|prefix| name.strip_prefix(prefix)?.strip_prefix('.'));
+    let list = beside(family);
+    let named = |name: &str| list.iter().find(|(pattern, _)| matches(pattern, name, model.layers));
+    let (_, other) = named(name).or_else(|| named(bare?))?;
+    let fits = match other {
+        // A copy is one of a tied table, or of a parameter that this model has.
+        Other::Copy(EMBEDDING) => model.tied_embeddings || name.ends_with("embed_tokens.weight"),
+        Other::Copy(_) => matches!(model.head, Head::MaskedLm { .. }),
+        Other::Unused => !name.starts_with("cls.") || matches!(model.head, Head::MaskedLm { .. }),
+        Other::Buffer | Other::Zeros => true,
+    };
+    fits.then(|| other.clone())
+}
+
+/// Whether a name is of a pattern whose stars are numbers of layers.
+fn matches(pattern: &str, name: &str, layers: u32) -> bool {
+    let (pattern, name): (Vec<_>, Vec<_>) = (pattern.split('.').collect(), name.split('.').collect());
+    let same = |(pattern, part): (&&str, &&str)| match *pattern {
+        "*" => part.parse::<u32>().is_ok_and(|layer| layer < layers),
+        _ => pattern == part,
+    };
+    pattern.len() == name.len() && pattern.iter().zip(&name).all(same)
 }
 
 impl Family {
-    /// What the names of a family's encoder begin with.
-    fn prefix(self) -> &'static str {
+    /// What the names of a family's model begin with, below the class with a head.
+    fn prefix(self) -> Option<&'static str> {
         match self {
-            Family::Roberta => "roberta",
-            Family::Albert => "albert",
-            Family::Longformer => "longformer",
-            _ => "bert",
+            Family::Gpt2 => Some("transformer"),
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Bart => Some("model"),
+            Family::Bert | Family::BigBird => Some("bert"),
+            Family::Roberta => Some("roberta"),
+            Family::Albert => Some("albert"),
+            Family::Longformer => Some("longformer"),
+            Family::T5 => None,
         }
     }
 }

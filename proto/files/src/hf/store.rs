@@ -58,9 +58,11 @@ impl Store {
     /// Reads the headers of a folder's files.
     pub(super) fn open(folder: &Path) -> Result<Store, HfError> {
         let mut store = Store { files: Vec::new(), tensors: BTreeMap::new() };
-        let index = folder.join(INDEX);
-        if !index.is_file() {
-            store.add(&folder.join(SINGLE))?;
+        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+        // A whole file goes before an index, which may be left from before.
+        if single.is_file() || !index.is_file() {
+            expect_safetensors(folder, &single)?;
+            store.add(&single)?;
             return Ok(store);
         }
         let bytes = read_limited(&index)?;
@@ -157,6 +159,18 @@ impl Store {
             file.read_exact_at(part, from).map_err(HfError::io(path))?;
         }
         Ok(floats(stored.dtype, &bytes))
+    }
+}
+
+/// Says what to do with a folder whose weights are pickled only.
+fn expect_safetensors(folder: &Path, single: &Path) -> Result<(), HfError> {
+    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+    match pickled.iter().find(|name| !single.exists() && folder.join(name).exists()) {
+        Some(name) => Err(HfError::Tensor(format!(
+            "there is {name} and no {SINGLE}; this program reads safetensors alone: load the model with the \
+             transformers library and save it again"
+        ))),
+        None => Ok(()),
     }
 }
 

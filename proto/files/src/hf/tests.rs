@@ -1,10 +1,12 @@
 //! Every family in and out, from the configurations and names that its own library writes.
 
-use coxswain_types::model::Attention;
+use coxswain_types::model::{Activation, Architecture, Attention, Head, Positions};
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+
+mod published;
 
 /// A configuration, and the shapes of tensors.
 type Listed = (Map<String, Value>, BTreeMap<String, Vec<u64>>);
@@ -120,7 +122,45 @@ fn models_find_their_family() {
 
 #[test]
 fn what_cannot_be_followed_is_refused_by_name() {
-    let rows: [(&str, &str, Value, &str); 12] = [
+    let quantized = json!({"quant_method": "gptq", "bits": 4});
+    let rows: [(&str, &str, Value, &str); 29] = [
+        ("llama", "quantization_config", quantized, "import the weights before their quantization"),
+        (
+            "llama",
+            "layer_types",
+            json!(["full_attention", "sliding_attention"]),
+            "must be [\"full_attention\"",
+        ),
+        (
+            "llama",
+            "rope_scaling",
+            json!({"type": "dynamic", "factor": 2.0}),
+            "`type` is \"dynamic\"; must be",
+        ),
+        ("llama", "partial_rotary_factor", json!(0.5), "`partial_rotary_factor` is 0.5; must be 1 for"),
+        ("llama", "architectures", json!(["LlamaModel"]), "an output head: LlamaModel has none"),
+        ("bert", "architectures", json!(["BertLMHeadModel"]), "must be one of BertForMaskedLM, BertModel"),
+        ("bert", "hidden_act", Value::Null, "`hidden_act` is null; must be a word"),
+        (
+            "bert",
+            "hidden_act",
+            json!("quick_gelu"),
+            "must be gelu, gelu_new, gelu_pytorch_tanh, relu or silu",
+        ),
+        ("roberta", "pad_token_id", Value::Null, "`pad_token_id` is null; must be a count"),
+        ("roberta", "max_position_embeddings", json!(2), "must be above 2, the rows before the first"),
+        ("bert, classes", "problem_type", json!("regression"), "must be \"single_label_classification\""),
+        ("bert, classes", "problem_type", json!("multi_label_classification"), "must be \"single_label"),
+        ("bert, classes", "id2label", json!({"0": "score"}), "must be two classes or more for this program"),
+        ("longformer", "attention_window", json!([4, 4, 4]), "or a list of it for each"),
+        ("longformer", "attention_window", json!([4, "x"]), "or a list of it for each"),
+        ("t5", "dense_act_fn", json!("silu"), "`dense_act_fn` is \"silu\"; must be \"relu\""),
+        (
+            "big_bird",
+            "architectures",
+            json!(["BigBirdForSequenceClassification"]),
+            "must be one of BigBirdForM",
+        ),
         ("llama", "model_type", json!("gemma"), "`model_type` is \"gemma\"; must be one of llama, mistral"),
         ("llama", "hidden_act", json!("gelu"), "`hidden_act` is \"gelu\"; must be \"silu\""),
         (
@@ -135,7 +175,7 @@ fn what_cannot_be_followed_is_refused_by_name() {
             "llama",
             "architectures",
             json!(["LlamaForTokenClassification"]),
-            "a class that ends with ForCausalLM",
+            "must be one of LlamaForCausalLM, LlamaModel",
         ),
         ("qwen2", "use_sliding_window", json!(true), "`use_sliding_window` is true; must be false"),
         ("gpt2", "scale_attn_by_inverse_layer_idx", json!(true), "must be false"),
@@ -175,10 +215,77 @@ fn tensors_that_do_not_fit_are_told() {
     let longer = change(&|planned| planned[0].shape = vec![49]).unwrap();
     assert!(longer.contains("has shape [49]; config.json says [48]"), "{longer}");
     let more = change(&|planned| planned.push(extra("transformer.extra.weight", &[3]))).unwrap();
-    assert!(more.contains("`transformer.extra.weight` is there, and a model"), "{more}");
+    assert!(more.contains("`transformer.extra.weight` is there, and this program knows no use"), "{more}");
     assert_eq!(change(&|planned| planned.push(extra("lm_head.weight", &[60, 16]))), None);
     let untied = change(&|planned| planned.push(extra("lm_head.weight", &[60, 15]))).unwrap();
     assert!(untied.contains("is not the same as the tensor that config.json ties it to"), "{untied}");
+}
+
+/// What a configuration says that has nothing but its type, and what keys are that change no number.
+#[test]
+fn a_key_that_is_left_out_has_its_class_s_default() {
+    let read = |config: Value| config::read(config.as_object().unwrap()).unwrap().1;
+    let of = |name: &str| read(json!({"model_type": name}));
+    let mistral = of("mistral");
+    assert_eq!((mistral.kv_heads, mistral.attention), (8, Attention::Window { window: 4096 }));
+    let null = read(json!({"model_type": "mistral", "sliding_window": null, "num_key_value_heads": null}));
+    assert_eq!((null.kv_heads, null.attention), (32, Attention::Full));
+    assert_eq!((of("qwen2").kv_heads, of("llama").ffn, of("llama").norm.eps), (32, 11008, 1e-6));
+    assert_eq!(
+        of("longformer").attention,
+        Attention::Longformer { window: 256, global: 1, projections: true }
+    );
+    let bigbird = Attention::BigBird { block: 64, window: 3, global: 1, last: 1, random: 3 };
+    assert_eq!((of("big_bird").attention, of("big_bird").activation), (bigbird, Activation::GeluTanh));
+    assert_eq!(
+        (of("bert").activation, of("bert").embedding.types, of("bert").norm.eps),
+        (Activation::Gelu, 2, 1e-12)
+    );
+    assert_eq!(of("roberta").positions, Positions::Learned { max: 510, offset: 2 });
+    assert_eq!((of("albert").layer_groups, of("albert").embedding.dim, of("albert").heads), (1, 128, 64));
+    assert_eq!((of("t5").encoder_layers, of("t5").layers, of("t5").tied_embeddings), (6, 6, true));
+    assert_eq!(of("t5").logit_scale, 512_f64.powf(-0.5));
+    assert_eq!((of("bart").dim, of("bart").tied_embeddings), (1024, true));
+    assert_eq!((of("gpt2").ffn, of("gpt2").activation), (3072, Activation::GeluTanh));
+}
+
+#[test]
+fn every_key_of_a_class_is_followed_or_refused_or_changes_no_number() {
+    // Training, text, and how the library computes.
+    let quiet = |family: &str, key: &str| {
+        let ends = ["dropout", "dropout_prob", "dropout_rate", "_pdrop", "layerdrop", "use_cache"];
+        let begins = ["initializer_", "init_std", "summary_", "classifier_dropout", "forced_", "onnx_export"];
+        let token = key.ends_with("_token_id") && (key, family) != ("pad_token_id", "roberta");
+        let rotates = matches!(family, "llama" | "mistral" | "qwen2") && key == "max_position_embeddings";
+        let windows = family == "qwen2" && ["sliding_window", "max_window_layers"].contains(&key);
+        let any = ends.iter().any(|end| key.ends_with(end)) || begins.iter().any(|of| key.starts_with(of));
+        any || rotates
+            || windows
+            || key == "reorder_and_upcast_attn"
+            || token && (family, key) != ("longformer", "pad_token_id")
+    };
+    let defaults: BTreeMap<String, Map<String, Value>> =
+        serde_json::from_str(include_str!("defaults.json")).unwrap();
+    for (family, keys) in defaults {
+        let plain: Map<String, Value> =
+            [("model_type".to_owned(), family.as_str().into())].into_iter().collect();
+        let model = config::read(&plain).unwrap_or_else(|error| panic!("{family}: {error}")).1;
+        for (key, value) in keys {
+            let other = match &value {
+                Value::Bool(flag) => json!(!flag),
+                Value::Number(n) if n.is_f64() => json!(n.as_f64().unwrap() / 2.0 + 0.01),
+                Value::Number(n) => json!(n.as_u64().unwrap() * 2 + 2),
+                Value::String(word) => json!(if word == "relu" { "gelu" } else { "relu" }),
+                _ if key == "rope_parameters" => json!({"rope_theta": 5e5}),
+                _ if key == "layer_types" => json!(["sliding_attention"]),
+                _ => json!(16),
+            };
+            let mut config = plain.clone();
+            config.insert(key.clone(), other.clone());
+            let follows = config::read(&config).map_or(true, |(_, read)| read != model);
+            assert_eq!(follows, !quiet(&family, &key), "{family}: {key} {other}");
+        }
+    }
 }
 
 proptest! {

@@ -15,7 +15,7 @@ pub(in super::super) fn write(
     let before = kept.and_then(|config| read(config).ok());
     let families: Vec<Family> = match &before {
         Some((family, _)) => vec![*family],
-        None => FAMILIES.iter().map(|(_, family)| *family).collect(),
+        None => FAMILIES.iter().map(|(family, ..)| *family).collect(),
     };
     let mut others = Vec::new();
     for family in families {
@@ -33,7 +33,7 @@ pub(in super::super) fn write(
     // One that differs is nearer than one that cannot be read.
     let nearest = others.into_iter().min_by_key(|(refused, wrong, _)| (*refused, wrong.len()));
     let (_, wrong, family) = nearest.unwrap_or((true, Vec::new(), Family::Llama));
-    let name = FAMILIES.iter().find(|(_, of)| *of == family).map_or("", |(name, _)| name);
+    let name = family.name();
     Err(HfError::Config(format!(
         "no known family can say this model; the nearest, {name}, differs in {}",
         wrong.join(", ")
@@ -49,20 +49,6 @@ fn differences(one: &ModelSpec, other: &ModelSpec) -> Vec<String> {
 }
 
 fn keys(family: Family, model: &ModelSpec) -> Map<String, Value> {
-    let name = FAMILIES.iter().find(|(_, of)| *of == family).map_or("", |(name, _)| name);
-    let class = match family {
-        Family::Gpt2 => "GPT2",
-        Family::Llama => "Llama",
-        Family::Mistral => "Mistral",
-        Family::Qwen2 => "Qwen2",
-        Family::Bert => "Bert",
-        Family::Roberta => "Roberta",
-        Family::Albert => "Albert",
-        Family::T5 => "T5",
-        Family::Bart => "Bart",
-        Family::Longformer => "Longformer",
-        Family::BigBird => "BigBird",
-    };
     let head = match model.head {
         Head::Lm if model.encoder_layers > 0 => "ForConditionalGeneration",
         Head::Lm if family == Family::Gpt2 => "LMHeadModel",
@@ -78,8 +64,8 @@ fn keys(family: Family, model: &ModelSpec) -> Map<String, Value> {
         Family::Bart => bart(model),
         _ => encoder(family, model),
     };
-    keys["model_type"] = name.into();
-    keys["architectures"] = json!([format!("{class}{head}")]);
+    keys["model_type"] = family.name().into();
+    keys["architectures"] = json!([format!("{}{head}", family.title())]);
     keys["vocab_size"] = model.vocab.into();
     if !matches!(model.head, Head::Pooled { .. }) {
         keys["tie_word_embeddings"] = model.tied_embeddings.into();
@@ -131,8 +117,10 @@ fn llama(family: Family, model: &ModelSpec) -> Value {
         "hidden_act": act(model),
         "rms_norm_eps": model.norm.eps,
         "rope_theta": theta,
-        "rope_parameters": rope,
+        "rope_parameters": rope.clone(),
     });
+    // An older form goes before it where both are there.
+    keys["rope_scaling"] = if scaling == RopeScaling::None { Value::Null } else { rope };
     if family == Family::Llama {
         keys["attention_bias"] = model.biases.qkv.into();
         keys["mlp_bias"] = model.biases.ffn.into();
@@ -202,13 +190,18 @@ fn t5(model: &ModelSpec) -> Value {
         Positions::RelativeBias { buckets, max_distance } => (buckets, max_distance),
         _ => (0, 0),
     };
-    let gated = model.activation == Activation::GegluTanh;
+    let (project, dense) = match model.activation {
+        Activation::GegluTanh => ("gated-gelu", "gelu_new"),
+        Activation::Swiglu => ("gated-silu", "silu"),
+        _ => (act(model), act(model)),
+    };
     json!({
         "num_layers": model.encoder_layers, "num_decoder_layers": model.layers, "d_model": model.dim,
         "num_heads": model.heads, "d_kv": model.head_dim, "d_ff": model.ffn,
         "relative_attention_num_buckets": buckets, "relative_attention_max_distance": max_distance,
-        "layer_norm_epsilon": model.norm.eps, "feed_forward_proj": if gated { "gated-gelu" } else { "relu" },
-        "scale_decoder_outputs": model.logit_scale != 1.0, "is_encoder_decoder": true,
+        "layer_norm_epsilon": model.norm.eps, "feed_forward_proj": project, "dense_act_fn": dense,
+        "is_gated_act": model.activation.gated(), "scale_decoder_outputs": model.logit_scale != 1.0,
+        "is_encoder_decoder": true,
     })
 }
 
