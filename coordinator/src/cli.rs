@@ -170,6 +170,7 @@ Exit codes:
     #[command(after_help = "\
 Example:
   coxswain generate --checkpoint out/demo --prompt 'It was ' --tokens 100 --temperature 0.8 --seed 1
+  cat start.txt | coxswain generate --checkpoint out/demo --prompt-file -
 
 Exit codes are those of coxswain-worker:
   0  done
@@ -181,8 +182,9 @@ Exit codes are those of coxswain-worker:
 Example:
   echo 'what a film' | coxswain classify --checkpoint out/reviews
 
-A line is the likeliest class, its probability and the text, with tabs between
-them; with --embeddings the pooled output, a list of numbers in JSON.
+A line is the likeliest class (its name in data.classes, or its number), its
+probability and the text, with tabs between them; with --embeddings the pooled
+output, a list of numbers in JSON.
 
 Exit codes are those of coxswain-worker:
   0  done

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use coxswain_files::atomic::write_atomic;
 
-use crate::metrics::{self, Line};
+use crate::metrics::{self, HeldOutLine, Line};
 
 /// The name of the picture in the run's folder.
 const NAME: &str = "loss.svg";
@@ -30,10 +30,10 @@ const HELD_OUT: &str = "#d2571a";
 const INK: &str = "#24292f";
 const FAINT: &str = "#e4e7eb";
 
-/// Draws the losses that are noted in `directory`; `None` when there are none.
-pub(crate) fn draw(directory: &Path, name: &str) -> Result<Option<PathBuf>> {
+/// Draws the losses that are noted in `directory`, each a mean over a `unit`; `None` when there are none.
+pub(crate) fn draw(directory: &Path, name: &str, unit: &str) -> Result<Option<PathBuf>> {
     let lines = metrics::read(directory).unwrap_or_default();
-    let Some(svg) = svg(name, &lines) else { return Ok(None) };
+    let Some(svg) = svg(name, unit, &lines) else { return Ok(None) };
     let path = directory.join(NAME);
     write_atomic(&path, svg.as_bytes()).with_context(|| format!("{} cannot be written", path.display()))?;
     Ok(Some(path))
@@ -83,14 +83,14 @@ fn round_step(step: f64) -> f64 {
     factor.unwrap_or(10.0) * power
 }
 
-fn svg(name: &str, lines: &[Line]) -> Option<String> {
+fn svg(name: &str, unit: &str, lines: &[Line]) -> Option<String> {
     let finite = |loss: Option<f64>| loss.filter(|loss| loss.is_finite());
     let train: Vec<(f64, f64)> =
         lines.iter().filter_map(|line| Some((line.step as f64, finite(line.loss)?))).collect();
-    let held_out: Vec<(f64, f64, Option<f64>)> = lines
+    let held_out: Vec<(f64, f64, Option<String>)> = lines
         .iter()
         .filter_map(|line| Some((line.step as f64, line.held_out?)))
-        .filter_map(|(step, held_out)| Some((step, finite(held_out.loss)?, finite(held_out.bits_per_byte))))
+        .filter_map(|(step, held_out)| Some((step, finite(held_out.loss)?, quality(&held_out))))
         .collect();
     let losses = || train.iter().map(|point| point.1).chain(held_out.iter().map(|point| point.1));
     let (low, high) = (losses().fold(f64::INFINITY, f64::min), losses().fold(f64::NEG_INFINITY, f64::max));
@@ -104,12 +104,18 @@ fn svg(name: &str, lines: &[Line]) -> Option<String> {
     let y = Axis::new(low - pad, high + pad, BOTTOM, TOP, 6.0, false);
     let mut out = String::new();
     head(&mut out, name, last);
-    frame(&mut out, &x, &y);
+    frame(&mut out, &x, &y, unit);
     line(&mut out, &x, &y, &train);
     points(&mut out, &x, &y, &held_out);
-    legend(&mut out, train.last().copied(), held_out.last().copied());
+    legend(&mut out, train.last().copied(), held_out.last());
     out.push_str("</svg>\n");
     Some(out)
+}
+
+/// What is told of an evaluation beside its loss.
+fn quality(held_out: &HeldOutLine) -> Option<String> {
+    let bits = held_out.bits_per_byte.map(|bits| format!("{bits:.3} bits per byte"));
+    held_out.accuracy.map(|accuracy| format!("accuracy {:.1} %", accuracy * 100.0)).or(bits)
 }
 
 // Writing to a String cannot fail, so its results are dropped below.
@@ -126,7 +132,7 @@ fn head(out: &mut String, name: &str, last: f64) {
     );
 }
 
-fn frame(out: &mut String, x: &Axis, y: &Axis) {
+fn frame(out: &mut String, x: &Axis, y: &Axis, unit: &str) {
     let digits = y.digits();
     for &tick in &y.ticks {
         let at = y.at(tick);
@@ -154,7 +160,7 @@ fn frame(out: &mut String, x: &Axis, y: &Axis) {
         "<path d=\"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}\" fill=\"none\" stroke=\"{INK}\"/>\n\
          <text x=\"{middle_x:.1}\" y=\"{:.1}\" font-size=\"13\" text-anchor=\"middle\">step</text>\n\
          <text x=\"22\" y=\"{middle_y:.1}\" font-size=\"13\" text-anchor=\"middle\" \
-         transform=\"rotate(-90 22 {middle_y:.1})\">loss (nats per token)</text>\n",
+         transform=\"rotate(-90 22 {middle_y:.1})\">loss (nats per {unit})</text>\n",
         HEIGHT - 18.0,
     );
 }
@@ -190,29 +196,29 @@ fn thin(train: &[(f64, f64)]) -> Vec<(f64, f64)> {
     train.chunks(size).map(mean).collect()
 }
 
-fn points(out: &mut String, x: &Axis, y: &Axis, held_out: &[(f64, f64, Option<f64>)]) {
+fn points(out: &mut String, x: &Axis, y: &Axis, held_out: &[(f64, f64, Option<String>)]) {
     let every = held_out.len().div_ceil(MAX_MARKS).max(1);
     // From the last backwards, since the last is the one that counts.
-    for (step, loss, bits) in held_out.iter().rev().step_by(every) {
-        let bits = bits.map_or(String::new(), |bits| format!(", {bits:.3} bits per byte"));
+    for (step, loss, quality) in held_out.iter().rev().step_by(every) {
+        let quality = quality.as_ref().map_or(String::new(), |quality| format!(", {quality}"));
         let _ = writeln!(
             out,
             "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4.5\" fill=\"{HELD_OUT}\" stroke=\"#ffffff\" stroke-width=\"1.5\">\
-             <title>step {step}: {loss:.4}{bits}</title></circle>",
+             <title>step {step}: {loss:.4}{quality}</title></circle>",
             x.at(*step),
             y.at(*loss),
         );
     }
 }
 
-fn legend(out: &mut String, train: Option<(f64, f64)>, held_out: Option<(f64, f64, Option<f64>)>) {
+fn legend(out: &mut String, train: Option<(f64, f64)>, held_out: Option<&(f64, f64, Option<String>)>) {
     let mut entries = Vec::new();
     if let Some((_, loss)) = train {
         entries.push((TRAIN, format!("training, {loss:.3} at the last step")));
     }
-    if let Some((_, loss, bits)) = held_out {
-        let bits = bits.map_or(String::new(), |bits| format!(" ({bits:.3} bits per byte)"));
-        entries.push((HELD_OUT, format!("held out, {loss:.3}{bits}")));
+    if let Some((_, loss, quality)) = held_out {
+        let quality = quality.as_ref().map_or(String::new(), |quality| format!(" ({quality})"));
+        entries.push((HELD_OUT, format!("held out, {loss:.3}{quality}")));
     }
     let mut at = LEFT;
     for (colour, text) in entries {
@@ -238,8 +244,11 @@ mod tests {
             Some(3.0 + 5.0 * (-(step as f64) / 40.0).exp() + 0.05 * ((step * 7919) % 13) as f64 / 13.0)
         };
         let held_out = |step: u64| {
-            step.is_multiple_of(50)
-                .then(|| HeldOutLine { loss: loss(step).map(|l| l + 0.1), bits_per_byte: Some(3.1) })
+            step.is_multiple_of(50).then(|| HeldOutLine {
+                loss: loss(step).map(|l| l + 0.1),
+                bits_per_byte: Some(3.1),
+                accuracy: None,
+            })
         };
         (1..=count).map(|step| Line { step, loss: loss(step), held_out: held_out(step) }).collect()
     }
@@ -261,7 +270,7 @@ mod tests {
 
     #[test]
     fn every_point_lies_in_the_frame() {
-        let svg = svg("demo", &lines(300)).unwrap();
+        let svg = svg("demo", "token", &lines(300)).unwrap();
         let path = svg.split("<path d=\"").nth(2).unwrap().split('"').next().unwrap();
         let points: Vec<Vec<f64>> = path
             .split(['M', 'L'])
@@ -278,15 +287,15 @@ mod tests {
 
     #[test]
     fn few_many_and_no_numbers_are_drawn() {
-        assert_eq!(svg("demo", &[]), None);
+        assert_eq!(svg("demo", "token", &[]), None);
         let none = Line { step: 1, loss: None, held_out: None };
-        assert_eq!(svg("demo", &[none]), None);
+        assert_eq!(svg("demo", "token", &[none]), None);
         for lines in [lines(1), lines(2), vec![none, lines(2)[1]], vec![Line { loss: Some(4.0), ..none }; 3]]
         {
-            let svg = svg("demo", &lines).unwrap();
+            let svg = svg("demo", "token", &lines).unwrap();
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         }
-        let many = svg("demo", &lines(100_000)).unwrap();
+        let many = svg("demo", "token", &lines(100_000)).unwrap();
         assert!(many.len() < 60_000, "{}", many.len());
     }
 }

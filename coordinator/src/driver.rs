@@ -22,6 +22,7 @@ use crate::folder;
 use crate::handle::{Handle, JobNews, News, Request};
 use crate::journal::Journal;
 use crate::metrics::Metrics;
+use crate::preparation::Preparations;
 use crate::store::Store;
 
 /// Requests that may wait for the driver. Each of a few thousand workers has at most one on its way;
@@ -57,6 +58,7 @@ struct Driver {
     /// Up to which of the cluster's news watchers were told.
     shown: u64,
     requests: mpsc::WeakSender<Request>,
+    preparations: Preparations,
     left_over: LeftOver,
 }
 
@@ -96,6 +98,7 @@ pub(crate) fn start(
         told: BTreeMap::new(),
         shown: 0,
         requests: sender.downgrade(),
+        preparations: Preparations::default(),
         left_over,
     };
     let task = tokio::spawn(driver.run(receiver));
@@ -154,7 +157,11 @@ impl Driver {
                 self.handle(event)?;
                 let _ = reply.send(());
             }
-            Request::Prepared { job, result } => self.handle(Event::Prepared { job, result })?,
+            Request::Preparing { event } => self.handle(event)?,
+            Request::Prepared { job, result } => {
+                self.preparations.end(&job);
+                self.handle(Event::Prepared { job, result })?;
+            }
             Request::Get { job, reply } => {
                 let _ = reply.send(self.cluster.summary(&job));
             }
@@ -273,6 +280,7 @@ impl Driver {
                 self.tell(job, JobNews::Checkpoint(checkpoint));
             }
             Entry::Ended { job, .. } => {
+                self.preparations.end(&job);
                 self.metrics.remove(&job);
                 self.digests.remove(&job);
             }
@@ -304,14 +312,11 @@ impl Driver {
     }
 
     fn prepare(&mut self, job: String, look: Look) {
-        let Some(submission) = self.cluster.submission(&job).cloned() else { return };
-        let Some(requests) = self.requests.upgrade() else { return };
-        let digests = Arc::clone(self.digests.entry(job.clone()).or_default());
-        tokio::task::spawn_blocking(move || {
-            let result = folder::prepare(&submission, look, &digests);
-            // The driver is gone when the coordinator ends; then nobody waits for this.
-            let _ = requests.blocking_send(Request::Prepared { job, result });
-        });
+        let submission = self.cluster.submission(&job).cloned();
+        if let (Some(submission), Some(requests)) = (submission, self.requests.upgrade()) {
+            let digests = Arc::clone(self.digests.entry(job).or_default());
+            self.preparations.start(submission, look, digests, requests);
+        }
     }
 
     /// Sends what is wanted to the newest process of this name.

@@ -6,6 +6,7 @@ use coxswain_core::cluster::{Look, Prepared, Submission};
 use coxswain_files::atomic::{create_folder, digest_file};
 use coxswain_files::folders::{Sound, set_aside, step_folder, step_path};
 use coxswain_files::manifest::MANIFEST;
+use coxswain_files::progress::Watch;
 use coxswain_files::{Checkpoint, CheckpointError, Digests, Manifest};
 use coxswain_types::assignment::{PreparedData, Resume};
 use coxswain_types::job::{OptimizerKind, Reduction, TrainSpec};
@@ -95,7 +96,12 @@ fn difference(checkpoint: &Manifest, is: &TrainSpec) -> Option<String> {
 
 /// Makes a job's tokens ready and finds its newest checkpoint. Takes seconds for a megabyte of text the first time.
 /// After an interruption it reads no file that still looks as it did, and of the checkpoint the manifest only.
-pub(crate) fn prepare(submission: &Submission, look: Look, digests: &Digests) -> Result<Prepared, String> {
+pub(crate) fn prepare(
+    submission: &Submission,
+    look: Look,
+    digests: &Digests,
+    watch: Watch<'_>,
+) -> Result<Prepared, String> {
     let directory = Path::new(&submission.directory);
     create_folder(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
     let (newest, damaged) = newest(directory, &submission.spec, look)?;
@@ -104,7 +110,7 @@ pub(crate) fn prepare(submission: &Submission, look: Look, digests: &Digests) ->
         set_aside(directory, step).map_err(|error| error.to_string())?;
     }
     let (wanted, before) = (newest.as_ref().map(|newest| &newest.data), digests.read_bytes());
-    let data = coxswain_files::prepare(directory, &submission.spec, wanted, digests);
+    let data = coxswain_files::prepare(directory, &submission.spec, wanted, digests, watch);
     let data = data.map_err(|error| error.to_string())?;
     tracing::debug!(
         job = submission.job,

@@ -2,18 +2,20 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use coxswain_core::plan::{Plan, sketch, svg};
-use coxswain_types::job::{Layout, Precision, Schedule};
+use coxswain_proto::parent;
+use coxswain_types::job::{Layout, ModelSpec, OptimizerKind, Precision, Schedule};
 use coxswain_types::{Assignment, JobSpec};
 
 use crate::cli::{FAILED, Failure, JobFile};
 use crate::output;
-use crate::{job, workers};
+use crate::{job, texts, workers};
 
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
@@ -63,17 +65,21 @@ pub(crate) struct Generate {
     /// What the text starts with.
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     prompt: String,
+    /// Take the text that it starts with from this file, or from stdin if it is `-`. One newline at its end does not
+    /// count.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
     /// How many tokens to write at most; 100, or as many as the model has positions for, where it is not given.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     tokens: Option<u32>,
-    /// 0 takes the likeliest token each time; 1 draws as the model says.
-    #[arg(long, value_name = "X")]
+    /// 0 takes the likeliest token each time; 1 draws as the model says [default: 0.8].
+    #[arg(long, value_name = "X", value_parser = temperature, allow_negative_numbers = true)]
     temperature: Option<f64>,
-    /// Draw from this many of the likeliest tokens; 0 for all.
-    #[arg(long, value_name = "K")]
+    /// Draw from this many of the likeliest tokens; 0 for all [default: 40].
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
     top_k: Option<u32>,
-    /// Another seed draws another text.
-    #[arg(long, value_name = "S")]
+    /// Another seed draws another text [default: 1].
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
     seed: Option<u64>,
     /// Cut the layers over so many processes of this machine.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -81,6 +87,11 @@ pub(crate) struct Generate {
     /// Cut each layer over so many processes.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     tensor: u32,
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    let must = "must be a number of 0 or more; 0 takes the likeliest token each time";
+    text.parse().ok().filter(|x: &f64| x.is_finite() && *x >= 0.0).ok_or_else(|| must.to_owned())
 }
 
 /// `coxswain classify`.
@@ -114,11 +125,27 @@ impl JobInput {
 /// Reads a job file.
 pub(crate) fn read_job(args: &JobFile) -> Result<JobInput, Failure> {
     let source = args.job.display().to_string();
-    let text = fs::read_to_string(&args.job)
-        .map_err(|error| Failure::Input(format!("the job file {source} cannot be read: {error}")))?;
+    let text = read_text(&args.job).map_err(|why| Failure::Input(format!("the job file {source} {why}")))?;
     let path = std::path::absolute(&args.job).context("the current folder cannot be told")?;
     let base = path.parent().unwrap_or(Path::new("/")).to_owned();
     Ok(JobInput { text, source, base, sets: args.sets.clone() })
+}
+
+/// More than a job file may have, which the parser refuses by name.
+const MAX_JOB_BYTES: u64 = 1 << 20;
+
+/// The text of a file, without a byte-order mark; `Err` goes on from the file's name.
+fn read_text(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    let read = fs::File::open(path).and_then(|file| file.take(MAX_JOB_BYTES).read_to_end(&mut bytes));
+    read.map_err(|error| format!("cannot be read: {error}"))?;
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err("is UTF-16 text; convert it first, such as with `iconv -f UTF-16 -t UTF-8`".to_owned());
+    }
+    let text = String::from_utf8(bytes).map_err(|e| {
+        format!("is not valid UTF-8 (invalid byte at offset {})", e.utf8_error().valid_up_to())
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
@@ -128,17 +155,24 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
     } else {
         args.schedule.iter().map(|name| scheduled(&job, name)).collect()
     };
+    let texts = if args.preset.is_some() { None } else { texts::texts(&variants[0].spec()?)? };
     let plans = variants.iter().map(|job| planned(job, args)).collect::<Result<Vec<_>, _>>()?;
     if let Some(file) = &args.svg {
         let picture = svg(&plans.iter().collect::<Vec<_>>());
         fs::write(file, picture).with_context(|| format!("{} cannot be written", file.display()))?;
     }
+    let told = texts.map_or(String::new(), |texts| format!("data: {texts}\n"));
     let text = match args.format {
-        Format::Text if args.schedule.is_empty() => plans.iter().map(ToString::to_string).collect(),
-        Format::Text => plans.iter().map(|plan| format!("{plan:#}")).collect::<Vec<_>>().join("\n"),
+        Format::Text if args.schedule.is_empty() => {
+            plans.iter().map(ToString::to_string).collect::<String>() + &told
+        }
+        Format::Text => plans.iter().map(|plan| format!("{plan:#}")).collect::<Vec<_>>().join("\n") + &told,
         Format::Json => {
             let objects = plans.iter().map(Plan::to_json).collect::<Result<Vec<_>, _>>();
             let mut objects = objects.context("the plan as JSON")?;
+            if let Some(texts) = texts {
+                objects.iter_mut().for_each(|object| object["data"] = texts.to_json());
+            }
             // One plan is an object, several are a list.
             let json = if objects.len() == 1 { objects.remove(0) } else { objects.into() };
             format!("{json:#}\n")
@@ -189,11 +223,20 @@ pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {
         option.push(value);
         option
     };
-    let mut options: Vec<OsString> = vec![
-        "generate".into(),
-        option("checkpoint", args.checkpoint.clone().into()),
-        option("prompt", args.prompt.clone().into()),
-    ];
+    let mut options: Vec<OsString> =
+        vec!["generate".into(), option("checkpoint", args.checkpoint.clone().into())];
+    let meet = tempfile::tempdir().context("a folder where the processes meet")?;
+    options.push(match &args.prompt_file {
+        None => option("prompt", args.prompt.clone().into()),
+        Some(file) if file == Path::new("-") => {
+            let kept = meet.path().join("prompt");
+            let copied =
+                fs::File::create(&kept).and_then(|mut kept| io::copy(&mut io::stdin().lock(), &mut kept));
+            copied.context("the prompt cannot be read from stdin")?;
+            option("prompt-file", kept.into())
+        }
+        Some(file) => option("prompt-file", file.into()),
+    });
     let numbers = [
         ("tokens", args.tokens.map(|n| n.to_string())),
         ("temperature", args.temperature.map(|x| x.to_string())),
@@ -201,12 +244,11 @@ pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {
         ("seed", args.seed.map(|s| s.to_string())),
     ];
     options.extend(numbers.into_iter().filter_map(|(name, value)| Some(option(name, value?.into()))));
-    let meet = tempfile::tempdir().context("a folder where the processes meet")?;
     let places = places(&args, meet.path())?;
     let mut children = tokio::task::JoinSet::new();
     for place in places {
         let mut command = tokio::process::Command::new(&program);
-        command.args(&options).args(place).stdin(Stdio::null()).kill_on_drop(true);
+        command.args(&options).args(place).args(parent::options()).stdin(Stdio::null()).kill_on_drop(true);
         let mut child = command.spawn().with_context(|| format!("{} does not start", program.display()))?;
         children.spawn(async move { child.wait().await });
     }
@@ -222,7 +264,12 @@ pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {
 pub(crate) async fn classify(args: Classify) -> Result<(), Failure> {
     let program = workers::program()?;
     let mut command = tokio::process::Command::new(&program);
-    command.arg("classify").arg("--checkpoint").arg(&args.checkpoint).kill_on_drop(true);
+    command
+        .arg("classify")
+        .args(parent::options())
+        .arg("--checkpoint")
+        .arg(&args.checkpoint)
+        .kill_on_drop(true);
     command.args(args.embeddings.then_some("--embeddings"));
     let status = command.status().await.with_context(|| format!("{} does not start", program.display()))?;
     ended(&program, status)
@@ -235,6 +282,35 @@ fn ended(program: &Path, status: ExitStatus) -> Result<(), Failure> {
         Some(code) => Err(Failure::Said(u8::try_from(code).unwrap_or(FAILED))),
         None => Err(anyhow!("{} ended by {status}", program.display()).into()),
     }
+}
+
+/// Refuses a cut that the model has no parts for.
+fn check_cut(args: &Generate, model: &ModelSpec) -> Result<(), String> {
+    let layers = model.all_layers();
+    if args.pipeline > layers {
+        return Err(format!(
+            "--pipeline {}: the checkpoint's model has {layers} layers, and each process takes one or more; give \
+             --pipeline 1 to {layers}",
+            args.pipeline
+        ));
+    }
+    let fits = |ways: u32| {
+        let (heads, kv_heads) = (model.heads, model.kv_heads);
+        let shares = kv_heads.is_multiple_of(ways) || ways.is_multiple_of(kv_heads.max(1));
+        heads.is_multiple_of(ways) && shares && ways <= model.ffn && ways <= model.vocab
+    };
+    if fits(args.tensor) {
+        return Ok(());
+    }
+    let allowed: Vec<_> = (1..=64).filter(|ways| fits(*ways)).map(|ways| ways.to_string()).collect();
+    Err(format!(
+        "--tensor {}: the checkpoint's model has {} heads and {} key/value heads, which every process takes equally \
+         many of; give --tensor {}",
+        args.tensor,
+        model.heads,
+        model.kv_heads,
+        allowed.join(" or ")
+    ))
 }
 
 /// What each process is told of its part: nothing, where there is one.
@@ -255,8 +331,10 @@ fn places(args: &Generate, meet: &Path) -> Result<Vec<Vec<OsString>>, Failure> {
         Failure::Input(format!("{} has no committed checkpoint", args.checkpoint.display()))
     })?;
     let mut spec = coxswain_files::Manifest::read(&folder, None).map_err(anyhow::Error::from)?.spec;
+    check_cut(args, &spec.model).map_err(Failure::Input)?;
     (spec.layout, spec.actions) = (layout, Vec::new());
     (spec.train.tensor_shards, spec.train.precision) = (None, Precision::Fp32);
+    spec.train.optimizer.kind = OptimizerKind::AdamW;
     // One sample at a time, of one micro-batch: what a plan of training asks for beside.
     (spec.train.micro_batch, spec.train.micro_batches, spec.train.reduction_runs) = (1, 1, 1);
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);

@@ -9,6 +9,7 @@
 //!   service that gives certificates.
 //! - [`driver`]: the one task that owns the cluster's state; [`handle`]: the way to it.
 //! - [`journal`]: what survives a restart; [`events`]: that, for people and programs; [`store`]: the rendezvous of a generation's ranks.
+//! - [`preparation`]: jobs' data as it is made ready; [`texts`]: what they are made from, looked at before.
 //! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder.
 //! - [`models`]: models from other programs, and back to them.
 //! - [`workers`]: the worker processes of `up`; [`progress`], [`telemetry`]: what people see;
@@ -29,11 +30,13 @@ mod local;
 mod metrics;
 mod models;
 mod output;
+mod preparation;
 mod progress;
 mod serve;
 mod service;
 mod store;
 mod telemetry;
+mod texts;
 mod tls;
 mod up;
 mod verify;

@@ -27,6 +27,8 @@ pub(crate) struct Line {
 pub(crate) struct HeldOutLine {
     pub(crate) loss: Option<f64>,
     pub(crate) bits_per_byte: Option<f64>,
+    #[serde(default)]
+    pub(crate) accuracy: Option<f64>,
 }
 
 /// The metrics of a run that is at work.
@@ -119,7 +121,7 @@ mod tests {
     fn numbers_read_back_to_the_same_bits() {
         let folder = tempfile::tempdir().unwrap();
         let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap();
-        let held_out = Some(HeldOut { loss: 2.5, bits_per_byte: 1.0 / 7.0 });
+        let held_out = Some(HeldOut { loss: 2.5, bits_per_byte: 1.0 / 7.0, accuracy: Some(0.5) });
         let sent = StepReport { held_out, ..report(1, 6.123_456_789_012_345) };
         metrics.append(&sent).unwrap();
         let text = fs::read_to_string(metrics.path()).unwrap();
@@ -132,7 +134,7 @@ mod tests {
 
     #[test]
     fn an_evaluation_shows_its_perplexity() {
-        let held_out = Some(HeldOut { loss: 0.0, bits_per_byte: 1.5 });
+        let held_out = Some(HeldOut { loss: 0.0, bits_per_byte: 1.5, accuracy: None });
         let text = serde_json::to_string(&StepReport { held_out, ..report(1, 2.0) }).unwrap();
         let expected = r#""held_out":{"loss":0.0,"perplexity":1.0,"bits_per_byte":1.5}}"#;
         assert!(text.ends_with(expected), "{text}");

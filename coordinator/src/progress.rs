@@ -19,6 +19,8 @@ const KEPT: f64 = 0.9;
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     steps: u64,
+    /// What the loss is a mean over.
+    unit: &'static str,
     /// Seconds a step, smoothed.
     pace: Option<f64>,
     told: Option<Instant>,
@@ -26,7 +28,7 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// The progress of a run that has taken `from` of its `steps`.
-    pub(crate) fn new(from: u64, steps: u64) -> Progress {
+    pub(crate) fn new(from: u64, steps: u64, unit: &'static str) -> Progress {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = bars().add(ProgressBar::new(steps));
             let template = "{bar:30.cyan/dim} step {pos}/{len}  {msg}";
@@ -36,7 +38,7 @@ impl Progress {
             bar.set_position(from);
             bar
         });
-        Progress { bar, steps, pace: None, told: None }
+        Progress { bar, steps, unit, pace: None, told: None }
     }
 
     /// A step was taken.
@@ -45,7 +47,7 @@ impl Progress {
             self.pace.map_or(report.step_seconds, |pace| KEPT * pace + (1.0 - KEPT) * report.step_seconds);
         self.pace = Some(pace);
         let left = self.steps.saturating_sub(report.step);
-        let message = describe(report, left as f64 * pace);
+        let message = describe(report, left as f64 * pace, self.unit);
         let due = self.told.is_none_or(|told| told.elapsed() >= PLAIN);
         match &self.bar {
             Some(bar) => {
@@ -69,18 +71,56 @@ impl Progress {
     }
 }
 
-fn describe(report: &StepReport, left_seconds: f64) -> String {
+/// What a person sees while a job's data is prepared: a line that changes, or where stderr is no terminal a line now and
+/// then.
+pub(crate) struct Preparing {
+    bar: Option<ProgressBar>,
+    told: Instant,
+}
+
+impl Preparing {
+    pub(crate) fn new() -> Preparing {
+        let bar = io::stderr().is_terminal().then(|| bars().add(ProgressBar::new_spinner()));
+        Preparing { bar, told: Instant::now() }
+    }
+
+    /// What is being done.
+    pub(crate) fn show(&mut self, doing: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(doing.to_owned()),
+            None if self.told.elapsed() >= PLAIN => {
+                self.told = Instant::now();
+                eprintln!("{doing}");
+            }
+            None => {}
+        }
+    }
+}
+
+impl Drop for Preparing {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn describe(report: &StepReport, left_seconds: f64, unit: &str) -> String {
     let held_out = report.held_out.map_or(String::new(), |held_out| {
         let bits = held_out.bits_per_byte;
         let bits = if bits.is_nan() { String::new() } else { format!(", {bits:.3} bits per byte") };
-        format!("  held out {:.3} (perplexity {:.2}{bits})", held_out.loss, held_out.perplexity())
+        let quality = match held_out.accuracy {
+            Some(accuracy) => format!("accuracy {:.1} %", accuracy * 100.0),
+            None => format!("perplexity {:.2}{bits}", held_out.perplexity()),
+        };
+        format!("  held out {:.3} ({quality})", held_out.loss)
     });
     let loss = match (report.skipped, report.loss_scale) {
         (false, _) => format!("loss {:.4}", report.loss),
         (true, Some(scale)) => format!("skipped: gradients overflow at loss scale {scale}"),
         (true, None) => "skipped: the loss or a gradient is not finite".to_owned(),
     };
-    format!("{loss}{held_out}  {:.0} tokens/s  {} left", report.tokens_per_second, human(left_seconds))
+    format!("{loss}{held_out}  {:.0} {unit}s/s  {} left", report.tokens_per_second, human(left_seconds))
 }
 
 /// A time as people say it.
@@ -116,8 +156,11 @@ mod tests {
             parameter_norms: BTreeMap::new(),
             held_out: None,
         };
-        let evaluated =
-            StepReport { held_out: Some(HeldOut { loss: 2.0, bits_per_byte: 1.25 }), ..plain.clone() };
+        let classes = plain.clone();
+        let evaluated = StepReport {
+            held_out: Some(HeldOut { loss: 2.0, bits_per_byte: 1.25, accuracy: None }),
+            ..plain.clone()
+        };
         let skipped = StepReport { skipped: true, loss: f64::NAN, ..plain.clone() };
         let unscaled = StepReport { loss_scale: None, ..skipped.clone() };
         let rows = [
@@ -130,8 +173,13 @@ mod tests {
             (unscaled, "skipped: the loss or a gradient is not finite  640 tokens/s  2 s left"),
         ];
         for (report, expected) in rows {
-            assert_eq!(describe(&report, 2.0), expected);
+            assert_eq!(describe(&report, 2.0, "token"), expected);
         }
+        let told = HeldOut { loss: 0.5, bits_per_byte: f64::NAN, accuracy: Some(0.9444) };
+        assert_eq!(
+            describe(&StepReport { held_out: Some(told), ..classes }, 2.0, "line"),
+            "loss 2.5000  held out 0.500 (accuracy 94.4 %)  640 lines/s  2 s left"
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ use coxswain_core::plan::threads_for;
 use coxswain_core::spec::resolved_yaml;
 use coxswain_files::atomic::write_atomic;
 use coxswain_files::folders::step_folder;
+use coxswain_proto::parent::ParentArgs;
 use coxswain_types::JobSpec;
 use coxswain_types::ids::WorkerId;
 use coxswain_types::job::OnLoss;
@@ -22,11 +23,11 @@ use tokio::time::Instant;
 use crate::cli::{FAILED, Failure, JobFile};
 use crate::handle::{Handle, JobNews};
 use crate::metrics::METRICS;
-use crate::progress::Progress;
+use crate::progress::{Preparing, Progress};
 use crate::serve::stop_signal;
 use crate::store::Store;
 use crate::workers::{Launch, Workers};
-use crate::{curve, driver, folder, job, local, service, workers};
+use crate::{curve, driver, folder, job, local, service, texts, workers};
 
 /// How often the worker processes are looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -54,11 +55,15 @@ pub(crate) struct Up {
     /// What workers compute on: cpu, cuda:N, or cuda for one GPU each.
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
+    #[command(flatten)]
+    parent: ParentArgs,
 }
 
 pub(crate) async fn up(args: Up) -> Result<(), Failure> {
+    args.parent.follow().context("following the process that started this one")?;
     let mut spec = local::read_job(&args.job)?.spec()?;
     job::check_workers(&spec, args.workers).map_err(Failure::Input)?;
+    texts::texts(&spec)?;
     let program = workers::program()?;
     let shown = args.out.clone().unwrap_or_else(|| Path::new("out").join(&spec.name));
     let directory = std::path::absolute(&shown).context("the current folder cannot be told")?;
@@ -73,7 +78,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     write_atomic(&path, resolved.as_bytes())
         .with_context(|| format!("{} cannot be written", path.display()))?;
 
-    let name = spec.name.clone();
+    let (name, unit) = (spec.name.clone(), spec.data.unit());
     let restarts = spec.recovery.on_loss != OnLoss::Fail;
     let submitted = coordinator.handle.submit(spec, text).await.context("the coordinator")?;
     let job = submitted.map_err(|error| anyhow!(error))?;
@@ -84,10 +89,11 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
         count: args.workers.saturating_add(args.spares),
         logs: &directory.join("logs"),
     };
-    let mut run = Run { job, coordinator, launch, workers: None, progress: None, restarts };
+    let mut run =
+        Run { job, coordinator, launch, workers: None, preparing: None, progress: None, unit, restarts };
     let summary = run.follow().await;
     let outcome = run.end(summary?).await;
-    leave_behind(&outcome.summary, &name, &directory, &shown);
+    leave_behind(&outcome.summary, (&name, unit), &directory, &shown);
     outcome.result
 }
 
@@ -144,7 +150,10 @@ struct Run<'a> {
     coordinator: Coordinator,
     launch: Launch<'a>,
     workers: Option<Workers>,
+    preparing: Option<Preparing>,
     progress: Option<Progress>,
+    /// What the loss is a mean over.
+    unit: &'static str,
     /// Whether workers that end are started again.
     restarts: bool,
 }
@@ -177,6 +186,11 @@ impl Run<'_> {
                 news = watcher.next() => match news {
                     Some(JobNews::Summary(summary)) if summary.state.is_over() => return Ok(summary),
                     Some(JobNews::Summary(summary)) => {
+                        if summary.state == JobState::Preparing {
+                            self.preparing.get_or_insert_with(Preparing::new).show(&summary.reason);
+                        } else {
+                            self.preparing = None;
+                        }
                         if summary.state != state {
                             state = summary.state;
                             patience = self.entered(&summary).await?;
@@ -238,7 +252,7 @@ impl Run<'_> {
             }
             JobState::Running => {
                 // A job that goes on keeps its bar, whose next step puts it where it is.
-                self.progress.get_or_insert_with(|| Progress::new(summary.step.0, summary.steps));
+                self.progress.get_or_insert_with(|| Progress::new(summary.step.0, summary.steps, self.unit));
                 Ok(None)
             }
             _ => Ok(None),
@@ -260,6 +274,7 @@ impl Run<'_> {
 
     /// Sends the workers home and says how it ended.
     async fn end(mut self, summary: JobSummary) -> Outcome {
+        self.preparing = None;
         if let Some(progress) = &self.progress {
             progress.finish();
         }
@@ -297,12 +312,12 @@ impl Run<'_> {
 }
 
 /// Draws the curve and says where everything lies.
-fn leave_behind(summary: &JobSummary, name: &str, directory: &Path, shown: &Path) {
+fn leave_behind(summary: &JobSummary, (name, unit): (&str, &str), directory: &Path, shown: &Path) {
     let mut lines = Vec::new();
     if let Some(checkpoint) = &summary.checkpoint {
         lines.push(("checkpoint", step_folder(shown, checkpoint.step.0)));
     }
-    match curve::draw(directory, name) {
+    match curve::draw(directory, name, unit) {
         Ok(Some(curve)) => {
             lines.push(("metrics", shown.join(METRICS)));
             lines.push(("loss curve", shown.join(curve.file_name().unwrap_or_default())));

@@ -51,6 +51,47 @@ fn bad_input_is_told_and_starts_nothing() {
     assert!(!folder.path().join("out").exists() && !folder.path().join("state").exists());
 }
 
+/// A text that cannot be read is named before a folder is made, and nothing waits for a pipe.
+#[test]
+fn a_job_whose_text_is_none_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = JOB.replace("{synthetic: {tokens: 4096}}", "{text: book.txt}");
+    fs::write(folder.path().join("job.yaml"), format!("\u{feff}{job}")).unwrap();
+    let book = folder.path().join("book.txt");
+    let kinds: [(&dyn Fn(), &str); 4] = [
+        (&|| {}, "book.txt does not exist"),
+        (&|| assert!(Command::new("mkfifo").arg(&book).status().unwrap().success()), "is a named pipe"),
+        (&|| std::os::unix::fs::symlink("/dev/zero", &book).unwrap(), "is a device"),
+        (&|| fs::write(&book, b"\x1f\x8b\x08").unwrap(), "is a gzip archive; unpack it first"),
+    ];
+    for (make, told) in kinds {
+        let _ = fs::remove_file(&book);
+        make();
+        for command in ["plan", "up"] {
+            let output = coxswain(folder.path(), &[command, "job.yaml", "--workers", "2"]);
+            let err = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{command}: {err}");
+            assert!(err.contains("data.text: ") && err.contains(told), "{command}: {err}");
+        }
+    }
+    assert!(!folder.path().join("out").exists());
+    let _ = fs::remove_file(&book);
+    fs::write(&book, "the river goes on and on\n".repeat(400)).unwrap();
+    let output = coxswain(folder.path(), &["plan", "job.yaml", "--workers", "2"]);
+    let out = text(&output.stdout);
+    assert!(out.contains("data: 1 file of 0.0 MB, about ") && out.contains("training reads"), "{out}");
+    let output = coxswain(folder.path(), &["plan", "job.yaml", "--workers", "2", "--format", "json"]);
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(plan["data"]["bytes"].as_u64(), Some(10_000));
+    fs::write(
+        folder.path().join("job.yaml"),
+        "\u{feff}a".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>(),
+    )
+    .unwrap();
+    let output = coxswain(folder.path(), &["plan", "job.yaml", "--workers", "2"]);
+    assert!(text(&output.stderr).contains("job.yaml is UTF-16 text; convert it first"), "{output:?}");
+}
+
 #[test]
 fn what_cannot_be_reached_failed() {
     let folder = tempfile::tempdir().unwrap();

@@ -196,8 +196,11 @@ impl TryFrom<wire::WorkerStatus> for status::WorkerStatus {
 
 impl From<status::StepReport> for wire::StepReport {
     fn from(report: status::StepReport) -> Self {
-        let held_out =
-            report.held_out.map(|h| wire::HeldOut { loss: h.loss, bits_per_byte: h.bits_per_byte });
+        let held_out = report.held_out.map(|h| wire::HeldOut {
+            loss: h.loss,
+            bits_per_byte: h.bits_per_byte,
+            accuracy: h.accuracy,
+        });
         wire::StepReport {
             step: report.step,
             loss: report.loss,
@@ -217,8 +220,11 @@ impl From<status::StepReport> for wire::StepReport {
 /// Every report on the wire is one: its fields are plain numbers.
 impl From<wire::StepReport> for status::StepReport {
     fn from(report: wire::StepReport) -> Self {
-        let held_out =
-            report.held_out.map(|h| status::HeldOut { loss: h.loss, bits_per_byte: h.bits_per_byte });
+        let held_out = report.held_out.map(|h| status::HeldOut {
+            loss: h.loss,
+            bits_per_byte: h.bits_per_byte,
+            accuracy: h.accuracy,
+        });
         status::StepReport {
             step: report.step,
             loss: report.loss,

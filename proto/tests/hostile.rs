@@ -20,7 +20,7 @@ fn status() -> wire::WorkerStatus {
         tokens: 64,
         tokens_per_second: 640.0,
         step_seconds: 0.1,
-        held_out: Some(wire::HeldOut { loss: 2.0, bits_per_byte: 3.0 }),
+        held_out: Some(wire::HeldOut { loss: 2.0, bits_per_byte: 3.0, accuracy: Some(7.0) }),
         skipped: true,
         loss_scale: Some(65536.0),
         parameter_norms: [("w".to_owned(), 1.0), ("v".to_owned(), 2.0)].into(),

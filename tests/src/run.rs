@@ -66,6 +66,8 @@ pub struct Summary {
     pub digests: Vec<(String, String)>,
     /// The held-out loss after the last step.
     pub held_out: Option<f64>,
+    /// The share of held-out lines whose class is told right after the last step.
+    pub accuracy: Option<f64>,
 }
 
 impl Run {
@@ -160,7 +162,8 @@ impl Run {
     pub fn read(&self) -> Result<Summary> {
         let path = self.out.join("metrics.jsonl");
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        let (mut losses, mut norms, mut held_out) = (BTreeMap::new(), BTreeMap::new(), None);
+        let (mut losses, mut norms) = (BTreeMap::new(), BTreeMap::new());
+        let (mut held_out, mut accuracy) = (None, None);
         let mut skipped = Vec::new();
         for line in text.lines() {
             let line: serde_json::Value = serde_json::from_str(line).context("a line of metrics.jsonl")?;
@@ -182,12 +185,13 @@ impl Run {
                 );
             }
             held_out = line["held_out"]["loss"].as_f64();
+            accuracy = line["held_out"]["accuracy"].as_f64();
         }
         let (_, folder) = coxswain_files::latest(&self.out)?.context("there is no checkpoint")?;
         let checkpoint = Checkpoint::open(&folder, None)?;
         checkpoint.verify()?;
         let saved = checkpoint.manifest().step;
-        Ok(Summary { losses, norms, skipped, saved, digests: checkpoint.digests()?, held_out })
+        Ok(Summary { losses, norms, skipped, saved, digests: checkpoint.digests()?, held_out, accuracy })
     }
 
     /// A number that a worker logged as `key=value`, the largest over all workers.
@@ -245,6 +249,10 @@ impl Summary {
         }
         (self.held_out.map(f64::to_bits) != other.held_out.map(f64::to_bits))
             .then(|| format!("held-out loss {:?}, wanted {:?}", self.held_out, other.held_out))
+            .or_else(|| {
+                (self.accuracy != other.accuracy)
+                    .then(|| format!("accuracy {:?}, wanted {:?}", self.accuracy, other.accuracy))
+            })
     }
 
     /// The largest relative difference of a loss.

@@ -75,7 +75,7 @@ fn a_rank_that_checks_its_files_for_long_is_waited_for() -> Result<()> {
     let [run, view, store] = ["run", "view", "store"].map(|name| folder.path().join(name));
     let text = JOB.replace("text: text.txt", &format!("text: {}", folder.path().join("text.txt").display()));
     let mut assignments = assignments_of(&text, &[("layout.data".to_owned(), "2".to_owned())])?;
-    let data = prepare(&run, &assignments[0].spec, None, &Digests::default())?;
+    let data = prepare(&run, &assignments[0].spec, None, &Digests::default(), &|_| Ok(()))?;
     slow_view(&run, &view)?;
     fs::create_dir_all(&store)?;
     for (a, directory) in assignments.iter_mut().zip([&run, &view]) {

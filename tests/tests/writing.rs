@@ -1,14 +1,83 @@
 //! Text from a checkpoint that a pipeline of tensor shards has written.
 
-use std::process::Command;
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use coxswain_tests::{Folder, programs};
 
 fn generate(words: &[&str]) -> Result<(Option<i32>, String, String)> {
     let output = Command::new(programs("coxswain")?).arg("generate").args(words).output()?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
+}
+
+/// A prompt from a file or from stdin is the prompt on the command line.
+fn prompts_come_from_files(out: &str, folder: &Folder) -> Result<()> {
+    let greedy = ["--checkpoint", out, "--tokens", "5", "--temperature", "0"];
+    let wanted = generate(&[&greedy[..], &["--prompt", "the river"]].concat())?.1;
+    let path = folder.path().join("prompt.txt");
+    std::fs::write(&path, "\u{feff}the river\n")?;
+    let file = path.to_string_lossy().into_owned();
+    ensure!(generate(&[&greedy[..], &["--prompt-file", &file]].concat())?.1 == wanted, "from a file");
+    let mut child = Command::new(programs("coxswain")?)
+        .arg("generate")
+        .args(greedy)
+        .args(["--prompt-file", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    child.stdin.take().context("stdin")?.write_all(b"the river")?;
+    ensure!(child.wait_with_output()?.stdout == wanted.as_bytes(), "from stdin");
+    Ok(())
+}
+
+/// A reader that leaves ends the writing, and so does the end of `coxswain generate` by whatever signal.
+fn nobody_writes_for_nobody(out: &str) -> Result<()> {
+    let begun = |ranks: &[&str]| -> Result<Child> {
+        let mut child = Command::new(programs("coxswain")?)
+            .args(["generate", "--checkpoint", out, "--tokens", "100000000"])
+            .args(ranks)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child.stdout.as_mut().context("stdout")?.read_exact(&mut [0; 40])?;
+        Ok(child)
+    };
+    let until = |what: &str, mut done: Box<dyn FnMut() -> Result<bool> + '_>| -> Result<()> {
+        let start = Instant::now();
+        while !done()? {
+            ensure!(start.elapsed() < Duration::from_secs(60), "{what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    };
+    for ranks in [&[][..], &["--pipeline", "2"]] {
+        let mut child = begun(ranks)?;
+        drop(child.stdout.take());
+        until("a reader has left, and the writing goes on", Box::new(|| Ok(child.try_wait()?.is_some())))?;
+        let output = child.wait_with_output()?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success() && stderr.is_empty(), "{ranks:?}: {}: {stderr}", output.status);
+    }
+    let mut child = begun(&["--pipeline", "2"])?;
+    let workers = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id()))?;
+    let workers: Vec<&str> = workers.split_whitespace().collect();
+    ensure!(workers.len() == 2, "the processes of two ranks: {workers:?}");
+    child.kill()?;
+    child.wait()?;
+    for pid in workers {
+        let ended = || match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+            Err(error) => bail!("{error}"),
+            // Nobody may be there to wait for an orphan.
+            Ok(stat) => Ok(stat.contains(") Z ")),
+        };
+        until("the command is gone, and a rank computes on", Box::new(ended))?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -42,6 +111,17 @@ fn a_trained_model_writes_words_it_has_read() -> Result<()> {
         let (code, _, stderr) =
             generate(&[&["--checkpoint", out.as_str(), "--tokens", "5"], prompt].concat())?;
         ensure!(code == Some(0), "{prompt:?}: exit {code:?}: {stderr}");
+    }
+
+    prompts_come_from_files(&out, &folder)?;
+    nobody_writes_for_nobody(&out)?;
+    for (words, told) in [
+        (["--pipeline", "9"], "--pipeline 9: the checkpoint's model has"),
+        (["--tensor", "3"], "--tensor 3: the checkpoint's model has"),
+        (["--temperature", "-1"], "must be a number of 0 or more"),
+    ] {
+        let (code, text, stderr) = generate(&[&["--checkpoint", out.as_str()], &words[..]].concat())?;
+        ensure!(code == Some(2) && text.is_empty() && stderr.contains(told), "{words:?}: {code:?} {stderr}");
     }
 
     // Another tokenizer would turn the same numbers into other words.

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use coxswain_proto::parent::ParentArgs;
 use coxswain_proto::tls::{Secret, TlsArgs};
 use tracing_subscriber::EnvFilter;
 
@@ -26,6 +27,8 @@ pub(crate) struct Args {
     pub(crate) work: Work,
     #[command(flatten)]
     pub(crate) log: Log,
+    #[command(flatten)]
+    pub(crate) parent: ParentArgs,
 }
 
 /// How to work for a coordinator.
@@ -92,11 +95,14 @@ pub(crate) struct Generate {
     /// The text to continue
     #[arg(long, default_value = "")]
     pub(crate) prompt: String,
+    /// A file with the text to continue; one newline at its end does not count
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub(crate) prompt_file: Option<PathBuf>,
     /// How many tokens to write at most; default 100, or as many as the model has positions for
     #[arg(long)]
     pub(crate) tokens: Option<u32>,
     /// Divides the logits; 0 always takes the likeliest token
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, value_parser = temperature, allow_negative_numbers = true)]
     pub(crate) temperature: f64,
     /// Draw from this many of the likeliest tokens; 0 for all
     #[arg(long, default_value_t = 40)]
@@ -110,6 +116,11 @@ pub(crate) struct Generate {
     /// The folder where ranks find each other
     #[arg(long, requires = "assignment", hide = true)]
     pub(crate) meet: Option<PathBuf>,
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    let must = "must be a number of 0 or more; 0 takes the likeliest token each time";
+    text.parse().ok().filter(|x: &f64| x.is_finite() && *x >= 0.0).ok_or_else(|| must.to_owned())
 }
 
 /// How to log.

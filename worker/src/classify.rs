@@ -17,7 +17,7 @@ pub(crate) fn run(args: &Classify) -> Result<()> {
     for (number, line) in (1..).zip(std::io::stdin().lock().lines()) {
         let text = line.with_context(|| format!("line {number} of stdin"))?;
         let told = classifier.read(&text).with_context(|| format!("line {number} of stdin"))?;
-        let answer = if args.embeddings { embedding(&told)? } else { class(&told, &text)? };
+        let answer = if args.embeddings { embedding(&told)? } else { class(&classifier, &told, &text)? };
         // Whoever asks line by line gets each answer at once.
         match writeln!(out, "{answer}").and_then(|()| out.flush()) {
             // Whoever reads may stop reading.
@@ -29,13 +29,13 @@ pub(crate) fn run(args: &Classify) -> Result<()> {
 }
 
 /// The likeliest class, its probability and the text: but for the probability, a line of `data.labelled`.
-fn class(told: &Told, text: &str) -> Result<String> {
+fn class(classifier: &Classifier, told: &Told, text: &str) -> Result<String> {
     ensure!(
         !told.probabilities.is_empty(),
         "the checkpoint's head has no classes; --embeddings prints its pooled output"
     );
     let class = told.class().context("the model computes numbers that are not finite")?;
-    Ok(format!("{class}\t{:.4}\t{text}", told.probabilities[class]))
+    Ok(format!("{}\t{:.4}\t{text}", classifier.name(class), told.probabilities[class]))
 }
 
 fn embedding(told: &Told) -> Result<String> {

@@ -20,6 +20,7 @@ mod state;
 mod store;
 mod write;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -33,6 +34,10 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     args.log.install();
+    if let Err(error) = args.parent.follow() {
+        tracing::error!("{error}");
+        return ExitCode::FAILURE;
+    }
     let result = match &args.command {
         Some(Command::Generate(generate)) => write::run(generate),
         Some(Command::Classify(args)) => classify::run(args),
@@ -41,7 +46,11 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            match args.command {
+                // Of a command a person reads what the program says, as of `coxswain` itself; of a worker, a log.
+                Some(_) => drop(writeln!(std::io::stderr(), "error: {error:#}")),
+                None => tracing::error!("{error:#}"),
+            }
             if error.is::<machine::BadDevice>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }

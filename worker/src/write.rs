@@ -1,9 +1,11 @@
 //! `generate`: text from a checkpoint, to stdout as it comes.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use coxswain_comm::{FileStore, Links};
 use coxswain_engine::generate::{Generator, Sampling};
 use coxswain_types::Assignment;
@@ -21,17 +23,39 @@ pub(crate) fn run(args: &Generate) -> Result<()> {
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, seed: args.seed };
     let mut out: Box<dyn Write> =
         if prints { Box::new(std::io::stdout().lock()) } else { Box::new(std::io::sink()) };
-    let mut result = write!(out, "{}", args.prompt).and_then(|()| out.flush());
-    generator.generate(&args.prompt, args.tokens, &sampling, |piece| {
-        if result.is_ok() {
+    let prompt = prompt(args)?;
+    let mut result = write!(out, "{prompt}").and_then(|()| out.flush());
+    if result.is_ok() {
+        generator.generate(&prompt, args.tokens, &sampling, |piece| {
             result = write!(out, "{piece}").and_then(|()| out.flush());
-        }
-    })?;
+            if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+    }
     match result.and_then(|()| writeln!(out)) {
         // Whoever reads may stop reading.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("writing to stdout"),
     }
+}
+
+/// The longest prompt; a longer one is some other file.
+const MAX_PROMPT_BYTES: u64 = 16 << 20;
+
+/// The text to continue.
+fn prompt(args: &Generate) -> Result<String> {
+    let Some(path) = &args.prompt_file else { return Ok(args.prompt.clone()) };
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_PROMPT_BYTES + 1).read_to_end(&mut bytes));
+    read.with_context(|| format!("the prompt {} cannot be read", path.display()))?;
+    ensure!(
+        bytes.len() as u64 <= MAX_PROMPT_BYTES,
+        "the prompt {} has more than {MAX_PROMPT_BYTES} bytes",
+        path.display()
+    );
+    let text = String::from_utf8(bytes);
+    let text = text.with_context(|| format!("the prompt {} is not valid UTF-8", path.display()))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    Ok(text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line)).to_owned())
 }
 
 /// How long ranks may take to find each other, in milliseconds.

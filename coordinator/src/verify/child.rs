@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use coxswain_files::atomic::create_folder;
+use coxswain_proto::parent;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
@@ -61,7 +62,12 @@ fn spawn(args: &Verify, case: &Case, folder: &Path, said: &PathBuf) -> anyhow::R
     let log = File::create(said).with_context(|| format!("{} cannot be written", said.display()))?;
     let job = std::path::absolute(&args.job.job).context("the current folder cannot be told")?;
     let mut command = Command::new(&program);
-    command.arg("up").arg(job).arg("--workers").arg(case.spec.layout.world().to_string());
+    command
+        .arg("up")
+        .args(parent::options())
+        .arg(job)
+        .arg("--workers")
+        .arg(case.spec.layout.world().to_string());
     command.arg("--out").arg(folder).arg("--device").arg(&args.device);
     for set in &case.sets {
         command.arg(format!("--set={set}"));

@@ -4,7 +4,8 @@
 //! - [`atomic`]: a file is either whole and synced or not there; digests.
 //! - [`digests`]: digests of whole files, remembered.
 //! - [`hash`]: the counter-based hash behind every pseudo-random choice here.
-//! - [`tokenizer`], [`tokens`], [`mod@prepare`]: from text to a token file, once for a job.
+//! - [`tokenizer`], [`tokens`], [`mod@prepare`]: from text to a token file, once for a job; [`progress`]: how far
+//!   that is, and whether it goes on.
 //! - [`samples`]: which tokens the n-th sample holds, a pure function.
 //! - [`region`]: slabs of a tensor and what two of them share, pure arithmetic.
 //! - [`shards`]: one rank's part of a checkpoint, a safetensors file that explains itself.
@@ -28,6 +29,7 @@ pub mod hf;
 pub mod manifest;
 mod map;
 pub mod prepare;
+pub mod progress;
 pub mod region;
 pub mod samples;
 pub mod shards;
@@ -41,7 +43,8 @@ pub use folders::{latest, prune};
 pub use hash::mix;
 pub use manifest::{Fingerprint, Header, Manifest, publish};
 pub use prepare::{PrepareError, prepare};
+pub use progress::{Progress, Stopped};
 pub use samples::{Samples, sample_index};
 pub use shards::{ShardTensor, write_shard};
-pub use tokenizer::{Tokenizer, TokenizerError};
+pub use tokenizer::{TextStream, Tokenizer, TokenizerError};
 pub use tokens::{TokenFile, TokensError, write_tokens};

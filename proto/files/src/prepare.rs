@@ -21,6 +21,7 @@ pub use crate::hash::mix;
 use crate::atomic::{create_folder, digest_bytes, write_atomic};
 use crate::digests::Digests;
 use crate::hash::draw_below;
+use crate::progress::{Phase, Progress, Stopped, Watch};
 use crate::tokenizer::{END_OF_TEXT_ID, Tokenizer, TokenizerError};
 use crate::tokens::{TokenFile, TokensError, list_of, write_token_stream, write_tokens};
 
@@ -37,15 +38,14 @@ pub const PREPARED: &str = "data/prepared.json";
 
 mod lines;
 mod start;
+mod texts;
 
-use lines::Lines;
+use lines::{Lines, Part};
 use start::Start;
+pub use texts::{Looked, TextFault, look};
 
 /// Grows when the same inputs come to give other tokens.
-const RECIPE: u32 = 4;
-
-/// The most text that is read: it is held in memory, with its tokens, on the coordinator's machine.
-const MAX_TEXT_BYTES: u64 = 4 << 30;
+const RECIPE: u32 = 5;
 
 /// Sets the stream of synthetic tokens apart from the other uses of the job's seed.
 const SYNTHETIC: u64 = 0x7379_6e74_6865_7469;
@@ -53,32 +53,38 @@ const SYNTHETIC: u64 = 0x7379_6e74_6865_7469;
 /// What can be wrong with a job's data.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
-    /// A file could not be read.
-    #[error("data.text: {path} cannot be read: {source}", path = path.display())]
-    Read {
+    /// A file is no text that can be read.
+    #[error("{key}: {path} {fault}", path = path.display())]
+    Text {
+        /// The key that names it.
+        key: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A file is no text.
-    #[error("data.text: {path} is no UTF-8 text: the byte at {offset} begins no letter; convert it first", path = path.display())]
-    NotText {
-        /// The file.
-        path: PathBuf,
-        /// The offset of the first byte that is wrong.
-        offset: usize,
+        /// What is wrong with it.
+        fault: TextFault,
     },
     /// There is no text to train on.
-    #[error("data.text: {0}")]
-    NoText(String),
+    #[error("{key}: no file is named; name at least one")]
+    NoFile {
+        /// The key that names none.
+        key: &'static str,
+    },
     /// There is more text than fits in memory.
-    #[error("data.text: more than {MAX_TEXT_BYTES} bytes of text; give fewer or smaller files")]
-    TooMuchText,
+    #[error("{key}: more than {most} bytes of text; give fewer or smaller files")]
+    TooMuchText {
+        /// The key that names it.
+        key: &'static str,
+        /// The most that is read.
+        most: u64,
+    },
+    /// The caller asked for the end.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
     /// There are too few tokens for one sample.
     #[error(
-        "the text to train on makes {tokens} tokens, and one sample takes {needed} (train.sequence and the \
-         target of its last token); give more text or lower train.sequence"
+        "the text to train on makes {}, and one sample takes {needed} (train.sequence and the \
+         target of its last token); give more text or lower train.sequence",
+        counted(*.tokens)
     )]
     TooFewTokens {
         /// Tokens that there are.
@@ -88,8 +94,9 @@ pub enum PrepareError {
     },
     /// Nothing is left to measure on.
     #[error(
-        "the held-out text makes {tokens} tokens, and a loss takes at least 2; raise data.held_out, \
-         or set it to 0 to hold nothing out"
+        "the held-out text makes {}, and a loss takes at least 2; raise data.held_out, \
+         or set it to 0 to hold nothing out",
+        counted(*.tokens)
     )]
     HeldOutTooSmall {
         /// Tokens that there are.
@@ -134,6 +141,10 @@ pub enum PrepareError {
     },
 }
 
+fn counted(tokens: u64) -> String {
+    if tokens == 1 { "1 token".to_owned() } else { format!("{tokens} tokens") }
+}
+
 /// `prepared.json`.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Prepared {
@@ -169,7 +180,7 @@ enum Inputs {
 }
 
 /// Prepares the data of a job below the run's folder `dir`, or finds it prepared. `digests` remembers what was
-/// read for this job before.
+/// read for this job before; `watch` hears how far it is, and may end it.
 ///
 /// A run that goes on from a checkpoint says which tokens are `wanted`: others are refused before anything in
 /// the folder changes.
@@ -181,10 +192,15 @@ pub fn prepare(
     spec: &JobSpec,
     wanted: Option<&PreparedData>,
     digests: &Digests,
+    watch: Watch<'_>,
 ) -> Result<PreparedData, PrepareError> {
+    // Before anything is read: what is no regular file may have no end.
+    let total = look(&spec.data)?.map_or(0, |looked| looked.bytes);
     let start = Start::of(spec, digests)?;
-    expect_room(texts_of(&spec.data).unwrap_or_default())?;
-    let inputs = Inputs::of(spec, start.as_ref(), |file| digest_of_text(file, digests))?;
+    let inputs = Inputs::of(spec, start.as_ref(), |file| {
+        watch(Progress { phase: Phase::Reading, done: 0, total })?;
+        texts::digest(&spec.data, file, digests)
+    })?;
     let changed = || PrepareError::Changed { dir: dir.to_owned() };
     if wanted.is_some() && stored(dir).is_some_and(|stored| stored.inputs != inputs) {
         return Err(changed());
@@ -194,7 +210,7 @@ pub fn prepare(
     let prepared = match reusable {
         Some(prepared) => prepared,
         None => {
-            let mut prepared = make(dir, spec, start.as_ref(), digests)?;
+            let mut prepared = make(dir, spec, start.as_ref(), digests, watch)?;
             prepared.data.weights = weights;
             let json =
                 serde_json::to_vec_pretty(&prepared).map_err(|e| write_error(dir, PREPARED)(e.into()))?;
@@ -236,11 +252,6 @@ impl Inputs {
             }
         })
     }
-}
-
-fn digest_of_text(file: &String, digests: &Digests) -> Result<String, PrepareError> {
-    let path = PathBuf::from(file);
-    digests.of(&path).map_err(|source| PrepareError::Read { path, source })
 }
 
 /// What an earlier call made, if it can be read.
@@ -288,13 +299,12 @@ fn make(
     spec: &JobSpec,
     start: Option<&Start>,
     digests: &Digests,
+    watch: Watch<'_>,
 ) -> Result<Prepared, PrepareError> {
-    let texts = texts_of(&spec.data).map(read_texts).transpose()?.unwrap_or_default();
+    let (texts, read): (Vec<String>, Vec<String>) = texts::read(&spec.data, watch)?.into_iter().unzip();
     // Of what was read: a text may have changed since it was looked at.
-    let mut read = texts.iter();
-    let inputs = Inputs::of(spec, start, |_| {
-        Ok(read.next().map_or(String::new(), |text| digest_bytes(text.as_bytes())))
-    })?;
+    let mut read = read.into_iter();
+    let inputs = Inputs::of(spec, start, |_| Ok(read.next().unwrap_or_default()))?;
     create_folder(&dir.join("data")).map_err(write_error(dir, "data"))?;
     // What this run will not have must not lie about from an earlier one.
     for stale in [PREPARED, TOKENIZER, HELD_OUT, &list_of(HELD_OUT), HELD_OUT_TEXT] {
@@ -305,10 +315,10 @@ fn make(
     }
     let (data, held_out_text) = match &inputs {
         Inputs::Text { held_out, vocab, lines, framing, .. } => {
-            make_text(dir, spec, &texts, (*held_out, *vocab, *lines, framing), start)?
+            make_text(dir, spec, &texts, (*held_out, *vocab, lines.as_ref(), framing), start, watch)?
         }
-        Inputs::Synthetic { tokens, seed, vocab } => {
-            let ids = (0..*tokens).map(|i| draw_below(seed ^ SYNTHETIC, i, *vocab));
+        &Inputs::Synthetic { tokens, seed, vocab } => {
+            let ids = (0..tokens).map(|i| draw_below(seed ^ SYNTHETIC, i, vocab));
             let train = write_token_stream(dir, TRAIN, ids)?;
             let framing = framing_of(spec, None)?;
             (PreparedData { framing, ..PreparedData::of_tokens(train) }, None)
@@ -326,46 +336,50 @@ fn make(
     Ok(Prepared { recipe: RECIPE, inputs, held_out_text, data })
 }
 
-fn make_text(
+fn make_text<'a>(
     dir: &Path,
     spec: &JobSpec,
-    texts: &[String],
-    (share, vocab, lines, framing): (f64, u32, Option<Lines>, &Framing),
+    texts: &'a [String],
+    (share, vocab, lines, framing): (f64, u32, Option<&Lines>, &Framing),
     start: Option<&Start>,
+    watch: Watch<'_>,
 ) -> Result<(PreparedData, Option<String>), PrepareError> {
-    let border = |text: &str| match lines {
-        None => held_out_start(text, share),
-        Some(_) => lines::held_out_start(text, share),
+    let split = |text: &'a String| match lines {
+        None => {
+            let (train, held_out) = text.split_at(held_out_start(text, share));
+            (Part::of_text(train), Part::of_text(held_out))
+        }
+        Some(lines) => lines.split(text, share),
     };
-    let parts = texts.iter().map(|text| text.split_at(border(text)));
-    let (train, held_out): (Vec<&str>, Vec<&str>) = parts.unzip();
+    let (train, held_out): (Vec<Part<'a>>, Vec<Part<'a>>) = texts.iter().map(split).unzip();
     let brought = start.and_then(|start| start.tokenizer.clone());
     let tokenizer = match brought {
         Some(tokenizer) => tokenizer,
-        None => Tokenizer::train(&train, vocab)?,
-    };
-    tokenizer.save(&dir.join(TOKENIZER))?;
-    let tokens = |texts: &[&str], first_lines: &[usize]| match lines {
-        None => join(&tokenizer, texts, framing).map_err(PrepareError::from),
-        Some(lines) => {
-            let (DataSpec::Labelled { files, .. } | DataSpec::Pairs { files, .. }) = &spec.data else {
-                return Ok(Vec::new());
-            };
-            let of_file = |at: usize| (files[at].as_str(), texts[at], first_lines[at]);
-            lines.rows(&tokenizer, (0..texts.len()).map(of_file), framing)
+        None => {
+            let texts: Vec<&str> = train.iter().map(|part| &*part.text).collect();
+            Tokenizer::train_watched(&texts, vocab, watch)?
         }
     };
-    let lines_before: Vec<usize> = train.iter().map(|text| text.matches('\n').count()).collect();
+    tokenizer.save(&dir.join(TOKENIZER))?;
+    let total = texts.iter().map(|text| text.len() as u64).sum();
+    let encoding = |done| watch(Progress { phase: Phase::Encoding, done, total });
+    let tokens = |parts: &[Part<'_>]| match (lines, spec.data.files()) {
+        (Some(lines), Some((_, files))) => {
+            let parts = files.iter().map(String::as_str).zip(parts);
+            lines.rows(&tokenizer, parts, framing, &encoding)
+        }
+        _ => join(&tokenizer, parts.iter().map(|part| &*part.text), framing, &encoding),
+    };
     let mut data = PreparedData {
         tokenizer_digest: Some(digest_bytes(&tokenizer.to_bytes())),
         framing: framing.clone(),
-        ..PreparedData::of_tokens(write_tokens(dir, TRAIN, &tokens(&train, &vec![0; train.len()])?)?)
+        ..PreparedData::of_tokens(write_tokens(dir, TRAIN, &tokens(&train)?)?)
     };
     if share == 0.0 {
         return Ok((data, None));
     }
-    data.held_out = Some(write_tokens(dir, HELD_OUT, &tokens(&held_out, &lines_before)?)?);
-    let text = held_out.concat();
+    data.held_out = Some(write_tokens(dir, HELD_OUT, &tokens(&held_out)?)?);
+    let text: String = held_out.iter().map(|part| &*part.text).collect();
     data.held_out_bytes = text.len() as u64;
     write_atomic(&dir.join(HELD_OUT_TEXT), text.as_bytes()).map_err(write_error(dir, HELD_OUT_TEXT))?;
     Ok((data, Some(digest_bytes(text.as_bytes()))))
@@ -395,11 +409,19 @@ fn framing_of(spec: &JobSpec, start: Option<&Start>) -> Result<Framing, PrepareE
     Ok(Framing { longest: longest.or(framing.longest), ..framing })
 }
 
+/// Hears how many bytes have become tokens, and says whether to go on.
+type Encoding<'a> = &'a dyn Fn(u64) -> Result<(), Stopped>;
+
 /// The tokens of documents. Between two of them stands what closes one, the token that ends a text, and what
 /// begins the next.
-fn join(tokenizer: &Tokenizer, documents: &[&str], framing: &Framing) -> Result<Vec<u32>, TokenizerError> {
-    let mut tokens = Vec::new();
-    for document in documents.iter().filter(|document| !document.is_empty()) {
+fn join<'a>(
+    tokenizer: &Tokenizer,
+    documents: impl Iterator<Item = &'a str>,
+    framing: &Framing,
+    encoding: Encoding<'_>,
+) -> Result<Vec<u32>, PrepareError> {
+    let (mut tokens, mut done) = (Vec::new(), 0);
+    for document in documents.filter(|document| !document.is_empty()) {
         if !tokens.is_empty() {
             tokens.extend(&framing.close);
             if framing.close.last() != Some(&framing.end) {
@@ -407,7 +429,11 @@ fn join(tokenizer: &Tokenizer, documents: &[&str], framing: &Framing) -> Result<
             }
         }
         tokens.extend(&framing.begin);
-        tokens.extend(tokenizer.encode(document)?);
+        for piece in tokenizer.pieces(document) {
+            encoding(done)?;
+            tokens.extend(tokenizer.encode(piece)?);
+            done += piece.len() as u64;
+        }
     }
     Ok(tokens)
 }
@@ -426,47 +452,6 @@ fn held_out_start(text: &str, share: f64) -> usize {
         Some(skipped) if skipped <= held_out / 2 => start + skipped,
         _ => start,
     }
-}
-
-/// The files of a job's texts; `None` where its tokens are synthetic.
-fn texts_of(data: &DataSpec) -> Option<&[String]> {
-    match data {
-        DataSpec::Text { files, .. } | DataSpec::Labelled { files, .. } | DataSpec::Pairs { files, .. } => {
-            Some(files)
-        }
-        DataSpec::Synthetic { .. } => None,
-    }
-}
-
-/// Whether all texts fit in memory.
-fn expect_room(files: &[String]) -> Result<(), PrepareError> {
-    let mut all_bytes = 0u64;
-    for file in files {
-        let path = PathBuf::from(file);
-        let metadata = fs::metadata(&path).map_err(|source| PrepareError::Read { path, source })?;
-        all_bytes = all_bytes.saturating_add(metadata.len());
-    }
-    if all_bytes > MAX_TEXT_BYTES { Err(PrepareError::TooMuchText) } else { Ok(()) }
-}
-
-fn read_texts(files: &[String]) -> Result<Vec<String>, PrepareError> {
-    if files.is_empty() {
-        return Err(PrepareError::NoText("no file is named; name at least one".to_owned()));
-    }
-    let mut texts = Vec::new();
-    for file in files {
-        let path = PathBuf::from(file);
-        let bytes = fs::read(&path).map_err(|source| PrepareError::Read { path: path.clone(), source })?;
-        let text = String::from_utf8(bytes).map_err(|e| PrepareError::NotText {
-            path: path.clone(),
-            offset: e.utf8_error().valid_up_to(),
-        })?;
-        if text.is_empty() {
-            return Err(PrepareError::NoText(format!("{file} is empty; leave it out")));
-        }
-        texts.push(text);
-    }
-    Ok(texts)
 }
 
 fn write_error(dir: &Path, name: &str) -> impl FnOnce(io::Error) -> PrepareError {

@@ -7,14 +7,26 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::models::{ModelWrapper, TrainerWrapper};
+use serde_json::json;
+use tokenizers::models::ModelWrapper;
+use tokenizers::models::bpe::BPE;
+use tokenizers::parallelism::MaybeParallelBridge as _;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, Encoding, Model as _, Token};
+use tokenizers::{
+    AddedToken, Encoding, Model as _, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _,
+    Token,
+};
 
 use crate::atomic::write_atomic;
+use crate::progress::{Phase, Progress, Stopped, Watch};
+
+mod merges;
+mod stream;
+
+pub use stream::TextStream;
 
 /// The token between documents, as text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -30,6 +42,13 @@ const MIN_FREQUENCY: u64 = 2;
 
 /// Text is encoded in pieces of about this size, as the library keeps some 50 bytes for each byte.
 const PIECE_BYTES: usize = 1 << 16;
+
+/// The largest piece: a text is cut here even where there is no place whose tokens do not depend on it.
+const MAX_PIECE_BYTES: usize = 1 << 20;
+
+/// Tokens are learned from words of at most this many bytes; longer ones are cut. It bounds the length of a token, and
+/// so of `tokenizer.json`, where a text is one letter a million times.
+const MAX_WORD_BYTES: usize = 1 << 10;
 
 /// The largest `tokenizer.json` that is read; one of a million tokens takes less.
 const MAX_JSON_BYTES: u64 = 1 << 28;
@@ -54,6 +73,9 @@ pub enum TokenizerError {
     /// The library gave up.
     #[error("the tokenizer could not be trained: {0}")]
     Training(String),
+    /// The caller asked for the end.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
     /// The text is no `tokenizer.json` of ours.
     #[error("this is no byte-level tokenizer that was trained here: {0}; let the data be prepared again")]
     Foreign(String),
@@ -113,23 +135,37 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::VocabTooSmall`] below [`SMALLEST_VOCAB`].
     pub fn train(texts: &[&str], vocab: u32) -> Result<Tokenizer, TokenizerError> {
+        Tokenizer::train_watched(texts, vocab, &|_| Ok(()))
+    }
+
+    /// As [`Tokenizer::train`], under somebody's eyes.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::train`], and [`TokenizerError::Stopped`] where `watch` asks for the end.
+    pub fn train_watched(texts: &[&str], vocab: u32, watch: Watch<'_>) -> Result<Tokenizer, TokenizerError> {
         if vocab < SMALLEST_VOCAB {
             return Err(TokenizerError::VocabTooSmall(vocab));
         }
-        let trainer = BpeTrainer::builder()
-            .vocab_size(vocab as usize)
-            .min_frequency(MIN_FREQUENCY)
-            .show_progress(false)
-            .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
-            .initial_alphabet(byte_letters().into_iter().collect())
-            .build();
-        let mut inner = tokenizers::Tokenizer::new(BPE::default());
-        inner.with_pre_tokenizer(Some(ByteLevel::new(false, false, true)));
-        inner.with_decoder(Some(ByteLevel::new(false, false, true)));
+        let mut letters = byte_letters();
+        letters.sort_unstable();
+        let special = AddedToken::from(END_OF_TEXT, true);
+        let tokens = std::iter::once(special.content.clone()).chain(letters.iter().map(char::to_string));
+        let total = u64::from(vocab);
+        let merged = |tokens| Ok(watch(Progress { phase: Phase::Merges, done: tokens as u64, total })?);
+        let size = (vocab as usize, MIN_FREQUENCY);
+        let learned = merges::learn(words_of(texts, watch)?, tokens.collect(), size, merged)?;
+
         let failed = |e: tokenizers::Error| TokenizerError::Training(e.to_string());
-        inner
-            .train(&mut TrainerWrapper::BpeTrainer(trainer), texts.iter().flat_map(|text| pieces(text)))
-            .map_err(failed)?;
+        let spelled = |id: u32| learned.tokens[id as usize].as_str();
+        let pairs: Vec<_> = learned.merges.iter().map(|&(a, b)| [spelled(a), spelled(b)]).collect();
+        let vocab: HashMap<&str, u32> = learned.tokens.iter().map(String::as_str).zip(0..).collect();
+        let model = json!({ "type": "BPE", "vocab": vocab, "merges": pairs });
+        // As text, since it reads no owned strings.
+        let model: BPE = serde_json::from_str(&model.to_string()).map_err(|e| failed(e.into()))?;
+        let mut inner = tokenizers::Tokenizer::new(model);
+        inner.with_pre_tokenizer(Some(byte_level()));
+        inner.with_decoder(Some(byte_level()));
+        inner.add_special_tokens([special]).map_err(failed)?;
         Tokenizer::from_bytes(inner.to_string(true).map_err(failed)?.as_bytes())
     }
 
@@ -265,6 +301,13 @@ impl Tokenizer {
         Ok((ids[..at].to_vec(), ids[at + 1..].to_vec()))
     }
 
+    /// A text in pieces that encode to the tokens of the whole. A tokenizer from elsewhere may look at all of a
+    /// text at once, which is one piece.
+    pub fn pieces<'a>(&self, text: &'a str) -> impl Iterator<Item = &'a str> + use<'a> {
+        let (own, whole) = if self.own.is_some() { (text, "") } else { ("", text) };
+        pieces(own).chain((!whole.is_empty()).then_some(whole))
+    }
+
     /// The text of tokens. Bytes that are no UTF-8 become U+FFFD; ids that the tokenizer does not
     /// know (a model may have room for more) say nothing, nor do special tokens from elsewhere.
     pub fn decode(&self, ids: &[u32]) -> String {
@@ -357,6 +400,57 @@ impl Own {
     }
 }
 
+/// How words are found: by GPT-2's pattern, in letters that stand for bytes.
+fn byte_level() -> ByteLevel {
+    ByteLevel::new(false, false, true)
+}
+
+/// The words of texts, and how often each occurs.
+fn words_of(texts: &[&str], watch: Watch<'_>) -> Result<HashMap<String, u64>, TokenizerError> {
+    let total = texts.iter().map(|text| text.len() as u64).sum();
+    let done = AtomicU64::new(0);
+    let count = |piece: &str| -> Result<HashMap<String, u64>, TokenizerError> {
+        let before = done.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        watch(Progress { phase: Phase::Words, done: before, total })?;
+        let mut split = PreTokenizedString::from(piece);
+        byte_level().pre_tokenize(&mut split).map_err(|e| TokenizerError::Training(e.to_string()))?;
+        let mut words = HashMap::new();
+        for (word, _, _) in split.get_splits(OffsetReferential::Original, OffsetType::Byte) {
+            for part in parts(word, MAX_WORD_BYTES) {
+                match words.get_mut(part) {
+                    Some(count) => *count += 1,
+                    None => {
+                        words.insert(part.to_owned(), 1);
+                    }
+                }
+            }
+        }
+        Ok(words)
+    };
+    texts.iter().flat_map(|text| pieces(text)).maybe_par_bridge().map(count).reduce(
+        || Ok(HashMap::new()),
+        |a, b| {
+            let (a, b) = (a?, b?);
+            let (mut most, least) = if a.len() < b.len() { (b, a) } else { (a, b) };
+            for (word, count) in least {
+                *most.entry(word).or_default() += count;
+            }
+            Ok(most)
+        },
+    )
+}
+
+/// A word of letters that stand for bytes, cut into parts of at most `most` of them.
+fn parts(word: &str, most: usize) -> impl Iterator<Item = &str> {
+    let mut rest = word;
+    std::iter::from_fn(move || {
+        let cut = rest.char_indices().nth(most).map_or(rest.len(), |(at, _)| at);
+        let (part, after) = rest.split_at(cut);
+        rest = after;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
 /// The letters that stand for bytes in a vocabulary: printable bytes stand for themselves, the
 /// others for the letters from U+0100 on, in order. All programs that read such files agree on it.
 fn byte_letters() -> Vec<char> {
@@ -385,23 +479,25 @@ fn spelling_of(model: &BPE) -> Option<Vec<Vec<u8>>> {
 ///
 /// A cut lies before white space that follows something else: no token reaches across such a place,
 /// because a token holds white space only in front or nothing else, and nothing looks back over it.
+/// Where there is no such place for [`MAX_PIECE_BYTES`] the cut is made anyway, and a token less reaches across it.
 fn pieces(text: &str) -> impl Iterator<Item = &str> + Send {
     let mut rest = text;
     std::iter::from_fn(move || {
         if rest.is_empty() {
             return None;
         }
-        let (piece, after) = rest.split_at(piece_len(rest, PIECE_BYTES));
+        let (piece, after) = rest.split_at(piece_len(rest, PIECE_BYTES, MAX_PIECE_BYTES));
         rest = after;
         Some(piece)
     })
 }
 
-/// The length of the first piece of at least `least` bytes.
-fn piece_len(text: &str, least: usize) -> usize {
+/// The length of the first piece of at least `least` bytes, and of at most `most` and a letter.
+fn piece_len(text: &str, least: usize, most: usize) -> usize {
+    let start = text.floor_char_boundary(least.saturating_sub(4));
     let mut blank = true;
-    for (at, letter) in text.char_indices().skip_while(|(at, _)| at + 4 < least) {
-        if letter.is_whitespace() && !blank && at >= least {
+    for (at, letter) in text[start..].char_indices().map(|(at, letter)| (start + at, letter)) {
+        if at >= most || (letter.is_whitespace() && !blank && at >= least) {
             return at;
         }
         blank = letter.is_whitespace();
@@ -523,13 +619,51 @@ mod tests {
         assert_eq!(byte_letters()[usize::from(b' ')], '\u{120}');
     }
 
+    /// Texts of one word, of which the library's own trainer takes minutes for a tenth.
+    #[test]
+    fn a_text_without_blanks_takes_seconds() {
+        let bytes = 1 << 20;
+        let draw = |i: u64, of: u32| crate::hash::draw_below(7, i, of);
+        let texts = [
+            "a".repeat(bytes),
+            (0..bytes as u64).map(|i| char::from(b"ACGT"[draw(i, 4) as usize])).collect(),
+            // Letters with the statistics of words, without a blank between them.
+            (0..bytes as u64 / 3)
+                .filter_map(|i| char::from_u32(0x4e00 + 2.0f64.powf(f64::from(draw(i, 1100)) / 100.0) as u32))
+                .collect(),
+            " ".repeat(bytes),
+        ];
+        for text in texts {
+            let (start, sample) = (std::time::Instant::now(), text.chars().next());
+            let tokenizer = Tokenizer::train(&[&text], 2000).unwrap();
+            let ids = tokenizer.encode(&text).unwrap();
+            let seconds = start.elapsed().as_secs_f64();
+            // One to three seconds on a machine of its own.
+            assert!(seconds < 60.0, "{sample:?} took {seconds:.1} s");
+            assert_eq!(tokenizer.decode(&ids), text, "{sample:?}");
+            assert!(ids.len() * 2 < bytes, "{sample:?}: {} tokens", ids.len());
+            let longest = tokenizer.own.unwrap().spelling.iter().map(Vec::len).max();
+            assert!(longest <= Some(MAX_WORD_BYTES), "{sample:?}: {longest:?}");
+        }
+    }
+
+    #[test]
+    fn training_ends_where_it_is_asked_to() {
+        let text = prose(50_000, 1);
+        for wanted in [Phase::Words, Phase::Merges] {
+            let stop = |now: Progress| if now.phase == wanted { Err(Stopped) } else { Ok(()) };
+            let error = Tokenizer::train_watched(&[&text], 600, &stop).unwrap_err();
+            assert!(matches!(error, TokenizerError::Stopped(Stopped)), "{error}");
+        }
+    }
+
     proptest! {
         #[test]
         fn pieces_encode_to_the_tokens_of_the_whole(text in "([a-c']|[ \n\t\u{a0}]|1|é|\\.|<\\|endoftext\\|>){0,60}", least in 1usize..20) {
             let tokenizer = shared();
             let (mut ids, mut rest) = (Vec::new(), text.as_str());
             while !rest.is_empty() {
-                let (piece, after) = rest.split_at(piece_len(rest, least));
+                let (piece, after) = rest.split_at(piece_len(rest, least, usize::MAX));
                 prop_assert!(!piece.is_empty());
                 ids.extend(tokenizer.encode(piece).unwrap());
                 rest = after;

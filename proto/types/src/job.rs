@@ -47,11 +47,14 @@ pub enum DataSpec {
         /// The share at the end of each file that is kept for the held-out loss, in `0..0.5`.
         held_out: f64,
     },
-    /// Files of lines, each a class's number, a tab, and a text of that class.
+    /// Files of lines, each a class, a tab, and a text of that class.
     Labelled {
         /// Absolute paths.
         files: Vec<String>,
-        /// The share of lines at the end of each file that is kept for the held-out loss, in `0..0.5`.
+        /// The names of the classes, in the order of their numbers; empty where lines have numbers.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        classes: Vec<String>,
+        /// The share of each class's lines, at the end of each file, that is kept for the held-out loss, in `0..0.5`.
         held_out: f64,
         /// Whether each line ends with a tab and its weight in the loss.
         #[serde(default)]
@@ -72,6 +75,32 @@ pub enum DataSpec {
         /// How many tokens.
         tokens: u64,
     },
+}
+
+impl DataSpec {
+    /// The key that names its files, and the files; `None` where tokens come from no file.
+    pub fn files(&self) -> Option<(&'static str, &[String])> {
+        match self {
+            DataSpec::Text { files, .. } => Some(("data.text", files)),
+            DataSpec::Labelled { files, .. } => Some(("data.labelled", files)),
+            DataSpec::Pairs { files, .. } => Some(("data.pairs", files)),
+            DataSpec::Synthetic { .. } => None,
+        }
+    }
+
+    /// What the loss is a mean over.
+    pub fn unit(&self) -> &'static str {
+        if matches!(self, DataSpec::Labelled { .. }) { "line" } else { "token" }
+    }
+
+    /// What a class is called: by its name, or by its number.
+    pub fn class_name(&self, class: usize) -> String {
+        let named = match self {
+            DataSpec::Labelled { classes, .. } => classes.get(class),
+            DataSpec::Text { .. } | DataSpec::Pairs { .. } | DataSpec::Synthetic { .. } => None,
+        };
+        named.cloned().unwrap_or_else(|| class.to_string())
+    }
 }
 
 /// How to train.

@@ -206,6 +206,9 @@ pub struct HeldOut {
     /// follows them.
     #[serde(deserialize_with = "number_or_null")]
     pub bits_per_byte: f64,
+    /// The share of held-out lines whose class is the likeliest one to the model; `None` where none is asked for.
+    #[serde(default)]
+    pub accuracy: Option<f64>,
 }
 
 impl HeldOut {
@@ -217,10 +220,14 @@ impl HeldOut {
 
 impl Serialize for HeldOut {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut held_out = serializer.serialize_struct("HeldOut", 3)?;
+        let mut held_out =
+            serializer.serialize_struct("HeldOut", 3 + usize::from(self.accuracy.is_some()))?;
         held_out.serialize_field("loss", &self.loss)?;
         held_out.serialize_field("perplexity", &self.perplexity())?;
         held_out.serialize_field("bits_per_byte", &self.bits_per_byte)?;
+        if let Some(accuracy) = self.accuracy {
+            held_out.serialize_field("accuracy", &accuracy)?;
+        }
         held_out.end()
     }
 }

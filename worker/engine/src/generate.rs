@@ -2,11 +2,12 @@
 //! of a layout do the same, each with its part of the model ([`rank`]), and all know every token. Classes and
 //! embeddings of texts: [`classify`].
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use coxswain_comm::Links;
 use coxswain_files::hash::draw;
-use coxswain_files::{Checkpoint, Tokenizer};
+use coxswain_files::{Checkpoint, TextStream, Tokenizer};
 use coxswain_types::Assignment;
 use coxswain_types::assignment::PreparedData;
 use coxswain_types::framing::Framing;
@@ -79,16 +80,16 @@ impl Generator {
         Ok(Generator { rank, model, framing, tokenizer })
     }
 
-    /// Writes up to `count` tokens after `prompt`, handing each piece of text to `show` as soon as
-    /// it is whole; without a count some 100, or as many as the model has positions for. Returns the text
-    /// without the prompt. More than there are positions for are refused before the first is written.
+    /// Writes up to `count` tokens after `prompt`, handing each piece of text to `show` as soon as it is whole,
+    /// until `show` of any rank breaks off; without a count some 100, or as many as the model has positions for.
+    /// More than there are positions for are refused before the first is written.
     pub fn generate(
         &self,
         prompt: &str,
         count: Option<u32>,
         sampling: &Sampling,
-        mut show: impl FnMut(&str),
-    ) -> Result<String, EngineError> {
+        mut show: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
         let mut ids = self.prompt(prompt)?;
         let mut memory = None;
         if self.model.encoder_layers > 0 {
@@ -106,28 +107,22 @@ impl Generator {
             )));
         }
         let mut caches = self.rank.caches();
-        let (mut written, mut shown) = (Vec::<u32>::new(), 0);
-        let mut text = String::new();
+        let mut text = Text { generator: self, stream: TextStream::new(&self.tokenizer) };
         let mut position = 0;
+        let mut ended = ControlFlow::Continue(());
         for index in 0..u64::from(count) {
             let logits = tch::no_grad(|| self.rank.decode(&ids, memory.take(), position, &mut caches))?;
             position += ids.len() as i64;
             let chosen = logits.map(|logits| choose(&logits, sampling, index)).transpose()?;
-            let id = self.rank.agree(chosen)?;
-            if self.framing.stops_at(id) {
-                break;
-            }
-            written.push(id);
+            let id = self.rank.agree(chosen, ended)?;
+            let Some(id) = id.filter(|id| !self.framing.stops_at(*id)) else { break };
             ids = vec![i64::from(id)];
-            text = self.text(&written);
-            // A character may end in the middle of a token; what is cut shows as U+FFFD.
-            let whole = text.trim_end_matches('\u{fffd}').len();
-            if whole > shown && text.is_char_boundary(shown) {
-                show(&text[shown..whole]);
-                shown = whole;
+            let piece = text.push(id);
+            if !piece.is_empty() {
+                ended = show(&piece);
             }
         }
-        Ok(text)
+        Ok(())
     }
 }
 
@@ -203,18 +198,25 @@ impl Generator {
         })?;
         Ok(left + 1)
     }
+}
 
-    /// The text of tokens; those that stand for others show as in a prompt.
-    fn text(&self, ids: &[u32]) -> String {
-        let sentinels = self.framing.sentinels.filter(|_| self.model.encoder_layers > 0);
-        let stands = |id: &u32| sentinels.is_some_and(|sentinels| sentinels.contains(*id));
-        let parts = ids.chunk_by(|a, b| stands(a) == stands(b));
-        parts
-            .map(|part| match part.first() {
-                Some(first) if stands(first) => MASK.repeat(part.len()),
-                _ => self.tokenizer.decode(part),
-            })
-            .collect()
+/// The text of tokens that come one by one; those that stand for others show as in a prompt.
+struct Text<'a> {
+    generator: &'a Generator,
+    stream: TextStream<'a>,
+}
+
+impl Text<'_> {
+    /// What `id` makes whole.
+    fn push(&mut self, id: u32) -> String {
+        let Generator { model, framing, tokenizer, .. } = self.generator;
+        let sentinels = framing.sentinels.filter(|_| model.encoder_layers > 0);
+        if !sentinels.is_some_and(|sentinels| sentinels.contains(id)) {
+            return self.stream.push(id);
+        }
+        // A character does not go on behind it.
+        self.stream = TextStream::new(tokenizer);
+        MASK.to_owned()
     }
 }
 

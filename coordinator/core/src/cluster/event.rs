@@ -53,6 +53,13 @@ pub enum Look {
 pub enum Event {
     /// A user wants a job done.
     Submitted(Box<Submission>),
+    /// How far the work of [`Effect::Prepare`] is.
+    Preparing {
+        /// The job's id.
+        job: String,
+        /// What is being done, and how much of it is.
+        doing: String,
+    },
     /// The answer to [`Effect::Prepare`].
     Prepared {
         /// The job's id.

@@ -144,6 +144,14 @@ impl Cluster {
         self.enqueue(submission);
     }
 
+    /// The reason of a job that recovers stays: it says what was lost.
+    pub(super) fn preparing(&mut self, id: &str, doing: String) {
+        let job = self.job_mut(id).filter(|job| job.state == JobState::Preparing && !job.recovers());
+        if let Some(job) = job {
+            job.reason = doing;
+        }
+    }
+
     pub(super) fn prepared(&mut self, id: &str, result: Result<Prepared, String>, out: &mut Vec<Effect>) {
         let Some(job) = self.job_mut(id).filter(|job| job.state == JobState::Preparing) else { return };
         job.doubts = false;

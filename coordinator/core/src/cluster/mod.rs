@@ -110,6 +110,7 @@ impl Cluster {
         let mut steady = None;
         match event {
             Event::Submitted(submission) => self.submit(*submission, &mut out),
+            Event::Preparing { job, doing } => self.preparing(&job, doing),
             Event::Prepared { job, result } => self.prepared(&job, result, &mut out),
             Event::Seen { status } => steady = self.seen(now_ms, status, &mut out),
             Event::Lost { worker, incarnation, why } => self.lost(&worker, incarnation, &why, &mut out),

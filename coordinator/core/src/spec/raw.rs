@@ -48,10 +48,15 @@ pub struct RawData {
     /// One path or a list of paths of text files. Relative ones start from the job file's folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<Paths>,
-    /// One path or a list of paths of files of labelled lines, for `model.head: pooled`: a class's number
-    /// from 0 on, a tab, and a text of that class. Texts of more than `train.sequence` tokens are cut.
+    /// One path or a list of paths of files of labelled lines, for `model.head: pooled`: a class, a tab, and
+    /// a text of that class. A class is a number from 0 on, or one of the names in `classes`. Texts of more
+    /// than `train.sequence` tokens are cut.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labelled: Option<Paths>,
+    /// The names of the classes of `labelled`, in the order of their numbers, such as `[neg, pos]`. Default:
+    /// numbers from 0 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<String>>,
     /// One path or a list of paths of files of pairs, for decoders and encoder-decoders: a prompt, a tab, and
     /// its answer. Only the answer's tokens count in the loss. A decoder reads one after the other, cut to
     /// `train.sequence` tokens; an encoder reads the prompt and its decoder writes the answer.
@@ -61,8 +66,8 @@ pub struct RawData {
     /// its targets counts in the loss, which is divided by the sum of weights. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<bool>,
-    /// The share at the end of each file that is kept for the held-out loss: 0 to below 0.5.
-    /// Default: 0.05.
+    /// The share at the end of each file that is kept for the held-out loss: 0 to below 0.5. Of `labelled`,
+    /// the share of the lines of each class. Default: 0.05.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_out: Option<f64>,
     /// Uniformly random tokens, for measurements of speed.

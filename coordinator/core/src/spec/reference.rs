@@ -59,7 +59,7 @@ const FLAG: Allowed = Words { words: "`true` or `false`", fit: &["true", "false"
 const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
 
 /// Beside this, keys have the rules of [`RULES`].
-const ALLOWED: [(&str, Allowed); 55] = [
+const ALLOWED: [(&str, Allowed); 56] = [
     (
         "name",
         Words {
@@ -70,6 +70,10 @@ const ALLOWED: [(&str, Allowed); 55] = [
     ("data.pairs", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
     ("train.whole_words", FLAG),
     ("data.weights", FLAG),
+    (
+        "data.classes",
+        Words { words: "`model.classes` names", fit: &["[neg, pos]"], unfit: &["[neg]", "['', pos]"] },
+    ),
     ("data.labelled", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
     (
         "data.held_out",
@@ -220,6 +224,12 @@ fn beside(path: &str) -> Sets {
         "data.pairs" => &[("data", "{}")],
         "data.weights" => &[("data", "{pairs: a}")],
         "train.corruption" => &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")],
+        "data.classes" => &[
+            ("data", "{labelled: a}"),
+            ("model.architecture", "encoder"),
+            ("model.head", "pooled"),
+            ("model.classes", "2"),
+        ],
         "data.labelled" => &[
             ("data", "{}"),
             ("model.architecture", "encoder"),
@@ -294,6 +304,7 @@ impl Key {
     fn type_word(&self) -> &'static str {
         match self.ty.as_str() {
             "String" => "text",
+            "Vec<String>" => "list of texts",
             "u32" | "u64" | "i32" => "whole number",
             "f64" => "number",
             "[f64; 2]" => "two numbers",

@@ -24,16 +24,24 @@ pub fn resolved_yaml(job: &JobSpec) -> Result<String, SpecError> {
 }
 
 fn unchecked(job: &JobSpec) -> RawJob {
-    let nothing =
-        RawData { text: None, labelled: None, pairs: None, weights: None, held_out: None, synthetic: None };
+    let nothing = RawData {
+        text: None,
+        labelled: None,
+        classes: None,
+        pairs: None,
+        weights: None,
+        held_out: None,
+        synthetic: None,
+    };
     let many = |files: &[String]| Some(Paths::Many(files.to_vec()));
     let data = match &job.data {
         DataSpec::Text { files, held_out } => {
             RawData { text: many(files), held_out: Some(*held_out), ..nothing }
         }
-        DataSpec::Labelled { files, held_out, weights } => {
+        DataSpec::Labelled { files, classes, held_out, weights } => {
             let (weights, held_out) = (Some(*weights), Some(*held_out));
-            RawData { labelled: many(files), weights, held_out, ..nothing }
+            let classes = (!classes.is_empty()).then(|| classes.clone());
+            RawData { labelled: many(files), classes, weights, held_out, ..nothing }
         }
         DataSpec::Pairs { files, held_out, weights } => {
             let (weights, held_out) = (Some(*weights), Some(*held_out));

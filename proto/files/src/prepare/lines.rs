@@ -1,6 +1,8 @@
 //! Lines that are samples, as rows of numbers, all of one length: the line's weight in thousandths, two
 //! numbers that say what follows, the tokens, and zeros after them.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use coxswain_types::JobSpec;
@@ -9,15 +11,22 @@ use coxswain_types::job::{DataSpec, Lengths};
 use coxswain_types::model::Head;
 use serde::{Deserialize, Serialize};
 
-use super::PrepareError;
+use super::{Encoding, PrepareError};
 use crate::tokenizer::Tokenizer;
 
 /// What lines are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Lines {
-    /// A class and a text. The row has the class, the number of tokens, and at most so many.
-    Classes { classes: u32, sequence: u32, weights: bool },
+    /// A class, by its number or one of its names, and a text. The row has the class, the number of tokens, and at most
+    /// so many.
+    Classes {
+        classes: u32,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        names: Vec<String>,
+        sequence: u32,
+        weights: bool,
+    },
     /// A prompt and an answer. The row has both their lengths; then one after the other, of at most
     /// `sequence + 1` tokens, or `apart` in fields of so many each.
     Pairs { apart: bool, sequence: u32, weights: bool },
@@ -28,8 +37,8 @@ impl Lines {
     pub(super) fn of(spec: &JobSpec) -> Option<Lines> {
         let sequence = spec.train.sequence;
         match (&spec.data, spec.model.head) {
-            (&DataSpec::Labelled { weights, .. }, Head::Pooled { classes }) => {
-                Some(Lines::Classes { classes, sequence, weights })
+            (&DataSpec::Labelled { weights, classes: ref names, .. }, Head::Pooled { classes }) => {
+                Some(Lines::Classes { classes, names: names.clone(), sequence, weights })
             }
             (&DataSpec::Pairs { weights, .. }, _) => {
                 let apart = Lengths::of(&spec.model, &spec.train).source > 0;
@@ -39,26 +48,42 @@ impl Lines {
         }
     }
 
-    /// The rows of files: of each its name, its text, and how many of its lines come before the text. A
-    /// number follows the last row, as a token follows the last sample of a text.
+    /// Cuts a text into the lines to train on and those to hold out: `share` of all, rounded down. Of pairs they are
+    /// the last. Of classes they are the last of each class, of every class its share, so that a file that is sorted
+    /// by class keeps some of each on both sides.
+    pub(super) fn split<'a>(&self, text: &'a str, share: f64) -> (Part<'a>, Part<'a>) {
+        match self {
+            Lines::Pairs { .. } => {
+                let at = held_out_start(text, share);
+                let before = text[..at].matches('\n').count();
+                (Part::whole(&text[..at], 0), Part::whole(&text[at..], before))
+            }
+            Lines::Classes { .. } => by_class(text, share),
+        }
+    }
+
+    /// The rows of parts of files, with the name of each file. A number follows the last row, as a token follows the
+    /// last sample of a text.
     pub(super) fn rows<'a>(
-        self,
+        &self,
         tokenizer: &Tokenizer,
-        files: impl Iterator<Item = (&'a str, &'a str, usize)>,
+        parts: impl Iterator<Item = (&'a str, &'a Part<'a>)>,
         framing: &Framing,
+        encoding: Encoding<'_>,
     ) -> Result<Vec<u32>, PrepareError> {
-        let mut numbers = Vec::new();
-        for (file, text, before) in files {
-            let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-            for (at, line) in lines {
-                let told =
-                    |what| PrepareError::Line { path: PathBuf::from(file), line: before + at + 1, what };
+        let (mut numbers, mut done) = (Vec::new(), 0);
+        for (file, part) in parts {
+            let lines = part.text.lines().zip(&part.numbers).filter(|(line, _)| !line.trim().is_empty());
+            for (line, &number) in lines {
+                encoding(done)?;
+                done += line.len() as u64 + 1;
+                let told = |what| PrepareError::Line { path: PathBuf::from(file), line: number, what };
                 let (Lines::Classes { weights, .. } | Lines::Pairs { weights, .. }) = self;
-                let (line, weight) = if weights { weight_of(line).map_err(told)? } else { (line, 1000) };
+                let (line, weight) = if *weights { weight_of(line).map_err(told)? } else { (line, 1000) };
                 numbers.push(weight);
-                match self {
-                    Lines::Classes { classes, sequence, .. } => {
-                        let (class, text) = class_of(line, classes).map_err(told)?;
+                match *self {
+                    Lines::Classes { classes, ref names, sequence, .. } => {
+                        let (class, text) = class_of(line, classes, names).map_err(told)?;
                         let tokens = framing.whole(&tokenizer.encode(text)?, Some(sequence));
                         numbers.extend([class, tokens.len() as u32]);
                         field(&mut numbers, &tokens, sequence);
@@ -112,8 +137,58 @@ fn pair(
     }
 }
 
+/// A part of a file, and the number of each of its lines in the file, from 1 on.
+#[derive(Debug, PartialEq)]
+pub(super) struct Part<'a> {
+    pub(super) text: Cow<'a, str>,
+    pub(super) numbers: Vec<usize>,
+}
+
+impl<'a> Part<'a> {
+    /// A part of a text that is no list of lines.
+    pub(super) fn of_text(text: &'a str) -> Part<'a> {
+        Part { text: Cow::Borrowed(text), numbers: Vec::new() }
+    }
+
+    /// A part that `before` lines come before.
+    pub(super) fn whole(text: &'a str, before: usize) -> Part<'a> {
+        Part { text: Cow::Borrowed(text), numbers: (before + 1..=before + text.lines().count()).collect() }
+    }
+}
+
+/// The lines to train on, and the last `share` of the lines of each class.
+fn by_class(text: &str, share: f64) -> (Part<'_>, Part<'_>) {
+    let class = |line: &str| line.split_once('\t').map_or("", |(class, _)| class).trim().to_owned();
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let full = || text.split_inclusive('\n').zip(1..).filter(|(line, _)| !line.trim().is_empty());
+    full().for_each(|(line, _)| *counts.entry(class(line)).or_default() += 1);
+    // The share of all lines, rounded down once and not for each class.
+    let (mut seen, mut held_out) = (0, 0);
+    let mut kept: BTreeMap<String, usize> = counts
+        .into_iter()
+        .map(|(class, count)| {
+            seen += count;
+            let now = ((seen as f64 * share) as usize).saturating_sub(held_out).min(count);
+            held_out += now;
+            (class, count - now)
+        })
+        .collect();
+    let (mut train, mut held_out) = (Part::of_text(""), Part::of_text(""));
+    for (line, number) in full() {
+        let left = kept.entry(class(line)).or_default();
+        let part = if *left > 0 { &mut train } else { &mut held_out };
+        *left = left.saturating_sub(1);
+        part.numbers.push(number);
+        part.text.to_mut().push_str(line);
+        if !line.ends_with('\n') {
+            part.text.to_mut().push('\n');
+        }
+    }
+    (train, held_out)
+}
+
 /// Where the held-out lines of a text start: `share` of its lines from the end, rounded down.
-pub(super) fn held_out_start(text: &str, share: f64) -> usize {
+fn held_out_start(text: &str, share: f64) -> usize {
     let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at + 1).collect();
     let lines = ends.len() + usize::from(ends.last().is_some_and(|end| *end < text.len()));
     let kept = lines - (lines as f64 * share) as usize;
@@ -135,14 +210,26 @@ fn weight_of(line: &str) -> Result<(&str, u32), String> {
 }
 
 /// The class and the text of a line.
-fn class_of(line: &str, classes: u32) -> Result<(u32, &str), String> {
-    let must = format!("must be a class from 0 to {}, a tab, and a text", classes.saturating_sub(1));
+fn class_of<'a>(line: &'a str, classes: u32, names: &[String]) -> Result<(u32, &'a str), String> {
+    let must = if names.is_empty() {
+        format!("must be a class from 0 to {}, a tab, and a text", classes.saturating_sub(1))
+    } else {
+        format!("must be a class of data.classes ({}), a tab, and a text", names.join(", "))
+    };
     let Some((class, text)) = line.split_once('\t') else {
         return Err(format!("found no tab; {must}"));
     };
-    match class.trim().parse::<u32>() {
-        Ok(number) if number < classes => Ok((number, text)),
-        _ => Err(format!("found the class `{}`; {must}", class.trim())),
+    let class = class.trim();
+    let number = match names {
+        [] => class.parse::<u32>().ok().filter(|number| *number < classes),
+        names => names.iter().zip(0..).find(|(name, _)| *name == class).map(|(_, number)| number),
+    };
+    match number {
+        Some(number) => Ok((number, text)),
+        None if names.is_empty() && class.parse::<f64>().is_err() => {
+            Err(format!("found the class `{class}`; {must}; name the classes with data.classes"))
+        }
+        None => Err(format!("found the class `{class}`; {must}")),
     }
 }
 
@@ -181,9 +268,12 @@ mod tests {
     #[test]
     fn lines_become_rows_of_one_length() {
         let tokenizer = tokenizer();
-        let lines = Lines::Classes { classes: 3, sequence: 6, weights: false };
+        let lines = Lines::Classes { classes: 3, names: Vec::new(), sequence: 6, weights: false };
         let framing = Framing { begin: vec![0], ..Framing::default() };
-        let rows_of = |text: &str| lines.rows(&tokenizer, [("a.tsv", text, 4)].into_iter(), &framing);
+        let rows_of = |text: &str| {
+            let part = Part::whole(text, 4);
+            lines.rows(&tokenizer, [("a.tsv", &part)].into_iter(), &framing, &|_| Ok(()))
+        };
         let numbers = rows_of("2\tgood\n\n0\ta long text that is cut\n").unwrap();
         assert_eq!(numbers.len(), 2 * 9 + 1);
         let first = framing.whole(&tokenizer.encode("good").unwrap(), None);
@@ -198,6 +288,43 @@ mod tests {
             let error = rows_of(text).unwrap_err().to_string();
             assert!(error.contains(told), "{error}");
         }
+    }
+
+    #[test]
+    fn classes_have_names() {
+        let names = ["neg", "pos"].map(str::to_owned);
+        assert_eq!(class_of("pos\ta film", 2, &names), Ok((1, "a film")));
+        for (line, names, told) in [
+            (
+                "1\ta film",
+                &names[..],
+                "found the class `1`; must be a class of data.classes (neg, pos), a tab",
+            ),
+            (
+                "pos\ta film",
+                &[],
+                "found the class `pos`; must be a class from 0 to 1, a tab, and a text; name the",
+            ),
+        ] {
+            let error = class_of(line, 2, names).unwrap_err();
+            assert!(error.starts_with(told), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_class_is_held_out_where_a_file_is_sorted_by_class() {
+        let lines = Lines::Classes { classes: 2, names: Vec::new(), sequence: 6, weights: false };
+        let sorted: String = (0..20).map(|i| format!("{}\t{i}\n", i / 10)).collect();
+        let (train, held_out) = lines.split(&sorted, 0.2);
+        assert_eq!(held_out.text, "0\t8\n0\t9\n1\t18\n1\t19\n");
+        assert_eq!(held_out.numbers, [9, 10, 19, 20]);
+        assert_eq!(train.numbers, [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17, 18]);
+        // The share of all lines also where each class has too few for one; blank lines are none.
+        let many: String = (0..10).map(|i| format!("{i}\ta\n\n{i}\tb\n")).collect();
+        let (train, held_out) = lines.split(&many, 0.25);
+        assert_eq!((train.numbers.len(), held_out.numbers.len()), (15, 5));
+        let (train, held_out) = lines.split("0\ta\n1\tb", 0.0);
+        assert_eq!((train.text.as_ref(), held_out.text.as_ref()), ("0\ta\n1\tb\n", ""));
     }
 
     #[test]
@@ -226,7 +353,8 @@ mod tests {
         let framed = |framing: &Framing, apart, text: &str| {
             let lines = Lines::Pairs { apart, sequence: 4, weights: true };
             let text = text.to_owned() + "\t0.25";
-            lines.rows(&tokenizer, [("a.tsv", text.as_str(), 0)].into_iter(), framing)
+            let part = Part::whole(&text, 0);
+            lines.rows(&tokenizer, [("a.tsv", &part)].into_iter(), framing, &|_| Ok(()))
         };
         let close = |apart| if apart { vec![9] } else { Vec::new() };
         let rows_of = |apart, text: &str| {

@@ -9,7 +9,7 @@ use crate::tokens::list_of;
 
 /// As a first start of the job does.
 fn prepare(dir: &Path, spec: &JobSpec) -> Result<PreparedData, PrepareError> {
-    super::prepare(dir, spec, None, &Digests::default())
+    super::prepare(dir, spec, None, &Digests::default(), &|_| Ok(()))
 }
 
 /// A run's folder and two texts.
@@ -105,14 +105,14 @@ fn what_is_prepared_is_found_until_something_changes() {
 fn an_interruption_reads_no_file_that_looks_the_same() {
     let (dir, spec) = run();
     let digests = Digests::default();
-    let again = || super::prepare(dir.path(), &spec, None, &digests).unwrap();
+    let again = || super::prepare(dir.path(), &spec, None, &digests, &|_| Ok(())).unwrap();
     let data = again();
     // The texts of this test changed a moment ago, those of a user did not.
     let DataSpec::Text { files, .. } = &spec.data else { unreachable!() };
     files.iter().map(Path::new).for_each(|file| digests.wrote(file, &digest_file(file).unwrap()));
     let before = digests.read_bytes();
     assert_eq!(again(), data);
-    assert_eq!(super::prepare(dir.path(), &spec, Some(&data), &digests).unwrap(), data);
+    assert_eq!(super::prepare(dir.path(), &spec, Some(&data), &digests, &|_| Ok(())).unwrap(), data);
     assert_eq!(digests.read_bytes(), before);
 
     // What does not look the same is read, and only that.
@@ -153,12 +153,24 @@ fn bad_data_is_refused_by_name() {
     };
     let text = |files: Vec<String>, held_out| DataSpec::Text { files, held_out };
     let rows = [
-        (text(vec![file("bad", b"good \xff")], 0.0), "bad is no UTF-8 text: the byte at 5"),
+        (
+            text(vec![file("bad", b"good \xff")], 0.0),
+            "bad is not valid UTF-8 (invalid byte at offset 5); convert",
+        ),
         (text(vec![file("none", b"")], 0.0), "none is empty"),
         (text(vec![], 0.0), "no file is named"),
-        (text(vec!["/nowhere/at/all".into()], 0.0), "/nowhere/at/all cannot be read"),
+        (text(vec!["/nowhere/at/all".into()], 0.0), "data.text: /nowhere/at/all does not exist"),
         (text(vec![file("short", b"abcdefgh")], 0.0), "makes 8 tokens, and one sample takes 17"),
-        (text(vec![file("tail", b"abcdefghijklmnopqrst")], 0.06), "held-out text makes 1 tokens"),
+        (text(vec![file("tail", b"abcdefghijklmnopqrst")], 0.06), "held-out text makes 1 token, and"),
+        (
+            DataSpec::Labelled {
+                files: vec![file("none.tsv", b"")],
+                classes: vec![],
+                held_out: 0.0,
+                weights: false,
+            },
+            "data.labelled: ",
+        ),
         (DataSpec::Synthetic { tokens: 16 }, "makes 16 tokens, and one sample takes 17"),
     ];
     for (data, expected) in rows {
@@ -171,6 +183,27 @@ fn bad_data_is_refused_by_name() {
     let mut small = spec;
     small.model.vocab = 256;
     assert!(prepare(dir.path(), &small).unwrap_err().to_string().contains("at least 257"));
+}
+
+#[test]
+fn it_ends_in_every_phase_where_it_is_asked_to() {
+    for phase in [Phase::Reading, Phase::Words, Phase::Merges, Phase::Encoding] {
+        let (dir, spec) = run();
+        let stop = |now: Progress| if now.phase == phase { Err(Stopped) } else { Ok(()) };
+        let error = super::prepare(dir.path(), &spec, None, &Digests::default(), &stop).unwrap_err();
+        assert_eq!(error.to_string(), "preparing the data was stopped", "{phase:?}");
+        assert!(!dir.path().join(PREPARED).exists(), "{phase:?}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_changes_no_token() {
+    let (dir, spec) = run();
+    let data = prepare(dir.path(), &spec).unwrap();
+    let path = dir.path().join("a.txt");
+    let marked = ["\u{feff}".as_bytes(), &fs::read(&path).unwrap()].concat();
+    fs::write(&path, marked).unwrap();
+    assert_eq!(prepare(dir.path(), &spec).unwrap(), data);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use coxswain_files::{Checkpoint, Tokenizer};
 use coxswain_types::framing::Framing;
+use coxswain_types::job::DataSpec;
 use coxswain_types::model::Head;
 use tch::{Kind, Tensor};
 
@@ -17,6 +18,7 @@ use crate::checkpoint::load_weights;
 pub struct Classifier {
     rank: Rank,
     tokenizer: Tokenizer,
+    data: DataSpec,
     framing: Framing,
     /// The most tokens that it reads.
     most: Option<u32>,
@@ -58,7 +60,13 @@ impl Classifier {
         let most = most_tokens(model, &framing);
         let (rank, parameters) = Rank::alone(model, train.seed)?;
         load_weights(&checkpoint, &parameters)?;
-        Ok(Classifier { rank, tokenizer, framing, most })
+        let data = manifest.spec.data.clone();
+        Ok(Classifier { rank, tokenizer, data, framing, most })
+    }
+
+    /// What a class is called.
+    pub fn name(&self, class: usize) -> String {
+        self.data.class_name(class)
     }
 
     /// Reads a text. One that is longer than the samples of its training, or than its positions, is cut.

@@ -1,6 +1,7 @@
 //! One rank of a model that writes: its stage, and what it exchanges with the others. Activations go from
 //! stage to stage; the last one has the logits, and one exchange tells all ranks what was chosen.
 
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use coxswain_comm::{Axis, Links};
@@ -159,13 +160,20 @@ impl Rank {
         Ok(Some(self.context.group.reduce(&all, Op::Sum)?))
     }
 
-    /// What those with the head have chosen.
-    pub(super) fn agree(&self, chosen: Option<u32>) -> Result<u32, EngineError> {
-        let own = chosen.map_or(-1.0, f64::from);
-        let most = |lists: Vec<Vec<f64>>| vec![lists.iter().map(|list| list[0]).fold(-1.0, f64::max)];
-        let all = self.links.close(&[own], most).doing(|| "telling the next token".to_owned())?;
-        match all.first() {
-            Some(id) if *id >= 0.0 => Ok(*id as u32),
+    /// What those with the head have chosen; `None` where some rank breaks off.
+    pub(super) fn agree(
+        &self,
+        chosen: Option<u32>,
+        ended: ControlFlow<()>,
+    ) -> Result<Option<u32>, EngineError> {
+        let own = [chosen.map_or(-1.0, f64::from), f64::from(ended.is_break())];
+        let most = |lists: Vec<Vec<f64>>| {
+            (0..2).map(|at| lists.iter().map(|list| list[at]).fold(-1.0, f64::max)).collect()
+        };
+        let all = self.links.close(&own, most).doing(|| "telling the next token".to_owned())?;
+        match all[..] {
+            [_, ended] if ended > 0.0 => Ok(None),
+            [id, _] if id >= 0.0 => Ok(Some(id as u32)),
             _ => Err(EngineError::Other("no rank has the head of the model".to_owned())),
         }
     }

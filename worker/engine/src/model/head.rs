@@ -124,6 +124,17 @@ impl Head {
         Ok((pooled_b1d.f_squeeze_dim(1)?, logits))
     }
 
+    /// How many texts have the class `[b]` that is the likeliest one here; none where the head tells tokens.
+    pub fn right(&self, x_btd: &Tensor, targets_b: &Tensor) -> Result<u64, EngineError> {
+        match &self.form {
+            Form::Class { classifier: Some(_), .. } => match self.pooled(x_btd)?.1 {
+                Some(logits_bc) => right(&logits_bc, targets_b),
+                None => Ok(0),
+            },
+            Form::Class { classifier: None, .. } | Form::Tokens { .. } => Ok(0),
+        }
+    }
+
     /// The summed loss of the targets `[n]`, of tokens or of texts, each by its weight, a double scalar; a target
     /// of -1 counts nothing, and without weights the others count 1. What an encoder's decoder hands over ends with the encoder's output, which has no loss.
     pub fn loss(
@@ -159,6 +170,12 @@ impl Head {
             }
         }
     }
+}
+
+/// How many rows of logits `[b, c]` have their largest number at the target `[b]`; a target of -1 counts nothing.
+fn right(logits_bc: &Tensor, targets_b: &Tensor) -> Result<u64, EngineError> {
+    let told_b = logits_bc.f_argmax(-1, false)?;
+    Ok(told_b.f_eq_tensor(targets_b)?.f_sum(Kind::Int64)?.f_int64_value(&[])? as u64)
 }
 
 /// The sum of `-log softmax(logits)[target]` over texts, whose logits `[b, c]` every tensor rank has whole.

@@ -46,6 +46,8 @@ pub struct MicroLoss {
     pub tokens: u64,
     /// The sum of their weights.
     pub weight: f64,
+    /// How many texts have been told their class, where an evaluation asks for classes.
+    pub right: u64,
 }
 
 /// Runs lists of actions on the stages of a rank.
@@ -280,7 +282,10 @@ impl<'a> Runner<'a> {
                 probe.activation(micro_batch, Place::Head, &value)?;
             }
             let loss = value.f_double_value(&[])?;
-            progress.losses.push(MicroLoss { micro_batch, loss, tokens: data.tokens, weight: data.weight });
+            let right =
+                if training { 0 } else { tch::no_grad(|| model_head.right(&x_btd, &data.targets_n))? };
+            let (tokens, weight) = (data.tokens, data.weight);
+            progress.losses.push(MicroLoss { micro_batch, loss, tokens, weight, right });
         } else {
             progress.made.insert((true, seat.index, micro_batch), x_btd);
         }

@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn all_ranks_decide_from_one_list_in_its_own_order() {
-        let loss = |micro_batch, loss| MicroLoss { micro_batch, loss, tokens: 10, weight: 2.5 };
+        let loss = |micro_batch, loss| MicroLoss { micro_batch, loss, tokens: 10, weight: 2.5, right: 0 };
         let votes = [
             Vote { revision: 5, run_to: 9, norms: vec![(0, 9.0)], losses: vec![] },
             Vote {

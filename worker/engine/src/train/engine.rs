@@ -305,11 +305,21 @@ impl Engine {
         self.assignment.evaluate = actions;
         // All tensor ranks of the last stage know the loss; the first of them brings it.
         let losses = if self.assignment.tensor_index == 0 { losses } else { Vec::new() };
+        let right: u64 = losses.iter().map(|loss| loss.right).sum();
         let vote = Vote { losses, ..Vote::default() };
         let (closing, _) = close(&self.links, &vote, 0, rounds as u32 * micro_batches)?;
+        let accuracy = match self.assignment.spec.model.head {
+            Head::Pooled { .. } => {
+                let all = self.links.close_sum(&[right as f64]);
+                let all = all.doing(|| "adding up the classes that were told right".to_owned())?;
+                all.first().map(|right| right / closing.tokens as f64)
+            }
+            Head::Lm | Head::MaskedLm => None,
+        };
         let bits = closing.loss / std::f64::consts::LN_2;
         Ok(Some(HeldOut {
             loss: closing.mean_loss(),
+            accuracy,
             // Masked tokens and answers are a part of the text, and the masked know what follows them: no code
             // of so many bits.
             bits_per_byte: match self.assignment.spec.model.head {

@@ -33,6 +33,9 @@ pub(super) fn data(
     if raw.pairs.is_none() && raw.labelled.is_none() {
         faults.only_with("data.weights", raw.weights.is_some(), "data.labelled and data.pairs only");
     }
+    if raw.labelled.is_none() {
+        faults.only_with("data.classes", raw.classes.is_some(), "data.labelled only");
+    }
     let (held_out, weights) = (raw.held_out.unwrap_or(0.05), raw.weights.unwrap_or(false));
     let of_text = |path: &'static str, paths, faults: &mut Faults| {
         check_text(model, train, held_out, faults);
@@ -43,7 +46,9 @@ pub(super) fn data(
             Some(DataSpec::Text { files: of_text("data.text", paths, faults), held_out })
         }
         (None, Some(paths), None, None) => {
-            Some(DataSpec::Labelled { files: of_text("data.labelled", paths, faults), held_out, weights })
+            let files = of_text("data.labelled", paths, faults);
+            let classes = classes(raw.classes.unwrap_or_default(), model, faults);
+            Some(DataSpec::Labelled { files, classes, held_out, weights })
         }
         (None, None, Some(paths), None) => {
             Some(DataSpec::Pairs { files: of_text("data.pairs", paths, faults), held_out, weights })
@@ -114,6 +119,30 @@ fn check_text(model: &ModelSpec, train: &TrainSpec, held_out: f64, faults: &mut 
     }
     let must = "0 or more and below 0.5 (the share at the end of each file)";
     faults.number("data.held_out", held_out, |x| (0.0..0.5).contains(&x), must);
+}
+
+/// The names of classes, each of which stands in front of a tab.
+fn classes(names: Vec<String>, model: &ModelSpec, faults: &mut Faults) -> Vec<String> {
+    let key = "data.classes";
+    let found = names.len();
+    match model.head {
+        Head::Pooled { classes } if found > 0 && found != classes as usize => {
+            faults.add(key, format!("found {found} names; must be as many as model.classes ({classes})"));
+        }
+        _ => {}
+    }
+    for (i, name) in names.iter().enumerate() {
+        let at = || KeyPath::from(key).index(i);
+        if name.is_empty() || name.trim() != name || name.contains(['\t', '\n', '\r']) {
+            faults.add(
+                at(),
+                format!("found `{name}`; must be a name without tabs, and without blanks around it"),
+            );
+        } else if names[..i].contains(name) {
+            faults.add(at(), format!("found `{name}` twice; each class has a name of its own"));
+        }
+    }
+    names
 }
 
 /// The absolute paths of text files.

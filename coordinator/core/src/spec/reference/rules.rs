@@ -113,6 +113,16 @@ pub(super) const RULES: [(&str, Sets); 88] = [
         "`data.pairs` is for decoders and encoder-decoders.",
         &[("data", "{pairs: a}"), ("model.architecture", "encoder")],
     ),
+    ("`data.classes` goes with `data.labelled` only.", &[("data.classes", "[neg, pos]")]),
+    (
+        "`data.classes` has as many names as `model.classes` says.",
+        &[
+            ("data", "{labelled: a, classes: [neg, pos]}"),
+            ("model.architecture", "encoder"),
+            ("model.head", "pooled"),
+            ("model.classes", "3"),
+        ],
+    ),
     ("`data.weights` goes with `data.labelled` and `data.pairs` only.", &[("data.weights", "true")]),
     (
         "`train.separate_documents` goes with `data.text` only.",

@@ -26,6 +26,7 @@ fn whole() -> RawJob {
         data: RawData {
             text: Some(Paths::Many(Vec::new())),
             labelled: Some(Paths::Many(Vec::new())),
+            classes: Some(Vec::new()),
             pairs: Some(Paths::Many(Vec::new())),
             weights: Some(false),
             held_out: Some(0.0),

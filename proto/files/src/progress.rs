@@ -1,0 +1,48 @@
+//! How far a long piece of work is, and whether it shall go on.
+
+/// How far the preparation of a job's data is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// What is being done.
+    pub phase: Phase,
+    /// How much of it is done, in the phase's units.
+    pub done: u64,
+    /// How much of it there is.
+    pub total: u64,
+}
+
+/// What is being done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Texts are read, in bytes.
+    Reading,
+    /// Their words are counted, in bytes of text.
+    Words,
+    /// The tokenizer learns, in tokens of its vocabulary.
+    Merges,
+    /// Texts become tokens, in bytes of text.
+    Encoding,
+}
+
+impl std::fmt::Display for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Progress { phase, done, total } = *self;
+        let megabytes = |bytes: u64| bytes as f64 / 1e6;
+        let mut of_bytes =
+            |what: &str| write!(f, "{what}: {:.1} of {:.1} MB", megabytes(done), megabytes(total));
+        match phase {
+            Phase::Reading => of_bytes("reading the text"),
+            Phase::Words => of_bytes("counting the words of the text"),
+            Phase::Merges => write!(f, "training the tokenizer: {done} of {total} tokens"),
+            Phase::Encoding => of_bytes("tokenizing the text"),
+        }
+    }
+}
+
+/// The work was asked to end before it was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("preparing the data was stopped")]
+pub struct Stopped;
+
+/// Hears of the progress now and then, from any thread, and says whether the work goes on.
+pub type Watch<'a> = &'a (dyn Fn(Progress) -> Result<(), Stopped> + Sync);
