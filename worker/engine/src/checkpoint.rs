@@ -253,7 +253,7 @@ pub fn load(
         .ok_or_else(|| EngineError::Other(format!("{}: {TRAINER} is not readable", resume.path)))?;
     links
         .enter(resume.step.0, "waiting until all ranks have checked their part of the checkpoint".to_owned());
-    links.close(&[0.0], 1, |_| vec![0.0]).doing(|| "checking the checkpoint with all ranks".to_owned())?;
+    links.close(&[0.0], |_| vec![0.0]).doing(|| "checking the checkpoint with all ranks".to_owned())?;
     Ok(trainer)
 }
 
