@@ -32,14 +32,23 @@ pub struct Chaos {
 /// There is none, or it cannot be read.
 pub fn at_work(run: &Run) -> Result<Vec<u32>> {
     let said = std::fs::read_to_string(run.out().with_extension("stderr")).context("the run's log")?;
-    let formed = said.lines().rev().find_map(|line| line.split_once(" runs from ")?.1.split_once(" on "));
-    let names = formed.and_then(|(_, rest)| rest.split_once(" with ")).context("no generation is told of")?.0;
     let pid = |name: &str| -> Option<u32> {
         let here = format!("worker {name} is here (pid ");
         let line = said.lines().rev().find(|line| line.contains(&here))?;
         line.split_once(&here)?.1.split_once(' ')?.0.parse().ok()
     };
-    names.split(", ").map(|name| pid(name).with_context(|| format!("{name} is not told of"))).collect()
+    let pid = |name: &str| pid(name).with_context(|| format!("{name} is not told of"));
+    names_at_work(&said)?.into_iter().map(pid).collect()
+}
+
+/// The workers of the newest generation, by rank, as a coordinator's log tells.
+///
+/// # Errors
+/// There is none.
+pub fn names_at_work(said: &str) -> Result<Vec<&str>> {
+    let formed = said.lines().rev().find_map(|line| line.split_once(" runs from ")?.1.split_once(" on "));
+    let names = formed.and_then(|(_, rest)| rest.split_once(" with ")).context("no generation is told of")?.0;
+    Ok(names.split(", ").collect())
 }
 
 /// How often the run says that its workers are gathered again.

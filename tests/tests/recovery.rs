@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use coxswain_core::cluster::LEASE_MS;
-use coxswain_tests::chaos::{Chaos, RECOVERY, from_memory, interruptions, next_step};
-use coxswain_tests::process::{children, lines, signal};
-use coxswain_tests::{Folder, Run, wait_until};
+use coxswain_tests::chaos::{Chaos, RECOVERY, from_memory, interruptions, names_at_work, next_step};
+use coxswain_tests::process::{children, is_alive, lines, signal};
+use coxswain_tests::{Folder, Run, SOON, Site, wait_until};
 
 /// From a loss to the next new step, over a step's time: what `cargo xtask chaos` demands.
 const MEDIAN_MAX_S: f64 = 1.0;
@@ -51,6 +51,49 @@ fn lost_workers_change_no_bit() -> Result<()> {
         ensure!(took.len() >= losses / 2, "the run was over after {} losses", took.len());
     }
     Ok(())
+}
+
+/// Under `coxswain up` a worker that ends is started again, and nobody sees that it did. Nobody starts these.
+#[test]
+fn workers_that_lose_a_peer_stay_and_so_does_what_they_hold() -> Result<()> {
+    const STEPS: usize = 200;
+    const LOSSES: usize = 4;
+    let folder = Folder::new()?;
+    let calm = job(&folder, "calm", (1, 1, 1), STEPS).summary()?;
+    let run = folder.run("lived");
+    let mut site = Site::new(&folder, 3)?;
+    let steps = format!("train.steps={STEPS}");
+    let sets =
+        ["layout.tensor=2", "recovery.buddy=true", "checkpoint.every=8", "train.evaluate_every=60", &steps];
+    site.submit(&run, &sets)?;
+    let metrics = run.out().join("metrics.jsonl");
+    let mut lost = Vec::new();
+    for turn in 0..LOSSES {
+        let before = lines(&metrics);
+        wait_until("steps", SOON, || lines(&metrics) >= before + 3)?;
+        let said = site.said();
+        let name = names_at_work(&said)?[turn % 2].to_owned();
+        let index: usize = name.trim_start_matches('w').parse().with_context(|| name.clone())?;
+        signal(site.worker(index), "KILL")?;
+        lost.push(index);
+        site.join()?;
+        let generation = format!("generation={}", turn + 2);
+        wait_until("the next generation", SOON, || site.said().contains(&generation))
+            .with_context(|| format!("the coordinator said:\n{}", site.said()))?;
+    }
+    wait_until("the last step", SOON, || lines(&metrics) == STEPS)?;
+    wait_until("the end", SOON, || site.done())?;
+    for index in (0..3 + LOSSES).filter(|index| !lost.contains(index)) {
+        ensure!(is_alive(site.worker(index)), "w{index} has ended:\n{}", site.log(index)?);
+    }
+    let logs = (0..3 + LOSSES).map(|index| site.log(index)).collect::<Result<Vec<_>>>()?.concat();
+    // Two ranks each time.
+    let held = logs.matches("held in memory").count();
+    ensure!(held == 2 * LOSSES, "{held} ranks went on from memory:\n{logs}");
+    match run.read()?.bits_differ(&calm) {
+        Some(how) => bail!("{how}"),
+        None => Ok(()),
+    }
 }
 
 #[test]

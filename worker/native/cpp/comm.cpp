@@ -98,37 +98,43 @@ struct Network {
   // What is waited for, and the peer that the engine waits for; -1 where it does not.
   std::map<c10d::Work*, int> waiting;
   bool aborted = false;
+  // Whether an exchange has failed that nobody aborted: a peer is gone, or the way to it. What failed is known
+  // here alone, for most exchanges are part of an operation on tensors, and fail as one.
+  std::atomic<bool> broken{false};
   // How long a wait may take. Left to itself a wait takes the bound that the group was formed with.
   Milliseconds operation{0};
   // How long the engine has waited for its peers, in microseconds.
   std::atomic<int64_t> waited_us{0};
 
-  void wait(const WorkPtr& work, const char* doing, int peer, bool receiving) {
-    const bool engine_waits = receiving || std::this_thread::get_id() == engine;
+  // Starts a send of a contiguous tensor, or a receive into one.
+  WorkPtr post(Tensor x, bool sending, int peer, int tag) {
+    std::vector<Tensor> list{std::move(x)};
+    WorkPtr work;
+    const std::string error =
+        said([&] { work = sending ? gloo->send(list, peer, tag) : gloo->recv(list, peer, tag); });
+    if (!error.empty()) fail(doing(sending), peer, error);
+    return work;
+  }
+
+  // Waits for the end of a send or a receive.
+  void wait(const WorkPtr& work, bool sending, int peer) {
+    const bool engine_waits = !sending || std::this_thread::get_id() == engine;
     {
       std::lock_guard lock(mutex);
       if (aborted) throw std::runtime_error("the exchange was aborted");
       waiting[work.get()] = engine_waits ? peer : -1;
     }
     const auto start = std::chrono::steady_clock::now();
-    bool completed = false;
-    std::string error;
-    try {
-      completed = work->wait(operation);
-    } catch (const c10::Error& e) {
-      error = e.what_without_backtrace();
-    } catch (const std::exception& e) {
-      error = e.what();
-    } catch (...) {
-      error = "an unknown C++ exception";
-    }
+    const std::string error = said([&] {
+      if (!work->wait(operation)) throw std::runtime_error("it did not complete");
+    });
     if (engine_waits)
       waited_us += std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start).count();
-    std::lock_guard lock(mutex);
-    waiting.erase(work.get());
-    if (aborted) throw std::runtime_error("the exchange was aborted");
-    if (!error.empty() || !completed)
-      throw std::runtime_error(std::string(doing) + " rank " + std::to_string(peer) + " failed: " + error);
+    {
+      std::lock_guard lock(mutex);
+      waiting.erase(work.get());
+    }
+    if (!error.empty()) fail(doing(sending), peer, error);
   }
 
   void abort() {
@@ -144,21 +150,33 @@ struct Network {
       if (peer >= 0) return peer;
     return -1;
   }
+
+ private:
+  static const char* doing(bool sending) { return sending ? "sending to" : "receiving from"; }
+
+  // What `call` throws; empty where it ends well.
+  template <class Call>
+  static std::string said(Call&& call) {
+    try {
+      call();
+      return "";
+    } catch (const c10::Error& error) {
+      return error.what_without_backtrace();
+    } catch (const std::exception& error) {
+      return error.what();
+    } catch (...) {
+      return "an unknown C++ exception";
+    }
+  }
+
+  // An exchange failed: by an abort of this rank's own, or with its peer.
+  [[noreturn]] void fail(const char* doing, int peer, const std::string& error) {
+    std::lock_guard lock(mutex);
+    if (aborted) throw std::runtime_error("the exchange was aborted");
+    broken = true;
+    throw std::runtime_error(std::string(doing) + " rank " + std::to_string(peer) + " failed: " + error);
+  }
 };
-
-namespace {
-
-WorkPtr send(const Group& group, Tensor x, size_t to) {
-  std::vector<Tensor> list{std::move(x)};
-  return group.network->gloo->send(list, group.ranks[to], group.tag);
-}
-
-WorkPtr recv(const Group& group, Tensor x, size_t from) {
-  std::vector<Tensor> list{std::move(x)};
-  return group.network->gloo->recv(list, group.ranks[from], group.tag);
-}
-
-} // namespace
 
 // The ranks are few and know each other: one message each way, and every rank combines what it has
 // in the same tree.
@@ -181,10 +199,11 @@ Exchange::Exchange(c10::intrusive_ptr<Group> owner, std::vector<Tensor> outgoing
       continue;
     }
     state->parts[peer] = at::empty_like(state->outgoing[peer]);
-    state->receives[peer] = recv(group, state->parts[peer], peer);
+    state->receives[peer] = group.network->post(state->parts[peer], false, group.ranks[peer], group.tag);
   }
   for (size_t peer = 0; peer < size; ++peer)
-    if (static_cast<int>(peer) != group.index) state->sends[peer] = send(group, state->outgoing[peer], peer);
+    if (static_cast<int>(peer) != group.index)
+      state->sends[peer] = group.network->post(state->outgoing[peer], true, group.ranks[peer], group.tag);
 }
 
 Exchange::~Exchange() = default;
@@ -192,10 +211,10 @@ Exchange::~Exchange() = default;
 Tensor Exchange::finish(const Join& join) {
   State& s = *state;
   for (size_t peer = 0; peer < s.parts.size(); ++peer)
-    if (s.receives[peer]) s.group->network->wait(s.receives[peer], "receiving from", s.group->ranks[peer], true);
+    if (s.receives[peer]) s.group->network->wait(s.receives[peer], false, s.group->ranks[peer]);
   Tensor result = join(s.parts);
   for (size_t peer = 0; peer < s.parts.size(); ++peer)
-    if (s.sends[peer]) s.group->network->wait(s.sends[peer], "sending to", s.group->ranks[peer], false);
+    if (s.sends[peer]) s.group->network->wait(s.sends[peer], true, s.group->ranks[peer]);
   return result;
 }
 
@@ -269,6 +288,7 @@ char* cx_network_new(
 void cx_network_free(void* network) { delete static_cast<std::shared_ptr<Network>*>(network); }
 void cx_network_abort(void* network) { (*static_cast<std::shared_ptr<Network>*>(network))->abort(); }
 int cx_network_waits_for(void* network) { return (*static_cast<std::shared_ptr<Network>*>(network))->waits_for(); }
+bool cx_network_broken(void* network) { return (*static_cast<std::shared_ptr<Network>*>(network))->broken; }
 int64_t cx_network_waited_us(void* network) { return (*static_cast<std::shared_ptr<Network>*>(network))->waited_us; }
 
 // A group without a network: one rank alone, whose sums are its own values.
@@ -291,15 +311,14 @@ char* cx_group_gather(const void* group, const void* x, int64_t dim, void** out)
 char* cx_transfer_new(void* network, const void* x, bool sending, int peer, int tag, void** out) {
   return guarded([&] {
     auto shared = *static_cast<std::shared_ptr<Network>*>(network);
-    std::vector<Tensor> list{tensor(x)};
-    auto work = sending ? shared->gloo->send(list, peer, tag) : shared->gloo->recv(list, peer, tag);
+    auto work = shared->post(tensor(x), sending, peer, tag);
     *out = new Transfer{std::move(shared), std::move(work), tensor(x), sending, peer};
   });
 }
 char* cx_transfer_wait(void* transfer) {
   return guarded([&] {
     auto* t = static_cast<Transfer*>(transfer);
-    t->network->wait(t->work, t->sending ? "sending to" : "receiving from", t->peer, !t->sending);
+    t->network->wait(t->work, t->sending, t->peer);
   });
 }
 void cx_transfer_free(void* transfer) { delete static_cast<Transfer*>(transfer); }

@@ -184,6 +184,7 @@ unsafe extern "C" {
     pub(crate) fn cx_network_free(network: *mut c_void);
     pub(crate) fn cx_network_abort(network: *mut c_void);
     pub(crate) fn cx_network_waits_for(network: *mut c_void) -> c_int;
+    pub(crate) fn cx_network_broken(network: *mut c_void) -> bool;
     pub(crate) fn cx_network_waited_us(network: *mut c_void) -> i64;
     pub(crate) fn cx_group_new(
         network: *mut c_void,

@@ -2,7 +2,6 @@
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::Tensor;
 
@@ -91,17 +90,6 @@ struct NetworkInner {
     network: *mut c_void,
     // The process group calls the store only while it forms, but keeps a pointer to it.
     _store: Box<Box<dyn Store>>,
-    // Whether an exchange has failed.
-    broken: AtomicBool,
-}
-
-impl NetworkInner {
-    fn note<T>(&self, result: Result<T, TorchError>) -> Result<T, TorchError> {
-        if result.is_err() {
-            self.broken.store(true, Ordering::Relaxed);
-        }
-        result
-    }
 }
 
 // SAFETY: the C++ object guards its own state with a mutex, and c10d's sends, receives and aborts
@@ -158,7 +146,7 @@ impl Network {
                 &mut network,
             )
         })?;
-        Ok(Network(Arc::new(NetworkInner { network, _store: store, broken: AtomicBool::new(false) })))
+        Ok(Network(Arc::new(NetworkInner { network, _store: store })))
     }
 
     /// Makes every wait on this network, now and later, end with an error. From any thread.
@@ -167,9 +155,11 @@ impl Network {
         unsafe { ffi::cx_network_abort(self.0.network) }
     }
 
-    /// Whether an exchange over this network has failed, be it by an abort.
+    /// Whether an exchange over this network has failed before an abort of this rank: then a peer is gone, or
+    /// the way to it. Any operation may have failed by it that has an exchange inside.
     pub fn is_broken(&self) -> bool {
-        self.0.broken.load(Ordering::Relaxed)
+        // SAFETY: the network is alive, and what is read is atomic.
+        unsafe { ffi::cx_network_broken(self.0.network) }
     }
 
     /// A rank without which this one cannot go on, if there is one now.
@@ -198,10 +188,10 @@ impl Network {
     fn transfer(&self, x: &Tensor, sending: bool, peer: u32, tag: u32) -> Result<Transfer, TorchError> {
         let mut out = std::ptr::null_mut();
         // SAFETY: network and tensor are alive; the transfer keeps references to both.
-        self.0.note(check(unsafe {
+        check(unsafe {
             ffi::cx_transfer_new(self.0.network, raw(x), sending, peer as c_int, tag as c_int, &mut out)
-        }))?;
-        Ok(Transfer { transfer: out, network: self.clone() })
+        })?;
+        Ok(Transfer { transfer: out, _network: self.clone() })
     }
 }
 
@@ -210,7 +200,7 @@ impl Network {
 pub struct Transfer {
     transfer: *mut c_void,
     // The process group keeps a pointer to the store, which lives as long as its network.
-    network: Network,
+    _network: Network,
 }
 
 // SAFETY: the C++ object is used by one thread at a time.
@@ -220,7 +210,7 @@ impl Transfer {
     /// Waits for the end of the transfer. The error names the peer.
     pub fn wait(self) -> Result<(), TorchError> {
         // SAFETY: the transfer is alive until it is dropped below.
-        self.network.0.note(check(unsafe { ffi::cx_transfer_wait(self.transfer) }))
+        check(unsafe { ffi::cx_transfer_wait(self.transfer) })
     }
 }
 
@@ -246,7 +236,8 @@ pub enum Op {
 pub struct Group {
     group: *mut c_void,
     size: usize,
-    network: Option<Network>,
+    // The process group keeps a pointer to the store, which lives as long as its network.
+    _network: Option<Network>,
 }
 
 // SAFETY: the C++ object is immutable after it is made.
@@ -274,7 +265,7 @@ impl Group {
         // SAFETY: the group takes its own reference to the network and copies the list.
         let group =
             unsafe { ffi::cx_group_new(network, list.as_ptr(), list.len(), index as c_int, tag as c_int) };
-        Ok(Group { group, size: ranks.len(), network: kept })
+        Ok(Group { group, size: ranks.len(), _network: kept })
     }
 
     /// Number of ranks.
@@ -285,11 +276,7 @@ impl Group {
     /// Combines `x` over the group, in a fixed tree over its ranks; all ranks get the same bits.
     pub fn reduce(&self, x: &Tensor, op: Op) -> Result<Tensor, TorchError> {
         // SAFETY: group and tensor are alive during the call.
-        let reduced = made(|out| unsafe { ffi::cx_group_reduce(self.group, raw(x), op as c_int, out) });
-        match &self.network {
-            Some(network) => network.0.note(reduced),
-            None => reduced,
-        }
+        made(|out| unsafe { ffi::cx_group_reduce(self.group, raw(x), op as c_int, out) })
     }
 
     /// The values of all ranks, one after another along dim `dim` (0 or more), of which all have the
