@@ -20,16 +20,21 @@ use tonic::transport::Channel;
 use crate::args::Work;
 use crate::identity::{Proof, RETRY};
 use crate::machine;
-use crate::rank::{Order, Rank};
+use crate::rank::{Order, Rank, work};
 use crate::state::Shared;
 use crate::store::Rendezvous;
 
 /// Statuses that may wait to be sent. The newest tells all, so a few are plenty.
 const OUTBOX: usize = 4;
-/// How long an aborted engine may take to end; it looks between two actions of a step. Past it the
-/// process ends without waiting: what the engine holds is memory only. Below the lease, for no
-/// heartbeat goes out meanwhile.
-const ENGINE_END: Duration = Duration::from_secs(3);
+/// How often the longest stretch of work seen so far an engine may take to end once it is told to; it looks
+/// between two parts of a layer, and the next may be longer than those before.
+const ENGINE_END_STRETCHES: u32 = 4;
+/// The least that this comes to. Nothing has been seen of an engine in its first action.
+const ENGINE_END_MIN: Duration = Duration::from_secs(30);
+/// The most. What takes longer hangs, and holds up the generation that follows.
+const ENGINE_END_MAX: Duration = Duration::from_secs(600);
+/// How long a process that ends waits for its engine: what that holds is memory only.
+const EXIT_WAIT: Duration = Duration::from_secs(3);
 
 /// Works for the coordinator until told to leave, asked to stop, or the coordinator stays away.
 pub(crate) fn run(work: &Work) -> Result<()> {
@@ -133,12 +138,30 @@ struct Agent {
     assignment: Option<Assignment>,
     rank: Rank,
     publishing: Option<Step>,
+    /// What follows an engine that was told to end.
+    ending: Option<Ending>,
+    /// The longest that an engine has worked without a look at what is wanted.
+    longest: Duration,
     /// Whether a coordinator has taken this worker in.
     known: bool,
     /// Why this worker was asked to stop, and until when it waits for the end of a step.
     leaving: Option<(&'static str, tokio::time::Instant)>,
     /// How long it does so.
     grace: Duration,
+}
+
+/// An engine was told to end. This worker heartbeats as before meanwhile.
+struct Ending {
+    /// What is wanted once it has.
+    next: Desired,
+    /// Until when it may take.
+    until: tokio::time::Instant,
+    limit: Duration,
+}
+
+/// How long an engine may take to end that has worked for `longest` without a look at what is wanted.
+fn time_to_end(longest: Duration) -> Duration {
+    longest.saturating_mul(ENGINE_END_STRETCHES).clamp(ENGINE_END_MIN, ENGINE_END_MAX)
 }
 
 impl Agent {
@@ -168,13 +191,19 @@ impl Agent {
                             tracing::info!("leaving: {reason}");
                             return Ok(Conversation::Over);
                         }
-                        self.obey(desired).await?;
+                        self.obey(desired);
                     }
                     Ok(None) => return Ok(Conversation::Lost("it closed the connection".to_owned())),
                     Err(status) => return Ok(Conversation::Lost(status.message().to_owned())),
                 },
                 () = shared.changed() => {}
                 _ = heartbeat.tick() => {}
+                ended = self.engine_ended() => {
+                    ended?;
+                    if let Some(ending) = self.ending.take() {
+                        self.obey(ending.next);
+                    }
+                }
                 why = signals.next() => match self.leaving {
                     None => {
                         tracing::info!("{why}: leaving at the end of a step; another signal ends it at once");
@@ -210,6 +239,8 @@ impl Agent {
             assignment: None,
             rank: Rank::start()?,
             leaving: None,
+            ending: None,
+            longest: Duration::ZERO,
             grace: Duration::from_secs(work.grace_s.into()),
             publishing: None,
             known: false,
@@ -228,34 +259,32 @@ impl Agent {
 
     /// Makes what is wanted so. Refusing an assignment is no error of the loop: it shows as a
     /// failed phase.
-    async fn obey(&mut self, desired: Desired) -> Result<()> {
+    fn obey(&mut self, desired: Desired) {
         if desired.generation < self.generation {
             tracing::debug!(generation = desired.generation.0, "a wish of an older generation is ignored");
-            return Ok(());
+            return;
         }
         let held = self.shared.lock().status.assignment_digest.clone();
         if desired.assignment_digest != held {
             match (&desired.assignment_digest, &desired.assignment) {
+                // The document comes with the answer to a status that does not name its digest.
+                (Some(_), None) => return,
+                _ if self.rank.is_busy() => return self.end_engine(desired),
                 (None, _) => {
-                    self.stop_engine().await?;
                     self.generation = desired.generation;
                     self.assignment = None;
                     self.shared = Shared::new(WorkerStatus::idle(self.info.clone(), self.generation));
                 }
-                (Some(digest), Some(document)) => self.begin(&desired, digest, document).await?,
-                // The document comes with the answer to a status that does not name its digest.
-                (Some(_), None) => return Ok(()),
+                (Some(digest), Some(document)) => self.begin(&desired, digest, document),
             }
         }
         self.shared.wish(&desired);
         if let Some(publish) = desired.publish {
             self.publish(publish);
         }
-        Ok(())
     }
 
-    async fn begin(&mut self, desired: &Desired, digest: &str, document: &str) -> Result<()> {
-        self.stop_engine().await?;
+    fn begin(&mut self, desired: &Desired, digest: &str, document: &str) {
         self.generation = desired.generation;
         let mut status = WorkerStatus::idle(self.info.clone(), self.generation);
         status.assignment_digest = Some(digest.to_owned());
@@ -266,7 +295,6 @@ impl Agent {
             let message = format!("{error:#}");
             self.shared.update(|state| state.status.phase = Phase::Failed { message, fault: Fault::Own });
         }
-        Ok(())
     }
 
     fn start(&mut self, digest: &str, document: &str) -> Result<()> {
@@ -284,7 +312,8 @@ impl Agent {
         self.assignment = Some(assignment.clone());
         self.publishing = None;
         let (address, runtime) = (self.address.clone(), self.info.runtime.clone());
-        self.rank.begin(Order { assignment, store, address, runtime, shared: self.shared.clone() })
+        let order = Order { assignment, store, address, runtime, shared: self.shared.clone() };
+        self.rank.begin(Box::new(move |remains| work(order, remains)))
     }
 
     /// Publishes a manifest, once for each time it is wanted and not yet done.
@@ -319,25 +348,45 @@ impl Agent {
         });
     }
 
-    /// Ends the engine, if one runs.
-    async fn stop_engine(&mut self) -> Result<()> {
-        let end = tokio::time::Instant::now() + ENGINE_END;
-        while self.rank.is_busy() {
-            // The network may come about after the first try; aborting again costs nothing.
-            let links = self.shared.lock().links.clone();
-            if let Some(links) = links {
-                links.abort();
-            }
-            if tokio::time::Instant::now() > end {
-                bail!("the engine did not end within {} s", ENGINE_END.as_secs());
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    /// Tells the engine to end, to make what is wanted so after it. The newest wish counts.
+    fn end_engine(&mut self, next: Desired) {
+        self.shared.dismiss();
+        if let Some(ending) = &mut self.ending {
+            ending.next = next;
+            return;
+        }
+        let stretch = self.shared.lock().links.as_ref().map_or(Duration::ZERO, Links::longest_stretch);
+        self.longest = self.longest.max(stretch);
+        let limit = time_to_end(self.longest);
+        self.ending = Some(Ending { next, until: tokio::time::Instant::now() + limit, limit });
+    }
+
+    /// Ready once an engine that was told to end has done so. One that takes too long is an error.
+    async fn engine_ended(&self) -> Result<()> {
+        let Some(ending) = &self.ending else { return std::future::pending().await };
+        if tokio::time::timeout_at(ending.until, self.rank.ended()).await.is_err() {
+            let doing =
+                self.shared.lock().links.as_ref().map_or("joining".to_owned(), |links| links.doing().what);
+            bail!(
+                "the engine was told to end and did not within {} s (it was at: {doing}); this process ends, for \
+                 no other engine can run in it",
+                ending.limit.as_secs()
+            );
+        }
+        Ok(())
+    }
+
+    /// Ends the engine before this process ends.
+    async fn stop_engine(&self) -> Result<()> {
+        self.shared.dismiss();
+        if tokio::time::timeout(EXIT_WAIT, self.rank.ended()).await.is_err() {
+            bail!("the engine did not end within {} s", EXIT_WAIT.as_secs());
         }
         Ok(())
     }
 
     /// The coordinator is gone: the run ends here too.
-    async fn abandon(mut self, why: &str) -> Result<()> {
+    async fn abandon(self, why: &str) -> Result<()> {
         let stopped = self.stop_engine().await;
         let busy = if self.assignment.is_some() { "; its run ends here" } else { "" };
         let lost = anyhow!("lost the coordinator: {why}{busy}");
@@ -402,4 +451,98 @@ fn publish_now(assignment: &Assignment, runtime: &str, publish: Publish) -> Resu
     let digest = coxswain_files::publish(&folder, &publish.files, header)?;
     tracing::info!(folder = %folder.display(), "checkpoint published");
     Ok(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use coxswain_types::ids::WorkerId;
+    use tonic::transport::Endpoint;
+
+    use super::*;
+
+    fn wish(generation: u64) -> Desired {
+        Desired {
+            revision: generation,
+            generation: Generation(generation),
+            assignment_digest: None,
+            assignment: None,
+            run_to: Step(u64::MAX),
+            publish: None,
+            decided: Step(0),
+            acknowledged: Step(0),
+            leave: None,
+        }
+    }
+
+    /// A worker that is at work in generation 1, whose engine ends once the sender says so.
+    fn at_work() -> (Agent, std::sync::mpsc::Sender<()>) {
+        let info = WorkerInfo {
+            id: WorkerId("w".to_owned()),
+            incarnation: 1,
+            host: "h".to_owned(),
+            pid: 1,
+            cores: 1,
+            device: "cpu".to_owned(),
+            runtime: "r".to_owned(),
+            serves: None,
+        };
+        let mut status = WorkerStatus::idle(info.clone(), Generation(1));
+        (status.assignment_digest, status.phase) = (Some("digest".to_owned()), Phase::Running);
+        let mut rank = Rank::start().unwrap();
+        let (end, ended) = std::sync::mpsc::channel();
+        rank.begin(Box::new(move |_| ended.recv().unwrap_or(()))).unwrap();
+        let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        let agent = Agent {
+            info,
+            client: coxswain_proto::cluster_client(channel),
+            address: "127.0.0.1".to_owned(),
+            generation: Generation(1),
+            shared: Shared::new(status),
+            assignment: None,
+            rank,
+            publishing: None,
+            ending: None,
+            longest: Duration::ZERO,
+            known: true,
+            leaving: None,
+            grace: Duration::ZERO,
+        };
+        (agent, end)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_waits_for_a_long_action_and_heartbeats_meanwhile() {
+        let (mut agent, end) = at_work();
+        for generation in [2, 3] {
+            agent.obey(wish(generation));
+            tokio::time::sleep(ENGINE_END_MIN / 3).await;
+            let status = agent.message();
+            assert_eq!((status.generation, status.assignment_digest.as_deref()), (1, Some("digest")));
+        }
+        assert!(agent.shared.lock().dismissed);
+        end.send(()).unwrap();
+        // The clock here would run ahead of a thread.
+        while agent.rank.is_busy() {
+            std::thread::yield_now();
+        }
+        agent.engine_ended().await.unwrap();
+        let ending = agent.ending.take().unwrap();
+        agent.obey(ending.next);
+        let status = agent.message();
+        assert_eq!((status.generation, status.assignment_digest), (3, None), "the newest wish counts");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_hangs_ends_its_process() {
+        let (mut agent, _end) = at_work();
+        agent.obey(wish(2));
+        let error = agent.engine_ended().await.unwrap_err().to_string();
+        assert!(error.contains("did not within 30 s"), "{error}");
+    }
+
+    #[test]
+    fn an_engine_gets_time_to_end_by_what_it_takes_to_look() {
+        let seconds = |longest: u64| time_to_end(Duration::from_secs(longest)).as_secs();
+        assert_eq!([0, 5, 20, 100, 1000, u64::MAX].map(seconds), [30, 30, 80, 400, 600, 600]);
+    }
 }

@@ -2,8 +2,6 @@
 //! engine held when it ended early stays here, for the generation that follows.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -13,6 +11,7 @@ use coxswain_engine::{Engine, EngineError, State};
 use coxswain_files::atomic::hashed_bytes;
 use coxswain_types::Assignment;
 use coxswain_types::status::{Fault, Phase};
+use tokio::sync::watch;
 
 use crate::machine;
 use crate::state::Shared;
@@ -22,7 +21,10 @@ use crate::store::Rendezvous;
 /// goes on from its checkpoint, and the memory is free for others.
 const REMAINS_KEPT: Duration = Duration::from_secs(600);
 
-/// An assignment to work on. Its phase shows in `shared`; to end it early, abort its links.
+/// Work for the thread, with what the last engine has left there.
+pub(crate) type Job = Box<dyn FnOnce(&mut Option<State>) + Send>;
+
+/// An assignment to work on. Its phase shows in `shared`; [`Shared::dismiss`] ends it early.
 pub(crate) struct Order {
     pub(crate) assignment: Assignment,
     pub(crate) store: Rendezvous,
@@ -34,40 +36,48 @@ pub(crate) struct Order {
 
 /// The way to the thread. It ends with this.
 pub(crate) struct Rank {
-    orders: Sender<Order>,
-    busy: Arc<AtomicBool>,
+    jobs: Sender<Job>,
+    begun: u64,
+    /// How many jobs have ended.
+    ended: watch::Receiver<u64>,
 }
 
 impl Rank {
     /// Starts the thread.
     pub(crate) fn start() -> Result<Rank> {
-        let (orders, queue) = channel();
-        let busy = Arc::new(AtomicBool::new(false));
-        let working = Arc::clone(&busy);
+        let (jobs, queue) = channel();
+        let (ends, ended) = watch::channel(0);
         let thread = std::thread::Builder::new().name("engine".to_owned());
-        thread.spawn(move || serve(&queue, &working)).context("starting the engine's thread")?;
-        Ok(Rank { orders, busy })
+        thread.spawn(move || serve(&queue, &ends)).context("starting the engine's thread")?;
+        Ok(Rank { jobs, begun: 0, ended })
     }
 
-    /// Starts working on an assignment; one at a time.
-    pub(crate) fn begin(&self, order: Order) -> Result<()> {
-        self.busy.store(true, Ordering::Release);
-        self.orders.send(order).map_err(|_| anyhow!("the engine's thread has ended"))
+    /// Starts a job, after those before it.
+    pub(crate) fn begin(&mut self, job: Job) -> Result<()> {
+        self.jobs.send(job).map_err(|_| anyhow!("the engine's thread has ended"))?;
+        self.begun += 1;
+        Ok(())
     }
 
-    /// Whether an assignment is worked on.
+    /// Whether a job is worked on.
     pub(crate) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Acquire)
+        *self.ended.borrow() < self.begun && self.ended.has_changed().is_ok()
+    }
+
+    /// Ready once no job is worked on.
+    pub(crate) async fn ended(&self) {
+        // An error says that the thread has ended, and all work with it.
+        self.ended.clone().wait_for(|ended| *ended >= self.begun).await.ok();
     }
 }
 
-fn serve(orders: &Receiver<Order>, busy: &AtomicBool) {
+fn serve(jobs: &Receiver<Job>, ends: &watch::Sender<u64>) {
     let mut remains = None;
     loop {
-        match orders.recv_timeout(REMAINS_KEPT) {
-            Ok(order) => {
-                work(order, &mut remains);
-                busy.store(false, Ordering::Release);
+        match jobs.recv_timeout(REMAINS_KEPT) {
+            Ok(job) => {
+                job(&mut remains);
+                ends.send_modify(|ended| *ended += 1);
             }
             Err(RecvTimeoutError::Timeout) => remains = None,
             Err(RecvTimeoutError::Disconnected) => return,
@@ -75,7 +85,8 @@ fn serve(orders: &Receiver<Order>, busy: &AtomicBool) {
     }
 }
 
-fn work(order: Order, remains: &mut Option<State>) {
+/// Works on an assignment, to its end.
+pub(crate) fn work(order: Order, remains: &mut Option<State>) {
     let Order { assignment, store, address, runtime, shared } = order;
     let span = tracing::info_span!(
         "rank",
@@ -109,8 +120,11 @@ fn work(order: Order, remains: &mut Option<State>) {
             Phase::Failed { message: panic_text(panic.as_ref()), fault: Fault::Device }
         }
     };
-    let step = shared.lock().status.step.0;
+    let state = shared.lock();
+    let (step, dismissed) = (state.status.step.0, state.dismissed);
+    drop(state);
     match &phase {
+        Phase::Failed { message, .. } if dismissed => tracing::info!(step, "ended as told: {message}"),
         Phase::Failed { message, .. } => tracing::error!(step, "{message}"),
         Phase::Idle | Phase::Preparing | Phase::Running | Phase::Done => tracing::info!(
             step,
@@ -120,8 +134,9 @@ fn work(order: Order, remains: &mut Option<State>) {
         ),
     }
     shared.update(|state| {
-        // A manifest that could not be published has ended the run already.
-        if !matches!(state.status.phase, Phase::Failed { .. }) {
+        // A manifest that could not be published has ended the run already. An engine that was told to end did not
+        // fail, whatever its last operation says.
+        if !state.dismissed && !matches!(state.status.phase, Phase::Failed { .. }) {
             state.status.phase = phase;
         }
     });

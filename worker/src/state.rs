@@ -24,6 +24,8 @@ pub(crate) struct State {
     pub(crate) status: WorkerStatus,
     /// The engine's network, once it stands.
     pub(crate) links: Option<Links>,
+    /// Whether the engine was told to end.
+    pub(crate) dismissed: bool,
     /// The newest wish: its revision, and how far to train.
     wish: (u64, Step),
     saved: VecDeque<Saved>,
@@ -35,7 +37,8 @@ const SAVED_MAX: usize = 16;
 
 impl Shared {
     pub(crate) fn new(status: WorkerStatus) -> Shared {
-        let state = State { status, links: None, wish: (0, Step(u64::MAX)), saved: VecDeque::new() };
+        let (wish, saved) = ((0, Step(u64::MAX)), VecDeque::new());
+        let state = State { status, links: None, dismissed: false, wish, saved };
         Shared(Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }))
     }
 
@@ -48,6 +51,15 @@ impl Shared {
     pub(crate) fn update(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.lock());
         self.0.changed.notify_one();
+    }
+
+    /// Tells the engine to end: its waits do now, and its next look at what is wanted.
+    pub(crate) fn dismiss(&self) {
+        let mut state = self.lock();
+        state.dismissed = true;
+        if let Some(links) = &state.links {
+            links.abort();
+        }
     }
 
     /// Waits until there is something new to send.
@@ -77,7 +89,12 @@ impl Control for Shared {
 
     fn tell(&self, event: Event) {
         self.update(|state| match event {
-            Event::Linked(links) => state.links = Some(links),
+            Event::Linked(links) => {
+                if state.dismissed {
+                    links.abort();
+                }
+                state.links = Some(links);
+            }
             Event::Ready(step, reports) => {
                 state.status.phase = Phase::Running;
                 state.status.step = step;

@@ -3,7 +3,7 @@
 use coxswain_native::TorchError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use coxswain_native::net::{Group, Network, Store, Transfer};
 use tch::{Device, Kind, Tensor};
@@ -74,6 +74,18 @@ const CONNECT_MS: u64 = 3_000;
 struct Now {
     aborted: AtomicBool,
     doing: Mutex<Doing>,
+    looks: Mutex<Looks>,
+}
+
+/// How long this rank works between two looks at whether it is wanted.
+#[derive(Debug)]
+struct Looks {
+    /// The newest.
+    at: Instant,
+    /// How long it had waited for others until then, in microseconds.
+    waited_us: u64,
+    /// The longest time between two of them, waits left out.
+    longest: Duration,
 }
 
 /// What a rank is doing.
@@ -93,7 +105,8 @@ impl Now {
     fn of(rank: u32, world: u32) -> Arc<Now> {
         let what = format!("joining as rank {rank} of {world}");
         let doing = Mutex::new(Doing { step: 0, what, since: Instant::now(), last: None });
-        Arc::new(Now { aborted: AtomicBool::new(false), doing })
+        let looks = Mutex::new(Looks { at: Instant::now(), waited_us: 0, longest: Duration::ZERO });
+        Arc::new(Now { aborted: AtomicBool::new(false), doing, looks })
     }
 }
 
@@ -173,17 +186,41 @@ impl Links {
         }
     }
 
-    /// Whether an exchange with another rank has failed.
+    /// Whether an exchange with another rank has failed before [`Links::abort`].
     pub fn is_broken(&self) -> bool {
         self.network.as_ref().is_some_and(Network::is_broken)
     }
 
     /// Fails once aborted. For stretches of work without a wait, which would end a rank as well.
     pub fn expect_wanted(&self) -> Result<(), TorchError> {
+        self.look(Instant::now());
         if self.now.aborted.load(Ordering::Relaxed) {
             return Err(TorchError("the work was aborted".to_owned()));
         }
         Ok(())
+    }
+
+    /// The longest that this rank has worked without a look at whether it is wanted, up to now. Waits are left
+    /// out: an abort ends them.
+    pub fn longest_stretch(&self) -> Duration {
+        let looks = self.looks();
+        looks.longest.max(self.worked(&looks, Instant::now()))
+    }
+
+    fn look(&self, now: Instant) {
+        let mut looks = self.looks();
+        looks.longest = looks.longest.max(self.worked(&looks, now));
+        (looks.at, looks.waited_us) = (now, self.waited_us());
+    }
+
+    fn worked(&self, looks: &Looks, now: Instant) -> Duration {
+        let waited = Duration::from_micros(self.waited_us().saturating_sub(looks.waited_us));
+        now.saturating_duration_since(looks.at).saturating_sub(waited)
+    }
+
+    /// As for [`Links::doing_now`].
+    fn looks(&self) -> MutexGuard<'_, Looks> {
+        self.now.looks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says what this rank does from now on, for those who ask while it does.

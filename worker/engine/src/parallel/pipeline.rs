@@ -259,6 +259,7 @@ impl<'a> Runner<'a> {
             }
             let pass = self.pass(mode, micro_batch, &data);
             for &(which, again) in pieces(seat.stage.recompute[at]) {
+                self.links.expect_wanted()?;
                 let part = Part::Layer(at, which);
                 x_btd = piece(seat, part, x_btd, &pass, training.then_some((&mut kept, again)))?;
             }
@@ -268,6 +269,7 @@ impl<'a> Runner<'a> {
         }
         let mut head = None;
         if let Some(model_head) = &seat.stage.head {
+            self.links.expect_wanted()?;
             let pass = self.pass(mode, micro_batch, &data);
             let loss = |x: &Tensor| model_head.loss(x, &data.targets_n, data.weights_n.as_ref(), &pass);
             let value = if training {
@@ -322,6 +324,7 @@ impl<'a> Runner<'a> {
         };
         let mut kept = flight.kept;
         while let Some((part, state)) = kept.pop() {
+            self.links.expect_wanted()?;
             let (place, last) = match part {
                 Part::Stem => (Place::Embedding, false),
                 Part::Bridge(_) => (Place::Bridge, false),
@@ -408,6 +411,7 @@ impl<'a> Runner<'a> {
         let filings = progress.filed.remove(&(seat.index, micro_batch));
         let mut filings = filings.ok_or_else(|| refuse(action, "its backward for the input has not run"))?;
         for (place, last, filed) in std::mem::take(&mut filings.places) {
+            self.links.expect_wanted()?;
             self.reduction.begin(self.parameters, place, micro_batch)?;
             Filed::run(filed)?;
             if last {
