@@ -1,15 +1,19 @@
 //! A sum in the wrong order is caught: data ranks as threads of this process, over real Gloo, with
-//! the real plan and with one whose tree of sums was tampered with.
+//! the real plan and with one whose tree of sums was tampered with. So is a sum that lacks a gradient.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
-use coxswain_comm::MemoryStore;
+use coxswain_comm::{Links, MemoryStore};
 use coxswain_core::certificate::{RunRecord, differences};
+use coxswain_engine::EngineError;
 use coxswain_engine::data::MicroBatchData;
-use coxswain_native::ops::sum_squares;
+use coxswain_engine::model::Parameters;
+use coxswain_engine::parallel::Reduction;
+use coxswain_native::ops::{embed_grad, sum_squares};
 use coxswain_tests::threads::{assignments, on_threads, step};
 use coxswain_types::Assignment;
+use coxswain_types::params::{EMBEDDING, Place};
 use tch::{Device, Kind, Tensor};
 
 /// The gradients of a step on one rank: the norm of each parameter's, and a digest of it.
@@ -73,5 +77,39 @@ fn a_tree_with_two_branches_exchanged_does_not_pass_for_the_right_one() -> Resul
     wrong[0].data_nodes[1] = vec![parts[1], parts[0]];
     let found = differences(&record(&wrong)?, &one);
     ensure!(!found.bitwise() && found.other_tensors > 0, "the wrong sum has the bits of the right one");
+    Ok(())
+}
+
+#[test]
+fn a_gradient_that_no_backward_pass_writes_is_an_error_with_its_name() -> Result<()> {
+    let mut assignments = assignments("train.micro_batches", 2)?;
+    let a = assignments.swap_remove(0);
+    let parameters =
+        Parameters::allocate(&a.parameters, a.spec.train.precision, a.spec.train.optimizer.kind)?;
+    let mut reduction = Reduction::new(&a, &parameters, &Links::alone())?;
+    let range = parameters.buckets_of(Place::Embedding);
+    let table = &parameters.buckets()[range.start].params[0];
+    ensure!(range.len() == 1 && table.row.name == EMBEDDING, "{:?}", table.row);
+    let (ids_n, dy_nd) = (
+        Tensor::from_slice(&[3_i64]),
+        Tensor::ones([1, table.row.shape[1] as i64], (Kind::Float, Device::Cpu)),
+    );
+    let end = |reduction: &mut Reduction, write: bool| -> Result<(), EngineError> {
+        for micro_batch in a.runs[0].clone() {
+            reduction.begin(&parameters, Place::Embedding, micro_batch)?;
+            if write {
+                embed_grad(&ids_n, &dy_nd, &table.slot, 0)?;
+            }
+            reduction.end(&parameters, Place::Embedding, micro_batch)?;
+        }
+        reduction.clear();
+        Ok(())
+    };
+    end(&mut reduction, true)?;
+    // The buffer of that step, which is used again.
+    match end(&mut reduction, false) {
+        Err(EngineError::Unwritten { name, .. }) => ensure!(name == table.row.name, "{name}"),
+        other => anyhow::bail!("{other:?}"),
+    }
     Ok(())
 }

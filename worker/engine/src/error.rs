@@ -1,8 +1,10 @@
 //! Why a rank cannot go on.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use coxswain_native::TorchError;
+use coxswain_types::params::Place;
 
 /// Why a rank cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,21 @@ pub enum EngineError {
         action: String,
         /// Why it cannot be done.
         reason: String,
+    },
+    /// A parameter that was never reached by a backward pass: its gradient would be whatever its buffer held.
+    #[error(
+        "no backward pass has written the gradient of {name} at {place:?}, shard {shard}, in micro-batches {run:?}; \
+         a parameter without a gradient must be given zeros"
+    )]
+    Unwritten {
+        /// The parameter.
+        name: String,
+        /// Where it is used.
+        place: Place,
+        /// By which logical shard.
+        shard: u32,
+        /// The micro-batches whose gradients are summed.
+        run: Range<u32>,
     },
     /// The tokens are not those of the job.
     #[error(transparent)]

@@ -8,6 +8,7 @@
 //! uses go back, because `shared` adds those of all uses first.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use coxswain_comm::{Axis, Links, Transfer};
 use coxswain_types::assignment::Assignment;
@@ -18,7 +19,7 @@ use tch::{Kind, Tensor};
 use super::shared::Shared;
 use crate::EngineError;
 use crate::error::Doing;
-use crate::model::{Bucket, Parameters, buffer};
+use crate::model::{Bucket, Param, Parameters, buffer};
 
 /// Gradients of all buckets, and the order in which they are added.
 #[derive(Debug)]
@@ -96,6 +97,9 @@ impl Reduction {
     }
 
     /// The micro-batch's gradients of a place are in. After the last one they set out.
+    ///
+    /// # Errors
+    /// A run of micro-batches ends in which a parameter got no gradient.
     pub fn end(
         &mut self,
         parameters: &Parameters,
@@ -108,6 +112,13 @@ impl Reduction {
         }
         let root = Node::root(self.runs.len() as u32);
         for at in parameters.buckets_of(place) {
+            // The buffer may be an earlier step's, with its numbers.
+            let written = |param: &&Rc<Param>| !param.slot.is_fresh();
+            let params = &parameters.buckets()[at].params;
+            if let Some(param) = params.iter().find(|param| !written(param)) {
+                let (name, shard) = (param.row.name.clone(), param.row.shard);
+                return Err(EngineError::Unwritten { name, place, shard, run: range });
+            }
             let gradients = &mut self.buckets[at];
             let buffer = gradients.current.take().ok_or_else(|| {
                 EngineError::Other(format!("micro-batch {micro_batch} ends before it began"))
