@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use anyhow::{Result, anyhow};
 use coxswain_comm::{Axis, Links, MemoryStore, Pipe};
-use coxswain_core::plan::sketch;
+use coxswain_core::plan::{Plan, sketch};
 use coxswain_core::spec::{JobText, parse};
 use coxswain_engine::EngineError;
 use coxswain_engine::data::MicroBatchData;
@@ -36,10 +36,14 @@ pub fn assignments(path: &str, value: u32) -> Result<Vec<Assignment>> {
 
 /// The assignments of a job with these values changed, for as many workers as it needs.
 pub fn assignments_of(text: &str, sets: &[(String, String)]) -> Result<Vec<Assignment>> {
+    Ok(plan_of(text, sets)?.assignments)
+}
+
+/// The plan of a job with these values changed, for as many workers as it needs.
+pub fn plan_of(text: &str, sets: &[(String, String)]) -> Result<Plan> {
     let spec = parse(&JobText { source: "job", text, sets, base: Path::new("/") })
         .map_err(|error| anyhow!("{error}"))?;
-    let plan = sketch(&spec, spec.layout.world()).map_err(|error| anyhow!("{error}"))?;
-    Ok(plan.assignments)
+    sketch(&spec, spec.layout.world()).map_err(|error| anyhow!("{error}"))
 }
 
 /// Forwards, backwards and the sum of gradients of one step on a rank, from values at birth.

@@ -200,7 +200,7 @@ impl Row<'_> {
         let flat = Tensor::f_zeros([range.end - range.start], (Kind::Float, Device::Cpu))?;
         let (start, own) = self.moments.segment(self.moment, &range)?;
         flat.f_narrow(0, (start - range.start).max(0), own.numel() as i64)?.f_copy_(&own)?;
-        for (&rank, slice) in group.iter().zip(self.bucket.slices(group.len())).skip(1) {
+        for (&rank, slice) in group.iter().zip(self.bucket.layout.slices(group.len())).skip(1) {
             let (from, to) = (slice.start.max(range.start), slice.end.min(range.end));
             if from < to {
                 let part = flat.f_narrow(0, from - range.start, to - from)?;

@@ -71,36 +71,124 @@ fn aligned(row: &ParameterRow) -> i64 {
     (row.elements() as i64 + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN
 }
 
-/// Uses of one class of one place.
-#[derive(Debug)]
-pub struct Bucket {
+/// Where the uses of one class of one place lie, flat: what a bucket is apart from its values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layout {
     /// The place.
     pub place: Place,
     /// What the rows have in common.
     pub class: Class,
-    /// Its uses: first those whose weights lie here, each in table order.
+    /// The uses and where they start: first those whose weights lie here, each in table order.
+    rows: Vec<(ParameterRow, i64)>,
+    homes: usize,
+}
+
+impl Layout {
+    /// The layouts of all rows, places in the order of the rows.
+    pub fn of(rows: &[ParameterRow], optimizer: OptimizerKind) -> Vec<Layout> {
+        let class = |row: &ParameterRow| Class {
+            shared: row.uses.len() > 1,
+            muon: optimizer == OptimizerKind::Muon && row.is_layer_matrix(),
+        };
+        // The slices that have a home.
+        let mut housed = BTreeSet::new();
+        let mut layouts = Vec::new();
+        for rows in rows.chunk_by(|a, b| a.place == b.place) {
+            let classes: BTreeSet<_> = rows.iter().map(class).collect();
+            for of in classes {
+                let members = rows.iter().filter(|row| class(row) == of);
+                let (at_home, guests): (Vec<_>, Vec<_>) =
+                    members.partition(|row| housed.insert((row.name.clone(), row.offset)));
+                let homes = at_home.len();
+                let mut end = 0;
+                let place = |row: &ParameterRow| {
+                    let start = end;
+                    end += aligned(row);
+                    (row.clone(), start)
+                };
+                let placed = at_home.into_iter().chain(guests).map(place).collect();
+                layouts.push(Layout { place: rows[0].place, class: of, rows: placed, homes });
+            }
+        }
+        layouts
+    }
+
+    /// The uses whose weights lie here, and where each does, up to the next aligned element.
+    pub fn homes(&self) -> impl Iterator<Item = (&ParameterRow, Range<i64>)> {
+        self.rows[..self.homes].iter().map(|(row, start)| (row, *start..start + aligned(row)))
+    }
+
+    /// Elements of a buffer for the gradients of all uses.
+    pub fn elements(&self) -> i64 {
+        end(&self.rows)
+    }
+
+    /// Elements of the weights.
+    pub fn weight_elements(&self) -> i64 {
+        end(&self.rows[..self.homes])
+    }
+
+    /// Room for the weights.
+    pub fn zeros(&self) -> Result<Tensor, EngineError> {
+        Ok(Tensor::f_zeros([self.weight_elements()], (Kind::Float, Device::Cpu))?)
+    }
+
+    /// Whether weights in this layout lie as in the other.
+    pub fn same_weights(&self, other: &Layout) -> bool {
+        let slices = |layout: &Layout| -> Vec<_> {
+            let slice = |(row, range): (&ParameterRow, _)| (row.name.clone(), row.offset, row.len, range);
+            layout.homes().map(slice).collect()
+        };
+        self.class.muon == other.class.muon && slices(self) == slices(other)
+    }
+
+    /// The slices that `parts` data ranks own: borders lie between blocks of squared norms, and
+    /// between rows where a row must stay whole.
+    pub fn slices(&self, parts: usize) -> Vec<Range<i64>> {
+        let mut borders = vec![0];
+        for (row, start) in &self.rows {
+            let end = start + aligned(row);
+            let step = if self.class.muon { i64::MAX } else { NORM_BLOCK as i64 };
+            let inner = std::iter::successors(start.checked_add(step), |at| at.checked_add(step));
+            borders.extend(inner.take_while(|at| *at < end));
+            borders.push(end);
+        }
+        let (parts, elements) = (parts as i64, self.elements());
+        let border = |part: i64| {
+            let wanted = elements * part / parts;
+            borders.iter().copied().find(|at| *at >= wanted).unwrap_or(elements)
+        };
+        (0..parts).map(|part| border(part)..border(part + 1)).collect()
+    }
+
+    /// The slice of the weights that is number `index` of `parts`.
+    pub fn part(&self, (index, parts): (usize, usize)) -> Range<i64> {
+        let own = self.slices(parts).get(index).cloned().unwrap_or(0..0);
+        own.start.min(self.weight_elements())..own.end.min(self.weight_elements())
+    }
+}
+
+fn end(rows: &[(ParameterRow, i64)]) -> i64 {
+    rows.last().map_or(0, |(row, start)| start + aligned(row))
+}
+
+/// Uses of one class of one place, with their weights.
+#[derive(Debug)]
+pub struct Bucket {
+    /// Where they lie.
+    pub layout: Layout,
+    /// The uses, in the order of the layout.
     pub params: Vec<Rc<Param>>,
     /// The fp32 weights, flat; what lies between rows is zero.
     pub weights: Tensor,
     /// The same in the job's precision; the very same tensor in fp32.
     compute: Tensor,
-    elements: i64,
 }
 
 impl Bucket {
-    /// Elements of a buffer for the gradients of all uses.
-    pub fn elements(&self) -> i64 {
-        self.elements
-    }
-
-    /// Elements of the weights.
-    pub fn weight_elements(&self) -> i64 {
-        self.weights.size().first().copied().unwrap_or(0)
-    }
-
     /// A buffer for the gradients of all uses, zero.
     pub fn buffer(&self) -> Tensor {
-        Tensor::zeros([self.elements], (Kind::Float, Device::Cpu))
+        Tensor::zeros([self.layout.elements()], (Kind::Float, Device::Cpu))
     }
 
     /// The uses whose weights lie here.
@@ -115,31 +203,11 @@ impl Bucket {
         }
         Ok(())
     }
-
-    /// The slices that `parts` data ranks own: borders lie between blocks of squared norms, and
-    /// between rows where a row must stay whole.
-    pub fn slices(&self, parts: usize) -> Vec<Range<i64>> {
-        let mut borders = vec![0];
-        for param in &self.params {
-            let Range { start, end } = param.range();
-            let step = if self.class.muon { i64::MAX } else { NORM_BLOCK as i64 };
-            let inner = std::iter::successors(start.checked_add(step), |at| at.checked_add(step));
-            borders.extend(inner.take_while(|at| *at < end));
-            borders.push(end);
-        }
-        let parts = parts as i64;
-        let border = |part: i64| {
-            let wanted = self.elements * part / parts;
-            borders.iter().copied().find(|at| *at >= wanted).unwrap_or(self.elements)
-        };
-        (0..parts).map(|part| border(part)..border(part + 1)).collect()
-    }
 }
 
 /// All parameters of a rank.
 #[derive(Debug)]
 pub struct Parameters {
-    rows: Vec<ParameterRow>,
     buckets: Vec<Bucket>,
     taken: RefCell<BTreeSet<(Place, String, u32)>>,
 }
@@ -151,20 +219,17 @@ impl Parameters {
         precision: Precision,
         optimizer: OptimizerKind,
     ) -> Result<Parameters, EngineError> {
-        let class = |row: &ParameterRow| Class {
-            shared: row.uses.len() > 1,
-            muon: optimizer == OptimizerKind::Muon && row.is_layer_matrix(),
-        };
+        let weights = |layout: Layout| Ok((layout.zeros()?, layout));
+        let layouts = Layout::of(rows, optimizer).into_iter().map(weights);
+        Parameters::of(layouts.collect::<Result<_, EngineError>>()?, precision)
+    }
+
+    /// Of these weights, in layouts from [`Layout::of`].
+    pub fn of(layouts: Vec<(Tensor, Layout)>, precision: Precision) -> Result<Parameters, EngineError> {
         let mut homes = BTreeMap::new();
-        let mut buckets = Vec::new();
-        for rows in rows.chunk_by(|a, b| a.place == b.place) {
-            let classes: BTreeSet<_> = rows.iter().map(class).collect();
-            for of in classes {
-                let members: Vec<_> = rows.iter().filter(|row| class(row) == of).collect();
-                buckets.push(bucket(&members, of, precision, &mut homes)?);
-            }
-        }
-        Ok(Parameters { rows: rows.to_vec(), buckets, taken: RefCell::default() })
+        let bucket = |(weights, layout)| bucket(layout, weights, precision, &mut homes);
+        let buckets = layouts.into_iter().map(bucket).collect::<Result<_, _>>()?;
+        Ok(Parameters { buckets, taken: RefCell::default() })
     }
 
     /// The use of the parameter `name` at `place` by logical shard `shard`, for the one part of the
@@ -181,16 +246,6 @@ impl Parameters {
             return Err(EngineError::Table(format!("{name} at {place:?}, shard {shard} is used twice")));
         }
         Ok(Rc::clone(param))
-    }
-
-    /// Takes all uses back from the model that they were for.
-    pub fn give_back(&self) {
-        self.taken.borrow_mut().clear();
-    }
-
-    /// The rows, in the order of the assignment.
-    pub fn rows(&self) -> &[ParameterRow] {
-        &self.rows
     }
 
     /// Fails when a row was not used: the plan and the model would disagree about what is trained.
@@ -213,8 +268,8 @@ impl Parameters {
 
     /// The buckets of a place.
     pub fn buckets_of(&self, place: Place) -> Range<usize> {
-        let start = self.buckets.iter().position(|bucket| bucket.place == place).unwrap_or(0);
-        let count = self.buckets.iter().filter(|bucket| bucket.place == place).count();
+        let start = self.buckets.iter().position(|bucket| bucket.layout.place == place).unwrap_or(0);
+        let count = self.buckets.iter().filter(|bucket| bucket.layout.place == place).count();
         start..start + count
     }
 
@@ -233,44 +288,40 @@ impl Parameters {
 type Homes = BTreeMap<(String, u64), (Tensor, Tensor)>;
 
 fn bucket(
-    rows: &[&ParameterRow],
-    class: Class,
+    layout: Layout,
+    weights: Tensor,
     precision: Precision,
     homes: &mut Homes,
 ) -> Result<Bucket, EngineError> {
-    let slice = |row: &ParameterRow| (row.name.clone(), row.offset);
-    let mut first = BTreeSet::new();
-    let (at_home, guests): (Vec<&ParameterRow>, Vec<&ParameterRow>) =
-        rows.iter().partition(|row| !homes.contains_key(&slice(row)) && first.insert(slice(row)));
-    let length = |rows: &[&ParameterRow]| rows.iter().map(|row| aligned(row)).sum::<i64>();
-    let weights = Tensor::f_zeros([length(&at_home)], (Kind::Float, Device::Cpu))?;
     let compute = match precision {
         Precision::Fp32 => weights.shallow_clone(),
-        low => Tensor::f_zeros([length(&at_home)], (kind(low), Device::Cpu))?,
+        low => Tensor::f_zeros([layout.weight_elements()], (kind(low), Device::Cpu))?,
     };
-    let (mut offset, mut params) = (0, Vec::new());
-    for (home, row) in at_home.iter().map(|row| (true, *row)).chain(guests.iter().map(|row| (false, *row))) {
+    let mut params = Vec::new();
+    for (at, (row, offset)) in layout.rows.iter().enumerate() {
+        let (home, slice) = (at < layout.homes, (row.name.clone(), row.offset));
         if home {
             let view = |flat: &Tensor| -> Result<Tensor, EngineError> {
-                let rows = flat.f_narrow(0, offset, row.elements() as i64)?;
+                let rows = flat.f_narrow(0, *offset, row.elements() as i64)?;
                 Ok(rows.f_view(row.local_shape().as_slice())?)
             };
             // A norm's weights stay in fp32: its kernel takes them so.
             let used = if row.shape.len() > 1 { view(&compute)? } else { view(&weights)? };
-            homes.insert(slice(row), (view(&weights)?, used));
+            homes.insert(slice.clone(), (view(&weights)?, used));
         }
-        let (weight, compute) = &homes[&slice(row)];
+        let (weight, compute) = homes
+            .get(&slice)
+            .ok_or_else(|| EngineError::Table(format!("{} at {} has no weights", row.name, row.offset)))?;
         params.push(Rc::new(Param {
             row: row.clone(),
             weight: weight.shallow_clone(),
             compute: compute.shallow_clone(),
             slot: Slot::new(),
             home,
-            offset,
+            offset: *offset,
         }));
-        offset += aligned(row);
     }
-    Ok(Bucket { place: rows[0].place, class, params, weights, compute, elements: offset })
+    Ok(Bucket { layout, params, weights, compute })
 }
 
 /// libtorch's name of a precision.

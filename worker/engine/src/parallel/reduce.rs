@@ -57,7 +57,7 @@ impl Reduction {
     ) -> Result<Reduction, EngineError> {
         let peers = assignment.data_group.clone();
         let gradients =
-            |bucket: &Bucket| Gradients { slices: bucket.slices(peers.len()), ..Gradients::default() };
+            |bucket: &Bucket| Gradients { slices: bucket.layout.slices(peers.len()), ..Gradients::default() };
         Ok(Reduction {
             links: links.clone(),
             runs: assignment.runs.clone(),
@@ -195,7 +195,7 @@ impl Reduction {
     pub fn finish(&mut self, parameters: &Parameters) -> Result<(), EngineError> {
         for (at, bucket) in parameters.buckets().iter().enumerate() {
             self.combine(at)?;
-            if bucket.class.shared || !self.sharded {
+            if bucket.layout.class.shared || !self.sharded {
                 self.send_sums(at)?;
             }
         }

@@ -5,13 +5,13 @@
 //! can be brought to it.
 
 use std::ops::Range;
-use std::rc::Rc;
 
 use coxswain_comm::{Axis, Group, Links};
 use coxswain_types::assignment::{Assignment, Buddy};
 use coxswain_types::job::Precision;
 use tch::{Kind, Tensor};
 
+use super::held::{Held, together};
 use super::optimizer::{Optimizer, StepNumbers};
 use crate::EngineError;
 use crate::error::Doing;
@@ -19,35 +19,26 @@ use crate::model::{Bucket, Parameters, buffer};
 use crate::parallel::Reduction;
 
 /// What a rank keeps for another.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Copy {
     of: u32,
     by: u32,
     /// The other's weights.
-    pub parameters: Rc<Parameters>,
+    pub parameters: Parameters,
     /// The other's part of the optimizer's state.
-    pub optimizer: Rc<Optimizer>,
+    pub optimizer: Optimizer,
     /// The sums of the step at hand, by bucket.
-    grads: Rc<Vec<Tensor>>,
+    grads: Vec<Tensor>,
 }
 
 impl Copy {
-    /// A copy without values.
-    pub fn new(a: &Assignment, buddy: &Buddy) -> Result<Copy, EngineError> {
-        let optimizer = &a.spec.train.optimizer;
+    /// The copy that these values are of.
+    pub fn of(a: &Assignment, buddy: &Buddy, held: Vec<Held>) -> Result<Copy, EngineError> {
         // Nothing is computed with these weights, so they are needed in fp32 only.
-        let parameters = Parameters::allocate(&buddy.parameters, Precision::Fp32, optimizer.kind)?;
-        let part = (buddy.slice as usize, a.optimizer_group.len());
-        let optimizer = Optimizer::new(&parameters, part, optimizer)?;
-        let flat = |bucket: &Bucket| buffer(&[bucket.weight_elements()], Kind::Float);
+        let (parameters, optimizer) = together(a, Precision::Fp32, held)?;
+        let flat = |bucket: &Bucket| buffer(&[bucket.layout.weight_elements()], Kind::Float);
         let grads: Vec<_> = parameters.buckets().iter().map(flat).collect::<Result<_, _>>()?;
-        let (parameters, optimizer, grads) = (Rc::new(parameters), Rc::new(optimizer), Rc::new(grads));
         Ok(Copy { of: buddy.of, by: buddy.by, parameters, optimizer, grads })
-    }
-
-    /// The same values as the copy of a rank with another number.
-    pub fn renumbered(&self, buddy: &Buddy) -> Copy {
-        Copy { of: buddy.of, by: buddy.by, ..self.clone() }
     }
 
     /// Hands this rank's sums to the rank that copies it, and takes those of the rank that it copies.

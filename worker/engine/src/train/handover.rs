@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use coxswain_types::params::Place;
 use serde::{Deserialize, Serialize};
 
 /// A state of the training. Two ranks hold parts of the same one only where they came to it by the same
@@ -46,6 +47,8 @@ pub struct Piece {
     pub offset: u64,
     /// How long it is along its dim.
     pub len: u64,
+    /// Where its weights lie on the rank.
+    pub place: Place,
     /// Whether it is of the copy that the rank keeps for another.
     pub copy: bool,
     /// The weights.
@@ -79,6 +82,8 @@ pub(super) struct Move {
     pub name: String,
     /// Where the slice starts along its dim.
     pub offset: u64,
+    /// Where it has to be, as places go.
+    pub place: Place,
     /// Weights or the optimizer's state.
     pub what: What,
     /// The elements, counted from the slice's start.
@@ -101,7 +106,7 @@ pub(super) struct Decision {
     pub first: u32,
     /// For each rank, whether it takes the step that it has voted on.
     pub rolls: Vec<bool>,
-    /// What travels, in the order in which it does.
+    /// What travels, in the order in which it does: place by place.
     pub moves: Vec<Move>,
 }
 
@@ -146,6 +151,7 @@ fn at(rosters: &[Roster], mark: Mark) -> Option<Decision> {
             }
         }
     }
+    moves.sort_by_key(|one| one.place);
     Some(Decision { mark, first: first as u32, rolls, moves })
 }
 
@@ -167,8 +173,8 @@ fn fill(need: &Piece, what: What, to: End, sources: &[Source<'_>], moves: &mut V
         let (from, piece) =
             here.min_by_key(|(from, _)| (*from != to, from.rank != to.rank, from.copy, from.rank))?;
         let until = piece.of(what).end.min(end);
-        let (name, offset) = (need.name.clone(), need.offset);
-        moves.push(Move { name, offset, what, range: start..until, from: *from, to });
+        let (name, offset, place) = (need.name.clone(), need.offset, need.place);
+        moves.push(Move { name, offset, place, what, range: start..until, from: *from, to });
         start = until;
     }
     Some(())
@@ -186,7 +192,8 @@ mod tests {
     }
 
     fn piece(name: &str, copy: bool, elements: Range<u64>) -> Piece {
-        Piece { name: name.into(), offset: 0, len: 9, copy, weights: elements.clone(), moments: elements }
+        let (place, weights) = (Place::Embedding, elements.clone());
+        Piece { name: name.into(), offset: 0, len: 9, place, copy, weights, moments: elements }
     }
 
     fn whole(name: &str) -> Piece {

@@ -2,8 +2,10 @@
 
 mod closing;
 mod copy;
+mod crossing;
 mod engine;
 mod handover;
+mod held;
 mod muon;
 mod norms;
 mod optimizer;

@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use super::muon;
 use crate::EngineError;
 use crate::error::Doing;
-use crate::model::{Bucket, Param, Parameters};
+use crate::model::{Layout, Param, Parameters};
 use crate::parallel::Reduction;
 
 /// The optimizer's state of all buckets.
@@ -33,6 +33,19 @@ pub struct Moments {
 }
 
 impl Moments {
+    /// At zero, of this slice of a bucket.
+    pub fn zeros(layout: &Layout, own: Range<i64>) -> Result<Moments, EngineError> {
+        let zeros = || Tensor::f_zeros([own.end - own.start], (Kind::Float, Device::Cpu));
+        let second = if layout.class.muon { None } else { Some(zeros()?) };
+        Ok(Moments { first: zeros()?, second, own })
+    }
+
+    /// The very same tensors.
+    pub fn shallow_clone(&self) -> Moments {
+        let second = self.second.as_ref().map(Tensor::shallow_clone);
+        Moments { own: self.own.clone(), first: self.first.shallow_clone(), second }
+    }
+
     /// The part of a moment that belongs to a row, flat and up to the aligned end; empty where the row
     /// lies outside of the slice. With it, where it starts in the bucket.
     pub fn segment(&self, moment: &Tensor, row: &Range<i64>) -> Result<(i64, Tensor), EngineError> {
@@ -55,32 +68,9 @@ pub struct StepNumbers {
 }
 
 impl Optimizer {
-    /// Moments at zero, of the slice of each bucket that is number `index` of `parts`: of all of it, where
-    /// there is one part.
-    pub fn new(
-        parameters: &Parameters,
-        (index, parts): (usize, usize),
-        numbers: &OptimizerSpec,
-    ) -> Result<Optimizer, EngineError> {
-        let moments = |bucket: &Bucket| -> Result<Moments, EngineError> {
-            let own = bucket.slices(parts).get(index).cloned().unwrap_or(0..0);
-            let own = own.start.min(bucket.weight_elements())..own.end.min(bucket.weight_elements());
-            let zeros = || Tensor::f_zeros([own.end - own.start], (Kind::Float, Device::Cpu));
-            let second = if bucket.class.muon { None } else { Some(zeros()?) };
-            Ok(Moments { first: zeros()?, second, own })
-        };
-        let moments = parameters.buckets().iter().map(moments).collect::<Result<_, _>>()?;
-        Ok(Optimizer { moments, numbers: numbers.clone() })
-    }
-
-    /// Brings all moments back to zero.
-    pub fn clear(&self) -> Result<(), EngineError> {
-        for moments in &self.moments {
-            for moment in [Some(&moments.first), moments.second.as_ref()].into_iter().flatten() {
-                drop(moment.shallow_clone().f_zero_()?);
-            }
-        }
-        Ok(())
+    /// Of the moments of each bucket.
+    pub fn new(moments: Vec<Moments>, numbers: &OptimizerSpec) -> Optimizer {
+        Optimizer { moments, numbers: numbers.clone() }
     }
 
     /// The slice of each bucket that is updated here.
@@ -108,7 +98,7 @@ impl Optimizer {
         for decay in [true, false] {
             self.adamw(parameters, grads, step, decay)?;
         }
-        for (at, bucket) in parameters.buckets().iter().enumerate().filter(|(_, b)| b.class.muon) {
+        for (at, bucket) in parameters.buckets().iter().enumerate().filter(|(_, b)| b.layout.class.muon) {
             let moments = &self.moments[at];
             let owned = |param: &&std::rc::Rc<Param>| moments.own.contains(&param.range().start);
             let params: Vec<&Param> = bucket.homes().filter(owned).map(AsRef::as_ref).collect();
@@ -168,7 +158,7 @@ pub(super) fn gather_weights(
     let mut transfers = Vec::new();
     for (at, bucket) in parameters.buckets().iter().enumerate() {
         let axis = Axis::Data { bucket: at as u32, gather: true };
-        let whole = bucket.weight_elements();
+        let whole = bucket.layout.weight_elements();
         let slice = |slice: &Range<i64>| -> Result<Option<Tensor>, EngineError> {
             let (start, end) = (slice.start.min(whole), slice.end.min(whole));
             Ok(if start < end { Some(bucket.weights.f_narrow(0, start, end - start)?) } else { None })

@@ -2,21 +2,21 @@
 //! trainer's numbers, and what it takes to go on with them in another generation.
 
 use std::collections::VecDeque;
-use std::rc::Rc;
 
 use coxswain_comm::{Group, Links};
-use coxswain_types::assignment::{Assignment, Buddy, PreparedData};
-use coxswain_types::job::{JobSpec, Layout, OptimizerKind, Schedule};
+use coxswain_types::assignment::{Assignment, PreparedData};
+use coxswain_types::job::{JobSpec, Layout, OptimizerKind, Precision, Schedule};
 use coxswain_types::status::StepReport;
 use tch::Tensor;
 
 use super::closing::Closing;
 use super::copy::Copy;
 use super::handover::{Mark, Piece, Roster};
+use super::held::{Held, Part, together};
 use super::optimizer::{Optimizer, StepNumbers, gather_weights};
 use super::verdict::{Trainer, Verdict};
 use crate::EngineError;
-use crate::model::Parameters;
+use crate::model::{Bucket, Parameters};
 use crate::parallel::Reduction;
 
 /// How many reports are remembered for a rank that comes to lead. The coordinator records a step within a
@@ -83,15 +83,17 @@ impl Closed {
 #[derive(Debug)]
 pub struct State {
     identity: Identity,
-    /// The ranks among which the optimizer's state is sharded are so many, and this is number `.0`.
-    part: (usize, usize),
+    /// Among so many ranks the optimizer's state is sharded.
+    parts: usize,
     tensor_ranks: usize,
     /// The weights.
-    pub parameters: Rc<Parameters>,
+    pub parameters: Parameters,
     /// The optimizer's state.
-    pub optimizer: Rc<Optimizer>,
+    pub optimizer: Optimizer,
     /// What is kept for another rank.
     pub copy: Option<Copy>,
+    /// What a handover that failed has left; then there are no parameters.
+    left: Vec<Held>,
     /// The training's own numbers.
     pub trainer: Trainer,
     /// The step, and how it was come to.
@@ -111,35 +113,35 @@ pub struct State {
 }
 
 impl State {
-    /// Of an assignment, without values. What `remains` has in the very same place is taken from there, with
-    /// its values, and not allocated again.
-    pub fn new(a: &Assignment, remains: Option<&State>) -> Result<State, EngineError> {
-        let (train, part) = (&a.spec.train, part(a));
-        let remains = remains.filter(|remains| remains.part == part);
-        let (parameters, optimizer) = match remains {
-            Some(remains) if remains.parameters.rows() == a.parameters => {
-                remains.parameters.give_back();
-                (Rc::clone(&remains.parameters), Rc::clone(&remains.optimizer))
-            }
-            _ => {
-                let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind)?;
-                let optimizer = Optimizer::new(&parameters, part, &train.optimizer)?;
-                (Rc::new(parameters), Rc::new(optimizer))
-            }
-        };
-        let kept = remains.and_then(|remains| remains.copy.as_ref());
-        let copy = |buddy: &Buddy| match kept {
-            Some(copy) if copy.parameters.rows() == buddy.parameters => Ok(copy.renumbered(buddy)),
-            _ => Copy::new(a, buddy),
-        };
-        Ok(State {
+    /// Of an assignment, at zero.
+    pub fn zeros(a: &Assignment) -> Result<State, EngineError> {
+        State::of(a, Part::all(a).into_iter().map(Part::zeros).collect::<Result<_, _>>()?)
+    }
+
+    /// Of an assignment with these values of all its parts, in their order.
+    pub fn of(a: &Assignment, held: Vec<Held>) -> Result<State, EngineError> {
+        let (copy, own): (Vec<_>, Vec<_>) = held.into_iter().partition(|held| held.part.copy);
+        let (parameters, optimizer) = together(a, a.spec.train.precision, own)?;
+        let copy = a.buddy.as_ref().map(|buddy| Copy::of(a, buddy, copy)).transpose()?;
+        Ok(State { copy, ..State::without(a, parameters, optimizer) })
+    }
+
+    /// What a handover that failed left, for another try.
+    pub fn left(a: &Assignment, left: Vec<Held>) -> Result<State, EngineError> {
+        let (parameters, optimizer) = together(a, Precision::Fp32, Vec::new())?;
+        Ok(State { left, whole: false, ..State::without(a, parameters, optimizer) })
+    }
+
+    fn without(a: &Assignment, parameters: Parameters, optimizer: Optimizer) -> State {
+        State {
             identity: Identity::of(a),
-            part,
+            parts: a.optimizer_group.len(),
             tensor_ranks: a.tensor_group.len(),
             parameters,
             optimizer,
-            copy: a.buddy.as_ref().map(copy).transpose()?,
-            trainer: Trainer::new(train),
+            copy: None,
+            left: Vec::new(),
+            trainer: Trainer::new(&a.spec.train),
             mark: Mark::default(),
             closed: None,
             grads: None,
@@ -147,7 +149,12 @@ impl State {
             torn: false,
             reports: VecDeque::new(),
             unfinished: None,
-        })
+        }
+    }
+
+    /// Whether what is here is of this step.
+    pub fn is_at(&self, mark: Mark) -> bool {
+        !self.torn && self.mark == mark
     }
 
     /// Whether this is a state of the training that `a` is of.
@@ -183,7 +190,7 @@ impl State {
                     copy.step(&numbers, tensor)?;
                 }
                 self.torn = false;
-                self.whole = self.part.1 == 1;
+                self.whole = self.parts == 1;
             }
             Verdict::Skip => {}
             Verdict::Stop => {
@@ -228,48 +235,31 @@ impl State {
             mark: Some(state.mark),
             voted: state.grads.is_some() && !together,
             closed: state.closed.as_ref().map(|closed| closed.before),
-            // Once it takes the step that it has voted on, only its own part is of that step.
-            holds: state.pieces(state.part.1 == 1 || (state.whole && state.grads.is_none())),
+            holds: state.held().iter().flat_map(|held| held.part.pieces()).collect(),
             needs,
         }
     }
 
-    /// The slices here, with all their weights or those of this rank's own part.
-    pub fn pieces(&self, whole: bool) -> Vec<Piece> {
-        let mut pieces = slices(&self.parameters, &self.optimizer, whole, false);
+    /// The values that are here, by bucket; the tensors are the very same.
+    pub fn held(&self) -> Vec<Held> {
+        // Once it takes the step that it has voted on, only its own part is of that step.
+        let whole = self.parts == 1 || (self.whole && self.grads.is_none());
+        let mut all = buckets(&self.parameters, &self.optimizer, whole, false);
         if let Some(copy) = &self.copy {
-            pieces.extend(slices(&copy.parameters, &copy.optimizer, self.part.1 == 1, true));
+            all.extend(buckets(&copy.parameters, &copy.optimizer, self.parts == 1, true));
         }
-        pieces
+        all.extend(self.left.iter().map(Held::shallow_clone));
+        all
     }
 }
 
-/// This rank's part of the optimizer's state, and how many parts there are.
-fn part(a: &Assignment) -> (usize, usize) {
-    let parts = a.optimizer_group.len();
-    (if parts > 1 { a.data_index as usize } else { 0 }, parts)
-}
-
-fn slices(parameters: &Parameters, optimizer: &Optimizer, whole: bool, copy: bool) -> Vec<Piece> {
-    let mut pieces = Vec::new();
-    for (at, bucket) in parameters.buckets().iter().enumerate() {
-        let own = &optimizer.moments(at).own;
-        for param in bucket.homes() {
-            let (start, elements) = (param.range().start, param.row.elements());
-            let place = |border: i64| u64::try_from(border - start).unwrap_or(0).min(elements);
-            let moments = place(own.start)..place(own.end);
-            let (name, offset) = param.slice();
-            pieces.push(Piece {
-                name: name.to_owned(),
-                offset,
-                len: param.row.len,
-                copy,
-                weights: if whole { 0..elements } else { moments.clone() },
-                moments,
-            });
-        }
-    }
-    pieces
+fn buckets(parameters: &Parameters, optimizer: &Optimizer, whole: bool, copy: bool) -> Vec<Held> {
+    let held = |(at, bucket): (usize, &Bucket)| {
+        let moments = optimizer.moments(at).shallow_clone();
+        let part = Part { copy, layout: bucket.layout.clone(), own: moments.own.clone(), whole };
+        Held { part, weights: bucket.weights.shallow_clone(), moments }
+    };
+    parameters.buckets().iter().enumerate().map(held).collect()
 }
 
 /// A digest of a list that closed a step and of all before it. 48 bits, so that JSON carries it exactly.
