@@ -150,3 +150,19 @@ fn check_rows(a: &Assignment, uses: &BTreeSet<(&str, Place)>) -> Result<(), Viol
     }
     Ok(())
 }
+
+/// Ranks of a tensor group meet inside every layer, so they do the same in the same order.
+pub(super) fn check_tensor_groups(pass: Pass, assignments: &[Assignment]) -> Result<(), Violation> {
+    for a in assignments {
+        let first = a.tensor_group.first().and_then(|rank| assignments.get(*rank as usize)).unwrap_or(a);
+        let inside = |a: &Assignment| -> Vec<_> {
+            a.stages.iter().map(|s| (s.index, s.layers.clone(), s.recompute.clone())).collect()
+        };
+        let rules = [
+            (pass.actions(first) == pass.actions(a), "has other actions than its tensor group"),
+            (inside(first) == inside(a), "has other layers or recompute modes than its tensor group"),
+        ];
+        holds(a.rank.index(), &rules)?;
+    }
+    Ok(())
+}
