@@ -508,6 +508,8 @@ fn piece_len(text: &str, least: usize, most: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokenizers::models::TrainerWrapper;
+    use tokenizers::models::bpe::BpeTrainer;
 
     use super::*;
 
@@ -645,6 +647,24 @@ mod tests {
             let longest = tokenizer.own.unwrap().spelling.iter().map(Vec::len).max();
             assert!(longest <= Some(MAX_WORD_BYTES), "{sample:?}: {longest:?}");
         }
+    }
+
+    #[test]
+    fn the_file_is_the_one_of_the_library() {
+        let text = prose(20_000, 5) + "gr\u{f6}\u{df}e 12 it's\t\u{1F6A3}  x\n\n";
+        let trainer = BpeTrainer::builder()
+            .vocab_size(700)
+            .min_frequency(MIN_FREQUENCY)
+            .show_progress(false)
+            .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
+            .initial_alphabet(byte_letters().into_iter().collect())
+            .build();
+        let mut library = tokenizers::Tokenizer::new(BPE::default());
+        library.with_pre_tokenizer(Some(byte_level()));
+        library.with_decoder(Some(byte_level()));
+        library.train(&mut TrainerWrapper::BpeTrainer(trainer), pieces(&text)).unwrap();
+        let own = Tokenizer::train(&[&text], 700).unwrap();
+        assert!(own.to_bytes() == library.to_string(true).unwrap().as_bytes());
     }
 
     #[test]
