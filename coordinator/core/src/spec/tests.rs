@@ -165,7 +165,7 @@ fn the_first_fault_of_shape_is_told() {
         a number for text:
           job.yaml:1:1: name: found 17; must be a text (quote it if it looks like a number)
         a value for a map:
-          job.yaml:7:1: data: found the text `texts/a.txt`; must be a map with keys such as text, labelled, pairs, weights, held_out, synthetic
+          job.yaml:7:1: data: found the text `texts/a.txt`; must be a map with keys such as text, labelled, classes, pairs, weights, held_out, synthetic
         a wrong word:
           job.yaml:11:3: train.checkpointing: found `ful`; must be none or full or attention or ffn or {budget: BYTES}; did you mean `full`?
         a map for paths:
