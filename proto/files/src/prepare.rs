@@ -158,6 +158,7 @@ struct Prepared {
 /// What decides the tokens. Texts count by their contents and order, not by where they lie.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "one value lives at a time, for as long as it is written")]
 enum Inputs {
     Text {
         digests: Vec<String>,

@@ -325,7 +325,7 @@ fn scaled_positions_are_followed_in_every_spelling() {
     );
     // LLaMA 3's factors, of a base of 500,000 and heads of 8.
     let plain = plain.with("llama.rope.freq_base", Key::Number(5e5));
-    let factors = [1.0, 1.0, 2.694_530_9, 8.0];
+    let factors = [1.0, 1.0, 2.694_531, 8.0];
     let found = scaling(&plain.with_vector("rope_freqs.weight", &factors));
     assert_eq!(found, RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192 });
     let told = plain.with_vector("rope_freqs.weight", &[1.0, 2.0, 4.0, 8.0]).refused();
