@@ -314,7 +314,7 @@ impl Engine {
                 let all = all.doing(|| "adding up the classes that were told right".to_owned())?;
                 all.first().map(|right| right / closing.tokens as f64)
             }
-            Head::Lm | Head::MaskedLm => None,
+            Head::Lm | Head::MaskedLm { .. } => None,
         };
         let bits = closing.loss / std::f64::consts::LN_2;
         Ok(Some(HeldOut {
