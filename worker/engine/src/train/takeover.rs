@@ -45,7 +45,7 @@ pub(super) fn take_up(
     let roster = State::roster(remains.as_ref(), needs);
     let rosters: Vec<Roster> = share(links, &roster, "finding out what the ranks hold")?;
     let least = a.resume.as_ref().map_or(0, |resume| resume.step.0);
-    let mut state = match decide(&rosters, least) {
+    let state = match decide(&rosters, least) {
         Some(decision) => hand_over(a, links, &decision, remains)?,
         None => {
             *remains = None;
