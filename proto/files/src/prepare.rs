@@ -171,7 +171,7 @@ enum Inputs {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         lines: Option<Lines>,
         /// The framing of texts.
-        framing: Framing,
+        framing: Box<Framing>,
     },
     Synthetic {
         tokens: u64,
@@ -245,7 +245,7 @@ impl Inputs {
                     vocab,
                     tokenizer: tokenizer.map(|tokenizer| digest_bytes(&tokenizer.to_bytes())),
                     lines: Lines::of(spec),
-                    framing: framing_of(spec, start)?,
+                    framing: Box::new(framing_of(spec, start)?),
                 }
             }
             DataSpec::Synthetic { tokens } => {
@@ -316,7 +316,7 @@ fn make(
     }
     let (data, held_out_text) = match &inputs {
         Inputs::Text { held_out, vocab, lines, framing, .. } => {
-            make_text(dir, spec, &texts, (*held_out, *vocab, lines.as_ref(), framing), start, watch)?
+            make_text(dir, spec, &texts, (*held_out, *vocab, lines.as_ref(), framing.as_ref()), start, watch)?
         }
         &Inputs::Synthetic { tokens, seed, vocab } => {
             let ids = (0..tokens).map(|i| draw_below(seed ^ SYNTHETIC, i, vocab));
