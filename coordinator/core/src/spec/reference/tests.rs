@@ -269,6 +269,7 @@ fn a_stated_default_is_what_a_job_gets() {
         ("recovery", &[], "{on_loss: wait, buddy: false, rebalance: false}"),
         ("data.text", &[("data", "{synthetic: {tokens: 999}}")], "null"),
         ("data.synthetic", &[], "null"),
+        ("data.classes", &[], "null"),
         ("data.held_out", &[("data", "{synthetic: {tokens: 999}}")], "null"),
     ];
     for (path, sets, expected) in in_words {
