@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::Barrier;
+
 use coxswain_comm::{Axis, Group, Op, TorchError};
 use coxswain_native::ops::{self, Tape};
 use tch::{Device, Kind, Tensor};
@@ -66,7 +68,10 @@ fn an_operation_that_fails_by_itself_or_is_aborted_leaves_the_network_whole() {
             links.is_broken()
         });
         assert_eq!(broken, [false; 2], "{name}");
+        // A rank that leaves while the other still connects would fail the other's join.
+        let joined = Barrier::new(2);
         let aborted = ranks(2, |links| {
+            joined.wait();
             let group = links.group(&[0, 1], Axis::Tensor).unwrap();
             links.abort();
             let error = collective(&group).unwrap_err().to_string();
