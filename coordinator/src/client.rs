@@ -41,6 +41,9 @@ pub(crate) struct Watch {
 pub(crate) struct Cancel {
     /// The job's id, as `submit` printed it.
     job: String,
+    /// End it at once; the steps since its newest checkpoint are lost.
+    #[arg(long)]
+    now: bool,
     #[command(flatten)]
     coordinator: Coordinator,
 }
@@ -132,10 +135,12 @@ pub(crate) async fn watch(args: Watch) -> Result<(), Failure> {
 }
 
 pub(crate) async fn cancel(args: Cancel) -> Result<(), Failure> {
-    let request = wire::CancelRequest { job: args.job.clone(), reason: "a user cancelled it".to_owned() };
-    let cancelled = jobs(&args.coordinator).await?.cancel(request).await;
-    cancelled.map_err(|status| refused(&args.coordinator, status))?;
-    eprintln!("{} is cancelled", args.job);
+    let reason = "a user cancelled it".to_owned();
+    let request = wire::CancelRequest { job: args.job.clone(), reason, now: args.now };
+    let reply = jobs(&args.coordinator).await?.cancel(request).await;
+    let reply = reply.map_err(|status| refused(&args.coordinator, status))?.into_inner();
+    let is = if reply.over { "is cancelled" } else { "is being cancelled" };
+    eprintln!("{} {is}: {}", args.job, reply.reason);
     Ok(())
 }
 

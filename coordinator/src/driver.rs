@@ -9,11 +9,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{
-    Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, Notice, Submission, Weight,
+    CancelWhen, Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, Notice, Submission,
+    Weight,
 };
 use coxswain_files::Digests;
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Desired, WorkerStatus};
+use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{JoinHandle, block_in_place};
 
@@ -21,7 +22,7 @@ use crate::events::Line;
 use crate::folder;
 use crate::handle::{Handle, JobNews, News, Request};
 use crate::journal::Journal;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Moved};
 use crate::preparation::Preparations;
 use crate::store::Store;
 
@@ -109,7 +110,8 @@ impl Driver {
     async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> Result<()> {
         if let LeftOver::Cancel(reason) = self.left_over {
             for job in self.cluster.jobs().into_iter().filter(|job| !job.state.is_over()) {
-                self.handle(Event::Cancelled { job: job.job, reason: reason.to_owned() })?;
+                let (reason, when) = (reason.to_owned(), CancelWhen::Now);
+                self.handle(Event::Cancelled { job: job.job, reason, when })?;
             }
         }
         let begun = |job: &JobSummary| !job.state.is_over() && job.generation > Generation(0);
@@ -244,7 +246,8 @@ impl Driver {
             Effect::Wake(worker) => self.wake(&worker),
             Effect::Refuse { worker, incarnation, reason } => {
                 if let Some(link) = self.links.remove(&(worker, incarnation)) {
-                    link.desired.send_replace(Desired { leave: Some(reason), ..Desired::default() });
+                    let leave = Some(Leave { cause: LeaveCause::Refused, reason });
+                    link.desired.send_replace(Desired { leave, ..Desired::default() });
                 }
             }
             Effect::Report { job, report } => {
@@ -291,6 +294,8 @@ impl Driver {
             | Entry::Committed { .. }
             | Entry::Interrupted { .. }
             | Entry::Stopping { .. }
+            | Entry::Saving { .. }
+            | Entry::Cancelling { .. }
             | Entry::Regrouped { .. }
             | Entry::Drained { .. }
             | Entry::Noted { .. } => {}
@@ -303,7 +308,14 @@ impl Driver {
         let Some(submission) = self.cluster.submission(&job) else { return Ok(()) };
         let directory = PathBuf::from(&submission.directory);
         match block_in_place(|| Metrics::open(&directory, from)) {
-            Ok(metrics) => {
+            Ok((metrics, moved)) => {
+                if let Some(moved) = moved {
+                    let Moved { steps, to } = moved;
+                    tracing::warn!(
+                        job,
+                        "the folder has no checkpoint: its {steps} steps are taken anew; their metrics are kept in {to}"
+                    );
+                }
                 self.metrics.insert(job, metrics);
                 Ok(())
             }
@@ -313,9 +325,10 @@ impl Driver {
 
     fn prepare(&mut self, job: String, look: Look) {
         let submission = self.cluster.submission(&job).cloned();
+        let first = self.cluster.summary(&job).is_some_and(|job| job.generation == Generation(0));
         if let (Some(submission), Some(requests)) = (submission, self.requests.upgrade()) {
             let digests = Arc::clone(self.digests.entry(job).or_default());
-            self.preparations.start(submission, look, digests, requests);
+            self.preparations.start(submission, (look, first), digests, requests);
         }
     }
 

@@ -10,13 +10,15 @@
 //! - [`driver`]: the one task that owns the cluster's state; [`handle`]: the way to it.
 //! - [`journal`]: what survives a restart; [`events`]: that, for people and programs; [`store`]: the rendezvous of a generation's ranks.
 //! - [`preparation`]: jobs' data as it is made ready; [`texts`]: what they are made from, looked at before.
-//! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder.
+//! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder; [`beginning`]: what
+//!   people are told of a run that begins with what lies there.
 //! - [`models`]: models from other programs, and back to them.
 //! - [`workers`]: the worker processes of `up`; [`progress`], [`telemetry`]: what people see;
 //!   [`output`]: what programs read.
 
 mod access;
 mod auth;
+mod beginning;
 mod cli;
 mod client;
 mod curve;

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use coxswain_core::cluster::{self, Event};
+use coxswain_core::cluster::{self, CancelWhen, Event};
 use coxswain_proto::{access_server, cluster_server, jobs_server, limits, wire};
 use coxswain_types::ids::{Generation, WorkerId};
-use coxswain_types::status::{Desired, WorkerStatus};
+use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -211,7 +211,8 @@ async fn listen_to(
             break "it changed its name".to_owned();
         }
         if let Some(why) = caller.not_worker(&worker.0.0) {
-            desired.send_replace(Desired { leave: Some(why), ..Desired::default() });
+            let leave = Some(Leave { cause: LeaveCause::Refused, reason: why });
+            desired.send_replace(Desired { leave, ..Desired::default() });
             return;
         }
         status.info.serves = caller.serves();
@@ -285,7 +286,7 @@ impl wire::jobs_server::Jobs for JobsService {
         request: Request<wire::CancelRequest>,
     ) -> Result<Response<wire::CancelReply>, Status> {
         Caller::of(&request).job(&request.get_ref().job)?;
-        let wire::CancelRequest { job, reason } = request.into_inner();
+        let wire::CancelRequest { job, reason, now } = request.into_inner();
         let summary = self.handle.get(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
         if summary.state.is_over() {
             return Err(Status::failed_precondition(format!(
@@ -293,8 +294,10 @@ impl wire::jobs_server::Jobs for JobsService {
                 summary.reason
             )));
         }
-        self.handle.happened(Event::Cancelled { job, reason }).await.map_err(ending)?;
-        Ok(Response::new(wire::CancelReply {}))
+        let when = if now { CancelWhen::Now } else { CancelWhen::AfterStep };
+        self.handle.happened(Event::Cancelled { job: job.clone(), reason, when }).await.map_err(ending)?;
+        let summary = self.handle.get(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
+        Ok(Response::new(wire::CancelReply { over: summary.state.is_over(), reason: summary.reason }))
     }
 
     async fn drain(

@@ -34,6 +34,7 @@ fn play_the_worker() {
     match (name, script.as_str()) {
         ("worker-1", "dies") => faults.dies_at = Some(3),
         ("worker-1", "fails") => faults.fails_at = Some(3),
+        (_, "does not stop") => faults.deaf = true,
         ("worker-1", "never starts") => {
             println!("libtorch is not here");
             std::process::exit(3);
@@ -83,6 +84,15 @@ impl Place {
         command.env("FAKE_SCRIPT", script).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
+    /// Waits until a run takes steps.
+    fn takes_steps(&self) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while fs::read_to_string(self.path("out/tiny/metrics.jsonl")).unwrap_or_default().is_empty() {
+            assert!(Instant::now() < until, "the run does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Runs to the end: exit code and stderr. Nothing may be left running.
     fn up(&self, script: &str, more: &[&str]) -> (Option<i32>, String) {
         self.finish(self.start(script, more))
@@ -99,6 +109,10 @@ impl Place {
         }
         (status.code(), err)
     }
+}
+
+fn kill(signal: &str, child: &Child) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
 }
 
 #[test]
@@ -171,24 +185,58 @@ fn a_worker_that_never_starts_ends_the_run() {
 }
 
 #[test]
-fn a_signal_cancels_the_run() {
-    for signal in ["-INT", "-TERM"] {
+fn a_signal_ends_the_run_after_a_step_that_is_saved() {
+    for signal in ["-INT", "-TERM", "-HUP"] {
         let place = Place::new();
         let child = place.start("", &["--set", "train.steps=100000"]);
-        let until = Instant::now() + Duration::from_secs(20);
-        let metrics = place.path("out/tiny/metrics.jsonl");
-        while fs::read_to_string(&metrics).unwrap_or_default().is_empty() {
-            assert!(Instant::now() < until, "the run does not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let killed = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
-        assert!(killed.success());
-        let start = Instant::now();
+        place.takes_steps();
+        kill(signal, &child);
         let (code, err) = place.finish(child);
         assert_eq!(code, Some(1), "{err}");
-        assert!(err.contains("the run was cancelled: ended by "), "{err}");
-        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        let lines = fs::read_to_string(place.path("out/tiny/metrics.jsonl")).unwrap().lines().count();
+        let saved = format!("checkpoint  out/tiny/checkpoints/step-{lines:08}");
+        assert!(err.contains("the run was cancelled: ended by ") && err.contains(&saved), "{err}");
     }
+}
+
+#[test]
+fn a_second_signal_ends_the_run_at_once_and_says_what_is_lost() {
+    let place = Place::new();
+    let child = place.start("does not stop", &["--set", "train.steps=100000"]);
+    place.takes_steps();
+    kill("-INT", &child);
+    std::thread::sleep(Duration::from_millis(300));
+    kill("-INT", &child);
+    let start = Instant::now();
+    let (code, err) = place.finish(child);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("once more ends it at once"), "{err}");
+    assert!(err.contains("steps lost: there is no checkpoint"), "{err}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_signal_before_the_run_ends_it_at_once() {
+    let place = Place::new();
+    let child = place.start(
+        "",
+        &["--set", "layout.pipeline=1", "--set", "layout.data=2", "--set", "data.synthetic.tokens=400000000"],
+    );
+    let until = Instant::now() + Duration::from_secs(20);
+    // The tokens are being written.
+    while !place.path("out/tiny/data").exists() {
+        assert!(Instant::now() < until, "nothing is prepared");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    kill("-TERM", &child);
+    let start = Instant::now();
+    let (code, err) = place.finish(child);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(
+        err.contains("the run was cancelled: ended by SIGTERM") && !err.contains("nothing to do"),
+        "{err}"
+    );
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -340,6 +340,34 @@ impl TryFrom<wire::Published> for status::Published {
     }
 }
 
+impl From<status::Leave> for wire::Leave {
+    fn from(leave: status::Leave) -> Self {
+        let cause = match leave.cause {
+            status::LeaveCause::Drained => wire::LeaveCause::Drained,
+            status::LeaveCause::Dismissed => wire::LeaveCause::Dismissed,
+            status::LeaveCause::Asked => wire::LeaveCause::Asked,
+            status::LeaveCause::Refused => wire::LeaveCause::Refused,
+        };
+        wire::Leave { cause: cause.into(), reason: leave.reason }
+    }
+}
+
+impl TryFrom<wire::Leave> for status::Leave {
+    type Error = WireError;
+
+    fn try_from(leave: wire::Leave) -> Result<Self, WireError> {
+        let cause = match wire::LeaveCause::try_from(leave.cause) {
+            Ok(wire::LeaveCause::Drained) => status::LeaveCause::Drained,
+            Ok(wire::LeaveCause::Dismissed) => status::LeaveCause::Dismissed,
+            Ok(wire::LeaveCause::Asked) => status::LeaveCause::Asked,
+            Ok(wire::LeaveCause::Refused) => status::LeaveCause::Refused,
+            Ok(wire::LeaveCause::Unspecified) => return Err(WireError::Missing("Leave.cause")),
+            Err(_) => return Err(WireError::Unknown { field: "Leave.cause", found: leave.cause }),
+        };
+        Ok(status::Leave { cause, reason: leave.reason })
+    }
+}
+
 impl From<status::Desired> for wire::Desired {
     fn from(desired: status::Desired) -> Self {
         wire::Desired {
@@ -348,10 +376,11 @@ impl From<status::Desired> for wire::Desired {
             assignment_digest: desired.assignment_digest,
             assignment: desired.assignment,
             run_to: desired.run_to.0,
+            save_after: desired.save_after.0,
             publish: desired.publish.map(Into::into),
             decided: desired.decided.0,
             acknowledged: desired.acknowledged.0,
-            leave: desired.leave,
+            leave: desired.leave.map(Into::into),
         }
     }
 }
@@ -369,10 +398,11 @@ impl TryFrom<wire::Desired> for status::Desired {
             assignment_digest: desired.assignment_digest,
             assignment: desired.assignment,
             run_to: Step(desired.run_to),
+            save_after: Step(desired.save_after),
             publish: desired.publish.map(TryInto::try_into).transpose()?,
             decided: Step(desired.decided),
             acknowledged: Step(desired.acknowledged),
-            leave: desired.leave,
+            leave: desired.leave.map(TryInto::try_into).transpose()?,
         })
     }
 }

@@ -64,9 +64,10 @@ fn desired() -> wire::Desired {
         assignment_digest: Some("abc".into()),
         assignment: Some("{}".into()),
         run_to: 100,
+        save_after: 11,
         publish: Some(wire::Publish { step: 10, files: status().saved.unwrap().files }),
         acknowledged: 9,
-        leave: None,
+        leave: Some(wire::Leave { cause: 1, reason: "drained".into() }),
         decided: 10,
     }
 }

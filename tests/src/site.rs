@@ -58,10 +58,28 @@ impl<'a> Site<'a> {
     /// # Errors
     /// Where it does not start.
     pub fn join(&mut self) -> Result<()> {
-        let (name, url) = (format!("w{}", self.workers.len()), self.url());
+        self.join_as(&format!("w{}", self.workers.len()))
+    }
+
+    /// Starts one more worker, of this name.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn join_as(&mut self, name: &str) -> Result<()> {
+        let url = self.url();
         let log = self.folder.path().join(format!("{name}.log"));
-        self.workers.push(start("coxswain-worker", log, &["--coordinator", &url, "--name", &name])?);
+        self.workers.push(start("coxswain-worker", log, &["--coordinator", &url, "--name", name])?);
         Ok(())
+    }
+
+    /// The exit code of a worker that ends.
+    ///
+    /// # Errors
+    /// Where it does not end.
+    pub fn exit_code(&mut self, index: usize) -> Result<Option<i32>> {
+        let worker = &mut self.workers[index];
+        wait_until("the end of a worker", SOON, || !matches!(worker.try_wait(), Ok(None)))?;
+        Ok(worker.wait()?.code())
     }
 
     /// The process of a worker.

@@ -69,6 +69,14 @@ fn stopping_up_stops_all_of_it() -> Result<()> {
         let code = if sign == "KILL" { None } else { Some(1) };
         ensure!(outcome.code == code, "{sign}: exit code {:?}\n{}", outcome.code, outcome.stderr);
         expect_gone(&workers)?;
+        if code.is_some() {
+            // The step at hand is saved, and nothing went wrong.
+            let saved = coxswain_files::latest(run.out())?.map(|(step, _)| step as usize);
+            let taken = lines(&run.out().join("metrics.jsonl"));
+            ensure!(saved == Some(taken), "{sign}: {saved:?} of {taken} steps\n{}", outcome.stderr);
+            let log = std::fs::read_to_string(run.out().join("logs/worker-0.log"))?;
+            ensure!(!log.contains("ERROR"), "{sign}:\n{log}");
+        }
     }
     Ok(())
 }

@@ -17,7 +17,8 @@ use coxswain_files::{Digests, prepare};
 use coxswain_tests::Folder;
 use coxswain_tests::threads::assignments_of;
 use coxswain_types::assignment::Assignment;
-use coxswain_types::{Generation, Step};
+use coxswain_types::status::Wish;
+use coxswain_types::Generation;
 use tch::Tensor;
 
 const STEPS: u64 = 12;
@@ -94,7 +95,7 @@ impl Told {
 }
 
 impl Control for Watch {
-    fn wish(&self) -> (u64, Step) {
+    fn wish(&self) -> Wish {
         let voting = *self.step.lock().unwrap() + 1;
         if let (Some(Moment::Unheard { rank }), BREAKS) = (self.moment, voting) {
             if rank == self.rank {
@@ -112,7 +113,7 @@ impl Control for Watch {
                 std::thread::sleep(Duration::from_millis(120));
             }
         }
-        (1, Step(u64::MAX))
+        Wish { revision: 1, ..Wish::NONE }
     }
 
     fn tell(&self, event: Event) {

@@ -10,15 +10,21 @@ use tracing_subscriber::EnvFilter;
 
 /// A worker of a Coxswain cluster: one process, one device.
 ///
-/// It connects to the coordinator, does what it is assigned, and ends when the coordinator goes
-/// away. Exit codes: 0 told to leave or asked to stop, 1 failed, 2 bad arguments.
+/// It connects to the coordinator, does what it is assigned, and ends when the coordinator stays away.
 #[derive(Debug, Parser)]
 #[command(
     name = "coxswain-worker",
     version,
     args_conflicts_with_subcommands = true,
     after_help = "Examples:\n  coxswain-worker --coordinator http://10.0.0.1:7070\n  \
-                  coxswain-worker generate --checkpoint out/demo --prompt 'Once upon a time'"
+                  coxswain-worker generate --checkpoint out/demo --prompt 'Once upon a time'\n\n\
+                  Exit codes:\n  \
+                  0    drained, or its coordinator's work is over: start no other in its place\n  \
+                  1    failed, or without its coordinator for longer than --orphan-s\n  \
+                  2    bad arguments\n  \
+                  3    refused by the coordinator, for example since a newer process has its name\n  \
+                  130  asked to stop by SIGINT\n  \
+                  143  asked to stop by SIGTERM"
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -59,11 +65,14 @@ pub(crate) struct Work {
     #[arg(long, default_value_t = 60)]
     pub(crate) patience_s: u32,
     /// How long to go on without the coordinator, in seconds; 0 ends with it
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 900)]
     pub(crate) orphan_s: u32,
     /// How long to wait for the end of a step when asked to stop (SIGTERM, SIGINT), in seconds
     #[arg(long, default_value_t = 20)]
     pub(crate) grace_s: u32,
+    /// End when stdin is closed: whoever started this worker holds its other end
+    #[arg(long, hide = true)]
+    pub(crate) tied: bool,
 }
 
 /// What a worker does beside working.

@@ -85,6 +85,18 @@ pub(crate) fn address_towards(coordinator: &str) -> Result<IpAddr> {
     Ok(socket.local_addr().context("reading the local address")?.ip())
 }
 
+/// Ends this process when stdin does: whoever started it holds the other end, and lets go of it however it ends.
+pub(crate) fn end_with_stdin() -> Result<()> {
+    let watch = || {
+        // An error ends it too: nothing is ever written there.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        tracing::error!("the program that started this worker has ended");
+        std::process::exit(1);
+    };
+    std::thread::Builder::new().name("stdin".to_owned()).spawn(watch).context("watching stdin")?;
+    Ok(())
+}
+
 /// The most memory that this process had resident, in bytes.
 pub(crate) fn peak_rss_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

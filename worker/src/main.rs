@@ -39,12 +39,12 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let result = match &args.command {
-        Some(Command::Generate(generate)) => write::run(generate),
-        Some(Command::Classify(args)) => classify::run(args),
-        None => agent::run(&args.work),
+        Some(Command::Generate(generate)) => write::run(generate).map(|()| 0),
+        Some(Command::Classify(args)) => classify::run(args).map(|()| 0),
+        None => agent::run(&args.work).map(agent::End::code),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             match args.command {
                 // Of a command a person reads what the program says, as of `coxswain` itself; of a worker, a log.

@@ -124,7 +124,7 @@ pub enum PrepareError {
     /// The text is another one than a checkpoint was trained on.
     #[error(
         "the text or the vocabulary is not what the checkpoint in {dir} was trained on, and its tokens would \
-         mean other words; bring the text back, or start in another folder",
+         mean other words; bring the text back, or go on with its weights in another folder, by train.start_from",
         dir = dir.display()
     )]
     Changed {

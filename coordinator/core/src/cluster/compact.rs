@@ -23,6 +23,7 @@ enum Field {
     Formation,
     Ranks,
     Wish,
+    Cancelling,
     Step,
     Committed,
     Checkpoint,
@@ -35,11 +36,12 @@ fn sets(entry: &Entry) -> Option<(&str, &'static [Field])> {
         Entry::Compacted { .. } | Entry::Started { .. } | Entry::Drained { .. } | Entry::Noted { .. } => None,
         Entry::Submitted(submission) => Some((&submission.job, &[Submission])),
         Entry::Formed { job, .. } => Some((job, &[State, Formation, Ranks, Wish, Step, Committed])),
-        Entry::Stopping { job, .. } => Some((job, &[Wish])),
+        Entry::Stopping { job, .. } | Entry::Saving { job, .. } => Some((job, &[Wish])),
+        Entry::Cancelling { job, .. } => Some((job, &[Cancelling])),
         Entry::Interrupted { job, .. } | Entry::Regrouped { job, .. } => Some((job, &[State, Interruption])),
         Entry::Committed { job, .. } => Some((job, &[Committed])),
         Entry::Published { job, .. } => Some((job, &[Step, Committed, Checkpoint])),
-        Entry::Ended { job, .. } => Some((job, &[State, Ranks, Wish, Committed])),
+        Entry::Ended { job, .. } => Some((job, &[State, Ranks, Wish, Cancelling, Committed])),
     }
 }
 
@@ -147,6 +149,8 @@ impl Counted {
                     }
                 }
                 Entry::Stopping { .. }
+                | Entry::Saving { .. }
+                | Entry::Cancelling { .. }
                 | Entry::Regrouped { .. }
                 | Entry::Interrupted { .. }
                 | Entry::Committed { .. }

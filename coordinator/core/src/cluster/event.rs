@@ -87,6 +87,8 @@ pub enum Event {
         job: String,
         /// Why.
         reason: String,
+        /// When a job that is at work ends.
+        when: CancelWhen,
     },
     /// A user wants a worker no more: it shall end once nothing needs it.
     Drain {
@@ -109,6 +111,15 @@ pub enum Event {
     },
     /// [`super::Cluster::next_deadline_ms`] has come.
     Tick,
+}
+
+/// When a job that is at work and was cancelled ends. Any other ends at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelWhen {
+    /// After the step at hand, which is saved.
+    AfterStep,
+    /// At once: steps since its newest checkpoint are lost.
+    Now,
 }
 
 /// What follows from an event, in the order in which it has to be done.
@@ -226,6 +237,17 @@ pub enum Entry {
         /// What its workers compute with, which every later generation of the job has to.
         compute: Compute,
     },
+    /// All ranks of a generation shall save after a step, and go on.
+    Saving {
+        /// The job's id.
+        job: String,
+        /// The generation.
+        generation: Generation,
+        /// The number of this wish.
+        revision: u64,
+        /// They save after the first step from this one on.
+        after: Step,
+    },
     /// All ranks of a generation shall stop after a step, and save.
     Stopping {
         /// The job's id.
@@ -234,6 +256,13 @@ pub enum Entry {
         generation: Generation,
         /// The number of this wish.
         revision: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A user cancelled a job that is at work: it ends after a step, once that is saved.
+    Cancelling {
+        /// The job's id.
+        job: String,
         /// Why.
         reason: String,
     },

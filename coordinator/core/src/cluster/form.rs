@@ -38,6 +38,9 @@ impl Cluster {
         let Some(compute) = workers.first().map(Compute::of) else { return };
         let (from, steps, threads) = (job.step, job.steps(), formation.threads);
         let again = job.generation > Generation(0);
+        if !again {
+            job.saved_ms = self.now_ms;
+        }
         job.generation = generation;
         job.threads = Some(threads);
         job.compute = Some(compute.clone());

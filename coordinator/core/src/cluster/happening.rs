@@ -54,6 +54,13 @@ impl From<&Entry> for Happening {
             Entry::Stopping { job, generation, reason, .. } => {
                 of("stopping", job, Some(*generation), reason.clone())
             }
+            Entry::Saving { job, generation, after, .. } => of(
+                "saving",
+                job,
+                Some(*generation),
+                format!("after step {after}, since the newest checkpoint is old"),
+            ),
+            Entry::Cancelling { job, reason } => of("cancelling", job, None, reason.clone()),
             Entry::Regrouped { job, generation, step, reason } => {
                 of("regrouped", job, Some(*generation), format!("after step {step}: {reason}"))
             }

@@ -7,6 +7,7 @@ use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{Layout, OnLoss};
 use coxswain_types::status::{Publish, Published, StepReport};
 
+use super::cancel::Cancelling;
 use super::event::{Compute, FormedRank, Prepared, Submission};
 use super::summary::{JobState, JobSummary};
 use crate::plan::{Fit, KEEPS_UP};
@@ -20,6 +21,17 @@ pub(super) const MAX_INTERRUPTIONS: usize = 20;
 /// How long a worker that was lost may take to come back before its job goes on with fewer: a supervisor starts
 /// a process in less, and the way back from fewer ranks costs a regrouping.
 pub const SHRINK_AFTER_MS: u64 = 2000;
+
+/// What is wanted of all ranks of a generation, beside its last step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// The number of this wish.
+    pub(super) revision: u64,
+    /// They save after the first step from this one on.
+    pub(super) save_after: Step,
+    /// Why they stop after a step and save, if they shall.
+    pub(super) stop: Option<String>,
+}
 
 /// A job and how far it has come.
 #[derive(Clone, Debug)]
@@ -48,8 +60,12 @@ pub(super) struct Job {
     pub(super) interruptions: VecDeque<(Generation, Step, String)>,
     /// The newest generation, as the journal has it.
     pub(super) formed: Vec<FormedRank>,
-    /// What is wanted of that generation: the number of the wish, and why it shall stop, if it shall.
-    pub(super) wish: (u64, Option<String>),
+    /// What is wanted of that generation.
+    pub(super) wish: Asked,
+    /// When it wrote its newest checkpoint, or began to run, or this coordinator started.
+    pub(super) saved_ms: u64,
+    /// Whether a user cancelled it while it was at work.
+    pub(super) cancelling: Option<Cancelling>,
     /// What that generation committed and has not yet published.
     pub(super) committed: Option<Publish>,
     /// Interruptions since the last new step.
@@ -84,7 +100,9 @@ impl Job {
             interruption: None,
             interruptions: VecDeque::new(),
             formed: Vec::new(),
-            wish: (0, None),
+            wish: Asked::default(),
+            saved_ms: 0,
+            cancelling: None,
             committed: None,
             setbacks: 0,
             broke: BTreeSet::new(),

@@ -13,6 +13,7 @@
 //! - [`fn@compact`]: a journal in fewer entries.
 //! - `queue`, `hall`: whose turn it is, and which workers it can have: those that compute as the job began.
 //! - `form`: idle workers become the ranks of a generation; `regroup`: one ends at a step's boundary.
+//! - `cancel`: a job that a user wants no more ends after a step that is saved, or at once.
 //! - `desired`, `revision`: what is wanted of each worker, and its number.
 //! - `hang`, `pace`: who holds up a run, and who slows it down; `watch`: how people are told.
 //! - [`summary`], `explain`, [`happening`]: what people are shown.
@@ -20,6 +21,7 @@
 //! The core has no clock: `now_ms` is the shell's monotonic time. What is written down survives a
 //! restart ([`Cluster::replay`]); what workers say again by themselves is not written down.
 
+mod cancel;
 mod compact;
 mod desired;
 pub mod event;
@@ -49,7 +51,9 @@ use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Fault, Phase, WorkerStatus};
 
 pub use compact::compact;
-pub use event::{Compute, Effect, Entry, Event, FormedRank, Look, Notice, Prepared, Submission, Weight};
+pub use event::{
+    CancelWhen, Compute, Effect, Entry, Event, FormedRank, Look, Notice, Prepared, Submission, Weight,
+};
 pub use member::{LEASE_MS, MAX_WORKERS};
 pub use run::{GRACE_MS, RETURN_MS};
 pub use summary::{Ending, JobState, JobSummary, WorkerSummary};
@@ -114,7 +118,7 @@ impl Cluster {
             Event::Prepared { job, result } => self.prepared(&job, result, &mut out),
             Event::Seen { status } => steady = self.seen(now_ms, status, &mut out),
             Event::Lost { worker, incarnation, why } => self.lost(&worker, incarnation, &why, &mut out),
-            Event::Cancelled { job, reason } => self.cancel(&job, &reason, &mut out),
+            Event::Cancelled { job, reason, when } => self.cancel(&job, &reason, when, &mut out),
             Event::Drain { worker, reason } => self.drain(&worker, &reason, &mut out),
             Event::Broken { job, reason } => self.broken(&job, reason, &mut out),
             Event::Dismissed { reason } => self.dismiss(reason, &mut out),
@@ -137,7 +141,8 @@ impl Cluster {
         let verdicts = self.runs.iter().filter_map(|run| run.deadline_ms(&self.members));
         // What is past has been looked at, and needs an event to change.
         let queue = self.queue_deadlines_ms().filter(|due_ms| *due_ms > self.looked_ms);
-        self.members.next_expiry_ms().into_iter().chain(verdicts).chain(queue).min()
+        let stops = self.cancel_deadlines_ms();
+        self.members.next_expiry_ms().into_iter().chain(verdicts).chain(queue).chain(stops).min()
     }
 
     /// The jobs and generations whose ranks may meet.

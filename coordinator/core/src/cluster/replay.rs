@@ -3,8 +3,9 @@
 use coxswain_types::status::Publish;
 
 use super::Cluster;
+use super::cancel::{Cancelling, STOP_MS};
 use super::event::{Entry, Submission};
-use super::job::Job;
+use super::job::{Asked, Job};
 use super::regroup::Drain;
 use super::run::Run;
 use super::summary::JobState;
@@ -50,7 +51,7 @@ impl Cluster {
                     job.slow = slow.map(|rank| (rank.worker.clone(), rank.slow_percent)).collect();
                     job.formed = ranks;
                     job.layout = layout;
-                    job.wish = (revision, None);
+                    job.wish = Asked { revision, ..Asked::default() };
                     job.committed = None;
                     job.generation = generation;
                     job.step = from;
@@ -58,7 +59,18 @@ impl Cluster {
             }
             Entry::Stopping { job, revision, reason, .. } => {
                 if let Some(job) = self.job_mut(&job) {
-                    job.wish = (revision, Some(reason));
+                    job.wish = Asked { revision, stop: Some(reason), ..Asked::default() };
+                }
+            }
+            Entry::Saving { job, revision, after, .. } => {
+                if let Some(job) = self.job_mut(&job) {
+                    job.wish = Asked { revision, save_after: after, ..Asked::default() };
+                }
+            }
+            Entry::Cancelling { job, reason } => {
+                if let Some(job) = self.job_mut(&job) {
+                    // The clock of this start begins at zero.
+                    job.cancelling = Some(Cancelling { reason, until_ms: STOP_MS });
                 }
             }
             Entry::Drained { worker, incarnation, reason } => {
@@ -90,7 +102,8 @@ impl Cluster {
                     // Nobody asks for these of a job that is over.
                     job.formed = Vec::new();
                     job.slow.clear();
-                    job.wish = (0, None);
+                    job.wish = Asked::default();
+                    job.cancelling = None;
                     job.committed = None;
                 }
                 self.forget();

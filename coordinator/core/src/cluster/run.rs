@@ -11,7 +11,7 @@ use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Activity, Fault, Phase, StepReport, WorkerInfo, WorkerStatus};
 
 use super::event::FormedRank;
-use super::job::Job;
+use super::job::{Asked, Job};
 use super::member::{LEASE_MS, Members};
 use super::pace::Paces;
 use super::regroup::{GROW_AFTER_MS, MAX_DOUBLINGS};
@@ -120,10 +120,8 @@ pub(super) struct Run {
     pub(super) steps: Step,
     /// When it was formed.
     pub(super) formed_ms: u64,
-    /// The number of what is wanted of it.
-    pub(super) revision: u64,
-    /// Why its ranks shall stop after the step that they take, if they shall.
-    pub(super) stop: Option<String>,
+    /// What is wanted of it.
+    pub(super) wish: Asked,
     /// Reports up to this step have been recorded.
     pub(super) acknowledged: Step,
     /// The checkpoints.
@@ -172,8 +170,7 @@ impl Run {
             ranks,
             steps,
             formed_ms: 0,
-            revision,
-            stop: None,
+            wish: Asked { revision, ..Asked::default() },
             step_seconds: VecDeque::new(),
             paces: Paces::default(),
             hang_told: None,
@@ -188,13 +185,17 @@ impl Run {
     /// The generation of a job that an earlier coordinator formed. This one's clock starts at zero.
     pub(super) fn orphaned(job: &Job) -> Run {
         let seats = job.formed.iter().map(Seat::of_formed).collect();
-        let (revision, stop) = job.wish.clone();
-        let mut run = Run::new(job.id().to_owned(), job.generation, seats, job.steps(), job.step, revision);
-        run.stop = stop;
+        let mut run = Run::new(job.id().to_owned(), job.generation, seats, job.steps(), job.step, 0);
+        run.wish = job.wish.clone();
         run.saving.decided(job.committed.clone());
         run.return_ms = Some(RETURN_MS);
         run.share(&job.spec_at_work());
         run
+    }
+
+    /// Whether an earlier coordinator formed it, and not all of its workers are back.
+    pub(super) fn is_orphaned(&self) -> bool {
+        self.return_ms.is_some()
     }
 
     /// A worker that has not come back, once the time for it is over.
@@ -270,8 +271,9 @@ impl Run {
         let reports = status.reports.first().is_some_and(|report| report.step <= self.acknowledged.0);
         let done = status.published.as_ref().map(|published| published.step);
         let publish = self.saving.publishing().is_some_and(|publish| done < Some(publish.step));
-        // All ranks have to know of a stop before it counts, and not one says whether it does.
-        let goes_on = self.stop.is_some() && status.phase == Phase::Running;
+        // All ranks have to know of a stop or a save before it counts, and not one says whether it does.
+        let wanted = self.wish.stop.is_some() || self.wish.save_after > decided;
+        let goes_on = wanted && status.phase == Phase::Running;
         saved || goes_on || (rank == 0 && (reports || publish))
     }
 

@@ -94,6 +94,13 @@ impl Run {
         }
     }
 
+    /// How long a rank may wait, as long as steps take here.
+    pub(super) fn patience_ms(&self) -> u64 {
+        let mut steps: Vec<_> = self.step_seconds.iter().copied().collect();
+        steps.sort_by(f64::total_cmp);
+        hang::patience_ms(steps.get(steps.len() / 2).copied())
+    }
+
     /// Who holds up the run, the first time that a rank waits for too long in a step.
     pub(super) fn hang(&mut self, now_ms: u64) -> Option<String> {
         if self.hang_told == Some(self.acknowledged) || now_ms < self.hang_looked_ms + HANG_LOOK_MS {
@@ -104,9 +111,7 @@ impl Run {
             return None;
         }
         let (for_ms, chain) = self.longest_wait(now_ms)?;
-        let mut steps: Vec<_> = self.step_seconds.iter().copied().collect();
-        steps.sort_by(f64::total_cmp);
-        if for_ms < hang::patience_ms(steps.get(steps.len() / 2).copied()) {
+        if for_ms < self.patience_ms() {
             return None;
         }
         self.hang_told = Some(self.acknowledged);

@@ -43,6 +43,7 @@ pub(super) const LOSS_SCALE: Limit =
 pub(super) const NON_FINITE: Limit = up_to(1000, "weights that stay as they are give no better step");
 pub(super) const BUDGET: Limit = up_to(1 << 50, "no worker has more bytes to give");
 pub(super) const THREADS: Limit = up_to(1024, "no machine has more cores to give");
+pub(super) const EVERY_MINUTES: Limit = Limit { least: 0, most: 525_600, reason: "this is a year" };
 pub(super) const KEEP: Limit = up_to(1_000_000, "no disk holds more checkpoints");
 pub(super) const SYNTHETIC_TOKENS: Limit = up_to(1 << 36, "the token file takes 4 bytes for each");
 /// Layout values, and their product.

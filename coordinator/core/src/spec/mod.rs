@@ -28,7 +28,7 @@ use std::path::Path;
 use coxswain_types::JobSpec;
 
 pub use error::{Fault, Origin, SpecError};
-pub use resolved::resolved_yaml;
+pub use resolved::{Difference, differences, resolved_yaml};
 
 use check::Purpose;
 use error::KeyPath;

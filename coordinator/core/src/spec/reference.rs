@@ -59,7 +59,7 @@ const FLAG: Allowed = Words { words: "`true` or `false`", fit: &["true", "false"
 const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
 
 /// Beside this, keys have the rules of [`RULES`].
-const ALLOWED: [(&str, Allowed); 56] = [
+const ALLOWED: [(&str, Allowed); 57] = [
     (
         "name",
         Words {
@@ -188,6 +188,7 @@ const ALLOWED: [(&str, Allowed); 56] = [
     ("layout.sequence_parallel", FLAG),
     ("layout.zero", Words { words: "0 or 1", fit: &["0", "1", "true"], unfit: &["2", "3", "4", "one"] }),
     ("checkpoint.every", ANY_COUNT),
+    ("checkpoint.every_minutes", Count(&limits::EVERY_MINUTES)),
     ("checkpoint.keep", Count(&limits::KEEP)),
     (
         "recovery.on_loss",

@@ -104,6 +104,7 @@ fn a_least_job_gets_every_default() {
           zero: 0
         checkpoint:
           every: 0
+          every_minutes: 10
           keep: 2
         recovery:
           on_loss: wait

@@ -100,7 +100,7 @@ fn the_journal_is_told_as_events() {
     let mut cluster = Cluster::default();
     let (_, mut journal) = tell_to(&mut cluster, AT_WORK);
     let more = "200 lost w1 its connection closed\n 200 w0 idle\n 210 prepared demo-1\n 220 w1' idle
-                230 drain w1 a new disk\n 240 cancel demo-1 enough";
+                230 drain w1 a new disk\n 240 cancel-now demo-1 enough";
     journal.extend(tell_to(&mut cluster, more).1);
     let lines: Vec<_> =
         journal.iter().map(|entry| serde_json::to_string(&Happening::from(entry)).unwrap()).collect();
@@ -115,5 +115,5 @@ fn the_journal_is_told_as_events() {
         {"kind":"joined","worker":"w1","text":"worker w1 is here (pid 101 on alpha, cpu)"}
         {"kind":"formed","job":"demo-1","generation":2,"text":"runs from step 0 on w0, w1"}
         {"kind":"drained","worker":"w1","text":"a new disk"}
-        {"kind":"ended","job":"demo-1","text":"cancelled: enough"}"#]].assert_eq(&lines.join("\n"));
+        {"kind":"ended","job":"demo-1","text":"cancelled: enough; 1 step lost: there is no checkpoint"}"#]].assert_eq(&lines.join("\n"));
 }

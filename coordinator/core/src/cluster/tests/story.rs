@@ -7,10 +7,11 @@
 //! 0 lost w1 its connection closed     0 w1 g1 failed: peer closed
 //! 0 cancel demo-1 enough              0 w1 g1 cut-off: no answer     0 w1 g1 leaving: SIGTERM
 //! 0 w1 g1 broken: CUDA error     0 w1 g1 damaged: model-g1-r001.safetensors has another digest
+//! 0 cancel-now demo-1 enough
 //! 0 drain w1 maintenance     0 w1 g1 running leaves=SIGTERM
 //! 0 w1 g1 running doing=1F3 for=900 waits=0 last=1F2     0 w1 g1 running step=3 busy=900     0 explain demo-1
 //! 0 tick     0 desired w0     0 jobs    0 submit demo wait steps=4 (waits when workers are lost)
-//! 0 submit demo wait rebalance dp=2 (relieves stragglers)
+//! 0 submit demo wait rebalance dp=2 (relieves stragglers)     0 submit demo minutes=1 (saves each minute)
 //! ```
 
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ use coxswain_types::status::{
     Activity, Fault, Pace, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
 };
 
-use crate::cluster::{Cluster, Effect, Entry, Event, Look, Prepared, Submission, Weight};
+use crate::cluster::{CancelWhen, Cluster, Effect, Entry, Event, Look, Prepared, Submission, Weight};
 
 pub(super) fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
     let model = ModelSpec::llama(4, 32, 4, 2, 64, 64);
@@ -75,7 +76,7 @@ pub(super) fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         train,
         layout,
         actions: Vec::new(),
-        checkpoint: CheckpointSpec { every: 2, keep: 2 },
+        checkpoint: CheckpointSpec { every: 2, every_minutes: 10, keep: 2 },
         recovery: RecoverySpec { on_loss: OnLoss::Fail, buddy: false, rebalance: false },
         priority: 0,
     }
@@ -205,6 +206,9 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
             if words.contains(&"shrink") {
                 spec.recovery.on_loss = OnLoss::Shrink;
             }
+            if let Some(minutes) = number(words, "minutes") {
+                spec.checkpoint.every_minutes = minutes as u32;
+            }
             spec.priority = value(words, "priority").map_or(0, |text| text.parse().unwrap());
             // Each job has a folder of its own.
             let directory = format!("/runs/{}", cluster.jobs().len());
@@ -220,7 +224,10 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
             let info = info(words[0]);
             Event::Lost { worker: info.id, incarnation: info.incarnation, why: rest() }
         }
-        "cancel" => Event::Cancelled { job: words[0].to_owned(), reason: rest() },
+        "cancel" | "cancel-now" => {
+            let when = if verb == "cancel" { CancelWhen::AfterStep } else { CancelWhen::Now };
+            Event::Cancelled { job: words[0].to_owned(), reason: rest(), when }
+        }
         "drain" => Event::Drain { worker: info(words[0]).id, reason: rest() },
         "broken" => Event::Broken { job: words[0].to_owned(), reason: rest() },
         "dismiss" => Event::Dismissed { reason: words.join(" ") },
@@ -255,6 +262,10 @@ pub(super) fn entry_text(entry: &Entry) -> String {
             format!("formed {job} g{generation} [{}] threads {threads} from {from}", ranks.join(" "))
         }
         Entry::Stopping { job, generation, reason, .. } => format!("stopping {job} g{generation}: {reason}"),
+        Entry::Saving { job, generation, after, .. } => {
+            format!("saving {job} g{generation} after step {after}")
+        }
+        Entry::Cancelling { job, reason } => format!("cancelling {job}: {reason}"),
         Entry::Regrouped { job, generation, step, reason } => {
             format!("regrouped {job} g{generation} after step {step}: {reason}")
         }
@@ -282,12 +293,17 @@ fn desired_text(cluster: &Cluster, name: &str) -> String {
         (Some(_), Some(_)) => "assignment",
     };
     format!(
-        "g{} {assignment} run_to {} acknowledged {}{}{}",
+        "g{} {assignment} run_to {} acknowledged {}{}{}{}",
         desired.generation,
         desired.run_to,
         desired.acknowledged,
+        if desired.save_after > Step(0) {
+            format!(" save after {}", desired.save_after)
+        } else {
+            String::new()
+        },
         desired.publish.map_or(String::new(), |publish| format!(" publish {}", publish.step)),
-        desired.leave.map_or(String::new(), |reason| format!(" leave: {reason}")),
+        desired.leave.map_or(String::new(), |leave| format!(" leave: {}", leave.reason)),
     )
 }
 
