@@ -2,7 +2,7 @@
 //! What has to survive a crash is in the journal, synced, before any later effect is done, so
 //! nobody sees a consequence of something that can be forgotten.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -20,7 +20,7 @@ use tokio::task::{JoinHandle, block_in_place};
 
 use crate::events::Line;
 use crate::folder;
-use crate::handle::{Handle, JobNews, News, Request};
+use crate::handle::{Handle, JobNews, News, Request, Times};
 use crate::journal::Journal;
 use crate::metrics::{Metrics, Moved};
 use crate::preparation::Preparations;
@@ -54,6 +54,8 @@ struct Driver {
     news: broadcast::Sender<News>,
     /// What goes into the journal.
     happened: broadcast::Sender<Line>,
+    /// When jobs were first formed, and when they ended, by the wall clock.
+    dates: Dates,
     /// The summaries that watchers know, of jobs that are not over.
     told: BTreeMap<String, JobSummary>,
     /// Up to which of the cluster's news watchers were told.
@@ -86,6 +88,8 @@ pub(crate) fn start(
     let (news, _) = broadcast::channel(MAX_NEWS);
     let (happened, _) = broadcast::channel(MAX_NEWS);
     let store = Arc::new(Store::default());
+    let mut dates = Dates::new();
+    replayed.entries.iter().for_each(|(at_ms, entry)| date(&mut dates, *at_ms, entry));
     let driver = Driver {
         cluster: Cluster::replay(replayed.entries.into_iter().map(|(_, entry)| entry)),
         journal,
@@ -96,6 +100,7 @@ pub(crate) fn start(
         digests: BTreeMap::new(),
         news: news.clone(),
         happened: happened.clone(),
+        dates,
         told: BTreeMap::new(),
         shown: 0,
         requests: sender.downgrade(),
@@ -169,13 +174,32 @@ impl Driver {
             }
             Request::Explain { job, reply } => {
                 self.handle(Event::Tick)?;
-                let _ = reply.send(self.cluster.explain(&job));
+                let elapsed_s = self.times(&job).elapsed_s;
+                let _ = reply.send(self.cluster.explain(&job, elapsed_s));
             }
             Request::List { reply } => {
-                let _ = reply.send((self.cluster.jobs(), self.cluster.workers()));
+                let jobs = self.cluster.jobs().into_iter();
+                let jobs = jobs
+                    .map(|job| {
+                        let times = self.times(&job.job);
+                        (job, times)
+                    })
+                    .collect();
+                let _ = reply.send((jobs, self.cluster.workers()));
             }
         }
         Ok(())
+    }
+
+    fn times(&self, job: &str) -> Times {
+        let Some((formed_ms, ended_ms)) = self.dates.get(job).copied() else { return Times::default() };
+        let now_ms = wall_clock_ms();
+        // The clock may have been set back.
+        let since = |from_ms: u64, until_ms: u64| until_ms.saturating_sub(from_ms) / 1000;
+        Times {
+            elapsed_s: formed_ms.map(|formed_ms| since(formed_ms, ended_ms.unwrap_or(now_ms))),
+            over_s: ended_ms.map(|ended_ms| since(ended_ms, now_ms)),
+        }
     }
 
     fn seen(&mut self, connection: u64, status: WorkerStatus, desired: watch::Sender<Desired>) -> Result<()> {
@@ -240,6 +264,7 @@ impl Driver {
                     .context("the journal cannot be written, so nothing can be promised any more")?;
                 // An error means that nobody follows.
                 let _ = self.happened.send(Line::new(at_ms, Happening::from(&entry)));
+                date(&mut self.dates, at_ms, &entry);
                 return Ok(self.recorded(entry));
             }
             Effect::Prepare { job, look } => self.prepare(job, look),
@@ -286,11 +311,14 @@ impl Driver {
                 self.preparations.end(&job);
                 self.metrics.remove(&job);
                 self.digests.remove(&job);
+                let known: BTreeSet<_> = self.cluster.jobs().into_iter().map(|job| job.job).collect();
+                self.dates.retain(|job, _| known.contains(job));
             }
             Entry::Compacted { .. }
             | Entry::Started { .. }
             | Entry::Submitted(_)
             | Entry::Formed { .. }
+            | Entry::Begun { .. }
             | Entry::Committed { .. }
             | Entry::Interrupted { .. }
             | Entry::Stopping { .. }
@@ -344,8 +372,10 @@ impl Driver {
     fn tell_summaries(&mut self) {
         for summary in self.cluster.jobs() {
             let known = self.told.get(&summary.job);
-            let same =
-                known.is_some_and(|known| JobSummary { step: summary.step, ..known.clone() } == summary);
+            let quiet = JobSummary { numbers: None, ..summary.clone() };
+            let same = known.is_some_and(|known| {
+                JobSummary { step: summary.step, numbers: None, ..known.clone() } == quiet
+            });
             // A job that was over before anyone could watch it is no news.
             if same || (known.is_none() && summary.state.is_over() && !self.told.contains_key(&summary.job)) {
                 continue;
@@ -362,6 +392,19 @@ impl Driver {
     fn tell(&self, job: String, news: JobNews) {
         // An error means that nobody watches.
         let _ = self.news.send(News { job, news });
+    }
+}
+
+/// When a job was first formed, and when it ended.
+type Dates = BTreeMap<String, (Option<u64>, Option<u64>)>;
+
+fn date(dates: &mut Dates, at_ms: u64, entry: &Entry) {
+    match entry {
+        Entry::Formed { job, .. } => {
+            dates.entry(job.clone()).or_default().0.get_or_insert(at_ms);
+        }
+        Entry::Ended { job, .. } => dates.entry(job.clone()).or_default().1 = Some(at_ms),
+        _ => {}
     }
 }
 

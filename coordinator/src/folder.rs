@@ -31,7 +31,7 @@ type Found = (Option<Newest>, Vec<(u64, CheckpointError)>);
 pub(crate) fn newest(directory: &Path, spec: &JobSpec, look: Look) -> Result<Found, String> {
     let looked = coxswain_files::folders::newest_sound(directory, |folder| {
         let path = folder.join(MANIFEST);
-        let digest = digest_file(&path).map_err(|source| CheckpointError::Io { path, source })?;
+        let digest = digest_file(&path).map_err(|cause| CheckpointError::Io { path, cause })?;
         let checkpoint = Checkpoint::open(folder, Some(&digest))?;
         let manifest = checkpoint.manifest().clone();
         // Not by digests that are remembered: what rots on a disk looks the same. Of a job that has taken its last

@@ -27,7 +27,7 @@ use crate::auth::Caller;
 use crate::auth::layer::Authorize;
 use crate::auth::rates::{Bucket, Rate};
 use crate::events;
-use crate::handle::{Ending, Handle, Request as Ask};
+use crate::handle::{Ending, Handle, Request as Ask, Times};
 use crate::job;
 use crate::store::{Store, StoreError};
 use crate::tls::accept::{Bounds, Gate, connections};
@@ -265,18 +265,18 @@ impl wire::jobs_server::Jobs for JobsService {
         Caller::of(&request).job(&request.get_ref().job)?;
         let wire::GetRequest { job } = request.into_inner();
         let summary = self.handle.get(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
-        Ok(Response::new(views::job_to_wire(summary)))
+        Ok(Response::new(views::job_to_wire(summary, Times::default())))
     }
 
     async fn list(&self, request: Request<wire::ListRequest>) -> Result<Response<wire::ListReply>, Status> {
         let caller = Caller::of(&request);
         let (jobs, workers) = self.handle.list().await.map_err(ending)?;
-        let jobs = jobs.into_iter().filter(|job| caller.sees(&job.job));
+        let jobs = jobs.into_iter().filter(|(job, _)| caller.sees(&job.job));
         // Idle workers are everybody's.
         let workers =
             workers.into_iter().filter(|worker| worker.job.as_ref().is_none_or(|job| caller.sees(job)));
         Ok(Response::new(wire::ListReply {
-            jobs: jobs.map(views::job_to_wire).collect(),
+            jobs: jobs.map(|(job, times)| views::job_to_wire(job, times)).collect(),
             workers: workers.map(views::worker_to_wire).collect(),
         }))
     }
@@ -375,6 +375,7 @@ fn ending(error: Ending) -> Status {
     Status::unavailable(error.to_string())
 }
 
-fn unknown(job: &str) -> Status {
+/// The answer to a question about a job that is not known.
+pub(crate) fn unknown(job: &str) -> Status {
     Status::not_found(format!("there is no job {job}; `coxswain status` lists those that are known"))
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use coxswain_console::say;
 use coxswain_core::cluster::{CancelWhen, Ending, Event, JobState, JobSummary, LEASE_MS, Look};
 use coxswain_core::plan::threads_for;
 use coxswain_core::spec::resolved_yaml;
@@ -45,17 +46,17 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 pub(crate) struct Up {
     #[command(flatten)]
     job: JobFile,
-    /// How many workers to start; as many as the layout needs.
+    /// How many workers to start [default: as many as the layout needs; another number is refused].
     #[arg(long, value_name = "N")]
-    workers: u32,
+    workers: Option<u32>,
     /// How many workers to start beside these: each takes the place of one that is lost, at once.
     #[arg(long, value_name = "N", default_value_t = 0)]
     spares: u32,
     /// The run's folder [default: out/NAME-OF-THE-JOB].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// What workers compute on: cpu, cuda:N, or cuda for one GPU each.
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    /// What workers compute on: cpu.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = coxswain_proto::device::device)]
     device: String,
     #[command(flatten)]
     parent: ParentArgs,
@@ -63,8 +64,8 @@ pub(crate) struct Up {
 
 pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     args.parent.follow().context("following the process that started this one")?;
-    let mut spec = local::read_job(&args.job)?.spec()?;
-    job::check_workers(&spec, args.workers).map_err(Failure::Input)?;
+    let spec = local::read_job(&args.job)?.spec()?;
+    let count = job::workers(&spec, args.workers).map_err(Failure::Input)?;
     texts::texts(&spec)?;
     let program = workers::program()?;
     let shown = args.out.clone().unwrap_or_else(|| Path::new("out").join(&spec.name));
@@ -73,9 +74,9 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     let text = text.ok_or_else(|| Failure::Input(format!("--out {}: no UTF-8 text", shown.display())))?;
 
     let coordinator = Coordinator::start(&directory).await?;
-    let threads = threads(&spec, &directory, args.workers).map_err(Failure::Input)?;
-    spec.train.threads = Some(threads);
-    let resolved = resolved_yaml(&spec).context("the job as YAML")?;
+    let mut written = spec.clone();
+    written.train.threads = Some(threads(&spec, &directory, count).map_err(Failure::Input)?);
+    let resolved = resolved_yaml(&written).context("the job as YAML")?;
     let path = directory.join("job.yaml");
     write_atomic(&path, resolved.as_bytes())
         .with_context(|| format!("{} cannot be written", path.display()))?;
@@ -88,7 +89,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
         program: &program,
         url: &coordinator.url.clone(),
         device: &args.device,
-        count: args.workers.saturating_add(args.spares),
+        count: count.saturating_add(args.spares),
         logs: &directory.join("logs"),
     };
     let mut run = Run {
@@ -325,18 +326,17 @@ impl Run<'_> {
             let _ = self.happened(Event::Dismissed { reason }).await;
             workers.stop().await;
         } else if summary.state == JobState::Ended(Ending::Done) {
-            eprintln!("nothing to do: {}", summary.reason);
+            say(&format!("nothing to do: {}", summary.reason));
         }
         self.coordinator.service.abort();
         let result = match summary.state {
             JobState::Ended(Ending::Done) => Ok(()),
             JobState::Ended(Ending::Cancelled) => {
-                eprintln!("the run was cancelled: {}", summary.reason);
+                say(&format!("the run was cancelled: {}", summary.reason));
                 Err(Failure::Said(FAILED))
             }
             _ => {
-                eprintln!("error: {}", summary.reason);
-                eprint!("{words}");
+                say(&format!("error: {}\n{words}", summary.reason));
                 Err(Failure::Said(FAILED))
             }
         };
@@ -359,6 +359,6 @@ fn leave_behind(summary: &JobSummary, (name, unit): (&str, &str), directory: &Pa
         Err(error) => tracing::warn!("no loss curve: {error:#}"),
     }
     for (what, path) in lines {
-        eprintln!("{what:<11} {}", path.display());
+        say(&format!("{what:<11} {}", path.display()));
     }
 }

@@ -50,7 +50,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) program: &'a Path,
     /// The coordinator's address.
     pub(crate) url: &'a str,
-    /// `cpu`, `cuda:N`, or `cuda` for one GPU each.
+    /// What each computes on.
     pub(crate) device: &'a str,
     pub(crate) count: u32,
     /// The folder of the logs.
@@ -104,7 +104,7 @@ impl Workers {
         self.look();
         for (index, worker) in (0..).zip(&mut self.workers) {
             let Some(status) = worker.ended.filter(|_| worker.restarts < RESTARTS) else { continue };
-            tracing::warn!(worker = worker.name, "ended ({}) and is started again", describe(status));
+            tracing::warn!("{} ended ({}) and is started again", worker.name, describe(status));
             let restarts = worker.restarts + 1;
             *worker = Worker { restarts, ..start_one(launch, index)? };
         }
@@ -161,7 +161,7 @@ impl Workers {
         let until = Instant::now() + STOP;
         for worker in &mut self.workers {
             if timeout_at(until, worker.child.wait()).await.is_err() {
-                tracing::warn!(worker = worker.name, "does not leave by itself: killed");
+                tracing::warn!("{} does not leave by itself: killed", worker.name);
                 // An error means that it has just ended.
                 let _ = worker.child.kill().await;
             }
@@ -183,12 +183,11 @@ fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
     let out = File::options().append(true).create(true).open(&log);
     let out = out.with_context(|| format!("{} cannot be written", log.display()))?;
     let err = out.try_clone().with_context(|| format!("{} cannot be written", log.display()))?;
-    let device = if launch.device == "cuda" { format!("cuda:{index}") } else { launch.device.to_owned() };
     // A worker that has the cores to itself spins for about a millisecond before its threads sleep:
     // the next product is mostly there by then. Workers that share cores must not spin at all.
     let spin = if launch.count == 1 { "30000" } else { "0" };
     let mut child = Command::new(launch.program)
-        .args(["--coordinator", launch.url, "--device", &device, "--name", &name])
+        .args(["--coordinator", launch.url, "--device", launch.device, "--name", &name])
         // `up` is the coordinator, and does not come back.
         .args(["--orphan-s", "0", "--tied"])
         .env("OMP_WAIT_POLICY", "PASSIVE")

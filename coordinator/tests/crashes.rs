@@ -45,6 +45,7 @@ fn journal(count: usize) -> String {
         stage: rank,
         host: "alpha".to_owned(),
         pid: 1000 + rank,
+        cores: 2,
         slow_percent: 100,
     };
     let mut entries = vec![

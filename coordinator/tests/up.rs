@@ -5,8 +5,8 @@
 #[path = "../src/tests/fake.rs"]
 mod fake;
 
-use std::fs;
-use std::io::Read;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -78,10 +78,15 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    fn start(&self, script: &str, more: &[&str]) -> Child {
+    fn command(&self, script: &str, more: &[&str]) -> Command {
         let mut command = Command::new(self.path("coxswain"));
         command.current_dir(self.folder.path()).args(["up", "job.yaml", "--workers", "2"]).args(more);
-        command.env("FAKE_SCRIPT", script).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        command.env("FAKE_SCRIPT", script);
+        command
+    }
+
+    fn start(&self, script: &str, more: &[&str]) -> Child {
+        self.command(script, more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     /// Waits until a run takes steps.
@@ -140,6 +145,36 @@ fn a_run_to_the_end_leaves_what_it_says() {
     // The job that was written down is the job.
     let again = place.start("", &["--out", "again"]);
     assert_eq!(place.finish(again).0, Some(0));
+}
+
+#[test]
+fn a_run_needs_nobody_who_listens() {
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    for deaf in ["full", "a pipe that is closed after the first line", "closed"] {
+        let place = Place::new();
+        let mut command = place.command("", &["--set", "train.steps=40"]);
+        let status = match deaf {
+            "full" => command.stdout(full()).stderr(full()).status().unwrap(),
+            "closed" => {
+                let program = place.path("coxswain");
+                let mut shell = Command::new("sh");
+                shell.current_dir(place.folder.path()).args(["-c", "exec \"$@\" >&- 2>&-", "sh"]);
+                shell.arg(program).args(["up", "job.yaml", "--workers", "2"]).status().unwrap()
+            }
+            _ => {
+                let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+                let mut lines = BufReader::new(child.stderr.take().unwrap());
+                lines.read_line(&mut String::new()).unwrap();
+                drop(lines);
+                child.wait().unwrap()
+            }
+        };
+        assert_eq!(status.code(), Some(0), "stderr: {deaf}");
+        let out = place.path("out/tiny");
+        assert!(fs::read_to_string(out.join("loss.svg")).unwrap().contains("</svg>"), "{deaf}");
+        let steps = fs::read_to_string(out.join("metrics.jsonl")).unwrap().lines().count();
+        assert!(out.join(format!("checkpoints/step-{steps:08}")).is_dir(), "{deaf}: {steps} steps");
+    }
 }
 
 #[test]

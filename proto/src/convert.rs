@@ -146,6 +146,7 @@ impl From<status::WorkerStatus> for wire::WorkerStatus {
             leaving: status.leaving,
             activity: status.activity.map(Into::into),
             pace: status.pace.map(Into::into),
+            begun: status.begun.map(Into::into),
         }
     }
 }
@@ -190,7 +191,35 @@ impl TryFrom<wire::WorkerStatus> for status::WorkerStatus {
             leaving: status.leaving,
             activity: status.activity.map(Into::into),
             pace: status.pace.map(Into::into),
+            begun: status.begun.map(TryInto::try_into).transpose()?,
         })
+    }
+}
+
+impl From<status::Begun> for wire::Begun {
+    fn from(begun: status::Begun) -> Self {
+        let origin = match begun.origin {
+            status::Origin::Initial => wire::Origin::Initial,
+            status::Origin::Checkpoint => wire::Origin::Checkpoint,
+            status::Origin::Memory => wire::Origin::Memory,
+        };
+        wire::Begun { step: begun.step.0, origin: origin.into() }
+    }
+}
+
+impl TryFrom<wire::Begun> for status::Begun {
+    type Error = WireError;
+
+    fn try_from(begun: wire::Begun) -> Result<Self, WireError> {
+        let field = "Begun.origin";
+        let origin = match wire::Origin::try_from(begun.origin) {
+            Ok(wire::Origin::Initial) => status::Origin::Initial,
+            Ok(wire::Origin::Checkpoint) => status::Origin::Checkpoint,
+            Ok(wire::Origin::Memory) => status::Origin::Memory,
+            Ok(wire::Origin::Unspecified) => return Err(WireError::Missing(field)),
+            Err(_) => return Err(WireError::Unknown { field, found: begun.origin }),
+        };
+        Ok(status::Begun { step: Step(begun.step), origin })
     }
 }
 

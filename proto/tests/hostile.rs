@@ -54,6 +54,7 @@ fn status() -> wire::WorkerStatus {
             last: None,
         }),
         pace: Some(wire::Pace { step: 12, busy_us: 5 }),
+        begun: Some(wire::Begun { step: 9, origin: wire::Origin::Memory.into() }),
     }
 }
 

@@ -8,8 +8,8 @@ use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
 use coxswain_types::model::{Architecture, Biases, ModelSpec, NormKind, NormPlacement, NormSpec};
 use coxswain_types::params::parameter_table;
 use coxswain_types::status::{
-    Activity, Desired, Fault, HeldOut, Leave, LeaveCause, Pace, Phase, Publish, Published, Saved, SavedFile,
-    StepReport, WorkerInfo, WorkerStatus,
+    Activity, Begun, Desired, Fault, HeldOut, Leave, LeaveCause, Origin, Pace, Phase, Publish, Published,
+    Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
 };
 use prost::Message;
 
@@ -81,6 +81,7 @@ fn status(phase: Phase) -> WorkerStatus {
             last: Some("0F11".into()),
         }),
         pace: Some(Pace { step: Step(7), busy_us: 1234 }),
+        begun: Some(Begun { step: Step(6), origin: Origin::Memory }),
     }
 }
 

@@ -16,9 +16,9 @@ use coxswain_engine::{Control, Engine, EngineError, Event, State};
 use coxswain_files::{Digests, prepare};
 use coxswain_tests::Folder;
 use coxswain_tests::threads::assignments_of;
+use coxswain_types::Generation;
 use coxswain_types::assignment::Assignment;
 use coxswain_types::status::Wish;
-use coxswain_types::Generation;
 use tch::Tensor;
 
 const STEPS: u64 = 12;
@@ -126,9 +126,9 @@ impl Control for Watch {
                     strike(links, doing, Arc::clone(&self.told));
                 }
             }
-            Event::Ready(step, reports) => {
-                *self.step.lock().unwrap() = step.0;
-                self.told.started.lock().unwrap().insert(self.rank, step.0);
+            Event::Ready(begun, reports) => {
+                *self.step.lock().unwrap() = begun.step.0;
+                self.told.started.lock().unwrap().insert(self.rank, begun.step.0);
                 reports.into_iter().for_each(|report| self.tell(Event::Reported(report)));
             }
             Event::Stepped(pace) => {

@@ -2,6 +2,7 @@
 //! a step is taken from it, and slow storage of one rank makes the others wait and fails nobody.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+#![allow(clippy::print_stdout, reason = "what was measured")]
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use crate::args::Work;
+use crate::args::{BadArgument, Work};
 use crate::identity::{Proof, RETRY};
 use crate::machine;
 use crate::rank::{Order, Rank, work};
@@ -83,7 +83,7 @@ pub(crate) fn run(work: &Work) -> Result<End> {
     if work.tied {
         machine::end_with_stdin()?;
     }
-    let info = machine::info(work.name.as_deref(), &work.device)?;
+    let info = machine::info(work.name.as_deref(), &work.device);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The engine's thread has the cores; control traffic needs one thread and one for publishing.
         .worker_threads(1)
@@ -97,7 +97,7 @@ pub(crate) fn run(work: &Work) -> Result<End> {
 
 async fn work_for(work: &Work, info: WorkerInfo) -> Result<End> {
     let mut signals = Signals::listen()?;
-    let proof = Proof::of(work)?;
+    let proof = Proof::of(work).map_err(|error| BadArgument(format!("{error:#}")))?;
     // Before a token is used up.
     proof.allows_tensors(work)?;
     let (identity, channel) = tokio::select! {

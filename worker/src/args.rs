@@ -1,12 +1,11 @@
 //! What a worker is told when it starts.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
+use coxswain_console::logs::LogFormat;
 use coxswain_proto::parent::ParentArgs;
 use coxswain_proto::tls::{Secret, TlsArgs};
-use tracing_subscriber::EnvFilter;
 
 /// A worker of a Coxswain cluster: one process, one device.
 ///
@@ -37,6 +36,11 @@ pub(crate) struct Args {
     pub(crate) parent: ParentArgs,
 }
 
+/// An argument that cannot be used: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct BadArgument(pub(crate) String);
+
 /// How to work for a coordinator.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Work {
@@ -55,8 +59,8 @@ pub(crate) struct Work {
     /// Send tensors to workers on other machines in plain text, though calls to the coordinator are encrypted
     #[arg(long)]
     pub(crate) plain_tensors: bool,
-    /// The device to compute on: cpu (cuda:N needs a build for CUDA)
-    #[arg(long, default_value = "cpu")]
+    /// The device to compute on: cpu
+    #[arg(long, default_value = "cpu", value_parser = coxswain_proto::device::device)]
     pub(crate) device: String,
     /// This worker's name, unique in the cluster; default HOST-PID
     #[arg(long, env = "COXSWAIN_WORKER_NAME")]
@@ -138,25 +142,4 @@ pub(crate) struct Log {
     /// Form of the log lines on stderr
     #[arg(long, global = true, value_enum, default_value = "text", env = "COXSWAIN_LOG_FORMAT")]
     pub(crate) log_format: LogFormat,
-}
-
-/// Form of log lines.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For people.
-    Text,
-    /// For machines, one object a line.
-    Json,
-}
-
-impl Log {
-    /// Starts logging to stderr; `RUST_LOG` filters, `info` by default.
-    pub(crate) fn install(&self) {
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        match self.log_format {
-            LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
-            LogFormat::Json => builder.json().flatten_event(true).init(),
-        }
-    }
 }

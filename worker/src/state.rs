@@ -94,9 +94,10 @@ impl Control for Shared {
                 }
                 state.links = Some(links);
             }
-            Event::Ready(step, reports) => {
+            Event::Ready(begun, reports) => {
                 state.status.phase = Phase::Running;
-                state.status.step = step;
+                state.status.step = begun.step;
+                state.status.begun = Some(begun);
                 state.status.reports = reports;
             }
             Event::Reported(report) => state.status.reports.push(report),

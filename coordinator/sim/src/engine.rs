@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Step};
-use coxswain_types::status::{Fault, Pace, Phase, Saved, StepReport, Wish};
+use coxswain_types::status::{Begun, Fault, Origin, Pace, Phase, Saved, StepReport, Wish};
 
 use crate::faults::Family;
 use crate::memory::{Held, Roster, Start, decide, roster};
@@ -238,6 +238,11 @@ impl World {
     fn train(&mut self, process: usize, start: Option<Start>) {
         let Some(assignment) = self.processes[process].assignment.clone() else { return };
         let begun = |step, state| Start { step, state, reports: Vec::new() };
+        let origin = match (&start, &assignment.resume) {
+            (Some(_), _) => Origin::Memory,
+            (None, Some(_)) => Origin::Checkpoint,
+            (None, None) => Origin::Initial,
+        };
         let start = match (start, &assignment.resume) {
             (Some(start), _) => Ok(start),
             (None, None) => Ok(begun(0, truth::born(&assignment.directory))),
@@ -254,6 +259,7 @@ impl World {
         me.remains = None;
         me.status.phase = Phase::Running;
         me.status.step = Step(start.step);
+        me.status.begun = Some(Begun { step: Step(start.step), origin });
         if assignment.rank.0 == 0 {
             me.status.reports.clone_from(&start.reports);
         }

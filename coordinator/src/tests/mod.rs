@@ -341,6 +341,9 @@ async fn the_journal_is_told_as_it_grows_and_a_job_is_explained() {
         kinds.push(event.kind);
     }
     assert_eq!(kinds, ["submitted", "formed", "committed", "published", "ended"]);
+    let request = wire::EventsRequest { job: "none-1".to_owned(), follow: true };
+    let mut unknown = site.jobs.events(request).await.unwrap().into_inner();
+    assert_eq!(unknown.message().await.unwrap_err().code(), Code::NotFound);
     let text = site.jobs.explain(wire::ExplainRequest { job }).await.unwrap().into_inner().text;
     assert!(text.starts_with("tiny-1 is done: step 5 is taken"), "{text}");
     let unknown = site.jobs.explain(wire::ExplainRequest { job: "none-1".to_owned() }).await;

@@ -132,12 +132,12 @@ pub enum PrepareError {
         dir: PathBuf,
     },
     /// A file could not be written.
-    #[error("{path} cannot be written: {source}", path = path.display())]
+    #[error("{path} cannot be written: {cause}", path = path.display())]
     Write {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -457,7 +457,7 @@ fn held_out_start(text: &str, share: f64) -> usize {
 
 fn write_error(dir: &Path, name: &str) -> impl FnOnce(io::Error) -> PrepareError {
     let path = dir.join(name);
-    move |source| PrepareError::Write { path, source }
+    move |cause| PrepareError::Write { path, cause }
 }
 
 #[cfg(test)]

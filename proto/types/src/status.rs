@@ -106,6 +106,8 @@ pub struct WorkerStatus {
     pub activity: Option<Activity>,
     /// How long its newest step took it.
     pub pace: Option<Pace>,
+    /// Where its assignment began to train, once it has.
+    pub begun: Option<Begun>,
 }
 
 impl WorkerStatus {
@@ -124,8 +126,30 @@ impl WorkerStatus {
             leaving: None,
             activity: None,
             pace: None,
+            begun: None,
         }
     }
+}
+
+/// The state that a generation began to train from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// Steps taken in it.
+    pub step: Step,
+    /// Where it was.
+    pub origin: Origin,
+}
+
+/// Where a generation found its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// Nowhere: the initial values.
+    Initial,
+    /// In a checkpoint.
+    Checkpoint,
+    /// In the memory of its ranks.
+    Memory,
 }
 
 /// What a rank is doing. From those of all ranks it shows who holds up a run.

@@ -6,7 +6,7 @@ use std::fmt;
 use coxswain_types::assignment::{PreparedData, Resume};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{JobSpec, Layout};
-use coxswain_types::status::{Published, SavedFile, StepReport, WorkerInfo, WorkerStatus};
+use coxswain_types::status::{Origin, Published, SavedFile, StepReport, WorkerInfo, WorkerStatus};
 use serde::{Deserialize, Serialize};
 
 use super::happening::NoteKind;
@@ -248,6 +248,19 @@ pub enum Entry {
         /// They save after the first step from this one on.
         after: Step,
     },
+    /// A generation began to train: what it found to go on from.
+    Begun {
+        /// The job's id.
+        job: String,
+        /// The generation.
+        generation: Generation,
+        /// Steps taken in the state that it began with.
+        step: Step,
+        /// Where that state was.
+        origin: Origin,
+        /// How many recorded steps are taken again.
+        again: u64,
+    },
     /// All ranks of a generation shall stop after a step, and save.
     Stopping {
         /// The job's id.
@@ -378,6 +391,9 @@ pub struct FormedRank {
     /// Its process, for people.
     #[serde(default)]
     pub pid: u32,
+    /// The cores of its machine; 0 where they are not known.
+    #[serde(default)]
+    pub cores: u32,
     /// How long it takes for the same work, in percent of how long its peers take, as far as its work was
     /// divided by that.
     #[serde(default = "keeps_up", skip_serializing_if = "is_up")]

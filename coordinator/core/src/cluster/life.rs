@@ -2,10 +2,10 @@
 
 use coxswain_types::ids::{Generation, Step};
 use coxswain_types::job::OnLoss;
-use coxswain_types::status::{Published, StepReport};
+use coxswain_types::status::{Begun, Published, StepReport};
 
 use super::event::{Effect, Entry, Prepared, Submission, Weight};
-use super::happening::NoteKind;
+use super::happening::{NoteKind, begun_text};
 use super::job::Job;
 use super::summary::{Ending, JobState, JobSummary};
 use super::{Cluster, notice};
@@ -263,6 +263,22 @@ impl Cluster {
                     self.save_by_time(generation, out);
                 }
             }
+        }
+    }
+
+    /// The job's generation trains from here. Told once, for the lead rank says it with every status.
+    pub(super) fn begun(&mut self, id: &str, begun: Begun, out: &mut Vec<Effect>) {
+        let Some(job) = self.job_mut(id).filter(|job| job.begun.is_none()) else { return };
+        let (generation, again) = (job.generation, job.again(begun));
+        // What the first generation starts from was told when it was formed.
+        let first = job.interruption.is_none();
+        job.begun = Some((begun, again));
+        let Begun { step, origin } = begun;
+        let job = id.to_owned();
+        out.push(Effect::Record(Entry::Begun { job, generation, step, origin, again }));
+        if !first {
+            let about = notice(Weight::Info, begun_text(begun, again));
+            out.push(Effect::Notice(about.about_run(id, generation)));
         }
     }
 

@@ -56,7 +56,7 @@ pub use event::{
 };
 pub use member::{LEASE_MS, MAX_WORKERS};
 pub use run::{GRACE_MS, RETURN_MS};
-pub use summary::{Ending, JobState, JobSummary, WorkerSummary};
+pub use summary::{Ending, JobState, JobSummary, Numbers, WorkerSummary, duration};
 
 pub use hang::HANG_MS;
 pub use happening::Happening;
@@ -278,16 +278,20 @@ impl Cluster {
             return self.interrupt(&id, cause, out);
         }
         let reports = run.observe(now_ms, rank, status);
-        let found = run.pace(rank, status.pace.as_ref());
+        let found = run.pace(now_ms, rank, status.pace.as_ref());
         let slow: Vec<_> = found.iter().map(|finding| run.slow_percent(*finding)).collect();
-        let paces: Vec<_> = found.into_iter().map(|finding| run.told(finding)).collect();
+        let looked = found.iter().map(|finding| finding.rank()).chain([rank]);
+        let looked: Vec<_> = looked.map(|rank| (rank, run.is_slow(rank))).collect();
         let published = status.published.clone().filter(|p| rank == 0 && run.saving.publish(p));
         let (job, deaf) = (run.job.clone(), run.is_deaf(rank, status));
+        if let Some(begun) = status.begun.filter(|_| rank == 0) {
+            self.begun(&job, begun, out);
+        }
         if let Some(job) = self.job_mut(&job) {
             slow.into_iter().for_each(|(worker, percent)| job.found(worker, percent));
         }
-        for (kind, about) in paces {
-            self.note(kind, about, out);
+        for (rank, slow) in looked {
+            self.tell_pace(&job, rank, slow, out);
         }
         let news = !reports.is_empty() || published.is_some();
         for report in reports {
@@ -301,6 +305,18 @@ impl Cluster {
             out.push(Effect::Wake(worker.clone()));
         } else {
             self.remind(now_ms, deaf, worker, out);
+        }
+    }
+
+    /// Tells people whether a rank is slow, where that is news.
+    fn tell_pace(&mut self, job: &str, rank: usize, slow: bool, out: &mut Vec<Effect>) {
+        let now_ms = self.now_ms;
+        let Some(run) = self.runs.iter().find(|run| run.job == job) else { return };
+        let worker = &run.seats[rank].info.id;
+        let job = self.jobs.iter_mut().rev().find(|of| of.id() == job);
+        if job.is_some_and(|job| job.tells_slow(now_ms, worker, slow)) {
+            let (kind, about) = run.standing(rank);
+            self.note(kind, about, out);
         }
     }
 

@@ -74,6 +74,7 @@ impl Seat {
             stage: self.stage,
             host: self.info.host.clone(),
             pid: self.info.pid,
+            cores: self.info.cores,
             slow_percent: self.slow_percent,
         }
     }
@@ -84,7 +85,7 @@ impl Seat {
             incarnation: formed.incarnation,
             host: formed.host.clone(),
             pid: formed.pid,
-            cores: 0,
+            cores: formed.cores,
             device: String::new(),
             runtime: String::new(),
             serves: None,
@@ -189,7 +190,7 @@ impl Run {
         run.wish = job.wish.clone();
         run.saving.decided(job.committed.clone());
         run.return_ms = Some(RETURN_MS);
-        run.share(&job.spec_at_work());
+        run.share(&job.spec_at_work(), job.threads);
         run
     }
 
@@ -326,10 +327,22 @@ impl Run {
         (done && self.saving.published() == step).then_some(step)
     }
 
-    /// The work of its ranks is that of this job, in the layout that it has here.
-    pub(super) fn share(&mut self, spec: &JobSpec) {
+    /// The work of its ranks is that of this job, in the layout that it has here, each with so many threads.
+    pub(super) fn share(&mut self, spec: &JobSpec, threads: Option<u32>) {
         let stages = self.seats.iter().map(|seat| seat.stage).collect();
         let slow: Vec<_> = self.seats.iter().map(|seat| seat.slow_percent).collect();
         self.paces = Paces::new(stages, shares(spec, &slow), &slow);
+        if self.is_overcommitted(threads.unwrap_or(1)) {
+            self.paces.ignore();
+        }
+    }
+
+    /// Whether all ranks are on one machine that has fewer cores than they have threads: how long a rank is busy there
+    /// says when it had a core, and nothing of how fast it is.
+    fn is_overcommitted(&self, threads: u32) -> bool {
+        let Some(Seat { info: first, .. }) = self.seats.first() else { return false };
+        let together = self.seats.iter().all(|seat| seat.info.host == first.host);
+        let wanted = u64::from(threads) * self.seats.len() as u64;
+        together && first.cores > 0 && u64::from(first.cores) < wanted
     }
 }

@@ -56,3 +56,39 @@ pub(super) const TEXT_VOCAB: u32 = 257;
 pub(super) const NAME_LEN: usize = 64;
 /// Actions of a user's own schedule, over all pipeline ranks: every assignment carries all of them.
 pub(super) const ACTIONS: usize = 65_536;
+
+/// The keys that take a count within one of these bounds, whatever the other keys are.
+const COUNTS: [(&str, &Limit); 27] = [
+    ("model.layers", &LAYERS),
+    ("model.encoder_layers", &LAYERS),
+    ("model.dim", &DIM),
+    ("model.heads", &DIM),
+    ("model.kv_heads", &DIM),
+    ("model.head_dim", &DIM),
+    ("model.ffn", &FFN),
+    ("model.vocab", &VOCAB),
+    ("model.rope_scaling.original", &LENGTH),
+    ("model.max_positions", &LENGTH),
+    ("model.attention.window", &LENGTH),
+    ("model.attention.block", &LENGTH),
+    ("model.attention.rank", &DIM),
+    ("model.embedding_dim", &DIM),
+    ("data.synthetic.tokens", &SYNTHETIC_TOKENS),
+    ("train.steps", &STEPS),
+    ("train.sequence", &SEQUENCE),
+    ("train.micro_batch", &MICRO_BATCH),
+    ("train.micro_batches", &MICRO_BATCHES),
+    ("train.threads", &THREADS),
+    ("train.loss_scale_growth_steps", &STEPS),
+    ("train.non_finite_max", &NON_FINITE),
+    ("layout.pipeline", &WORLD),
+    ("layout.tensor", &WORLD),
+    ("layout.data", &WORLD),
+    ("checkpoint.every_minutes", &EVERY_MINUTES),
+    ("checkpoint.keep", &KEEP),
+];
+
+/// The bounds of the count at `path`, where it has fixed ones.
+pub(super) fn of(path: &str) -> Option<&'static Limit> {
+    COUNTS.iter().find(|(key, _)| *key == path).map(|(_, limit)| *limit)
+}

@@ -41,7 +41,7 @@ impl World {
                 let before = std::mem::replace(&mut self.judge.epoch, *epoch);
                 (*epoch != before + 1).then(|| ("S1", format!("start {epoch} after {before}")))
             }
-            Entry::Noted { .. } | Entry::Compacted { .. } => None,
+            Entry::Noted { .. } | Entry::Begun { .. } | Entry::Compacted { .. } => None,
             Entry::Formed { job, generation, ranks, threads, from, revision, layout, .. } => self
                 .judge_size(job, ranks, *layout)
                 .or_else(|| self.judge_formed(job, *generation, ranks, *threads, *from))

@@ -13,7 +13,7 @@ use coxswain_types::job::{Lengths, Precision};
 use coxswain_types::model::Head;
 use coxswain_types::params::{norm_slots, parameter_table};
 use coxswain_types::schedule::Action;
-use coxswain_types::status::{HeldOut, Pace, Saved, StepReport, Wish};
+use coxswain_types::status::{Begun, HeldOut, Pace, Saved, StepReport, Wish};
 
 use super::closing::{Closing, Vote, close};
 use super::norms::norms;
@@ -35,7 +35,7 @@ pub enum Event {
     Linked(Links),
     /// The stage is built and training starts after this step. The lead rank reports the steps before it
     /// again that the coordinator may not have heard of.
-    Ready(Step, Vec<StepReport>),
+    Ready(Begun, Vec<StepReport>),
     /// A step was applied.
     Stepped(Pace),
     /// What the lead rank reports of it.
@@ -95,11 +95,11 @@ impl Engine {
         // Before any file is looked at: how long that takes is a matter of this rank's storage, and the others
         // wait for each other to join only so long.
         let links = Links::join(store, a.rank.0, a.world, address, a.forming_ms, a.operation_ms).map_err(
-            |source| EngineError::Joining {
+            |cause| EngineError::Joining {
                 generation: a.generation.0,
                 rank: a.rank.0,
                 address: address.to_owned(),
-                source,
+                cause,
             },
         )?;
         control.tell(Event::Linked(links.clone()));
@@ -108,7 +108,7 @@ impl Engine {
         let tokens = Tokens::open(&directory, &a.data, &a.spec)?;
 
         links.enter(0, "getting its values".to_owned());
-        let state = take_up(a, &directory, runtime, &links, remains)?;
+        let (state, origin) = take_up(a, &directory, runtime, &links, remains)?;
         *remains = None;
         let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?));
         let seats = seats(a, &state.parameters, &context)?;
@@ -117,7 +117,7 @@ impl Engine {
         let rotary = Rotary::new(&a.spec.model, 0, lengths.source.max(lengths.target).into())?;
         let pipe = Pipe::new()?;
         let reports = if links.rank() == 0 { state.reports.iter().cloned().collect() } else { Vec::new() };
-        control.tell(Event::Ready(Step(state.mark.step), reports));
+        control.tell(Event::Ready(Begun { step: Step(state.mark.step), origin }, reports));
         Ok(Engine {
             run_to: Step(a.spec.train.steps),
             save_after: Step(0),

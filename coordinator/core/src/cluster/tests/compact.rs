@@ -123,7 +123,7 @@ fn the_newest_interruptions_are_told_with_their_generations_and_steps() {
         entries.extend([published(1, generation + 1), interrupted(1, generation)]);
     }
     let explain = |entries: Vec<(u64, Entry)>| {
-        Cluster::replay(entries.into_iter().map(|(_, entry)| entry)).explain("demo-1").unwrap()
+        Cluster::replay(entries.into_iter().map(|(_, entry)| entry)).explain("demo-1", None).unwrap()
     };
     let (whole, short) = (explain(dated(&entries)), explain(compact(&dated(&entries))));
     assert!(whole.contains("generation 10, step 11: reason 10"), "{whole}");

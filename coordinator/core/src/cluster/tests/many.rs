@@ -100,6 +100,9 @@ fn check(journal: &[Entry]) {
                 assert_eq!(at_work[job.as_str()].0, *generation);
             }
             Entry::Compacted { .. } => panic!("only a restart writes this"),
+            Entry::Begun { job, generation, .. } => {
+                assert_eq!(at_work[job.as_str()].0, *generation);
+            }
             Entry::Started { .. } | Entry::Noted { .. } | Entry::Submitted(_) | Entry::Drained { .. } => {}
         }
     }

@@ -278,7 +278,7 @@ fn a_cancelled_job_makes_room_for_the_next() {
             info: job next-2 is accepted
             prepare next-2
         100 jobs
-            demo-1 Running step 0: generation 1 of 2 workers
+            demo-1 Running step 0: on 2 workers, generation 1
             next-2 Preparing step 0: its tokens are being made ready
         200 cancel-now demo-1 the user pressed Ctrl-C
             record ended demo-1 Cancelled
@@ -377,7 +377,7 @@ fn older_generations_and_processes_are_refused() {
             wake w2
         340 jobs
             demo-1 Ended(Cancelled) step 0: enough
-            again-2 Running step 0: generation 2 of 2 workers
+            again-2 Running step 0: on 2 workers, generation 2
     "#]].assert_eq(&print);
 }
 

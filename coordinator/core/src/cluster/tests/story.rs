@@ -10,6 +10,7 @@
 //! 0 cancel-now demo-1 enough
 //! 0 drain w1 maintenance     0 w1 g1 running leaves=SIGTERM
 //! 0 w1 g1 running doing=1F3 for=900 waits=0 last=1F2     0 w1 g1 running step=3 busy=900     0 explain demo-1
+//! 0 w1 g2 running step=3 begun=memory
 //! 0 tick     0 desired w0     0 jobs    0 submit demo wait steps=4 (waits when workers are lost)
 //! 0 submit demo wait rebalance dp=2 (relieves stragglers)     0 submit demo minutes=1 (saves each minute)
 //! ```
@@ -23,7 +24,8 @@ use coxswain_types::job::{
     OptimizerSpec, Precision, RateSchedule, RecoverySpec, Reduction, Schedule, TrainSpec,
 };
 use coxswain_types::status::{
-    Activity, Fault, Pace, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
+    Activity, Begun, Fault, Origin, Pace, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo,
+    WorkerStatus,
 };
 
 use crate::cluster::{CancelWhen, Cluster, Effect, Entry, Event, Look, Prepared, Submission, Weight};
@@ -181,6 +183,15 @@ fn status(cluster: &Cluster, name: &str, words: &[&str], line: &str) -> WorkerSt
         }),
         pace: number(words, "busy")
             .map(|busy_us| Pace { step: Step(number(words, "step").unwrap_or(0)), busy_us }),
+        begun: value(words, "begun").map(|origin| Begun {
+            step: Step(number(words, "step").unwrap_or(0)),
+            origin: match origin {
+                "memory" => Origin::Memory,
+                "checkpoint" => Origin::Checkpoint,
+                "initial" => Origin::Initial,
+                other => panic!("{other} in `{line}`"),
+            },
+        }),
         info,
     }
 }
@@ -203,6 +214,7 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
                 spec.recovery.on_loss = OnLoss::Wait;
             }
             spec.recovery.rebalance = words.contains(&"rebalance");
+            spec.train.threads = number(words, "threads").map(|threads| threads as u32);
             if words.contains(&"shrink") {
                 spec.recovery.on_loss = OnLoss::Shrink;
             }
@@ -261,6 +273,9 @@ pub(super) fn entry_text(entry: &Entry) -> String {
             let ranks: Vec<_> = ranks.iter().map(|rank| rank.worker.0.as_str()).collect();
             format!("formed {job} g{generation} [{}] threads {threads} from {from}", ranks.join(" "))
         }
+        Entry::Begun { job, generation, step, again, .. } => {
+            format!("begun {job} g{generation} at step {step}, {again} again")
+        }
         Entry::Stopping { job, generation, reason, .. } => format!("stopping {job} g{generation}: {reason}"),
         Entry::Saving { job, generation, after, .. } => {
             format!("saving {job} g{generation} after step {after}")
@@ -318,7 +333,7 @@ pub(super) fn tell_to(cluster: &mut Cluster, story: &str) -> (String, Vec<Entry>
         match verb {
             "desired" => print.push_str(&format!("    {}\n", desired_text(cluster, words[0]))),
             "explain" => {
-                let text = cluster.explain(words[0]).unwrap();
+                let text = cluster.explain(words[0], None).unwrap();
                 let indented = text.lines().map(|line| format!("    {line}"));
                 indented.for_each(|line| print.push_str(&format!("{}\n", line.trim_end())));
             }
