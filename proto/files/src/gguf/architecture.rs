@@ -77,8 +77,13 @@ impl Architecture {
             Some(factors) => llama3(factors, theta, head_dim)?,
         };
         let has = |tensor: &str| tensors.contains_key(tensor);
-        let plain =
-            ModelSpec::llama(need("block_count")?, dim, heads, kv_heads, need("feed_forward_length")?, vocab);
+        let layers = need("block_count")?;
+        // Before anything is made for each of them.
+        if u64::from(layers) > tensors.len() as u64 {
+            let (key, tensors) = (key("block_count"), tensors.len());
+            return Err(format!("{key} is {layers}, more than the {tensors} tensors of the file"));
+        }
+        let plain = ModelSpec::llama(layers, dim, heads, kv_heads, need("feed_forward_length")?, vocab);
         let eps = meta.number(&key("attention.layer_norm_rms_epsilon"))?;
         let model = ModelSpec {
             head_dim,
