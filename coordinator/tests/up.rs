@@ -173,7 +173,7 @@ fn a_run_needs_nobody_who_listens() {
         let out = place.path("out/tiny");
         assert!(fs::read_to_string(out.join("loss.svg")).unwrap().contains("</svg>"), "{deaf}");
         let steps = fs::read_to_string(out.join("metrics.jsonl")).unwrap().lines().count();
-        assert!(out.join(format!("checkpoints/step-{steps:08}")).is_dir(), "{deaf}: {steps} steps");
+        assert_eq!(steps, 40, "{deaf}");
     }
 }
 
