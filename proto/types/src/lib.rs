@@ -6,6 +6,7 @@
 //! - [`model`]: the transformer of a job, composed of the parts that families share.
 //! - [`mask`]: which keys a query sees, exactly and in tiles.
 //! - [`params`]: the parameter table, one pure function of the model.
+//! - [`buckets`]: how a rank's rows lie in flat buffers, and how data ranks share those.
 //! - [`tree`]: the canonical order in which gradients are added, whatever the layout.
 //! - [`schedule`]: the actions of a step and their text form.
 //! - [`assignment`]: all that one worker needs to know; it leaves no choices.
@@ -14,6 +15,7 @@
 //! The text form of a job (YAML) belongs to `coxswain-core`, the wire form to `coxswain-proto`.
 
 pub mod assignment;
+pub mod buckets;
 pub mod ids;
 pub mod job;
 pub mod mask;

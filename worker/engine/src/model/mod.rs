@@ -28,7 +28,7 @@ pub(crate) use layer::buffer;
 pub use layer::{Layer, Piece, pieces};
 pub use norm::Norm;
 pub(crate) use param::kind;
-pub use param::{Bucket, Class, Param, Parameters};
+pub use param::{Bucket, Param, Parameters};
 pub use pass::{Dropout, Pass, Site};
 pub use positions::Rotary;
 pub use stage::{Context, Shape, Stage};

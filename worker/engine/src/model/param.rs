@@ -1,7 +1,7 @@
 //! The rank's parameters, made from the rows of its assignment and from nothing else.
 //!
 //! The weights of a place lie in flat buffers, *buckets*, each row starting at a multiple of
-//! [`ROW_ALIGN`] elements; gradients and optimizer state have the same shape. What is reduced,
+//! [`buckets::ROW_ALIGN`] elements; gradients and optimizer state have the same shape. What is reduced,
 //! normed, updated or saved is a view. A place has one bucket for each [`Class`] of its rows.
 //!
 //! A row is one *use* of a slice. The first use on a rank is its *home*, which has the weights; the
@@ -13,25 +13,12 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use coxswain_native::ops::Slot;
+use coxswain_types::buckets::{self, BucketRows, Class};
 use coxswain_types::job::{OptimizerKind, Precision};
 use coxswain_types::params::{ParameterRow, Place};
-use coxswain_types::tree::NORM_BLOCK;
 use tch::{Device, Kind, Tensor};
 
 use crate::EngineError;
-
-/// Elements. Rows start at multiples of this, and are updated up to one: the optimizer's vector loop
-/// gives other bits at odd ends, and matrix products want aligned rows.
-pub(crate) const ROW_ALIGN: i64 = 64;
-
-/// What the rows of a bucket have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Class {
-    /// Whether the slices have several uses, whose gradients are added after those of micro-batches.
-    pub shared: bool,
-    /// Whether Muon updates them.
-    pub muon: bool,
-}
 
 /// One use of a parameter, or of this rank's slice of it.
 #[derive(Debug)]
@@ -68,7 +55,7 @@ impl Param {
 }
 
 fn aligned(row: &ParameterRow) -> i64 {
-    (row.elements() as i64 + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN
+    buckets::aligned(row) as i64
 }
 
 /// Uses of one class of one place.
@@ -116,23 +103,11 @@ impl Bucket {
         Ok(())
     }
 
-    /// The slices that `parts` data ranks own: borders lie between blocks of squared norms, and
-    /// between rows where a row must stay whole.
+    /// The slices that `parts` data ranks own.
     pub fn slices(&self, parts: usize) -> Vec<Range<i64>> {
-        let mut borders = vec![0];
-        for param in &self.params {
-            let Range { start, end } = param.range();
-            let step = if self.class.muon { i64::MAX } else { NORM_BLOCK as i64 };
-            let inner = std::iter::successors(start.checked_add(step), |at| at.checked_add(step));
-            borders.extend(inner.take_while(|at| *at < end));
-            borders.push(end);
-        }
-        let parts = parts as i64;
-        let border = |part: i64| {
-            let wanted = self.elements * part / parts;
-            borders.iter().copied().find(|at| *at >= wanted).unwrap_or(self.elements)
-        };
-        (0..parts).map(|part| border(part)..border(part + 1)).collect()
+        let rows = self.params.iter().map(|param| (param.row.name.as_str(), buckets::aligned(&param.row)));
+        let slices = buckets::slices(rows, self.class.muon, parts as u64);
+        slices.into_iter().map(|slice| slice.start as i64..slice.end as i64).collect()
     }
 }
 
@@ -151,19 +126,11 @@ impl Parameters {
         precision: Precision,
         optimizer: OptimizerKind,
     ) -> Result<Parameters, EngineError> {
-        let class = |row: &ParameterRow| Class {
-            shared: row.uses.len() > 1,
-            muon: optimizer == OptimizerKind::Muon && row.is_layer_matrix(),
-        };
         let mut homes = BTreeMap::new();
-        let mut buckets = Vec::new();
-        for rows in rows.chunk_by(|a, b| a.place == b.place) {
-            let classes: BTreeSet<_> = rows.iter().map(class).collect();
-            for of in classes {
-                let members: Vec<_> = rows.iter().filter(|row| class(row) == of).collect();
-                buckets.push(bucket(&members, of, precision, &mut homes)?);
-            }
-        }
+        let buckets = buckets::buckets(rows, optimizer)
+            .iter()
+            .map(|rows| bucket(rows, precision, &mut homes))
+            .collect::<Result<_, _>>()?;
         Ok(Parameters { rows: rows.to_vec(), buckets, taken: RefCell::default() })
     }
 
@@ -232,23 +199,16 @@ impl Parameters {
 /// The weights of slices that have a home, and what products take of them.
 type Homes = BTreeMap<(String, u64), (Tensor, Tensor)>;
 
-fn bucket(
-    rows: &[&ParameterRow],
-    class: Class,
-    precision: Precision,
-    homes: &mut Homes,
-) -> Result<Bucket, EngineError> {
+fn bucket(rows: &BucketRows<'_>, precision: Precision, homes: &mut Homes) -> Result<Bucket, EngineError> {
     let slice = |row: &ParameterRow| (row.name.clone(), row.offset);
-    let mut first = BTreeSet::new();
-    let (at_home, guests): (Vec<&ParameterRow>, Vec<&ParameterRow>) =
-        rows.iter().partition(|row| !homes.contains_key(&slice(row)) && first.insert(slice(row)));
-    let length = |rows: &[&ParameterRow]| rows.iter().map(|row| aligned(row)).sum::<i64>();
-    let weights = Tensor::f_zeros([length(&at_home)], (Kind::Float, Device::Cpu))?;
+    let weight_elements = rows.weight_elements() as i64;
+    let weights = Tensor::f_zeros([weight_elements], (Kind::Float, Device::Cpu))?;
     let compute = match precision {
         Precision::Fp32 => weights.shallow_clone(),
-        low => Tensor::f_zeros([length(&at_home)], (kind(low), Device::Cpu))?,
+        low => Tensor::f_zeros([weight_elements], (kind(low), Device::Cpu))?,
     };
     let (mut offset, mut params) = (0, Vec::new());
+    let (at_home, guests) = (&rows.homes, &rows.guests);
     for (home, row) in at_home.iter().map(|row| (true, *row)).chain(guests.iter().map(|row| (false, *row))) {
         if home {
             let view = |flat: &Tensor| -> Result<Tensor, EngineError> {
@@ -270,7 +230,7 @@ fn bucket(
         }));
         offset += aligned(row);
     }
-    Ok(Bucket { place: rows[0].place, class, params, weights, compute, elements: offset })
+    Ok(Bucket { place: rows.place, class: rows.class, params, weights, compute, elements: offset })
 }
 
 /// libtorch's name of a precision.
