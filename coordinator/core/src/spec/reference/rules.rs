@@ -87,6 +87,13 @@ pub(super) const RULES: [(&str, Sets); 86] = [
         &[("model.attention", "{kind: longformer, window: 16, projections: true}")],
     ),
     (
+        "`longformer` with projections of its own has global tokens, fewer than `train.sequence`.",
+        &[
+            ("model.architecture", "encoder"),
+            ("model.attention", "{kind: longformer, window: 16, global: 0, projections: true}"),
+        ],
+    ),
+    (
         "`bigbird` has global blocks at the end in encoders only.",
         &[("model.attention", "{kind: bigbird, last: 1}")],
     ),
