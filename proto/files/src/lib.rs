@@ -42,6 +42,6 @@ pub use hash::mix;
 pub use manifest::{Fingerprint, Header, Manifest, publish};
 pub use prepare::{PrepareError, prepare};
 pub use samples::{Samples, sample_index};
-pub use shards::{ShardTensor, write_shard};
+pub use shards::{ShardTensor, SlabWriter, write_shard};
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use tokens::{TokenFile, TokensError, write_tokens};
