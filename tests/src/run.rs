@@ -201,6 +201,20 @@ impl Run {
         largest.with_context(|| format!("no worker logged {key}"))
     }
 
+    /// The last number that each worker logged as `key=value`, in the order of their names.
+    pub fn logged_by_worker(&self, key: &str) -> Result<Vec<u64>> {
+        let mut numbers = BTreeMap::new();
+        for entry in std::fs::read_dir(self.out.join("logs")).context("reading the workers' logs")? {
+            let path = entry?.path();
+            let text = std::fs::read_to_string(&path)?;
+            let values = text.split_whitespace().filter_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+            if let Some(value) = values.filter_map(|value| value.parse().ok()).next_back() {
+                numbers.insert(path, value);
+            }
+        }
+        Ok(numbers.into_values().collect())
+    }
+
     /// Starts in the folder of another run, from its checkpoint of `step`.
     pub fn from_checkpoint(self, other: &Run, step: u64) -> Result<Run> {
         let folder = coxswain_files::folders::step_path(step);

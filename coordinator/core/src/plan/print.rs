@@ -20,6 +20,7 @@ impl fmt::Display for Plan {
         head_line(f, first)?;
         let rows = self.assignments.iter().zip(&self.memory).map(|(a, memory)| rank_row(a, memory));
         table(f, &rows.collect::<Vec<_>>())?;
+        super::breakdown::print(f, &self.memory)?;
         if !self.spares.is_empty() {
             let names: Vec<_> = self.spares.iter().map(|WorkerId(name)| name.as_str()).collect();
             writeln!(f, "spare: {} (every rank is taken)", names.join(", "))?;
