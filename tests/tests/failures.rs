@@ -155,7 +155,7 @@ fn bad_input_is_refused_before_anything_starts() -> Result<()> {
         (up(&["--set", "layout.pipeline=5"]), 2, "layers"),
         (up(&["--set", "layout.data=9"]), 2, "layout.data"),
         (up(&["--set", "layout.tensor=3"]), 2, "layout.tensor"),
-        (up(&["--set", "data.text=nowhere.txt"]), 1, "nowhere.txt"),
+        (up(&["--set", "data.text=nowhere.txt"]), 2, "nowhere.txt"),
         (up(&["--device", "cuda"]), 2, "this build computes on the cpu only"),
         (vec!["up", &missing, "--workers", "1"], 2, "none.yaml"),
         (vec!["plan", &job, "--workers", "0"], 2, "worker"),
