@@ -59,7 +59,7 @@ fn lost_workers_change_no_bit() -> Result<()> {
 /// Under `coxswain up` a worker that ends is started again, and nobody sees that it did. Nobody starts these.
 #[test]
 fn workers_that_lose_a_peer_stay_and_so_does_what_they_hold() -> Result<()> {
-    const STEPS: usize = 200;
+    const STEPS: usize = 60;
     const LOSSES: usize = 4;
     let folder = Folder::new()?;
     let calm = job(&folder, "calm", (1, 1, 1), STEPS).summary()?;
@@ -67,7 +67,7 @@ fn workers_that_lose_a_peer_stay_and_so_does_what_they_hold() -> Result<()> {
     let mut site = Site::new(&folder, 3)?;
     let steps = format!("train.steps={STEPS}");
     let sets =
-        ["layout.tensor=2", "recovery.buddy=true", "checkpoint.every=8", "train.evaluate_every=60", &steps];
+        ["layout.tensor=2", "recovery.buddy=true", "checkpoint.every=8", "train.evaluate_every=20", &steps];
     site.submit(&run, &sets)?;
     let metrics = run.out().join("metrics.jsonl");
     let mut lost = Vec::new();
