@@ -12,15 +12,12 @@ use coxswain_types::assignment::{PreparedData, Resume};
 use coxswain_types::job::{OptimizerKind, Reduction, TrainSpec};
 use coxswain_types::{JobSpec, Step};
 
-use crate::beginning;
-
 /// The newest checkpoint of a run and what it was made with.
 pub(crate) struct Newest {
     pub(crate) resume: Resume,
     pub(crate) threads: u32,
-    pub(crate) runtime: String,
-    pub(crate) spec: JobSpec,
-    pub(crate) data: PreparedData,
+    runtime: String,
+    data: PreparedData,
 }
 
 /// What [`newest`] found.
@@ -31,7 +28,7 @@ type Found = (Option<Newest>, Vec<(u64, CheckpointError)>);
 pub(crate) fn newest(directory: &Path, spec: &JobSpec, look: Look) -> Result<Found, String> {
     let looked = coxswain_files::folders::newest_sound(directory, |folder| {
         let path = folder.join(MANIFEST);
-        let digest = digest_file(&path).map_err(|cause| CheckpointError::Io { path, cause })?;
+        let digest = digest_file(&path).map_err(|source| CheckpointError::Io { path, source })?;
         let checkpoint = Checkpoint::open(folder, Some(&digest))?;
         let manifest = checkpoint.manifest().clone();
         // Not by digests that are remembered: what rots on a disk looks the same. Of a job that has taken its last
@@ -58,8 +55,8 @@ pub(crate) fn newest(directory: &Path, spec: &JobSpec, look: Look) -> Result<Fou
         ));
     }
     let resume = Resume { step: Step(step), path: step_path(step), digest };
-    let Manifest { fingerprint, spec, data, .. } = manifest;
-    let newest = Newest { resume, threads: fingerprint.threads, runtime: fingerprint.runtime, spec, data };
+    let Manifest { fingerprint, data, .. } = manifest;
+    let newest = Newest { resume, threads: fingerprint.threads, runtime: fingerprint.runtime, data };
     Ok((Some(newest), damaged))
 }
 
@@ -98,14 +95,12 @@ fn difference(checkpoint: &Manifest, is: &TrainSpec) -> Option<String> {
 }
 
 /// Makes a job's tokens ready and finds its newest checkpoint. Takes seconds for a megabyte of text the first time.
-/// After an interruption it reads no file that still looks as it did, and of the checkpoint the manifest only. The
-/// `first` time people are told what the job begins with.
+/// After an interruption it reads no file that still looks as it did, and of the checkpoint the manifest only.
 pub(crate) fn prepare(
     submission: &Submission,
     look: Look,
     digests: &Digests,
     watch: Watch<'_>,
-    first: bool,
 ) -> Result<Prepared, String> {
     let directory = Path::new(&submission.directory);
     create_folder(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
@@ -122,11 +117,6 @@ pub(crate) fn prepare(
         read_bytes = digests.read_bytes() - before,
         "its files are looked at"
     );
-    if first {
-        for line in beginning::told(directory, newest.as_ref(), &submission.spec, &data)? {
-            tracing::info!(job = submission.job, "{line}");
-        }
-    }
     let (threads, runtime) = newest.as_ref().map(|newest| (newest.threads, newest.runtime.clone())).unzip();
     Ok(Prepared { data, resume: newest.map(|newest| newest.resume), threads, runtime })
 }

@@ -23,12 +23,11 @@ pub(crate) struct Preparations {
 }
 
 impl Preparations {
-    /// Prepares a job in a thread of its own, which tells the driver of its progress and its end. `first` where no
-    /// generation of it was formed.
+    /// Prepares a job in a thread of its own, which tells the driver of its progress and its end.
     pub(crate) fn start(
         &mut self,
         submission: Submission,
-        (look, first): (Look, bool),
+        look: Look,
         digests: Arc<Digests>,
         requests: mpsc::Sender<Request>,
     ) {
@@ -53,7 +52,7 @@ impl Preparations {
                 }
                 Ok(())
             };
-            let result = folder::prepare(&submission, look, &digests, &watch, first);
+            let result = folder::prepare(&submission, look, &digests, &watch);
             // The driver is gone when the coordinator ends; then nobody waits for this.
             let _ = requests.blocking_send(Request::Prepared { job, result });
         });

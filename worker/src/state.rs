@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coxswain_comm::Links;
 use coxswain_engine::{Control, Event};
-use coxswain_types::status::{Desired, Phase, Saved, Wish, WorkerStatus};
+use coxswain_types::Step;
+use coxswain_types::status::{Desired, Phase, Saved, WorkerStatus};
 use tokio::sync::Notify;
 
 /// Shared between the loop and one engine's thread; a new assignment gets a new one.
@@ -25,8 +26,8 @@ pub(crate) struct State {
     pub(crate) links: Option<Links>,
     /// Whether the engine was told to end.
     pub(crate) dismissed: bool,
-    /// The newest wish.
-    wish: Wish,
+    /// The newest wish: its revision, and how far to train.
+    wish: (u64, Step),
     saved: VecDeque<Saved>,
 }
 
@@ -36,7 +37,7 @@ const SAVED_MAX: usize = 16;
 
 impl Shared {
     pub(crate) fn new(status: WorkerStatus) -> Shared {
-        let (wish, saved) = (Wish::NONE, VecDeque::new());
+        let (wish, saved) = ((0, Step(u64::MAX)), VecDeque::new());
         let state = State { status, links: None, dismissed: false, wish, saved };
         Shared(Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }))
     }
@@ -75,14 +76,14 @@ impl Shared {
             state.status.saved = state.saved.front().cloned();
             self.0.changed.notify_one();
         }
-        if state.wish.revision < desired.revision {
-            state.wish = desired.wish();
+        if state.wish.0 < desired.revision {
+            state.wish = (desired.revision, desired.run_to);
         }
     }
 }
 
 impl Control for Shared {
-    fn wish(&self) -> Wish {
+    fn wish(&self) -> (u64, Step) {
         self.lock().wish
     }
 
@@ -94,10 +95,9 @@ impl Control for Shared {
                 }
                 state.links = Some(links);
             }
-            Event::Ready(begun, reports) => {
+            Event::Ready(step, reports) => {
                 state.status.phase = Phase::Running;
-                state.status.step = begun.step;
-                state.status.begun = Some(begun);
+                state.status.step = step;
                 state.status.reports = reports;
             }
             Event::Reported(report) => state.status.reports.push(report),

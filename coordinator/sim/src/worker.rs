@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{
-    Desired, Fault, Leave, Phase, Publish, Published, Saved, Wish, WorkerInfo, WorkerStatus,
-};
+use coxswain_types::status::{Desired, Fault, Phase, Publish, Published, Saved, WorkerInfo, WorkerStatus};
 
 use crate::engine::Engine;
 use crate::faults::Family;
@@ -29,6 +27,9 @@ const SAVED_MAX: usize = 16;
 /// The most reports in one status.
 const REPORTS_MAX: usize = 256;
 
+/// Before it has heard a wish.
+const NO_WISH: (u64, Step) = (0, Step(u64::MAX));
+
 /// A worker's process.
 pub(crate) struct Process {
     pub(crate) slot: usize,
@@ -48,8 +49,8 @@ pub(crate) struct Process {
     pub(crate) stint: u32,
     generation: Generation,
     pub(crate) status: WorkerStatus,
-    /// The newest wish.
-    pub(crate) wish: Wish,
+    /// The newest wish: its revision, and how far to train.
+    pub(crate) wish: (u64, Step),
     saved: VecDeque<Saved>,
     pub(crate) assignment: Option<Arc<Assignment>>,
     publishing: Option<Step>,
@@ -85,8 +86,8 @@ impl Process {
             self.saved.retain(|saved| saved.step > desired.decided);
             self.status.saved = self.saved.front().cloned();
         }
-        if self.wish.revision < desired.revision {
-            self.wish = desired.wish();
+        if self.wish.0 < desired.revision {
+            self.wish = (desired.revision, desired.run_to);
         }
         told
     }
@@ -97,7 +98,7 @@ impl Process {
         self.stint += 1;
         self.assignment = None;
         self.engine = None;
-        self.wish = Wish::NONE;
+        self.wish = NO_WISH;
         self.saved.clear();
         self.status = WorkerStatus::idle(self.status.info.clone(), generation);
     }
@@ -170,7 +171,7 @@ impl World {
             stint: 0,
             generation,
             status,
-            wish: Wish::NONE,
+            wish: NO_WISH,
             saved: VecDeque::new(),
             assignment: None,
             publishing: None,
@@ -333,7 +334,7 @@ impl World {
         if !self.runs(process, || Happening::Desired { connection, desired: Box::new(again) }) {
             return;
         }
-        if let Some(Leave { reason, .. }) = &desired.leave {
+        if let Some(reason) = &desired.leave {
             let name = self.name(process);
             self.tell(|| format!("worker {name} is sent away: {reason}"));
             return self.end_process(process);

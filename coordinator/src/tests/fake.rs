@@ -32,8 +32,6 @@ pub(crate) struct Faults {
     pub(crate) leaves_at: Option<u64>,
     /// It ends when its coordinator goes away, where a real one goes on and looks for it.
     pub(crate) clings: bool,
-    /// It never stops before its last step.
-    pub(crate) deaf: bool,
 }
 
 /// How long a step takes.
@@ -149,8 +147,8 @@ impl Worker {
                 wanted = desired.message() => {
                     let wanted = wanted.map_err(lost)?.ok_or_else(|| End::Lost("the stream ended".to_owned()))?;
                     let wanted = Desired::try_from(wanted).map_err(|error| End::Broken(error.to_string()))?;
-                    if let Some(leave) = wanted.leave {
-                        return Ok(leave.reason);
+                    if let Some(reason) = wanted.leave {
+                        return Ok(reason);
                     }
                     self.follow(&mut client, wanted).await?;
                 }
@@ -184,10 +182,7 @@ impl Worker {
 
     async fn follow(&mut self, client: &mut ClusterClient<Channel>, wanted: Desired) -> Result<(), End> {
         let status = &mut self.status;
-        let stops = wanted.run_to == Step(0);
-        if self.wishes.last().is_none_or(|(revision, _)| *revision < wanted.revision)
-            && !(stops && self.faults.deaf)
-        {
+        if self.wishes.last().is_none_or(|(revision, _)| *revision < wanted.revision) {
             self.wishes.push((wanted.revision, wanted.run_to));
         }
         if wanted.assignment_digest.is_none() {

@@ -7,7 +7,6 @@ use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use coxswain_console::say;
 use coxswain_files::atomic::create_folder;
 use coxswain_proto::parent;
 use tokio::process::{Child, Command};
@@ -54,11 +53,7 @@ pub(super) async fn run(
     }
     let workers = case.spec.layout.world();
     let noun = if workers == 1 { "worker" } else { "workers" };
-    say(&format!(
-        "{called}: {} steps on {workers} {noun}, {:.1} s",
-        args.steps,
-        start.elapsed().as_secs_f64()
-    ));
+    eprintln!("{called}: {} steps on {workers} {noun}, {:.1} s", args.steps, start.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -87,7 +82,7 @@ async fn end(mut child: Child, name: &str) -> Failure {
         // An error means that it has just ended.
         let _ = child.kill().await;
     }
-    say(&format!("ended by {name}: there is no certificate"));
+    eprintln!("ended by {name}: there is no certificate");
     Failure::Said(FAILED)
 }
 

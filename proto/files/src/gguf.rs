@@ -32,12 +32,12 @@ use header::{Header, TensorInfo};
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {
     /// The file could not be read.
-    #[error("{path}: {cause}", path = path.display())]
+    #[error("{path}: {source}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// Why.
-        cause: io::Error,
+        source: io::Error,
     },
     /// The file says what cannot be.
     #[error("{path} is damaged: {what}", path = path.display())]
@@ -83,7 +83,7 @@ impl Data {
         let bytes = tensor.format.bytes(cols);
         let mut stored = vec![0; bytes as usize];
         let from = self.start + tensor.offset + row * bytes;
-        let io = |cause| GgufError::Io { path: self.path.clone(), cause };
+        let io = |source| GgufError::Io { path: self.path.clone(), source };
         self.file.read_exact_at(&mut stored, from).map_err(io)?;
         Ok(tensor.format.floats(&stored))
     }
@@ -105,7 +105,7 @@ impl Gguf {
     /// # Errors
     /// [`GgufError`], naming the key or the tensor.
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
-        let io = |cause| GgufError::Io { path: path.to_owned(), cause };
+        let io = |source| GgufError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
         let Header { meta, mut tensors, data_start } =

@@ -29,12 +29,6 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A folder has not the files of a caller.
-    #[error(
-        "{0}; --tls-dir and COXSWAIN_TLS_DIR name a folder with ca.pem, cert.pem and key.pem, as `coxswain certs \
-         init` and `issue` make them below people/"
-    )]
-    Folder(FileError),
     /// A text is not what it should be.
     #[error("{what} is no PEM text of one ({why})")]
     Pem {
@@ -45,13 +39,7 @@ pub enum TlsError {
     },
     /// The parts do not fit, or are of a kind that is not taken.
     #[error("the certificate, its key and its CA cannot be used: {0}")]
-    Unfit(Error),
-}
-
-impl From<Error> for TlsError {
-    fn from(why: Error) -> TlsError {
-        TlsError::Unfit(why)
-    }
+    Unfit(#[from] Error),
 }
 
 /// How the coordinator is called.

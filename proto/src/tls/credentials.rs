@@ -59,12 +59,13 @@ pub struct Credentials {
 
 /// A file of credentials that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {cause}", path.display())]
+#[error("{}: {source}", path.display())]
 pub struct FileError {
     /// The file.
     pub path: PathBuf,
     /// What is wrong.
-    pub cause: io::Error,
+    #[source]
+    pub source: io::Error,
 }
 
 impl Credentials {
@@ -125,7 +126,7 @@ pub fn replace(path: &Path, text: &str) -> Result<(), FileError> {
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> FileError {
     let path = path.to_owned();
-    |cause| FileError { path, cause }
+    |source| FileError { path, source }
 }
 
 #[cfg(test)]

@@ -2,20 +2,19 @@
 //! any message may be lost or repeated.
 
 use coxswain_types::ids::{Step, WorkerId};
-use coxswain_types::status::{Desired, Leave, LeaveCause};
+use coxswain_types::status::Desired;
 
 use super::Cluster;
 
 impl Cluster {
     /// What is wanted of `worker` now.
     pub fn desired(&self, worker: &WorkerId) -> Desired {
-        let dismissed = self.dismissed.clone().map(|reason| Leave { cause: LeaveCause::Dismissed, reason });
-        let out =
-            || self.leave_of(worker).map(|leave| Leave { reason: format!("it {}", leave.reason), ..leave });
+        let leave =
+            || self.dismissed.clone().or_else(|| self.wants_out(worker).map(|why| format!("it {why}")));
         let idle = || Desired {
             revision: self.revisions.newest(),
             generation: self.generation,
-            leave: dismissed.clone().or_else(out),
+            leave: leave(),
             ..Desired::default()
         };
         let Some((run, rank)) = self.run_of(worker).and_then(|run| Some((run, run.rank_of(worker)?))) else {
@@ -31,14 +30,13 @@ impl Cluster {
             generation: run.generation,
             assignment_digest: Some(seat.digest.clone()),
             assignment: seat.assignment.clone().filter(|_| !named),
-            revision: run.wish.revision,
+            revision: run.revision,
             // A step behind all: ranks stop after the one that they take.
-            run_to: if run.wish.stop.is_some() { Step(0) } else { run.steps },
-            save_after: run.wish.save_after,
+            run_to: if run.stop.is_some() { Step(0) } else { run.steps },
             publish: run.saving.publishing().filter(|_| lead).cloned(),
             decided: run.saving.newest_decided(),
             acknowledged: if lead { run.acknowledged } else { Step(0) },
-            leave: dismissed,
+            leave: self.dismissed.clone(),
         }
     }
 }

@@ -38,16 +38,12 @@ impl Cluster {
         let Some(compute) = workers.first().map(Compute::of) else { return };
         let (from, steps, threads) = (job.step, job.steps(), formation.threads);
         let again = job.generation > Generation(0);
-        if !again {
-            job.saved_ms = self.now_ms;
-        }
         job.generation = generation;
         job.threads = Some(threads);
         job.compute = Some(compute.clone());
         job.formed = formation.seats.iter().map(Seat::formed).collect();
         job.layout = Some(fit.layout).filter(|layout| *layout != job.submission.spec.layout);
-        job.begun = None;
-        let mut reason = at_work(workers.len(), generation);
+        let mut reason = format!("generation {generation} of {} workers", workers.len());
         if job.layout.is_some() {
             reason.push_str(&format!(" ({}, until more workers are here)", fit.reason));
         }
@@ -70,15 +66,9 @@ impl Cluster {
         self.noted = 0;
         let mut run = Run::new(id, generation, formation.seats, steps, from, revision);
         run.formed_ms = self.now_ms;
-        run.share(&fit.spec(&self.jobs[index].submission.spec), Some(threads));
+        run.share(&fit.spec(&self.jobs[index].submission.spec));
         self.runs.push(run);
     }
-}
-
-/// Why a job runs.
-pub(super) fn at_work(workers: usize, generation: Generation) -> String {
-    let noun = if workers == 1 { "worker" } else { "workers" };
-    format!("on {workers} {noun}, generation {generation}")
 }
 
 impl Formation {
@@ -93,18 +83,17 @@ impl Formation {
         if slow.is_empty() { String::new() } else { format!("; work is divided as {}", slow.join(" and ")) }
     }
 
-    /// What was formed and why so. After an earlier generation, which may have left something in memory, its ranks
-    /// find out where they go on from, and say so when they do.
+    /// What was formed and why so; `again`, where an earlier generation may have left something in memory.
     fn reason(&self, from: Step, again: bool) -> String {
         let names: Vec<_> = self.seats.iter().map(|seat| seat.info.id.0.as_str()).collect();
         let start = match from {
-            _ if again => String::new(),
-            Step(0) => " from the start".to_owned(),
-            step => format!(" from the checkpoint of step {step}"),
+            Step(0) => "from the start".to_owned(),
+            step => format!("from the checkpoint of step {step}"),
         };
+        let start = if again { format!("from what its workers hold, or else {start},") } else { start };
         let threads = if self.threads == 1 { "thread" } else { "threads" };
         format!(
-            "runs{start} on {} with {} {threads} each ({})",
+            "runs {start} on {} with {} {threads} each ({})",
             names.join(", "),
             self.threads,
             self.threads_from

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use coxswain_core::cluster::{Ending, FormedRank};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{Layout, OnLoss};
-use coxswain_types::status::{SavedFile, Wish};
+use coxswain_types::status::SavedFile;
 
 /// How long a worker may be silent, as both programs' documentation has it.
 pub(crate) const LEASE_MS: u64 = 5000;
@@ -86,7 +86,6 @@ pub(crate) struct JobRecord {
     keep: u32,
     on_loss: OnLoss,
     rebalance: bool,
-    every_minutes: u32,
     pub(crate) running: Option<Running>,
     pub(crate) ended: Option<Ending>,
     /// The newest checkpoint that was published.
@@ -101,8 +100,6 @@ pub(crate) struct JobRecord {
     /// The shell had a reason to give it up.
     excused: bool,
     cancelled: bool,
-    /// It was cancelled while it was at work, and that is on disk.
-    cancelling: bool,
 }
 
 /// A generation at work.
@@ -118,8 +115,8 @@ pub(crate) struct Running {
     own: bool,
     /// The life of the coordinator that formed it.
     life: u32,
-    /// What is wanted of it.
-    wish: Wish,
+    /// The number of what is wanted of it, and whether that is to stop.
+    wish: (u64, bool),
     /// Whether its layout is smaller than the job's.
     shrunk: bool,
 }
