@@ -210,7 +210,7 @@ fn a_stated_default_is_what_a_job_gets() {
     // Defaults that are said in words: some values of other keys, and what follows from them.
     let custom: Sets = &[("layout.schedule", "custom"), ("layout.actions", "0F0,0B0")];
     let mends: Sets = &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")];
-    let in_words: [(&str, Sets, &str); 55] = [
+    let in_words: [(&str, Sets, &str); 56] = [
         ("train.masked", mends, "0.15"),
         ("train.corruption", mends, "spans"),
         ("train.corruption", &[], "null"),
