@@ -112,7 +112,7 @@ fn svg(name: &str, unit: &str, lines: &[Line]) -> Option<String> {
     Some(out)
 }
 
-/// What is told of an evaluation beside its loss.
+/// An evaluation's accuracy or bits per byte.
 fn quality(held_out: &HeldOutLine) -> Option<String> {
     let bits = held_out.bits_per_byte.map(|bits| format!("{bits:.3} bits per byte"));
     held_out.accuracy.map(|accuracy| format!("accuracy {:.1} %", accuracy * 100.0)).or(bits)

@@ -48,7 +48,7 @@ struct Driver {
     links: BTreeMap<(WorkerId, u64), Link>,
     /// The metrics of the jobs that are at work.
     metrics: BTreeMap<String, Metrics>,
-    /// What was read for each job that is not over, so that an interruption does not read it again.
+    /// File digests of each unfinished job, so that an interruption does not read its files again.
     digests: BTreeMap<String, Arc<Digests>>,
     news: broadcast::Sender<News>,
     /// What goes into the journal.
@@ -157,7 +157,7 @@ impl Driver {
                 self.handle(event)?;
                 let _ = reply.send(());
             }
-            Request::Preparing { event } => self.handle(event)?,
+            Request::Preparing { job, doing } => self.handle(Event::Preparing { job, doing })?,
             Request::Prepared { job, result } => {
                 self.preparations.end(&job);
                 self.handle(Event::Prepared { job, result })?;

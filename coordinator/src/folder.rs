@@ -24,16 +24,18 @@ pub(crate) struct Newest {
 type Found = (Option<Newest>, Vec<(u64, CheckpointError)>);
 
 /// The newest checkpoint in `directory` that is not damaged, or why the job cannot continue from it; and
-/// the steps of newer ones, with what is wrong with each.
-pub(crate) fn newest(directory: &Path, spec: &JobSpec, look: Look) -> Result<Found, String> {
+/// the steps of newer ones, with what is wrong with each. Every byte is read of those that `verify` names.
+pub(crate) fn newest(
+    directory: &Path,
+    spec: &JobSpec,
+    verify: impl Fn(&Manifest) -> bool,
+) -> Result<Found, String> {
     let looked = coxswain_files::folders::newest_sound(directory, |folder| {
         let path = folder.join(MANIFEST);
         let digest = digest_file(&path).map_err(|source| CheckpointError::Io { path, source })?;
         let checkpoint = Checkpoint::open(folder, Some(&digest))?;
         let manifest = checkpoint.manifest().clone();
-        // Not by digests that are remembered: what rots on a disk looks the same. Of a job that has taken its last
-        // step no rank looks at it.
-        if look == Look::Whole || manifest.step >= spec.train.steps {
+        if verify(&manifest) {
             checkpoint.verify()?;
         }
         Ok((manifest.clone(), (manifest, digest)))
@@ -95,7 +97,7 @@ fn difference(checkpoint: &Manifest, is: &TrainSpec) -> Option<String> {
 }
 
 /// Makes a job's tokens ready and finds its newest checkpoint. Takes seconds for a megabyte of text the first time.
-/// After an interruption it reads no file that still looks as it did, and of the checkpoint the manifest only.
+/// After an interruption it reads only the start of each text, lists of digests and manifests again.
 pub(crate) fn prepare(
     submission: &Submission,
     look: Look,
@@ -104,7 +106,10 @@ pub(crate) fn prepare(
 ) -> Result<Prepared, String> {
     let directory = Path::new(&submission.directory);
     create_folder(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
-    let (newest, damaged) = newest(directory, &submission.spec, look)?;
+    // Hashed again instead of trusting remembered digests: bit rot leaves metadata unchanged. No rank verifies the
+    // checkpoint of a finished job.
+    let whole = |manifest: &Manifest| look == Look::Whole || manifest.step >= submission.spec.train.steps;
+    let (newest, damaged) = newest(directory, &submission.spec, whole)?;
     for (step, error) in damaged {
         tracing::warn!(job = submission.job, "the checkpoint of step {step} is set aside: {error}");
         set_aside(directory, step).map_err(|error| error.to_string())?;
@@ -112,11 +117,7 @@ pub(crate) fn prepare(
     let (wanted, before) = (newest.as_ref().map(|newest| &newest.data), digests.read_bytes());
     let data = coxswain_files::prepare(directory, &submission.spec, wanted, digests, watch);
     let data = data.map_err(|error| error.to_string())?;
-    tracing::debug!(
-        job = submission.job,
-        read_bytes = digests.read_bytes() - before,
-        "its files are looked at"
-    );
+    tracing::debug!(job = submission.job, read_bytes = digests.read_bytes() - before, "data prepared");
     let (threads, runtime) = newest.as_ref().map(|newest| (newest.threads, newest.runtime.clone())).unzip();
     Ok(Prepared { data, resume: newest.map(|newest| newest.resume), threads, runtime })
 }

@@ -22,8 +22,8 @@ pub(crate) enum Request {
     Closed { connection: u64, worker: WorkerId, incarnation: u64, why: String },
     /// Handle an event; the reply comes when all that follows is done.
     Happened { event: Event, reply: oneshot::Sender<()> },
-    /// How far the preparation of a job's data is; nobody waits for what follows.
-    Preparing { event: Event },
+    /// Progress of the preparation of a job's data; there is no reply.
+    Preparing { job: String, doing: String },
     /// A job's data is ready, or not.
     Prepared { job: String, result: Result<Prepared, String> },
     /// One job as it is now.

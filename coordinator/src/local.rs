@@ -131,10 +131,10 @@ pub(crate) fn read_job(args: &JobFile) -> Result<JobInput, Failure> {
     Ok(JobInput { text, source, base, sets: args.sets.clone() })
 }
 
-/// More than a job file may have, which the parser refuses by name.
+/// Larger than any valid job file; the parser names the limit.
 const MAX_JOB_BYTES: u64 = 1 << 20;
 
-/// The text of a file, without a byte-order mark; `Err` goes on from the file's name.
+/// The text of a file, without a byte-order mark; the error text follows the file's name.
 fn read_text(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let read = fs::File::open(path).and_then(|file| file.take(MAX_JOB_BYTES).read_to_end(&mut bytes));
@@ -284,7 +284,7 @@ fn ended(program: &Path, status: ExitStatus) -> Result<(), Failure> {
     }
 }
 
-/// Refuses a cut that the model has no parts for.
+/// Refuses a split that the model does not allow.
 fn check_cut(args: &Generate, model: &ModelSpec) -> Result<(), String> {
     let layers = model.all_layers();
     if args.pipeline > layers {

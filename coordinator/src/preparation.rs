@@ -1,11 +1,11 @@
-//! The preparations of jobs' data that are under way: what is told of them, and how they are ended.
+//! Data preparations under way: their progress, and how they are stopped.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use coxswain_core::cluster::{Event, Look, Submission};
+use coxswain_core::cluster::{Look, Submission};
 use coxswain_files::{Digests, Progress, Stopped};
 use tokio::sync::mpsc;
 
@@ -15,10 +15,10 @@ use crate::handle::Request;
 /// How often the progress of a preparation is told at most.
 const TELL: Duration = Duration::from_secs(1);
 
-/// The preparations under way; each ends soon after it is let go of, or this is dropped.
+/// Preparations under way; each stops soon after [`Preparations::end`], or when this is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Preparations {
-    /// By job: whether it shall end.
+    /// By job: set to stop it.
     ends: BTreeMap<String, Arc<AtomicBool>>,
 }
 
@@ -33,7 +33,6 @@ impl Preparations {
     ) {
         let job = submission.job.clone();
         let ends = Arc::new(AtomicBool::new(false));
-        self.end(&job);
         self.ends.insert(job.clone(), Arc::clone(&ends));
         tokio::task::spawn_blocking(move || {
             let told = Mutex::new(Instant::now());
@@ -41,19 +40,19 @@ impl Preparations {
                 if ends.load(Ordering::Relaxed) {
                     return Err(Stopped);
                 }
-                // Who finds it locked comes while another thread tells.
+                // If it is locked, another thread is reporting.
                 if let Ok(mut told) = told.try_lock()
                     && told.elapsed() >= TELL
                 {
                     *told = Instant::now();
-                    let event = Event::Preparing { job: job.clone(), doing: progress.to_string() };
-                    // A driver that has more urgent things to do misses this one.
-                    let _ = requests.try_send(Request::Preparing { event });
+                    let (job, doing) = (job.clone(), progress.to_string());
+                    // Dropped when the driver's queue is full.
+                    let _ = requests.try_send(Request::Preparing { job, doing });
                 }
                 Ok(())
             };
             let result = folder::prepare(&submission, look, &digests, &watch);
-            // The driver is gone when the coordinator ends; then nobody waits for this.
+            // The driver is gone when the coordinator ends; then the result is dropped.
             let _ = requests.blocking_send(Request::Prepared { job, result });
         });
     }

@@ -1,7 +1,7 @@
 //! What a person sees of a run: one bar with step, loss, speed and time left, or where stderr is no
 //! terminal a plain line now and then.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use coxswain_types::status::StepReport;
@@ -90,7 +90,8 @@ impl Preparing {
             Some(bar) => bar.set_message(doing.to_owned()),
             None if self.told.elapsed() >= PLAIN => {
                 self.told = Instant::now();
-                eprintln!("{doing}");
+                // A run goes on without a reader of its stderr.
+                let _ = writeln!(io::stderr(), "{doing}");
             }
             None => {}
         }

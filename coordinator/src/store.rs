@@ -43,11 +43,19 @@ pub(crate) struct Store {
     open: Mutex<HashMap<String, Open>>,
 }
 
+/// What a look at a key finds.
+enum Found {
+    /// Its value.
+    Value(Vec<u8>),
+    /// Ends when there is a value, or the generation is over.
+    Later(OwnedNotified),
+}
+
 #[derive(Debug)]
 struct Open {
     generation: Generation,
     values: HashMap<Vec<u8>, Vec<u8>>,
-    /// Keys that are waited for: a new value wakes those who wait for it, and nobody else.
+    /// Awaited keys: setting one wakes only its waiters.
     awaited: HashMap<Vec<u8>, Arc<Notify>>,
     bytes: usize,
 }
@@ -59,7 +67,7 @@ impl Open {
 }
 
 impl Drop for Open {
-    /// Whoever waits in a generation that is over looks again, and hears so.
+    /// Wakes waiters, which then learn that the generation is over.
     fn drop(&mut self) {
         self.awaited.values().for_each(|key| key.notify_waiters());
     }
@@ -114,8 +122,8 @@ impl Store {
         let until = Instant::now() + wait.min(Duration::from_millis(limits::MAX_STORE_WAIT_MS));
         loop {
             let changed = match self.look(job, generation, key)? {
-                Ok(value) => return Ok(Some(value)),
-                Err(changed) => changed,
+                Found::Value(value) => return Ok(Some(value)),
+                Found::Later(changed) => changed,
             };
             if timeout_at(until, changed).await.is_err() {
                 return Ok(None);
@@ -123,20 +131,15 @@ impl Store {
         }
     }
 
-    /// The value of a key, or else what ends when there is one or the generation is over.
-    fn look(
-        &self,
-        job: &str,
-        generation: Generation,
-        key: &[u8],
-    ) -> Result<Result<Vec<u8>, OwnedNotified>, StoreError> {
+    /// The value of a key, or what to await before looking again.
+    fn look(&self, job: &str, generation: Generation, key: &[u8]) -> Result<Found, StoreError> {
         let mut guard = self.lock();
         let open = at_work(&mut guard, job, generation)?;
         if let Some(value) = open.values.get(key) {
-            return Ok(Ok(value.clone()));
+            return Ok(Found::Value(value.clone()));
         }
-        // Keys that nobody waits for any more, since the time of their call is over.
-        if open.awaited.len() >= limits::MAX_STORE_KEYS {
+        if !open.awaited.contains_key(key) && open.awaited.len() >= limits::MAX_STORE_KEYS {
+            // Drops keys whose callers have timed out.
             open.awaited.retain(|_, waiting| Arc::strong_count(waiting) > 1);
             at_most(
                 "the number of keys that are waited for",
@@ -144,8 +147,8 @@ impl Store {
                 limits::MAX_STORE_KEYS,
             )?;
         }
-        // A future of `notified_owned` counts from its making on, so no change after this look is missed.
-        Ok(Err(open.awaited.entry(key.to_owned()).or_default().clone().notified_owned()))
+        // `notified_owned` registers when it is created, so no later change is missed.
+        Ok(Found::Later(open.awaited.entry(key.to_owned()).or_default().clone().notified_owned()))
     }
 
     /// Nothing panics while it holds the lock, so what it guards is whole.
@@ -241,6 +244,7 @@ mod tests {
             .map(|n| store.look("demo-1", ONE, &n.to_le_bytes()).unwrap())
             .collect();
         assert!(store.look("demo-1", ONE, b"one more").is_err());
+        assert!(store.look("demo-1", ONE, &0usize.to_le_bytes()).is_ok(), "that key is awaited already");
         drop(waiting);
         assert!(store.look("demo-1", ONE, b"one more").is_ok());
     }

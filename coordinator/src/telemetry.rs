@@ -24,6 +24,8 @@ pub(crate) fn start(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(BesideBars).with_target(false);
+    // It would tell of a log line that it cannot write on that same stderr, and panic.
+    let builder = builder.log_internal_errors(false);
     // An error means that logging was started before, as in tests.
     let _ = match format {
         LogFormat::Text => builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init(),

@@ -81,12 +81,12 @@ impl std::fmt::Display for Texts {
 }
 
 /// How many bytes of text a token stands for, more or less, by a vocabulary that was trained on prose: 1 byte of 256
-/// tokens, 3.3 of 8,000, 4.2 of 32,000.
+/// tokens, 3.2 of 8,000, 4.1 of 32,000.
 fn bytes_per_token(vocab: u32) -> f64 {
     1.0 + 0.45 * (f64::from(vocab.max(256)).log2() - 8.0)
 }
 
-/// A number of two digits, since more would say that it is known.
+/// Rounds to two significant digits, since it is an estimate.
 fn rounded(x: f64) -> String {
     let unit = 10f64.powf((x.max(1.0).log10().floor() - 1.0).max(0.0));
     let digits = ((x / unit).round() * unit).to_string();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use coxswain_core::cluster::{Ending, Event, JobState, JobSummary, LEASE_MS, Look};
+use coxswain_core::cluster::{Ending, Event, JobState, JobSummary, LEASE_MS};
 use coxswain_core::plan::threads_for;
 use coxswain_core::spec::resolved_yaml;
 use coxswain_files::atomic::write_atomic;
@@ -99,7 +99,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
 
 /// The threads of each worker: the job's, or those of the checkpoint, or a share of the cores.
 fn threads(spec: &JobSpec, directory: &Path, workers: u32) -> Result<u32, String> {
-    let (newest, _) = folder::newest(directory, spec, Look::Manifest)?;
+    let (newest, _) = folder::newest(directory, spec, |_| false)?;
     if let Some(threads) = spec.train.threads.or(newest.map(|newest| newest.threads)) {
         return Ok(threads);
     }
@@ -219,12 +219,7 @@ impl Run<'_> {
                             patience = Some((until, ended));
                         }
                     }
-                    if let Some((_, mut reason)) = patience.take_if(|(until, _)| *until <= Instant::now()) {
-                        // Workers that are here and that the job cannot have are not what it waits for.
-                        let waits = self.coordinator.handle.get(&self.job).await.context("the coordinator")?;
-                        if let Some(waits) = waits.filter(|job| job.state == JobState::Gathering) {
-                            reason.push_str(&format!(": it is {}", waits.reason));
-                        }
+                    if let Some((_, reason)) = patience.take_if(|(until, _)| *until <= Instant::now()) {
                         self.happened(Event::Broken { job: self.job.clone(), reason }).await?;
                     }
                 },

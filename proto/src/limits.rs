@@ -7,8 +7,7 @@ use std::time::Duration;
 /// little enough that a peer gone wrong cannot fill the memory.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
-/// The most bytes of one message to the coordinator. The largest are a status with all its norms, the text
-/// of a job, and a value of the rendezvous: each below 3 MiB. What a peer claims to send is refused by its
+/// The most bytes of one message to the coordinator. The largest is a status with all its norms, some 3 MiB. What a peer claims to send is refused by its
 /// length, before memory is taken for it.
 pub const MAX_REQUEST_BYTES: usize = 4 << 20;
 
@@ -55,13 +54,13 @@ pub const LEASE_MS: u64 = 5000;
 pub const MAX_REPORTS: usize = 256;
 
 /// The most parameters whose gradient norms one step report names: the largest model that a job may have, an
-/// encoder and a decoder of 1,024 layers each with biases, has some 48,000.
-pub const MAX_PARAMETER_NORMS: usize = 1 << 16;
+/// encoder and a decoder of 1,024 layers each with biases, has some 47,000.
+pub const MAX_PARAMETER_NORMS: usize = 48 << 10;
 
 /// The most parameter norms of all reports in one status, some 70 bytes each, so that
-/// the status stays far below [`MAX_MESSAGE_BYTES`]. Where reports name many, fewer of them are sent
+/// the status stays below [`MAX_REQUEST_BYTES`]. Where reports name many, fewer of them are sent
 /// at once, but always one.
-pub const MAX_STATUS_NORMS: usize = 1 << 15;
+pub const MAX_STATUS_NORMS: usize = MAX_PARAMETER_NORMS;
 
 /// The most bytes of a key of the rendezvous. Gloo's keys are short texts.
 pub const MAX_STORE_KEY_BYTES: usize = 1 << 10;
@@ -69,7 +68,7 @@ pub const MAX_STORE_KEY_BYTES: usize = 1 << 10;
 /// The most bytes of a value of the rendezvous: a rank's host and address, some 400 bytes.
 pub const MAX_STORE_VALUE_BYTES: usize = 4 << 10;
 
-/// The most keys in the rendezvous of one generation: three for each of 4,096 ranks, the most that a job has.
+/// The most keys in the rendezvous of one generation: three for each rank; a job has at most 4,096.
 pub const MAX_STORE_KEYS: usize = 1 << 14;
 
 /// The most bytes of all keys and values in the rendezvous of one generation, so that it cannot

@@ -1,23 +1,23 @@
-//! A process that ends with the one that started it, however that ends.
+//! Child processes that end with their parent.
 
 use std::io;
 
-/// A process that does its work for another one and ends with it.
+/// Options of a child process.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct ParentArgs {
-    /// End when this process, which has started this one, ends
+    /// End when this parent process ends
     #[arg(long, value_name = "PID", global = true, hide = true)]
     pub parent: Option<u32>,
 }
 
-/// The options by which a process that this one starts ends with it.
+/// Arguments that make a child end with this process.
 pub fn options() -> [String; 2] {
     ["--parent".to_owned(), std::process::id().to_string()]
 }
 
 impl ParentArgs {
-    /// From now on this process gets SIGTERM when its parent ends. On Linux; elsewhere it outlives a parent that is
-    /// killed.
+    /// On Linux this process gets SIGTERM when the thread that started it ends, so start children from a thread that
+    /// lives as long as the process. Elsewhere it outlives a killed parent.
     ///
     /// # Errors
     /// The parent has ended already, or the system refuses.

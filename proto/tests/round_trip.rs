@@ -190,7 +190,7 @@ fn what_makes_no_sense_is_named() {
         ("WorkerStatus.reports: 257 entries, at most 256 are allowed", |s| {
             s.reports = vec![wire::StepReport::default(); limits::MAX_REPORTS + 1]
         }),
-        ("StepReport.parameter_norms: 65537 entries, at most 65536 are allowed", |s| {
+        ("StepReport.parameter_norms: 49153 entries, at most 49152 are allowed", |s| {
             let most = limits::MAX_PARAMETER_NORMS;
             s.reports[2].parameter_norms = (0..=most).map(|n| (n.to_string(), 0.0)).collect();
         }),

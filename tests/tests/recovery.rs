@@ -53,7 +53,7 @@ fn lost_workers_change_no_bit() -> Result<()> {
     Ok(())
 }
 
-/// Under `coxswain up` a worker that ends is started again, and nobody sees that it did. Nobody starts these.
+/// `coxswain up` restarts a worker that exits, which would hide the exit; these workers are not restarted.
 #[test]
 fn workers_that_lose_a_peer_stay_and_so_does_what_they_hold() -> Result<()> {
     const STEPS: usize = 60;
@@ -74,6 +74,7 @@ fn workers_that_lose_a_peer_stay_and_so_does_what_they_hold() -> Result<()> {
         let said = site.said();
         let name = names_at_work(&said)?[turn % 2].to_owned();
         let index: usize = name.trim_start_matches('w').parse().with_context(|| name.clone())?;
+        ensure!(lines(&metrics) < STEPS, "the run was over before loss {turn}");
         signal(site.worker(index), "KILL")?;
         lost.push(index);
         site.join()?;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Mutex;
@@ -221,7 +222,7 @@ fn damage_is_found_before_a_step_is_taken_from_it() -> Result<()> {
     fs::write(damaged.join(&file.name), bytes)?;
     let again = run.outcome()?;
     ensure!(again.code == Some(0), "exit code {:?}; it said:\n{}", again.code, again.stderr);
-    ensure!(again.stderr.contains(&file.name), "nobody names {}:\n{}", file.name, again.stderr);
+    ensure!(again.stderr.contains(&file.name), "{} is not named:\n{}", file.name, again.stderr);
     ensure!(damaged.join("manifest.json.damaged").is_file(), "it is not set aside:\n{}", again.stderr);
     match run.read()?.bits_differ(&calm) {
         None => Ok(()),
@@ -247,7 +248,6 @@ fn recovery(run: &Run) -> Result<f64> {
     let mut steps: Vec<f64> = text.lines().filter_map(seconds).collect();
     steps.sort_by(f64::total_cmp);
     took.sort_by(f64::total_cmp);
-    println!("{}: a step takes {:.3} s, a loss {took:.2?} s", run.out().display(), steps[steps.len() / 2]);
     Ok(took[took.len() / 2] - steps[steps.len() / 2])
 }
 
@@ -255,15 +255,14 @@ fn recovery(run: &Run) -> Result<f64> {
 #[test]
 fn a_loss_takes_as_long_whatever_the_files_weigh() -> Result<()> {
     if std::env::var_os("COXSWAIN_LONG_TESTS").is_none() {
-        println!("skipped: `cargo xtask test --long` runs it");
+        drop(writeln!(std::io::stdout(), "skipped: `cargo xtask test --long` runs it"));
         return Ok(());
     }
     let folder = Folder::new()?;
     let small = recovery(&heavy(&folder, "small", 0, 1 << 13)?)?;
     let large = recovery(&heavy(&folder, "large", 2 << 30, 1 << 30)?)?;
-    println!(
-        "from kill -9 to the first new step, over a step's time: {small:.2} s, and {large:.2} s of 6 GiB"
-    );
+    let figures = format!("{small:.2} s, and {large:.2} s of 6 GiB");
+    drop(writeln!(std::io::stdout(), "from kill -9 to the first new step, over a step's time: {figures}"));
     ensure!(large <= SLOWER_MAX * small, "{large:.2} s is more than {SLOWER_MAX} times {small:.2} s");
     Ok(())
 }

@@ -2,10 +2,10 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use coxswain_tests::{Folder, programs};
+use anyhow::{Context, Result, ensure};
+use coxswain_tests::process::{children, is_alive};
+use coxswain_tests::{Folder, SOON, programs, wait_until};
 
 fn generate(words: &[&str]) -> Result<(Option<i32>, String, String)> {
     let output = Command::new(programs("coxswain")?).arg("generate").args(words).output()?;
@@ -34,7 +34,7 @@ fn prompts_come_from_files(out: &str, folder: &Folder) -> Result<()> {
 }
 
 /// A reader that leaves ends the writing, and so does the end of `coxswain generate` by whatever signal.
-fn nobody_writes_for_nobody(out: &str) -> Result<()> {
+fn writing_ends_with_its_reader_or_its_parent(out: &str) -> Result<()> {
     let begun = |ranks: &[&str]| -> Result<Child> {
         let mut child = Command::new(programs("coxswain")?)
             .args(["generate", "--checkpoint", out, "--tokens", "100000000"])
@@ -46,36 +46,21 @@ fn nobody_writes_for_nobody(out: &str) -> Result<()> {
         child.stdout.as_mut().context("stdout")?.read_exact(&mut [0; 40])?;
         Ok(child)
     };
-    let until = |what: &str, mut done: Box<dyn FnMut() -> Result<bool> + '_>| -> Result<()> {
-        let start = Instant::now();
-        while !done()? {
-            ensure!(start.elapsed() < Duration::from_secs(60), "{what}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
-    };
     for ranks in [&[][..], &["--pipeline", "2"]] {
         let mut child = begun(ranks)?;
         drop(child.stdout.take());
-        until("a reader has left, and the writing goes on", Box::new(|| Ok(child.try_wait()?.is_some())))?;
+        wait_until("the end of writing without a reader", SOON, || !matches!(child.try_wait(), Ok(None)))?;
         let output = child.wait_with_output()?;
         let stderr = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success() && stderr.is_empty(), "{ranks:?}: {}: {stderr}", output.status);
     }
     let mut child = begun(&["--pipeline", "2"])?;
-    let workers = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id()))?;
-    let workers: Vec<&str> = workers.split_whitespace().collect();
+    let workers = children(child.id())?;
     ensure!(workers.len() == 2, "the processes of two ranks: {workers:?}");
     child.kill()?;
     child.wait()?;
     for pid in workers {
-        let ended = || match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-            Err(error) => bail!("{error}"),
-            // Nobody may be there to wait for an orphan.
-            Ok(stat) => Ok(stat.contains(") Z ")),
-        };
-        until("the command is gone, and a rank computes on", Box::new(ended))?;
+        wait_until("the end of a rank whose command is gone", SOON, || !is_alive(pid))?;
     }
     Ok(())
 }
@@ -114,7 +99,7 @@ fn a_trained_model_writes_words_it_has_read() -> Result<()> {
     }
 
     prompts_come_from_files(&out, &folder)?;
-    nobody_writes_for_nobody(&out)?;
+    writing_ends_with_its_reader_or_its_parent(&out)?;
     for (words, told) in [
         (["--pipeline", "9"], "--pipeline 9: the checkpoint's model has"),
         (["--tensor", "3"], "--tensor 3: the checkpoint's model has"),

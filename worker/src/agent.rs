@@ -26,12 +26,12 @@ use crate::store::Rendezvous;
 
 /// Statuses that may wait to be sent. The newest tells all, so a few are plenty.
 const OUTBOX: usize = 4;
-/// How often the longest stretch of work seen so far an engine may take to end once it is told to; it looks
-/// between two parts of a layer, and the next may be longer than those before.
+/// An engine that is told to end gets this many times its longest stretch of work without a check. It checks between
+/// parts of a layer, and the next part may take longer than any before.
 const ENGINE_END_STRETCHES: u32 = 4;
-/// The least that this comes to. Nothing has been seen of an engine in its first action.
+/// The lower bound of that time, for an engine still in its first action.
 const ENGINE_END_MIN: Duration = Duration::from_secs(30);
-/// The most. What takes longer hangs, and holds up the generation that follows.
+/// The upper bound: beyond it the engine counts as hung, and the next generation is waiting.
 const ENGINE_END_MAX: Duration = Duration::from_secs(600);
 /// How long a process that ends waits for its engine: what that holds is memory only.
 const EXIT_WAIT: Duration = Duration::from_secs(3);
@@ -150,7 +150,7 @@ struct Agent {
     grace: Duration,
 }
 
-/// An engine was told to end. This worker heartbeats as before meanwhile.
+/// An engine was told to end. Heartbeats go on meanwhile.
 struct Ending {
     /// What is wanted once it has.
     next: Desired,
@@ -266,16 +266,23 @@ impl Agent {
         }
         let held = self.shared.lock().status.assignment_digest.clone();
         if desired.assignment_digest != held {
+            // The document comes with the answer to a status that does not name its digest.
+            if desired.assignment_digest.is_some() && desired.assignment.is_none() {
+                return;
+            }
+            if self.rank.is_busy() {
+                return self.end_engine(desired);
+            }
+            // What was to follow the engine that has ended is out of date.
+            self.ending = None;
+            self.note_stretch();
             match (&desired.assignment_digest, &desired.assignment) {
-                // The document comes with the answer to a status that does not name its digest.
-                (Some(_), None) => return,
-                _ if self.rank.is_busy() => return self.end_engine(desired),
-                (None, _) => {
+                (Some(digest), Some(document)) => self.begin(&desired, digest, document),
+                _ => {
                     self.generation = desired.generation;
                     self.assignment = None;
                     self.shared = Shared::new(WorkerStatus::idle(self.info.clone(), self.generation));
                 }
-                (Some(digest), Some(document)) => self.begin(&desired, digest, document),
             }
         }
         self.shared.wish(&desired);
@@ -355,10 +362,15 @@ impl Agent {
             ending.next = next;
             return;
         }
-        let stretch = self.shared.lock().links.as_ref().map_or(Duration::ZERO, Links::longest_stretch);
-        self.longest = self.longest.max(stretch);
+        self.note_stretch();
         let limit = time_to_end(self.longest);
         self.ending = Some(Ending { next, until: tokio::time::Instant::now() + limit, limit });
+    }
+
+    /// Remembers the longest stretch of work of this generation's engine.
+    fn note_stretch(&mut self) {
+        let stretch = self.shared.lock().links.as_ref().map_or(Duration::ZERO, Links::longest_stretch);
+        self.longest = self.longest.max(stretch);
     }
 
     /// Ready once an engine that was told to end has done so. One that takes too long is an error.
@@ -368,8 +380,8 @@ impl Agent {
             let doing =
                 self.shared.lock().links.as_ref().map_or("joining".to_owned(), |links| links.doing().what);
             bail!(
-                "the engine was told to end and did not within {} s (it was at: {doing}); this process ends, for \
-                 no other engine can run in it",
+                "the engine was told to end and did not within {} s (it was at: {doing}); the process exits, \
+                 because it cannot run another engine",
                 ending.limit.as_secs()
             );
         }
@@ -455,7 +467,6 @@ fn publish_now(assignment: &Assignment, runtime: &str, publish: Publish) -> Resu
 
 #[cfg(test)]
 mod tests {
-    use coxswain_types::ids::WorkerId;
     use tonic::transport::Endpoint;
 
     use super::*;
@@ -476,16 +487,7 @@ mod tests {
 
     /// A worker that is at work in generation 1, whose engine ends once the sender says so.
     fn at_work() -> (Agent, std::sync::mpsc::Sender<()>) {
-        let info = WorkerInfo {
-            id: WorkerId("w".to_owned()),
-            incarnation: 1,
-            host: "h".to_owned(),
-            pid: 1,
-            cores: 1,
-            device: "cpu".to_owned(),
-            runtime: "r".to_owned(),
-            serves: None,
-        };
+        let info = machine::info(Some("w"), "cpu").unwrap();
         let mut status = WorkerStatus::idle(info.clone(), Generation(1));
         (status.assignment_digest, status.phase) = (Some("digest".to_owned()), Phase::Running);
         let mut rank = Rank::start().unwrap();
@@ -511,7 +513,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_worker_waits_for_a_long_action_and_heartbeats_meanwhile() {
+    async fn a_worker_shows_its_old_generation_until_its_engine_has_ended() {
         let (mut agent, end) = at_work();
         for generation in [2, 3] {
             agent.obey(wish(generation));
@@ -521,15 +523,22 @@ mod tests {
         }
         assert!(agent.shared.lock().dismissed);
         end.send(()).unwrap();
-        // The clock here would run ahead of a thread.
-        while agent.rank.is_busy() {
-            std::thread::yield_now();
-        }
+        agent.rank.ended().await;
         agent.engine_ended().await.unwrap();
         let ending = agent.ending.take().unwrap();
         agent.obey(ending.next);
         let status = agent.message();
         assert_eq!((status.generation, status.assignment_digest), (3, None), "the newest wish counts");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wish_that_comes_once_the_engine_has_ended_leaves_nothing_to_follow() {
+        let (mut agent, end) = at_work();
+        agent.obey(wish(2));
+        end.send(()).unwrap();
+        agent.rank.ended().await;
+        agent.obey(wish(3));
+        assert_eq!((agent.message().generation, agent.ending.is_none()), (3, true));
     }
 
     #[tokio::test(start_paused = true)]

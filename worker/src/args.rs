@@ -144,7 +144,11 @@ impl Log {
     /// Starts logging to stderr; `RUST_LOG` filters, `info` by default.
     pub(crate) fn install(&self) {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let builder = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            // It would tell of a log line that it cannot write on that same stderr, and panic.
+            .log_internal_errors(false);
         match self.log_format {
             LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
             LogFormat::Json => builder.json().flatten_event(true).init(),

@@ -30,7 +30,7 @@ use crate::args::{Args, Command};
 fn main() -> ExitCode {
     let args = Args::parse();
     if let Err(error) = machine::set_environment() {
-        eprintln!("coxswain-worker: {error:#}");
+        drop(writeln!(std::io::stderr(), "coxswain-worker: {error:#}"));
         return ExitCode::FAILURE;
     }
     args.log.install();

@@ -27,7 +27,7 @@ pub fn hashed_bytes() -> u64 {
     HASHED_BYTES.load(Ordering::Relaxed)
 }
 
-/// So many bytes of a file were hashed.
+/// Adds to [`hashed_bytes`].
 pub(crate) fn count_hashed(bytes: usize) {
     HASHED_BYTES.fetch_add(bytes as u64, Ordering::Relaxed);
 }
@@ -47,10 +47,10 @@ pub fn digest_file(path: &Path) -> io::Result<String> {
     }
 }
 
-/// As [`digest_file`], asking `go_on` before each piece whether to.
+/// Like [`digest_file`], but calls `go_on` before each chunk and stops at its error.
 ///
 /// # Errors
-/// Those of opening and reading the file, within; and what `go_on` says.
+/// The inner result is that of opening and reading the file; the outer error is that of `go_on`.
 pub fn digest_file_while<E>(
     path: &Path,
     mut go_on: impl FnMut() -> Result<(), E>,

@@ -2,7 +2,7 @@
 //!
 //! Opening reads the manifest and looks at sizes; values are read where they are needed, by
 //! position, and only those that are asked for. [`Checkpoint::verify`] reads everything once, and
-//! [`Checkpoint::verify_share`] what falls to one of several that do so together.
+//! [`Checkpoint::verify_share`] one share of the files, where several processes verify together.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -71,8 +71,8 @@ impl Checkpoint {
         self.verify_files(|_| true, |path| Ok(digest(path)))
     }
 
-    /// As [`Checkpoint::verify`], of the files that fall to number `own` of `shares`. `go_on` is asked before each
-    /// piece of a file whether to.
+    /// As [`Checkpoint::verify`], for share `own` of `shares`. Calls `go_on` before each chunk and stops at its
+    /// error.
     ///
     /// # Errors
     /// [`CheckpointError`], naming the file, and what `go_on` says.
@@ -215,8 +215,8 @@ impl Checkpoint {
     }
 }
 
-/// To which of `shares` each of these files falls, so that all have about as much to read: the largest first,
-/// each to the one with the least so far.
+/// Assigns each file to one of `shares` so that all read about the same number of bytes: largest first, to the share
+/// with the least so far.
 fn shared_out(bytes: &[u64], shares: u32) -> Vec<u32> {
     let mut order: Vec<usize> = (0..bytes.len()).collect();
     order.sort_by_key(|&at| (Reverse(bytes[at]), at));

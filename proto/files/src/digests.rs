@@ -1,5 +1,5 @@
-//! Digests of whole files, remembered for as long as a file looks the same: what follows an interruption of a run
-//! must not read the run's corpus again.
+//! Digests of whole files, remembered for as long as a file looks the same: an interrupted run does not read its
+//! corpus again.
 //!
 //! A file counts as the same while its device, inode, size and times of change are. Bytes that rot on a disk change
 //! none of these: what is trained on is checked against its digest by whoever reads it ([`crate::tokens`],
@@ -54,10 +54,10 @@ impl Stamp {
 
     /// Whether every later change will show. A time in the future says nothing.
     fn is_settled(&self, now: SystemTime) -> bool {
-        let newest = self.modified.max(self.changed);
-        let Ok(seconds) = u64::try_from(newest.0) else { return false };
-        let settled = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + SETTLED;
-        settled + Duration::from_secs(1) <= now
+        let (newest, _) = self.modified.max(self.changed);
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let settled = u64::try_from(newest).ok().and_then(|at| at.checked_add(SETTLED.as_secs() + 1));
+        settled.is_some_and(|settled| settled <= now)
     }
 }
 
@@ -96,7 +96,7 @@ impl Digests {
     }
 
     fn wrote_as(&self, path: &Path, kind: Kind, digest: &str) {
-        // What cannot be looked at now is read when it is asked for.
+        // If this fails, the next lookup reads the file.
         if let Ok(metadata) = fs::metadata(path) {
             self.remember(path, kind, Stamp::of(&metadata), digest);
         }
@@ -190,6 +190,7 @@ mod tests {
             (stamp((900, 0), (999, 0)), false),
             (stamp((2000, 0), (900, 0)), false),
             (stamp((-5, 0), (-5, 0)), false),
+            (stamp((i64::MAX, 0), (0, 0)), false),
         ];
         for (stamp, settled) in rows {
             assert_eq!(stamp.is_settled(now), settled, "{stamp:?}");

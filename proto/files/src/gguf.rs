@@ -98,6 +98,9 @@ fn changes_nothing(key: &str) -> bool {
         || key.ends_with(".rope.scaling.finetuned")
 }
 
+/// The most factors of rotary frequencies: half of the widest head.
+const MAX_FREQUENCIES: u64 = 1 << 15;
+
 impl Gguf {
     /// Reads the header of a file, and checks that every parameter is there in its shape, and that nothing else
     /// is there.
@@ -114,18 +117,24 @@ impl Gguf {
         let unknown = |what: String| GgufError::Unknown { path: path.to_owned(), what };
         let frequencies = match tensors.remove("rope_freqs.weight") {
             None => None,
-            Some(tensor) => Some(data.row(&tensor, 0, tensor.dims.iter().product())?),
+            Some(tensor) => {
+                let factors = tensor.dims.iter().product();
+                if factors > MAX_FREQUENCIES {
+                    return Err(unknown(format!("rope_freqs.weight has {factors} numbers")));
+                }
+                Some(data.row(&tensor, 0, factors)?)
+            }
         };
         let Architecture { model, paired, longest } =
             Architecture::read(&meta, &tensors, frequencies.as_deref()).map_err(unknown)?;
         let words = tokens::read(&meta, model.vocab, longest).map_err(unknown)?;
         if let Some(key) = meta.unread().into_iter().find(|key| !changes_nothing(key)) {
-            return Err(unknown(format!("it has the key {key}, which this program does not follow")));
+            return Err(unknown(format!("unsupported key {key}")));
         }
         let mut parameters = BTreeMap::new();
         for parameter in parameter_table(&model) {
             let name = theirs(&parameter.name)
-                .ok_or_else(|| unknown(format!("there is no place for {}", parameter.name)))?;
+                .ok_or_else(|| unknown(format!("no GGUF tensor for {}", parameter.name)))?;
             let wanted: Vec<u64> = parameter.shape.iter().rev().copied().collect();
             match tensors.remove(&name) {
                 Some(tensor) if tensor.dims == wanted => {
@@ -141,7 +150,7 @@ impl Gguf {
             }
         }
         if let Some(name) = tensors.keys().next() {
-            return Err(unknown(format!("it has the tensor {name}, which a model of its keys does not use")));
+            return Err(unknown(format!("unexpected tensor {name}")));
         }
         let (tokenizer_json, framing) = words;
         Ok(Gguf { data, paired, model, parameters, tokenizer_json, framing })

@@ -10,7 +10,6 @@
 //! - `store`: tensors in files, by ranges of bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -31,7 +30,7 @@ mod tests;
 use config::Family;
 pub use framing::{framing, unread};
 use names::{Other, Source, aliases, other, source};
-use store::{Block, Planned, Store};
+use store::{Block, Planned, Store, read_limited};
 
 const CONFIG: &str = "config.json";
 /// What a folder has whose weights are changes to another model's.
@@ -114,7 +113,7 @@ impl HfModel {
     pub fn open(folder: &Path) -> Result<HfModel, HfError> {
         refuse_adapter(folder)?;
         let path = folder.join(CONFIG);
-        let text = fs::read(&path).map_err(HfError::io(&path))?;
+        let text = read_limited(&path)?;
         let config: Map<String, Value> =
             serde_json::from_slice(&text).map_err(|e| HfError::damaged(&path, e))?;
         let (family, mut model) = config::read(&config)?;
@@ -262,8 +261,7 @@ fn refuse_adapter(folder: &Path) -> Result<(), HfError> {
     if !path.is_file() {
         return Ok(());
     }
-    let config: Value =
-        serde_json::from_slice(&fs::read(&path).map_err(HfError::io(&path))?).unwrap_or_default();
+    let config: Value = serde_json::from_slice(&read_limited(&path)?).unwrap_or_default();
     let base = config.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or("another model");
     Err(HfError::Config(format!(
         "{ADAPTER} is there: the folder holds an adapter of {base}; merge it into that model (peft's \

@@ -3,7 +3,7 @@
 //!
 //! `prepared.json` is written last and says what all this was made from. A second call with the
 //! same inputs finds it, checks the files by their digests, and makes nothing anew. With the [`Digests`] of the
-//! first call it reads no file that still looks the same.
+//! first call it hashes no text or token file that still looks the same.
 
 use std::fs;
 use std::io;
@@ -77,7 +77,7 @@ pub enum PrepareError {
         /// The most that is read.
         most: u64,
     },
-    /// The caller asked for the end.
+    /// The caller stopped the work.
     #[error(transparent)]
     Stopped(#[from] Stopped),
     /// There are too few tokens for one sample.
@@ -158,7 +158,6 @@ struct Prepared {
 /// What decides the tokens. Texts count by their contents and order, not by where they lie.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(clippy::large_enum_variant, reason = "one value lives at a time, for as long as it is written")]
 enum Inputs {
     Text {
         digests: Vec<String>,
@@ -180,8 +179,8 @@ enum Inputs {
     },
 }
 
-/// Prepares the data of a job below the run's folder `dir`, or finds it prepared. `digests` remembers what was
-/// read for this job before; `watch` hears how far it is, and may end it.
+/// Prepares the data of a job below the run's folder `dir`, or finds it prepared. `digests` caches digests
+/// across calls for one job; `watch` gets progress and can stop the work.
 ///
 /// A run that goes on from a checkpoint says which tokens are `wanted`: others are refused before anything in
 /// the folder changes.
@@ -404,17 +403,16 @@ fn framing_of(spec: &JobSpec, start: Option<&Start>) -> Result<Framing, PrepareE
             _ => "",
         };
         return Err(PrepareError::Start(format!(
-            "the job needs {needed} tokens that stand for others, and the tokenizer has {there}{instead}"
+            "the job needs {needed} sentinel tokens, and the tokenizer has {there}{instead}"
         )));
     }
     Ok(Framing { longest: longest.or(framing.longest), ..framing })
 }
 
-/// Hears how many bytes have become tokens, and says whether to go on.
+/// Gets the number of bytes encoded; an error stops the work.
 type Encoding<'a> = &'a dyn Fn(u64) -> Result<(), Stopped>;
 
-/// The tokens of documents. Between two of them stands what closes one, the token that ends a text, and what
-/// begins the next.
+/// The tokens of documents. Two documents are separated by `close`, `end` and `begin`.
 fn join<'a>(
     tokenizer: &Tokenizer,
     documents: impl Iterator<Item = &'a str>,

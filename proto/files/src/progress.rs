@@ -1,4 +1,4 @@
-//! How far a long piece of work is, and whether it shall go on.
+//! Progress and cancellation of long work.
 
 /// How far the preparation of a job's data is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +39,10 @@ impl std::fmt::Display for Progress {
     }
 }
 
-/// The work was asked to end before it was done.
+/// The work was cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("preparing the data was stopped")]
 pub struct Stopped;
 
-/// Hears of the progress now and then, from any thread, and says whether the work goes on.
+/// Called with progress from any thread; an error stops the work.
 pub type Watch<'a> = &'a (dyn Fn(Progress) -> Result<(), Stopped> + Sync);

@@ -73,7 +73,7 @@ pub enum TokenizerError {
     /// The library gave up.
     #[error("the tokenizer could not be trained: {0}")]
     Training(String),
-    /// The caller asked for the end.
+    /// The caller stopped the work.
     #[error(transparent)]
     Stopped(#[from] Stopped),
     /// The text is no `tokenizer.json` of ours.
@@ -138,7 +138,7 @@ impl Tokenizer {
         Tokenizer::train_watched(texts, vocab, &|_| Ok(()))
     }
 
-    /// As [`Tokenizer::train`], under somebody's eyes.
+    /// Like [`Tokenizer::train`], reporting progress to `watch`.
     ///
     /// # Errors
     /// As [`Tokenizer::train`], and [`TokenizerError::Stopped`] where `watch` asks for the end.

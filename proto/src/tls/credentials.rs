@@ -99,13 +99,17 @@ pub fn private_folder(folder: &Path) -> Result<(), FileError> {
 
 /// Writes a file that only its owner can read, and none over another.
 pub fn write_new(path: &Path, text: &str) -> Result<(), FileError> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let written = file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
-    written.map_err(at(path))?;
+    write_private(path, text)?;
     sync_name(path)
 }
 
-/// Syncs the name of a file or folder: that of its folder's entry, which a power loss may take otherwise.
+fn write_private(path: &Path, text: &str) -> Result<(), FileError> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+    written.map_err(at(path))
+}
+
+/// Syncs the directory entry of a file or folder.
 fn sync_name(path: &Path) -> Result<(), FileError> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
@@ -119,7 +123,7 @@ pub fn replace(path: &Path, text: &str) -> Result<(), FileError> {
     let beside = PathBuf::from(beside);
     // A leftover from a crash; safe to replace.
     let _ = fs::remove_file(&beside);
-    write_new(&beside, text)?;
+    write_private(&beside, text)?;
     fs::rename(&beside, path).map_err(at(path))?;
     sync_name(path)
 }

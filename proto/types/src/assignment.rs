@@ -173,7 +173,7 @@ pub struct TokenFile {
     pub path: String,
     /// How many tokens it holds.
     pub tokens: u64,
-    /// Its blake3 digest, in hex.
+    /// The blake3 digest, in hex, of the list of its blocks' digests.
     pub digest: String,
 }
 

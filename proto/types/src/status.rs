@@ -75,7 +75,7 @@ pub enum Fault {
     Leaving,
     /// Its device's or its memory's: libtorch failed. The process ends, since neither can be trusted any more.
     Device,
-    /// The checkpoint's that it was to go on from: a file of it is damaged.
+    /// The checkpoint's: a file of the checkpoint to resume from is damaged.
     Checkpoint,
 }
 
@@ -206,7 +206,7 @@ pub struct HeldOut {
     /// follows them.
     #[serde(deserialize_with = "number_or_null")]
     pub bits_per_byte: f64,
-    /// The share of held-out lines whose class is the likeliest one to the model; `None` where none is asked for.
+    /// The share of held-out lines classified correctly; `None` unless the job has classes.
     #[serde(default)]
     pub accuracy: Option<f64>,
 }

@@ -77,14 +77,14 @@ struct Now {
     looks: Mutex<Looks>,
 }
 
-/// How long this rank works between two looks at whether it is wanted.
+/// How long this rank works between two calls of [`Links::expect_wanted`].
 #[derive(Debug)]
 struct Looks {
-    /// The newest.
+    /// The newest call.
     at: Instant,
-    /// How long it had waited for others until then, in microseconds.
+    /// How long the rank had waited for others by then, in microseconds.
     waited_us: u64,
-    /// The longest time between two of them, waits left out.
+    /// The longest work between two calls, without waits.
     longest: Duration,
 }
 
@@ -122,6 +122,10 @@ fn here(rank: u32) -> Vec<u8> {
 /// The key by which the lead rank says that all ranks are there.
 const ALL_HERE: &[u8] = b"here/all";
 
+fn add(sums: &mut [f64], list: &[f64]) {
+    sums.iter_mut().zip(list).for_each(|(sum, value)| *sum += value);
+}
+
 /// How many ranks report to one in the closing exchange. Up to nine ranks are a star around the lead, with
 /// the fewest hops; among more, no rank takes in more lists than these.
 const FAN_IN: u32 = 8;
@@ -153,8 +157,8 @@ impl Links {
         // All are here before the first connects: then connecting takes milliseconds, and one that dies
         // meanwhile does not hold up the others for as long as they would wait for a late one.
         let text = |error: String| TorchError(error);
-        // The lead rank looks for each of the others; they ask once, so that a world asks for as many keys
-        // as it has ranks, and not for their square.
+        // Only the lead rank asks for every other rank; the others wait for one key. So requests grow with the
+        // number of ranks, not with its square.
         store.set(&here(rank), b"here").map_err(text)?;
         if rank == 0 {
             (1..world).try_for_each(|other| store.get(&here(other)).map(drop)).map_err(text)?;
@@ -186,31 +190,29 @@ impl Links {
         }
     }
 
-    /// Whether an exchange with another rank has failed before [`Links::abort`].
+    /// Whether an exchange with another rank failed before [`Links::abort`].
     pub fn is_broken(&self) -> bool {
         self.network.as_ref().is_some_and(Network::is_broken)
     }
 
     /// Fails once aborted. For stretches of work without a wait, which would end a rank as well.
     pub fn expect_wanted(&self) -> Result<(), TorchError> {
-        self.look(Instant::now());
+        let now = Instant::now();
+        let mut looks = self.looks();
+        looks.longest = looks.longest.max(self.worked(&looks, now));
+        (looks.at, looks.waited_us) = (now, self.waited_us());
+        drop(looks);
         if self.now.aborted.load(Ordering::Relaxed) {
             return Err(TorchError("the work was aborted".to_owned()));
         }
         Ok(())
     }
 
-    /// The longest that this rank has worked without a look at whether it is wanted, up to now. Waits are left
-    /// out: an abort ends them.
+    /// The longest that this rank has worked between two calls of [`Links::expect_wanted`], up to now. Waits for other
+    /// ranks do not count, since an abort ends them.
     pub fn longest_stretch(&self) -> Duration {
         let looks = self.looks();
         looks.longest.max(self.worked(&looks, Instant::now()))
-    }
-
-    fn look(&self, now: Instant) {
-        let mut looks = self.looks();
-        looks.longest = looks.longest.max(self.worked(&looks, now));
-        (looks.at, looks.waited_us) = (now, self.waited_us());
     }
 
     fn worked(&self, looks: &Looks, now: Instant) -> Duration {
@@ -284,7 +286,7 @@ impl Links {
     pub fn close(
         &self,
         own: &[f64],
-        merge: impl Fn(Vec<Vec<f64>>) -> Vec<f64>,
+        merge: impl FnOnce(Vec<Vec<f64>>) -> Vec<f64>,
     ) -> Result<Vec<f64>, TorchError> {
         let buffer = || Tensor::zeros([own.len() as i64], (Kind::Double, Device::Cpu));
         let children = children(self.rank, self.world);
@@ -313,16 +315,19 @@ impl Links {
         Ok(result)
     }
 
+    /// Returns once every rank has called it.
+    pub fn barrier(&self) -> Result<(), TorchError> {
+        self.close_sum(&[0.0]).map(drop)
+    }
+
     /// The sum of the lists of all ranks. Where one rank alone brings something else than zero to a place, the
     /// sum is exact.
     pub fn close_sum(&self, own: &[f64]) -> Result<Vec<f64>, TorchError> {
         self.close(own, |lists| {
             let mut lists = lists.into_iter();
-            let first = lists.next().unwrap_or_default();
-            lists.fold(first, |mut sums, list| {
-                sums.iter_mut().zip(list).for_each(|(sum, value)| *sum += value);
-                sums
-            })
+            let mut sums = lists.next().unwrap_or_default();
+            lists.for_each(|list| add(&mut sums, &list));
+            sums
         })
     }
 
@@ -393,8 +398,7 @@ impl Links {
         receives.into_iter().try_for_each(Transfer::wait)?;
         let mut sums = own;
         for (_, part) in &parts {
-            let part: Vec<f64> = Vec::try_from(part)?;
-            sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+            add(&mut sums, &Vec::try_from(part)?);
         }
         Ok(sums)
     }

@@ -45,7 +45,10 @@ const COLLECTIVES: [Collective; 7] = [
 #[test]
 fn whatever_waits_for_a_peer_that_is_gone_finds_the_network_broken() {
     for (name, collective) in COLLECTIVES {
+        // A rank that leaves while the other still connects would fail the other's join.
+        let joined = Barrier::new(2);
         let found = ranks(2, |links| {
+            joined.wait();
             if links.rank() == 1 {
                 // Leaves without a word; its sockets close with its group.
                 return (String::new(), true);
@@ -68,7 +71,6 @@ fn an_operation_that_fails_by_itself_or_is_aborted_leaves_the_network_whole() {
             links.is_broken()
         });
         assert_eq!(broken, [false; 2], "{name}");
-        // A rank that leaves while the other still connects would fail the other's join.
         let joined = Barrier::new(2);
         let aborted = ranks(2, |links| {
             joined.wait();

@@ -213,11 +213,12 @@ impl Row<'_> {
     }
 }
 
-/// Loads this rank's slices of a committed checkpoint, whatever layout wrote it, into all of `stores`. The ranks look
-/// at every byte of it between them, and none returns before all have found it whole.
+/// Loads this rank's slices of a committed checkpoint, whatever layout wrote it, into all of `stores`. Each rank
+/// verifies a share of its files, and no rank reads a value before all shares are verified.
 ///
 /// # Errors
-/// [`EngineError::Damaged`] on the rank that has found damage; the others fail as by a peer that is gone.
+/// [`EngineError::Damaged`] on the rank that found the damage. The others wait until the coordinator ends the
+/// generation.
 pub fn load(
     directory: &Path,
     resume: &Resume,
@@ -244,17 +245,16 @@ pub fn load(
         EngineError::Checkpoint(error) => damage(error),
         other => other,
     })?;
+    links
+        .enter(resume.step.0, "waiting until all ranks have checked their part of the checkpoint".to_owned());
+    links.barrier().doing(|| "checking the checkpoint with all ranks".to_owned())?;
     links.enter(resume.step.0, format!("reading the checkpoint of step {}", resume.step));
     for (parameters, optimizer) in stores {
         load_values(&checkpoint, parameters, optimizer, links)?;
     }
     let bytes = checkpoint.read_slice(TRAINER, 0, 0, Trainer::NUMBERS)?;
-    let trainer = Trainer::decode(&floats(&bytes))
-        .ok_or_else(|| EngineError::Other(format!("{}: {TRAINER} is not readable", resume.path)))?;
-    links
-        .enter(resume.step.0, "waiting until all ranks have checked their part of the checkpoint".to_owned());
-    links.close(&[0.0], |_| vec![0.0]).doing(|| "checking the checkpoint with all ranks".to_owned())?;
-    Ok(trainer)
+    Trainer::decode(&floats(&bytes))
+        .ok_or_else(|| EngineError::Other(format!("{}: {TRAINER} is not readable", resume.path)))
 }
 
 /// What is wrong with the checkpoint to go on from: an older one is better, if its files are not what was written.

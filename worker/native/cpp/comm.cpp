@@ -95,16 +95,20 @@ struct Network {
   // The engine's thread. A send waits too, until its receiver is there; one that ends in a thread beside the
   // engine's keeps nobody from computing.
   const std::thread::id engine = std::this_thread::get_id();
-  // What is waited for, and the peer that the engine waits for; -1 where it does not.
-  std::map<c10d::Work*, int> waiting;
+  // A wait in progress: the peer that the engine waits for, or -1 where another thread waits; and since when.
+  struct Wait {
+    int peer;
+    std::chrono::steady_clock::time_point since;
+  };
+  std::map<c10d::Work*, Wait> waiting;
   bool aborted = false;
-  // Whether an exchange has failed that nobody aborted: a peer is gone, or the way to it. What failed is known
-  // here alone, for most exchanges are part of an operation on tensors, and fail as one.
+  // Set once an exchange fails without an abort. Tracked here because most exchanges run inside a tensor
+  // operation, whose error does not say so.
   std::atomic<bool> broken{false};
   // How long a wait may take. Left to itself a wait takes the bound that the group was formed with.
   Milliseconds operation{0};
-  // How long the engine has waited for its peers, in microseconds.
-  std::atomic<int64_t> waited_us{0};
+  // How long the engine has waited for its peers in waits that have ended, in microseconds.
+  int64_t ended_us = 0;
 
   // Starts a send of a contiguous tensor, or a receive into one.
   WorkPtr post(Tensor x, bool sending, int peer, int tag) {
@@ -112,46 +116,58 @@ struct Network {
     WorkPtr work;
     const std::string error =
         said([&] { work = sending ? gloo->send(list, peer, tag) : gloo->recv(list, peer, tag); });
-    if (!error.empty()) fail(doing(sending), peer, error);
+    if (!error.empty()) fail(sending, peer, error);
     return work;
   }
 
   // Waits for the end of a send or a receive.
   void wait(const WorkPtr& work, bool sending, int peer) {
     const bool engine_waits = !sending || std::this_thread::get_id() == engine;
+    const auto start = std::chrono::steady_clock::now();
     {
       std::lock_guard lock(mutex);
       if (aborted) throw std::runtime_error("the exchange was aborted");
-      waiting[work.get()] = engine_waits ? peer : -1;
+      waiting[work.get()] = {engine_waits ? peer : -1, start};
     }
-    const auto start = std::chrono::steady_clock::now();
     const std::string error = said([&] {
       if (!work->wait(operation)) throw std::runtime_error("it did not complete");
     });
-    if (engine_waits)
-      waited_us += std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start).count();
     {
       std::lock_guard lock(mutex);
       waiting.erase(work.get());
+      if (engine_waits) ended_us += since_us(start);
     }
-    if (!error.empty()) fail(doing(sending), peer, error);
+    if (!error.empty()) fail(sending, peer, error);
   }
 
   void abort() {
     std::lock_guard lock(mutex);
     aborted = true;
-    for (auto& [work, peer] : waiting) work->abort();
+    for (auto& [work, wait] : waiting) work->abort();
   }
 
   // A rank that the engine waits for, or -1.
   int waits_for() {
     std::lock_guard lock(mutex);
-    for (auto& [work, peer] : waiting)
-      if (peer >= 0) return peer;
+    for (auto& [work, wait] : waiting)
+      if (wait.peer >= 0) return wait.peer;
     return -1;
   }
 
+  // How long the engine has waited for its peers, in microseconds, with the wait in progress.
+  int64_t waited_us() {
+    std::lock_guard lock(mutex);
+    int64_t us = ended_us;
+    for (auto& [work, wait] : waiting)
+      if (wait.peer >= 0) us += since_us(wait.since);
+    return us;
+  }
+
  private:
+  static int64_t since_us(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start).count();
+  }
+
   static const char* doing(bool sending) { return sending ? "sending to" : "receiving from"; }
 
   // What `call` throws; empty where it ends well.
@@ -169,12 +185,12 @@ struct Network {
     }
   }
 
-  // An exchange failed: by an abort of this rank's own, or with its peer.
-  [[noreturn]] void fail(const char* doing, int peer, const std::string& error) {
+  // Reports a failed exchange: aborted by this rank, or failed with its peer.
+  [[noreturn]] void fail(bool sending, int peer, const std::string& error) {
     std::lock_guard lock(mutex);
     if (aborted) throw std::runtime_error("the exchange was aborted");
     broken = true;
-    throw std::runtime_error(std::string(doing) + " rank " + std::to_string(peer) + " failed: " + error);
+    throw std::runtime_error(std::string(doing(sending)) + " rank " + std::to_string(peer) + " failed: " + error);
   }
 };
 
@@ -289,7 +305,7 @@ void cx_network_free(void* network) { delete static_cast<std::shared_ptr<Network
 void cx_network_abort(void* network) { (*static_cast<std::shared_ptr<Network>*>(network))->abort(); }
 int cx_network_waits_for(void* network) { return (*static_cast<std::shared_ptr<Network>*>(network))->waits_for(); }
 bool cx_network_broken(void* network) { return (*static_cast<std::shared_ptr<Network>*>(network))->broken; }
-int64_t cx_network_waited_us(void* network) { return (*static_cast<std::shared_ptr<Network>*>(network))->waited_us; }
+int64_t cx_network_waited_us(void* network) { return (*static_cast<std::shared_ptr<Network>*>(network))->waited_us(); }
 
 // A group without a network: one rank alone, whose sums are its own values.
 void* cx_group_new(void* network, const int* ranks, size_t count, int index, int tag) {

@@ -155,8 +155,8 @@ impl Network {
         unsafe { ffi::cx_network_abort(self.0.network) }
     }
 
-    /// Whether an exchange over this network has failed before an abort of this rank: then a peer is gone, or
-    /// the way to it. Any operation may have failed by it that has an exchange inside.
+    /// Whether an exchange has failed without this rank having aborted: the peer or the path to it is gone or too
+    /// slow, or Gloo refused the tensor. Any operation that exchanges tensors can fail this way.
     pub fn is_broken(&self) -> bool {
         // SAFETY: the network is alive, and what is read is atomic.
         unsafe { ffi::cx_network_broken(self.0.network) }
@@ -170,7 +170,7 @@ impl Network {
 
     /// How long this rank could not go on without its peers, in microseconds.
     pub fn waited_us(&self) -> u64 {
-        // SAFETY: the network is alive, and what is read is atomic.
+        // SAFETY: the network is alive, and the call takes its mutex.
         u64::try_from(unsafe { ffi::cx_network_waited_us(self.0.network) }).unwrap_or(0)
     }
 

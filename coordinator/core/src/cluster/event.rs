@@ -34,17 +34,17 @@ pub struct Prepared {
     /// The threads that the checkpoint was made with. They are kept where the job names none, since
     /// another number gives other bits.
     pub threads: Option<u32>,
-    /// The runtime that the checkpoint was made with, which alone gives the same bits.
+    /// The runtime that the checkpoint was made with; other runtimes give different bits.
     pub runtime: Option<String>,
 }
 
-/// How closely the checkpoints in a run's folder are looked at.
+/// How thoroughly the checkpoints in a run's folder are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
-    /// The manifest, and whether all files are there and of their sizes. Ranks that go on from the checkpoint look
-    /// at every byte of it; where the job has taken its last step, and there are no ranks, so does this.
+    /// The manifest and file sizes. The ranks verify contents; for a finished job, which starts no ranks, this does
+    /// too.
     Manifest,
-    /// Every byte: a rank has found damage.
+    /// Every byte, after a rank reported damage.
     Whole,
 }
 
@@ -53,11 +53,11 @@ pub enum Look {
 pub enum Event {
     /// A user wants a job done.
     Submitted(Box<Submission>),
-    /// How far the work of [`Effect::Prepare`] is.
+    /// Progress of [`Effect::Prepare`].
     Preparing {
         /// The job's id.
         job: String,
-        /// What is being done, and how much of it is.
+        /// The current phase and how much of it is done.
         doing: String,
     },
     /// The answer to [`Effect::Prepare`].
@@ -120,7 +120,7 @@ pub enum Effect {
     Prepare {
         /// The job's id.
         job: String,
-        /// How closely checkpoints are looked at. One that is found to be damaged is set aside.
+        /// How thoroughly to check; damaged checkpoints are set aside.
         look: Look,
     },
     /// What is wanted of this worker changed: send it [`super::Cluster::desired`].
@@ -223,7 +223,7 @@ pub enum Entry {
         /// Its layout, where that is not the job's own.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         layout: Option<Layout>,
-        /// What its workers compute with, which every later generation of the job has to.
+        /// What its workers compute with; every later generation of the job must match.
         compute: Compute,
     },
     /// All ranks of a generation shall stop after a step, and save.
@@ -308,7 +308,7 @@ pub enum Entry {
     },
 }
 
-/// What a worker computes with: others give other bits.
+/// A worker's kind of device and runtime; a different one gives different bits.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Compute {
     /// The kind of device, such as `cpu`.
@@ -318,7 +318,7 @@ pub struct Compute {
 }
 
 impl Compute {
-    /// That of a worker.
+    /// Reads it from a worker's info.
     pub fn of(info: &WorkerInfo) -> Compute {
         let device = info.device.split(':').next().unwrap_or(&info.device);
         Compute { device: device.to_owned(), runtime: info.runtime.clone() }

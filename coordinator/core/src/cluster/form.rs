@@ -17,6 +17,8 @@ use crate::plan::{Fit, KEEPS_UP, PlanRequest, encode, plan, threads_for};
 struct Formation {
     /// The workers, by rank.
     seats: Vec<Seat>,
+    /// What the workers compute with.
+    compute: Compute,
     /// Threads of each rank's libtorch.
     threads: u32,
     /// Where the number of threads comes from.
@@ -35,8 +37,8 @@ impl Cluster {
             Ok(formation) => formation,
             Err(reason) => return self.end(&id, Ending::Failed, reason, out),
         };
-        let Some(compute) = workers.first().map(Compute::of) else { return };
         let (from, steps, threads) = (job.step, job.steps(), formation.threads);
+        let compute = formation.compute.clone();
         let again = job.generation > Generation(0);
         job.generation = generation;
         job.threads = Some(threads);
@@ -152,8 +154,6 @@ fn plan_for(
         })
     };
     let seats = planned.assignments.iter().map(seat).collect::<Result<Vec<_>, String>>()?;
-    if seats.is_empty() {
-        return Err("the plan has no ranks".to_owned());
-    }
-    Ok(Formation { seats, threads, threads_from })
+    let compute = seats.first().map(|seat| Compute::of(&seat.info)).ok_or("the plan has no ranks")?;
+    Ok(Formation { seats, compute, threads, threads_from })
 }

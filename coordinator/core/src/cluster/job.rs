@@ -40,7 +40,7 @@ pub(super) struct Job {
     pub(super) threads: Option<u32>,
     /// What its workers compute with, once a generation was formed.
     pub(super) compute: Option<Compute>,
-    /// Whether a rank has found its newest checkpoint damaged, and nobody has looked since.
+    /// A rank reported the newest checkpoint as damaged, and it has not been checked again.
     pub(super) doubts: bool,
     /// Why its last generation is no more.
     pub(super) interruption: Option<String>,
@@ -148,7 +148,7 @@ impl Job {
         self.compute.as_ref().map(|began| (Some(began.device.as_str()), began.runtime.as_str())).or_else(made)
     }
 
-    /// Those needs, for people.
+    /// The needs as text.
     pub(super) fn needs_text(&self) -> Option<String> {
         let (device, runtime) = self.needs()?;
         Some(match device {
@@ -157,7 +157,7 @@ impl Job {
         })
     }
 
-    /// Whether a worker that computes with this gives the job's bits.
+    /// Whether a worker that computes with this reproduces the job's bits.
     pub(super) fn computes_with(&self, compute: &Compute) -> bool {
         self.needs().is_none_or(|(device, runtime)| {
             device.is_none_or(|device| device == compute.device) && runtime == compute.runtime
@@ -241,8 +241,7 @@ impl Job {
     }
 }
 
-/// Whether these are the bits of the same number. What is no number has many forms, and which one it gets says
-/// nothing.
+/// Whether these are the bits of the same number. All NaNs count as equal: their payload carries no information.
 fn is_same(before: u64, now: u64) -> bool {
     before == now || (f64::from_bits(before).is_nan() && f64::from_bits(now).is_nan())
 }

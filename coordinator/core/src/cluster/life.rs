@@ -100,8 +100,7 @@ impl Cluster {
         }
     }
 
-    /// A rank has found the checkpoint damaged that it was to go on from. No worker is lost by it, so this is no
-    /// reason to end, whatever the job says of losses.
+    /// A rank found its checkpoint damaged. No worker was lost, so `on_loss: fail` does not apply.
     pub(super) fn doubt(&mut self, id: &str, cause: String, out: &mut Vec<Effect>) {
         if let Some(job) = self.job_mut(id) {
             job.doubts = true;
@@ -109,7 +108,7 @@ impl Cluster {
         self.gather_again(id, cause, out);
     }
 
-    /// Gives up the job's generation and gathers workers again, so long as tries make steps.
+    /// Gives up the job's generation and gathers workers again, up to [`MAX_SETBACKS`] times without a new step.
     fn gather_again(&mut self, id: &str, cause: String, out: &mut Vec<Effect>) {
         let now_ms = self.now_ms;
         let Some(job) = self.job_mut(id) else { return };
@@ -144,7 +143,7 @@ impl Cluster {
         self.enqueue(submission);
     }
 
-    /// The reason of a job that recovers stays: it says what was lost.
+    /// A recovering job keeps its reason, which says what was lost.
     pub(super) fn preparing(&mut self, id: &str, doing: String) {
         let job = self.job_mut(id).filter(|job| job.state == JobState::Preparing && !job.recovers());
         if let Some(job) = job {
@@ -182,10 +181,12 @@ impl Cluster {
         }
     }
 
-    pub(super) fn broken(&mut self, id: &str, reason: String, out: &mut Vec<Effect>) {
-        if self.job(id).is_some_and(|job| !job.state.is_over()) {
-            self.end(id, Ending::Failed, reason, out);
+    pub(super) fn broken(&mut self, id: &str, mut reason: String, out: &mut Vec<Effect>) {
+        let Some(job) = self.job(id).filter(|job| !job.state.is_over()) else { return };
+        if job.state == JobState::Gathering {
+            reason.push_str(&format!("; the job was {}", job.reason));
         }
+        self.end(id, Ending::Failed, reason, out);
     }
 
     pub(super) fn end(&mut self, id: &str, ending: Ending, reason: String, out: &mut Vec<Effect>) {

@@ -174,7 +174,7 @@ impl Shared<'_> {
         }
         let (mut rows, mut held) = (Vec::new(), BTreeSet::new());
         for place in places {
-            for &(index, use_of) in self.used_at.get(&place).map_or(&[][..], Vec::as_slice) {
+            for &(index, use_of) in self.used_at.get(&place).into_iter().flatten() {
                 let (parameter, first_slot) = (&self.table[index], self.first_slots[index]);
                 for shard in self.shards_of(parameter, at.tensor) {
                     let slice = slice_of(parameter, shard, self.shard_count);

@@ -165,10 +165,9 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
         let refuse = if own && violation.in_actions() { PlanError::Custom } else { PlanError::Broken };
         refuse(violation)
     })?;
-    // Ranks of one pipeline index differ in whole numbers only, which every encoding keeps.
+    // Ranks of one pipeline index differ only in integers and worker names, which JSON keeps.
     let first_of_stage = |a: &&Assignment| (a.data_index, a.tensor_index) == (0, 0);
-    let tried = assignments.iter().filter(first_of_stage);
-    if let Some(changed) = tried.into_iter().find(|assignment| !encode::survives(assignment)) {
+    if let Some(changed) = assignments.iter().filter(first_of_stage).find(|a| !encode::survives(a)) {
         return Err(PlanError::Encoding(changed.rank.0));
     }
     let memory = assignments.iter().map(memory::memory).collect();

@@ -1,6 +1,8 @@
 //! The bounds of a job's numbers. Each says why it stands where it stands, and the reason is told
 //! to the author of a job that goes beyond it.
 
+use coxswain_types::model::{MAX_LAYERS, MAX_LENGTH};
+
 /// The least and the greatest value of a key.
 pub(super) struct Limit {
     pub(super) least: u64,
@@ -13,7 +15,7 @@ const fn up_to(most: u64, reason: &'static str) -> Limit {
     Limit { least: 1, most, reason }
 }
 
-pub(super) const LAYERS: Limit = up_to(1024, "every rank's plan lists its layers one by one");
+pub(super) const LAYERS: Limit = up_to(MAX_LAYERS as u64, "every rank's plan lists its layers one by one");
 pub(super) const DIM: Limit = up_to(65_536, "a square matrix of this width holds 16 GiB");
 pub(super) const FFN: Limit = up_to(262_144, "four times the greatest model.dim");
 pub(super) const VOCAB: Limit = up_to(1 << 20, "four times the largest vocabularies in use");
@@ -21,7 +23,7 @@ pub(super) const SEQUENCE: Limit = up_to(1 << 20, "rotary angles are exact in fp
 /// Rows of a table of positions before the first position's; RoBERTa and BART have 2.
 pub(super) const POSITION_OFFSET: Limit = Limit { least: 0, most: 1024, reason: "they are never looked up" };
 /// Windows, blocks, tables of positions, and the lengths that models were trained on.
-pub(super) const LENGTH: Limit = up_to(1 << 20, "no sequence is longer");
+pub(super) const LENGTH: Limit = up_to(MAX_LENGTH as u64, "no sequence is longer");
 pub(super) const BUCKETS: Limit =
     Limit { least: 4, most: 4096, reason: "each head has a learned number for each" };
 pub(super) const TOKEN_TYPES: Limit =

@@ -217,7 +217,7 @@ fn damage_is_found_by_the_one_that_it_falls_to() {
         std::fs::write(dir.path().join(name), good).unwrap();
     }
     assert_eq!(found(3), [0; 0]);
-    // It ends between two pieces of a file when it is to.
+    // `go_on` stops it between two chunks.
     let stopped = open().verify_share(0, 1, || Err(CheckpointError::damaged(dir.path(), "stopped")));
     assert!(stopped.unwrap_err().to_string().contains("stopped"));
 }

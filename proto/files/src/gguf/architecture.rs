@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::f64::consts::TAU;
 
-use coxswain_types::model::{Biases, ModelSpec, NormSpec, Positions, RopeScaling};
+use coxswain_types::model::{Biases, MAX_LAYERS, ModelSpec, NormSpec, Positions, RopeScaling};
 
 use super::header::{Meta, TensorInfo};
 
@@ -78,10 +78,9 @@ impl Architecture {
         };
         let has = |tensor: &str| tensors.contains_key(tensor);
         let layers = need("block_count")?;
-        // Before anything is made for each of them.
-        if u64::from(layers) > tensors.len() as u64 {
-            let (key, tensors) = (key("block_count"), tensors.len());
-            return Err(format!("{key} is {layers}, more than the {tensors} tensors of the file"));
+        // Checked before anything is allocated for each of them.
+        if layers > MAX_LAYERS {
+            return Err(format!("{} is {layers}; at most {MAX_LAYERS} are supported", key("block_count")));
         }
         let plain = ModelSpec::llama(layers, dim, heads, kv_heads, need("feed_forward_length")?, vocab);
         let eps = meta.number(&key("attention.layer_norm_rms_epsilon"))?;

@@ -23,7 +23,7 @@ pub(super) enum Given {
     Texts(Vec<String>),
 }
 
-/// The keys of a file. What nobody asks for is found by [`Meta::unread`].
+/// The keys of a file. [`Meta::unread`] lists the keys never read.
 #[derive(Debug, Default)]
 pub(super) struct Meta {
     keys: BTreeMap<String, Given>,
@@ -95,7 +95,7 @@ impl Meta {
         }
     }
 
-    /// The keys that nobody asked for.
+    /// The keys never read.
     pub(super) fn unread(&self) -> Vec<&str> {
         let read = self.read.borrow();
         self.keys.keys().map(String::as_str).filter(|key| !read.contains(*key)).collect()

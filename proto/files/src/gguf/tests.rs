@@ -362,13 +362,9 @@ fn what_is_not_followed_is_named() {
     let plain = parts(KINDS[0]);
     let text = |word: &str| Key::Text(word.to_owned());
     for (key, value, told) in [
-        (
-            "llama.logit_scale",
-            Key::Number(2.0),
-            "the key llama.logit_scale, which this program does not follow",
-        ),
+        ("llama.logit_scale", Key::Number(2.0), "unsupported key llama.logit_scale"),
         ("llama.attention.sliding_window", Key::Count(8), "llama.attention.sliding_window"),
-        ("llama.block_count", Key::Count(u32::MAX), "llama.block_count is 4294967295, more than the"),
+        ("llama.block_count", Key::Count(u32::MAX), "llama.block_count is 4294967295; at most 1024"),
         ("llama.expert_count", Key::Count(8), "llama.expert_count is 8, and this program follows 0"),
         ("llama.attention.value_length", Key::Count(4), "llama.attention.value_length is 4"),
         ("llama.rope.dimension_count", Key::Count(4), "llama.rope.dimension_count is 4"),

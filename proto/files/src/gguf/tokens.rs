@@ -233,6 +233,9 @@ fn sentence_pieces(meta: &Meta, vocabulary: &Vocabulary<'_>) -> Result<Value, St
     }))
 }
 
+/// The most bytes of all merges that follow from scores; those of vocabularies in use take some megabytes.
+const MAX_MERGES_BYTES: usize = 1 << 28;
+
 /// The merges that follow from scores: each piece from each two that make it up, the best piece first.
 fn merges(meta: &Meta, vocabulary: &Vocabulary<'_>) -> Result<Vec<Value>, String> {
     let scores = meta.numbers("tokenizer.ggml.scores")?.ok_or_else(|| missing("scores"))?;
@@ -243,12 +246,16 @@ fn merges(meta: &Meta, vocabulary: &Vocabulary<'_>) -> Result<Vec<Value>, String
         let id = vocabulary.ids.get(part).copied().filter(|id| vocabulary.is(*id, NORMAL))?;
         Some(scores[id as usize])
     };
-    let mut all = Vec::new();
+    let (mut all, mut bytes) = (Vec::new(), 0);
     for piece in vocabulary.tokens {
         let Some(own) = score(piece) else { continue };
         for (at, _) in piece.char_indices().skip(1) {
             let (left, right) = piece.split_at(at);
             if let (Some(of_left), Some(of_right)) = (score(left), score(right)) {
+                bytes += piece.len();
+                if bytes > MAX_MERGES_BYTES {
+                    return Err("its tokenizer makes too many merges".to_owned());
+                }
                 all.push(([own, of_left, of_right], (left, right)));
             }
         }

@@ -2,8 +2,8 @@
 //! ours can follow is an error; keys that change none are passed over, and kept for export.
 
 use coxswain_types::model::{
-    Activation, Architecture, Attention, Biases, EmbeddingSpec, Head, ModelSpec, NormKind, NormPlacement,
-    NormSpec, Positions, RopeScaling,
+    Activation, Architecture, Attention, Biases, EmbeddingSpec, Head, MAX_LAYERS, MAX_LENGTH, ModelSpec,
+    NormKind, NormPlacement, NormSpec, Positions, RopeScaling,
 };
 use serde_json::{Map, Value};
 
@@ -91,6 +91,16 @@ pub(super) fn read(config: &Map<String, Value>) -> Result<(Family, ModelSpec), H
     if sizes.contains(&0) || !model.heads.is_multiple_of(model.kv_heads) {
         return Err(HfError::Config("a size is 0, or heads are no multiple of key/value heads".to_owned()));
     }
+    // Checked before anything is allocated for each of them.
+    let layers = model.layers.max(model.encoder_layers);
+    if layers > MAX_LAYERS {
+        return Err(HfError::Config(format!("it has {layers} layers; at most {MAX_LAYERS} are supported")));
+    }
+    if let Positions::Learned { max, offset } = model.positions
+        && max.max(offset) > MAX_LENGTH
+    {
+        return Err(HfError::Config(format!("it has {max} positions; at most {MAX_LENGTH} are supported")));
+    }
     Ok((*family, model))
 }
 
@@ -119,13 +129,16 @@ fn llama(family: Family, keys: &Keys<'_>) -> Result<ModelSpec, HfError> {
         }
         _ => Biases::default(),
     };
-    // In the other families the key says nothing.
+    // Other families ignore this key.
     let window = family == Family::Mistral && keys.value("sliding_window").is_some();
     let attention =
         if window { Attention::Window { window: keys.count("sliding_window")? } } else { Attention::Full };
     let kind = if window { "sliding_attention" } else { "full_attention" };
-    if keys.value("layer_types").is_some() {
-        keys.only("layer_types", vec![kind; layers as usize])?;
+    if let Some(types) = keys.value("layer_types") {
+        let types = types.as_array();
+        if !types.is_some_and(|types| types.len() == layers as usize && types.iter().all(|of| of == kind)) {
+            return Err(keys.wrong("layer_types", &format!("\"{kind}\" for each of {layers} layers")));
+        }
     }
     let plain = base(layers, dim, heads, keys.count("intermediate_size")?, keys.count("vocab_size")?);
     Ok(ModelSpec {

@@ -5,7 +5,6 @@
 //! `generation_config.json` goes before `config.json`. Only where the post-processor says nothing at all,
 //! `add_bos_token` and `add_eos_token` count.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -14,6 +13,7 @@ use coxswain_types::model::{Architecture, ModelSpec, Positions};
 use serde_json::{Map, Value};
 
 use super::HfError;
+use super::store::read_limited;
 use crate::tokenizer::Tokenizer;
 
 const GENERATION: &str = "generation_config.json";
@@ -90,9 +90,9 @@ fn framing_error(what: String) -> HfError {
 /// The keys of a file; none, where it is not there.
 fn object(folder: &Path, name: &str) -> Result<Map<String, Value>, HfError> {
     let path = folder.join(name);
-    match fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Map::new()),
-        Err(error) => Err(HfError::io(&path)(error)),
+    match read_limited(&path) {
+        Err(HfError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Map::new()),
+        Err(error) => Err(error),
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| HfError::damaged(&path, e)),
     }
 }
@@ -259,6 +259,8 @@ fn id_in(value: &Value) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde_json::json;
 
     use super::*;

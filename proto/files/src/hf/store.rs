@@ -174,7 +174,7 @@ fn expect_safetensors(folder: &Path, single: &Path) -> Result<(), HfError> {
     }
 }
 
-fn read_limited(path: &Path) -> Result<Vec<u8>, HfError> {
+pub(super) fn read_limited(path: &Path) -> Result<Vec<u8>, HfError> {
     let bytes = fs::metadata(path).map_err(HfError::io(path))?.len();
     if bytes > MAX_HEADER_BYTES {
         return Err(HfError::damaged(path, format!("{bytes} bytes are too many")));

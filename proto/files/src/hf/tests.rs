@@ -3,6 +3,7 @@
 use coxswain_types::model::{Activation, Architecture, Attention, Head, Positions};
 use proptest::prelude::*;
 use serde_json::json;
+use std::fs;
 
 use super::*;
 
@@ -123,7 +124,7 @@ fn models_find_their_family() {
 #[test]
 fn what_cannot_be_followed_is_refused_by_name() {
     let quantized = json!({"quant_method": "gptq", "bits": 4});
-    let rows: [(&str, &str, Value, &str); 29] = [
+    let rows: [(&str, &str, Value, &str); 32] = [
         ("llama", "quantization_config", quantized, "import the weights before their quantization"),
         (
             "llama",
@@ -171,6 +172,9 @@ fn what_cannot_be_followed_is_refused_by_name() {
         ),
         ("llama", "hidden_size", Value::Null, "`hidden_size` is null; must be a count"),
         ("llama", "num_key_value_heads", json!(3), "heads are no multiple of key/value heads"),
+        ("llama", "num_hidden_layers", json!(u32::MAX), "it has 4294967295 layers; at most 1024"),
+        ("albert", "num_hidden_layers", json!(u32::MAX), "layers; at most 1024"),
+        ("bart", "max_position_embeddings", json!(u32::MAX), "positions; at most 1048576"),
         (
             "llama",
             "architectures",

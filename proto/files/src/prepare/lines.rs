@@ -18,8 +18,8 @@ use crate::tokenizer::Tokenizer;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Lines {
-    /// A class, by its number or one of its names, and a text. The row has the class, the number of tokens, and at most
-    /// so many.
+    /// A class (its number or name) and a text. The row has the class, the number of tokens, and at most `sequence`
+    /// tokens.
     Classes {
         classes: u32,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -48,9 +48,9 @@ impl Lines {
         }
     }
 
-    /// Cuts a text into the lines to train on and those to hold out: `share` of all, rounded down. Of pairs they are
-    /// the last. Of classes they are the last of each class, of every class its share, so that a file that is sorted
-    /// by class keeps some of each on both sides.
+    /// Cuts a text into the lines to train on and those to hold out: `share` of all, rounded down. For pairs
+    /// these are the last lines; for classes the last lines of each class, so that a file that is sorted by class keeps
+    /// some of each on both sides.
     pub(super) fn split<'a>(&self, text: &'a str, share: f64) -> (Part<'a>, Part<'a>) {
         match self {
             Lines::Pairs { .. } => {
@@ -108,8 +108,7 @@ fn field(numbers: &mut Vec<u32>, tokens: &[u32], len: u32) {
     numbers.resize(end, 0);
 }
 
-/// Adds a row. Of an answer the end is cut, of a prompt that goes before it in one sample the beginning; what
-/// stands before the prompt stays.
+/// Adds a row. Too long an answer loses its end, and a prompt in the same sample its beginning; `begin` stays.
 fn pair(
     numbers: &mut Vec<u32>,
     prompt: &[u32],
@@ -157,14 +156,14 @@ impl<'a> Part<'a> {
 }
 
 /// The lines to train on, and the last `share` of the lines of each class.
-fn by_class(text: &str, share: f64) -> (Part<'_>, Part<'_>) {
-    let class = |line: &str| line.split_once('\t').map_or("", |(class, _)| class).trim().to_owned();
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+fn by_class<'a>(text: &'a str, share: f64) -> (Part<'a>, Part<'a>) {
+    let class = |line: &'a str| line.split_once('\t').map_or("", |(class, _)| class).trim();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     let full = || text.split_inclusive('\n').zip(1..).filter(|(line, _)| !line.trim().is_empty());
     full().for_each(|(line, _)| *counts.entry(class(line)).or_default() += 1);
     // The share of all lines, rounded down once and not for each class.
     let (mut seen, mut held_out) = (0, 0);
-    let mut kept: BTreeMap<String, usize> = counts
+    let mut kept: BTreeMap<&str, usize> = counts
         .into_iter()
         .map(|(class, count)| {
             seen += count;
@@ -211,13 +210,13 @@ fn weight_of(line: &str) -> Result<(&str, u32), String> {
 
 /// The class and the text of a line.
 fn class_of<'a>(line: &'a str, classes: u32, names: &[String]) -> Result<(u32, &'a str), String> {
-    let must = if names.is_empty() {
-        format!("must be a class from 0 to {}, a tab, and a text", classes.saturating_sub(1))
-    } else {
-        format!("must be a class of data.classes ({}), a tab, and a text", names.join(", "))
+    // For each line, so words are made for a wrong one only.
+    let must = || match names {
+        [] => format!("must be a class from 0 to {}, a tab, and a text", classes.saturating_sub(1)),
+        names => format!("must be a class of data.classes ({}), a tab, and a text", names.join(", ")),
     };
     let Some((class, text)) = line.split_once('\t') else {
-        return Err(format!("found no tab; {must}"));
+        return Err(format!("found no tab; {}", must()));
     };
     let class = class.trim();
     let number = match names {
@@ -227,9 +226,9 @@ fn class_of<'a>(line: &'a str, classes: u32, names: &[String]) -> Result<(u32, &
     match number {
         Some(number) => Ok((number, text)),
         None if names.is_empty() && class.parse::<f64>().is_err() => {
-            Err(format!("found the class `{class}`; {must}; name the classes with data.classes"))
+            Err(format!("found the class `{class}`; {}; name the classes with data.classes", must()))
         }
-        None => Err(format!("found the class `{class}`; {must}")),
+        None => Err(format!("found the class `{class}`; {}", must())),
     }
 }
 

@@ -51,7 +51,7 @@ pub enum TextFault {
     Empty,
 }
 
-/// What a look at a job's texts tells.
+/// Size of a job's texts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Looked {
     /// How many files.
@@ -106,7 +106,7 @@ pub(super) fn read(data: &DataSpec, watch: Watch<'_>) -> Result<Vec<(String, Str
         let path = Path::new(file);
         let told = |fault| of(key, path, fault);
         let (mut open, bytes, _) = open(path).map_err(told)?;
-        let mut text = Vec::with_capacity(bytes as usize);
+        let mut text = Vec::with_capacity(bytes.min(MAX_TEXT_BYTES) as usize);
         loop {
             watch(Progress { phase: Phase::Reading, done, total })?;
             let read = open.by_ref().take(CHUNK_BYTES).read_to_end(&mut text);
@@ -166,7 +166,7 @@ fn regular(metadata: &fs::Metadata) -> Result<(), TextFault> {
     Err(TextFault::Kind { found, remedy })
 }
 
-/// Refuses what the first bytes say is no UTF-8 text.
+/// Refuses files whose first bytes show that they are not UTF-8 text.
 fn plain(head: &[u8]) -> Result<(), TextFault> {
     const KINDS: [(&[u8], &str, &str); 8] = [
         (b"\x1f\x8b", "a gzip archive", "unpack it first, such as with `gunzip --keep`"),

@@ -25,8 +25,7 @@ impl<'a> TextStream<'a> {
         TextStream { tokenizer, bytes: Vec::new(), ids: Vec::new(), given: 0 }
     }
 
-    /// The text that `id` makes whole: characters whose last byte it brings, and U+FFFD for bytes that are part of
-    /// none. All of these together are [`Tokenizer::decode`] of all tokens, but for a character that is not whole.
+    /// The text completed by `id`: whole characters, and U+FFFD for invalid bytes. All of these together are [`Tokenizer::decode`] of all tokens, but for a character that is not whole.
     pub fn push(&mut self, id: u32) -> String {
         match &self.tokenizer.own {
             Some(own) => {
@@ -43,18 +42,20 @@ impl<'a> TextStream<'a> {
         self.ids.push(id);
         let before = self.tokenizer.decode(&self.ids[..self.given]);
         let after = self.tokenizer.decode(&self.ids);
-        let waits = self.ids.len() - self.given <= MAX_WAITING && after.ends_with('\u{fffd}');
-        if waits || after.len() <= before.len() {
+        let may_wait = self.ids.len() - self.given <= MAX_WAITING;
+        if may_wait && (after.ends_with('\u{fffd}') || after.len() <= before.len()) {
             return String::new();
         }
-        let text = after.strip_prefix(before.as_str()).unwrap_or(&after).to_owned();
+        let same: usize =
+            before.chars().zip(after.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        let text = after[same..].to_owned();
         self.ids.drain(..self.given);
         self.given = self.ids.len();
         text
     }
 }
 
-/// Takes the characters off that are whole, and bytes that can begin none.
+/// Removes complete characters and invalid bytes from the front.
 fn whole(bytes: &mut Vec<u8>) -> String {
     let mut text = String::new();
     loop {

@@ -94,8 +94,8 @@ impl Embedding {
         self.context.reduce_from_shards(&parts)
     }
 
-    /// Refuses ids and positions that the whole tables have no rows for. A shard answers zeros for the rows of
-    /// others, so that all of them would answer zeros.
+    /// Refuses ids and positions outside the tables. A shard returns zeros for rows it does not hold, so an id out of
+    /// range would give zeros everywhere.
     fn expect_rows(&self, ids_bt: &Tensor, pass: &Pass<'_>) -> Result<(), EngineError> {
         let model = &self.context.model;
         expect_within("a token", ids_bt, 0, model.vocab)?;

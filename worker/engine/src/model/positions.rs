@@ -88,13 +88,14 @@ fn frequencies(dim: f64, theta: f64, scaling: RopeScaling) -> (Vec<f64>, f64) {
 
 /// Sines and cosines of positions `[b, t]`, one of each wavelength in turn: `[b, t, d]` (arXiv 1706.03762, 3.5).
 pub(super) fn sinusoids(dim: i64, positions_bt: &Tensor) -> Result<Tensor, EngineError> {
-    let value = |at: i64, i: i64| {
-        let angle = at as f64 * 1e4_f64.powf(-((i - i % 2) as f64) / dim as f64);
-        if i % 2 == 0 { angle.sin() } else { angle.cos() }
+    let rates: Vec<f64> = (0..dim).map(|i| 1e4_f64.powf(-((i - i % 2) as f64) / dim as f64)).collect();
+    let value = |at: i64, i: usize| {
+        let angle = at as f64 * rates[i];
+        if i.is_multiple_of(2) { angle.sin() } else { angle.cos() }
     };
     let positions = Vec::<i64>::try_from(positions_bt.f_contiguous()?.f_flatten(0, -1)?)?;
     let values: Vec<f32> =
-        positions.into_iter().flat_map(|at| (0..dim).map(move |i| value(at, i) as f32)).collect();
+        positions.iter().flat_map(|at| (0..rates.len()).map(|i| value(*at, i) as f32)).collect();
     Ok(Tensor::from_slice(&values).f_view([positions_bt.size().as_slice(), &[dim]].concat().as_slice())?)
 }
 

@@ -1,7 +1,7 @@
 //! The closing exchange of a step, as pure data: what each rank brings, and what all make of it.
 //!
-//! Every slot has one contributor, so merging is exact; all ranks then compute from the same list,
-//! in its order, and come to the same decision.
+//! Every slot but the wish has one contributor, and the wish is a minimum, so merging is exact in any grouping; all
+//! ranks then compute from the same list, in its order, and come to the same decision.
 
 use coxswain_comm::Links;
 
@@ -76,8 +76,7 @@ impl Vote {
     }
 }
 
-/// The least revision with what it wishes; each other slot from its one contributor. Lists may be merged in any
-/// groups.
+/// The least revision with what it wishes; each other slot from its one contributor.
 fn merge(lists: &[Vec<f64>]) -> Vec<f64> {
     let slots = lists.first().map_or(0, Vec::len);
     let wish =

@@ -32,8 +32,9 @@ pub(super) fn check(assignments: &[Assignment]) -> Result<(), Violation> {
     let table = parameter_table(&first.spec.model);
     let mut expected = BTreeMap::new();
     for a in assignments {
-        // All ranks of one pipeline index use the same parameters.
-        let stages: Vec<u32> = a.stages.iter().map(|stage| stage.index).collect();
+        // Ranks of the same stages use the same parameters.
+        let key = |stage: &Stage| (stage.index, stage.layers.start, stage.layers.end);
+        let stages: Vec<_> = a.stages.iter().map(key).collect();
         let uses = expected.entry(stages).or_insert_with(|| uses_of(&table, a));
         check_rows(a, uses)?;
     }

@@ -1,5 +1,6 @@
 //! Where tokens come from.
 
+use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use coxswain_types::job::{DataSpec, Lengths, ModelSpec, TrainSpec, reserved_tokens};
@@ -131,6 +132,7 @@ fn classes(names: Vec<String>, model: &ModelSpec, faults: &mut Faults) -> Vec<St
         }
         _ => {}
     }
+    let mut seen = BTreeSet::new();
     for (i, name) in names.iter().enumerate() {
         let at = || KeyPath::from(key).index(i);
         if name.is_empty() || name.trim() != name || name.contains(['\t', '\n', '\r']) {
@@ -138,7 +140,7 @@ fn classes(names: Vec<String>, model: &ModelSpec, faults: &mut Faults) -> Vec<St
                 at(),
                 format!("found `{name}`; must be a name without tabs, and without blanks around it"),
             );
-        } else if names[..i].contains(name) {
+        } else if !seen.insert(name) {
             faults.add(at(), format!("found `{name}` twice; each class has a name of its own"));
         }
     }

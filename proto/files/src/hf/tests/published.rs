@@ -1,6 +1,8 @@
 //! Stand-ins of published checkpoints: their tensors' names, the keys that their configurations have, and small
 //! sizes (`tests/parity/families.py`).
 
+use std::fs;
+
 use super::*;
 
 /// The checkpoints, with a star for the number of a layer in names.
