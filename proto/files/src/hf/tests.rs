@@ -130,7 +130,7 @@ fn what_cannot_be_followed_is_refused_by_name() {
             "llama",
             "layer_types",
             json!(["full_attention", "sliding_attention"]),
-            "must be [\"full_attention\"",
+            "must be \"full_attention\" for each of 2 layers",
         ),
         (
             "llama",
