@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+use coxswain_console::logs::LogFormat;
+use coxswain_console::say;
 use coxswain_proto::tls::TlsArgs;
 
 use crate::tls::certs;
@@ -14,6 +16,8 @@ pub(crate) const DONE: u8 = 0;
 pub(crate) const FAILED: u8 = 1;
 /// The input makes no sense: an option, a job file. Nothing was started.
 pub(crate) const BAD_INPUT: u8 = 2;
+/// Nobody reads stdout any more. What a shell shows of programs that SIGPIPE ends.
+pub(crate) const UNREAD: u8 = 141;
 
 /// Why a command ends without success.
 #[derive(Debug)]
@@ -36,13 +40,14 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  failed or cancelled
-  2  bad input; nothing was started";
+  2  bad input; nothing was started
+  141  nobody reads stdout any more";
 
 const EXAMPLES: &str = "\
 Examples:
-  coxswain plan job.yaml --workers 4                     show who would do what
-  coxswain up job.yaml --workers 4                       run a job on this machine, to its end
-  coxswain up job.yaml --workers 4 --set train.steps=50  the same with another value
+  coxswain plan job.yaml                                 show who would do what
+  coxswain up job.yaml                                   run a job on this machine, to its end
+  coxswain up job.yaml --set train.steps=50              the same with another value
   coxswain verify job.yaml --layouts pp2,dp2             is the layout without effect on the numbers?
   coxswain generate --checkpoint out/demo --prompt 'It was '
   coxswain classify --checkpoint out/reviews < lines.txt
@@ -68,15 +73,6 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// How logs are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a coordinator that workers and users connect to.
@@ -85,7 +81,7 @@ pub(crate) enum Command {
     /// Run a job on this machine, with a coordinator and workers of its own, to its end.
     #[command(after_help = "\
 Example:
-  coxswain up job.yaml --workers 4 --set train.steps=100 --out runs/first
+  coxswain up job.yaml --set train.steps=100 --out runs/first
 
 Where DIR holds a checkpoint of the job, the run continues from it. DIR then holds checkpoints/,
 metrics.jsonl, loss.svg, job.yaml (every value of the job) and logs/ (one file a worker).
@@ -100,9 +96,13 @@ Exit codes:
     Submit(client::Submit),
     /// List jobs and workers.
     #[command(after_help = EXIT_CODES)]
-    Status(Coordinator),
-    /// Follow a job to its end; prints a line of JSON for each step.
+    Status(client::Status),
+    /// Follow a job to its end: on a terminal as `up` shows it, else a line of JSON for each step.
     #[command(after_help = "\
+Example:
+  coxswain watch demo-1
+  coxswain watch demo-1 --format json | jq .loss
+
 Exit codes:
   0  the job is done
   1  the job failed or was cancelled, or the coordinator cannot be reached
@@ -144,9 +144,9 @@ Exit codes:
     /// Show who would do what, and start nothing.
     #[command(after_help = "\
 Example:
-  coxswain plan job.yaml --workers 4 --set layout.pipeline=4 --set layout.tensor=1
-  coxswain plan job.yaml --workers 4 --schedule 1f1b,zb-h1 --svg schedules.svg
-  coxswain plan --preset t5-small --workers 1 --format json
+  coxswain plan job.yaml --set layout.pipeline=4 --set layout.tensor=1
+  coxswain plan job.yaml --schedule 1f1b,zb-h1 --svg schedules.svg
+  coxswain plan --preset t5-small --format json
 
 Exit codes:
   0  the plan is printed
@@ -262,11 +262,11 @@ pub(crate) async fn run(command: Command) -> u8 {
         Ok(()) => DONE,
         Err(Failure::Said(code)) => code,
         Err(Failure::Input(message)) => {
-            eprintln!("error: {message}");
+            say(&format!("error: {message}"));
             BAD_INPUT
         }
         Err(Failure::Failed(error)) => {
-            eprintln!("error: {error:#}");
+            say(&format!("error: {error:#}"));
             FAILED
         }
     }

@@ -1,21 +1,24 @@
 //! The commands that talk to a coordinator: `submit`, `status`, `watch`, `cancel`, `drain`,
 //! `explain`, `events`.
 
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use clap::Args;
+use clap::{Args, ValueEnum};
+use coxswain_console::{printable, say};
 use coxswain_proto::tls::{Transport, why};
 use coxswain_proto::wire::access_client::AccessClient;
 use coxswain_proto::wire::job_event::Event;
 use coxswain_proto::wire::jobs_client::JobsClient;
 use coxswain_proto::{access_client, connect_over, jobs_client, wire};
 use coxswain_types::status::StepReport;
+use tonic::Code;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 
 use crate::cli::{Coordinator, FAILED, Failure, JobFile};
 use crate::output;
+use crate::progress::Progress;
 use crate::{events, local, views};
 
 #[derive(Debug, Args)]
@@ -30,17 +33,41 @@ pub(crate) struct Submit {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Also list jobs that ended over an hour ago.
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    coordinator: Coordinator,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Watch {
     /// The job's id, as `submit` printed it.
     job: String,
+    /// How steps are told [default: text where stdout is a terminal, else json].
+    #[arg(long, value_enum)]
+    format: Option<Format>,
     #[command(flatten)]
     coordinator: Coordinator,
+}
+
+/// How steps are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A bar, or plain lines now and then, on stderr.
+    Text,
+    /// A line of JSON for each step, on stdout.
+    Json,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Cancel {
     /// The job's id, as `submit` printed it.
     job: String,
+    /// End it at once; the steps since its newest checkpoint are lost.
+    #[arg(long)]
+    now: bool,
     #[command(flatten)]
     coordinator: Coordinator,
 }
@@ -93,33 +120,46 @@ pub(crate) async fn submit(args: Submit) -> Result<(), Failure> {
     };
     let reply = jobs(&args.coordinator).await?.submit(request).await;
     let reply = reply.map_err(|status| refused(&args.coordinator, status))?;
-    output::write(&format!("{}\n", reply.into_inner().job)).map(drop)
+    output::write(&format!("{}\n", reply.into_inner().job))
 }
 
-pub(crate) async fn status(args: Coordinator) -> Result<(), Failure> {
-    let list = jobs(&args).await?.list(wire::ListRequest {}).await;
-    let list = list.map_err(|status| refused(&args, status))?;
-    output::write(&views::tables(&list.into_inner()).to_string()).map(drop)
+pub(crate) async fn status(args: Status) -> Result<(), Failure> {
+    let Status { all, coordinator } = args;
+    let list = jobs(&coordinator).await?.list(wire::ListRequest {}).await;
+    let list = list.map_err(|status| refused(&coordinator, status))?;
+    output::write(&views::tables(&list.into_inner(), all))
 }
 
 pub(crate) async fn watch(args: Watch) -> Result<(), Failure> {
+    let terminal = if io::stdout().is_terminal() { Format::Text } else { Format::Json };
+    let format = args.format.unwrap_or(terminal);
     let request = wire::WatchRequest { job: args.job.clone() };
     let refused = |status| refused(&args.coordinator, status);
     let mut events = jobs(&args.coordinator).await?.watch(request).await.map_err(refused)?.into_inner();
+    let mut progress: Option<Progress> = None;
+    let (mut steps, mut unit) = (0, String::new());
     while let Some(event) = events.message().await.map_err(refused)? {
         match event.event {
+            Some(Event::Report(report)) if format == Format::Text => {
+                let from = report.step.saturating_sub(1);
+                let progress = progress.get_or_insert_with(|| Progress::new(from, steps, &unit));
+                progress.step(&StepReport::from(report));
+            }
             Some(Event::Report(report)) => {
                 let line = serde_json::to_string(&StepReport::from(report)).context("a report as JSON")?;
-                if !output::write(&(line + "\n"))? {
-                    return Ok(());
-                }
+                output::write(&(line + "\n"))?;
             }
             Some(Event::Checkpoint(checkpoint)) => {
-                eprintln!("{}: the checkpoint of step {} can be read", args.job, checkpoint.step);
+                say(&format!("{}: the checkpoint of step {} can be read", args.job, checkpoint.step));
             }
             Some(Event::Summary(summary)) => {
-                eprintln!("{} is {}: {}", summary.job, views::state_word(summary.state()), summary.reason);
-                match views::outcome(summary.state()) {
+                (steps, unit) = (summary.steps, summary.unit.clone());
+                let (state, outcome) = (views::state_word(summary.state()), views::outcome(summary.state()));
+                if let (Some(progress), Some(_)) = (&progress, outcome) {
+                    progress.finish();
+                }
+                say(&format!("{} is {state}: {}", summary.job, summary.reason));
+                match outcome {
                     Some(true) => return Ok(()),
                     Some(false) => return Err(Failure::Said(FAILED)),
                     None => {}
@@ -132,10 +172,12 @@ pub(crate) async fn watch(args: Watch) -> Result<(), Failure> {
 }
 
 pub(crate) async fn cancel(args: Cancel) -> Result<(), Failure> {
-    let request = wire::CancelRequest { job: args.job.clone(), reason: "a user cancelled it".to_owned() };
-    let cancelled = jobs(&args.coordinator).await?.cancel(request).await;
-    cancelled.map_err(|status| refused(&args.coordinator, status))?;
-    eprintln!("{} is cancelled", args.job);
+    let reason = "a user cancelled it".to_owned();
+    let request = wire::CancelRequest { job: args.job.clone(), reason, now: args.now };
+    let reply = jobs(&args.coordinator).await?.cancel(request).await;
+    let reply = reply.map_err(|status| refused(&args.coordinator, status))?.into_inner();
+    let is = if reply.over { "is cancelled" } else { "is being cancelled" };
+    say(&format!("{} {is}: {}", args.job, reply.reason));
     Ok(())
 }
 
@@ -144,7 +186,7 @@ pub(crate) async fn drain(args: Drain) -> Result<(), Failure> {
     let request = wire::DrainRequest { worker: worker.clone(), reason };
     let drained = jobs(&coordinator).await?.drain(request).await;
     drained.map_err(|status| refused(&coordinator, status))?;
-    eprintln!("{worker} ends as soon as its place is empty; `coxswain status` shows it until then");
+    say(&format!("{worker} ends as soon as its place is empty; `coxswain status` shows it until then"));
     Ok(())
 }
 
@@ -152,16 +194,18 @@ pub(crate) async fn explain(args: Explain) -> Result<(), Failure> {
     let request = wire::ExplainRequest { job: args.job };
     let reply = jobs(&args.coordinator).await?.explain(request).await;
     let reply = reply.map_err(|status| refused(&args.coordinator, status))?;
-    output::write(&reply.into_inner().text).map(drop)
+    output::write(&printable(&reply.into_inner().text))
 }
 
 pub(crate) async fn events(args: Events) -> Result<(), Failure> {
     let Events { job, follow, data_dir, coordinator } = args;
     if let Some(folder) = data_dir {
-        for line in events::past(&folder, &job)? {
-            if !output::write(&line.json()?)? {
-                return Ok(());
-            }
+        let past = events::past(&folder, &job)?;
+        if past.is_empty() && !job.is_empty() {
+            return Err(Failure::Input(format!("the journal in {} has no job {job}", folder.display())));
+        }
+        for line in past {
+            output::write(&line.json()?)?;
         }
         return Ok(());
     }
@@ -169,9 +213,7 @@ pub(crate) async fn events(args: Events) -> Result<(), Failure> {
     let refused = |status| refused(&coordinator, status);
     let mut stream = jobs(&coordinator).await?.events(request).await.map_err(refused)?.into_inner();
     while let Some(happening) = stream.message().await.map_err(refused)? {
-        if !output::write(&events::Line::from(happening).json()?)? {
-            return Ok(());
-        }
+        output::write(&events::Line::received(happening)?.json()?)?;
     }
     Ok(())
 }
@@ -198,7 +240,7 @@ async fn channel(args: &Coordinator) -> Result<Channel, Failure> {
 }
 
 /// Why a call was refused, or failed below HTTP.
-pub(crate) fn refused(args: &Coordinator, status: Status) -> Failure {
+pub(crate) fn refused(args: &Coordinator, status: tonic::Status) -> Failure {
     if let Some(why) = why(&status) {
         return Failure::Failed(anyhow!("no secure connection to {}: {why}", args.coordinator));
     }

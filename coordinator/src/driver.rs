@@ -2,26 +2,27 @@
 //! What has to survive a crash is in the journal, synced, before any later effect is done, so
 //! nobody sees a consequence of something that can be forgotten.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{
-    Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, Notice, Submission, Weight,
+    CancelWhen, Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, Notice, Submission,
+    Weight,
 };
 use coxswain_files::Digests;
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Desired, WorkerStatus};
+use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{JoinHandle, block_in_place};
 
 use crate::events::Line;
 use crate::folder;
-use crate::handle::{Handle, JobNews, News, Request};
+use crate::handle::{Handle, JobNews, News, Request, Times};
 use crate::journal::Journal;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Moved};
 use crate::preparation::Preparations;
 use crate::store::Store;
 
@@ -53,6 +54,8 @@ struct Driver {
     news: broadcast::Sender<News>,
     /// What goes into the journal.
     happened: broadcast::Sender<Line>,
+    /// When jobs were first formed, and when they ended, by the wall clock.
+    dates: Dates,
     /// The summaries that watchers know, of jobs that are not over.
     told: BTreeMap<String, JobSummary>,
     /// Up to which of the cluster's news watchers were told.
@@ -85,6 +88,8 @@ pub(crate) fn start(
     let (news, _) = broadcast::channel(MAX_NEWS);
     let (happened, _) = broadcast::channel(MAX_NEWS);
     let store = Arc::new(Store::default());
+    let mut dates = Dates::new();
+    replayed.entries.iter().for_each(|(at_ms, entry)| date(&mut dates, *at_ms, entry));
     let driver = Driver {
         cluster: Cluster::replay(replayed.entries.into_iter().map(|(_, entry)| entry)),
         journal,
@@ -95,6 +100,7 @@ pub(crate) fn start(
         digests: BTreeMap::new(),
         news: news.clone(),
         happened: happened.clone(),
+        dates,
         told: BTreeMap::new(),
         shown: 0,
         requests: sender.downgrade(),
@@ -109,7 +115,8 @@ impl Driver {
     async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> Result<()> {
         if let LeftOver::Cancel(reason) = self.left_over {
             for job in self.cluster.jobs().into_iter().filter(|job| !job.state.is_over()) {
-                self.handle(Event::Cancelled { job: job.job, reason: reason.to_owned() })?;
+                let (reason, when) = (reason.to_owned(), CancelWhen::Now);
+                self.handle(Event::Cancelled { job: job.job, reason, when })?;
             }
         }
         let begun = |job: &JobSummary| !job.state.is_over() && job.generation > Generation(0);
@@ -167,13 +174,32 @@ impl Driver {
             }
             Request::Explain { job, reply } => {
                 self.handle(Event::Tick)?;
-                let _ = reply.send(self.cluster.explain(&job));
+                let elapsed_s = self.times(&job).elapsed_s;
+                let _ = reply.send(self.cluster.explain(&job, elapsed_s));
             }
             Request::List { reply } => {
-                let _ = reply.send((self.cluster.jobs(), self.cluster.workers()));
+                let jobs = self.cluster.jobs().into_iter();
+                let jobs = jobs
+                    .map(|job| {
+                        let times = self.times(&job.job);
+                        (job, times)
+                    })
+                    .collect();
+                let _ = reply.send((jobs, self.cluster.workers()));
             }
         }
         Ok(())
+    }
+
+    fn times(&self, job: &str) -> Times {
+        let Some((formed_ms, ended_ms)) = self.dates.get(job).copied() else { return Times::default() };
+        let now_ms = wall_clock_ms();
+        // The clock may have been set back.
+        let since = |from_ms: u64, until_ms: u64| until_ms.saturating_sub(from_ms) / 1000;
+        Times {
+            elapsed_s: formed_ms.map(|formed_ms| since(formed_ms, ended_ms.unwrap_or(now_ms))),
+            over_s: ended_ms.map(|ended_ms| since(ended_ms, now_ms)),
+        }
     }
 
     fn seen(&mut self, connection: u64, status: WorkerStatus, desired: watch::Sender<Desired>) -> Result<()> {
@@ -238,13 +264,15 @@ impl Driver {
                     .context("the journal cannot be written, so nothing can be promised any more")?;
                 // An error means that nobody follows.
                 let _ = self.happened.send(Line::new(at_ms, Happening::from(&entry)));
+                date(&mut self.dates, at_ms, &entry);
                 return Ok(self.recorded(entry));
             }
             Effect::Prepare { job, look } => self.prepare(job, look),
             Effect::Wake(worker) => self.wake(&worker),
             Effect::Refuse { worker, incarnation, reason } => {
                 if let Some(link) = self.links.remove(&(worker, incarnation)) {
-                    link.desired.send_replace(Desired { leave: Some(reason), ..Desired::default() });
+                    let leave = Some(Leave { cause: LeaveCause::Refused, reason });
+                    link.desired.send_replace(Desired { leave, ..Desired::default() });
                 }
             }
             Effect::Report { job, report } => {
@@ -283,14 +311,19 @@ impl Driver {
                 self.preparations.end(&job);
                 self.metrics.remove(&job);
                 self.digests.remove(&job);
+                let known: BTreeSet<_> = self.cluster.jobs().into_iter().map(|job| job.job).collect();
+                self.dates.retain(|job, _| known.contains(job));
             }
             Entry::Compacted { .. }
             | Entry::Started { .. }
             | Entry::Submitted(_)
             | Entry::Formed { .. }
+            | Entry::Begun { .. }
             | Entry::Committed { .. }
             | Entry::Interrupted { .. }
             | Entry::Stopping { .. }
+            | Entry::Saving { .. }
+            | Entry::Cancelling { .. }
             | Entry::Regrouped { .. }
             | Entry::Drained { .. }
             | Entry::Noted { .. } => {}
@@ -303,7 +336,14 @@ impl Driver {
         let Some(submission) = self.cluster.submission(&job) else { return Ok(()) };
         let directory = PathBuf::from(&submission.directory);
         match block_in_place(|| Metrics::open(&directory, from)) {
-            Ok(metrics) => {
+            Ok((metrics, moved)) => {
+                if let Some(moved) = moved {
+                    let Moved { steps, to } = moved;
+                    tracing::warn!(
+                        job,
+                        "the folder has no checkpoint: its {steps} steps are taken anew; their metrics are kept in {to}"
+                    );
+                }
                 self.metrics.insert(job, metrics);
                 Ok(())
             }
@@ -313,9 +353,10 @@ impl Driver {
 
     fn prepare(&mut self, job: String, look: Look) {
         let submission = self.cluster.submission(&job).cloned();
+        let first = self.cluster.summary(&job).is_some_and(|job| job.generation == Generation(0));
         if let (Some(submission), Some(requests)) = (submission, self.requests.upgrade()) {
             let digests = Arc::clone(self.digests.entry(job).or_default());
-            self.preparations.start(submission, look, digests, requests);
+            self.preparations.start(submission, (look, first), digests, requests);
         }
     }
 
@@ -331,8 +372,10 @@ impl Driver {
     fn tell_summaries(&mut self) {
         for summary in self.cluster.jobs() {
             let known = self.told.get(&summary.job);
-            let same =
-                known.is_some_and(|known| JobSummary { step: summary.step, ..known.clone() } == summary);
+            let quiet = JobSummary { numbers: None, ..summary.clone() };
+            let same = known.is_some_and(|known| {
+                JobSummary { step: summary.step, numbers: None, ..known.clone() } == quiet
+            });
             // A job that was over before anyone could watch it is no news.
             if same || (known.is_none() && summary.state.is_over() && !self.told.contains_key(&summary.job)) {
                 continue;
@@ -349,6 +392,19 @@ impl Driver {
     fn tell(&self, job: String, news: JobNews) {
         // An error means that nobody watches.
         let _ = self.news.send(News { job, news });
+    }
+}
+
+/// When a job was first formed, and when it ended.
+type Dates = BTreeMap<String, (Option<u64>, Option<u64>)>;
+
+fn date(dates: &mut Dates, at_ms: u64, entry: &Entry) {
+    match entry {
+        Entry::Formed { job, .. } => {
+            dates.entry(job.clone()).or_default().0.get_or_insert(at_ms);
+        }
+        Entry::Ended { job, .. } => dates.entry(job.clone()).or_default().1 = Some(at_ms),
+        _ => {}
     }
 }
 

@@ -8,12 +8,14 @@ use anyhow::Context;
 use coxswain_core::cluster::Happening;
 use coxswain_proto::wire;
 use serde::Serialize;
+use serde_json::{Map, Value};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::handle::Handle;
 use crate::journal;
+use crate::service::unknown;
 
 /// The most events that are told of the past, the newest of them; some 200 bytes each.
 const MAX_PAST: usize = 100_000;
@@ -31,13 +33,22 @@ pub(crate) struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<String>,
     text: String,
+    #[serde(flatten)]
+    fields: Map<String, Value>,
 }
 
 impl Line {
     pub(crate) fn new(at_ms: u64, happening: Happening) -> Line {
-        let Happening { kind, job, generation, worker, text } = happening;
+        let Happening { kind, job, generation, worker, text, fields } = happening;
         let (generation, worker) = (generation.map(|generation| generation.0), worker.map(|worker| worker.0));
-        Line { at_ms, kind: kind.to_owned(), job, generation, worker, text }
+        Line { at_ms, kind: kind.to_owned(), job, generation, worker, text, fields }
+    }
+
+    /// A line that came over the wire.
+    pub(crate) fn received(happening: wire::Happening) -> anyhow::Result<Line> {
+        let wire::Happening { at_ms, kind, job, generation, worker, text, fields } = happening;
+        let fields = serde_json::from_str(&fields).context("the fields of an event")?;
+        Ok(Line { at_ms, kind, job, generation, worker, text, fields })
     }
 
     /// Whether it is of interest to who asks for this job; an empty name is for all.
@@ -52,15 +63,16 @@ impl Line {
 
 impl From<Line> for wire::Happening {
     fn from(line: Line) -> wire::Happening {
-        let Line { at_ms, kind, job, generation, worker, text } = line;
-        wire::Happening { at_ms, kind, job, generation, worker, text }
-    }
-}
-
-impl From<wire::Happening> for Line {
-    fn from(happening: wire::Happening) -> Line {
-        let wire::Happening { at_ms, kind, job, generation, worker, text } = happening;
-        Line { at_ms, kind, job, generation, worker, text }
+        let Line { at_ms, kind, job, generation, worker, text, fields } = line;
+        wire::Happening {
+            at_ms,
+            kind,
+            job,
+            generation,
+            worker,
+            text,
+            fields: Value::Object(fields).to_string(),
+        }
     }
 }
 
@@ -97,6 +109,10 @@ pub(crate) async fn tell(
             return;
         }
     };
+    if past.is_empty() && !job.is_empty() && matches!(handle.get(&job).await, Ok(None)) {
+        let _ = out.send(Err(unknown(&job))).await;
+        return;
+    }
     for line in past.iter().cloned() {
         if out.send(Ok(line.into())).await.is_err() {
             return;

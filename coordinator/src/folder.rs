@@ -12,12 +12,15 @@ use coxswain_types::assignment::{PreparedData, Resume};
 use coxswain_types::job::{OptimizerKind, Reduction, TrainSpec};
 use coxswain_types::{JobSpec, Step};
 
+use crate::beginning;
+
 /// The newest checkpoint of a run and what it was made with.
 pub(crate) struct Newest {
     pub(crate) resume: Resume,
     pub(crate) threads: u32,
-    runtime: String,
-    data: PreparedData,
+    pub(crate) runtime: String,
+    pub(crate) spec: JobSpec,
+    pub(crate) data: PreparedData,
 }
 
 /// What [`newest`] found.
@@ -32,7 +35,7 @@ pub(crate) fn newest(
 ) -> Result<Found, String> {
     let looked = coxswain_files::folders::newest_sound(directory, |folder| {
         let path = folder.join(MANIFEST);
-        let digest = digest_file(&path).map_err(|source| CheckpointError::Io { path, source })?;
+        let digest = digest_file(&path).map_err(|cause| CheckpointError::Io { path, cause })?;
         let checkpoint = Checkpoint::open(folder, Some(&digest))?;
         let manifest = checkpoint.manifest().clone();
         if verify(&manifest) {
@@ -57,8 +60,8 @@ pub(crate) fn newest(
         ));
     }
     let resume = Resume { step: Step(step), path: step_path(step), digest };
-    let Manifest { fingerprint, data, .. } = manifest;
-    let newest = Newest { resume, threads: fingerprint.threads, runtime: fingerprint.runtime, data };
+    let Manifest { fingerprint, spec, data, .. } = manifest;
+    let newest = Newest { resume, threads: fingerprint.threads, runtime: fingerprint.runtime, spec, data };
     Ok((Some(newest), damaged))
 }
 
@@ -97,12 +100,14 @@ fn difference(checkpoint: &Manifest, is: &TrainSpec) -> Option<String> {
 }
 
 /// Makes a job's tokens ready and finds its newest checkpoint. Takes seconds for a megabyte of text the first time.
-/// After an interruption it reads only the start of each text, lists of digests and manifests again.
+/// After an interruption it reads only the start of each text, lists of digests and manifests again. The `first` time
+/// people are told what the job begins with.
 pub(crate) fn prepare(
     submission: &Submission,
     look: Look,
     digests: &Digests,
     watch: Watch<'_>,
+    first: bool,
 ) -> Result<Prepared, String> {
     let directory = Path::new(&submission.directory);
     create_folder(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
@@ -118,6 +123,11 @@ pub(crate) fn prepare(
     let data = coxswain_files::prepare(directory, &submission.spec, wanted, digests, watch);
     let data = data.map_err(|error| error.to_string())?;
     tracing::debug!(job = submission.job, read_bytes = digests.read_bytes() - before, "data prepared");
+    if first {
+        for line in beginning::told(directory, newest.as_ref(), &submission.spec, &data)? {
+            tracing::info!(job = submission.job, "{line}");
+        }
+    }
     let (threads, runtime) = newest.as_ref().map(|newest| (newest.threads, newest.runtime.clone())).unzip();
     Ok(Prepared { data, resume: newest.map(|newest| newest.resume), threads, runtime })
 }

@@ -31,7 +31,19 @@ pub(crate) enum Request {
     /// The story of a job.
     Explain { job: String, reply: oneshot::Sender<Option<String>> },
     /// All jobs and workers as they are now.
-    List { reply: oneshot::Sender<(Vec<JobSummary>, Vec<WorkerSummary>)> },
+    List { reply: oneshot::Sender<Listing> },
+}
+
+/// All jobs and all workers.
+pub(crate) type Listing = (Vec<(JobSummary, Times)>, Vec<WorkerSummary>);
+
+/// When what happened to a job, by the wall clock: for people.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Times {
+    /// Seconds from its first generation until now, or until its end.
+    pub(crate) elapsed_s: Option<u64>,
+    /// Seconds since its end.
+    pub(crate) over_s: Option<u64>,
 }
 
 /// What a watcher of a job is told.
@@ -118,7 +130,7 @@ impl Handle {
         self.ask(|reply| Request::Get { job: job.to_owned(), reply }).await
     }
 
-    pub(crate) async fn list(&self) -> Result<(Vec<JobSummary>, Vec<WorkerSummary>), Ending> {
+    pub(crate) async fn list(&self) -> Result<Listing, Ending> {
         self.ask(|reply| Request::List { reply }).await
     }
 

@@ -18,8 +18,20 @@ pub(crate) fn look(text: &str, source: &str, base: &Path, sets: &[String]) -> Re
 }
 
 /// The text of a job around a known model.
-pub(crate) fn around(preset: &str, workers: u32, source: &str, sets: &[String]) -> Result<String, String> {
+pub(crate) fn around(
+    preset: &str,
+    workers: Option<u32>,
+    source: &str,
+    sets: &[String],
+) -> Result<String, String> {
     let sets = split_sets(sets)?;
+    let ranks = |axis: &str| {
+        let set = sets.iter().rev().find(|(path, _)| path.strip_prefix("layout.") == Some(axis));
+        set.and_then(|(_, value)| value.parse::<u32>().ok()).unwrap_or(1)
+    };
+    let of_layout =
+        || ["pipeline", "tensor", "data"].map(ranks).iter().fold(1, |n: u32, &m| n.saturating_mul(m));
+    let workers = workers.unwrap_or_else(of_layout);
     let job = JobText { source, text: "", sets: &sets, base: Path::new("/") };
     spec::presets::job_text(&job, preset, workers).map_err(|error| error.to_string())
 }
@@ -35,19 +47,19 @@ fn split_set(set: &str) -> Result<(String, String), String> {
     Ok((path.trim().to_owned(), value.to_owned()))
 }
 
-/// Refuses a number of workers that the layout does not need.
-pub(crate) fn check_workers(spec: &JobSpec, workers: u32) -> Result<(), String> {
+/// As many workers as the layout needs; another number in `--workers` is refused.
+pub(crate) fn workers(spec: &JobSpec, given: Option<u32>) -> Result<u32, String> {
     let layout = &spec.layout;
+    let workers = given.unwrap_or(layout.world());
     if layout.world() == workers {
-        return Ok(());
+        return Ok(workers);
     }
     Err(format!(
-        "--workers {workers}: the layout needs {} (layout.pipeline {} x layout.tensor {} x layout.data {}); give \
-         --workers {}, or change the layout",
+        "--workers {workers}: the layout needs {} (layout.pipeline {} x layout.tensor {} x layout.data {}); leave \
+         --workers out, or change the layout",
         layout.world(),
         layout.pipeline,
         layout.tensor,
         layout.data,
-        layout.world(),
     ))
 }

@@ -45,8 +45,8 @@ const LOCKS_TRIED: u32 = 8;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JournalError {
     /// The disk says no.
-    #[error("{path}: {source}", path = path.display())]
-    Io { path: PathBuf, source: io::Error },
+    #[error("{path}: {cause}", path = path.display())]
+    Io { path: PathBuf, cause: io::Error },
     /// Two coordinators would write one journal.
     #[error("{path} is in use by another coordinator; end it, or give another folder", path = path.display())]
     InUse { path: PathBuf },
@@ -82,7 +82,7 @@ impl Journal {
     /// As [`Journal::open`]; a compaction leaves the newest `kept_bytes` as they are.
     fn open_keeping(folder: &Path, kept_bytes: u64) -> Result<(Journal, Replayed), JournalError> {
         let path = folder.join(NAME);
-        let io = |source| JournalError::Io { path: path.clone(), source };
+        let io = |cause| JournalError::Io { path: path.clone(), cause };
         create_folder(folder).map_err(io)?;
         let file = lock(&path)?;
         let (replayed, end) = read(&path, &file, kept_bytes)?;
@@ -109,12 +109,12 @@ impl Journal {
     /// Writes an entry down with the time; when this returns it survives a crash.
     pub(crate) fn append(&mut self, entry: &Entry, at_ms: u64) -> Result<(), JournalError> {
         let line =
-            encode(entry, at_ms).map_err(|source| JournalError::Io { path: self.path.clone(), source })?;
+            encode(entry, at_ms).map_err(|cause| JournalError::Io { path: self.path.clone(), cause })?;
         self.write(&line)
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), JournalError> {
-        let io = |source| JournalError::Io { path: self.path.clone(), source };
+        let io = |cause| JournalError::Io { path: self.path.clone(), cause };
         if self.broken {
             return Err(io(io::Error::other("an earlier write failed, so what is on the disk is not known")));
         }
@@ -153,7 +153,7 @@ impl Journal {
 
 /// The file under the journal's name, made if need be, and locked.
 fn lock(path: &Path) -> Result<File, JournalError> {
-    let io = |source| JournalError::Io { path: path.to_owned(), source };
+    let io = |cause| JournalError::Io { path: path.to_owned(), cause };
     let in_use = || JournalError::InUse { path: path.to_owned() };
     for _ in 0..LOCKS_TRIED {
         let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(io)?;

@@ -30,9 +30,9 @@ pub(crate) struct PlanArgs {
     /// Replace a value of the job, such as train.steps=100 (repeatable).
     #[arg(long = "set", value_name = "PATH=VALUE")]
     sets: Vec<String>,
-    /// How many workers there would be.
+    /// How many workers there would be [default: as many as the layout needs].
     #[arg(long, value_name = "N")]
-    workers: u32,
+    workers: Option<u32>,
     /// Look at another schedule than the job's, with its whole grid; several, separated by commas, to
     /// compare them.
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = SCHEDULES)]
@@ -164,7 +164,10 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let told = texts.map_or(String::new(), |texts| format!("data: {texts}\n"));
     let text = match args.format {
         Format::Text if args.schedule.is_empty() => {
-            plans.iter().map(ToString::to_string).collect::<String>() + &told
+            let screen = coxswain_console::width(&io::stdout());
+            let text =
+                |plan: &Plan| screen.map_or_else(|| plan.to_string(), |screen| format!("{plan:screen$}"));
+            plans.iter().map(text).collect::<String>() + &told
         }
         Format::Text => plans.iter().map(|plan| format!("{plan:#}")).collect::<Vec<_>>().join("\n") + &told,
         Format::Json => {
@@ -178,7 +181,7 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
             format!("{json:#}\n")
         }
     };
-    output::write(&text).map(drop)
+    output::write(&text)
 }
 
 /// The job with another schedule. What only the job's own schedule takes is left out.
@@ -211,8 +214,8 @@ fn planned(job: &JobInput, args: &PlanArgs) -> Result<Plan, Failure> {
         Some(_) => job::look(&job.text, &job.source, &job.base, &job.sets).map_err(Failure::Input)?,
         None => job.spec()?,
     };
-    job::check_workers(&spec, args.workers).map_err(Failure::Input)?;
-    sketch(&spec, args.workers).map_err(|error| Failure::Input(error.to_string()))
+    let workers = job::workers(&spec, args.workers).map_err(Failure::Input)?;
+    sketch(&spec, workers).map_err(|error| Failure::Input(error.to_string()))
 }
 
 pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {

@@ -10,13 +10,15 @@
 //! - [`driver`]: the one task that owns the cluster's state; [`handle`]: the way to it.
 //! - [`journal`]: what survives a restart; [`events`]: that, for people and programs; [`store`]: the rendezvous of a generation's ranks.
 //! - [`preparation`]: jobs' data as it is made ready; [`texts`]: what they are made from, looked at before.
-//! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder.
+//! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder; [`beginning`]: what
+//!   people are told of a run that begins with what lies there.
 //! - [`models`]: models from other programs, and back to them.
-//! - [`workers`]: the worker processes of `up`; [`progress`], [`telemetry`]: what people see;
-//!   [`output`]: what programs read.
+//! - [`workers`]: the worker processes of `up`; [`progress`]: what people see, beside what
+//!   `coxswain_console` says; [`output`]: what programs read.
 
 mod access;
 mod auth;
+mod beginning;
 mod cli;
 mod client;
 mod curve;
@@ -35,7 +37,6 @@ mod progress;
 mod serve;
 mod service;
 mod store;
-mod telemetry;
 mod texts;
 mod tls;
 mod up;
@@ -49,14 +50,17 @@ mod tests;
 use std::process::ExitCode;
 
 use clap::Parser;
+use coxswain_console::{logs, say};
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    telemetry::start(cli.log_format);
+    // All that `up` logs is about the one job that it runs.
+    let one_job = matches!(cli.command, cli::Command::Up(_));
+    logs::start(cli.log_format, if one_job { logs::Fields::Hidden } else { logs::Fields::Shown });
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: the asynchronous runtime does not start: {error}");
+            say(&format!("error: the asynchronous runtime does not start: {error}"));
             return ExitCode::from(cli::FAILED);
         }
     };

@@ -31,6 +31,15 @@ pub(crate) struct HeldOutLine {
     pub(crate) accuracy: Option<f64>,
 }
 
+/// Metrics of an earlier run that got another name.
+#[derive(Debug)]
+pub(crate) struct Moved {
+    /// How many steps they are of.
+    pub(crate) steps: usize,
+    /// Their name in the run's folder.
+    pub(crate) to: String,
+}
+
 /// The metrics of a run that is at work.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -42,8 +51,9 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     /// Opens the metrics of the run in `directory`, which goes on after step `from`: what an earlier
-    /// run noted of later steps is cut off, since those steps are taken again.
-    pub(crate) fn open(directory: &Path, from: Step) -> io::Result<Metrics> {
+    /// run noted of later steps is cut off, since those steps are taken again. Where it begins anew, what is there
+    /// gets another name, which is told.
+    pub(crate) fn open(directory: &Path, from: Step) -> io::Result<(Metrics, Option<Moved>)> {
         create_folder(directory)?;
         let path = directory.join(METRICS);
         let before = match fs::read_to_string(&path) {
@@ -51,6 +61,13 @@ impl Metrics {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(error),
         };
+        let moved = match steps(&before) {
+            earlier if earlier > 0 && from == Step(0) => {
+                Some(Moved { steps: earlier, to: move_aside(directory, &path)? })
+            }
+            _ => None,
+        };
+        let before = if moved.is_some() { String::new() } else { before };
         let kept: String = before.split_inclusive('\n').filter(|line| is_kept(line, from)).collect();
         if kept.len() != before.len() {
             write_atomic(&path, kept.as_bytes())?;
@@ -58,7 +75,7 @@ impl Metrics {
         let step = |line: &str| serde_json::from_str::<Line>(line).map_or(0, |line| line.step);
         let last = kept.lines().last().map_or(0, step);
         let file = OpenOptions::new().append(true).create(true).open(&path)?;
-        Ok(Metrics { path, file, last })
+        Ok((Metrics { path, file, last }, moved))
     }
 
     /// Notes a step, unless it was noted before a restart.
@@ -81,6 +98,24 @@ impl Metrics {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// How many lines are of a step.
+fn steps(text: &str) -> usize {
+    text.lines().filter(|line| serde_json::from_str::<Line>(line).is_ok()).count()
+}
+
+/// Gives the metrics of an earlier run another name, the first that is free.
+fn move_aside(directory: &Path, path: &Path) -> io::Result<String> {
+    for number in 1_u32.. {
+        let name = format!("metrics.{number}.jsonl");
+        // No other process writes here: the coordinator's folder is locked.
+        if !directory.join(&name).try_exists()? {
+            fs::rename(path, directory.join(&name))?;
+            return Ok(name);
+        }
+    }
+    Err(io::Error::other("no name is free for the metrics of an earlier run"))
 }
 
 fn is_kept(line: &str, from: Step) -> bool {
@@ -120,7 +155,7 @@ mod tests {
     #[test]
     fn numbers_read_back_to_the_same_bits() {
         let folder = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap();
+        let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap().0;
         let held_out = Some(HeldOut { loss: 2.5, bits_per_byte: 1.0 / 7.0, accuracy: Some(0.5) });
         let sent = StepReport { held_out, ..report(1, 6.123_456_789_012_345) };
         metrics.append(&sent).unwrap();
@@ -164,12 +199,12 @@ mod tests {
     #[test]
     fn a_step_that_is_told_again_after_a_restart_is_noted_once() {
         let folder = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap();
+        let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap().0;
         for step in 1..=3 {
             metrics.append(&report(step, 2.0)).unwrap();
         }
         // The run goes on meanwhile, so nothing is cut.
-        let mut metrics = Metrics::open(folder.path(), Step(u64::MAX)).unwrap();
+        let mut metrics = Metrics::open(folder.path(), Step(u64::MAX)).unwrap().0;
         for step in 2..=4 {
             metrics.append(&report(step, 2.0)).unwrap();
         }
@@ -180,17 +215,30 @@ mod tests {
     #[test]
     fn steps_after_the_checkpoint_are_cut_off() {
         let folder = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap();
+        let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap().0;
         for step in 1..=5 {
             metrics.append(&report(step, if step == 2 { f64::NAN } else { 4.0 })).unwrap();
         }
         metrics.file.write_all(br#"{"step":3,"lo"#).unwrap();
-        let mut metrics = Metrics::open(folder.path(), Step(3)).unwrap();
+        let mut metrics = Metrics::open(folder.path(), Step(3)).unwrap().0;
         metrics.append(&report(4, 3.5)).unwrap();
         let lines = read(folder.path()).unwrap();
         let steps: Vec<_> = lines.iter().map(|line| (line.step, line.loss)).collect();
         assert_eq!(steps, [(1, Some(4.0)), (2, None), (3, Some(4.0)), (4, Some(3.5))]);
-        Metrics::open(folder.path(), Step(0)).unwrap();
-        assert_eq!(read(folder.path()).unwrap(), []);
+    }
+
+    #[test]
+    fn metrics_of_an_earlier_run_get_another_name() {
+        let folder = tempfile::tempdir().unwrap();
+        for earlier in 0..3 {
+            let (mut metrics, moved) = Metrics::open(folder.path(), Step(0)).unwrap();
+            let moved = moved.map(|moved| (moved.steps, moved.to));
+            assert_eq!(moved, (earlier > 0).then(|| (2, format!("metrics.{earlier}.jsonl"))));
+            assert_eq!(read(folder.path()).unwrap(), []);
+            metrics.append(&report(1, 4.0)).unwrap();
+            metrics.append(&report(2, 3.0)).unwrap();
+        }
+        let kept = fs::read_to_string(folder.path().join("metrics.1.jsonl")).unwrap();
+        assert_eq!(kept.lines().count(), 2);
     }
 }

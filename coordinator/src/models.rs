@@ -123,7 +123,7 @@ pub(crate) fn import(args: &Import) -> Result<(), Failure> {
         let _ = fs::remove_dir_all(&args.out);
     }
     let text = done?;
-    output::write(&text).map(drop)
+    output::write(&text)
 }
 
 /// Refuses a folder that holds anything; says whether it was not there.
@@ -306,7 +306,7 @@ pub(crate) fn export(args: &Export) -> Result<(), Failure> {
         let _ = fs::remove_dir_all(&args.out);
     }
     let text = done?;
-    output::write(&text).map(drop)
+    output::write(&text)
 }
 
 fn bring_out(args: &Export, run: &Path, folder: &Path) -> Result<String> {

@@ -1,15 +1,18 @@
-//! Data on stdout. Whoever reads may stop reading: that is no failure.
+//! Data on stdout. Whoever reads may stop reading: that ends the command, which has nothing more to say.
 
 use std::io::{self, ErrorKind, Write};
 
-use crate::cli::Failure;
+use crate::cli::{Failure, UNREAD};
 
-/// Writes `text`; `false` where nobody reads any more.
-pub(crate) fn write(text: &str) -> Result<bool, Failure> {
+/// Writes `text`.
+///
+/// # Errors
+/// It cannot be written; [`Failure::Said`] where nobody reads any more.
+pub(crate) fn write(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(anyhow::Error::new(error).context("writing to stdout").into()),
-    }
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => Failure::Said(UNREAD),
+        _ => anyhow::Error::new(error).context("writing to stdout").into(),
+    })
 }

@@ -23,11 +23,12 @@ pub(crate) struct Preparations {
 }
 
 impl Preparations {
-    /// Prepares a job in a thread of its own, which tells the driver of its progress and its end.
+    /// Prepares a job in a thread of its own, which tells the driver of its progress and its end. `first` where no
+    /// generation of it was formed.
     pub(crate) fn start(
         &mut self,
         submission: Submission,
-        look: Look,
+        (look, first): (Look, bool),
         digests: Arc<Digests>,
         requests: mpsc::Sender<Request>,
     ) {
@@ -51,7 +52,7 @@ impl Preparations {
                 }
                 Ok(())
             };
-            let result = folder::prepare(&submission, look, &digests, &watch);
+            let result = folder::prepare(&submission, look, &digests, &watch, first);
             // The driver is gone when the coordinator ends; then the result is dropped.
             let _ = requests.blocking_send(Request::Prepared { job, result });
         });

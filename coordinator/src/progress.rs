@@ -1,107 +1,129 @@
 //! What a person sees of a run: one bar with step, loss, speed and time left, or where stderr is no
 //! terminal a plain line now and then.
 
-use std::io::{self, IsTerminal, Write};
+use std::io;
 use std::time::{Duration, Instant};
 
+use coxswain_console as console;
+use coxswain_core::cluster::{Numbers, duration};
 use coxswain_types::status::StepReport;
-use indicatif::{ProgressBar, ProgressStyle};
-
-use crate::telemetry::bars;
 
 /// How often a plain line is written at most. A log of hours stays readable.
 const PLAIN: Duration = Duration::from_secs(5);
 
-/// How much of an older step's speed counts: about the last ten steps are seen.
-const KEPT: f64 = 0.9;
+/// How often the bar is drawn at most.
+const DRAWN: Duration = Duration::from_millis(50);
+
+/// The bar's length. It is left out where the words alone fill the line.
+const BAR: usize = 30;
+
+/// A terminal that does not know its width.
+const WIDTH: usize = 80;
 
 /// The progress of one run.
 pub(crate) struct Progress {
-    bar: Option<ProgressBar>,
+    look: console::Look,
     steps: u64,
     /// What the loss is a mean over.
-    unit: &'static str,
-    /// Seconds a step, smoothed.
-    pace: Option<f64>,
+    unit: String,
+    /// Smoothed.
+    numbers: Option<Numbers>,
     told: Option<Instant>,
 }
 
 impl Progress {
     /// The progress of a run that has taken `from` of its `steps`.
-    pub(crate) fn new(from: u64, steps: u64, unit: &'static str) -> Progress {
-        let bar = io::stderr().is_terminal().then(|| {
-            let bar = bars().add(ProgressBar::new(steps));
-            let template = "{bar:30.cyan/dim} step {pos}/{len}  {msg}";
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style.progress_chars("━╸─"));
-            }
-            bar.set_position(from);
-            bar
-        });
-        Progress { bar, steps, unit, pace: None, told: None }
+    pub(crate) fn new(from: u64, steps: u64, unit: &str) -> Progress {
+        let progress = Progress {
+            look: console::look(&io::stderr()),
+            steps,
+            unit: unit.to_owned(),
+            numbers: None,
+            told: None,
+        };
+        if progress.look.redraws {
+            progress.draw(from, "");
+        }
+        progress
     }
 
     /// A step was taken.
     pub(crate) fn step(&mut self, report: &StepReport) {
-        let pace =
-            self.pace.map_or(report.step_seconds, |pace| KEPT * pace + (1.0 - KEPT) * report.step_seconds);
-        self.pace = Some(pace);
+        let numbers = Numbers::after(self.numbers, report);
+        self.numbers = Some(numbers);
         let left = self.steps.saturating_sub(report.step);
-        let message = describe(report, left as f64 * pace, self.unit);
-        let due = self.told.is_none_or(|told| told.elapsed() >= PLAIN);
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position(report.step);
-                bar.set_message(message);
-            }
-            // A skipped step says what is wrong, and the run stops after a few of them in a row.
-            None if due || left == 0 || report.skipped => {
-                self.told = Some(Instant::now());
-                eprintln!("step {}/{}  {message}", report.step, self.steps);
-            }
-            None => {}
+        let interval = if self.look.redraws { DRAWN } else { PLAIN };
+        let due = self.told.is_none_or(|told| told.elapsed() >= interval);
+        // A skipped step says what is wrong, and the run stops after a few of them in a row.
+        if !due && left > 0 && !report.skipped {
+            return;
         }
+        self.told = Some(Instant::now());
+        let message = describe(report, left as f64 * numbers.step_seconds, &self.unit);
+        if self.look.redraws {
+            self.draw(report.step, &message);
+        } else {
+            console::say(&format!("step {}/{}  {message}", report.step, self.steps));
+        }
+    }
+
+    fn draw(&self, step: u64, message: &str) {
+        let width = console::width(&io::stderr()).unwrap_or(WIDTH);
+        console::status(line(step, self.steps, message, width, self.look.colors));
     }
 
     /// The run is over: what the bar showed last stays as a line.
     pub(crate) fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.abandon();
-        }
+        console::keep();
+    }
+}
+
+/// The bar and the words beside it, in at most `width` characters less one: a terminal may begin a new line
+/// after the last.
+fn line(step: u64, steps: u64, message: &str, width: usize, colors: bool) -> String {
+    let words = format!("step {step}/{steps}  {message}");
+    let width = width.saturating_sub(1);
+    let cut = |room: usize| words.chars().take(room).collect::<String>();
+    if words.chars().count() + BAR + 1 > width {
+        return cut(width);
+    }
+    let share = if steps == 0 { 1.0 } else { (step as f64 / steps as f64).min(1.0) };
+    let done = (share * BAR as f64).floor() as usize;
+    let (done, left) = ("━".repeat(done), "─".repeat(BAR - done));
+    match colors {
+        true => format!("\x1b[36m{done}\x1b[0;2m{left}\x1b[0m {words}"),
+        false => format!("{done}{left} {words}"),
     }
 }
 
 /// What a person sees while a job's data is prepared: a line that changes, or where stderr is no terminal a line now and
 /// then.
 pub(crate) struct Preparing {
-    bar: Option<ProgressBar>,
+    redraws: bool,
     told: Instant,
 }
 
 impl Preparing {
     pub(crate) fn new() -> Preparing {
-        let bar = io::stderr().is_terminal().then(|| bars().add(ProgressBar::new_spinner()));
-        Preparing { bar, told: Instant::now() }
+        Preparing { redraws: console::look(&io::stderr()).redraws, told: Instant::now() }
     }
 
     /// What is being done.
     pub(crate) fn show(&mut self, doing: &str) {
-        match &self.bar {
-            Some(bar) => bar.set_message(doing.to_owned()),
-            None if self.told.elapsed() >= PLAIN => {
-                self.told = Instant::now();
-                // A run goes on without a reader of its stderr.
-                let _ = writeln!(io::stderr(), "{doing}");
-            }
-            None => {}
+        if self.redraws {
+            let width = console::width(&io::stderr()).unwrap_or(WIDTH);
+            console::status(doing.chars().take(width.saturating_sub(1)).collect());
+        } else if self.told.elapsed() >= PLAIN {
+            self.told = Instant::now();
+            console::say(doing);
         }
     }
 }
 
 impl Drop for Preparing {
     fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
+        if self.redraws {
+            console::clear();
         }
     }
 }
@@ -121,17 +143,7 @@ fn describe(report: &StepReport, left_seconds: f64, unit: &str) -> String {
         (true, Some(scale)) => format!("skipped: gradients overflow at loss scale {scale}"),
         (true, None) => "skipped: the loss or a gradient is not finite".to_owned(),
     };
-    format!("{loss}{held_out}  {:.0} {unit}s/s  {} left", report.tokens_per_second, human(left_seconds))
-}
-
-/// A time as people say it.
-fn human(seconds: f64) -> String {
-    let seconds = seconds.max(0.0).round() as u64;
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
-        _ => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
-    }
+    format!("{loss}{held_out}  {:.0} {unit}s/s  {} left", report.tokens_per_second, duration(left_seconds))
 }
 
 #[cfg(test)]
@@ -140,7 +152,7 @@ mod tests {
 
     use coxswain_types::status::{HeldOut, StepReport};
 
-    use super::{describe, human};
+    use super::{describe, line};
 
     #[test]
     fn a_step_says_its_loss_or_why_it_was_skipped() {
@@ -184,16 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told_as_people_say_them() {
-        let rows = [
-            (0.4, "0 s"),
-            (59.4, "59 s"),
-            (59.6, "1 min 00 s"),
-            (3599.0, "59 min 59 s"),
-            (7260.0, "2 h 01 min"),
-        ];
-        for (seconds, text) in rows {
-            assert_eq!(human(seconds), text);
-        }
+    fn the_bar_fits_the_terminal() {
+        let bar = format!("{}{} step 3/6  loss 1", "━".repeat(15), "─".repeat(15));
+        assert_eq!(line(3, 6, "loss 1", 80, false), bar);
+        assert_eq!(line(3, 6, "loss 1", 48, false), bar);
+        assert_eq!(line(3, 6, "loss 1", 47, false), "step 3/6  loss 1");
+        assert_eq!(line(3, 6, "loss 1", 12, false), "step 3/6  l");
+        assert_eq!(line(3, 6, "", 0, false), "");
+        assert!(line(3, 6, "loss 1", 80, true).ends_with("\x1b[0m step 3/6  loss 1"));
     }
 }

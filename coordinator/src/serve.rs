@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::Failure;
 use crate::service::{Port, Secure};
@@ -51,14 +51,51 @@ pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Ready once someone wants this process to end; its output names the signal.
-pub(crate) fn stop_signal() -> anyhow::Result<impl Future<Output = &'static str>> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    Ok(async move {
+/// The signals by which someone wants this process to end.
+pub(crate) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    /// `None` where the process was started to outlive its terminal, as `nohup` does.
+    hang_up: Option<Signal>,
+}
+
+impl Signals {
+    pub(crate) fn listen() -> anyhow::Result<Signals> {
+        let hang_up = if ignores(SignalKind::hangup()) { None } else { Some(signal(SignalKind::hangup())) };
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?,
+            terminate: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
+            hang_up: hang_up.transpose().context("cannot listen for SIGHUP")?,
+        })
+    }
+
+    /// The name of the next one.
+    pub(crate) async fn next(&mut self) -> &'static str {
+        let Signals { interrupt, terminate, hang_up } = self;
+        let hung_up = async {
+            match hang_up {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = interrupt.recv() => "Ctrl-C",
             _ = terminate.recv() => "SIGTERM",
+            _ = hung_up => "SIGHUP",
         }
-    })
+    }
+}
+
+/// Whether this process was started with the signal ignored, as Linux tells.
+fn ignores(signal: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask >> (signal.as_raw_value() - 1) & 1 == 1
+}
+
+/// Ready once someone wants this process to end; its output names the signal.
+pub(crate) fn stop_signal() -> anyhow::Result<impl Future<Output = &'static str>> {
+    let mut signals = Signals::listen()?;
+    Ok(async move { signals.next().await })
 }

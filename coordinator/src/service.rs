@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use coxswain_core::cluster::{self, Event};
+use coxswain_core::cluster::{self, CancelWhen, Event};
 use coxswain_proto::{access_server, cluster_server, jobs_server, limits, wire};
 use coxswain_types::ids::{Generation, WorkerId};
-use coxswain_types::status::{Desired, WorkerStatus};
+use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -27,7 +27,7 @@ use crate::auth::Caller;
 use crate::auth::layer::Authorize;
 use crate::auth::rates::{Bucket, Rate};
 use crate::events;
-use crate::handle::{Ending, Handle, Request as Ask};
+use crate::handle::{Ending, Handle, Request as Ask, Times};
 use crate::job;
 use crate::store::{Store, StoreError};
 use crate::tls::accept::{Bounds, Gate, connections};
@@ -211,7 +211,8 @@ async fn listen_to(
             break "it changed its name".to_owned();
         }
         if let Some(why) = caller.not_worker(&worker.0.0) {
-            desired.send_replace(Desired { leave: Some(why), ..Desired::default() });
+            let leave = Some(Leave { cause: LeaveCause::Refused, reason: why });
+            desired.send_replace(Desired { leave, ..Desired::default() });
             return;
         }
         status.info.serves = caller.serves();
@@ -264,18 +265,18 @@ impl wire::jobs_server::Jobs for JobsService {
         Caller::of(&request).job(&request.get_ref().job)?;
         let wire::GetRequest { job } = request.into_inner();
         let summary = self.handle.get(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
-        Ok(Response::new(views::job_to_wire(summary)))
+        Ok(Response::new(views::job_to_wire(summary, Times::default())))
     }
 
     async fn list(&self, request: Request<wire::ListRequest>) -> Result<Response<wire::ListReply>, Status> {
         let caller = Caller::of(&request);
         let (jobs, workers) = self.handle.list().await.map_err(ending)?;
-        let jobs = jobs.into_iter().filter(|job| caller.sees(&job.job));
+        let jobs = jobs.into_iter().filter(|(job, _)| caller.sees(&job.job));
         // Idle workers are everybody's.
         let workers =
             workers.into_iter().filter(|worker| worker.job.as_ref().is_none_or(|job| caller.sees(job)));
         Ok(Response::new(wire::ListReply {
-            jobs: jobs.map(views::job_to_wire).collect(),
+            jobs: jobs.map(|(job, times)| views::job_to_wire(job, times)).collect(),
             workers: workers.map(views::worker_to_wire).collect(),
         }))
     }
@@ -285,7 +286,7 @@ impl wire::jobs_server::Jobs for JobsService {
         request: Request<wire::CancelRequest>,
     ) -> Result<Response<wire::CancelReply>, Status> {
         Caller::of(&request).job(&request.get_ref().job)?;
-        let wire::CancelRequest { job, reason } = request.into_inner();
+        let wire::CancelRequest { job, reason, now } = request.into_inner();
         let summary = self.handle.get(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
         if summary.state.is_over() {
             return Err(Status::failed_precondition(format!(
@@ -293,8 +294,10 @@ impl wire::jobs_server::Jobs for JobsService {
                 summary.reason
             )));
         }
-        self.handle.happened(Event::Cancelled { job, reason }).await.map_err(ending)?;
-        Ok(Response::new(wire::CancelReply {}))
+        let when = if now { CancelWhen::Now } else { CancelWhen::AfterStep };
+        self.handle.happened(Event::Cancelled { job: job.clone(), reason, when }).await.map_err(ending)?;
+        let summary = self.handle.get(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
+        Ok(Response::new(wire::CancelReply { over: summary.state.is_over(), reason: summary.reason }))
     }
 
     async fn drain(
@@ -372,6 +375,7 @@ fn ending(error: Ending) -> Status {
     Status::unavailable(error.to_string())
 }
 
-fn unknown(job: &str) -> Status {
+/// The answer to a question about a job that is not known.
+pub(crate) fn unknown(job: &str) -> Status {
     Status::not_found(format!("there is no job {job}; `coxswain status` lists those that are known"))
 }

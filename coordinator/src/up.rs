@@ -1,13 +1,13 @@
 //! `coxswain up`: a coordinator and its workers on this machine, for one job, to its end.
 
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use coxswain_core::cluster::{Ending, Event, JobState, JobSummary, LEASE_MS};
+use coxswain_console::say;
+use coxswain_core::cluster::{CancelWhen, Ending, Event, JobState, JobSummary, LEASE_MS};
 use coxswain_core::plan::threads_for;
 use coxswain_core::spec::resolved_yaml;
 use coxswain_files::atomic::write_atomic;
@@ -18,13 +18,13 @@ use coxswain_types::ids::WorkerId;
 use coxswain_types::job::OnLoss;
 use coxswain_types::status::WorkerInfo;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::cli::{FAILED, Failure, JobFile};
 use crate::handle::{Handle, JobNews};
 use crate::metrics::METRICS;
 use crate::progress::{Preparing, Progress};
-use crate::serve::stop_signal;
+use crate::serve::Signals;
 use crate::store::Store;
 use crate::workers::{Launch, Workers};
 use crate::{curve, driver, folder, job, local, service, texts, workers};
@@ -39,21 +39,24 @@ const START: Duration = Duration::from_secs(120);
 /// How long the coordinator may take to notice by itself that a worker's process has ended.
 const NOTICE: Duration = Duration::from_millis(LEASE_MS + 2000);
 
+/// How long the coordinator may take to note a cancel when `up` shall end at once.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Args)]
 pub(crate) struct Up {
     #[command(flatten)]
     job: JobFile,
-    /// How many workers to start; as many as the layout needs.
+    /// How many workers to start [default: as many as the layout needs; another number is refused].
     #[arg(long, value_name = "N")]
-    workers: u32,
+    workers: Option<u32>,
     /// How many workers to start beside these: each takes the place of one that is lost, at once.
     #[arg(long, value_name = "N", default_value_t = 0)]
     spares: u32,
     /// The run's folder [default: out/NAME-OF-THE-JOB].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// What workers compute on: cpu, cuda:N, or cuda for one GPU each.
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    /// What workers compute on: cpu.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = coxswain_proto::device::device)]
     device: String,
     #[command(flatten)]
     parent: ParentArgs,
@@ -61,8 +64,8 @@ pub(crate) struct Up {
 
 pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     args.parent.follow().context("following the process that started this one")?;
-    let mut spec = local::read_job(&args.job)?.spec()?;
-    job::check_workers(&spec, args.workers).map_err(Failure::Input)?;
+    let spec = local::read_job(&args.job)?.spec()?;
+    let count = job::workers(&spec, args.workers).map_err(Failure::Input)?;
     texts::texts(&spec)?;
     let program = workers::program()?;
     let shown = args.out.clone().unwrap_or_else(|| Path::new("out").join(&spec.name));
@@ -71,9 +74,9 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     let text = text.ok_or_else(|| Failure::Input(format!("--out {}: no UTF-8 text", shown.display())))?;
 
     let coordinator = Coordinator::start(&directory).await?;
-    let threads = threads(&spec, &directory, args.workers).map_err(Failure::Input)?;
-    spec.train.threads = Some(threads);
-    let resolved = resolved_yaml(&spec).context("the job as YAML")?;
+    let mut written = spec.clone();
+    written.train.threads = Some(threads(&spec, &directory, count).map_err(Failure::Input)?);
+    let resolved = resolved_yaml(&written).context("the job as YAML")?;
     let path = directory.join("job.yaml");
     write_atomic(&path, resolved.as_bytes())
         .with_context(|| format!("{} cannot be written", path.display()))?;
@@ -86,11 +89,20 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
         program: &program,
         url: &coordinator.url.clone(),
         device: &args.device,
-        count: args.workers.saturating_add(args.spares),
+        count: count.saturating_add(args.spares),
         logs: &directory.join("logs"),
     };
-    let mut run =
-        Run { job, coordinator, launch, workers: None, preparing: None, progress: None, unit, restarts };
+    let mut run = Run {
+        job,
+        coordinator,
+        launch,
+        workers: None,
+        preparing: None,
+        progress: None,
+        unit,
+        restarts,
+        signals: 0,
+    };
     let summary = run.follow().await;
     let outcome = run.end(summary?).await;
     leave_behind(&outcome.summary, (&name, unit), &directory, &shown);
@@ -156,6 +168,8 @@ struct Run<'a> {
     unit: &'static str,
     /// Whether workers that end are started again.
     restarts: bool,
+    /// How many signals asked for the end: the first stops the run after a step, the second at once.
+    signals: u32,
 }
 
 /// How a run ended.
@@ -167,8 +181,7 @@ struct Outcome {
 impl Run<'_> {
     /// Follows the run to its last state.
     async fn follow(&mut self) -> Result<JobSummary, Failure> {
-        let mut stop = pin!(stop_signal()?);
-        let mut stopped = false;
+        let mut signals = Signals::listen()?;
         let mut watcher = self
             .coordinator
             .handle
@@ -223,10 +236,7 @@ impl Run<'_> {
                         self.happened(Event::Broken { job: self.job.clone(), reason }).await?;
                     }
                 },
-                name = &mut stop, if !stopped => {
-                    stopped = true;
-                    self.happened(Event::Cancelled { job: self.job.clone(), reason: format!("ended by {name}") }).await?;
-                },
+                name = signals.next() => self.signalled(name, state).await?,
             }
         }
     }
@@ -251,6 +261,28 @@ impl Run<'_> {
                 Ok(None)
             }
             _ => Ok(None),
+        }
+    }
+
+    /// Someone wants the run to end.
+    async fn signalled(&mut self, name: &str, state: JobState) -> Result<(), Failure> {
+        self.signals += 1;
+        let when = if self.signals == 1 { CancelWhen::AfterStep } else { CancelWhen::Now };
+        let event = Event::Cancelled { job: self.job.clone(), reason: format!("ended by {name}"), when };
+        let handle = self.coordinator.handle.clone();
+        // Not waited for: a second signal has to be heard whatever holds up the coordinator.
+        let cancelled = tokio::spawn(async move { handle.happened(event).await });
+        if when == CancelWhen::AfterStep {
+            if state == JobState::Running {
+                tracing::info!(
+                    "{name}: the run ends after the step at hand, which is saved; once more ends it at once"
+                );
+            }
+            return Ok(());
+        }
+        match timeout(AT_ONCE, cancelled).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(anyhow!("ended by {name}, twice: the coordinator did not answer").into()),
         }
     }
 
@@ -281,24 +313,25 @@ impl Run<'_> {
             workers.settle().await;
             words = workers.last_words(&summary.reason);
         }
-        if let Some(workers) = self.workers.take() {
+        if let Some(workers) = self.workers.take_if(|_| self.signals > 1) {
+            workers.kill().await;
+        } else if let Some(workers) = self.workers.take() {
             let reason = format!("job {} is over", self.job);
             // A driver that is gone can dismiss nobody; then they are killed.
             let _ = self.happened(Event::Dismissed { reason }).await;
             workers.stop().await;
-        } else if !failed {
-            eprintln!("nothing to do: {}", summary.reason);
+        } else if summary.state == JobState::Ended(Ending::Done) {
+            say(&format!("nothing to do: {}", summary.reason));
         }
         self.coordinator.service.abort();
         let result = match summary.state {
             JobState::Ended(Ending::Done) => Ok(()),
             JobState::Ended(Ending::Cancelled) => {
-                eprintln!("the run was cancelled: {}", summary.reason);
+                say(&format!("the run was cancelled: {}", summary.reason));
                 Err(Failure::Said(FAILED))
             }
             _ => {
-                eprintln!("error: {}", summary.reason);
-                eprint!("{words}");
+                say(&format!("error: {}\n{words}", summary.reason));
                 Err(Failure::Said(FAILED))
             }
         };
@@ -321,6 +354,6 @@ fn leave_behind(summary: &JobSummary, (name, unit): (&str, &str), directory: &Pa
         Err(error) => tracing::warn!("no loss curve: {error:#}"),
     }
     for (what, path) in lines {
-        eprintln!("{what:<11} {}", path.display());
+        say(&format!("{what:<11} {}", path.display()));
     }
 }

@@ -16,6 +16,7 @@ use std::pin::pin;
 
 use anyhow::Context;
 use clap::Args;
+use coxswain_console::say;
 use coxswain_core::certificate::{Certificate, Done, Head, ONE, RunRecord, certify};
 use coxswain_files::atomic::{create_folder, write_atomic};
 
@@ -49,8 +50,8 @@ pub(crate) struct Verify {
     /// Write the certificate as JSON, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// What workers compute on: cpu, cuda:N, or cuda for one GPU each.
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    /// What workers compute on: cpu.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = coxswain_proto::device::device)]
     device: String,
 }
 
@@ -63,18 +64,18 @@ pub(crate) async fn verify(args: Verify) -> Result<(), Failure> {
         // What cannot be removed costs room and nothing else.
         let _ = fs::remove_dir_all(&out.path);
     } else {
-        eprintln!("the runs are in {}", out.path.display());
+        say(&format!("the runs are in {}", out.path.display()));
     }
     let certificate = result?;
-    output::write(&certificate.to_string())?;
     if let Some(path) = &args.json {
         let mut json = serde_json::to_vec_pretty(&certificate).context("the certificate as JSON")?;
         json.push(b'\n');
         write_atomic(path, &json).with_context(|| format!("{} cannot be written", path.display()))?;
     }
+    output::write(&certificate.to_string())?;
     for row in &certificate.layouts {
         if let Some(broken) = &row.broken {
-            eprintln!("error: layout {}: {broken}", row.layout);
+            say(&format!("error: layout {}: {broken}", row.layout));
         }
     }
     if holds { Ok(()) } else { Err(Failure::Said(FAILED)) }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use coxswain_files::atomic::create_folder;
 use coxswain_proto::tls::args::TLS_DIR;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep, timeout_at};
 
 /// The program, beside this one.
@@ -50,7 +50,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) program: &'a Path,
     /// The coordinator's address.
     pub(crate) url: &'a str,
-    /// `cpu`, `cuda:N`, or `cuda` for one GPU each.
+    /// What each computes on.
     pub(crate) device: &'a str,
     pub(crate) count: u32,
     /// The folder of the logs.
@@ -60,6 +60,8 @@ pub(crate) struct Launch<'a> {
 struct Worker {
     name: String,
     child: Child,
+    /// Its stdin: it ends when this is closed, so it outlives `up` in no case.
+    _tie: Option<ChildStdin>,
     log: PathBuf,
     ended: Option<ExitStatus>,
     /// Starts since the run last took a step, without the first.
@@ -102,7 +104,7 @@ impl Workers {
         self.look();
         for (index, worker) in (0..).zip(&mut self.workers) {
             let Some(status) = worker.ended.filter(|_| worker.restarts < RESTARTS) else { continue };
-            tracing::warn!(worker = worker.name, "ended ({}) and is started again", describe(status));
+            tracing::warn!("{} ended ({}) and is started again", worker.name, describe(status));
             let restarts = worker.restarts + 1;
             *worker = Worker { restarts, ..start_one(launch, index)? };
         }
@@ -143,12 +145,23 @@ impl Workers {
         words
     }
 
+    /// Kills them.
+    pub(crate) async fn kill(mut self) {
+        for worker in &mut self.workers {
+            // An error means that it has just ended.
+            let _ = worker.child.start_kill();
+        }
+        for worker in &mut self.workers {
+            let _ = worker.child.wait().await;
+        }
+    }
+
     /// Waits for workers that were told to leave, and kills those that stay.
     pub(crate) async fn stop(mut self) {
         let until = Instant::now() + STOP;
         for worker in &mut self.workers {
             if timeout_at(until, worker.child.wait()).await.is_err() {
-                tracing::warn!(worker = worker.name, "does not leave by itself: killed");
+                tracing::warn!("{} does not leave by itself: killed", worker.name);
                 // An error means that it has just ended.
                 let _ = worker.child.kill().await;
             }
@@ -170,20 +183,19 @@ fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
     let out = File::options().append(true).create(true).open(&log);
     let out = out.with_context(|| format!("{} cannot be written", log.display()))?;
     let err = out.try_clone().with_context(|| format!("{} cannot be written", log.display()))?;
-    let device = if launch.device == "cuda" { format!("cuda:{index}") } else { launch.device.to_owned() };
     // A worker that has the cores to itself spins for about a millisecond before its threads sleep:
     // the next product is mostly there by then. Workers that share cores must not spin at all.
     let spin = if launch.count == 1 { "30000" } else { "0" };
-    let child = Command::new(launch.program)
-        .args(["--coordinator", launch.url, "--device", &device, "--name", &name])
+    let mut child = Command::new(launch.program)
+        .args(["--coordinator", launch.url, "--device", launch.device, "--name", &name])
         // `up` is the coordinator, and does not come back.
-        .args(["--orphan-s", "0"])
+        .args(["--orphan-s", "0", "--tied"])
         .env("OMP_WAIT_POLICY", "PASSIVE")
         .env("GOMP_SPINCOUNT", spin)
         // Those are for coordinators with certificates, and this one is on this machine only.
         .env_remove(TLS_DIR)
         .env_remove("COXSWAIN_JOIN_TOKEN")
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(out)
         .stderr(err)
         // Ctrl-C reaches `up` alone, which ends the run in order.
@@ -191,7 +203,8 @@ fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("{} does not start", launch.program.display()))?;
-    Ok(Worker { name, child, log, ended: None, restarts: 0 })
+    let tie = child.stdin.take();
+    Ok(Worker { name, child, _tie: tie, log, ended: None, restarts: 0 })
 }
 
 fn describe(status: ExitStatus) -> String {

@@ -1,9 +1,9 @@
 //! The program as a user meets it: exit codes, stdout and stderr.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 const JOB: &str = "
 name: tiny
@@ -28,12 +28,17 @@ fn bad_input_is_told_and_starts_nothing() {
     fs::write(folder.path().join("job.yaml"), JOB).unwrap();
     fs::write(folder.path().join("bad.yaml"), JOB.replace("heads: 4", "heeads: 4")).unwrap();
     let listen = ["serve", "--data-dir", "state", "--listen", "0.0.0.0:0"];
-    let rows: [(&[&str], &str); 11] = [
+    let rows: [(&[&str], &str); 13] = [
         (&["up", "bad.yaml", "--workers", "2"], "heads"),
         (&["up", "none.yaml", "--workers", "2"], "the job file none.yaml cannot be read"),
         (&["up", "job.yaml", "--workers", "3"], "the layout needs 2 (layout.pipeline 2 x"),
         (&["up", "job.yaml", "--workers", "two"], "invalid value 'two'"),
-        (&["up", "job.yaml"], "--workers"),
+        (&["up", "job.yaml", "--device", "cuda"], "this build computes on the cpu only"),
+        (
+            &["verify", "job.yaml", "--layouts", "pp2", "--device", "gpu"],
+            "this build computes on the cpu only",
+        ),
+        (&["up", "job.yaml", "--set", "trian.steps=3"], "--set trian.steps=3: trian: is not a known key"),
         (&["plan", "job.yaml", "--workers", "4"], "the layout needs 2"),
         (&["plan", "job.yaml", "--workers", "2", "--set", "train.stepps=1"], "stepps"),
         (&["submit", "bad.yaml", "--directory", "/tmp/none"], "heads"),
@@ -102,15 +107,50 @@ fn what_cannot_be_reached_failed() {
 }
 
 #[test]
+fn what_the_system_says_is_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
+    let rows: [(&[&str], &str); 3] = [
+        (&["export", "--checkpoint", "file", "--out", "o"], "(os error 20)"),
+        (&["import", "file/none", "--out", "o"], "(os error 20)"),
+        (&["events", "--data-dir", "none"], "(os error 2)"),
+    ];
+    for (arguments, expected) in rows {
+        let output = coxswain(folder.path(), arguments);
+        let err = text(&output.stderr);
+        assert_eq!(err.matches(expected).count(), 1, "{arguments:?}: {err}");
+    }
+}
+
+#[test]
 fn plans_go_to_stdout() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("job.yaml"), JOB).unwrap();
     let output = coxswain(folder.path(), &["plan", "job.yaml", "--workers", "2"]);
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
     assert!(text(&output.stdout).contains("worker-1"), "{}", text(&output.stdout));
-    let output = coxswain(folder.path(), &["plan", "job.yaml", "--workers", "2", "--format", "json"]);
+    let output = coxswain(folder.path(), &["plan", "job.yaml", "--format", "json"]);
     let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(plan["ranks"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn a_command_whose_output_nobody_reads_ends_quietly() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("job.yaml"), JOB).unwrap();
+    let plan = |stdout: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_coxswain"));
+        command.current_dir(folder.path()).args(["plan", "job.yaml", "--workers", "2"]);
+        command.stdout(stdout).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap()
+    };
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = plan(writer.into());
+    // As if by SIGPIPE.
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(141), ""));
+    let output = plan(File::options().write(true).open("/dev/full").unwrap().into());
+    let expected = "error: writing to stdout: No space left on device (os error 28)\n";
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), expected));
 }
 
 #[test]
@@ -129,6 +169,10 @@ fn a_known_model_is_planned_without_a_job_file() {
         assert_eq!(plan["parameters"].as_u64(), Some(parameters), "{preset}");
         assert_eq!(plan["ranks"].as_array().map(Vec::len).unwrap().to_string(), workers, "{preset}");
     }
+    // The layout says how many workers there are.
+    let of_layout = plan(&["--preset", "gpt2", "--set", "layout.tensor=2", "--set", "layout.data=2"]);
+    let said = text(&of_layout.stdout);
+    assert!(said.contains("pipeline 1 x tensor 2 x data 2 · 4 workers"), "{}", text(&of_layout.stderr));
     let output = plan(&["--preset", "gpt2", "--workers", "4", "--set", "layout.tensor=4"]);
     assert!(text(&output.stdout).contains("pipeline 1 x tensor 4 x data 1"), "{}", text(&output.stderr));
     let rows: [(&[&str], &str); 5] = [

@@ -45,6 +45,7 @@ fn journal(count: usize) -> String {
         stage: rank,
         host: "alpha".to_owned(),
         pid: 1000 + rank,
+        cores: 2,
         slow_percent: 100,
     };
     let mut entries = vec![
@@ -134,7 +135,7 @@ async fn demand(mut jobs: JobsClient<Channel>, folder: std::path::PathBuf) -> Pr
         let Ok(job) = submit(&mut jobs, &folder.join(format!("job{n}"))).await else { break };
         promised.insert(job.clone(), false);
         if n % 2 == 0 {
-            let cancel = wire::CancelRequest { job: job.clone(), reason: "enough".to_owned() };
+            let cancel = wire::CancelRequest { job: job.clone(), reason: "enough".to_owned(), now: false };
             if jobs.cancel(cancel).await.is_err() {
                 // It may be cancelled or not: nothing was promised.
                 promised.remove(&job);

@@ -124,11 +124,20 @@ fn certificates_are_private_and_never_written_over() {
     assert!(run(&["certs", "issue", "--dir", "tls", "--role", "viewer", "--name", "vic"]).status.success());
     let taken = run(&["certs", "issue", "--dir", "tls", "--role", "admin", "--name", "vic"]);
     assert!(text(&taken.stderr).contains("take another name"), "{}", text(&taken.stderr));
-    let rows: [(&[&str], &str); 4] = [
+    let rows: [(&[&str], &str); 7] = [
         (&["certs", "issue", "--dir", "tls", "--role", "viewer", "--name", "../x"], "has to be of letters"),
         (&["certs", "issue", "--dir", "tls", "--role", "worker", "--name", "w"], "coxswain token create"),
         (&["certs", "issue", "--dir", "tls", "--role", "root", "--name", "r"], "admin, submitter, viewer"),
         (&["serve", "--data-dir", "d", "--tls-dir", "none"], "coxswain certs init --dir none"),
+        (&["certs", "init", "--dir", "other", "--host", "bad host"], "is no name or address of a host"),
+        (
+            &["status", "--tls-dir", "none"],
+            "none/ca.pem: No such file or directory (os error 2); --tls-dir and",
+        ),
+        (
+            &["certs", "join", "--token-file", "none", "--name", "sue", "--out", "sue"],
+            "none cannot be read: No such file or directory (os error 2)\n",
+        ),
     ];
     for (arguments, expected) in rows {
         let output = run(arguments);
@@ -136,7 +145,9 @@ fn certificates_are_private_and_never_written_over() {
         assert!(text(&output.stderr).contains(expected), "{}", text(&output.stderr));
     }
     let before = fs::read(folder.path().join("tls/cert.pem")).unwrap();
-    assert!(run(&["certs", "renew", "--dir", "tls"]).status.success());
+    let renewed = run(&["certs", "renew", "--dir", "tls", "--host", "new.example"]);
+    let names = "10.0.0.1, train.example, localhost, 127.0.0.1, ::1, new.example";
+    assert!(text(&renewed.stderr).contains(names), "{}", text(&renewed.stderr));
     assert!(fs::read(folder.path().join("tls/cert.pem")).unwrap() != before);
     let mode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777;
     for (name, expected) in [

@@ -5,8 +5,8 @@
 #[path = "../src/tests/fake.rs"]
 mod fake;
 
-use std::fs;
-use std::io::Read;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -34,6 +34,7 @@ fn play_the_worker() {
     match (name, script.as_str()) {
         ("worker-1", "dies") => faults.dies_at = Some(3),
         ("worker-1", "fails") => faults.fails_at = Some(3),
+        (_, "does not stop") => faults.deaf = true,
         ("worker-1", "never starts") => {
             println!("libtorch is not here");
             std::process::exit(3);
@@ -77,10 +78,24 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    fn start(&self, script: &str, more: &[&str]) -> Child {
+    fn command(&self, script: &str, more: &[&str]) -> Command {
         let mut command = Command::new(self.path("coxswain"));
         command.current_dir(self.folder.path()).args(["up", "job.yaml", "--workers", "2"]).args(more);
-        command.env("FAKE_SCRIPT", script).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        command.env("FAKE_SCRIPT", script);
+        command
+    }
+
+    fn start(&self, script: &str, more: &[&str]) -> Child {
+        self.command(script, more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Waits until a run takes steps.
+    fn takes_steps(&self) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while fs::read_to_string(self.path("out/tiny/metrics.jsonl")).unwrap_or_default().is_empty() {
+            assert!(Instant::now() < until, "the run does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Runs to the end: exit code and stderr. Nothing may be left running.
@@ -99,6 +114,10 @@ impl Place {
         }
         (status.code(), err)
     }
+}
+
+fn kill(signal: &str, child: &Child) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
 }
 
 #[test]
@@ -126,6 +145,36 @@ fn a_run_to_the_end_leaves_what_it_says() {
     // The job that was written down is the job.
     let again = place.start("", &["--out", "again"]);
     assert_eq!(place.finish(again).0, Some(0));
+}
+
+#[test]
+fn a_run_needs_nobody_who_listens() {
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    for deaf in ["full", "a pipe that is closed after the first line", "closed"] {
+        let place = Place::new();
+        let mut command = place.command("", &["--set", "train.steps=40"]);
+        let status = match deaf {
+            "full" => command.stdout(full()).stderr(full()).status().unwrap(),
+            "closed" => {
+                let program = place.path("coxswain");
+                let mut shell = Command::new("sh");
+                shell.current_dir(place.folder.path()).args(["-c", "exec \"$@\" >&- 2>&-", "sh"]);
+                shell.arg(program).args(["up", "job.yaml", "--workers", "2"]).status().unwrap()
+            }
+            _ => {
+                let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+                let mut lines = BufReader::new(child.stderr.take().unwrap());
+                lines.read_line(&mut String::new()).unwrap();
+                drop(lines);
+                child.wait().unwrap()
+            }
+        };
+        assert_eq!(status.code(), Some(0), "stderr: {deaf}");
+        let out = place.path("out/tiny");
+        assert!(fs::read_to_string(out.join("loss.svg")).unwrap().contains("</svg>"), "{deaf}");
+        let steps = fs::read_to_string(out.join("metrics.jsonl")).unwrap().lines().count();
+        assert_eq!(steps, 40, "{deaf}");
+    }
 }
 
 #[test]
@@ -171,24 +220,58 @@ fn a_worker_that_never_starts_ends_the_run() {
 }
 
 #[test]
-fn a_signal_cancels_the_run() {
-    for signal in ["-INT", "-TERM"] {
+fn a_signal_ends_the_run_after_a_step_that_is_saved() {
+    for signal in ["-INT", "-TERM", "-HUP"] {
         let place = Place::new();
         let child = place.start("", &["--set", "train.steps=100000"]);
-        let until = Instant::now() + Duration::from_secs(20);
-        let metrics = place.path("out/tiny/metrics.jsonl");
-        while fs::read_to_string(&metrics).unwrap_or_default().is_empty() {
-            assert!(Instant::now() < until, "the run does not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let killed = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
-        assert!(killed.success());
-        let start = Instant::now();
+        place.takes_steps();
+        kill(signal, &child);
         let (code, err) = place.finish(child);
         assert_eq!(code, Some(1), "{err}");
-        assert!(err.contains("the run was cancelled: ended by "), "{err}");
-        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        let lines = fs::read_to_string(place.path("out/tiny/metrics.jsonl")).unwrap().lines().count();
+        let saved = format!("checkpoint  out/tiny/checkpoints/step-{lines:08}");
+        assert!(err.contains("the run was cancelled: ended by ") && err.contains(&saved), "{err}");
     }
+}
+
+#[test]
+fn a_second_signal_ends_the_run_at_once_and_says_what_is_lost() {
+    let place = Place::new();
+    let child = place.start("does not stop", &["--set", "train.steps=100000"]);
+    place.takes_steps();
+    kill("-INT", &child);
+    std::thread::sleep(Duration::from_millis(300));
+    kill("-INT", &child);
+    let start = Instant::now();
+    let (code, err) = place.finish(child);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("once more ends it at once"), "{err}");
+    assert!(err.contains("steps lost: there is no checkpoint"), "{err}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_signal_before_the_run_ends_it_at_once() {
+    let place = Place::new();
+    let child = place.start(
+        "",
+        &["--set", "layout.pipeline=1", "--set", "layout.data=2", "--set", "data.synthetic.tokens=400000000"],
+    );
+    let until = Instant::now() + Duration::from_secs(20);
+    // The tokens are being written.
+    while !place.path("out/tiny/data").exists() {
+        assert!(Instant::now() < until, "nothing is prepared");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    kill("-TERM", &child);
+    let start = Instant::now();
+    let (code, err) = place.finish(child);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(
+        err.contains("the run was cancelled: ended by SIGTERM") && !err.contains("nothing to do"),
+        "{err}"
+    );
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -33,8 +33,6 @@ pub enum ConnectError {
         url: String,
         /// The innermost cause.
         why: String,
-        /// The whole of it.
-        source: tonic::transport::Error,
     },
     /// Somebody answers, whom this caller does not trust or who does not speak TLS.
     #[error("no secure connection to {url}: {why}")]
@@ -99,7 +97,7 @@ pub async fn connect_over(url: &str, transport: &Transport) -> Result<Channel, C
     };
     connected.map_err(|source| match tls_error(&source) {
         Some(error) => ConnectError::Insecure { url: url.to_owned(), why: explain(error) },
-        None => ConnectError::Unreachable { url: url.to_owned(), why: innermost(&source), source },
+        None => ConnectError::Unreachable { url: url.to_owned(), why: innermost(&source) },
     })
 }
 

@@ -146,6 +146,7 @@ impl From<status::WorkerStatus> for wire::WorkerStatus {
             leaving: status.leaving,
             activity: status.activity.map(Into::into),
             pace: status.pace.map(Into::into),
+            begun: status.begun.map(Into::into),
         }
     }
 }
@@ -190,7 +191,35 @@ impl TryFrom<wire::WorkerStatus> for status::WorkerStatus {
             leaving: status.leaving,
             activity: status.activity.map(Into::into),
             pace: status.pace.map(Into::into),
+            begun: status.begun.map(TryInto::try_into).transpose()?,
         })
+    }
+}
+
+impl From<status::Begun> for wire::Begun {
+    fn from(begun: status::Begun) -> Self {
+        let origin = match begun.origin {
+            status::Origin::Initial => wire::Origin::Initial,
+            status::Origin::Checkpoint => wire::Origin::Checkpoint,
+            status::Origin::Memory => wire::Origin::Memory,
+        };
+        wire::Begun { step: begun.step.0, origin: origin.into() }
+    }
+}
+
+impl TryFrom<wire::Begun> for status::Begun {
+    type Error = WireError;
+
+    fn try_from(begun: wire::Begun) -> Result<Self, WireError> {
+        let field = "Begun.origin";
+        let origin = match wire::Origin::try_from(begun.origin) {
+            Ok(wire::Origin::Initial) => status::Origin::Initial,
+            Ok(wire::Origin::Checkpoint) => status::Origin::Checkpoint,
+            Ok(wire::Origin::Memory) => status::Origin::Memory,
+            Ok(wire::Origin::Unspecified) => return Err(WireError::Missing(field)),
+            Err(_) => return Err(WireError::Unknown { field, found: begun.origin }),
+        };
+        Ok(status::Begun { step: Step(begun.step), origin })
     }
 }
 
@@ -340,6 +369,34 @@ impl TryFrom<wire::Published> for status::Published {
     }
 }
 
+impl From<status::Leave> for wire::Leave {
+    fn from(leave: status::Leave) -> Self {
+        let cause = match leave.cause {
+            status::LeaveCause::Drained => wire::LeaveCause::Drained,
+            status::LeaveCause::Dismissed => wire::LeaveCause::Dismissed,
+            status::LeaveCause::Asked => wire::LeaveCause::Asked,
+            status::LeaveCause::Refused => wire::LeaveCause::Refused,
+        };
+        wire::Leave { cause: cause.into(), reason: leave.reason }
+    }
+}
+
+impl TryFrom<wire::Leave> for status::Leave {
+    type Error = WireError;
+
+    fn try_from(leave: wire::Leave) -> Result<Self, WireError> {
+        let cause = match wire::LeaveCause::try_from(leave.cause) {
+            Ok(wire::LeaveCause::Drained) => status::LeaveCause::Drained,
+            Ok(wire::LeaveCause::Dismissed) => status::LeaveCause::Dismissed,
+            Ok(wire::LeaveCause::Asked) => status::LeaveCause::Asked,
+            Ok(wire::LeaveCause::Refused) => status::LeaveCause::Refused,
+            Ok(wire::LeaveCause::Unspecified) => return Err(WireError::Missing("Leave.cause")),
+            Err(_) => return Err(WireError::Unknown { field: "Leave.cause", found: leave.cause }),
+        };
+        Ok(status::Leave { cause, reason: leave.reason })
+    }
+}
+
 impl From<status::Desired> for wire::Desired {
     fn from(desired: status::Desired) -> Self {
         wire::Desired {
@@ -348,10 +405,11 @@ impl From<status::Desired> for wire::Desired {
             assignment_digest: desired.assignment_digest,
             assignment: desired.assignment,
             run_to: desired.run_to.0,
+            save_after: desired.save_after.0,
             publish: desired.publish.map(Into::into),
             decided: desired.decided.0,
             acknowledged: desired.acknowledged.0,
-            leave: desired.leave,
+            leave: desired.leave.map(Into::into),
         }
     }
 }
@@ -369,10 +427,11 @@ impl TryFrom<wire::Desired> for status::Desired {
             assignment_digest: desired.assignment_digest,
             assignment: desired.assignment,
             run_to: Step(desired.run_to),
+            save_after: Step(desired.save_after),
             publish: desired.publish.map(TryInto::try_into).transpose()?,
             decided: Step(desired.decided),
             acknowledged: Step(desired.acknowledged),
-            leave: desired.leave,
+            leave: desired.leave.map(TryInto::try_into).transpose()?,
         })
     }
 }

@@ -5,11 +5,13 @@
 //! - [`convert`]: wire messages to checked types and back.
 //! - [`limits`]: the bounds that both ends of a call must share.
 //! - [`channel`]: how a client reaches the coordinator, with those bounds in place.
+//! - [`device`]: what `--device` may be.
 //! - [`parent`]: processes that end with the one that started them.
 //! - [`tls`]: transport security as those who call see it.
 
 pub mod channel;
 pub mod convert;
+pub mod device;
 pub mod limits;
 pub mod parent;
 pub mod tls;

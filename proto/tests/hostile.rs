@@ -54,6 +54,7 @@ fn status() -> wire::WorkerStatus {
             last: None,
         }),
         pace: Some(wire::Pace { step: 12, busy_us: 5 }),
+        begun: Some(wire::Begun { step: 9, origin: wire::Origin::Memory.into() }),
     }
 }
 
@@ -64,9 +65,10 @@ fn desired() -> wire::Desired {
         assignment_digest: Some("abc".into()),
         assignment: Some("{}".into()),
         run_to: 100,
+        save_after: 11,
         publish: Some(wire::Publish { step: 10, files: status().saved.unwrap().files }),
         acknowledged: 9,
-        leave: None,
+        leave: Some(wire::Leave { cause: 1, reason: "drained".into() }),
         decided: 10,
     }
 }

@@ -8,8 +8,8 @@ use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
 use coxswain_types::model::{Architecture, Biases, ModelSpec, NormKind, NormPlacement, NormSpec};
 use coxswain_types::params::parameter_table;
 use coxswain_types::status::{
-    Activity, Desired, Fault, HeldOut, Pace, Phase, Publish, Published, Saved, SavedFile, StepReport,
-    WorkerInfo, WorkerStatus,
+    Activity, Begun, Desired, Fault, HeldOut, Leave, LeaveCause, Origin, Pace, Phase, Publish, Published,
+    Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
 };
 use prost::Message;
 
@@ -81,6 +81,7 @@ fn status(phase: Phase) -> WorkerStatus {
             last: Some("0F11".into()),
         }),
         pace: Some(Pace { step: Step(7), busy_us: 1234 }),
+        begun: Some(Begun { step: Step(6), origin: Origin::Memory }),
     }
 }
 
@@ -138,12 +139,14 @@ fn what_is_wanted_comes_back_the_same() {
         assignment_digest: Some("abc".into()),
         assignment: Some("{\"rank\":0}".into()),
         run_to: Step(100),
+        save_after: Step(11),
         publish: Some(Publish { step: Step(10), files: files() }),
         decided: Step(6),
         acknowledged: Step(8),
-        leave: Some("the run is over".into()),
+        leave: Some(Leave { cause: LeaveCause::Dismissed, reason: "the run is over".into() }),
     };
-    let empty_texts = Desired { assignment: Some(String::new()), leave: Some(String::new()), ..full.clone() };
+    let drained = Some(Leave { cause: LeaveCause::Drained, reason: String::new() });
+    let empty_texts = Desired { assignment: Some(String::new()), leave: drained, ..full.clone() };
     for sent in [full, empty_texts, Desired::default()] {
         let back = Desired::try_from(carried(&wire::Desired::from(sent.clone()))).unwrap();
         assert_eq!(back, sent);

@@ -4,6 +4,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::process::{lines, signal};
 use crate::{Run, wait_until};
@@ -26,50 +27,49 @@ pub struct Chaos {
     pub signs: &'static [&'static str],
 }
 
-/// The processes of the run's newest generation, by rank, as its coordinator's log tells.
+/// The processes of the run's newest generation, by rank.
 ///
 /// # Errors
-/// There is none, or it cannot be read.
+/// There is none, or the journal cannot be read.
 pub fn at_work(run: &Run) -> Result<Vec<u32>> {
-    let said = std::fs::read_to_string(run.out().with_extension("stderr")).context("the run's log")?;
-    let pid = |name: &str| -> Option<u32> {
-        let here = format!("worker {name} is here (pid ");
-        let line = said.lines().rev().find(|line| line.contains(&here))?;
-        line.split_once(&here)?.1.split_once(' ')?.0.parse().ok()
-    };
-    let pid = |name: &str| pid(name).with_context(|| format!("{name} is not told of"));
-    names_at_work(&said)?.into_iter().map(pid).collect()
+    let pid = |pid: Value| pid.as_u64().and_then(|pid| u32::try_from(pid).ok()).context("a rank's process");
+    ranks(&run.events()?, "pid")?.into_iter().map(pid).collect()
 }
 
-/// The workers of the newest generation, by rank, as a coordinator's log tells.
+/// What these events say of each rank of the newest generation under a key whose values are texts.
 ///
 /// # Errors
-/// There is none.
-pub fn names_at_work(said: &str) -> Result<Vec<&str>> {
-    let formed = said.lines().rev().find_map(|line| line.split_once(" runs from ")?.1.split_once(" on "));
-    let names = formed.and_then(|(_, rest)| rest.split_once(" with ")).context("no generation is told of")?.0;
-    Ok(names.split(", ").collect())
+/// There is no generation, or it has another form.
+pub fn ranks_at_work(events: &[Value], key: &str) -> Result<Vec<String>> {
+    let text = |text: Value| text.as_str().map(str::to_owned).with_context(|| format!("a rank's {key}"));
+    ranks(events, key)?.into_iter().map(text).collect()
 }
 
-/// How often the run says that its workers are gathered again.
+/// The values of `key` of each rank of the newest generation.
+fn ranks(events: &[Value], key: &str) -> Result<Vec<Value>> {
+    let formed = events.iter().rev().find(|event| event["kind"] == "formed").context("no generation yet")?;
+    let ranks = formed["ranks"].as_array().context("its ranks")?;
+    Ok(ranks.iter().map(|rank| rank[key].clone()).collect())
+}
+
+/// How often the run's workers were gathered again.
 pub fn interruptions(run: &Run) -> usize {
-    let said = std::fs::read_to_string(run.out().with_extension("stderr")).unwrap_or_default();
-    said.matches("workers are gathered to go on").count() + said.matches("workers are gathered anew").count()
+    let again = |event: &Value| event["kind"] == "interrupted" || event["kind"] == "regrouped";
+    // Before the run's first entry there is no journal.
+    run.events().map_or(0, |events| events.iter().filter(|event| again(event)).count())
 }
 
 /// How many generations went on from what ranks held in memory, and not from a checkpoint.
 ///
 /// # Errors
-/// The workers' logs cannot be read.
+/// The journal cannot be read.
 pub fn from_memory(run: &Run) -> Result<usize> {
-    let mut count = 0;
-    for entry in std::fs::read_dir(run.out().join("logs")).context("reading the workers' logs")? {
-        let text = std::fs::read_to_string(entry?.path())?;
-        // Every rank says so; the lead rank once for each generation.
-        count +=
-            text.lines().filter(|line| line.contains("held in memory") && line.contains("rank=0")).count();
-    }
-    Ok(count)
+    Ok(began_from_memory(&run.events()?))
+}
+
+/// How many generations of these events went on from memory.
+pub fn began_from_memory(events: &[Value]) -> usize {
+    events.iter().filter(|event| event["kind"] == "begun" && event["origin"] == "memory").count()
 }
 
 /// Waits until the run has noted more than `before` steps; `false` where it has ended instead.
@@ -111,7 +111,7 @@ impl Chaos {
             while interruptions(run) == seen && child.try_wait().context("looking at the run")?.is_none() {
                 before = before.max(lines(&metrics));
                 ensure!(start.elapsed() < RECOVERY, "the loss of {lost} is not noticed");
-                std::thread::sleep(Duration::from_millis(2));
+                std::thread::sleep(Duration::from_millis(10));
             }
             if !next_step(run, &mut child, before)? {
                 break;

@@ -11,6 +11,8 @@
 //! The tests themselves lie in `tests/`: tables of layouts and modes, certificates, failures, two
 //! nodes, memory, convergence, text that is generated, deployment files.
 
+#![allow(clippy::print_stdout, reason = "tables of tests")]
+
 pub mod chaos;
 mod corpus;
 mod folder;
@@ -22,6 +24,6 @@ pub mod threads;
 
 pub use corpus::text;
 pub use folder::{Folder, JOB};
-pub use run::{Outcome, Run, Summary, programs, wait_until};
+pub use run::{Outcome, Run, Summary, events, programs, wait_until};
 pub use site::{SOON, Site};
 pub use table::{Equal, Row, Table};

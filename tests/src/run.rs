@@ -30,6 +30,17 @@ pub fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) 
     Ok(start.elapsed())
 }
 
+/// The events in the journal of this folder, which a coordinator may be writing to.
+///
+/// # Errors
+/// There is none, or `coxswain events` fails.
+pub fn events(folder: &Path) -> Result<Vec<serde_json::Value>> {
+    let output = Command::new(programs("coxswain")?).arg("events").arg("--data-dir").arg(folder).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| serde_json::from_slice(line).context("an event")).collect()
+}
+
 /// A job about to run.
 #[derive(Clone, Debug)]
 pub struct Run {
@@ -123,6 +134,14 @@ impl Run {
 
     fn stderr_path(&self) -> PathBuf {
         self.out.with_extension("stderr")
+    }
+
+    /// What happened to it so far.
+    ///
+    /// # Errors
+    /// There is no journal yet.
+    pub fn events(&self) -> Result<Vec<serde_json::Value>> {
+        events(&self.out.join("coordinator"))
     }
 
     /// Waits for the end of a started run.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::process::signal;
-use crate::{Folder, Run, programs, wait_until};
+use crate::{Folder, Run, events, programs, wait_until};
 
 /// A loaded machine may take this long for what takes a second.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -34,8 +34,12 @@ impl Drop for Site<'_> {
 
 fn start(program: &str, log: PathBuf, args: &[&str]) -> Result<Child> {
     let log = std::fs::File::options().append(true).create(true).open(log).context("a log")?;
+    start_with(program, log.into(), args)
+}
+
+fn start_with(program: &str, stderr: Stdio, args: &[&str]) -> Result<Child> {
     let mut command = Command::new(programs(program)?);
-    command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
     command.spawn().with_context(|| format!("starting {program}"))
 }
 
@@ -58,9 +62,37 @@ impl<'a> Site<'a> {
     /// # Errors
     /// Where it does not start.
     pub fn join(&mut self) -> Result<()> {
-        let (name, url) = (format!("w{}", self.workers.len()), self.url());
+        self.join_as(&format!("w{}", self.workers.len()))
+    }
+
+    /// Starts one more worker, of this name.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn join_as(&mut self, name: &str) -> Result<()> {
+        let url = self.url();
         let log = self.folder.path().join(format!("{name}.log"));
-        self.workers.push(start("coxswain-worker", log, &["--coordinator", &url, "--name", &name])?);
+        self.workers.push(start("coxswain-worker", log, &["--coordinator", &url, "--name", name])?);
+        Ok(())
+    }
+
+    /// The exit code of a worker that ends.
+    ///
+    /// # Errors
+    /// Where it does not end.
+    pub fn exit_code(&mut self, index: usize) -> Result<Option<i32>> {
+        let worker = &mut self.workers[index];
+        wait_until("the end of a worker", SOON, || !matches!(worker.try_wait(), Ok(None)))?;
+        Ok(worker.wait()?.code())
+    }
+
+    /// Starts one more worker, which logs to `stderr`.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn join_with(&mut self, stderr: Stdio) -> Result<()> {
+        let (name, url) = (format!("w{}", self.workers.len()), self.url());
+        self.workers.push(start_with("coxswain-worker", stderr, &["--coordinator", &url, "--name", &name])?);
         Ok(())
     }
 
@@ -127,6 +159,14 @@ impl<'a> Site<'a> {
         let output = command.args(args).args(["--coordinator", &self.url()]).output()?;
         let said = [output.stdout, output.stderr].concat();
         Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    /// What happened so far.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn events(&self) -> Result<Vec<serde_json::Value>> {
+        events(&self.folder.path().join("coordinator"))
     }
 
     /// Whether the job is done: its last checkpoint can be read then, and not yet when a worker says that it is.

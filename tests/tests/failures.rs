@@ -1,12 +1,13 @@
 //! What ends a run ends it soon, by name, and leaves no process behind.
 
+use std::fs::File;
 use std::net::TcpListener;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use coxswain_tests::process::{children, is_alive, lines, signal, system};
-use coxswain_tests::{Folder, Run, programs, wait_until};
+use coxswain_tests::{Folder, Run, SOON, Site, programs, wait_until};
 
 /// Within this time a run whose worker or coordinator is gone must have ended.
 const END: Duration = Duration::from_secs(10);
@@ -69,6 +70,14 @@ fn stopping_up_stops_all_of_it() -> Result<()> {
         let code = if sign == "KILL" { None } else { Some(1) };
         ensure!(outcome.code == code, "{sign}: exit code {:?}\n{}", outcome.code, outcome.stderr);
         expect_gone(&workers)?;
+        if code.is_some() {
+            // The step at hand is saved, and nothing went wrong.
+            let saved = coxswain_files::latest(run.out())?.map(|(step, _)| step as usize);
+            let taken = lines(&run.out().join("metrics.jsonl"));
+            ensure!(saved == Some(taken), "{sign}: {saved:?} of {taken} steps\n{}", outcome.stderr);
+            let log = std::fs::read_to_string(run.out().join("logs/worker-0.log"))?;
+            ensure!(!log.contains("ERROR"), "{sign}:\n{log}");
+        }
     }
     Ok(())
 }
@@ -87,6 +96,21 @@ fn a_worker_alone_can_be_stopped_too() -> Result<()> {
         let log = std::fs::read_to_string(run.out().join("logs/worker-0.log"))?;
         ensure!(sign == "KILL" || !log.contains("did not end"), "the engine had to be left behind:\n{log}");
     }
+    Ok(())
+}
+
+#[test]
+fn workers_need_nobody_who_reads_their_logs() -> Result<()> {
+    let folder = Folder::new()?;
+    let run = folder.run("unheard");
+    let mut site = Site::new(&folder, 0)?;
+    site.join_with(File::options().write(true).open("/dev/full")?.into())?;
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    site.join_with(writer.into())?;
+    site.submit(&run, &["layout.pipeline=2"])?;
+    wait_until("the end", SOON, || site.done())?;
+    ensure!(run.read()?.losses.len() == 20, "not all steps are noted");
     Ok(())
 }
 
@@ -132,9 +156,8 @@ fn bad_input_is_refused_before_anything_starts() -> Result<()> {
         (up(&["--set", "layout.data=9"]), 2, "layout.data"),
         (up(&["--set", "layout.tensor=3"]), 2, "layout.tensor"),
         (up(&["--set", "data.text=nowhere.txt"]), 2, "nowhere.txt"),
-        (up(&["--device", "cuda:0"]), 1, "cpu"),
+        (up(&["--device", "cuda"]), 2, "this build computes on the cpu only"),
         (vec!["up", &missing, "--workers", "1"], 2, "none.yaml"),
-        (vec!["up", &job], 2, "--workers"),
         (vec!["plan", &job, "--workers", "0"], 2, "worker"),
         (vec!["serve", "--listen", "0.0.0.0:0", "--data-dir", &data], 2, "--insecure-network"),
         (vec!["serve", "--listen", &taken, "--data-dir", &data], 2, "in use"),

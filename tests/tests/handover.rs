@@ -16,8 +16,9 @@ use coxswain_engine::{Control, Engine, EngineError, Event, State};
 use coxswain_files::{Digests, prepare};
 use coxswain_tests::Folder;
 use coxswain_tests::threads::assignments_of;
+use coxswain_types::Generation;
 use coxswain_types::assignment::Assignment;
-use coxswain_types::{Generation, Step};
+use coxswain_types::status::Wish;
 use tch::Tensor;
 
 const STEPS: u64 = 12;
@@ -94,7 +95,7 @@ impl Told {
 }
 
 impl Control for Watch {
-    fn wish(&self) -> (u64, Step) {
+    fn wish(&self) -> Wish {
         let voting = *self.step.lock().unwrap() + 1;
         if let (Some(Moment::Unheard { rank }), BREAKS) = (self.moment, voting) {
             if rank == self.rank {
@@ -112,7 +113,7 @@ impl Control for Watch {
                 std::thread::sleep(Duration::from_millis(120));
             }
         }
-        (1, Step(u64::MAX))
+        Wish { revision: 1, ..Wish::NONE }
     }
 
     fn tell(&self, event: Event) {
@@ -125,9 +126,9 @@ impl Control for Watch {
                     strike(links, doing, Arc::clone(&self.told));
                 }
             }
-            Event::Ready(step, reports) => {
-                *self.step.lock().unwrap() = step.0;
-                self.told.started.lock().unwrap().insert(self.rank, step.0);
+            Event::Ready(begun, reports) => {
+                *self.step.lock().unwrap() = begun.step.0;
+                self.told.started.lock().unwrap().insert(self.rank, begun.step.0);
                 reports.into_iter().for_each(|report| self.tell(Event::Reported(report)));
             }
             Event::Stepped(pace) => {

@@ -13,7 +13,7 @@ use coxswain_files::{Digests, prepare};
 use coxswain_native::memory;
 use coxswain_tests::threads::plan_of;
 use coxswain_tests::{Folder, JOB};
-use coxswain_types::status::StepReport;
+use coxswain_types::status::{StepReport, Wish};
 use coxswain_types::{Assignment, Generation, Step};
 
 /// When the generation of four ends, and when the job.
@@ -32,8 +32,8 @@ struct Until<'a> {
 }
 
 impl Control for Until<'_> {
-    fn wish(&self) -> (u64, Step) {
-        (1, Step(self.step))
+    fn wish(&self) -> Wish {
+        Wish { revision: 1, run_to: Step(self.step), ..Wish::NONE }
     }
 
     fn tell(&self, event: Event) {

@@ -1,4 +1,5 @@
 //! Memory that runs take, on bytes counted by the allocator.
+#![allow(clippy::print_stdout, reason = "what was measured")]
 
 use anyhow::{Result, ensure};
 use coxswain_tests::{Folder, Run, Summary};

@@ -3,6 +3,7 @@
 //!
 //! `tests/parity/make.py` made the fixtures with the `transformers` library: random weights, tokens, the
 //! summed loss, and the gradient of every parameter.
+#![allow(clippy::print_stdout, reason = "what was measured")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

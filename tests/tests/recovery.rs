@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use coxswain_core::cluster::LEASE_MS;
-use coxswain_tests::chaos::{Chaos, RECOVERY, from_memory, interruptions, names_at_work, next_step};
+use coxswain_tests::chaos::{
+    Chaos, RECOVERY, began_from_memory, from_memory, interruptions, next_step, ranks_at_work,
+};
 use coxswain_tests::process::{children, is_alive, lines, signal};
 use coxswain_tests::{Folder, Run, SOON, Site, wait_until};
+use serde_json::Value;
 
 /// From a loss to the next new step, over a step's time: what `cargo xtask chaos` demands.
 const MEDIAN_MAX_S: f64 = 1.0;
@@ -71,15 +74,14 @@ fn workers_that_lose_a_peer_stay_and_so_does_what_they_hold() -> Result<()> {
     for turn in 0..LOSSES {
         let before = lines(&metrics);
         wait_until("steps", SOON, || lines(&metrics) >= before + 3)?;
-        let said = site.said();
-        let name = names_at_work(&said)?[turn % 2].to_owned();
+        let name = ranks_at_work(&site.events()?, "worker")?[turn % 2].to_owned();
         let index: usize = name.trim_start_matches('w').parse().with_context(|| name.clone())?;
         ensure!(lines(&metrics) < STEPS, "the run was over before loss {turn}");
         signal(site.worker(index), "KILL")?;
         lost.push(index);
         site.join()?;
-        let generation = format!("generation={}", turn + 2);
-        wait_until("the next generation", SOON, || site.said().contains(&generation))
+        let formed = |event: &Value| event["kind"] == "formed" && event["generation"] == turn + 2;
+        wait_until("the next generation", SOON, || site.events().is_ok_and(|all| all.iter().any(formed)))
             .with_context(|| format!("the coordinator said:\n{}", site.said()))?;
     }
     wait_until("the last step", SOON, || lines(&metrics) == STEPS)?;
@@ -87,10 +89,9 @@ fn workers_that_lose_a_peer_stay_and_so_does_what_they_hold() -> Result<()> {
     for index in (0..3 + LOSSES).filter(|index| !lost.contains(index)) {
         ensure!(is_alive(site.worker(index)), "w{index} has ended:\n{}", site.log(index)?);
     }
-    let logs = (0..3 + LOSSES).map(|index| site.log(index)).collect::<Result<Vec<_>>>()?.concat();
-    // Two ranks each time.
-    let held = logs.matches("held in memory").count();
-    ensure!(held == 2 * LOSSES, "{held} ranks went on from memory:\n{logs}");
+    let events = site.events()?;
+    let held = began_from_memory(&events);
+    ensure!(held == LOSSES, "{held} generations went on from memory:\n{events:?}");
     match run.read()?.bits_differ(&calm) {
         Some(how) => bail!("{how}"),
         None => Ok(()),

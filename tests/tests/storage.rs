@@ -2,6 +2,7 @@
 //! a step is taken from it, and slow storage of one rank makes the others wait and fails nobody.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+#![allow(clippy::print_stdout, reason = "what was measured")]
 
 use std::fs;
 use std::io::Write as _;
@@ -21,7 +22,7 @@ use coxswain_tests::chaos::{at_work, interruptions, next_step};
 use coxswain_tests::process::{lines, signal, system};
 use coxswain_tests::threads::assignments_of;
 use coxswain_tests::{Folder, JOB, Run, wait_until};
-use coxswain_types::Step;
+use coxswain_types::status::Wish;
 
 /// How long ranks wait for each other to join, and how long the files of one take to check.
 const JOINING_MS: u64 = 1500;
@@ -44,8 +45,8 @@ const PATIENCE: Duration = Duration::from_secs(240);
 struct Watch(Mutex<Option<Links>>);
 
 impl Control for Watch {
-    fn wish(&self) -> (u64, Step) {
-        (1, Step(u64::MAX))
+    fn wish(&self) -> Wish {
+        Wish { revision: 1, ..Wish::NONE }
     }
 
     fn tell(&self, event: Event) {

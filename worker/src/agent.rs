@@ -10,14 +10,16 @@ use coxswain_proto::limits::{HEARTBEAT_MS, MAX_REPORTS};
 use coxswain_proto::wire;
 use coxswain_proto::wire::cluster_client::ClusterClient;
 use coxswain_types::ids::Rank as RankId;
-use coxswain_types::status::{Activity, Desired, Fault, Phase, Publish, Published, WorkerInfo, WorkerStatus};
+use coxswain_types::status::{
+    Activity, Desired, Fault, Leave, LeaveCause, Phase, Publish, Published, WorkerInfo, WorkerStatus,
+};
 use coxswain_types::{Assignment, Generation, Step};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use crate::args::Work;
+use crate::args::{BadArgument, Work};
 use crate::identity::{Proof, RETRY};
 use crate::machine;
 use crate::rank::{Order, Rank, work};
@@ -36,9 +38,52 @@ const ENGINE_END_MAX: Duration = Duration::from_secs(600);
 /// How long a process that ends waits for its engine: what that holds is memory only.
 const EXIT_WAIT: Duration = Duration::from_secs(3);
 
+/// Why this process ends, where nothing failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It is wanted no more: it was drained, or its coordinator's work is over.
+    Finished,
+    /// The coordinator does not take this process, or not any more.
+    Refused,
+    /// It was asked to stop.
+    Asked(Stop),
+}
+
+impl End {
+    /// The exit code: 0 only where nobody needs to start this worker again.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            End::Finished => 0,
+            End::Refused => 3,
+            // As of a process that the signal ends.
+            End::Asked(Stop::Interrupt) => 130,
+            End::Asked(Stop::Terminate) => 143,
+        }
+    }
+}
+
+/// A signal that asks this process to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    Interrupt,
+    Terminate,
+}
+
+impl Stop {
+    fn why(self) -> &'static str {
+        match self {
+            Stop::Interrupt => "it was interrupted (SIGINT)",
+            Stop::Terminate => "it was asked to stop (SIGTERM)",
+        }
+    }
+}
+
 /// Works for the coordinator until told to leave, asked to stop, or the coordinator stays away.
-pub(crate) fn run(work: &Work) -> Result<()> {
-    let info = machine::info(work.name.as_deref(), &work.device)?;
+pub(crate) fn run(work: &Work) -> Result<End> {
+    if work.tied {
+        machine::end_with_stdin()?;
+    }
+    let info = machine::info(work.name.as_deref(), &work.device);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The engine's thread has the cores; control traffic needs one thread and one for publishing.
         .worker_threads(1)
@@ -50,14 +95,14 @@ pub(crate) fn run(work: &Work) -> Result<()> {
     result
 }
 
-async fn work_for(work: &Work, info: WorkerInfo) -> Result<()> {
+async fn work_for(work: &Work, info: WorkerInfo) -> Result<End> {
     let mut signals = Signals::listen()?;
-    let proof = Proof::of(work)?;
+    let proof = Proof::of(work).map_err(|error| BadArgument(format!("{error:#}")))?;
     // Before a token is used up.
     proof.allows_tensors(work)?;
     let (identity, channel) = tokio::select! {
         reached = proof.reach(work, &info.id.0) => reached?,
-        _ = signals.next() => return Ok(()),
+        stop = signals.next() => return Ok(End::Asked(stop)),
     };
     let renewing = tokio::spawn(identity.keep(channel.clone()));
     let agent = Agent::new(info, work, coxswain_proto::cluster_client(channel))?;
@@ -67,12 +112,12 @@ async fn work_for(work: &Work, info: WorkerInfo) -> Result<()> {
 }
 
 /// Converses with the coordinator until one of them has enough, and looks for it while it is away.
-async fn stay(work: &Work, mut agent: Agent, mut signals: Signals) -> Result<()> {
+async fn stay(work: &Work, mut agent: Agent, mut signals: Signals) -> Result<End> {
     // Since when there is no coordinator, and why.
     let mut lost: Option<(tokio::time::Instant, String)> = None;
     loop {
         let why = match agent.converse(&mut signals).await? {
-            Conversation::Over => return agent.stop_engine().await,
+            Conversation::Over(end) => return agent.stop_engine().await.map(|()| end),
             Conversation::Refused(reason) if agent.known => reason,
             Conversation::Refused(reason) => bail!("the coordinator refused this worker: {reason}"),
             Conversation::Lost(reason) => {
@@ -92,7 +137,7 @@ async fn stay(work: &Work, mut agent: Agent, mut signals: Signals) -> Result<()>
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY) => {}
-            _ = signals.next() => return agent.stop_engine().await,
+            stop = signals.next() => return agent.stop_engine().await.map(|()| End::Asked(stop)),
         }
     }
 }
@@ -110,11 +155,10 @@ impl Signals {
         Ok(Signals { terminate, interrupt })
     }
 
-    /// What to say when one has come.
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) -> Stop {
         tokio::select! {
-            _ = self.interrupt.recv() => "it was interrupted (SIGINT)",
-            _ = self.terminate.recv() => "it was asked to stop (SIGTERM)",
+            _ = self.interrupt.recv() => Stop::Interrupt,
+            _ = self.terminate.recv() => Stop::Terminate,
         }
     }
 }
@@ -122,7 +166,7 @@ impl Signals {
 /// How a conversation with the coordinator ended.
 enum Conversation {
     /// This worker shall end, or was asked to.
-    Over,
+    Over(End),
     /// There was none.
     Refused(String),
     /// It broke off.
@@ -145,7 +189,7 @@ struct Agent {
     /// Whether a coordinator has taken this worker in.
     known: bool,
     /// Why this worker was asked to stop, and until when it waits for the end of a step.
-    leaving: Option<(&'static str, tokio::time::Instant)>,
+    leaving: Option<(Stop, tokio::time::Instant)>,
     /// How long it does so.
     grace: Duration,
 }
@@ -172,7 +216,7 @@ impl Agent {
         let mut client = self.client.clone();
         let accepted = tokio::select! {
             accepted = client.sync(ReceiverStream::new(messages)) => accepted,
-            _ = signals.next() => return Ok(Conversation::Over),
+            stop = signals.next() => return Ok(Conversation::Over(End::Asked(stop))),
         };
         let mut inbox = match accepted {
             Ok(accepted) => accepted.into_inner(),
@@ -187,9 +231,8 @@ impl Agent {
                 message = inbox.message() => match message {
                     Ok(Some(desired)) => {
                         let desired = Desired::try_from(desired).context("a message of the coordinator")?;
-                        if let Some(reason) = &desired.leave {
-                            tracing::info!("leaving: {reason}");
-                            return Ok(Conversation::Over);
+                        if let Some(leave) = &desired.leave {
+                            return Ok(Conversation::Over(self.sent_away(leave)));
                         }
                         self.obey(desired);
                     }
@@ -204,18 +247,21 @@ impl Agent {
                         self.obey(ending.next);
                     }
                 }
-                why = signals.next() => match self.leaving {
+                stop = signals.next() => match self.leaving {
                     None => {
+                        let why = stop.why();
                         tracing::info!("{why}: leaving at the end of a step; another signal ends it at once");
-                        self.leaving = Some((why, tokio::time::Instant::now() + self.grace));
+                        self.leaving = Some((stop, tokio::time::Instant::now() + self.grace));
                     }
-                    Some(_) => return self.say_goodbye(&outbox, why).await,
+                    Some(_) => return Ok(self.say_goodbye(&outbox, stop, stop.why()).await),
                 },
-                () = self.grace_is_over() => return self.say_goodbye(&outbox, "its time to leave is over").await,
+                stop = self.grace_is_over() => {
+                    return Ok(self.say_goodbye(&outbox, stop, "its time to leave is over").await);
+                }
             }
-            if self.leaving.is_some() && self.assignment.is_none() {
+            if let Some((stop, _)) = self.leaving.filter(|_| self.assignment.is_none()) {
                 tracing::info!("leaving: nothing is left to do");
-                return Ok(Conversation::Over);
+                return Ok(Conversation::Over(End::Asked(stop)));
             }
             if let Some(message) = self.broke() {
                 self.say_last(&outbox).await;
@@ -252,7 +298,7 @@ impl Agent {
         let (mut status, links) = (state.status.clone(), state.links.clone());
         drop(state);
         status.reports.truncate(MAX_REPORTS);
-        status.leaving = self.leaving.map(|(why, _)| why.to_owned());
+        status.leaving = self.leaving.map(|(stop, _)| stop.why().to_owned());
         status.activity = links.filter(|_| self.rank.is_busy()).map(|links| activity(&links));
         status.into()
     }
@@ -398,17 +444,34 @@ impl Agent {
     }
 
     /// The coordinator is gone: the run ends here too.
-    async fn abandon(self, why: &str) -> Result<()> {
+    async fn abandon(self, why: &str) -> Result<End> {
         let stopped = self.stop_engine().await;
         let busy = if self.assignment.is_some() { "; its run ends here" } else { "" };
         let lost = anyhow!("lost the coordinator: {why}{busy}");
         stopped.and(Err(lost))
     }
 
+    /// What this process ends as, which the coordinator sends away.
+    fn sent_away(&self, leave: &Leave) -> End {
+        let end = match (leave.cause, self.leaving) {
+            (LeaveCause::Drained | LeaveCause::Dismissed, _) => End::Finished,
+            (LeaveCause::Asked, Some((stop, _))) => End::Asked(stop),
+            (LeaveCause::Asked, None) | (LeaveCause::Refused, _) => End::Refused,
+        };
+        match end {
+            End::Refused => tracing::warn!("the coordinator refused this worker: {}", leave.reason),
+            End::Finished | End::Asked(_) => tracing::info!("leaving: {}", leave.reason),
+        }
+        end
+    }
+
     /// Ready once this worker has to leave whatever its run does.
-    async fn grace_is_over(&self) {
+    async fn grace_is_over(&self) -> Stop {
         match self.leaving {
-            Some((_, until)) => tokio::time::sleep_until(until).await,
+            Some((stop, until)) => {
+                tokio::time::sleep_until(until).await;
+                stop
+            }
             None => std::future::pending().await,
         }
     }
@@ -417,15 +480,16 @@ impl Agent {
     async fn say_goodbye(
         &self,
         outbox: &mpsc::Sender<wire::WorkerStatus>,
+        stop: Stop,
         why: &str,
-    ) -> Result<Conversation> {
+    ) -> Conversation {
         tracing::info!("leaving: {why}");
         if self.assignment.is_some() {
             self.shared.lock().status.phase =
                 Phase::Failed { message: why.to_owned(), fault: Fault::Leaving };
             self.say_last(outbox).await;
         }
-        Ok(Conversation::Over)
+        Conversation::Over(End::Asked(stop))
     }
 
     /// Says how this worker is before its process ends.
@@ -466,92 +530,4 @@ fn publish_now(assignment: &Assignment, runtime: &str, publish: Publish) -> Resu
 }
 
 #[cfg(test)]
-mod tests {
-    use tonic::transport::Endpoint;
-
-    use super::*;
-
-    fn wish(generation: u64) -> Desired {
-        Desired {
-            revision: generation,
-            generation: Generation(generation),
-            assignment_digest: None,
-            assignment: None,
-            run_to: Step(u64::MAX),
-            publish: None,
-            decided: Step(0),
-            acknowledged: Step(0),
-            leave: None,
-        }
-    }
-
-    /// A worker that is at work in generation 1, whose engine ends once the sender says so.
-    fn at_work() -> (Agent, std::sync::mpsc::Sender<()>) {
-        let info = machine::info(Some("w"), "cpu").unwrap();
-        let mut status = WorkerStatus::idle(info.clone(), Generation(1));
-        (status.assignment_digest, status.phase) = (Some("digest".to_owned()), Phase::Running);
-        let mut rank = Rank::start().unwrap();
-        let (end, ended) = std::sync::mpsc::channel();
-        rank.begin(Box::new(move |_| ended.recv().unwrap_or(()))).unwrap();
-        let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
-        let agent = Agent {
-            info,
-            client: coxswain_proto::cluster_client(channel),
-            address: "127.0.0.1".to_owned(),
-            generation: Generation(1),
-            shared: Shared::new(status),
-            assignment: None,
-            rank,
-            publishing: None,
-            ending: None,
-            longest: Duration::ZERO,
-            known: true,
-            leaving: None,
-            grace: Duration::ZERO,
-        };
-        (agent, end)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_worker_shows_its_old_generation_until_its_engine_has_ended() {
-        let (mut agent, end) = at_work();
-        for generation in [2, 3] {
-            agent.obey(wish(generation));
-            tokio::time::sleep(ENGINE_END_MIN / 3).await;
-            let status = agent.message();
-            assert_eq!((status.generation, status.assignment_digest.as_deref()), (1, Some("digest")));
-        }
-        assert!(agent.shared.lock().dismissed);
-        end.send(()).unwrap();
-        agent.rank.ended().await;
-        agent.engine_ended().await.unwrap();
-        let ending = agent.ending.take().unwrap();
-        agent.obey(ending.next);
-        let status = agent.message();
-        assert_eq!((status.generation, status.assignment_digest), (3, None), "the newest wish counts");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_wish_that_comes_once_the_engine_has_ended_leaves_nothing_to_follow() {
-        let (mut agent, end) = at_work();
-        agent.obey(wish(2));
-        end.send(()).unwrap();
-        agent.rank.ended().await;
-        agent.obey(wish(3));
-        assert_eq!((agent.message().generation, agent.ending.is_none()), (3, true));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_engine_that_hangs_ends_its_process() {
-        let (mut agent, _end) = at_work();
-        agent.obey(wish(2));
-        let error = agent.engine_ended().await.unwrap_err().to_string();
-        assert!(error.contains("did not within 30 s"), "{error}");
-    }
-
-    #[test]
-    fn an_engine_gets_time_to_end_by_what_it_takes_to_look() {
-        let seconds = |longest: u64| time_to_end(Duration::from_secs(longest)).as_secs();
-        assert_eq!([0, 5, 20, 100, 1000, u64::MAX].map(seconds), [30, 30, 80, 400, 600, 600]);
-    }
-}
+mod tests;

@@ -1,24 +1,29 @@
 //! What a worker is told when it starts.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
+use coxswain_console::logs::LogFormat;
 use coxswain_proto::parent::ParentArgs;
 use coxswain_proto::tls::{Secret, TlsArgs};
-use tracing_subscriber::EnvFilter;
 
 /// A worker of a Coxswain cluster: one process, one device.
 ///
-/// It connects to the coordinator, does what it is assigned, and ends when the coordinator goes
-/// away. Exit codes: 0 told to leave or asked to stop, 1 failed, 2 bad arguments.
+/// It connects to the coordinator, does what it is assigned, and ends when the coordinator stays away.
 #[derive(Debug, Parser)]
 #[command(
     name = "coxswain-worker",
     version,
     args_conflicts_with_subcommands = true,
     after_help = "Examples:\n  coxswain-worker --coordinator http://10.0.0.1:7070\n  \
-                  coxswain-worker generate --checkpoint out/demo --prompt 'Once upon a time'"
+                  coxswain-worker generate --checkpoint out/demo --prompt 'Once upon a time'\n\n\
+                  Exit codes:\n  \
+                  0    drained, or its coordinator's work is over: start no other in its place\n  \
+                  1    failed, or without its coordinator for longer than --orphan-s\n  \
+                  2    bad arguments\n  \
+                  3    refused by the coordinator, for example since a newer process has its name\n  \
+                  130  asked to stop by SIGINT\n  \
+                  143  asked to stop by SIGTERM"
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -30,6 +35,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) parent: ParentArgs,
 }
+
+/// An argument that cannot be used: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct BadArgument(pub(crate) String);
 
 /// How to work for a coordinator.
 #[derive(Debug, clap::Args)]
@@ -49,8 +59,8 @@ pub(crate) struct Work {
     /// Send tensors to workers on other machines in plain text, though calls to the coordinator are encrypted
     #[arg(long)]
     pub(crate) plain_tensors: bool,
-    /// The device to compute on: cpu (cuda:N needs a build for CUDA)
-    #[arg(long, default_value = "cpu")]
+    /// The device to compute on: cpu
+    #[arg(long, default_value = "cpu", value_parser = coxswain_proto::device::device)]
     pub(crate) device: String,
     /// This worker's name, unique in the cluster; default HOST-PID
     #[arg(long, env = "COXSWAIN_WORKER_NAME")]
@@ -59,11 +69,14 @@ pub(crate) struct Work {
     #[arg(long, default_value_t = 60)]
     pub(crate) patience_s: u32,
     /// How long to go on without the coordinator, in seconds; 0 ends with it
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 900)]
     pub(crate) orphan_s: u32,
     /// How long to wait for the end of a step when asked to stop (SIGTERM, SIGINT), in seconds
     #[arg(long, default_value_t = 20)]
     pub(crate) grace_s: u32,
+    /// End when stdin is closed: whoever started this worker holds its other end
+    #[arg(long, hide = true)]
+    pub(crate) tied: bool,
 }
 
 /// What a worker does beside working.
@@ -129,29 +142,4 @@ pub(crate) struct Log {
     /// Form of the log lines on stderr
     #[arg(long, global = true, value_enum, default_value = "text", env = "COXSWAIN_LOG_FORMAT")]
     pub(crate) log_format: LogFormat,
-}
-
-/// Form of log lines.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For people.
-    Text,
-    /// For machines, one object a line.
-    Json,
-}
-
-impl Log {
-    /// Starts logging to stderr; `RUST_LOG` filters, `info` by default.
-    pub(crate) fn install(&self) {
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        let builder = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            // It would tell of a log line that it cannot write on that same stderr, and panic.
-            .log_internal_errors(false);
-        match self.log_format {
-            LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
-            LogFormat::Json => builder.json().flatten_event(true).init(),
-        }
-    }
 }

@@ -38,8 +38,8 @@ impl Proof {
     /// What the options say.
     pub(crate) fn of(work: &Work) -> Result<Proof> {
         let token = match (&work.join, &work.join_file) {
-            (Some(token), _) => Some(token.expose().to_owned()),
-            (None, Some(path)) => Some(read(path)?),
+            (Some(token), _) => Some((token.expose().to_owned(), "--join")),
+            (None, Some(path)) => Some((read(path)?, "--join-file")),
             (None, None) => None,
         };
         let transport = work.tls.transport().context("--tls-dir")?;
@@ -47,7 +47,7 @@ impl Proof {
             (Some(_), Transport::Tls(_)) => {
                 bail!("there are a join token and a certificate; leave one of them out")
             }
-            (Some(token), Transport::Plain) => Ok(Proof::Token(token.parse().context("--join")?)),
+            (Some((token, option)), Transport::Plain) => Ok(Proof::Token(token.parse().context(option)?)),
             (None, transport) => Ok(Proof::Transport(transport)),
         }
     }

@@ -33,26 +33,11 @@ pub(crate) fn set_environment() -> Result<()> {
     Err(anew.exec()).context("starting anew with the environment that libtorch needs")
 }
 
-/// A device that this build cannot compute on.
-#[derive(Debug)]
-pub(crate) struct BadDevice(String);
-
-impl std::fmt::Display for BadDevice {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "--device {}: this build computes on the cpu only", self.0)
-    }
-}
-
-impl std::error::Error for BadDevice {}
-
 /// Says who this worker is.
-pub(crate) fn info(name: Option<&str>, device: &str) -> Result<WorkerInfo> {
-    if device != "cpu" {
-        return Err(BadDevice(device.to_owned()).into());
-    }
+pub(crate) fn info(name: Option<&str>, device: &str) -> WorkerInfo {
     let host = host();
     let pid = std::process::id();
-    Ok(WorkerInfo {
+    WorkerInfo {
         id: WorkerId(name.map_or_else(|| format!("{host}-{pid}"), str::to_owned)),
         incarnation: UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64),
         host,
@@ -61,7 +46,7 @@ pub(crate) fn info(name: Option<&str>, device: &str) -> Result<WorkerInfo> {
         device: device.to_owned(),
         runtime: coxswain_native::memory::runtime(),
         serves: None,
-    })
+    }
 }
 
 fn host() -> String {
@@ -85,6 +70,18 @@ pub(crate) fn address_towards(coordinator: &str) -> Result<IpAddr> {
     Ok(socket.local_addr().context("reading the local address")?.ip())
 }
 
+/// Ends this process when stdin does: whoever started it holds the other end, and lets go of it however it ends.
+pub(crate) fn end_with_stdin() -> Result<()> {
+    let watch = || {
+        // An error ends it too: nothing is ever written there.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        tracing::error!("the program that started this worker has ended");
+        std::process::exit(1);
+    };
+    std::thread::Builder::new().name("stdin".to_owned()).spawn(watch).context("watching stdin")?;
+    Ok(())
+}
+
 /// The most memory that this process had resident, in bytes.
 pub(crate) fn peak_rss_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -102,10 +99,5 @@ mod tests {
         assert!(address_towards("http://127.0.0.1:7070").unwrap().is_loopback());
         assert!(address_towards("127.0.0.1:7070").unwrap().is_loopback());
         assert!(address_towards("http://nowhere.invalid:1").is_err());
-    }
-
-    #[test]
-    fn another_device_is_refused_with_the_reason() {
-        assert!(info(None, "cuda:0").unwrap_err().to_string().contains("cpu only"));
     }
 }

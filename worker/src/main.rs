@@ -20,38 +20,38 @@ mod state;
 mod store;
 mod write;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
+use coxswain_console::{logs, say};
 
-use crate::args::{Args, Command};
+use crate::args::{Args, BadArgument, Command};
 
 fn main() -> ExitCode {
     let args = Args::parse();
     if let Err(error) = machine::set_environment() {
-        drop(writeln!(std::io::stderr(), "coxswain-worker: {error:#}"));
+        say(&format!("error: {error:#}"));
         return ExitCode::FAILURE;
     }
-    args.log.install();
+    logs::start(args.log.log_format, logs::Fields::Shown);
     if let Err(error) = args.parent.follow() {
         tracing::error!("{error}");
         return ExitCode::FAILURE;
     }
     let result = match &args.command {
-        Some(Command::Generate(generate)) => write::run(generate),
-        Some(Command::Classify(args)) => classify::run(args),
-        None => agent::run(&args.work),
+        Some(Command::Generate(generate)) => write::run(generate).map(|()| 0),
+        Some(Command::Classify(args)) => classify::run(args).map(|()| 0),
+        None => agent::run(&args.work).map(agent::End::code),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            match args.command {
-                // Of a command a person reads what the program says, as of `coxswain` itself; of a worker, a log.
-                Some(_) => drop(writeln!(std::io::stderr(), "error: {error:#}")),
-                None => tracing::error!("{error:#}"),
-            }
-            if error.is::<machine::BadDevice>() { ExitCode::from(2) } else { ExitCode::FAILURE }
-        }
+    let error = match result {
+        Ok(code) => return ExitCode::from(code),
+        Err(error) => error,
+    };
+    let bad_argument = error.is::<BadArgument>();
+    if args.command.is_some() || bad_argument {
+        say(&format!("error: {error:#}"));
+    } else {
+        tracing::error!("{error:#}");
     }
+    if bad_argument { ExitCode::from(2) } else { ExitCode::FAILURE }
 }

@@ -125,6 +125,8 @@ pub(crate) fn work(order: Order, remains: &mut Option<State>) {
     drop(state);
     match &phase {
         Phase::Failed { message, .. } if dismissed => tracing::info!(step, "ended as told: {message}"),
+        // What went wrong there its peer or the coordinator says.
+        Phase::Failed { message, fault: Fault::Peer } => tracing::warn!(step, "{message}"),
         Phase::Failed { message, .. } => tracing::error!(step, "{message}"),
         Phase::Idle | Phase::Preparing | Phase::Running | Phase::Done => tracing::info!(
             step,

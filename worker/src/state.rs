@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coxswain_comm::Links;
 use coxswain_engine::{Control, Event};
-use coxswain_types::Step;
-use coxswain_types::status::{Desired, Phase, Saved, WorkerStatus};
+use coxswain_types::status::{Desired, Phase, Saved, Wish, WorkerStatus};
 use tokio::sync::Notify;
 
 /// Shared between the loop and one engine's thread; a new assignment gets a new one.
@@ -26,8 +25,8 @@ pub(crate) struct State {
     pub(crate) links: Option<Links>,
     /// Whether the engine was told to end.
     pub(crate) dismissed: bool,
-    /// The newest wish: its revision, and how far to train.
-    wish: (u64, Step),
+    /// The newest wish.
+    wish: Wish,
     saved: VecDeque<Saved>,
 }
 
@@ -37,7 +36,7 @@ const SAVED_MAX: usize = 16;
 
 impl Shared {
     pub(crate) fn new(status: WorkerStatus) -> Shared {
-        let (wish, saved) = ((0, Step(u64::MAX)), VecDeque::new());
+        let (wish, saved) = (Wish::NONE, VecDeque::new());
         let state = State { status, links: None, dismissed: false, wish, saved };
         Shared(Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }))
     }
@@ -76,14 +75,14 @@ impl Shared {
             state.status.saved = state.saved.front().cloned();
             self.0.changed.notify_one();
         }
-        if state.wish.0 < desired.revision {
-            state.wish = (desired.revision, desired.run_to);
+        if state.wish.revision < desired.revision {
+            state.wish = desired.wish();
         }
     }
 }
 
 impl Control for Shared {
-    fn wish(&self) -> (u64, Step) {
+    fn wish(&self) -> Wish {
         self.lock().wish
     }
 
@@ -95,9 +94,10 @@ impl Control for Shared {
                 }
                 state.links = Some(links);
             }
-            Event::Ready(step, reports) => {
+            Event::Ready(begun, reports) => {
                 state.status.phase = Phase::Running;
-                state.status.step = step;
+                state.status.step = begun.step;
+                state.status.begun = Some(begun);
                 state.status.reports = reports;
             }
             Event::Reported(report) => state.status.reports.push(report),

@@ -13,6 +13,12 @@
 //! These lean on [`texts`] (the demo's English), [`pip`] (pinned downloads), [`repo`] (where things
 //! lie) and [`run`] (commands whose failures explain themselves).
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for developers, which may end with its terminal"
+)]
+
 mod bench;
 mod chaos;
 mod demo;

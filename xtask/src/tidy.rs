@@ -36,9 +36,10 @@ struct Rule {
     check: fn(&str, &Tree) -> Vec<Fault>,
 }
 
-const RULES: [Rule; 7] = [
+const RULES: [Rule; 8] = [
     Rule { name: "length", applies: is_code, check: length },
     Rule { name: "header", applies: |path| path.ends_with(".rs"), check: header },
+    Rule { name: "told-once", applies: |path| path.ends_with(".rs"), check: told_once },
     Rule { name: "unfinished", applies: |_| true, check: unfinished },
     Rule { name: "private-path", applies: |_| true, check: private_path },
     Rule { name: "links", applies: |path| path.ends_with(".md"), check: links::check },
@@ -137,6 +138,33 @@ fn header(path: &str, tree: &Tree) -> Vec<Fault> {
     vec![Fault::new(1, "the file does not begin with `//!`: say what it is for and what it leaves to others")]
 }
 
+/// An error whose message has its cause in it must not hand the cause on beside that: a chain of errors would say it
+/// twice. `thiserror` hands on a field named `source` and what stands behind `#[from]`.
+fn told_once(path: &str, tree: &Tree) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let mut message: Option<(usize, String)> = None;
+    for (index, line) in text(path, tree).lines().map(str::trim).enumerate() {
+        match &mut message {
+            None if line.starts_with("#[error(") => message = Some((index + 1, line.to_owned())),
+            None => {}
+            // A message may go over several lines; comments may stand before what it is of.
+            Some((_, message)) if !message.ends_with(")]") => message.push_str(line),
+            Some(_) if line.starts_with("///") => {}
+            Some((at, said)) => {
+                let handed_on = said.contains("{source}")
+                    || (said.contains("{0}") && (line.contains("#[from]") || line.contains("#[source]")));
+                if handed_on {
+                    let advice = "the message has its cause, which is handed on too and told twice; name the field \
+                                  `cause`, or leave #[from] out";
+                    faults.push(Fault::new(*at, advice));
+                }
+                message = None;
+            }
+        }
+    }
+    faults
+}
+
 /// Marks of unfinished work. They are written in halves here, so that this file has none.
 const MARKS: [&str; 4] =
     [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X"), concat!("#[", "ignore")];
@@ -213,6 +241,7 @@ mod tests {
         let long = |lines: usize| format!("//! Long.\n{}", "x\n".repeat(lines - 1));
         let [todo, fixme, xxx, ignore] = MARKS;
         let [home, ..] = PRIVATE;
+        let error = "#[error(";
         // Path, text, and the faults as `line rule`.
         let rows: Vec<(&str, String, &[&str])> = vec![
             ("a/src/lib.rs", "//! Fine.\n".to_owned(), &[]),
@@ -224,6 +253,10 @@ mod tests {
             ("a/src/lib.rs", String::new(), &["1 header"]),
             ("tests/src/lib.rs", "use x;\n".to_owned(), &["1 header"]),
             ("tests/tests/layouts.rs", "use x;\n".to_owned(), &[]),
+            ("a/b.rs", format!("//! E.\n{error}\"{{source}}\")]\nIo {{ source: E }},\n"), &["2 told-once"]),
+            ("a/b.rs", format!("//! E.\n{error}\"{{cause}}\")]\nIo {{ cause: E }},\n"), &[]),
+            ("a/b.rs", format!("//! E.\n{error}\n\"no: {{0}}\"\n)]\nNo(#[from] E),\n"), &["2 told-once"]),
+            ("a/b.rs", format!("//! E.\n{error}transparent)]\nNo(#[from] E),\n"), &[]),
             ("a/src/deep/tests.rs", "use x;\n".to_owned(), &[]),
             ("a/build.rs", "fn main() {}\n".to_owned(), &[]),
             ("a.md", format!("one\n{todo}: two\n"), &["2 unfinished"]),

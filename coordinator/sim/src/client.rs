@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use coxswain_core::cluster::{Event, Submission};
+use coxswain_core::cluster::{CancelWhen, Event, Submission};
 use coxswain_core::spec::{self, JobText};
 
 use crate::faults::Family;
@@ -70,7 +70,9 @@ impl World {
         self.counts.count(Family::Cancel);
         self.tell(|| format!("a user cancels {job}"));
         self.judge.cancelled(&job);
-        self.handle(Event::Cancelled { job: job.clone(), reason: "a user wanted it no more".to_owned() });
+        let when = if number.is_multiple_of(3) { CancelWhen::Now } else { CancelWhen::AfterStep };
+        let reason = "a user wanted it no more".to_owned();
+        self.handle(Event::Cancelled { job: job.clone(), reason, when });
         if self.coordinator.up && self.coordinator.life == life {
             self.judge_cancel(&job);
         }

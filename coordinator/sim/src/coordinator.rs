@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use coxswain_core::cluster::{Cluster, Effect, Entry, Event, Prepared, Submission};
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
 use coxswain_types::ids::{Generation, WorkerId};
-use coxswain_types::status::{Desired, WorkerStatus};
+use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
 
 use crate::disk::Write;
 use crate::faults::Family;
@@ -281,7 +281,8 @@ impl World {
             Effect::Wake(worker) => self.wake(&worker),
             Effect::Refuse { worker, incarnation, reason } => {
                 if let Some(connection) = self.coordinator.links.remove(&(worker, incarnation)) {
-                    let desired = Desired { leave: Some(reason), ..Desired::default() };
+                    let leave = Some(Leave { cause: LeaveCause::Refused, reason });
+                    let desired = Desired { leave, ..Desired::default() };
                     self.send_down(connection, Box::new(desired));
                 }
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Step};
-use coxswain_types::status::{Fault, Pace, Phase, Saved, StepReport};
+use coxswain_types::status::{Begun, Fault, Origin, Pace, Phase, Saved, StepReport, Wish};
 
 use crate::faults::Family;
 use crate::memory::{Held, Roster, Start, decide, roster};
@@ -50,8 +50,8 @@ pub(crate) enum Letter {
 #[derive(Clone, Debug)]
 pub(crate) struct Vote {
     step: u64,
-    /// The newest wish that it has seen: its revision, and how far to train.
-    wish: (u64, Step),
+    /// The newest wish that it has seen.
+    wish: Wish,
     state: u64,
     /// The micro-batches whose loss it brings.
     micro_batches: Vec<u32>,
@@ -60,7 +60,7 @@ pub(crate) struct Vote {
 /// What all ranks agree on.
 #[derive(Clone, Debug)]
 pub(crate) struct Closing {
-    run_to: Step,
+    wish: Wish,
     state: u64,
 }
 
@@ -80,6 +80,7 @@ pub(crate) struct Engine {
     rosters: BTreeMap<u32, Roster>,
     votes: BTreeMap<u64, BTreeMap<u32, Vote>>,
     run_to: u64,
+    save_after: u64,
     /// How long it computed its part of the step at hand.
     busy_us: u64,
     /// It has taken its last step.
@@ -123,6 +124,7 @@ impl World {
             rosters: BTreeMap::new(),
             votes: BTreeMap::new(),
             run_to: assignment.spec.train.steps,
+            save_after: 0,
             busy_us: 0,
             done: false,
         });
@@ -236,6 +238,11 @@ impl World {
     fn train(&mut self, process: usize, start: Option<Start>) {
         let Some(assignment) = self.processes[process].assignment.clone() else { return };
         let begun = |step, state| Start { step, state, reports: Vec::new() };
+        let origin = match (&start, &assignment.resume) {
+            (Some(_), _) => Origin::Memory,
+            (None, Some(_)) => Origin::Checkpoint,
+            (None, None) => Origin::Initial,
+        };
         let start = match (start, &assignment.resume) {
             (Some(start), _) => Ok(start),
             (None, None) => Ok(begun(0, truth::born(&assignment.directory))),
@@ -252,6 +259,7 @@ impl World {
         me.remains = None;
         me.status.phase = Phase::Running;
         me.status.step = Step(start.step);
+        me.status.begun = Some(Begun { step: Step(start.step), origin });
         if assignment.rank.0 == 0 {
             me.status.reports.clone_from(&start.reports);
         }
@@ -268,7 +276,8 @@ impl World {
         let me = &mut self.processes[process];
         let (Some(assignment), Some(engine)) = (&me.assignment, &mut me.engine) else { return };
         let (step, every) = (engine.step(), assignment.spec.checkpoint.every);
-        let due = step >= engine.run_to || (every > 0 && step.is_multiple_of(every));
+        let asked = engine.saved < engine.save_after && engine.save_after <= step;
+        let due = asked || step >= engine.run_to || (every > 0 && step.is_multiple_of(every));
         if due && engine.saved < step {
             engine.saved = step;
             let takes_us = self.chance.workers.between(1000, 120_000);
@@ -335,7 +344,7 @@ impl World {
         // Ranks whose parts do not belong together make numbers that belong to nothing.
         let before = if let [state] = states.as_slice() { *state } else { digest(&states) };
         let closing = Closing {
-            run_to: votes.values().map(|vote| vote.wish).min().unwrap_or_default().1,
+            wish: votes.values().map(|vote| vote.wish).min().unwrap_or_default(),
             state: truth::advance(before, step, &micro_batches),
         };
         let (generation, peers) = (engine.generation, engine.peers.clone());
@@ -350,7 +359,8 @@ impl World {
         let me = &mut self.processes[process];
         let Some(assignment) = me.assignment.clone() else { return };
         let Some(engine) = &mut me.engine else { return };
-        engine.run_to = closing.run_to.0.min(assignment.spec.train.steps);
+        engine.run_to = closing.wish.run_to.0.min(assignment.spec.train.steps);
+        engine.save_after = closing.wish.save_after.0;
         let Some(held) = &mut engine.held else { return };
         let step = held.step + 1;
         let report = report(step, closing.state);

@@ -1,5 +1,11 @@
 //! `cargo xtask sim`: seeds on all cores, or one seed as a story.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for developers, which may end with its terminal"
+)]
+
 mod mutants;
 
 use std::process::ExitCode;

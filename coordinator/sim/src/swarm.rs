@@ -170,12 +170,13 @@ fn job(random: &mut Random, number: u64, workers: u64) -> JobPlan {
     let priority = random.pick(&[0, 0, 0, 5, -5]);
     // Another draw would make other jobs of all seeds.
     let rebalance = steps % 2 == 0;
+    let minutes = u64::from(steps % 3 == 0);
     let zero = if data > 1 { random.below(2) } else { 0 };
     let text = format!(
         "name: job\nmodel: {{layers: 4, dim: 8, heads: 2, vocab: 32}}\ndata: {{synthetic: {{tokens: 4096}}}}\n\
          train: {{steps: {steps}, sequence: 8, micro_batches: {micro_batches}, reduction_runs: {micro_batches}, \
          tensor_shards: 2}}\nlayout: {{pipeline: {pipeline}, data: {data}, tensor: {tensor}, zero: {zero}}}\n\
-         checkpoint: {{every: {every}, keep: {keep}}}\nrecovery: {{on_loss: {on_loss}, rebalance: {rebalance}}}\n\
+         checkpoint: {{every: {every}, every_minutes: {minutes}, keep: {keep}}}\nrecovery: {{on_loss: {on_loss}, rebalance: {rebalance}}}\n\
          priority: {priority}\n"
     );
     JobPlan {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Desired, Fault, Phase, Publish, Published, Saved, WorkerInfo, WorkerStatus};
+use coxswain_types::status::{
+    Desired, Fault, Leave, Phase, Publish, Published, Saved, Wish, WorkerInfo, WorkerStatus,
+};
 
 use crate::engine::Engine;
 use crate::faults::Family;
@@ -27,9 +29,6 @@ const SAVED_MAX: usize = 16;
 /// The most reports in one status.
 const REPORTS_MAX: usize = 256;
 
-/// Before it has heard a wish.
-const NO_WISH: (u64, Step) = (0, Step(u64::MAX));
-
 /// A worker's process.
 pub(crate) struct Process {
     pub(crate) slot: usize,
@@ -49,8 +48,8 @@ pub(crate) struct Process {
     pub(crate) stint: u32,
     generation: Generation,
     pub(crate) status: WorkerStatus,
-    /// The newest wish: its revision, and how far to train.
-    pub(crate) wish: (u64, Step),
+    /// The newest wish.
+    pub(crate) wish: Wish,
     saved: VecDeque<Saved>,
     pub(crate) assignment: Option<Arc<Assignment>>,
     publishing: Option<Step>,
@@ -86,8 +85,8 @@ impl Process {
             self.saved.retain(|saved| saved.step > desired.decided);
             self.status.saved = self.saved.front().cloned();
         }
-        if self.wish.0 < desired.revision {
-            self.wish = (desired.revision, desired.run_to);
+        if self.wish.revision < desired.revision {
+            self.wish = desired.wish();
         }
         told
     }
@@ -98,7 +97,7 @@ impl Process {
         self.stint += 1;
         self.assignment = None;
         self.engine = None;
-        self.wish = NO_WISH;
+        self.wish = Wish::NONE;
         self.saved.clear();
         self.status = WorkerStatus::idle(self.status.info.clone(), generation);
     }
@@ -171,7 +170,7 @@ impl World {
             stint: 0,
             generation,
             status,
-            wish: NO_WISH,
+            wish: Wish::NONE,
             saved: VecDeque::new(),
             assignment: None,
             publishing: None,
@@ -334,7 +333,7 @@ impl World {
         if !self.runs(process, || Happening::Desired { connection, desired: Box::new(again) }) {
             return;
         }
-        if let Some(reason) = &desired.leave {
+        if let Some(Leave { reason, .. }) = &desired.leave {
             let name = self.name(process);
             self.tell(|| format!("worker {name} is sent away: {reason}"));
             return self.end_process(process);

@@ -32,7 +32,7 @@ pub(crate) enum TokenError {
     Expired(String),
     #[error("the join token {0} is used up; {ANOTHER}")]
     UsedUp(String),
-    #[error("{0}")]
+    #[error(transparent)]
     Name(#[from] Malformed),
     #[error(
         "the name {name} is held by a worker for other jobs ({jobs}) until its certificate expires; take \

@@ -54,7 +54,7 @@ impl Replayed {
 
 /// What a journal holds, its newest `kept_bytes` as they are, and where the next entry goes.
 pub(super) fn read(path: &Path, file: &File, kept_bytes: u64) -> Result<(Replayed, u64), JournalError> {
-    let io = |source| JournalError::Io { path: path.to_owned(), source };
+    let io = |cause| JournalError::Io { path: path.to_owned(), cause };
     let damaged = |offset, what| JournalError::Damaged { path: path.to_owned(), offset, what };
     let mut reader = BufReader::with_capacity(BATCH_BYTES, file);
     reader.seek(SeekFrom::Start(0)).map_err(io)?;
@@ -128,7 +128,7 @@ fn any_entry(reader: &mut impl BufRead) -> io::Result<bool> {
 /// Reads the journal in `folder`, which a coordinator may be writing to: up to a line that is not complete.
 pub(crate) fn each(folder: &Path, mut take: impl FnMut(u64, &Entry)) -> Result<(), JournalError> {
     let path = folder.join(NAME);
-    let io = |source| JournalError::Io { path: path.clone(), source };
+    let io = |cause| JournalError::Io { path: path.clone(), cause };
     let mut reader = BufReader::new(File::open(&path).map_err(io)?);
     let mut line = Vec::new();
     reader.read_until(b'\n', &mut line).map_err(io)?;

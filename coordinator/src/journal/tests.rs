@@ -130,6 +130,7 @@ fn long_run(count: usize) -> Vec<Entry> {
         stage: rank / 2,
         host: "alpha".to_owned(),
         pid: 1000 + rank,
+        cores: 2,
         slow_percent: 100,
     };
     let mut entries = vec![Entry::Submitted(Box::new(submission))];

@@ -32,6 +32,8 @@ pub(crate) struct Faults {
     pub(crate) leaves_at: Option<u64>,
     /// It ends when its coordinator goes away, where a real one goes on and looks for it.
     pub(crate) clings: bool,
+    /// It never stops before its last step.
+    pub(crate) deaf: bool,
 }
 
 /// How long a step takes.
@@ -147,8 +149,8 @@ impl Worker {
                 wanted = desired.message() => {
                     let wanted = wanted.map_err(lost)?.ok_or_else(|| End::Lost("the stream ended".to_owned()))?;
                     let wanted = Desired::try_from(wanted).map_err(|error| End::Broken(error.to_string()))?;
-                    if let Some(reason) = wanted.leave {
-                        return Ok(reason);
+                    if let Some(leave) = wanted.leave {
+                        return Ok(leave.reason);
                     }
                     self.follow(&mut client, wanted).await?;
                 }
@@ -182,7 +184,10 @@ impl Worker {
 
     async fn follow(&mut self, client: &mut ClusterClient<Channel>, wanted: Desired) -> Result<(), End> {
         let status = &mut self.status;
-        if self.wishes.last().is_none_or(|(revision, _)| *revision < wanted.revision) {
+        let stops = wanted.run_to == Step(0);
+        if self.wishes.last().is_none_or(|(revision, _)| *revision < wanted.revision)
+            && !(stops && self.faults.deaf)
+        {
             self.wishes.push((wanted.revision, wanted.run_to));
         }
         if wanted.assignment_digest.is_none() {

@@ -1,6 +1,7 @@
 //! A certificate authority: ECDSA over P-256. It signs what it is told to; who may have what is decided
 //! elsewhere.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -140,6 +141,23 @@ pub(crate) fn identity_of(certificate: &CertificateDer<'_>) -> Result<(Identity,
     Ok((Identity::from_uri(uri)?, until))
 }
 
+/// The names and addresses that a server's certificate (PEM) is for.
+pub(crate) fn hosts_of(pem: &str) -> Result<Vec<String>> {
+    let certificate = certificates("the certificate", pem)?.swap_remove(0);
+    let (_, certificate) = X509Certificate::from_der(&certificate).context("the certificate")?;
+    let names = certificate.subject_alternative_name().context("its names")?.context("it has no name")?;
+    let host = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Ok((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => {
+            let address = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
+            let address = address.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from));
+            Ok(address.context("it has an address that is none")?.to_string())
+        }
+        other => bail!("it is for {other:?}, and a coordinator's is for names and addresses"),
+    };
+    names.value.general_names.iter().map(host).collect()
+}
+
 /// Until when a certificate (PEM) is good, in seconds of Unix time.
 pub(crate) fn expires_s(pem: &str) -> Result<u64> {
     let certificate = certificates("the certificate", pem)?.swap_remove(0);
@@ -174,6 +192,8 @@ mod tests {
         assert_eq!(found, identity);
         assert!(until.abs_diff(now_s() + 24 * 3600) < 60);
         let nobody = authority.server(&["localhost".to_owned()], &key, DAY).unwrap();
+        assert_eq!(hosts_of(&nobody).unwrap(), ["localhost"]);
+        assert!(hosts_of(&pem).is_err());
         assert!(identity_of(&certificates("it", &nobody).unwrap().swap_remove(0)).is_err());
         let other = Authority::new("other", DAY).unwrap();
         assert!(Authority::open(other.pem().to_owned(), &authority.key()).is_err());

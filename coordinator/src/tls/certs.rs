@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand};
+use coxswain_console::say;
 use coxswain_proto::tls::credentials::{CA, CHAIN, KEY, private_folder, replace, write_new};
 use coxswain_proto::tls::{Credentials, JoinToken, Secret, enroll};
 use coxswain_proto::wire;
 use rcgen::KeyPair;
+use rustls::pki_types::ServerName;
 
-use super::authority::{Authority, DAY};
+use super::authority::{Authority, DAY, hosts_of};
 use super::config::{CA_KEY, open_authority};
 use crate::auth::identity::{Identity, Jobs, Role};
 use crate::cli::{Coordinator, Failure};
@@ -38,7 +40,7 @@ enum Command {
     Init(Init),
     /// Make a certificate for a person, in the coordinator's folder.
     Issue(Issue),
-    /// Make a new certificate for the coordinator, with its names anew.
+    /// Make a new certificate for the coordinator, with the names of the old one and those of --host.
     Renew(Init),
     /// Exchange a join token for a person's certificate.
     Join(Join),
@@ -66,8 +68,16 @@ struct Init {
     #[command(flatten)]
     folder: Folder,
     /// A name or address by which others reach the coordinator (repeatable).
-    #[arg(long, value_name = "NAME|IP")]
+    #[arg(long, value_name = "NAME|IP", value_parser = host)]
     host: Vec<String>,
+}
+
+/// A name or address that a certificate can be for.
+fn host(text: &str) -> Result<String, String> {
+    match ServerName::try_from(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err("is no name or address of a host, such as train.example or 10.0.0.1".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -151,7 +161,7 @@ pub(crate) async fn token(args: Token) -> Result<(), Failure> {
     let mut access = client::access(&args.coordinator).await?;
     let reply =
         access.create_token(request).await.map_err(|status| client::refused(&args.coordinator, status))?;
-    output::write(&format!("{}\n", reply.into_inner().token)).map(drop)
+    output::write(&format!("{}\n", reply.into_inner().token))
 }
 
 fn init(args: &Init) -> Result<(), Failure> {
@@ -167,14 +177,15 @@ fn init(args: &Init) -> Result<(), Failure> {
         }
     }
     let authority = Authority::new("coxswain cluster", CA_LIFE)?;
-    let server = server(&authority, args)?;
+    let hosts = hosts(&args.host);
+    let server = server(&authority, &hosts, args)?;
     private_folder(dir).map_err(anyhow::Error::from)?;
     write_new(&dir.join(CA_KEY), authority.key().expose()).map_err(anyhow::Error::from)?;
     server.write_new(dir).map_err(anyhow::Error::from)?;
     let admin = Identity::new(Role::Admin, "admin", Jobs::all()).map_err(|error| anyhow!(error))?;
     let people = person(&authority, &admin, &args.folder)?;
     let (dir, people) = (dir.display(), people.display());
-    eprintln!(
+    say(&format!(
         "{dir} is the coordinator's folder. It stays on its machine: ca-key.pem makes \
          certificates for anyone.\n\
          {people} is an admin's. Copy it to where that person works, and to nobody else.\n\
@@ -187,23 +198,36 @@ fn init(args: &Init) -> Result<(), Failure> {
          \n\
          Tensors between workers are not encrypted, which --plain-tensors says is known.\n\
          HOST is one of: {}. Other names need `--host`.",
-        hosts(args).join(", ")
-    );
+        hosts.join(", ")
+    ));
     Ok(())
 }
 
 fn renew(args: &Init) -> anyhow::Result<()> {
     let dir = &args.folder.dir;
-    let server = server(&open_authority(dir)?, args)?;
+    let old = dir.join(CHAIN);
+    let known = match std::fs::read_to_string(&old) {
+        Ok(pem) => hosts_of(&pem).with_context(|| old.display().to_string())?,
+        // What others call the coordinator is known to whoever names it, and to nobody else.
+        Err(_) if !args.host.is_empty() => Vec::new(),
+        Err(error) => {
+            return Err(error).context(format!(
+                "{} has the names of the coordinator and cannot be read; give them by --host",
+                old.display()
+            ));
+        }
+    };
+    let hosts = hosts(&[known, args.host.clone()].concat());
+    let server = server(&open_authority(dir)?, &hosts, args)?;
     // The key first: a pair that does not fit is refused at the start, and this can be done again.
     replace(&dir.join(KEY), server.key.expose())?;
     replace(&dir.join(CHAIN), &server.chain)?;
-    eprintln!(
+    say(&format!(
         "{} is for {} and good for {} days; the coordinator takes it at its next start",
         dir.join(CHAIN).display(),
-        hosts(args).join(", "),
+        hosts.join(", "),
         args.folder.days
-    );
+    ));
     Ok(())
 }
 
@@ -216,12 +240,12 @@ fn issue(args: &Issue) -> Result<(), Failure> {
     let identity = Identity::new(args.role, &args.name, args.job.clone())
         .map_err(|error| Failure::Input(error.to_string()))?;
     let folder = person(&open_authority(&args.folder.dir)?, &identity, &args.folder)?;
-    eprintln!(
+    say(&format!(
         "{} is for {identity}, for {} days. It goes to that person and nobody else, who names it by \
          COXSWAIN_TLS_DIR or --tls-dir.",
         folder.display(),
         args.folder.days
-    );
+    ));
     Ok(())
 }
 
@@ -236,7 +260,10 @@ async fn join(args: Join) -> Result<(), Failure> {
     let enrolled = enroll::join(&args.coordinator, &token, &args.name).await.map_err(anyhow::Error::from)?;
     enrolled.credentials.write_new(&args.out).map_err(anyhow::Error::from)?;
     let hours = enrolled.lives.as_secs() / 3600;
-    eprintln!("{} is good for {hours} hours; name it by COXSWAIN_TLS_DIR or --tls-dir", args.out.display());
+    say(&format!(
+        "{} is good for {hours} hours; name it by COXSWAIN_TLS_DIR or --tls-dir",
+        args.out.display()
+    ));
     Ok(())
 }
 
@@ -246,18 +273,24 @@ fn read_token(path: &Path) -> Result<JoinToken, Failure> {
     } else {
         std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
     };
-    text?.parse().map_err(|error| Failure::Input(format!("{}: {error}", path.display())))
+    let text = text.map_err(|error| Failure::Input(format!("{error:#}")))?;
+    text.parse().map_err(|error| Failure::Input(format!("{}: {error}", path.display())))
 }
 
-fn hosts(args: &Init) -> Vec<String> {
-    let mut hosts: Vec<String> = args.host.clone();
-    hosts.extend(LOCAL.iter().map(|local| (*local).to_owned()).filter(|local| !args.host.contains(local)));
+/// These names, each once, and those of this machine.
+fn hosts(given: &[String]) -> Vec<String> {
+    let mut hosts: Vec<String> = Vec::new();
+    for host in given.iter().map(String::as_str).chain(LOCAL) {
+        if !hosts.iter().any(|known| known == host) {
+            hosts.push(host.to_owned());
+        }
+    }
     hosts
 }
 
-fn server(authority: &Authority, args: &Init) -> anyhow::Result<Credentials> {
+fn server(authority: &Authority, hosts: &[String], args: &Init) -> anyhow::Result<Credentials> {
     let key = KeyPair::generate().context("a key for the coordinator")?;
-    let chain = authority.server(&hosts(args), &key, args.folder.life())?;
+    let chain = authority.server(hosts, &key, args.folder.life())?;
     Ok(Credentials { ca: authority.pem().to_owned(), chain, key: Secret::new(key.serialize_pem()) })
 }
 

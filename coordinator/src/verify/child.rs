@@ -7,6 +7,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use coxswain_console::say;
 use coxswain_files::atomic::create_folder;
 use coxswain_proto::parent;
 use tokio::process::{Child, Command};
@@ -53,7 +54,11 @@ pub(super) async fn run(
     }
     let workers = case.spec.layout.world();
     let noun = if workers == 1 { "worker" } else { "workers" };
-    eprintln!("{called}: {} steps on {workers} {noun}, {:.1} s", args.steps, start.elapsed().as_secs_f64());
+    say(&format!(
+        "{called}: {} steps on {workers} {noun}, {:.1} s",
+        args.steps,
+        start.elapsed().as_secs_f64()
+    ));
     Ok(())
 }
 
@@ -82,7 +87,7 @@ async fn end(mut child: Child, name: &str) -> Failure {
         // An error means that it has just ended.
         let _ = child.kill().await;
     }
-    eprintln!("ended by {name}: there is no certificate");
+    say(&format!("ended by {name}: there is no certificate"));
     Failure::Said(FAILED)
 }
 

@@ -9,12 +9,12 @@ use crate::region::CoverError;
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// A file or folder could not be read or written.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {cause}", path = path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file of the checkpoint has another size than was recorded.
     #[error("{path} has {found} bytes where the checkpoint recorded {expected}; it is cut short or another file", path = path.display())]
@@ -55,12 +55,12 @@ pub enum CheckpointError {
         known: u32,
     },
     /// The slices of a tensor do not make it up.
-    #[error("tensor `{name}`: {source}")]
+    #[error("tensor `{name}`: {cause}")]
     Cover {
         /// The tensor.
         name: String,
         /// The gap or overlap.
-        source: CoverError,
+        cause: CoverError,
     },
     /// Two files disagree on a tensor.
     #[error("tensor `{name}` has shape {one:?} in one file and {other:?} in {file}")]
@@ -110,15 +110,15 @@ impl CheckpointError {
     /// Adds the path to an I/O error.
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
         let path = path.to_owned();
-        move |source| CheckpointError::Io { path, source }
+        move |cause| CheckpointError::Io { path, cause }
     }
 
     /// Whether the checkpoint's files are not what was written, so that an older checkpoint may be better. A
     /// file that may not be read, or is of another version, is not damaged.
     pub fn is_damage(&self) -> bool {
         match self {
-            CheckpointError::Io { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+            CheckpointError::Io { cause, .. } => {
+                matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
             }
             CheckpointError::Size { .. }
             | CheckpointError::Digest { .. }

@@ -69,7 +69,7 @@ pub(crate) fn spec(data: DataSpec) -> JobSpec {
             zero: false,
         },
         actions: Vec::new(),
-        checkpoint: CheckpointSpec { every: 0, keep: 2 },
+        checkpoint: CheckpointSpec { every: 0, every_minutes: 0, keep: 2 },
         recovery: RecoverySpec::default(),
         priority: 0,
     }

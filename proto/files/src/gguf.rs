@@ -32,12 +32,12 @@ use header::{Header, TensorInfo};
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {
     /// The file could not be read.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {cause}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file says what cannot be.
     #[error("{path} is damaged: {what}", path = path.display())]
@@ -83,7 +83,7 @@ impl Data {
         let bytes = tensor.format.bytes(cols);
         let mut stored = vec![0; bytes as usize];
         let from = self.start + tensor.offset + row * bytes;
-        let io = |source| GgufError::Io { path: self.path.clone(), source };
+        let io = |cause| GgufError::Io { path: self.path.clone(), cause };
         self.file.read_exact_at(&mut stored, from).map_err(io)?;
         Ok(tensor.format.floats(&stored))
     }
@@ -108,7 +108,7 @@ impl Gguf {
     /// # Errors
     /// [`GgufError`], naming the key or the tensor.
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
-        let io = |source| GgufError::Io { path: path.to_owned(), source };
+        let io = |cause| GgufError::Io { path: path.to_owned(), cause };
         let file = File::open(path).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
         let Header { meta, mut tensors, data_start } =

@@ -43,12 +43,12 @@ const CHUNK_NUMBERS: u64 = 1 << 22;
 #[derive(Debug, thiserror::Error)]
 pub enum HfError {
     /// A file could not be read or written.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {cause}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file says what cannot be.
     #[error("{path} is damaged: {what}", path = path.display())]
@@ -75,7 +75,7 @@ pub enum HfError {
 impl HfError {
     fn io(path: &Path) -> impl FnOnce(io::Error) -> HfError {
         let path = path.to_owned();
-        move |source| HfError::Io { path, source }
+        move |cause| HfError::Io { path, cause }
     }
 
     fn damaged(path: &Path, what: impl ToString) -> HfError {

@@ -333,7 +333,7 @@ impl ManifestTensor {
     fn check(&self) -> Result<(), CheckpointError> {
         let cuts: Vec<Cut> = self.pieces.iter().map(Piece::cut).collect();
         cover(&self.shape, &cuts)
-            .map_err(|source: CoverError| CheckpointError::Cover { name: self.name.clone(), source })
+            .map_err(|cause: CoverError| CheckpointError::Cover { name: self.name.clone(), cause })
     }
 }
 

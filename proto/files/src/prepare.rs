@@ -124,7 +124,7 @@ pub enum PrepareError {
     /// The text is another one than a checkpoint was trained on.
     #[error(
         "the text or the vocabulary is not what the checkpoint in {dir} was trained on, and its tokens would \
-         mean other words; bring the text back, or start in another folder",
+         mean other words; bring the text back, or go on with its weights in another folder, by train.start_from",
         dir = dir.display()
     )]
     Changed {
@@ -132,12 +132,12 @@ pub enum PrepareError {
         dir: PathBuf,
     },
     /// A file could not be written.
-    #[error("{path} cannot be written: {source}", path = path.display())]
+    #[error("{path} cannot be written: {cause}", path = path.display())]
     Write {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -455,7 +455,7 @@ fn held_out_start(text: &str, share: f64) -> usize {
 
 fn write_error(dir: &Path, name: &str) -> impl FnOnce(io::Error) -> PrepareError {
     let path = dir.join(name);
-    move |source| PrepareError::Write { path, source }
+    move |cause| PrepareError::Write { path, cause }
 }
 
 #[cfg(test)]

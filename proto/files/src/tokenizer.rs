@@ -63,12 +63,12 @@ pub enum TokenizerError {
     )]
     VocabTooSmall(u32),
     /// The file could not be read or written.
-    #[error("tokenizer {path}: {source}", path = path.display())]
+    #[error("tokenizer {path}: {cause}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The library gave up.
     #[error("the tokenizer could not be trained: {0}")]
@@ -174,7 +174,7 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Io`] and [`TokenizerError::Unreadable`].
     pub fn load(path: &Path) -> Result<Tokenizer, TokenizerError> {
-        let failed = |source| TokenizerError::Io { path: path.to_owned(), source };
+        let failed = |cause| TokenizerError::Io { path: path.to_owned(), cause };
         let bytes = std::fs::metadata(path).map_err(failed)?.len();
         if bytes > MAX_JSON_BYTES {
             return Err(TokenizerError::Unreadable(format!("{bytes} bytes are too many")));
@@ -222,7 +222,7 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Io`].
     pub fn save(&self, path: &Path) -> Result<(), TokenizerError> {
-        write_atomic(path, &self.json).map_err(|source| TokenizerError::Io { path: path.to_owned(), source })
+        write_atomic(path, &self.json).map_err(|cause| TokenizerError::Io { path: path.to_owned(), cause })
     }
 
     /// The bytes of the `tokenizer.json`.

@@ -32,12 +32,12 @@ const LIST: &str = ".digests";
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
     /// The file could not be read or written.
-    #[error("token file {path}: {source}; all workers must see the run's folder under the same path", path = path.display())]
+    #[error("token file {path}: {cause}; all workers must see the run's folder under the same path", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The path leads out of the run's folder.
     #[error("token file `{0}` is no path below the run's folder")]
@@ -110,7 +110,7 @@ impl TokenFile {
     /// its list of digests tell.
     pub fn open(dir: &Path, file: &assignment::TokenFile) -> Result<TokenFile, TokensError> {
         let path = below(dir, &file.path)?;
-        let map = Map::open(&path).map_err(|source| TokensError::Io { path: path.clone(), source })?;
+        let map = Map::open(&path).map_err(|cause| TokensError::Io { path: path.clone(), cause })?;
         let (expected, found) = (file.tokens.saturating_mul(TOKEN_BYTES), map.len() as u64);
         if expected != found {
             return Err(TokensError::Length { path, expected, found });
@@ -193,7 +193,7 @@ fn read_list(dir: &Path, file: &assignment::TokenFile, blocks: usize) -> Result<
         File::open(&path)?.take(expected + 1).read_to_end(&mut list)?;
         io::Result::Ok(list)
     };
-    let list = read().map_err(|source| TokensError::Io { path: path.clone(), source })?;
+    let list = read().map_err(|cause| TokensError::Io { path: path.clone(), cause })?;
     count_hashed(list.len());
     let found = digest_bytes(&list);
     if found != file.digest || list.len() as u64 != expected {
@@ -277,8 +277,8 @@ pub fn write_token_stream(
     tokens: impl Iterator<Item = u32>,
 ) -> Result<assignment::TokenFile, TokensError> {
     let (path, list_path) = (below(dir, name)?, below(dir, &list_of(name))?);
-    let (bytes, list) = write_stream(&path, tokens).map_err(|source| TokensError::Io { path, source })?;
-    write_atomic(&list_path, &list).map_err(|source| TokensError::Io { path: list_path, source })?;
+    let (bytes, list) = write_stream(&path, tokens).map_err(|cause| TokensError::Io { path, cause })?;
+    write_atomic(&list_path, &list).map_err(|cause| TokensError::Io { path: list_path, cause })?;
     Ok(assignment::TokenFile {
         path: name.to_owned(),
         tokens: bytes / TOKEN_BYTES,

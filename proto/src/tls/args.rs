@@ -31,7 +31,7 @@ impl TlsArgs {
     pub fn credentials(&self) -> Result<Option<Credentials>, TlsError> {
         match (&self.tls_ca, &self.tls_cert, &self.tls_key, &self.tls_dir) {
             (Some(ca), Some(cert), Some(key), _) => Ok(Some(Credentials::read_files(ca, cert, key)?)),
-            (.., Some(folder)) => Ok(Some(Credentials::read(folder)?)),
+            (.., Some(folder)) => Ok(Some(Credentials::read(folder).map_err(TlsError::Folder)?)),
             _ => Ok(None),
         }
     }

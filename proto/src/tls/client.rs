@@ -29,6 +29,12 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A folder has not the files of a caller.
+    #[error(
+        "{0}; --tls-dir and COXSWAIN_TLS_DIR name a folder with ca.pem, cert.pem and key.pem, as `coxswain certs \
+         init` and `issue` make them below people/"
+    )]
+    Folder(FileError),
     /// A text is not what it should be.
     #[error("{what} is no PEM text of one ({why})")]
     Pem {
@@ -39,7 +45,13 @@ pub enum TlsError {
     },
     /// The parts do not fit, or are of a kind that is not taken.
     #[error("the certificate, its key and its CA cannot be used: {0}")]
-    Unfit(#[from] Error),
+    Unfit(Error),
+}
+
+impl From<Error> for TlsError {
+    fn from(why: Error) -> TlsError {
+        TlsError::Unfit(why)
+    }
 }
 
 /// How the coordinator is called.

@@ -59,13 +59,12 @@ pub struct Credentials {
 
 /// A file of credentials that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {source}", path.display())]
+#[error("{}: {cause}", path.display())]
 pub struct FileError {
     /// The file.
     pub path: PathBuf,
     /// What is wrong.
-    #[source]
-    pub source: io::Error,
+    pub cause: io::Error,
 }
 
 impl Credentials {
@@ -130,7 +129,7 @@ pub fn replace(path: &Path, text: &str) -> Result<(), FileError> {
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> FileError {
     let path = path.to_owned();
-    |source| FileError { path, source }
+    |cause| FileError { path, cause }
 }
 
 #[cfg(test)]

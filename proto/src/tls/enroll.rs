@@ -23,10 +23,22 @@ pub enum EnrollError {
     Refused(Box<Status>),
     /// No key or request can be made.
     #[error("a key and a certificate request cannot be made: {0}")]
-    Key(#[from] rcgen::Error),
+    Key(rcgen::Error),
     /// What came back cannot be used.
     #[error("the coordinator's answer cannot be used: {0}")]
-    Reply(#[from] TlsError),
+    Reply(TlsError),
+}
+
+impl From<rcgen::Error> for EnrollError {
+    fn from(why: rcgen::Error) -> EnrollError {
+        EnrollError::Key(why)
+    }
+}
+
+impl From<TlsError> for EnrollError {
+    fn from(why: TlsError) -> EnrollError {
+        EnrollError::Reply(why)
+    }
 }
 
 impl From<Status> for EnrollError {

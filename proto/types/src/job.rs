@@ -493,8 +493,10 @@ pub enum OnLoss {
 /// When checkpoints are written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointSpec {
-    /// Steps between checkpoints; 0 for one at the end only.
+    /// Steps between checkpoints; 0 where steps are not counted.
     pub every: u64,
+    /// Minutes after its newest checkpoint in which a run writes another; 0 where time is not counted.
+    pub every_minutes: u32,
     /// How many committed checkpoints stay on disk, at least 1.
     pub keep: u32,
 }

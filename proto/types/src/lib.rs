@@ -10,6 +10,7 @@
 //! - [`tree`]: the canonical order in which gradients are added, whatever the layout.
 //! - [`schedule`]: the actions of a step and their text form.
 //! - [`assignment`]: all that one worker needs to know; it leaves no choices.
+//! - [`rate`]: the learning rate of a step.
 //! - [`status`]: what a worker says of itself and what is wanted of it.
 //!
 //! The text form of a job (YAML) belongs to `coxswain-core`, the wire form to `coxswain-proto`.
@@ -21,6 +22,7 @@ pub mod job;
 pub mod mask;
 pub mod model;
 pub mod params;
+pub mod rate;
 pub mod schedule;
 pub mod status;
 pub mod tree;

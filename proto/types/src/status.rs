@@ -106,6 +106,8 @@ pub struct WorkerStatus {
     pub activity: Option<Activity>,
     /// How long its newest step took it.
     pub pace: Option<Pace>,
+    /// Where its assignment began to train, once it has.
+    pub begun: Option<Begun>,
 }
 
 impl WorkerStatus {
@@ -124,8 +126,30 @@ impl WorkerStatus {
             leaving: None,
             activity: None,
             pace: None,
+            begun: None,
         }
     }
+}
+
+/// The state that a generation began to train from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// Steps taken in it.
+    pub step: Step,
+    /// Where it was.
+    pub origin: Origin,
+}
+
+/// Where a generation found its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// Nowhere: the initial values.
+    Initial,
+    /// In a checkpoint.
+    Checkpoint,
+    /// In the memory of its ranks.
+    Memory,
 }
 
 /// What a rank is doing. From those of all ranks it shows who holds up a run.
@@ -275,14 +299,63 @@ pub struct Desired {
     pub assignment: Option<String>,
     /// Train up to this step.
     pub run_to: Step,
+    /// Save after the first step from this one on, where nothing as new is saved.
+    pub save_after: Step,
     /// Lead rank only: publish the manifest of this checkpoint.
     pub publish: Option<Publish>,
     /// Checkpoints up to this step are decided: what a rank saved later may be told.
     pub decided: Step,
     /// Lead rank only: reports up to this step have been recorded.
     pub acknowledged: Step,
-    /// The reason for which the worker should end its process.
-    pub leave: Option<String>,
+    /// That the worker should end its process.
+    pub leave: Option<Leave>,
+}
+
+/// What is wished of all ranks of a run. Of those that they have seen the one with the least revision rules, from
+/// the next step on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Wish {
+    /// The number of what is wished.
+    pub revision: u64,
+    /// Train up to this step.
+    pub run_to: Step,
+    /// Save after the first step from this one on, where nothing as new is saved.
+    pub save_after: Step,
+}
+
+impl Wish {
+    /// Before anything was wished.
+    pub const NONE: Wish = Wish { revision: 0, run_to: Step(u64::MAX), save_after: Step(0) };
+}
+
+impl Desired {
+    /// What is wished of all ranks.
+    pub fn wish(&self) -> Wish {
+        Wish { revision: self.revision, run_to: self.run_to, save_after: self.save_after }
+    }
+}
+
+/// Why a worker should end its process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leave {
+    /// What for: the process says so by its exit code.
+    pub cause: LeaveCause,
+    /// The reason, for people.
+    pub reason: String,
+}
+
+/// What a worker's process ends for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaveCause {
+    /// A user drained it.
+    Drained,
+    /// The coordinator ends, and with it all work.
+    Dismissed,
+    /// It was asked to stop, and said so ([`WorkerStatus::leaving`]).
+    Asked,
+    /// The coordinator does not take this process, or not any more; another process may do better.
+    Refused,
 }
 
 /// A checkpoint that has been decided.

@@ -66,7 +66,7 @@ pub fn save(
 ) -> Result<Vec<SavedFile>, EngineError> {
     let folder = step_folder(directory, step.0);
     coxswain_files::atomic::create_folder(&folder)
-        .map_err(|source| EngineError::File { path: folder.clone(), source })?;
+        .map_err(|cause| EngineError::File { path: folder.clone(), cause })?;
     let mut files = Vec::new();
     let weights = by_name(parameters.iter().filter(|param| param.row.saves).map(|param| (&**param, ())));
     if !weights.is_empty() {

@@ -142,7 +142,7 @@ impl Tokens {
         if let Some(wanted) = &data.tokenizer_digest {
             let path = directory.join(coxswain_files::prepare::TOKENIZER);
             let found = coxswain_files::atomic::digest_file(&path)
-                .map_err(|source| EngineError::File { path: path.clone(), source })?;
+                .map_err(|cause| EngineError::File { path: path.clone(), cause })?;
             if found != *wanted {
                 return Err(EngineError::Other(format!(
                     "{} has digest {found} where the job was prepared with {wanted}; every worker must see the \

@@ -10,15 +10,15 @@ use coxswain_types::params::Place;
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// libtorch or the network refused an operation.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {cause}")]
     Torch {
         /// What was being done.
         doing: String,
         /// What libtorch said.
-        source: TorchError,
+        cause: TorchError,
     },
     /// The ranks of a generation did not find each other.
-    #[error("joining generation {generation} as rank {rank} from {address}: {source}")]
+    #[error("joining generation {generation} as rank {rank} from {address}: {cause}")]
     Joining {
         /// The generation.
         generation: u64,
@@ -27,7 +27,7 @@ pub enum EngineError {
         /// The address that this rank is bound to.
         address: String,
         /// What went wrong.
-        source: TorchError,
+        cause: TorchError,
     },
     /// The assignment's rows and the model do not fit together.
     #[error("the assignment's parameters do not fit its layers: {0}")]
@@ -68,12 +68,12 @@ pub enum EngineError {
     #[error(transparent)]
     Tokenizer(#[from] coxswain_files::TokenizerError),
     /// A file of the run's folder could not be used.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The run's folder is not the same folder on all ranks.
     #[error(
@@ -116,13 +116,13 @@ pub(crate) trait Doing<T> {
 
 impl<T> Doing<T> for Result<T, TorchError> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T, EngineError> {
-        self.map_err(|source| EngineError::Torch { doing: what(), source })
+        self.map_err(|cause| EngineError::Torch { doing: what(), cause })
     }
 }
 
 impl From<TorchError> for EngineError {
-    fn from(source: TorchError) -> EngineError {
-        EngineError::Torch { doing: "an operation on tensors".to_owned(), source }
+    fn from(cause: TorchError) -> EngineError {
+        EngineError::Torch { doing: "an operation on tensors".to_owned(), cause }
     }
 }
 

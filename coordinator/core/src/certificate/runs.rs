@@ -39,6 +39,7 @@ pub fn run_sets(spec: &JobSpec, steps: u64) -> Vec<String> {
         "train.parameter_norms=true".to_owned(),
         "train.evaluate_every=0".to_owned(),
         "checkpoint.every=0".to_owned(),
+        "checkpoint.every_minutes=0".to_owned(),
     ];
     if let RateSchedule::Wsd { decay_steps } = spec.train.optimizer.schedule {
         sets.push(format!("train.decay_steps={}", decay_steps.min(steps.saturating_sub(warmup))));

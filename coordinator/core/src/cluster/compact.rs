@@ -22,7 +22,9 @@ enum Field {
     /// The generation, its layout, its threads and what it computes with.
     Formation,
     Ranks,
+    Begun,
     Wish,
+    Cancelling,
     Step,
     Committed,
     Checkpoint,
@@ -34,12 +36,14 @@ fn sets(entry: &Entry) -> Option<(&str, &'static [Field])> {
     match entry {
         Entry::Compacted { .. } | Entry::Started { .. } | Entry::Drained { .. } | Entry::Noted { .. } => None,
         Entry::Submitted(submission) => Some((&submission.job, &[Submission])),
-        Entry::Formed { job, .. } => Some((job, &[State, Formation, Ranks, Wish, Step, Committed])),
-        Entry::Stopping { job, .. } => Some((job, &[Wish])),
+        Entry::Formed { job, .. } => Some((job, &[State, Formation, Ranks, Begun, Wish, Step, Committed])),
+        Entry::Begun { job, .. } => Some((job, &[Begun])),
+        Entry::Stopping { job, .. } | Entry::Saving { job, .. } => Some((job, &[Wish])),
+        Entry::Cancelling { job, .. } => Some((job, &[Cancelling])),
         Entry::Interrupted { job, .. } | Entry::Regrouped { job, .. } => Some((job, &[State, Interruption])),
         Entry::Committed { job, .. } => Some((job, &[Committed])),
         Entry::Published { job, .. } => Some((job, &[Step, Committed, Checkpoint])),
-        Entry::Ended { job, .. } => Some((job, &[State, Ranks, Wish, Committed])),
+        Entry::Ended { job, .. } => Some((job, &[State, Ranks, Begun, Wish, Cancelling, Committed])),
     }
 }
 
@@ -146,7 +150,10 @@ impl Counted {
                         cluster.members.remember(&rank.worker, rank.incarnation);
                     }
                 }
-                Entry::Stopping { .. }
+                Entry::Begun { .. }
+                | Entry::Stopping { .. }
+                | Entry::Saving { .. }
+                | Entry::Cancelling { .. }
                 | Entry::Regrouped { .. }
                 | Entry::Interrupted { .. }
                 | Entry::Committed { .. }

@@ -2,19 +2,20 @@
 //! any message may be lost or repeated.
 
 use coxswain_types::ids::{Step, WorkerId};
-use coxswain_types::status::Desired;
+use coxswain_types::status::{Desired, Leave, LeaveCause};
 
 use super::Cluster;
 
 impl Cluster {
     /// What is wanted of `worker` now.
     pub fn desired(&self, worker: &WorkerId) -> Desired {
-        let leave =
-            || self.dismissed.clone().or_else(|| self.wants_out(worker).map(|why| format!("it {why}")));
+        let dismissed = self.dismissed.clone().map(|reason| Leave { cause: LeaveCause::Dismissed, reason });
+        let out =
+            || self.leave_of(worker).map(|leave| Leave { reason: format!("it {}", leave.reason), ..leave });
         let idle = || Desired {
             revision: self.revisions.newest(),
             generation: self.generation,
-            leave: leave(),
+            leave: dismissed.clone().or_else(out),
             ..Desired::default()
         };
         let Some((run, rank)) = self.run_of(worker).and_then(|run| Some((run, run.rank_of(worker)?))) else {
@@ -30,13 +31,14 @@ impl Cluster {
             generation: run.generation,
             assignment_digest: Some(seat.digest.clone()),
             assignment: seat.assignment.clone().filter(|_| !named),
-            revision: run.revision,
+            revision: run.wish.revision,
             // A step behind all: ranks stop after the one that they take.
-            run_to: if run.stop.is_some() { Step(0) } else { run.steps },
+            run_to: if run.wish.stop.is_some() { Step(0) } else { run.steps },
+            save_after: run.wish.save_after,
             publish: run.saving.publishing().filter(|_| lead).cloned(),
             decided: run.saving.newest_decided(),
             acknowledged: if lead { run.acknowledged } else { Step(0) },
-            leave: self.dismissed.clone(),
+            leave: dismissed,
         }
     }
 }

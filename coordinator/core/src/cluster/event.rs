@@ -6,7 +6,7 @@ use std::fmt;
 use coxswain_types::assignment::{PreparedData, Resume};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{JobSpec, Layout};
-use coxswain_types::status::{Published, SavedFile, StepReport, WorkerInfo, WorkerStatus};
+use coxswain_types::status::{Origin, Published, SavedFile, StepReport, WorkerInfo, WorkerStatus};
 use serde::{Deserialize, Serialize};
 
 use super::happening::NoteKind;
@@ -87,6 +87,8 @@ pub enum Event {
         job: String,
         /// Why.
         reason: String,
+        /// When a job that is at work ends.
+        when: CancelWhen,
     },
     /// A user wants a worker no more: it shall end once nothing needs it.
     Drain {
@@ -109,6 +111,15 @@ pub enum Event {
     },
     /// [`super::Cluster::next_deadline_ms`] has come.
     Tick,
+}
+
+/// When a job that is at work and was cancelled ends. Any other ends at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelWhen {
+    /// After the step at hand, which is saved.
+    AfterStep,
+    /// At once: steps since its newest checkpoint are lost.
+    Now,
 }
 
 /// What follows from an event, in the order in which it has to be done.
@@ -226,6 +237,30 @@ pub enum Entry {
         /// What its workers compute with; every later generation of the job must match.
         compute: Compute,
     },
+    /// All ranks of a generation shall save after a step, and go on.
+    Saving {
+        /// The job's id.
+        job: String,
+        /// The generation.
+        generation: Generation,
+        /// The number of this wish.
+        revision: u64,
+        /// They save after the first step from this one on.
+        after: Step,
+    },
+    /// A generation began to train: what it found to go on from.
+    Begun {
+        /// The job's id.
+        job: String,
+        /// The generation.
+        generation: Generation,
+        /// Steps taken in the state that it began with.
+        step: Step,
+        /// Where that state was.
+        origin: Origin,
+        /// How many recorded steps are taken again.
+        again: u64,
+    },
     /// All ranks of a generation shall stop after a step, and save.
     Stopping {
         /// The job's id.
@@ -234,6 +269,13 @@ pub enum Entry {
         generation: Generation,
         /// The number of this wish.
         revision: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A user cancelled a job that is at work: it ends after a step, once that is saved.
+    Cancelling {
+        /// The job's id.
+        job: String,
         /// Why.
         reason: String,
     },
@@ -349,6 +391,9 @@ pub struct FormedRank {
     /// Its process, for people.
     #[serde(default)]
     pub pid: u32,
+    /// The cores of its machine; 0 where they are not known.
+    #[serde(default)]
+    pub cores: u32,
     /// How long it takes for the same work, in percent of how long its peers take, as far as its work was
     /// divided by that.
     #[serde(default = "keeps_up", skip_serializing_if = "is_up")]

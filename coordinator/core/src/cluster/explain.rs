@@ -7,15 +7,16 @@ use coxswain_types::status::Phase;
 
 use super::Cluster;
 use super::hang::{self, Look};
+use super::happening::begun_text;
 use super::job::Job;
 use super::run::Run;
-use super::summary::{Ending, JobState};
+use super::summary::{Ending, JobState, Numbers, duration};
 
 impl Cluster {
-    /// The story of a job; `None` if it is not known.
-    pub fn explain(&self, id: &str) -> Option<String> {
+    /// The story of a job, which has been at work for so long; `None` if it is not known.
+    pub fn explain(&self, id: &str, elapsed_s: Option<u64>) -> Option<String> {
         let job = self.job(id)?;
-        let mut text = headline(job);
+        let mut text = headline(job, elapsed_s);
         // Writing to a String cannot fail.
         if let Some(run) = self.runs.iter().find(|run| run.job == id) {
             let _ = write!(text, "\n{}", self.ranks(run));
@@ -54,7 +55,7 @@ impl Cluster {
     }
 }
 
-fn headline(job: &Job) -> String {
+fn headline(job: &Job, elapsed_s: Option<u64>) -> String {
     let summary = job.summary();
     let state = match summary.state {
         JobState::Queued => "queued",
@@ -75,6 +76,21 @@ fn headline(job: &Job) -> String {
         "step {} of {}, priority {}; {checkpoint}, in {}",
         summary.step, summary.steps, summary.priority, summary.directory
     );
+    let numbers = summary.numbers.map(|numbers| {
+        let held_out = numbers.held_out.map(|loss| format!(" (held out {loss:.4})"));
+        let Numbers { loss, tokens_per_second, .. } = numbers;
+        let held_out = held_out.unwrap_or_default();
+        format!("loss {loss:.4}{held_out}, {tokens_per_second:.0} {}s/s", summary.unit)
+    });
+    let elapsed = elapsed_s.map(|seconds| format!("{} so far", duration(seconds as f64)));
+    let left = summary.left_seconds().map(|seconds| format!("{} left", duration(seconds)));
+    let parts: Vec<_> = [numbers, elapsed, left].into_iter().flatten().collect();
+    if !parts.is_empty() {
+        let _ = writeln!(text, "{}", parts.join(", "));
+    }
+    if let Some((begun, again)) = job.begun.filter(|_| job.interruption.is_some()) {
+        let _ = writeln!(text, "{}", begun_text(begun, again));
+    }
     text
 }
 

@@ -40,12 +40,16 @@ impl Cluster {
         let (from, steps, threads) = (job.step, job.steps(), formation.threads);
         let compute = formation.compute.clone();
         let again = job.generation > Generation(0);
+        if !again {
+            job.saved_ms = self.now_ms;
+        }
         job.generation = generation;
         job.threads = Some(threads);
         job.compute = Some(compute.clone());
         job.formed = formation.seats.iter().map(Seat::formed).collect();
         job.layout = Some(fit.layout).filter(|layout| *layout != job.submission.spec.layout);
-        let mut reason = format!("generation {generation} of {} workers", workers.len());
+        job.begun = None;
+        let mut reason = at_work(workers.len(), generation);
         if job.layout.is_some() {
             reason.push_str(&format!(" ({}, until more workers are here)", fit.reason));
         }
@@ -68,9 +72,15 @@ impl Cluster {
         self.noted = 0;
         let mut run = Run::new(id, generation, formation.seats, steps, from, revision);
         run.formed_ms = self.now_ms;
-        run.share(&fit.spec(&self.jobs[index].submission.spec));
+        run.share(&fit.spec(&self.jobs[index].submission.spec), Some(threads));
         self.runs.push(run);
     }
+}
+
+/// Why a job runs.
+pub(super) fn at_work(workers: usize, generation: Generation) -> String {
+    let noun = if workers == 1 { "worker" } else { "workers" };
+    format!("on {workers} {noun}, generation {generation}")
 }
 
 impl Formation {
@@ -85,17 +95,18 @@ impl Formation {
         if slow.is_empty() { String::new() } else { format!("; work is divided as {}", slow.join(" and ")) }
     }
 
-    /// What was formed and why so; `again`, where an earlier generation may have left something in memory.
+    /// What was formed and why so. After an earlier generation, which may have left something in memory, its ranks
+    /// find out where they go on from, and say so when they do.
     fn reason(&self, from: Step, again: bool) -> String {
         let names: Vec<_> = self.seats.iter().map(|seat| seat.info.id.0.as_str()).collect();
         let start = match from {
-            Step(0) => "from the start".to_owned(),
-            step => format!("from the checkpoint of step {step}"),
+            _ if again => String::new(),
+            Step(0) => " from the start".to_owned(),
+            step => format!(" from the checkpoint of step {step}"),
         };
-        let start = if again { format!("from what its workers hold, or else {start},") } else { start };
         let threads = if self.threads == 1 { "thread" } else { "threads" };
         format!(
-            "runs {start} on {} with {} {threads} each ({})",
+            "runs{start} on {} with {} {threads} each ({})",
             names.join(", "),
             self.threads,
             self.threads_from

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{Layout, OnLoss};
-use coxswain_types::status::{Publish, Published, StepReport};
+use coxswain_types::status::{Begun, Publish, Published, StepReport};
 
+use super::cancel::Cancelling;
 use super::event::{Compute, FormedRank, Prepared, Submission};
-use super::summary::{JobState, JobSummary};
+use super::summary::{JobState, JobSummary, Numbers};
 use crate::plan::{Fit, KEEPS_UP};
 
 /// How many steps are remembered to compare them when they are taken again; 24 bytes each.
@@ -17,9 +18,23 @@ const MAX_TAKEN: usize = 100_000;
 /// How many interruptions of a job `explain` tells of; the journal has all.
 pub(super) const MAX_INTERRUPTIONS: usize = 20;
 
+/// How long people are told nothing more of a worker that is slow now and then.
+const TOLD_SLOW_MS: u64 = 60_000;
+
 /// How long a worker that was lost may take to come back before its job goes on with fewer: a supervisor starts
 /// a process in less, and the way back from fewer ranks costs a regrouping.
 pub const SHRINK_AFTER_MS: u64 = 2000;
+
+/// What is wanted of all ranks of a generation, beside its last step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// The number of this wish.
+    pub(super) revision: u64,
+    /// They save after the first step from this one on.
+    pub(super) save_after: Step,
+    /// Why they stop after a step and save, if they shall.
+    pub(super) stop: Option<String>,
+}
 
 /// A job and how far it has come.
 #[derive(Clone, Debug)]
@@ -48,10 +63,20 @@ pub(super) struct Job {
     pub(super) interruptions: VecDeque<(Generation, Step, String)>,
     /// The newest generation, as the journal has it.
     pub(super) formed: Vec<FormedRank>,
-    /// What is wanted of that generation: the number of the wish, and why it shall stop, if it shall.
-    pub(super) wish: (u64, Option<String>),
+    /// What is wanted of that generation.
+    pub(super) wish: Asked,
+    /// When it wrote its newest checkpoint, or began to run, or this coordinator started.
+    pub(super) saved_ms: u64,
+    /// Whether a user cancelled it while it was at work.
+    pub(super) cancelling: Option<Cancelling>,
     /// What that generation committed and has not yet published.
     pub(super) committed: Option<Publish>,
+    /// What that generation began with, once it has, and how many recorded steps it takes again.
+    pub(super) begun: Option<(Begun, u64)>,
+    /// Numbers of the newest steps.
+    pub(super) numbers: Option<Numbers>,
+    /// When people were told last that a worker is slow, and whether they believe it now.
+    pub(super) told_slow: BTreeMap<WorkerId, (u64, bool)>,
     /// Interruptions since the last new step.
     pub(super) setbacks: u32,
     /// Workers whose device broke and that have not worked for it since.
@@ -84,8 +109,13 @@ impl Job {
             interruption: None,
             interruptions: VecDeque::new(),
             formed: Vec::new(),
-            wish: (0, None),
+            wish: Asked::default(),
+            saved_ms: 0,
+            cancelling: None,
             committed: None,
+            begun: None,
+            numbers: None,
+            told_slow: BTreeMap::new(),
             setbacks: 0,
             broke: BTreeSet::new(),
             slow: BTreeMap::new(),
@@ -181,6 +211,31 @@ impl Job {
         self.step > Step(0) || !self.taken.is_empty() || self.interruption.is_some()
     }
 
+    /// How many recorded steps are taken again by a generation that begins with this state.
+    pub(super) fn again(&self, begun: Begun) -> u64 {
+        let taken = self.taken.last_key_value().map(|(step, _)| *step);
+        let interrupted = self.interruptions.back().map(|(_, step, _)| step.0);
+        taken.max(interrupted).unwrap_or(0).saturating_sub(begun.step.0)
+    }
+
+    /// Whether people are told now whether this worker is slow: where they believe the other, and of one that is slow
+    /// now and then not again for a while.
+    pub(super) fn tells_slow(&mut self, now_ms: u64, worker: &WorkerId, slow: bool) -> bool {
+        let told = self.told_slow.get(worker).copied();
+        match (slow, told) {
+            (true, Some((told_ms, false))) if now_ms < told_ms + TOLD_SLOW_MS => false,
+            (true, None | Some((_, false))) => {
+                self.told_slow.insert(worker.clone(), (now_ms, true));
+                true
+            }
+            (false, Some((told_ms, true))) => {
+                self.told_slow.insert(worker.clone(), (told_ms, false));
+                true
+            }
+            (true, Some((_, true))) | (false, None | Some((_, false))) => false,
+        }
+    }
+
     /// A worker of the job is this slow now.
     pub(super) fn found(&mut self, worker: WorkerId, slow_percent: u32) {
         if slow_percent > KEEPS_UP {
@@ -197,6 +252,7 @@ impl Job {
 
     /// Compares a step that is taken again with what it gave before; `Err` says how they differ.
     pub(super) fn remember(&mut self, report: &StepReport) -> Result<(), String> {
+        self.numbers = Some(Numbers::after(self.numbers, report));
         let bits = (report.loss.to_bits(), report.grad_norm.to_bits());
         let before = self.taken.insert(report.step, bits);
         if self.taken.len() > MAX_TAKEN {
@@ -237,6 +293,8 @@ impl Job {
             directory: self.submission.directory.clone(),
             workers: self.submission.spec.layout.world(),
             checkpoint: self.checkpoint.clone(),
+            unit: self.submission.spec.data.unit(),
+            numbers: self.numbers,
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use coxswain_types::ids::{Generation, Step};
 use coxswain_types::job::OnLoss;
-use coxswain_types::status::{Published, StepReport};
+use coxswain_types::status::{Begun, Published, StepReport};
 
 use super::event::{Effect, Entry, Prepared, Submission, Weight};
-use super::happening::NoteKind;
+use super::happening::{NoteKind, begun_text};
 use super::job::Job;
 use super::summary::{Ending, JobState, JobSummary};
 use super::{Cluster, notice};
@@ -93,7 +93,7 @@ impl Cluster {
     /// The job's generation cannot go on: its workers are gathered again, or the job ends.
     pub(super) fn interrupt(&mut self, id: &str, cause: String, out: &mut Vec<Effect>) {
         match self.job(id) {
-            Some(job) if job.submission.spec.recovery.on_loss == OnLoss::Fail => {
+            Some(job) if job.submission.spec.recovery.on_loss == OnLoss::Fail && job.cancelling.is_none() => {
                 self.end(id, Ending::Failed, cause, out);
             }
             _ => self.gather_again(id, cause, out),
@@ -112,6 +112,9 @@ impl Cluster {
     fn gather_again(&mut self, id: &str, cause: String, out: &mut Vec<Effect>) {
         let now_ms = self.now_ms;
         let Some(job) = self.job_mut(id) else { return };
+        if job.cancelling.is_some() {
+            return self.give_up(id, &cause, out);
+        }
         job.setbacks += 1;
         if job.setbacks > MAX_SETBACKS {
             let reason = format!("{cause}; {MAX_SETBACKS} tries before this one made no new step either");
@@ -165,19 +168,18 @@ impl Cluster {
                 let steps = job.steps();
                 job.enter(JobState::Gathering, "");
                 if from.is_some_and(|from| from >= steps) {
-                    let reason = format!(
-                        "its newest checkpoint is of step {}, and step {steps} is its last",
-                        job.step
-                    );
+                    let reason = match job.step {
+                        step if step == steps => {
+                            format!("all of its {steps} steps are taken; raise train.steps to go on")
+                        }
+                        step => format!(
+                            "step {step} is taken already, and train.steps is {steps}; raise it to go on, or give \
+                             another folder to begin anew"
+                        ),
+                    };
                     self.end(id, Ending::Done, reason, out);
                 }
             }
-        }
-    }
-
-    pub(super) fn cancel(&mut self, id: &str, reason: &str, out: &mut Vec<Effect>) {
-        if self.job(id).is_some_and(|job| !job.state.is_over()) {
-            self.end(id, Ending::Cancelled, reason.to_owned(), out);
         }
     }
 
@@ -210,8 +212,13 @@ impl Cluster {
 
     /// The generation goes on, is given up, or has reached its end.
     pub(super) fn advance_run(&mut self, now_ms: u64, generation: Generation, out: &mut Vec<Effect>) {
-        let Some(run) = self.runs.iter_mut().find(|run| run.generation == generation) else { return };
-        let job = run.job.clone();
+        let Some(index) = self.runs.iter().position(|run| run.generation == generation) else { return };
+        let job = self.runs[index].job.clone();
+        let cancelling = self.is_cancelling(&job);
+        if self.job(&job).is_some_and(|job| job.is_overdue(now_ms)) {
+            return self.give_up(&job, "its ranks did not stop in time", out);
+        }
+        let run = &mut self.runs[index];
         if let Some(chain) = run.hang(now_ms) {
             let text = format!("the run hangs: {chain}");
             let about = notice(Weight::Warning, text).about_run(&job, generation);
@@ -243,16 +250,36 @@ impl Cluster {
                 let reason = format!("step {step} is taken and its checkpoint can be read");
                 self.end(&job, Ending::Done, reason, out);
             }
+            Some(step) if cancelling => self.stopped(&job, step, out),
             Some(step) => {
                 // Ranks stop because they were told to, by this coordinator or an earlier one.
-                let reason = run.stop.clone().unwrap_or_else(|| "it was stopped after a step".to_owned());
+                let reason =
+                    run.wish.stop.clone().unwrap_or_else(|| "it was stopped after a step".to_owned());
                 self.regroup(&job, step, reason, out);
             }
             None => {
                 if let Some(reason) = self.wants_regrouping(generation) {
                     self.stop(generation, reason, out);
+                } else {
+                    self.save_by_time(generation, out);
                 }
             }
+        }
+    }
+
+    /// The job's generation trains from here. Told once, for the lead rank says it with every status.
+    pub(super) fn begun(&mut self, id: &str, begun: Begun, out: &mut Vec<Effect>) {
+        let Some(job) = self.job_mut(id).filter(|job| job.begun.is_none()) else { return };
+        let (generation, again) = (job.generation, job.again(begun));
+        // What the first generation starts from was told when it was formed.
+        let first = job.interruption.is_none();
+        job.begun = Some((begun, again));
+        let Begun { step, origin } = begun;
+        let job = id.to_owned();
+        out.push(Effect::Record(Entry::Begun { job, generation, step, origin, again }));
+        if !first {
+            let about = notice(Weight::Info, begun_text(begun, again));
+            out.push(Effect::Notice(about.about_run(id, generation)));
         }
     }
 
@@ -266,8 +293,10 @@ impl Cluster {
     }
 
     pub(super) fn published(&mut self, id: &str, checkpoint: Published, out: &mut Vec<Effect>) {
+        let now_ms = self.now_ms;
         let Some(job) = self.job_mut(id) else { return };
         job.checkpoint = Some(checkpoint.clone());
+        job.saved_ms = now_ms;
         job.taken = job.taken.split_off(&(checkpoint.step.0 + 1));
         let text = format!("the checkpoint of step {} can be read", checkpoint.step);
         let about = notice(Weight::Info, text).about_run(id, job.generation);

@@ -13,6 +13,7 @@
 //! - [`fn@compact`]: a journal in fewer entries.
 //! - `queue`, `hall`: whose turn it is, and which workers it can have: those that compute as the job began.
 //! - `form`: idle workers become the ranks of a generation; `regroup`: one ends at a step's boundary.
+//! - `cancel`: a job that a user wants no more ends after a step that is saved, or at once.
 //! - `desired`, `revision`: what is wanted of each worker, and its number.
 //! - `hang`, `pace`: who holds up a run, and who slows it down; `watch`: how people are told.
 //! - [`summary`], `explain`, [`happening`]: what people are shown.
@@ -20,6 +21,7 @@
 //! The core has no clock: `now_ms` is the shell's monotonic time. What is written down survives a
 //! restart ([`Cluster::replay`]); what workers say again by themselves is not written down.
 
+mod cancel;
 mod compact;
 mod desired;
 pub mod event;
@@ -49,10 +51,12 @@ use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Fault, Phase, WorkerStatus};
 
 pub use compact::compact;
-pub use event::{Compute, Effect, Entry, Event, FormedRank, Look, Notice, Prepared, Submission, Weight};
+pub use event::{
+    CancelWhen, Compute, Effect, Entry, Event, FormedRank, Look, Notice, Prepared, Submission, Weight,
+};
 pub use member::{LEASE_MS, MAX_WORKERS};
 pub use run::{GRACE_MS, RETURN_MS};
-pub use summary::{Ending, JobState, JobSummary, WorkerSummary};
+pub use summary::{Ending, JobState, JobSummary, Numbers, WorkerSummary, duration};
 
 pub use hang::HANG_MS;
 pub use happening::Happening;
@@ -114,7 +118,7 @@ impl Cluster {
             Event::Prepared { job, result } => self.prepared(&job, result, &mut out),
             Event::Seen { status } => steady = self.seen(now_ms, status, &mut out),
             Event::Lost { worker, incarnation, why } => self.lost(&worker, incarnation, &why, &mut out),
-            Event::Cancelled { job, reason } => self.cancel(&job, &reason, &mut out),
+            Event::Cancelled { job, reason, when } => self.cancel(&job, &reason, when, &mut out),
             Event::Drain { worker, reason } => self.drain(&worker, &reason, &mut out),
             Event::Broken { job, reason } => self.broken(&job, reason, &mut out),
             Event::Dismissed { reason } => self.dismiss(reason, &mut out),
@@ -137,7 +141,8 @@ impl Cluster {
         let verdicts = self.runs.iter().filter_map(|run| run.deadline_ms(&self.members));
         // What is past has been looked at, and needs an event to change.
         let queue = self.queue_deadlines_ms().filter(|due_ms| *due_ms > self.looked_ms);
-        self.members.next_expiry_ms().into_iter().chain(verdicts).chain(queue).min()
+        let stops = self.cancel_deadlines_ms();
+        self.members.next_expiry_ms().into_iter().chain(verdicts).chain(queue).chain(stops).min()
     }
 
     /// The jobs and generations whose ranks may meet.
@@ -273,16 +278,20 @@ impl Cluster {
             return self.interrupt(&id, cause, out);
         }
         let reports = run.observe(now_ms, rank, status);
-        let found = run.pace(rank, status.pace.as_ref());
+        let found = run.pace(now_ms, rank, status.pace.as_ref());
         let slow: Vec<_> = found.iter().map(|finding| run.slow_percent(*finding)).collect();
-        let paces: Vec<_> = found.into_iter().map(|finding| run.told(finding)).collect();
+        let looked = found.iter().map(|finding| finding.rank()).chain([rank]);
+        let looked: Vec<_> = looked.map(|rank| (rank, run.is_slow(rank))).collect();
         let published = status.published.clone().filter(|p| rank == 0 && run.saving.publish(p));
         let (job, deaf) = (run.job.clone(), run.is_deaf(rank, status));
+        if let Some(begun) = status.begun.filter(|_| rank == 0) {
+            self.begun(&job, begun, out);
+        }
         if let Some(job) = self.job_mut(&job) {
             slow.into_iter().for_each(|(worker, percent)| job.found(worker, percent));
         }
-        for (kind, about) in paces {
-            self.note(kind, about, out);
+        for (rank, slow) in looked {
+            self.tell_pace(&job, rank, slow, out);
         }
         let news = !reports.is_empty() || published.is_some();
         for report in reports {
@@ -296,6 +305,18 @@ impl Cluster {
             out.push(Effect::Wake(worker.clone()));
         } else {
             self.remind(now_ms, deaf, worker, out);
+        }
+    }
+
+    /// Tells people whether a rank is slow, where that is news.
+    fn tell_pace(&mut self, job: &str, rank: usize, slow: bool, out: &mut Vec<Effect>) {
+        let now_ms = self.now_ms;
+        let Some(run) = self.runs.iter().find(|run| run.job == job) else { return };
+        let worker = &run.seats[rank].info.id;
+        let job = self.jobs.iter_mut().rev().find(|of| of.id() == job);
+        if job.is_some_and(|job| job.tells_slow(now_ms, worker, slow)) {
+            let (kind, about) = run.standing(rank);
+            self.note(kind, about, out);
         }
     }
 

@@ -12,6 +12,10 @@ const SLOW: f64 = 1.5;
 /// For how many steps in a row a rank is slow before it is named, and not slow before that is withdrawn.
 const STREAK: u32 = 5;
 
+/// And for how long: steps of a small model take milliseconds, and what another process does in five of them is
+/// no sign of a slow machine.
+const LASTS_MS: u64 = 3000;
+
 /// Steps of which some ranks have not told yet. Ranks close each step together; the rest is room for statuses
 /// that come late. A rank may also skip one, whose step is then not judged.
 const MAX_OPEN: usize = 8;
@@ -25,6 +29,15 @@ pub(super) enum Finding {
     Recovered(usize),
 }
 
+impl Finding {
+    /// Of which rank.
+    pub(super) fn rank(self) -> usize {
+        match self {
+            Finding::Slow(rank, _) | Finding::Recovered(rank) => rank,
+        }
+    }
+}
+
 /// The busy times of the ranks of a generation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Paces {
@@ -34,12 +47,16 @@ pub(super) struct Paces {
     shares: Vec<f64>,
     open: BTreeMap<u64, Vec<Option<u64>>>,
     ranks: Vec<Streak>,
+    /// Whether busy times say nothing.
+    ignored: bool,
 }
 
 /// What a rank has been for some steps.
 #[derive(Clone, Copy, Debug, Default)]
 struct Streak {
     steps: u32,
+    /// When its first step was judged.
+    since_ms: u64,
     /// The least factor of the streak, while it is one of slowness.
     factor: Option<f64>,
     named: bool,
@@ -52,10 +69,15 @@ impl Paces {
         let known = |percent: &u32| {
             let factor = f64::from(*percent) / f64::from(KEEPS_UP);
             let named = factor > SLOW;
-            Streak { steps: STREAK, factor: named.then_some(factor), named }
+            Streak { steps: STREAK, since_ms: 0, factor: named.then_some(factor), named }
         };
         let ranks = slow_percent.iter().map(known).collect();
-        Paces { stages, shares, open: BTreeMap::new(), ranks }
+        Paces { stages, shares, open: BTreeMap::new(), ranks, ignored: false }
+    }
+
+    /// Busy times say nothing from here on.
+    pub(super) fn ignore(&mut self) {
+        self.ignored = true;
     }
 
     /// The factor of a rank that was named and has not recovered.
@@ -64,7 +86,10 @@ impl Paces {
     }
 
     /// Takes in how long a step took a rank; says what is new once all have told of it.
-    pub(super) fn note(&mut self, rank: usize, pace: &Pace) -> Vec<Finding> {
+    pub(super) fn note(&mut self, now_ms: u64, rank: usize, pace: &Pace) -> Vec<Finding> {
+        if self.ignored {
+            return Vec::new();
+        }
         let world = self.stages.len();
         let told = self.open.entry(pace.step.0).or_insert_with(|| vec![None; world]);
         if let Some(busy_us) = told.get_mut(rank) {
@@ -79,19 +104,20 @@ impl Paces {
         };
         // What is older will not be complete any more.
         self.open = self.open.split_off(&(pace.step.0 + 1));
-        (0..world).filter_map(|rank| self.judge(rank, &all)).collect()
+        (0..world).filter_map(|rank| self.judge(now_ms, rank, &all)).collect()
     }
 
-    fn judge(&mut self, rank: usize, busy_us: &[u64]) -> Option<Finding> {
+    fn judge(&mut self, now_ms: u64, rank: usize, busy_us: &[u64]) -> Option<Finding> {
         let factor = self.factor(rank, busy_us)?;
         let streak = self.ranks.get_mut(rank)?;
         let slow = factor > SLOW;
         if slow != streak.factor.is_some() {
-            (streak.steps, streak.factor) = (0, slow.then_some(factor));
+            (streak.steps, streak.since_ms, streak.factor) = (0, now_ms, slow.then_some(factor));
         }
         streak.steps += 1;
         streak.factor = streak.factor.map(|least| least.min(factor));
-        if slow == streak.named || streak.steps < STREAK {
+        let lasts = streak.steps >= STREAK && now_ms >= streak.since_ms + LASTS_MS;
+        if slow == streak.named || !lasts {
             return None;
         }
         streak.named = slow;
@@ -132,8 +158,13 @@ mod tests {
 
     use super::*;
 
+    /// A step, of which there is one a second.
     fn run(paces: &mut Paces, step: u64, busy_us: &[u64]) -> Vec<Finding> {
-        let note = |(rank, &busy_us)| paces.note(rank, &Pace { step: Step(step), busy_us });
+        run_at(paces, 1000 * step, step, busy_us)
+    }
+
+    fn run_at(paces: &mut Paces, now_ms: u64, step: u64, busy_us: &[u64]) -> Vec<Finding> {
+        let note = |(rank, &busy_us)| paces.note(now_ms, rank, &Pace { step: Step(step), busy_us });
         busy_us.iter().enumerate().flat_map(note).collect()
     }
 
@@ -151,6 +182,21 @@ mod tests {
             assert_eq!(run(&mut paces, step, &[100, 210, 100, 200]), []);
         }
         assert_eq!(run(&mut paces, 10, &[100, 210, 100, 200]), [Finding::Recovered(1)]);
+    }
+
+    #[test]
+    fn a_few_short_steps_name_nobody() {
+        let mut paces = Paces::new(vec![0, 0], vec![1.0, 1.0], &[KEEPS_UP; 2]);
+        // A step every 10 ms, of which another process slows two hundred.
+        let found: Vec<_> = (0..250).map(|step| (step, if step < 200 { 900 } else { 300 })).collect();
+        let found =
+            found.into_iter().flat_map(|(step, busy)| run_at(&mut paces, 10 * step, step, &[busy, 300]));
+        assert_eq!(found.collect::<Vec<_>>(), []);
+        let found = (250..600).flat_map(|step| {
+            let found = run_at(&mut paces, 10 * step, step, &[900, 300]);
+            found.into_iter().map(move |finding| (step, finding)).collect::<Vec<_>>()
+        });
+        assert_eq!(found.collect::<Vec<_>>(), [(550, Finding::Slow(0, 3.0))]);
     }
 
     #[test]
@@ -179,7 +225,7 @@ mod tests {
     fn a_step_that_a_rank_skips_is_not_judged_and_what_is_open_is_bounded() {
         let mut paces = Paces::new(vec![0, 0], vec![1.0, 1.0], &[KEEPS_UP; 2]);
         for step in 0..100 {
-            assert_eq!(paces.note(0, &Pace { step: Step(step), busy_us: 1 }), []);
+            assert_eq!(paces.note(step, 0, &Pace { step: Step(step), busy_us: 1 }), []);
         }
         assert_eq!(paces.open.len(), MAX_OPEN);
     }

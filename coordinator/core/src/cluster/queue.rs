@@ -110,7 +110,7 @@ impl Cluster {
                     let run = self.runs.iter().find(|run| run.generation == job.generation);
                     let may = |before: u32| {
                         let due = |run: &&Run| run.improves_ms(before) <= self.now_ms;
-                        run.filter(|run| run.stop.is_none() && run.is_taken()).filter(due)
+                        run.filter(|run| run.wish.stop.is_none() && run.is_taken()).filter(due)
                     };
                     if let Some((more, fit)) = may(0).and_then(|run| hall.growth(index, run)) {
                         return (reasons, Some(Turn::Grow(job.generation, more, fit)));
@@ -119,7 +119,7 @@ impl Cluster {
                     if let Some(reason) = unbalanced.and_then(|run| hall.relief(index, run)) {
                         return (reasons, Some(Turn::Relieve(index, reason)));
                     }
-                    if run.is_none_or(|run| run.stop.is_none()) {
+                    if run.is_none_or(|run| run.wish.stop.is_none()) {
                         continue;
                     }
                 }

@@ -8,10 +8,12 @@
 //! wish keeps its number whoever tells it, so the number is in the journal before a rank hears of it.
 
 use coxswain_types::ids::{Generation, Step, WorkerId};
+use coxswain_types::status::{Leave, LeaveCause};
 
 use crate::plan::{Fit, KEEPS_UP};
 
 use super::event::{Effect, Entry, Weight};
+use super::job::Asked;
 use super::member::MAX_WORKERS;
 use super::summary::JobState;
 use super::{Cluster, notice};
@@ -66,18 +68,30 @@ impl Cluster {
 
     /// Why the worker shall have no place, if it shall have none.
     pub(super) fn wants_out(&self, worker: &WorkerId) -> Option<String> {
+        self.leave_of(worker).map(|leave| leave.reason)
+    }
+
+    /// Why the worker's process shall end once nothing needs it, if it shall.
+    pub(super) fn leave_of(&self, worker: &WorkerId) -> Option<Leave> {
         let member = self.members.get(worker)?;
         let drain = self.drains.get(worker);
         let drain = drain.filter(|drain| drain.incarnation == member.status.info.incarnation);
-        let drained = drain.map(|drain| format!("is drained: {}", drain.reason));
-        drained.or_else(|| member.status.leaving.as_ref().map(|why| format!("leaves: {why}")))
+        let drained = drain.map(|drain| Leave {
+            cause: LeaveCause::Drained,
+            reason: format!("is drained: {}", drain.reason),
+        });
+        let asked = |why: &String| Leave { cause: LeaveCause::Asked, reason: format!("leaves: {why}") };
+        drained.or_else(|| member.status.leaving.as_ref().map(asked))
     }
 
     /// Why the generation should be formed anew, if it should.
     pub(super) fn wants_regrouping(&self, generation: Generation) -> Option<String> {
         let run = self.runs.iter().find(|run| run.generation == generation)?;
-        if run.stop.is_some() || !run.is_taken() {
+        if run.wish.stop.is_some() || !run.is_taken() {
             return None;
+        }
+        if let Some(cancelling) = self.job(&run.job).and_then(|job| job.cancelling.as_ref()) {
+            return Some(cancelling.reason.clone());
         }
         let out = |rank: usize| {
             let why = self.wants_out(&run.seats[rank].info.id)?;
@@ -115,11 +129,12 @@ impl Cluster {
         self.revisions.grow();
         let revision = self.revisions.newest();
         let Some(run) = self.runs.iter_mut().find(|run| run.generation == generation) else { return };
-        (run.revision, run.stop) = (revision, Some(reason.clone()));
+        run.wish = Asked { revision, stop: Some(reason.clone()), ..Asked::default() };
         let job = run.job.clone();
-        let text = format!("{reason}; the run saves after a step and goes on in another formation");
-        let about = notice(Weight::Info, text).about_run(&job, generation);
         let wakes: Vec<_> = run.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())).collect();
+        let then = if self.is_cancelling(&job) { "ends" } else { "goes on in another formation" };
+        let text = format!("{reason}; the run saves after a step and {then}");
+        let about = notice(Weight::Info, text).about_run(&job, generation);
         out.push(Effect::Record(Entry::Stopping { job, generation, revision, reason }));
         out.push(Effect::Notice(about));
         out.extend(wakes);

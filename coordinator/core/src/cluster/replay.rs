@@ -1,10 +1,12 @@
 //! What a restart makes of the journal.
 
-use coxswain_types::status::Publish;
+use coxswain_types::status::{Begun, Publish};
 
 use super::Cluster;
+use super::cancel::{Cancelling, STOP_MS};
 use super::event::{Entry, Submission};
-use super::job::Job;
+use super::form::at_work;
+use super::job::{Asked, Job};
 use super::regroup::Drain;
 use super::run::Run;
 use super::summary::JobState;
@@ -44,21 +46,39 @@ impl Cluster {
                 if let Some(job) = self.job_mut(&job) {
                     job.threads = Some(threads);
                     job.compute = Some(compute);
-                    let reason = format!("generation {generation} of {} workers", ranks.len());
-                    job.enter(JobState::Running, reason);
+                    job.enter(JobState::Running, at_work(ranks.len(), generation));
                     let slow = ranks.iter().filter(|rank| rank.slow_percent > KEEPS_UP);
                     job.slow = slow.map(|rank| (rank.worker.clone(), rank.slow_percent)).collect();
+                    // People have been told, by an earlier coordinator.
+                    job.told_slow = job.slow.keys().map(|worker| (worker.clone(), (0, true))).collect();
                     job.formed = ranks;
                     job.layout = layout;
-                    job.wish = (revision, None);
+                    job.wish = Asked { revision, ..Asked::default() };
                     job.committed = None;
+                    job.begun = None;
                     job.generation = generation;
                     job.step = from;
                 }
             }
+            Entry::Begun { job, step, origin, again, .. } => {
+                if let Some(job) = self.job_mut(&job) {
+                    job.begun = Some((Begun { step, origin }, again));
+                }
+            }
             Entry::Stopping { job, revision, reason, .. } => {
                 if let Some(job) = self.job_mut(&job) {
-                    job.wish = (revision, Some(reason));
+                    job.wish = Asked { revision, stop: Some(reason), ..Asked::default() };
+                }
+            }
+            Entry::Saving { job, revision, after, .. } => {
+                if let Some(job) = self.job_mut(&job) {
+                    job.wish = Asked { revision, save_after: after, ..Asked::default() };
+                }
+            }
+            Entry::Cancelling { job, reason } => {
+                if let Some(job) = self.job_mut(&job) {
+                    // The clock of this start begins at zero.
+                    job.cancelling = Some(Cancelling { reason, until_ms: STOP_MS });
                 }
             }
             Entry::Drained { worker, incarnation, reason } => {
@@ -90,7 +110,9 @@ impl Cluster {
                     // Nobody asks for these of a job that is over.
                     job.formed = Vec::new();
                     job.slow.clear();
-                    job.wish = (0, None);
+                    job.wish = Asked::default();
+                    job.cancelling = None;
+                    job.begun = None;
                     job.committed = None;
                 }
                 self.forget();

@@ -11,7 +11,7 @@ use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Activity, Fault, Phase, StepReport, WorkerInfo, WorkerStatus};
 
 use super::event::FormedRank;
-use super::job::Job;
+use super::job::{Asked, Job};
 use super::member::{LEASE_MS, Members};
 use super::pace::Paces;
 use super::regroup::{GROW_AFTER_MS, MAX_DOUBLINGS};
@@ -74,6 +74,7 @@ impl Seat {
             stage: self.stage,
             host: self.info.host.clone(),
             pid: self.info.pid,
+            cores: self.info.cores,
             slow_percent: self.slow_percent,
         }
     }
@@ -84,7 +85,7 @@ impl Seat {
             incarnation: formed.incarnation,
             host: formed.host.clone(),
             pid: formed.pid,
-            cores: 0,
+            cores: formed.cores,
             device: String::new(),
             runtime: String::new(),
             serves: None,
@@ -120,10 +121,8 @@ pub(super) struct Run {
     pub(super) steps: Step,
     /// When it was formed.
     pub(super) formed_ms: u64,
-    /// The number of what is wanted of it.
-    pub(super) revision: u64,
-    /// Why its ranks shall stop after the step that they take, if they shall.
-    pub(super) stop: Option<String>,
+    /// What is wanted of it.
+    pub(super) wish: Asked,
     /// Reports up to this step have been recorded.
     pub(super) acknowledged: Step,
     /// The checkpoints.
@@ -172,8 +171,7 @@ impl Run {
             ranks,
             steps,
             formed_ms: 0,
-            revision,
-            stop: None,
+            wish: Asked { revision, ..Asked::default() },
             step_seconds: VecDeque::new(),
             paces: Paces::default(),
             hang_told: None,
@@ -188,13 +186,17 @@ impl Run {
     /// The generation of a job that an earlier coordinator formed. This one's clock starts at zero.
     pub(super) fn orphaned(job: &Job) -> Run {
         let seats = job.formed.iter().map(Seat::of_formed).collect();
-        let (revision, stop) = job.wish.clone();
-        let mut run = Run::new(job.id().to_owned(), job.generation, seats, job.steps(), job.step, revision);
-        run.stop = stop;
+        let mut run = Run::new(job.id().to_owned(), job.generation, seats, job.steps(), job.step, 0);
+        run.wish = job.wish.clone();
         run.saving.decided(job.committed.clone());
         run.return_ms = Some(RETURN_MS);
-        run.share(&job.spec_at_work());
+        run.share(&job.spec_at_work(), job.threads);
         run
+    }
+
+    /// Whether an earlier coordinator formed it, and not all of its workers are back.
+    pub(super) fn is_orphaned(&self) -> bool {
+        self.return_ms.is_some()
     }
 
     /// A worker that has not come back, once the time for it is over.
@@ -270,8 +272,9 @@ impl Run {
         let reports = status.reports.first().is_some_and(|report| report.step <= self.acknowledged.0);
         let done = status.published.as_ref().map(|published| published.step);
         let publish = self.saving.publishing().is_some_and(|publish| done < Some(publish.step));
-        // All ranks have to know of a stop before it counts, and not one says whether it does.
-        let goes_on = self.stop.is_some() && status.phase == Phase::Running;
+        // All ranks have to know of a stop or a save before it counts, and not one says whether it does.
+        let wanted = self.wish.stop.is_some() || self.wish.save_after > decided;
+        let goes_on = wanted && status.phase == Phase::Running;
         saved || goes_on || (rank == 0 && (reports || publish))
     }
 
@@ -324,10 +327,22 @@ impl Run {
         (done && self.saving.published() == step).then_some(step)
     }
 
-    /// The work of its ranks is that of this job, in the layout that it has here.
-    pub(super) fn share(&mut self, spec: &JobSpec) {
+    /// The work of its ranks is that of this job, in the layout that it has here, each with so many threads.
+    pub(super) fn share(&mut self, spec: &JobSpec, threads: Option<u32>) {
         let stages = self.seats.iter().map(|seat| seat.stage).collect();
         let slow: Vec<_> = self.seats.iter().map(|seat| seat.slow_percent).collect();
         self.paces = Paces::new(stages, shares(spec, &slow), &slow);
+        if self.is_overcommitted(threads.unwrap_or(1)) {
+            self.paces.ignore();
+        }
+    }
+
+    /// Whether all ranks are on one machine that has fewer cores than they have threads: how long a rank is busy there
+    /// says when it had a core, and nothing of how fast it is.
+    fn is_overcommitted(&self, threads: u32) -> bool {
+        let Some(Seat { info: first, .. }) = self.seats.first() else { return false };
+        let together = self.seats.iter().all(|seat| seat.info.host == first.host);
+        let wanted = u64::from(threads) * self.seats.len() as u64;
+        together && first.cores > 0 && u64::from(first.cores) < wanted
     }
 }

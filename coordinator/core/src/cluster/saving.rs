@@ -1,11 +1,55 @@
 //! When a checkpoint is decided. Every rank of a generation says which files it wrote; once all
 //! have, the checkpoint is committed in the journal, and the lead rank publishes its manifest. A
 //! checkpoint therefore exists for readers only after it cannot be lost.
+//!
+//! After which steps they write is the job's to say, and where its newest checkpoint is older than the job allows
+//! the coordinator's: it wishes for a save, and ranks agree in the closing exchange after which step that is.
 
 use std::collections::BTreeMap;
 
-use coxswain_types::ids::Step;
+use coxswain_types::ids::{Generation, Step};
 use coxswain_types::status::{Publish, Published, Saved, SavedFile};
+
+use super::Cluster;
+use super::event::{Effect, Entry};
+use super::job::{Asked, Job};
+use super::run::Run;
+
+impl Job {
+    /// When its newest checkpoint is too old, where time counts.
+    fn save_due_ms(&self) -> Option<u64> {
+        let minutes = u64::from(self.submission.spec.checkpoint.every_minutes);
+        (minutes > 0).then(|| self.saved_ms.saturating_add(minutes * 60_000))
+    }
+}
+
+impl Run {
+    /// Whether its ranks can be asked for a save: all know the wish before it, no other is under way, and there are
+    /// steps to save that the end of the run does not save anyway.
+    fn can_save(&self) -> bool {
+        let decided = self.saving.newest_decided();
+        let asked = self.wish.stop.is_some() || self.wish.save_after > decided;
+        !asked && self.is_taken() && self.acknowledged > decided && self.acknowledged < self.steps
+    }
+}
+
+impl Cluster {
+    /// Has all ranks of the generation save after a step, if its job's newest checkpoint is too old.
+    pub(super) fn save_by_time(&mut self, generation: Generation, out: &mut Vec<Effect>) {
+        let Some(index) = self.runs.iter().position(|run| run.generation == generation) else { return };
+        let due_ms = self.job(&self.runs[index].job).and_then(Job::save_due_ms);
+        if due_ms.is_none_or(|due_ms| self.now_ms < due_ms) || !self.runs[index].can_save() {
+            return;
+        }
+        self.revisions.grow();
+        let revision = self.revisions.newest();
+        let run = &mut self.runs[index];
+        let (job, after) = (run.job.clone(), run.acknowledged.next());
+        run.wish = Asked { revision, save_after: after, ..Asked::default() };
+        out.push(Effect::Record(Entry::Saving { job, generation, revision, after }));
+        out.extend(run.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())));
+    }
+}
 
 /// How many checkpoints may be incomplete at once. Ranks close each step together, so they are
 /// never further apart than one; the rest is room for statuses that come late.

@@ -1,7 +1,7 @@
 //! What people are shown: jobs and workers as they are now.
 
 use coxswain_types::ids::{Generation, Step};
-use coxswain_types::status::{Phase, Published, WorkerInfo};
+use coxswain_types::status::{Phase, Published, StepReport, WorkerInfo};
 use serde::{Deserialize, Serialize};
 
 /// How a job can end.
@@ -63,6 +63,79 @@ pub struct JobSummary {
     pub workers: u32,
     /// The newest checkpoint that readers can see.
     pub checkpoint: Option<Published>,
+    /// What its speed is counted in, such as `token`.
+    pub unit: &'static str,
+    /// Numbers of its newest steps, once this coordinator has heard of one.
+    pub numbers: Option<Numbers>,
+}
+
+impl JobSummary {
+    /// How many seconds are left, if it goes on as it did.
+    pub fn left_seconds(&self) -> Option<f64> {
+        let left = self.steps.saturating_sub(self.step.0) as f64;
+        self.numbers.filter(|_| self.state == JobState::Running).map(|numbers| left * numbers.step_seconds)
+    }
+}
+
+/// Numbers of a run, for people.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Numbers {
+    /// The loss of the newest step.
+    pub loss: f64,
+    /// The newest held-out loss.
+    pub held_out: Option<f64>,
+    /// Tokens a second, smoothed.
+    pub tokens_per_second: f64,
+    /// Seconds a step, smoothed.
+    pub step_seconds: f64,
+}
+
+/// How much of an older step's speed counts: about the last ten steps are seen.
+const KEPT: f64 = 0.9;
+
+impl Numbers {
+    /// After one more step.
+    pub fn after(before: Option<Numbers>, report: &StepReport) -> Numbers {
+        let smooth = |old: f64, new: f64| KEPT * old + (1.0 - KEPT) * new;
+        let (tokens, seconds) = (report.tokens_per_second, report.step_seconds);
+        Numbers {
+            loss: report.loss,
+            held_out: report.held_out.map(|held_out| held_out.loss).or(before.and_then(|old| old.held_out)),
+            tokens_per_second: before.map_or(tokens, |old| smooth(old.tokens_per_second, tokens)),
+            step_seconds: before.map_or(seconds, |old| smooth(old.step_seconds, seconds)),
+        }
+    }
+}
+
+/// A time as people say it.
+pub fn duration(seconds: f64) -> String {
+    let seconds = seconds.max(0.0).round() as u64;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {:02} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::duration;
+
+    #[test]
+    fn times_are_told_as_people_say_them() {
+        let rows = [
+            (0.4, "0 s"),
+            (59.4, "59 s"),
+            (59.6, "1 min 00 s"),
+            (3599.0, "59 min 59 s"),
+            (7260.0, "2 h 01 min"),
+            (200_000.0, "2 d 07 h"),
+        ];
+        for (seconds, text) in rows {
+            assert_eq!(duration(seconds), text);
+        }
+    }
 }
 
 /// A worker as it is now.

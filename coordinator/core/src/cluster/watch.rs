@@ -22,8 +22,8 @@ const TELLING_MS: u64 = 1000;
 
 impl Run {
     /// Takes in how long a step took a rank.
-    pub(super) fn pace(&mut self, rank: usize, pace: Option<&Pace>) -> Vec<Finding> {
-        pace.map_or(Vec::new(), |pace| self.paces.note(rank, pace))
+    pub(super) fn pace(&mut self, now_ms: u64, rank: usize, pace: Option<&Pace>) -> Vec<Finding> {
+        pace.map_or(Vec::new(), |pace| self.paces.note(now_ms, rank, pace))
     }
 
     /// What is said of ranks that are slow now.
@@ -49,17 +49,17 @@ impl Run {
         }
     }
 
-    /// How people are told of a finding.
-    pub(super) fn told(&self, finding: Finding) -> (NoteKind, Notice) {
-        let about = |weight, rank: usize, text| {
-            notice(weight, text).about_run(&self.job, self.generation).about_worker(&self.seats[rank].info.id)
-        };
-        match finding {
-            Finding::Slow(rank, factor) => {
-                (NoteKind::Straggler, about(Weight::Warning, rank, self.slow(rank, factor)))
-            }
-            Finding::Recovered(rank) => (NoteKind::Recovered, about(Weight::Info, rank, self.told_of(rank))),
-        }
+    pub(super) fn is_slow(&self, rank: usize) -> bool {
+        self.paces.slow(rank).is_some()
+    }
+
+    /// Whether a rank is slow now, as people are told it.
+    pub(super) fn standing(&self, rank: usize) -> (NoteKind, Notice) {
+        let slow = self.is_slow(rank);
+        let kind = if slow { NoteKind::Straggler } else { NoteKind::Recovered };
+        let weight = if slow { Weight::Warning } else { Weight::Info };
+        let about = notice(weight, self.told_of(rank)).about_run(&self.job, self.generation);
+        (kind, about.about_worker(&self.seats[rank].info.id))
     }
 
     pub(super) fn slow(&self, rank: usize, factor: f64) -> String {
@@ -94,6 +94,13 @@ impl Run {
         }
     }
 
+    /// How long a rank may wait, as long as steps take here.
+    pub(super) fn patience_ms(&self) -> u64 {
+        let mut steps: Vec<_> = self.step_seconds.iter().copied().collect();
+        steps.sort_by(f64::total_cmp);
+        hang::patience_ms(steps.get(steps.len() / 2).copied())
+    }
+
     /// Who holds up the run, the first time that a rank waits for too long in a step.
     pub(super) fn hang(&mut self, now_ms: u64) -> Option<String> {
         if self.hang_told == Some(self.acknowledged) || now_ms < self.hang_looked_ms + HANG_LOOK_MS {
@@ -104,9 +111,7 @@ impl Run {
             return None;
         }
         let (for_ms, chain) = self.longest_wait(now_ms)?;
-        let mut steps: Vec<_> = self.step_seconds.iter().copied().collect();
-        steps.sort_by(f64::total_cmp);
-        if for_ms < hang::patience_ms(steps.get(steps.len() / 2).copied()) {
+        if for_ms < self.patience_ms() {
             return None;
         }
         self.hang_told = Some(self.acknowledged);

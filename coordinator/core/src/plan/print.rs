@@ -10,9 +10,12 @@ use coxswain_types::{Assignment, WorkerId};
 
 use super::{Memory, Plan};
 
-/// Characters of a row of the grid: as many as fit on a screen. The rest of a long step looks the
-/// same; `{:#}` prints it.
+/// Characters of a row of the grid, where no screen's width is given (`{:80}`). The rest of a long step looks
+/// the same; `{:#}` prints it.
 const GRID_WIDTH: usize = 96;
+
+/// Characters before and after a row of the grid: `pipeline 12 ` and ` … 123 more`.
+const BESIDE_GRID: usize = 23;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -25,7 +28,8 @@ impl fmt::Display for Plan {
             writeln!(f, "spare: {} (every rank is taken)", names.join(", "))?;
         }
         writeln!(f)?;
-        f.write_str(&self.grid(if f.alternate() { None } else { Some(GRID_WIDTH) }))
+        let width = f.width().map_or(GRID_WIDTH, |screen| screen.saturating_sub(BESIDE_GRID));
+        f.write_str(&self.grid(if f.alternate() { None } else { Some(width) }))
     }
 }
 

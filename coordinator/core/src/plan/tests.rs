@@ -149,6 +149,13 @@ fn four_stages_of_a_long_step_with_a_spare() {
         pipeline 2  ·   ·   F0  F1  ·   ·   B0───── F2  B1───── F3  B2───── F4  B3───── F5  B4───── F6  B5───── F7 … 57 more
         pipeline 3  ·   ·   ·   F0  B0───── F1  B1───── F2  B2───── F3  B3───── F4  B4───── F5  B5───── F6  B6───── … 57 more
     "#]].assert_eq(&sketch(&spec, 5).unwrap().to_string());
+    // As much of the grid as fits on a screen.
+    let plan = format!("{:60}", sketch(&spec, 5).unwrap());
+    let rows: Vec<_> = plan.lines().filter(|line| line.starts_with("pipeline ")).collect();
+    assert!(
+        rows.iter().all(|row| row.ends_with(" more") && (50..=60).contains(&row.chars().count())),
+        "{plan}"
+    );
 }
 
 #[test]

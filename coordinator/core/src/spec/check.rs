@@ -130,8 +130,10 @@ fn check_name(name: &str, faults: &mut Faults) {
 fn checkpoint(raw: Option<&RawCheckpoint>, faults: &mut Faults) -> CheckpointSpec {
     let checkpoint = CheckpointSpec {
         every: raw.and_then(|c| c.every).unwrap_or(0),
+        every_minutes: raw.and_then(|c| c.every_minutes).unwrap_or(10),
         keep: raw.and_then(|c| c.keep).unwrap_or(2),
     };
+    faults.count("checkpoint.every_minutes", checkpoint.every_minutes, &limits::EVERY_MINUTES);
     faults.count("checkpoint.keep", checkpoint.keep, &limits::KEEP);
     checkpoint
 }

@@ -45,6 +45,7 @@ pub(super) const LOSS_SCALE: Limit =
 pub(super) const NON_FINITE: Limit = up_to(1000, "weights that stay as they are give no better step");
 pub(super) const BUDGET: Limit = up_to(1 << 50, "no worker has more bytes to give");
 pub(super) const THREADS: Limit = up_to(1024, "no machine has more cores to give");
+pub(super) const EVERY_MINUTES: Limit = Limit { least: 0, most: 525_600, reason: "this is a year" };
 pub(super) const KEEP: Limit = up_to(1_000_000, "no disk holds more checkpoints");
 pub(super) const SYNTHETIC_TOKENS: Limit = up_to(1 << 36, "the token file takes 4 bytes for each");
 /// Layout values, and their product.
@@ -57,3 +58,39 @@ pub(super) const TEXT_VOCAB: u32 = 257;
 pub(super) const NAME_LEN: usize = 64;
 /// Actions of a user's own schedule, over all pipeline ranks: every assignment carries all of them.
 pub(super) const ACTIONS: usize = 65_536;
+
+/// The keys that take a count within one of these bounds, whatever the other keys are.
+const COUNTS: [(&str, &Limit); 27] = [
+    ("model.layers", &LAYERS),
+    ("model.encoder_layers", &LAYERS),
+    ("model.dim", &DIM),
+    ("model.heads", &DIM),
+    ("model.kv_heads", &DIM),
+    ("model.head_dim", &DIM),
+    ("model.ffn", &FFN),
+    ("model.vocab", &VOCAB),
+    ("model.rope_scaling.original", &LENGTH),
+    ("model.max_positions", &LENGTH),
+    ("model.attention.window", &LENGTH),
+    ("model.attention.block", &LENGTH),
+    ("model.attention.rank", &DIM),
+    ("model.embedding_dim", &DIM),
+    ("data.synthetic.tokens", &SYNTHETIC_TOKENS),
+    ("train.steps", &STEPS),
+    ("train.sequence", &SEQUENCE),
+    ("train.micro_batch", &MICRO_BATCH),
+    ("train.micro_batches", &MICRO_BATCHES),
+    ("train.threads", &THREADS),
+    ("train.loss_scale_growth_steps", &STEPS),
+    ("train.non_finite_max", &NON_FINITE),
+    ("layout.pipeline", &WORLD),
+    ("layout.tensor", &WORLD),
+    ("layout.data", &WORLD),
+    ("checkpoint.every_minutes", &EVERY_MINUTES),
+    ("checkpoint.keep", &KEEP),
+];
+
+/// The bounds of the count at `path`, where it has fixed ones.
+pub(super) fn of(path: &str) -> Option<&'static Limit> {
+    COUNTS.iter().find(|(key, _)| *key == path).map(|(_, limit)| *limit)
+}

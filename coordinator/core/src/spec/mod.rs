@@ -28,7 +28,7 @@ use std::path::Path;
 use coxswain_types::JobSpec;
 
 pub use error::{Fault, Origin, SpecError};
-pub use resolved::resolved_yaml;
+pub use resolved::{Difference, differences, resolved_yaml};
 
 use check::Purpose;
 use error::KeyPath;
@@ -98,13 +98,18 @@ fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
     }
     presets::expand(&mut tree).map_err(|message| refuse(vec![("model.preset".into(), message)]))?;
     let raw: raw::RawJob =
-        node::decode(tree).map_err(|error| refuse(vec![(error.culprit(), error.problem.to_string())]))?;
+        node::decode(tree).map_err(|error| refuse(vec![(error.culprit(), error.message())]))?;
     check::check(raw, job.base, purpose).map_err(refuse)
 }
 
-/// Says where `path` got its value: from the last `--set` above or at it, or from a line of the text.
+/// Says where `path` got its value: from the last `--set` above or at it, or from a line of the text; or from the
+/// last `--set` below it, where the text has no such key.
 fn place(job: &JobText<'_>, path: &KeyPath, message: String) -> Fault {
-    let set = job.sets.iter().rev().find(|(set, _)| KeyPath::from(set.as_str()).is_above_or_at(path));
+    let sets = || job.sets.iter().rev();
+    let set = sets().find(|(set, _)| KeyPath::from(set.as_str()).is_above_or_at(path)).or_else(|| {
+        let below = sets().find(|(set, _)| path.is_above_or_at(&KeyPath::from(set.as_str())));
+        below.filter(|_| !yaml::has(job.text, path))
+    });
     if let Some((set, value)) = set {
         return Fault::new(
             Origin::Set { path: set.clone(), value: value.clone() },

@@ -10,6 +10,7 @@ use serde::de::{
 };
 
 use super::error::{KeyPath, Segment};
+use super::limits::{self, Limit};
 
 /// A value of a job file.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +75,16 @@ impl ShapeError {
         ShapeError { path: Vec::new(), problem }
     }
 
+    /// What is wrong, and what the key at the path takes.
+    pub(super) fn message(&self) -> String {
+        match (&self.problem, limits::of(&self.culprit().to_string())) {
+            (Problem::Type { found, wanted }, Some(Limit { least, most, .. })) if wanted == COUNT => {
+                format!("found {found}; must be a whole number from {least} to {most}")
+            }
+            (problem, _) => problem.to_string(),
+        }
+    }
+
     /// Adds a step in front: errors travel from the inside out.
     fn below(mut self, segment: Segment) -> ShapeError {
         self.path.insert(0, segment);
@@ -119,7 +130,7 @@ impl fmt::Display for Problem {
 
 impl fmt::Display for ShapeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.culprit(), self.problem)
+        write!(f, "{}: {}", self.culprit(), self.message())
     }
 }
 
@@ -170,12 +181,14 @@ fn describe(found: Unexpected<'_>) -> String {
     }
 }
 
+/// What is wanted where a key has no bounds of its own.
+const COUNT: &str = "a whole number, 0 or more";
+
 /// serde's name of a wanted type in the words of a job file's author.
 fn plain(wanted: &str) -> String {
     match wanted {
-        "u32" => format!("a whole number from 0 to {}", u32::MAX),
+        "u32" | "u64" => COUNT.to_owned(),
         "i32" => format!("a whole number from {} to {}", i32::MIN, i32::MAX),
-        "u64" => format!("a whole number from 0 to {}", u64::MAX),
         "f64" => "a number".to_owned(),
         "a boolean" => "true or false".to_owned(),
         "a string" => "a text (quote it if it looks like a number)".to_owned(),
@@ -193,7 +206,10 @@ impl<'de> Deserializer<'de> for Node {
             Node::Integer(value) => match (u64::try_from(value), i64::try_from(value)) {
                 (Ok(value), _) => visitor.visit_u64(value),
                 (_, Ok(value)) => visitor.visit_i64(value),
-                _ => visitor.visit_i128(value),
+                _ => {
+                    use serde::de::Error as _;
+                    Err(ShapeError::invalid_type(Unexpected::Other(&value.to_string()), &visitor))
+                }
             },
             Node::Float(value) => visitor.visit_f64(value),
             Node::Text(value) => visitor.visit_string(value),

@@ -29,7 +29,7 @@ pub struct RawJob {
     /// How many ways the work is split. Default: not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layout: Option<RawLayout>,
-    /// When checkpoints are written. Default: at the end only.
+    /// When checkpoints are written, beside the one at the end. Default: every 10 minutes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<RawCheckpoint>,
     /// What becomes of the run when a worker is lost. Default: it waits for another one, and goes on.
@@ -270,9 +270,13 @@ pub struct RawRecovery {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawCheckpoint {
-    /// Steps between checkpoints; 0 for one at the end only. Default: 0.
+    /// Steps between checkpoints; with 0 steps are not counted. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub every: Option<u64>,
+    /// Minutes after its newest checkpoint, or its start, in which a run writes another one, after the step at
+    /// hand; with 0 time is not counted. Default: 10.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_minutes: Option<u32>,
     /// How many committed checkpoints stay on disk. Default: 2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep: Option<u32>,

@@ -42,6 +42,7 @@ struct Key {
 }
 
 /// The values that a key takes.
+#[derive(Clone, Copy)]
 enum Allowed {
     /// A count within these bounds.
     Count(&'static Limit),
@@ -58,8 +59,9 @@ const SHARE: Allowed =
 const FLAG: Allowed = Words { words: "`true` or `false`", fit: &["true", "false"], unfit: &["1", "yes"] };
 const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
 
-/// Beside this, keys have the rules of [`RULES`].
-const ALLOWED: [(&str, Allowed); 56] = [
+/// What keys take that take no count within fixed bounds, which [`limits::of`] has. Beside this, keys have the
+/// rules of [`RULES`].
+const ALLOWED: [(&str, Allowed); 44] = [
     (
         "name",
         Words {
@@ -79,14 +81,8 @@ const ALLOWED: [(&str, Allowed); 56] = [
         "data.held_out",
         Words { words: "0 or more and below 0.5", fit: &["0", "0.49"], unfit: &["-0.1", "0.5"] },
     ),
-    ("data.synthetic.tokens", Count(&limits::SYNTHETIC_TOKENS)),
-    ("train.steps", Count(&limits::STEPS)),
     ("train.seed", Words { words: "0 to 2^64 - 1", fit: &["0", "18446744073709551615"], unfit: &["-1"] }),
-    ("train.sequence", Count(&limits::SEQUENCE)),
-    ("train.micro_batch", Count(&limits::MICRO_BATCH)),
-    ("train.micro_batches", Count(&limits::MICRO_BATCHES)),
     ("train.reduction_runs", Words { words: "1 to `micro_batches`", fit: &["1"], unfit: &["0", "2"] }),
-    ("train.threads", Count(&limits::THREADS)),
     (
         "train.reduction",
         Words { words: "`canonical` or `fast`", fit: &["canonical", "fast"], unfit: &["slow"] },
@@ -107,8 +103,6 @@ const ALLOWED: [(&str, Allowed); 56] = [
             unfit: &["0", "3", "0.5", "33554432"],
         },
     ),
-    ("train.loss_scale_growth_steps", Count(&limits::STEPS)),
-    ("train.non_finite_max", Count(&limits::NON_FINITE)),
     ("train.dropout", SHARE),
     ("train.attention_dropout", SHARE),
     (
@@ -162,9 +156,6 @@ const ALLOWED: [(&str, Allowed); 56] = [
     ),
     ("train.separate_documents", FLAG),
     ("train.start_from", Words { words: "a folder", fit: &["a", "../runs/b"], unfit: &["''", "[a]"] }),
-    ("layout.pipeline", Count(&limits::WORLD)),
-    ("layout.tensor", Count(&limits::WORLD)),
-    ("layout.data", Count(&limits::WORLD)),
     (
         "layout.schedule",
         Words {
@@ -188,7 +179,6 @@ const ALLOWED: [(&str, Allowed); 56] = [
     ("layout.sequence_parallel", FLAG),
     ("layout.zero", Words { words: "0 or 1", fit: &["0", "1", "true"], unfit: &["2", "3", "4", "one"] }),
     ("checkpoint.every", ANY_COUNT),
-    ("checkpoint.keep", Count(&limits::KEEP)),
     (
         "recovery.on_loss",
         Words {
@@ -209,8 +199,9 @@ const ALLOWED: [(&str, Allowed); 56] = [
     ),
 ];
 
-fn allowed(path: &str) -> Option<&'static Allowed> {
-    ALLOWED.iter().chain(&MODEL).find(|(of, _)| *of == path).map(|(_, allowed)| allowed)
+fn allowed(path: &str) -> Option<Allowed> {
+    let words = || ALLOWED.iter().chain(&MODEL).find(|(of, _)| *of == path).map(|(_, allowed)| *allowed);
+    limits::of(path).map(Count).or_else(words)
 }
 
 /// What has to stand beside a key that goes with another choice only.

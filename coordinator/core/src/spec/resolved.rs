@@ -1,9 +1,12 @@
 //! A job written out with every default, so that a run's folder says what was run.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use coxswain_types::JobSpec;
 use coxswain_types::job::{DataSpec, OptimizerKind, Precision, RateSchedule, Reduction, Schedule};
 use coxswain_types::model::{Architecture, Head};
 use coxswain_types::schedule::Action;
+use serde_json::Value;
 
 use super::error::{Fault, SpecError};
 use super::raw::{
@@ -21,6 +24,49 @@ mod model;
 /// Never for a job that came out of [`super::parse`]; the writer of YAML could fail in theory.
 pub fn resolved_yaml(job: &JobSpec) -> Result<String, SpecError> {
     yaml::write(&unchecked(job)).map_err(|message| Fault::in_file(&job.name, None, "", message).into())
+}
+
+/// A key of two jobs that differs, with its value in each as JSON; `None` where it is left out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// The key, such as `train.learning_rate`.
+    pub key: String,
+    /// In the first job.
+    pub was: Option<Value>,
+    /// In the second.
+    pub is: Option<Value>,
+}
+
+/// The keys in which two jobs differ, in the order of their names.
+pub fn differences(was: &JobSpec, is: &JobSpec) -> Vec<Difference> {
+    let (was, is) = (flat(was), flat(is));
+    let keys: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
+    let differs = keys.into_iter().filter(|key| was.get(*key) != is.get(*key));
+    differs
+        .map(|key| Difference { key: key.clone(), was: was.get(key).cloned(), is: is.get(key).cloned() })
+        .collect()
+}
+
+/// All values of a job by their keys.
+fn flat(job: &JobSpec) -> BTreeMap<String, Value> {
+    let mut values = BTreeMap::new();
+    // Every key of a job is a text, so this is always a tree.
+    flatten(String::new(), serde_json::to_value(unchecked(job)).unwrap_or_default(), &mut values);
+    values
+}
+
+fn flatten(key: String, value: Value, into: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Object(map) => {
+            for (name, value) in map {
+                let key = if key.is_empty() { name } else { format!("{key}.{name}") };
+                flatten(key, value, into);
+            }
+        }
+        value => {
+            into.insert(key, value);
+        }
+    }
 }
 
 fn unchecked(job: &JobSpec) -> RawJob {
@@ -51,7 +97,11 @@ fn unchecked(job: &JobSpec) -> RawJob {
             RawData { synthetic: Some(RawSynthetic { tokens: *tokens }), ..nothing }
         }
     };
-    let checkpoint = RawCheckpoint { every: Some(job.checkpoint.every), keep: Some(job.checkpoint.keep) };
+    let checkpoint = RawCheckpoint {
+        every: Some(job.checkpoint.every),
+        every_minutes: Some(job.checkpoint.every_minutes),
+        keep: Some(job.checkpoint.keep),
+    };
     RawJob {
         name: job.name.clone(),
         model: model::model(&job.model),

@@ -104,6 +104,7 @@ fn a_least_job_gets_every_default() {
           zero: 0
         checkpoint:
           every: 0
+          every_minutes: 10
           keep: 2
         recovery:
           on_loss: wait
@@ -134,6 +135,7 @@ fn the_first_fault_of_shape_is_told() {
         ("given twice", "  heads: 8", "  heads: 8\n  heads: 4"),
         ("text for a number", "steps: 200", "steps: many"),
         ("a negative number", "layers: 4", "layers: -4"),
+        ("a number beyond all types", "steps: 200", "steps: 99999999999999999999"),
         ("a broken number", "layers: 4", "layers: 4.5"),
         ("a number for text", "name: least", "name: 17"),
         ("a value for a map", "data:\n  text: texts/a.txt", "data: texts/a.txt"),
@@ -157,11 +159,13 @@ fn the_first_fault_of_shape_is_told() {
         given twice:
           job.yaml:6:3: model.heads: is given twice; keep one of them
         text for a number:
-          job.yaml:10:3: train.steps: found the text `many`; must be a whole number from 0 to 18446744073709551615
+          job.yaml:10:3: train.steps: found the text `many`; must be a whole number from 1 to 1000000000
         a negative number:
-          job.yaml:3:3: model.layers: found -4; must be a whole number from 0 to 4294967295
+          job.yaml:3:3: model.layers: found -4; must be a whole number from 1 to 1024
+        a number beyond all types:
+          job.yaml:10:3: train.steps: found 99999999999999999999; must be a whole number from 1 to 1000000000
         a broken number:
-          job.yaml:3:3: model.layers: found 4.5; must be a whole number from 0 to 4294967295
+          job.yaml:3:3: model.layers: found 4.5; must be a whole number from 1 to 1024
         a number for text:
           job.yaml:1:1: name: found 17; must be a text (quote it if it looks like a number)
         a value for a map:
@@ -306,6 +310,8 @@ fn single_faults_name_the_flag_that_brought_them() {
             ("layout.actions", "\"\\n0F0,2F0,2B0,0B0\\n\\n1F0,3B\""),
         ],
         vec![("data.text", "[a.txt, '']")],
+        vec![("trian.steps", "3")],
+        vec![("train.seed", "3"), ("train.seed.more", "3")],
     ];
     let told: String = rows.iter().map(|sets| refusal(LEAST, sets) + "\n").collect();
     expect![[r#"
@@ -343,6 +349,8 @@ fn single_faults_name_the_flag_that_brought_them() {
         --set layout={schedule: custom, data: 2}: layout.schedule: found custom; needs a train.reduction_runs that layout.data (2) divides, and finds 3: its list is for one number of micro-batches, the same on every data rank
         --set layout.actions="\n0F0,2F0,2B0,0B0\n\n1F0,3B": line 4, item 2: `3B` is no action; actions look like 2F0, 1SEND_F3 or 0RECV_B1
         --set data.text=[a.txt, '']: data.text[1]: found an empty path; must name a file
+        --set trian.steps=3: trian: is not a known key; did you mean `train`? (known here: name, model, data, train, layout, checkpoint, recovery, priority)
+        --set train.seed.more=3: there is no key `more` below a value that is not a map
     "#]].assert_eq(&told);
 }
 

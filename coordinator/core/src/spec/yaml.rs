@@ -69,12 +69,20 @@ pub(super) fn write(value: &impl serde::Serialize) -> Result<String, String> {
 
 /// Where the key at `path` stands, or else the nearest key above it.
 pub(super) fn locate(text: &str, path: &KeyPath) -> Option<Place> {
-    (1..=path.0.len()).rev().find_map(|len| {
-        let here = Cell::new(false);
-        let probe = Probe { path: &path.0[..len], here: &here };
-        let stopped = probe.deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
-        here.get().then(|| stopped.location().map(|at| (at.line(), at.column())))?
-    })
+    (1..=path.0.len()).rev().find_map(|len| find(text, &path.0[..len])?)
+}
+
+/// Whether the text has a key at `path`.
+pub(super) fn has(text: &str, path: &KeyPath) -> bool {
+    find(text, &path.0).is_some()
+}
+
+/// The key at `path`, if it is there, and where it stands, if that is known.
+fn find(text: &str, path: &[Segment]) -> Option<Option<Place>> {
+    let here = Cell::new(false);
+    let probe = Probe { path, here: &here };
+    let stopped = probe.deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
+    here.get().then(|| stopped.location().map(|at| (at.line(), at.column())))
 }
 
 fn syntax_message(text: &str, error: &serde_yaml::Error) -> String {

@@ -102,7 +102,7 @@ impl World {
 
     /// A user was told that a job is cancelled.
     pub(crate) fn judge_cancel(&mut self, job: &str) {
-        if self.judge.jobs.get(job).is_some_and(|record| record.ended.is_none()) {
+        if self.judge.jobs.get(job).is_some_and(|record| record.ended.is_none() && !record.cancelling) {
             self.broken("S6", format!("{job} was cancelled and goes on"));
         }
     }

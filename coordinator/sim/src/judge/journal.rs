@@ -3,7 +3,7 @@
 use coxswain_core::cluster::{Ending, Entry, FormedRank};
 use coxswain_types::ids::{Generation, Step};
 use coxswain_types::job::{Layout, OnLoss, Schedule};
-use coxswain_types::status::{Published, SavedFile};
+use coxswain_types::status::{Published, SavedFile, Wish};
 
 use super::{JobRecord, MAX_SETBACKS, RETURN_MS, Running};
 use crate::world::World;
@@ -22,6 +22,7 @@ impl World {
                     keep: spec.checkpoint.keep,
                     on_loss: spec.recovery.on_loss,
                     rebalance: spec.recovery.rebalance,
+                    every_minutes: spec.checkpoint.every_minutes,
                     running: None,
                     ended: None,
                     published: Step(0),
@@ -31,6 +32,7 @@ impl World {
                     newest: 0,
                     excused: false,
                     cancelled: false,
+                    cancelling: false,
                 };
                 let before = self.judge.jobs.insert(submission.job.clone(), record);
                 before.map(|_| ("S9", format!("{} was accepted twice", submission.job)))
@@ -39,14 +41,22 @@ impl World {
                 let before = std::mem::replace(&mut self.judge.epoch, *epoch);
                 (*epoch != before + 1).then(|| ("S1", format!("start {epoch} after {before}")))
             }
-            Entry::Noted { .. } | Entry::Compacted { .. } => None,
+            Entry::Noted { .. } | Entry::Begun { .. } | Entry::Compacted { .. } => None,
             Entry::Formed { job, generation, ranks, threads, from, revision, layout, .. } => self
                 .judge_size(job, ranks, *layout)
                 .or_else(|| self.judge_formed(job, *generation, ranks, *threads, *from))
-                .or_else(|| self.judge_wish(job, *generation, *revision, false)),
+                .or_else(|| self.judge_wish(job, *generation, *revision, None, Step(0))),
+            Entry::Cancelling { job, .. } => {
+                let record = self.judge.jobs.get_mut(job).filter(|record| record.running.is_some());
+                let first = record.is_some_and(|record| !std::mem::replace(&mut record.cancelling, true));
+                (!first).then(|| ("S9", format!("{job} is cancelled twice, or is not at work")))
+            }
             Entry::Stopping { job, generation, revision, reason } => self
                 .judge_stopping(job, *generation, reason)
-                .or_else(|| self.judge_wish(job, *generation, *revision, true)),
+                .or_else(|| self.judge_wish(job, *generation, *revision, Some(Step(0)), Step(0))),
+            Entry::Saving { job, generation, revision, after } => self
+                .judge_saving(job, *generation, *after)
+                .or_else(|| self.judge_wish(job, *generation, *revision, None, *after)),
             Entry::Regrouped { job, generation, step, .. } => self.judge_regrouped(job, *generation, *step),
             Entry::Drained { worker, incarnation, .. } => {
                 let before = self.judge.drained.insert(worker.clone(), *incarnation);
@@ -125,8 +135,11 @@ impl World {
         let Some(record) = self.judge.jobs.get_mut(job) else {
             return Some(("S6", format!("{job} runs, and its submission is not on disk")));
         };
-        if record.ended.is_some() || record.running.is_some() {
-            return Some(("S3", format!("generation {generation} of {job}, which runs or is over")));
+        if record.ended.is_some() || record.running.is_some() || record.cancelling {
+            return Some((
+                "S3",
+                format!("generation {generation} of {job}, which runs, is cancelled or is over"),
+            ));
         }
         let (directory, known) = (record.directory.clone(), record.published);
         let before = record.made.replace((threads, runtime.clone()));
@@ -139,7 +152,7 @@ impl World {
             complained_ms: None,
             own: false,
             life,
-            wish: (0, false),
+            wish: Wish::default(),
             shrunk: ranks.len() < record.layout.world() as usize,
         });
         self.judge.formed_ever.insert(job.to_owned());
@@ -201,11 +214,13 @@ impl World {
         job: &str,
         generation: Generation,
         revision: u64,
-        stop: bool,
+        run_to: Option<Step>,
+        save_after: Step,
     ) -> Option<(&'static str, String)> {
         let before = std::mem::replace(&mut self.judge.revision, revision);
-        let running = self.judge.jobs.get_mut(job)?.running.as_mut()?;
-        running.wish = (revision, stop);
+        let record = self.judge.jobs.get_mut(job)?;
+        let run_to = run_to.unwrap_or(Step(record.steps));
+        record.running.as_mut()?.wish = Wish { revision, run_to, save_after };
         (revision <= before)
             .then(|| ("S1", format!("wish {revision} of generation {generation} after {before}")))
     }
@@ -220,14 +235,32 @@ impl World {
         let Some(running) = running.filter(|running| running.generation == generation) else {
             return Some(("S3", format!("generation {generation} of {job} shall stop and is not at work")));
         };
-        if running.wish.1 {
+        if running.wish.run_to == Step(0) {
             return Some(("S9", format!("generation {generation} of {job} shall stop twice")));
         }
         let out = |rank: &FormedRank| self.judge.wants_out(&rank.worker, rank.incarnation);
         let slow = |rank: &FormedRank| self.judge.slow.contains(&rank.worker);
         let unbalanced = self.judge.jobs.get(job)?.rebalance && running.ranks.iter().any(slow);
-        let cause = running.shrunk || unbalanced || running.ranks.iter().any(out);
+        let cancelling = self.judge.jobs.get(job)?.cancelling;
+        let cause = cancelling || running.shrunk || unbalanced || running.ranks.iter().any(out);
         (!cause).then(|| ("L4", format!("{job} shall stop for nothing: {reason}")))
+    }
+
+    /// A save by time is asked for where the job counts time, of ranks that are not asked for anything else.
+    fn judge_saving(
+        &mut self,
+        job: &str,
+        generation: Generation,
+        after: Step,
+    ) -> Option<(&'static str, String)> {
+        let record = self.judge.jobs.get(job)?;
+        let running = record.running.as_ref().filter(|running| running.generation == generation);
+        let Some(running) = running else {
+            return Some(("S3", format!("generation {generation} of {job} shall save and is not at work")));
+        };
+        let busy = running.wish.run_to == Step(0) || running.wish.save_after > running.published;
+        let nothing = record.every_minutes == 0 || after <= running.published;
+        (busy || nothing).then(|| ("L4", format!("{job} shall save after step {after} for nothing")))
     }
 
     fn judge_regrouped(
@@ -240,8 +273,11 @@ impl World {
         let Some(running) = record.running.take().filter(|running| running.generation == generation) else {
             return Some(("S8", format!("generation {generation} of {job} is regrouped and not at work")));
         };
-        if !running.wish.1 {
+        if running.wish.run_to != Step(0) {
             return Some(("L4", format!("generation {generation} of {job} stopped unasked")));
+        }
+        if record.cancelling {
+            return Some(("S6", format!("{job} is cancelled and is gathered again")));
         }
         let open = running.committed.is_some() || running.published != step || step.0 >= record.steps;
         open.then(|| ("S6", format!("{job} is regrouped after step {step}, which is not saved or the last")))
@@ -258,6 +294,9 @@ impl World {
         let Some(running) = record.running.take().filter(|running| running.generation == generation) else {
             return Some(("S8", format!("generation {generation} of {job} is interrupted and not at work")));
         };
+        if record.cancelling {
+            return Some(("S6", format!("{job} is cancelled and is gathered again")));
+        }
         record.since_new += 1;
         record.since_any += 1;
         if record.since_any > MAX_SETBACKS {

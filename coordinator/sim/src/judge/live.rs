@@ -359,11 +359,8 @@ impl World {
             Some(("S2", "the place of somebody else".to_owned()))
         } else if publish.is_some() && (publish != running.committed || !lead) {
             Some(("S6", format!("to publish {:?}, and {committed:?} is committed", publish.map(|p| p.0))))
-        } else if (desired.revision, desired.run_to)
-            != (running.wish.0, Step(if running.wish.1 { 0 } else { record.steps }))
-        {
-            let (revision, run_to) = (desired.revision, desired.run_to);
-            Some(("S3", format!("wish {revision} to step {run_to}, and {:?} is on disk", running.wish)))
+        } else if desired.wish() != running.wish {
+            Some(("S3", format!("{:?}, and {:?} is on disk", desired.wish(), running.wish)))
         } else if desired.leave.is_some() {
             Some(("L4", "that it shall leave its run".to_owned()))
         } else if desired.decided != decided {

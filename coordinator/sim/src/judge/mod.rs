@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use coxswain_core::cluster::{Ending, FormedRank};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{Layout, OnLoss};
-use coxswain_types::status::SavedFile;
+use coxswain_types::status::{SavedFile, Wish};
 
 /// How long a worker may be silent, as both programs' documentation has it.
 pub(crate) const LEASE_MS: u64 = 5000;
@@ -86,6 +86,7 @@ pub(crate) struct JobRecord {
     keep: u32,
     on_loss: OnLoss,
     rebalance: bool,
+    every_minutes: u32,
     pub(crate) running: Option<Running>,
     pub(crate) ended: Option<Ending>,
     /// The newest checkpoint that was published.
@@ -100,6 +101,8 @@ pub(crate) struct JobRecord {
     /// The shell had a reason to give it up.
     excused: bool,
     cancelled: bool,
+    /// It was cancelled while it was at work, and that is on disk.
+    cancelling: bool,
 }
 
 /// A generation at work.
@@ -115,8 +118,8 @@ pub(crate) struct Running {
     own: bool,
     /// The life of the coordinator that formed it.
     life: u32,
-    /// The number of what is wanted of it, and whether that is to stop.
-    wish: (u64, bool),
+    /// What is wanted of it.
+    wish: Wish,
     /// Whether its layout is smaller than the job's.
     shrunk: bool,
 }

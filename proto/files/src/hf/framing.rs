@@ -91,7 +91,7 @@ fn framing_error(what: String) -> HfError {
 fn object(folder: &Path, name: &str) -> Result<Map<String, Value>, HfError> {
     let path = folder.join(name);
     match read_limited(&path) {
-        Err(HfError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Map::new()),
+        Err(HfError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => Ok(Map::new()),
         Err(error) => Err(error),
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| HfError::damaged(&path, e)),
     }

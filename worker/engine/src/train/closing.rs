@@ -4,6 +4,8 @@
 //! ranks then compute from the same list, in its order, and come to the same decision.
 
 use coxswain_comm::Links;
+use coxswain_types::Step;
+use coxswain_types::status::Wish;
 
 use crate::EngineError;
 use crate::error::Doing;
@@ -12,10 +14,8 @@ use crate::parallel::MicroLoss;
 /// What a rank brings: its vote that its gradients are reduced, and its parts of the sums.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Vote {
-    /// The newest Desired revision that it has seen.
-    pub revision: u64,
-    /// The step up to which that revision wants the training to go.
-    pub run_to: u64,
+    /// The newest wish that it has seen.
+    pub wish: Wish,
     /// Squared norms of the slices that it contributes, by slot.
     pub norms: Vec<(u32, f64)>,
     /// Losses of the micro-batches whose loss it computed and contributes.
@@ -25,8 +25,8 @@ pub struct Vote {
 /// What all ranks agree on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Closing {
-    /// How far to train under the least revision that any rank has seen, which rules from the next step on.
-    pub run_to: u64,
+    /// The wish with the least revision that any rank has seen, which rules from the next step on.
+    pub wish: Wish,
     /// The norm of the summed gradient.
     pub norm: f64,
     /// Squared norms of all slices, by slot.
@@ -40,7 +40,7 @@ pub struct Closing {
 }
 
 /// The first slots: a revision and what it wishes.
-const WISH: usize = 2;
+const WISH: usize = 3;
 
 /// Exchanges votes over all ranks, of which `norm_slots` and `micro_batches` are the same on all. With what
 /// they agree on, the list that says so, to the bit the same everywhere.
@@ -61,8 +61,10 @@ impl Vote {
         let (norms, losses) = (norm_slots as usize, micro_batches as usize);
         let mut list = vec![0.0; WISH + norms + 3 * losses];
         // Revisions and steps stay below 2^53, where a double is exact.
-        list[0] = self.revision as f64;
-        list[1] = self.run_to as f64;
+        let Wish { revision, run_to, save_after } = self.wish;
+        list[0] = revision as f64;
+        list[1] = run_to.0 as f64;
+        list[2] = save_after.0 as f64;
         for &(slot, value) in &self.norms {
             list[WISH + slot as usize] = value;
         }
@@ -91,7 +93,11 @@ impl Closing {
         let (losses, rest) = rest.split_at(micro_batches as usize);
         let (tokens, weights) = rest.split_at(micro_batches as usize);
         Closing {
-            run_to: list[1] as u64,
+            wish: Wish {
+                revision: list[0] as u64,
+                run_to: Step(list[1] as u64),
+                save_after: Step(list[2] as u64),
+            },
             norm: norms.iter().sum::<f64>().sqrt(),
             squares: norms.to_vec(),
             loss: losses.iter().sum(),
@@ -117,21 +123,22 @@ mod tests {
 
     #[test]
     fn all_ranks_decide_from_one_list_in_its_own_order() {
+        let wish = |revision, run_to, save_after| Wish {
+            revision,
+            run_to: Step(run_to),
+            save_after: Step(save_after),
+        };
         let loss = |micro_batch, loss| MicroLoss { micro_batch, loss, tokens: 10, weight: 2.5, right: 0 };
         let votes = [
-            Vote { revision: 5, run_to: 9, norms: vec![(0, 9.0)], losses: vec![] },
-            Vote {
-                revision: 4,
-                run_to: 70,
-                norms: vec![(2, 16.0)],
-                losses: vec![loss(1, 2.5), loss(0, 1.5)],
-            },
-            Vote { revision: 6, run_to: 9, norms: vec![], losses: vec![loss(2, 4.0)] },
+            Vote { wish: wish(5, 9, 8), norms: vec![(0, 9.0)], losses: vec![] },
+            Vote { wish: wish(4, 70, 6), norms: vec![(2, 16.0)], losses: vec![loss(1, 2.5), loss(0, 1.5)] },
+            Vote { wish: wish(6, 9, 8), norms: vec![], losses: vec![loss(2, 4.0)] },
         ];
         let lists: Vec<_> = votes.iter().map(|vote| vote.encode(3, 3)).collect();
         let closing = Closing::decode(&merge(&lists), 3, 3);
         let squares = vec![9.0, 0.0, 16.0];
-        assert_eq!(closing, Closing { run_to: 70, norm: 5.0, squares, loss: 8.0, tokens: 30, weight: 7.5 });
+        let wish = wish(4, 70, 6);
+        assert_eq!(closing, Closing { wish, norm: 5.0, squares, loss: 8.0, tokens: 30, weight: 7.5 });
     }
 
     #[test]

@@ -13,7 +13,7 @@ use coxswain_types::job::{Lengths, Precision};
 use coxswain_types::model::Head;
 use coxswain_types::params::{norm_slots, parameter_table};
 use coxswain_types::schedule::Action;
-use coxswain_types::status::{HeldOut, Pace, Saved, StepReport};
+use coxswain_types::status::{Begun, HeldOut, Pace, Saved, StepReport, Wish};
 
 use super::closing::{Closing, Vote, close};
 use super::norms::norms;
@@ -35,7 +35,7 @@ pub enum Event {
     Linked(Links),
     /// The stage is built and training starts after this step. The lead rank reports the steps before it
     /// again that the coordinator may not have heard of.
-    Ready(Step, Vec<StepReport>),
+    Ready(Begun, Vec<StepReport>),
     /// A step was applied.
     Stepped(Pace),
     /// What the lead rank reports of it.
@@ -46,8 +46,8 @@ pub enum Event {
 
 /// The engine's view of what is wanted, and its way to tell. Called from the engine's thread.
 pub trait Control {
-    /// The newest Desired revision that this rank has seen, and how far to train under it.
-    fn wish(&self) -> (u64, Step);
+    /// The newest wish that this rank has seen.
+    fn wish(&self) -> Wish;
     /// Tells.
     fn tell(&self, event: Event);
 }
@@ -66,6 +66,8 @@ pub struct Engine {
     rotary: Option<Rotary>,
     /// How far to train.
     run_to: Step,
+    /// It saves after the first step from this one on, where it has saved nothing as new.
+    save_after: Step,
     /// The newest step of which this rank has written its part of a checkpoint.
     saved: Step,
 }
@@ -93,11 +95,11 @@ impl Engine {
         // Before any file is looked at: how long that takes is a matter of this rank's storage, and the others
         // wait for each other to join only so long.
         let links = Links::join(store, a.rank.0, a.world, address, a.forming_ms, a.operation_ms).map_err(
-            |source| EngineError::Joining {
+            |cause| EngineError::Joining {
                 generation: a.generation.0,
                 rank: a.rank.0,
                 address: address.to_owned(),
-                source,
+                cause,
             },
         )?;
         control.tell(Event::Linked(links.clone()));
@@ -106,7 +108,7 @@ impl Engine {
         let tokens = Tokens::open(&directory, &a.data, &a.spec)?;
 
         links.enter(0, "getting its values".to_owned());
-        let state = take_up(a, &directory, runtime, &links, remains)?;
+        let (state, origin) = take_up(a, &directory, runtime, &links, remains)?;
         *remains = None;
         let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?));
         let seats = seats(a, &state.parameters, &context)?;
@@ -115,9 +117,10 @@ impl Engine {
         let rotary = Rotary::new(&a.spec.model, 0, lengths.source.max(lengths.target).into())?;
         let pipe = Pipe::new()?;
         let reports = if links.rank() == 0 { state.reports.iter().cloned().collect() } else { Vec::new() };
-        control.tell(Event::Ready(Step(state.mark.step), reports));
+        control.tell(Event::Ready(Begun { step: Step(state.mark.step), origin }, reports));
         Ok(Engine {
             run_to: Step(a.spec.train.steps),
+            save_after: Step(0),
             saved: a.resume.as_ref().map_or(Step(0), |resume| resume.step),
             assignment,
             directory,
@@ -176,7 +179,8 @@ impl Engine {
                 control.tell(Event::Reported(report));
             }
         }
-        if self.saved < step && due(self.assignment.spec.checkpoint.every) {
+        let asked = self.saved < self.save_after && self.save_after <= step;
+        if self.saved < step && (asked || due(self.assignment.spec.checkpoint.every)) {
             self.links.enter(step.0, "writing its part of a checkpoint".to_owned());
             self.save(control)?;
             self.saved = step;
@@ -196,9 +200,8 @@ impl Engine {
         let group = &self.assignment.optimizer_group;
         let norms = norms(&state.parameters, &self.reduction, group, &self.links)?;
         state.vote(&self.reduction)?;
-        let (revision, run_to) = control.wish();
         let losses = if self.assignment.tensor_index == 0 { losses } else { Vec::new() };
-        let vote = Vote { revision, run_to: run_to.0, norms, losses };
+        let vote = Vote { wish: control.wish(), norms, losses };
         let train = &self.assignment.spec.train;
         let (closing, list) = close(&self.links, &vote, self.assignment.norm_slots, train.micro_batches)?;
         self.links.enter(step.0, "updating weights".to_owned());
@@ -210,7 +213,8 @@ impl Engine {
         let seconds = started.elapsed().as_secs_f64();
         let report = self.report(&closing, seconds, &before, verdict == Verdict::Skip);
         self.state.unfinished = Some(report);
-        self.run_to = Step(closing.run_to.min(self.assignment.spec.train.steps));
+        self.run_to = closing.wish.run_to.min(Step(self.assignment.spec.train.steps));
+        self.save_after = closing.wish.save_after;
         self.state.gather(&self.reduction, &self.links, &self.assignment.optimizer_group)?;
         self.reduction.clear();
         let waited_us = self.links.waited_us() - waited_us;

@@ -11,7 +11,7 @@ use crate::error::Doing;
 /// The lead rank leaves a word in the run's folder that every other rank must read there.
 pub(super) fn expect_shared(directory: &Path, links: &Links, a: &Assignment) -> Result<(), EngineError> {
     let path = directory.join(format!(".shared-{}", a.generation));
-    let file = |source| EngineError::File { path: path.clone(), source };
+    let file = |cause| EngineError::File { path: path.clone(), cause };
     // The word need not be secret, only new: a file left by another run must not pass for it.
     let word = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64) & ((1 << 52) - 1);
     if links.rank() == 0 {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use coxswain_comm::{Axis, Links};
 use coxswain_types::assignment::Assignment;
-use coxswain_types::status::StepReport;
+use coxswain_types::status::{Origin, StepReport};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -14,7 +14,7 @@ use super::closing::Closing;
 use super::crossing::Crossing;
 use super::handover::{Decision, Mark, Roster, decide};
 use super::held::Part;
-use super::state::{Closed, State, origin};
+use super::state::{Closed, State, origin as lineage};
 use super::verdict::Trainer;
 use crate::error::Doing;
 use crate::model::initial_values;
@@ -31,33 +31,33 @@ struct Will {
     unfinished: Option<StepReport>,
 }
 
-/// The state that this rank begins with. What an earlier generation left here stays in `remains` where this
-/// fails, for another try.
+/// The state that this rank begins with, and where it was. What an earlier generation left here stays in `remains`
+/// where this fails, for another try.
 pub(super) fn take_up(
     a: &Assignment,
     directory: &Path,
     runtime: &str,
     links: &Links,
     remains: &mut Option<State>,
-) -> Result<State, EngineError> {
+) -> Result<(State, Origin), EngineError> {
     remains.take_if(|remains| !remains.is_of(a));
     let needs = Part::all(a).iter().flat_map(Part::pieces).collect();
     let roster = State::roster(remains.as_ref(), needs);
     let rosters: Vec<Roster> = share(links, &roster, "finding out what the ranks hold")?;
     let least = a.resume.as_ref().map_or(0, |resume| resume.step.0);
-    let state = match decide(&rosters, least) {
-        Some(decision) => hand_over(a, links, &decision, remains)?,
+    let (state, origin) = match decide(&rosters, least) {
+        Some(decision) => (hand_over(a, links, &decision, remains)?, Origin::Memory),
         None => {
             *remains = None;
             let mut state = State::zeros(a)?;
             state.trainer = load(a, directory, runtime, links, &state)?;
             let digest = a.resume.as_ref().map_or("birth", |resume| &resume.digest);
-            state.mark = Mark { step: least, lineage: origin(digest) };
-            state
+            state.mark = Mark { step: least, lineage: lineage(digest) };
+            (state, if a.resume.is_some() { Origin::Checkpoint } else { Origin::Initial })
         }
     };
     state.parameters.refresh()?;
-    Ok(state)
+    Ok((state, origin))
 }
 
 /// What every rank says, by rank.

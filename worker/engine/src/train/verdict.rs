@@ -111,12 +111,13 @@ impl Trainer {
 #[cfg(test)]
 mod tests {
     use coxswain_types::job::LossScale;
+    use coxswain_types::status::Wish;
 
     use super::*;
     use crate::train::rate::tests::train_spec;
 
     fn closing(norm: f64, loss: f64) -> Closing {
-        Closing { run_to: 0, norm, squares: Vec::new(), loss, tokens: 10, weight: 10.0 }
+        Closing { wish: Wish::NONE, norm, squares: Vec::new(), loss, tokens: 10, weight: 10.0 }
     }
 
     #[test]

@@ -123,7 +123,7 @@ fn the_newest_interruptions_are_told_with_their_generations_and_steps() {
         entries.extend([published(1, generation + 1), interrupted(1, generation)]);
     }
     let explain = |entries: Vec<(u64, Entry)>| {
-        Cluster::replay(entries.into_iter().map(|(_, entry)| entry)).explain("demo-1").unwrap()
+        Cluster::replay(entries.into_iter().map(|(_, entry)| entry)).explain("demo-1", None).unwrap()
     };
     let (whole, short) = (explain(dated(&entries)), explain(compact(&dated(&entries))));
     assert!(whole.contains("generation 10, step 11: reason 10"), "{whole}");
@@ -163,7 +163,7 @@ proptest! {
     /// Entries that no history has, in any order.
     #[test]
     fn whatever_stands_there_a_restart_knows_the_same(
-        picks in prop::collection::vec((0u8..11, 1u64..4, 0u64..9), 0..60)
+        picks in prop::collection::vec((0u8..13, 1u64..4, 0u64..9), 0..60)
     ) {
         let mut entries = vec![submitted(1), submitted(2)];
         entries.extend(picks.into_iter().map(|(kind, n, number)| {
@@ -183,6 +183,8 @@ proptest! {
                     let kind = NoteKind::Hang;
                     Entry::Noted { kind, job: Some(job), generation: None, worker: None, text: reason }
                 }
+                10 => Entry::Cancelling { job, reason },
+                11 => Entry::Saving { job, generation, revision: number, after: Step(number) },
                 _ => ended(n),
             }
         }));

@@ -50,7 +50,7 @@ fn a_job_waits_for_workers_of_its_kind_though_others_are_more() {
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             record formed demo-1 g2 [w0 w1] threads 1 from 2
-            info: runs from what its workers hold, or else from the checkpoint of step 2, on w0, w1 with 1 thread each (as before)
+            info: runs on w0, w1 with 1 thread each (as before)
             prepare next-2
             wake w1
             wake w0
@@ -165,7 +165,7 @@ fn a_job_that_shrank_grows_by_its_kind_alone() {
     expect![[r#"
         2200 tick
             record formed demo-1 g2 [w0] threads 1 from 0
-            info: runs from what its workers hold, or else from the start, on w0 with 1 thread each (as before), as 1 of 2 data ranks: for all of its layout there are too few workers
+            info: runs on w0 with 1 thread each (as before), as 1 of 2 data ranks: for all of its layout there are too few workers
             wake w0
         2300 w0 g2 running
         2300 w2* idle

@@ -84,7 +84,7 @@ fn a_drained_worker_is_replaced_at_a_steps_boundary() {
         610 w0 idle
         620 prepared demo-1 resume=3
             record formed demo-1 g2 [w0 w2] threads 1 from 3
-            info: runs from what its workers hold, or else from the checkpoint of step 3, on w0, w2 with 1 thread each (as before)
+            info: runs on w0, w2 with 1 thread each (as before)
             wake w0
             wake w2
         630 w1 idle
@@ -157,12 +157,12 @@ fn a_worker_that_was_asked_to_stop_works_until_its_place_can_be_taken() {
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             record formed demo-1 g2 [w0 w1] threads 1 from 3
-            info: runs from what its workers hold, or else from the checkpoint of step 3, on w0, w1 with 1 thread each (as before)
+            info: runs on w0, w1 with 1 thread each (as before)
             wake w1
             wake w0
             wake w1
         700 jobs
-            demo-1 Running step 3: generation 2 of 2 workers
+            demo-1 Running step 3: on 2 workers, generation 2
     "#]].assert_eq(&print);
 }
 

@@ -29,6 +29,7 @@ pub(super) fn line() -> impl Strategy<Value = String> {
         1 => worker.clone().prop_map(|worker| format!("drain {worker} enough")),
         1 => (worker, 0u64..4).prop_map(|(worker, generation)| format!("{worker} g{generation} running leaves=asked")),
         1 => (0u64..5).prop_map(|job| format!("cancel demo-{job} enough")),
+        1 => (0u64..5).prop_map(|job| format!("cancel-now demo-{job} enough")),
         3 => (0u64..5).prop_map(|job| format!("prepared demo-{job}")),
         2 => Just("tick".to_owned()),
     ]
@@ -94,10 +95,14 @@ fn check(journal: &[Entry]) {
             Entry::Interrupted { job, generation, .. } | Entry::Regrouped { job, generation, .. } => {
                 assert_eq!(at_work.remove(job.as_str()).map(|(at_work, _)| at_work), Some(*generation));
             }
-            Entry::Stopping { job, generation, .. } => {
+            Entry::Cancelling { job, .. } => assert!(at_work.contains_key(job.as_str())),
+            Entry::Stopping { job, generation, .. } | Entry::Saving { job, generation, .. } => {
                 assert_eq!(at_work[job.as_str()].0, *generation);
             }
             Entry::Compacted { .. } => panic!("only a restart writes this"),
+            Entry::Begun { job, generation, .. } => {
+                assert_eq!(at_work[job.as_str()].0, *generation);
+            }
             Entry::Started { .. } | Entry::Noted { .. } | Entry::Submitted(_) | Entry::Drained { .. } => {}
         }
     }

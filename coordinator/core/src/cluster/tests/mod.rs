@@ -1,5 +1,6 @@
 //! What a cluster does, told as stories.
 
+mod cancel;
 mod compact;
 mod compute;
 mod drain;
@@ -9,6 +10,7 @@ mod many;
 mod queue;
 mod recovery;
 mod relief;
+mod saving;
 mod shrink;
 mod story;
 
@@ -260,7 +262,7 @@ fn a_cancelled_job_makes_room_for_the_next() {
     let print = at_work(
         "100 submit next steps=1
          100 jobs
-         200 cancel demo-1 the user pressed Ctrl-C
+         200 cancel-now demo-1 the user pressed Ctrl-C
          200 desired w0
          210 w0 g1 idle
          220 prepared next-2
@@ -276,9 +278,9 @@ fn a_cancelled_job_makes_room_for_the_next() {
             info: job next-2 is accepted
             prepare next-2
         100 jobs
-            demo-1 Running step 0: generation 1 of 2 workers
+            demo-1 Running step 0: on 2 workers, generation 1
             next-2 Preparing step 0: its tokens are being made ready
-        200 cancel demo-1 the user pressed Ctrl-C
+        200 cancel-now demo-1 the user pressed Ctrl-C
             record ended demo-1 Cancelled
             info: job demo-1 was cancelled: the user pressed Ctrl-C
             wake w0
@@ -327,7 +329,7 @@ fn older_generations_and_processes_are_refused() {
     tell_to(&mut cluster, AT_WORK);
     let (print, _) = tell_to(
         &mut cluster,
-        "200 cancel demo-1 enough
+        "200 cancel-now demo-1 enough
          200 w0 g1 idle
          200 w1' idle
          300 submit again pp=2 steps=4
@@ -341,7 +343,7 @@ fn older_generations_and_processes_are_refused() {
          340 jobs",
     );
     expect![[r#"
-        200 cancel demo-1 enough
+        200 cancel-now demo-1 enough
             record ended demo-1 Cancelled
             info: job demo-1 was cancelled: enough
             wake w0
@@ -375,7 +377,7 @@ fn older_generations_and_processes_are_refused() {
             wake w2
         340 jobs
             demo-1 Ended(Cancelled) step 0: enough
-            again-2 Running step 0: generation 2 of 2 workers
+            again-2 Running step 0: on 2 workers, generation 2
     "#]].assert_eq(&print);
 }
 
@@ -483,7 +485,7 @@ fn a_run_continues_from_its_checkpoint() {
             prepare more-2
         30 prepared more-2 resume=4
             record ended more-2 Done
-            info: job more-2 is done: its newest checkpoint is of step 4, and step 4 is its last
+            info: job more-2 is done: all of its 4 steps are taken; raise train.steps to go on
         40 submit none steps=4
             record submitted none-3
             info: job none-3 is accepted
@@ -499,7 +501,7 @@ fn a_run_continues_from_its_checkpoint() {
 fn leaving_is_wanted_of_all_and_nothing_starts_any_more() {
     let print = at_work(
         "200 submit next steps=1
-         200 cancel demo-1 enough
+         200 cancel-now demo-1 enough
          200 dismiss the run is over
          200 desired w0
          210 w0 idle
@@ -511,7 +513,7 @@ fn leaving_is_wanted_of_all_and_nothing_starts_any_more() {
             record submitted next-2
             info: job next-2 is accepted
             prepare next-2
-        200 cancel demo-1 enough
+        200 cancel-now demo-1 enough
             record ended demo-1 Cancelled
             info: job demo-1 was cancelled: enough
             wake w0
@@ -537,6 +539,6 @@ fn two_jobs_do_not_share_a_folder() {
         "job demo-1 writes to /runs/0 and is not over; wait for its end, cancel it, or give another folder"
     ]
     .assert_eq(&cluster.next_job("other", "/runs/0").unwrap_err().to_string());
-    tell_to(&mut cluster, "0 cancel demo-1 enough");
+    tell_to(&mut cluster, "0 cancel-now demo-1 enough");
     assert_eq!(cluster.next_job("other", "/runs/0").unwrap(), "other-2");
 }

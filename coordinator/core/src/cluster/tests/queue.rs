@@ -52,7 +52,7 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
             wake w1
         0 prepared b-2
         0 jobs
-            a-1 Running step 0: generation 1 of 2 workers
+            a-1 Running step 0: on 2 workers, generation 1
             b-2 Gathering step 0: waiting for 1 of 1 worker (here: 2 at work for a-1)
         0 w2 idle
             record noted joined
@@ -86,7 +86,7 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
         200 prepared a-1
         200 jobs
             a-1 Gathering step 0: waiting for 2 of 2 workers (here: 1 at work for b-2, 1 not idle yet), since worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
-            b-2 Running step 2: generation 2 of 1 workers
+            b-2 Running step 2: on 1 worker, generation 2
         300 w2 g2 running step=4 reports=3..4 saved=4
             report b-2 step 3
             report b-2 step 4
@@ -104,11 +104,11 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
         320 w0 idle
         320 w2 idle
             record formed a-1 g3 [w0 w2] threads 1 from 0
-            info: runs from what its workers hold, or else from the start, on w0, w2 with 1 thread each (as before)
+            info: runs on w0, w2 with 1 thread each (as before)
             wake w0
             wake w2
         320 jobs
-            a-1 Running step 0: generation 3 of 2 workers
+            a-1 Running step 0: on 2 workers, generation 3
             b-2 Ended(Done) step 4: step 4 is taken and its checkpoint can be read
     "#]].assert_eq(&print);
 }
@@ -173,7 +173,7 @@ fn a_job_that_waits_keeps_what_there_is_from_those_behind_it() {
         20 jobs
             large-1 Gathering step 0: waiting for 3 of 3 workers (here: 2 at work for urgent-3)
             small-2 Queued step 0: waits behind large-1
-            urgent-3 Running step 0: generation 1 of 2 workers
+            urgent-3 Running step 0: on 2 workers, generation 1
         30 w2 idle
             record noted joined
             info: worker w2 is here (pid 102 on alpha, cpu)
@@ -185,7 +185,7 @@ fn a_job_that_waits_keeps_what_there_is_from_those_behind_it() {
         50 jobs
             large-1 Gathering step 0: waiting for 1 of 3 workers (here: 2 at work for urgent-3)
             small-2 Queued step 0: waits behind large-1
-            urgent-3 Running step 0: generation 1 of 2 workers
+            urgent-3 Running step 0: on 2 workers, generation 1
         60 cancel urgent-3 enough
             record ended urgent-3 Cancelled
             info: job urgent-3 was cancelled: enough
@@ -206,8 +206,8 @@ fn a_job_that_waits_keeps_what_there_is_from_those_behind_it() {
         90 w1 idle
             wake w1
         90 jobs
-            large-1 Running step 0: generation 2 of 3 workers
-            small-2 Running step 0: generation 3 of 1 workers
+            large-1 Running step 0: on 3 workers, generation 2
+            small-2 Running step 0: on 1 worker, generation 3
             urgent-3 Ended(Cancelled) step 0: enough
     "#]].assert_eq(&print);
 }
@@ -314,7 +314,7 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
             a-1 Gathering step 0: waiting for 2 of 2 workers (here: 1 at work for d-4, 1 kept for b-2), since worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
             b-2 Gathering step 0: waiting for 1 of 2 workers (here: 1 at work for d-4), since worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed; a-1 waits too and is served first
             c-3 Queued step 0: waits behind a-1
-            d-4 Running step 0: generation 3 of 1 workers
+            d-4 Running step 0: on 1 worker, generation 3
         170 w4 idle
             record noted joined
             info: worker w4 is here (pid 104 on alpha, cpu)
@@ -323,7 +323,7 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
             a-1 Gathering step 0: waiting for 1 of 2 workers (here: 1 at work for d-4, 1 kept for b-2), since worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
             b-2 Gathering step 0: waiting for 1 of 2 workers (here: 1 at work for d-4, 1 kept for a-1), since worker w3 (rank 1, stage 1, pid 103 on alpha) was lost: its connection closed; a-1 waits too and is served first
             c-3 Queued step 0: waits behind a-1
-            d-4 Running step 0: generation 3 of 1 workers
+            d-4 Running step 0: on 1 worker, generation 3
     "#]].assert_eq(&tell(&format!("{before}\n{after}")));
 }
 
@@ -363,7 +363,7 @@ fn a_worker_that_is_bound_to_jobs_is_given_no_other_and_kept_for_none() {
             wake w0
             wake w0
         0 jobs
-            small-1 Running step 0: generation 1 of 1 workers
+            small-1 Running step 0: on 1 worker, generation 1
             large-2 Gathering step 0: waiting for 1 of 1 worker (here: 1 at work for small-1)
         0 submit third pp=2 steps=4
             record submitted third-3
@@ -386,8 +386,8 @@ fn a_worker_that_is_bound_to_jobs_is_given_no_other_and_kept_for_none() {
             info: worker w3 is here (pid 103 on alpha, cpu)
             wake w3
         30 jobs
-            small-1 Running step 0: generation 1 of 1 workers
-            large-2 Running step 0: generation 2 of 1 workers
+            small-1 Running step 0: on 1 worker, generation 1
+            large-2 Running step 0: on 1 worker, generation 2
             third-3 Gathering step 0: waiting for 1 of 2 workers (here: 1 at work for large-2, 1 at work for small-1, 1 bound to other jobs)
     "#]].assert_eq(&print);
 }

@@ -81,7 +81,7 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
             record formed demo-1 g2 [w0 w1] threads 1 from 2
-            info: runs from what its workers hold, or else from the checkpoint of step 2, on w0, w1 with 1 thread each (as before)
+            info: runs on w0, w1 with 1 thread each (as before)
             wake w1
             wake w0
             wake w1
@@ -130,7 +130,7 @@ fn a_complaint_of_a_peer_is_no_end() {
         1700 w1 idle
         1710 prepared demo-1
             record formed demo-1 g2 [w0 w1] threads 1 from 0
-            info: runs from what its workers hold, or else from the start, on w0, w1 with 1 thread each (as before)
+            info: runs on w0, w1 with 1 thread each (as before)
             wake w0
             wake w1
         1800 w0 g2 cut-off: no answer from rank 1
@@ -199,7 +199,7 @@ fn a_coordinator_that_is_started_again_finds_its_run_at_work() {
     .0;
     expect![[r#"
         0 jobs
-            demo-1 Running step 0: generation 1 of 2 workers
+            demo-1 Running step 0: on 2 workers, generation 1
             next-2 Queued step 0: waits for its turn
         0 tick
             record started 2
@@ -386,7 +386,7 @@ fn a_broken_device_is_fenced_and_its_worker_taken_last() {
             wake w1
         350 prepared demo-1
             record formed demo-1 g2 [w0 w2] threads 1 from 0
-            info: runs from what its workers hold, or else from the start, on w0, w2 with 1 thread each (as before)
+            info: runs on w0, w2 with 1 thread each (as before)
             wake w0
             wake w2
         400 w0 g2 running step=1
@@ -402,7 +402,7 @@ fn a_broken_device_is_fenced_and_its_worker_taken_last() {
             info: worker w2 is gone: its connection closed
         420 prepared demo-1
             record formed demo-1 g3 [w0 w1] threads 1 from 0
-            info: runs from what its workers hold, or else from the start, on w0, w1 with 1 thread each (as before)
+            info: runs on w0, w1 with 1 thread each (as before)
             wake w0
             wake w1
         500 w0 g3 running step=2 reports=2..2
@@ -470,7 +470,7 @@ fn a_damaged_checkpoint_is_looked_at_and_is_no_reason_to_end() {
         120 w1 idle
         130 prepared demo-1 resume=2
             record formed demo-1 g2 [w0 w1] threads 3 from 2
-            info: runs from what its workers hold, or else from the checkpoint of step 2, on w0, w1 with 3 threads each (as before)
+            info: runs on w0, w1 with 3 threads each (as before)
             wake w0
             wake w1
         200 w0 g2 running step=3 reports=3..3

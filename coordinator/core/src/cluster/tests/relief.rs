@@ -48,7 +48,7 @@ fn regroup(cluster: &mut Cluster, generation: u32, step: u64, more: &str) -> (St
          {at} prepared demo-1 resume={step}{more}"
     );
     let (print, journal) = tell_to(cluster, &story);
-    let formed = |line: &&str| line.contains("regrouped") || line.contains("runs from");
+    let formed = |line: &&str| line.contains("regrouped") || line.contains("info: runs ");
     (print.lines().filter(formed).fold(String::new(), |told, line| told + line.trim() + "\n"), journal)
 }
 
@@ -64,7 +64,7 @@ fn slow_percents(journal: &[Entry]) -> Vec<u32> {
 fn a_straggler_gets_less_and_its_share_back_when_it_keeps_up() {
     let mut cluster = Cluster::default();
     tell_to(&mut cluster, AT_WORK);
-    // It is named at once, and its work is divided anew ten seconds after the formation.
+    // It is named after three seconds, and its work is divided anew ten seconds after the formation.
     let mut print = steps(&mut cluster, 1, 2..99, [3000, 1000]);
     print.push_str("--\n");
     print.push_str(&steps(&mut cluster, 1, 99..103, [3000, 1000]));
@@ -93,7 +93,7 @@ fn a_straggler_gets_less_and_its_share_back_when_it_keeps_up() {
             wake w0
             wake w1
         record regrouped demo-1 g1 after step 103: worker w0 (rank 0, stage 0, pid 100 on alpha) is a straggler: it computes 3.0 times as long as its peers; the slowest rank would be done 2.0 times as fast
-        info: runs from what its workers hold, or else from the checkpoint of step 103, on w0, w1 with 1 thread each (as before); work is divided as w0 takes 3.0 times as long
+        info: runs on w0, w1 with 1 thread each (as before); work is divided as w0 takes 3.0 times as long
         --
             record noted recovered
             info: worker w0 (rank 0, stage 0, pid 100 on alpha) keeps up with its peers again
@@ -105,7 +105,7 @@ fn a_straggler_gets_less_and_its_share_back_when_it_keeps_up() {
             wake w0
             wake w1
         record regrouped demo-1 g2 after step 310: worker w0 (rank 0, stage 0, pid 100 on alpha) keeps up with its peers again; the slowest rank would be done 1.5 times as fast
-        info: runs from what its workers hold, or else from the checkpoint of step 310, on w0, w1 with 1 thread each (as before)
+        info: runs on w0, w1 with 1 thread each (as before)
     "#]].assert_eq(&print);
 }
 
@@ -113,8 +113,8 @@ fn a_straggler_gets_less_and_its_share_back_when_it_keeps_up() {
 fn a_spare_takes_the_place_of_a_straggler() {
     let mut cluster = Cluster::default();
     tell_to(&mut cluster, AT_WORK);
-    tell_to(&mut cluster, "9000 w2 idle");
-    let mut print = steps(&mut cluster, 1, 95..105, [3000, 1000]);
+    tell_to(&mut cluster, "6400 w2 idle");
+    let mut print = steps(&mut cluster, 1, 65..105, [3000, 1000]);
     let (told, journal) = regroup(&mut cluster, 1, 105, "\n 10500 w2 idle");
     print.push_str(&told);
     assert_eq!(slow_percents(&journal), [100, 100]);
@@ -134,7 +134,7 @@ fn a_spare_takes_the_place_of_a_straggler() {
             wake w0
             wake w1
         record regrouped demo-1 g1 after step 105: worker w0 (rank 0, stage 0, pid 100 on alpha) is a straggler: it computes 3.0 times as long as its peers, and w2 waits and can take its place; the slowest rank would be done 3.0 times as fast
-        info: runs from what its workers hold, or else from the checkpoint of step 105, on w2, w1 with 1 thread each (as before)
+        info: runs on w2, w1 with 1 thread each (as before)
     "#]].assert_eq(&print);
 }
 
@@ -156,7 +156,7 @@ fn a_spare_that_broke_is_no_relief() {
          500 w0' idle",
     );
     let mut told = String::new();
-    for step in 100..110 {
+    for step in 100..140 {
         let at = step * 100;
         let story = format!(
             "{at} w0' idle\n {at} w2 g2 running step={step} busy=3000\n {at} w1 g2 running step={step} busy=1000\n {at} tick"
@@ -179,10 +179,10 @@ fn a_job_that_does_not_ask_for_it_keeps_its_division() {
 fn a_restart_knows_how_work_was_divided() {
     let mut cluster = Cluster::default();
     let (_, mut journal) = tell_to(&mut cluster, AT_WORK);
-    steps(&mut cluster, 1, 95..105, [3000, 1000]);
+    steps(&mut cluster, 1, 65..105, [3000, 1000]);
     journal.extend(regroup(&mut cluster, 1, 105, "").1);
     let mut again = Cluster::replay(journal);
     tell_to(&mut again, "0 w0 g2 running step=105\n 0 w1 g2 running step=105");
     assert_eq!(steps(&mut again, 2, 106..300, [1500, 1500]), "", "it is slow, as before, and has less to do");
-    assert!(steps(&mut again, 2, 300..320, [500, 1500]).contains("keeps up with its peers again"));
+    assert!(steps(&mut again, 2, 300..340, [500, 1500]).contains("keeps up with its peers again"));
 }

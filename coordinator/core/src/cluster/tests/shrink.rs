@@ -79,19 +79,19 @@ fn a_job_shrinks_when_nobody_comes_back_and_grows_when_someone_does() {
             demo-1 Gathering step 2: waiting for 2 of 4 workers (here: 1 not idle yet), since worker w3 (rank 3, stage 1, pid 103 on alpha) was lost: its connection closed
         3100 w2 idle
             record formed demo-1 g2 [w0 w1] threads 1 from 2
-            info: runs from what its workers hold, or else from the checkpoint of step 2, on w0, w1 with 1 thread each (as before), as 1 of 2 data ranks: for all of its layout there are too few workers
+            info: runs on w0, w1 with 1 thread each (as before), as 1 of 2 data ranks: for all of its layout there are too few workers
             wake w0
             wake w1
         3110 w0 g2 running
         3110 w1 g2 running
         3110 jobs
-            demo-1 Running step 2: generation 2 of 2 workers (1 of 2 data ranks, until more workers are here)
+            demo-1 Running step 2: on 2 workers, generation 2 (1 of 2 data ranks, until more workers are here)
         4000 w3' idle
             record noted joined
             info: worker w3 is here (pid 103 on alpha, cpu)
             wake w3
         4000 jobs
-            demo-1 Running step 2: generation 2 of 2 workers (1 of 2 data ranks, until more workers are here)
+            demo-1 Running step 2: on 2 workers, generation 2 (1 of 2 data ranks, until more workers are here)
         6000 w0 g2 running step=3 reports=3..3
             report demo-1 step 3
             wake w0
@@ -132,13 +132,13 @@ fn a_job_shrinks_when_nobody_comes_back_and_grows_when_someone_does() {
         13220 w1 idle
         13230 prepared demo-1 resume=4
             record formed demo-1 g3 [w0 w1 w2 w3] threads 1 from 4
-            info: runs from what its workers hold, or else from the checkpoint of step 4, on w0, w1, w2, w3 with 1 thread each (as before)
+            info: runs on w0, w1, w2, w3 with 1 thread each (as before)
             wake w0
             wake w1
             wake w2
             wake w3
         13230 jobs
-            demo-1 Running step 4: generation 3 of 4 workers
+            demo-1 Running step 4: on 4 workers, generation 3
     "#]].assert_eq(&print);
 }
 
@@ -203,11 +203,11 @@ fn a_drained_worker_without_another_in_its_place_makes_a_job_smaller_at_once() {
             demo-1 Gathering step 1: waiting for 2 of 4 workers (here: 1 leaving, 1 not idle yet), since worker w3 (rank 3, stage 1, pid 103 on alpha) is drained: a new disk
         1150 w2 idle
             record formed demo-1 g2 [w0 w1] threads 1 from 1
-            info: runs from what its workers hold, or else from the checkpoint of step 1, on w0, w1 with 1 thread each (as before), as 1 of 2 data ranks: for all of its layout there are too few workers
+            info: runs on w0, w1 with 1 thread each (as before), as 1 of 2 data ranks: for all of its layout there are too few workers
             wake w0
             wake w1
         1150 jobs
-            demo-1 Running step 1: generation 2 of 2 workers (1 of 2 data ranks, until more workers are here)
+            demo-1 Running step 1: on 2 workers, generation 2 (1 of 2 data ranks, until more workers are here)
     "#]].assert_eq(&print);
 }
 

@@ -7,10 +7,12 @@
 //! 0 lost w1 its connection closed     0 w1 g1 failed: peer closed
 //! 0 cancel demo-1 enough              0 w1 g1 cut-off: no answer     0 w1 g1 leaving: SIGTERM
 //! 0 w1 g1 broken: CUDA error     0 w1 g1 damaged: model-g1-r001.safetensors has another digest
+//! 0 cancel-now demo-1 enough
 //! 0 drain w1 maintenance     0 w1 g1 running leaves=SIGTERM
 //! 0 w1 g1 running doing=1F3 for=900 waits=0 last=1F2     0 w1 g1 running step=3 busy=900     0 explain demo-1
+//! 0 w1 g2 running step=3 begun=memory
 //! 0 tick     0 desired w0     0 jobs    0 submit demo wait steps=4 (waits when workers are lost)
-//! 0 submit demo wait rebalance dp=2 (relieves stragglers)
+//! 0 submit demo wait rebalance dp=2 (relieves stragglers)     0 submit demo minutes=1 (saves each minute)
 //! ```
 
 use std::collections::BTreeMap;
@@ -22,10 +24,11 @@ use coxswain_types::job::{
     OptimizerSpec, Precision, RateSchedule, RecoverySpec, Reduction, Schedule, TrainSpec,
 };
 use coxswain_types::status::{
-    Activity, Fault, Pace, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
+    Activity, Begun, Fault, Origin, Pace, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo,
+    WorkerStatus,
 };
 
-use crate::cluster::{Cluster, Effect, Entry, Event, Look, Prepared, Submission, Weight};
+use crate::cluster::{CancelWhen, Cluster, Effect, Entry, Event, Look, Prepared, Submission, Weight};
 
 pub(super) fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
     let model = ModelSpec::llama(4, 32, 4, 2, 64, 64);
@@ -75,7 +78,7 @@ pub(super) fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         train,
         layout,
         actions: Vec::new(),
-        checkpoint: CheckpointSpec { every: 2, keep: 2 },
+        checkpoint: CheckpointSpec { every: 2, every_minutes: 10, keep: 2 },
         recovery: RecoverySpec { on_loss: OnLoss::Fail, buddy: false, rebalance: false },
         priority: 0,
     }
@@ -180,6 +183,15 @@ fn status(cluster: &Cluster, name: &str, words: &[&str], line: &str) -> WorkerSt
         }),
         pace: number(words, "busy")
             .map(|busy_us| Pace { step: Step(number(words, "step").unwrap_or(0)), busy_us }),
+        begun: value(words, "begun").map(|origin| Begun {
+            step: Step(number(words, "step").unwrap_or(0)),
+            origin: match origin {
+                "memory" => Origin::Memory,
+                "checkpoint" => Origin::Checkpoint,
+                "initial" => Origin::Initial,
+                other => panic!("{other} in `{line}`"),
+            },
+        }),
         info,
     }
 }
@@ -202,8 +214,12 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
                 spec.recovery.on_loss = OnLoss::Wait;
             }
             spec.recovery.rebalance = words.contains(&"rebalance");
+            spec.train.threads = number(words, "threads").map(|threads| threads as u32);
             if words.contains(&"shrink") {
                 spec.recovery.on_loss = OnLoss::Shrink;
+            }
+            if let Some(minutes) = number(words, "minutes") {
+                spec.checkpoint.every_minutes = minutes as u32;
             }
             spec.priority = value(words, "priority").map_or(0, |text| text.parse().unwrap());
             // Each job has a folder of its own.
@@ -220,7 +236,10 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
             let info = info(words[0]);
             Event::Lost { worker: info.id, incarnation: info.incarnation, why: rest() }
         }
-        "cancel" => Event::Cancelled { job: words[0].to_owned(), reason: rest() },
+        "cancel" | "cancel-now" => {
+            let when = if verb == "cancel" { CancelWhen::AfterStep } else { CancelWhen::Now };
+            Event::Cancelled { job: words[0].to_owned(), reason: rest(), when }
+        }
         "drain" => Event::Drain { worker: info(words[0]).id, reason: rest() },
         "broken" => Event::Broken { job: words[0].to_owned(), reason: rest() },
         "dismiss" => Event::Dismissed { reason: words.join(" ") },
@@ -254,7 +273,14 @@ pub(super) fn entry_text(entry: &Entry) -> String {
             let ranks: Vec<_> = ranks.iter().map(|rank| rank.worker.0.as_str()).collect();
             format!("formed {job} g{generation} [{}] threads {threads} from {from}", ranks.join(" "))
         }
+        Entry::Begun { job, generation, step, again, .. } => {
+            format!("begun {job} g{generation} at step {step}, {again} again")
+        }
         Entry::Stopping { job, generation, reason, .. } => format!("stopping {job} g{generation}: {reason}"),
+        Entry::Saving { job, generation, after, .. } => {
+            format!("saving {job} g{generation} after step {after}")
+        }
+        Entry::Cancelling { job, reason } => format!("cancelling {job}: {reason}"),
         Entry::Regrouped { job, generation, step, reason } => {
             format!("regrouped {job} g{generation} after step {step}: {reason}")
         }
@@ -282,12 +308,17 @@ fn desired_text(cluster: &Cluster, name: &str) -> String {
         (Some(_), Some(_)) => "assignment",
     };
     format!(
-        "g{} {assignment} run_to {} acknowledged {}{}{}",
+        "g{} {assignment} run_to {} acknowledged {}{}{}{}",
         desired.generation,
         desired.run_to,
         desired.acknowledged,
+        if desired.save_after > Step(0) {
+            format!(" save after {}", desired.save_after)
+        } else {
+            String::new()
+        },
         desired.publish.map_or(String::new(), |publish| format!(" publish {}", publish.step)),
-        desired.leave.map_or(String::new(), |reason| format!(" leave: {reason}")),
+        desired.leave.map_or(String::new(), |leave| format!(" leave: {}", leave.reason)),
     )
 }
 
@@ -302,7 +333,7 @@ pub(super) fn tell_to(cluster: &mut Cluster, story: &str) -> (String, Vec<Entry>
         match verb {
             "desired" => print.push_str(&format!("    {}\n", desired_text(cluster, words[0]))),
             "explain" => {
-                let text = cluster.explain(words[0]).unwrap();
+                let text = cluster.explain(words[0], None).unwrap();
                 let indented = text.lines().map(|line| format!("    {line}"));
                 indented.for_each(|line| print.push_str(&format!("{}\n", line.trim_end())));
             }

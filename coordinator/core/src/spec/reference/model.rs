@@ -1,11 +1,10 @@
 //! What the keys of the model may be, and what has to stand beside them.
 
-use super::super::limits;
-use super::Allowed::{self, Count, Words};
+use super::Allowed::{self, Words};
 use super::{FLAG, POSITIVE, Sets};
 
 /// Beside this, keys have the rules of [`super::RULES`].
-pub(super) const MODEL: [(&str, Allowed); 49] = [
+pub(super) const MODEL: [(&str, Allowed); 35] = [
     (
         "model.preset",
         Words { words: "a name [below](#presets)", fit: &["gpt2", "t5-small"], unfit: &["gpt5", "7", "''"] },
@@ -18,14 +17,6 @@ pub(super) const MODEL: [(&str, Allowed); 49] = [
             unfit: &["encoder_decoder", "7"],
         },
     ),
-    ("model.layers", Count(&limits::LAYERS)),
-    ("model.encoder_layers", Count(&limits::LAYERS)),
-    ("model.dim", Count(&limits::DIM)),
-    ("model.heads", Count(&limits::DIM)),
-    ("model.kv_heads", Count(&limits::DIM)),
-    ("model.head_dim", Count(&limits::DIM)),
-    ("model.ffn", Count(&limits::FFN)),
-    ("model.vocab", Count(&limits::VOCAB)),
     (
         "model.positions",
         Words {
@@ -40,7 +31,6 @@ pub(super) const MODEL: [(&str, Allowed); 49] = [
         Words { words: "`linear`, `llama3` or `yarn`", fit: &["llama3", "yarn"], unfit: &["none", "ntk"] },
     ),
     ("model.rope_scaling.factor", Words { words: "1 or more", fit: &["1", "32.5"], unfit: &["0.9", ".inf"] }),
-    ("model.rope_scaling.original", Count(&limits::LENGTH)),
     (
         "model.rope_scaling.low",
         Words { words: "above 0 and below `high`", fit: &["1", "3.9"], unfit: &["0"] },
@@ -51,7 +41,6 @@ pub(super) const MODEL: [(&str, Allowed); 49] = [
         "model.rope_scaling.beta_slow",
         Words { words: "above 0 and below `beta_fast`", fit: &["0.5", "31"], unfit: &["0", "-1"] },
     ),
-    ("model.max_positions", Count(&limits::LENGTH)),
     ("model.position_offset", Words { words: "0 to 1024", fit: &["0", "1024"], unfit: &["-1", "1025"] }),
     (
         "model.relative_buckets",
@@ -92,20 +81,16 @@ pub(super) const MODEL: [(&str, Allowed); 49] = [
             unfit: &["flash", "7"],
         },
     ),
-    ("model.attention.window", Count(&limits::LENGTH)),
     ("model.attention.global", Words { words: "0 to 65536", fit: &["0", "65536"], unfit: &["-1", "65537"] }),
     ("model.attention.last", Words { words: "0 to 65536", fit: &["0", "65536"], unfit: &["-1", "65537"] }),
     ("model.attention.projections", FLAG),
-    ("model.attention.block", Count(&limits::LENGTH)),
     ("model.attention.random", Words { words: "0 to 65536", fit: &["0", "65536"], unfit: &["-1", "65537"] }),
     ("model.attention.decay", FLAG),
-    ("model.attention.rank", Count(&limits::DIM)),
     (
         "model.attention.rope_dim",
         Words { words: "even, below `head_dim`", fit: &["2", "14"], unfit: &["0", "3", "16", "65537"] },
     ),
     ("model.attention_scale", POSITIVE),
-    ("model.embedding_dim", Count(&limits::DIM)),
     ("model.token_types", Words { words: "0 to 1024", fit: &["0", "1024"], unfit: &["-1", "1025"] }),
     ("model.embedding_norm", FLAG),
     ("model.embedding_scaled", FLAG),

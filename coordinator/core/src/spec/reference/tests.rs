@@ -78,7 +78,7 @@ fn whole() -> RawJob {
             sequence_parallel: Some(false),
             zero: Some(ZeroStage(0)),
         }),
-        checkpoint: Some(RawCheckpoint { every: Some(0), keep: Some(0) }),
+        checkpoint: Some(RawCheckpoint { every: Some(0), every_minutes: Some(0), keep: Some(0) }),
         recovery: Some(RawRecovery {
             on_loss: Some(OnLoss::Wait),
             buddy: Some(false),
@@ -265,7 +265,7 @@ fn a_stated_default_is_what_a_job_gets() {
             &[],
             "{pipeline: 1, tensor: 1, data: 1, schedule: 1f1b, sequence_parallel: false, zero: 0}",
         ),
-        ("checkpoint", &[], "{every: 0, keep: 2}"),
+        ("checkpoint", &[], "{every: 0, every_minutes: 10, keep: 2}"),
         ("recovery", &[], "{on_loss: wait, buddy: false, rebalance: false}"),
         ("data.text", &[("data", "{synthetic: {tokens: 999}}")], "null"),
         ("data.synthetic", &[], "null"),

@@ -1,0 +1,53 @@
+//! Exit codes of a worker: 0 only where nobody needs to start another in its place.
+
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use coxswain_tests::process::signal;
+use coxswain_tests::{Folder, SOON, Site, programs, wait_until};
+
+/// A worker whose coordinator is not there.
+fn alone(more: &[&str]) -> Result<Child> {
+    let mut command = Command::new(programs("coxswain-worker")?);
+    command.args(["--coordinator", "127.0.0.1:1"]).args(more).stdin(Stdio::piped());
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("starting a worker")
+}
+
+fn code(child: &mut Child) -> Result<Option<i32>> {
+    wait_until("the end of a worker", SOON, || !matches!(child.try_wait(), Ok(None)))?;
+    Ok(child.wait()?.code())
+}
+
+#[test]
+fn a_worker_that_a_signal_ends_is_to_be_started_again() -> Result<()> {
+    let folder = Folder::new()?;
+    let mut site = Site::new(&folder, 2)?;
+    for (worker, sign, expected) in [(0, "TERM", 143), (1, "INT", 130)] {
+        wait_until("a worker", SOON, || site.log(worker).is_ok_and(|log| log.contains("connected")))?;
+        signal(site.worker(worker), sign)?;
+        ensure!(site.exit_code(worker)? == Some(expected), "{sign}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_drained_worker_ends_with_0_and_a_refused_one_does_not() -> Result<()> {
+    let folder = Folder::new()?;
+    let mut site = Site::new(&folder, 1)?;
+    let here = |site: &Site<'_>, worker| site.log(worker).is_ok_and(|log| log.contains("connected"));
+    wait_until("a worker", SOON, || here(&site, 0))?;
+    // A newer process of its name takes its place.
+    site.join_as("w0")?;
+    ensure!(site.exit_code(0)? == Some(3), "a worker that was replaced: {}", site.log(0)?);
+    wait_until("the newer one", SOON, || site.coxswain(&["drain", "w0"]).is_ok_and(|(done, _)| done))?;
+    ensure!(site.exit_code(1)? == Some(0), "a drained worker: {}", site.log(0)?);
+    Ok(())
+}
+
+#[test]
+fn a_tied_worker_ends_with_the_program_that_started_it() -> Result<()> {
+    let mut worker = alone(&["--tied"])?;
+    drop(worker.stdin.take());
+    ensure!(code(&mut worker)? == Some(1));
+    Ok(())
+}
