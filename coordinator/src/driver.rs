@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{
-    CancelWhen, Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, Notice, Submission,
-    Weight,
+    CancelWhen, Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, Notice, Planning,
+    Submission, Weight,
 };
 use coxswain_files::Digests;
 use coxswain_types::ids::{Generation, Step, WorkerId};
@@ -169,6 +169,7 @@ impl Driver {
                 self.preparations.end(&job);
                 self.handle(Event::Prepared { job, result })?;
             }
+            Request::Planned { ticket, result } => self.handle(Event::Planned { ticket, result })?,
             Request::Get { job, reply } => {
                 let _ = reply.send(self.cluster.summary(&job));
             }
@@ -268,6 +269,7 @@ impl Driver {
                 return Ok(self.recorded(entry));
             }
             Effect::Prepare { job, look } => self.prepare(job, look),
+            Effect::Plan(planning) => self.plan(*planning),
             Effect::Wake(worker) => self.wake(&worker),
             Effect::Refuse { worker, incarnation, reason } => {
                 if let Some(link) = self.links.remove(&(worker, incarnation)) {
@@ -358,6 +360,18 @@ impl Driver {
             let digests = Arc::clone(self.digests.entry(job).or_default());
             self.preparations.start(submission, (look, first), digests, requests);
         }
+    }
+
+    /// Has the plan made in a thread of its own, which may take seconds.
+    fn plan(&self, planning: Planning) {
+        let Some(requests) = self.requests.upgrade() else { return };
+        let ticket = planning.ticket;
+        let made = tokio::task::spawn_blocking(move || planning.plan());
+        tokio::spawn(async move {
+            let result = made.await.unwrap_or_else(|error| Err(format!("{error}; please report this")));
+            // The driver is gone when the coordinator ends; then the plan is dropped.
+            let _ = requests.send(Request::Planned { ticket, result }).await;
+        });
     }
 
     /// Sends what is wanted to the newest process of this name.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use coxswain_core::cluster::{Event, JobSummary, Prepared, SubmitError, WorkerSummary};
+use coxswain_core::cluster::{Event, JobSummary, Planned, Prepared, SubmitError, WorkerSummary};
 use coxswain_types::JobSpec;
 use coxswain_types::ids::WorkerId;
 use coxswain_types::status::{Desired, Published, StepReport, WorkerStatus};
@@ -26,6 +26,8 @@ pub(crate) enum Request {
     Preparing { job: String, doing: String },
     /// A job's data is ready, or not.
     Prepared { job: String, result: Result<Prepared, String> },
+    /// A plan that the cluster asked for.
+    Planned { ticket: u64, result: Result<Planned, String> },
     /// One job as it is now.
     Get { job: String, reply: oneshot::Sender<Option<JobSummary>> },
     /// The story of a job.

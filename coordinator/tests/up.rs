@@ -159,7 +159,8 @@ fn a_run_needs_nobody_who_listens() {
                 let program = place.path("coxswain");
                 let mut shell = Command::new("sh");
                 shell.current_dir(place.folder.path()).args(["-c", "exec \"$@\" >&- 2>&-", "sh"]);
-                shell.arg(program).args(["up", "job.yaml", "--workers", "2"]).status().unwrap()
+                shell.arg(program).args(["up", "job.yaml", "--workers", "2", "--set", "train.steps=40"]);
+                shell.status().unwrap()
             }
             _ => {
                 let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -219,9 +220,18 @@ fn a_worker_that_never_starts_ends_the_run() {
     assert!(err.contains("    libtorch is not here"), "{err}");
 }
 
+/// Whether the tests were started by `nohup` or its like, whose children keep on as well.
+fn ignores_hangup() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    u64::from_str_radix(ignored.trim(), 16).unwrap() & 1 != 0
+}
+
 #[test]
 fn a_signal_ends_the_run_after_a_step_that_is_saved() {
-    for signal in ["-INT", "-TERM", "-HUP"] {
+    for signal in
+        ["-INT", "-TERM", "-HUP"].into_iter().filter(|signal| *signal != "-HUP" || !ignores_hangup())
+    {
         let place = Place::new();
         let child = place.start("", &["--set", "train.steps=100000"]);
         place.takes_steps();

@@ -127,7 +127,7 @@ fn reports_with_many_norms_are_sent_a_few_at_once() {
         .map(|step| StepReport { parameter_norms: parameter_norms.clone(), ..report(step, 1.0) })
         .collect();
     let sent = wire::WorkerStatus::from(WorkerStatus { reports, ..status(Phase::Running) });
-    assert_eq!(sent.reports.iter().map(|report| report.step).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(sent.reports.iter().map(|report| report.step).collect::<Vec<_>>(), [1, 2, 3, 4]);
     assert!(sent.encoded_len() < limits::MAX_MESSAGE_BYTES);
 }
 

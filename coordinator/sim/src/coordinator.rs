@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use coxswain_core::cluster::{Cluster, Effect, Entry, Event, Prepared, Submission};
+use coxswain_core::cluster::{Cluster, Effect, Entry, Event, Planning, Prepared, Submission};
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
 use coxswain_types::ids::{Generation, WorkerId};
 use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
@@ -37,6 +37,8 @@ pub(crate) struct Coordinator {
     met: BTreeMap<(String, Generation), BTreeMap<u32, usize>>,
     /// Jobs whose metrics are open.
     metrics: BTreeSet<String>,
+    /// Whose plan is being made.
+    planning: Option<String>,
     /// When the timer that is set goes off.
     timer_us: Option<u64>,
     now_us: u64,
@@ -278,6 +280,7 @@ impl World {
                 let (life, soon_us) = (self.coordinator.life, self.chance.coordinator.between(500, 300_000));
                 self.after(soon_us, Happening::Look { life, job });
             }
+            Effect::Plan(planning) => self.plan(planning),
             Effect::Wake(worker) => self.wake(&worker),
             Effect::Refuse { worker, incarnation, reason } => {
                 if let Some(connection) = self.coordinator.links.remove(&(worker, incarnation)) {
@@ -350,6 +353,25 @@ impl World {
             let desired = self.coordinator.cluster.desired(worker);
             self.judge_desired(worker, connection, &desired);
             self.send_down(connection, Box::new(desired));
+        }
+    }
+
+    /// Has a generation planned: most plans are here at once, and those of thousands of ranks take seconds.
+    fn plan(&mut self, planning: Box<Planning>) {
+        if let Some(job) = self.coordinator.planning.replace(planning.job.clone()) {
+            self.broken("S12", format!("a plan of {} is asked for while one of {job} is made", planning.job));
+        }
+        let life = self.coordinator.life;
+        let latest_us = self.chance.coordinator.pick(&[1_000, 50_000, 8 * SECOND_US]);
+        let soon_us = self.chance.coordinator.between(100, latest_us);
+        self.after(soon_us, Happening::Planned { life, planning });
+    }
+
+    /// A plan is here.
+    pub(crate) fn planned(&mut self, life: u32, planning: Box<Planning>) {
+        if self.coordinates(life, || Happening::Planned { life, planning: planning.clone() }) {
+            self.coordinator.planning = None;
+            self.handle(Event::Planned { ticket: planning.ticket, result: planning.plan() });
         }
     }
 

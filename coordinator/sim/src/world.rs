@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use coxswain_core::cluster::Prepared;
+use coxswain_core::cluster::{Planning, Prepared};
 use coxswain_types::ids::{Generation, Step};
 use coxswain_types::job::JobSpec;
 use coxswain_types::status::{Desired, SavedFile, WorkerStatus};
@@ -55,6 +55,8 @@ pub(crate) enum Happening {
     Look { life: u32, job: String },
     /// What was found there has come.
     Found { life: u32, job: String, result: Box<Result<Prepared, String>> },
+    /// A generation was planned.
+    Planned { life: u32, planning: Box<Planning> },
     /// Old checkpoints are removed.
     Prune { directory: String, keep: u32 },
     /// The coordinator starts.
@@ -204,6 +206,7 @@ impl World {
             Happening::Tick { life, at_us } => self.tick(life, at_us),
             Happening::Look { life, job } => self.look(life, job),
             Happening::Found { life, job, result } => self.found(life, job, *result),
+            Happening::Planned { life, planning } => self.planned(life, planning),
             Happening::Prune { directory, keep } => self.prune(&directory, keep),
             Happening::Boot => self.boot(),
             Happening::Flush => self.flush(),

@@ -10,6 +10,7 @@ use coxswain_types::status::{Origin, Published, SavedFile, StepReport, WorkerInf
 use serde::{Deserialize, Serialize};
 
 use super::happening::NoteKind;
+use super::planning::{Planned, Planning};
 use super::summary::Ending;
 use crate::plan::KEEPS_UP;
 
@@ -66,6 +67,13 @@ pub enum Event {
         job: String,
         /// What was found, or why the job cannot run.
         result: Result<Prepared, String>,
+    },
+    /// The answer to [`Effect::Plan`].
+    Planned {
+        /// The question's number.
+        ticket: u64,
+        /// Who does what, or why the job cannot run.
+        result: Result<Planned, String>,
     },
     /// A worker says how it is.
     Seen {
@@ -134,6 +142,9 @@ pub enum Effect {
         /// How thoroughly to check; damaged checkpoints are set aside.
         look: Look,
     },
+    /// Plan a generation beside the cluster ([`Planning::plan`]), for that takes seconds with thousands of ranks;
+    /// then say [`Event::Planned`].
+    Plan(Box<Planning>),
     /// What is wanted of this worker changed: send it [`super::Cluster::desired`].
     Wake(WorkerId),
     /// Send this process away.

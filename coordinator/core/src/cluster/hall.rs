@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use coxswain_types::ids::WorkerId;
-use coxswain_types::status::{Phase, WorkerInfo};
+use coxswain_types::status::WorkerInfo;
 
 use super::Cluster;
 use super::event::Compute;
@@ -25,14 +25,8 @@ impl<'a> Hall<'a> {
     pub(super) fn new(cluster: &'a Cluster) -> Hall<'a> {
         let jobs = cluster.jobs.iter().enumerate().filter(|(_, job)| job.recovers());
         let had = jobs.flat_map(|(index, job)| job.formed.iter().map(move |rank| (&rank.worker, index)));
-        let idle = cluster.members.iter().filter(|member| member.status.phase == Phase::Idle);
-        let idle = idle.map(|member| &member.status.info);
-        let free = |info: &&WorkerInfo| {
-            !info.runtime.is_empty()
-                && cluster.run_of(&info.id).is_none()
-                && cluster.wants_out(&info.id).is_none()
-        };
-        let idle = idle.filter(free);
+        let idle = cluster.members.iter().map(|member| &member.status.info);
+        let idle = idle.filter(|info| cluster.is_free(info));
         Hall { cluster, idle: idle.map(|info| (info, None)).collect(), had: had.collect() }
     }
 

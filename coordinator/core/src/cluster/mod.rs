@@ -12,7 +12,8 @@
 //! - `job`, `life`: a job from its submission to its end; `replay`: what a restart makes of it.
 //! - [`fn@compact`]: a journal in fewer entries.
 //! - `queue`, `hall`: whose turn it is, and which workers it can have: those that compute as the job began.
-//! - `form`: idle workers become the ranks of a generation; `regroup`: one ends at a step's boundary.
+//! - [`Planning`]: a plan that is asked for, and made beside the cluster; `form`: idle workers become the ranks of a
+//!   generation; `regroup`: one ends at a step's boundary.
 //! - `cancel`: a job that a user wants no more ends after a step that is saved, or at once.
 //! - `desired`, `revision`: what is wanted of each worker, and its number.
 //! - `hang`, `pace`: who holds up a run, and who slows it down; `watch`: how people are told.
@@ -34,6 +35,7 @@ mod job;
 mod life;
 mod member;
 mod pace;
+mod planning;
 mod queue;
 mod regroup;
 mod replay;
@@ -65,6 +67,7 @@ use job::Job;
 pub use job::SHRINK_AFTER_MS;
 pub use life::{MAX_SETBACKS, MAX_WAITING, SubmitError};
 use member::{Admission, Members};
+pub use planning::{Planned, Planning};
 use regroup::Drain;
 pub use regroup::GROW_AFTER_MS;
 use revision::Revisions;
@@ -90,6 +93,10 @@ pub struct Cluster {
     members: Members,
     /// The generations at work, from older to newer.
     runs: Vec<Run>,
+    /// The plan that was asked for and is not here yet.
+    planning: Option<Planning>,
+    /// Plans that were ever asked for.
+    tickets: u64,
     /// Notes in the journal since a generation was formed.
     noted: usize,
     /// Processes that users want no more.
@@ -116,6 +123,7 @@ impl Cluster {
             Event::Submitted(submission) => self.submit(*submission, &mut out),
             Event::Preparing { job, doing } => self.preparing(&job, doing),
             Event::Prepared { job, result } => self.prepared(&job, result, &mut out),
+            Event::Planned { ticket, result } => self.planned(ticket, result, &mut out),
             Event::Seen { status } => steady = self.seen(now_ms, status, &mut out),
             Event::Lost { worker, incarnation, why } => self.lost(&worker, incarnation, &why, &mut out),
             Event::Cancelled { job, reason, when } => self.cancel(&job, &reason, when, &mut out),

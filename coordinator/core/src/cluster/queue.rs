@@ -21,7 +21,7 @@ use crate::plan::Fit;
 enum Turn {
     /// Its tokens can be made ready.
     Prepare(usize),
-    /// A generation of it can be formed.
+    /// A generation of it can be planned, and then formed.
     Form(usize, Vec<WorkerInfo>, Fit),
     /// Its generation, which is smaller than its layout, can be formed anew with so many more workers.
     Grow(Generation, usize, Fit),
@@ -49,7 +49,7 @@ impl Cluster {
                     let look = if job.doubts { Look::Whole } else { Look::Manifest };
                     out.push(Effect::Prepare { job: job.id().to_owned(), look });
                 }
-                Some(Turn::Form(index, workers, fit)) => self.form(index, &workers, &fit, out),
+                Some(Turn::Form(index, workers, fit)) => self.ask_for_plan(index, workers, fit, out),
                 Some(Turn::Grow(generation, more, fit)) => self.grow(generation, more, &fit, out),
                 Some(Turn::Relieve(index, reason)) => self.relieve(index, reason, out),
             }
@@ -123,9 +123,13 @@ impl Cluster {
                         continue;
                     }
                 }
-                (JobState::Gathering, first, _) => match hall.choose(index) {
-                    Ok((workers, fit)) => return (reasons, Some(Turn::Form(index, workers, fit))),
-                    Err(mut reason) => {
+                (JobState::Gathering, ..) if self.plans() == Some(job.id()) => {}
+                (JobState::Gathering, first, _) => match (hall.choose(index), self.plans()) {
+                    (Ok((workers, fit)), None) => return (reasons, Some(Turn::Form(index, workers, fit))),
+                    (Ok(_), Some(other)) => {
+                        reasons.push((index, format!("waits until the work of {other} is divided")));
+                    }
+                    (Err(mut reason), _) => {
                         if let Some(cause) = &job.interruption {
                             reason.push_str(&format!(", since {cause}"));
                         }

@@ -24,12 +24,13 @@ impl Job {
 }
 
 impl Run {
-    /// Whether its ranks can be asked for a save: all know the wish before it, no other is under way, and there are
-    /// steps to save that the end of the run does not save anyway.
+    /// Whether its ranks can be asked for a save: all know the wish before it, no other save is under way up to its
+    /// publication, and there are steps to save that the end of the run does not save anyway.
     fn can_save(&self) -> bool {
-        let decided = self.saving.newest_decided();
-        let asked = self.wish.stop.is_some() || self.wish.save_after > decided;
-        !asked && self.is_taken() && self.acknowledged > decided && self.acknowledged < self.steps
+        let published = self.saving.published();
+        let asked = self.wish.stop.is_some() || self.wish.save_after > published;
+        let under_way = asked || self.saving.publishing().is_some();
+        !under_way && self.is_taken() && self.acknowledged > published && self.acknowledged < self.steps
     }
 }
 

@@ -7,6 +7,7 @@ mod drain;
 mod explain;
 mod found;
 mod many;
+mod planning;
 mod queue;
 mod recovery;
 mod relief;

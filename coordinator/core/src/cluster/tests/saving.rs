@@ -30,7 +30,8 @@ fn ranks_save_after_one_step_where_the_newest_checkpoint_is_old() {
          61200 w1 g1 running step=5
          61300 w0 g1 running step=6 reports=6..6 saved=6
          61300 w1 g1 running step=6 saved=6
-         61400 w0 g1 running step=7 reports=7..7 published=6
+         61350 w0 g1 running step=7 reports=7..7
+         61400 w0 g1 running step=7 published=6
          61400 desired w1
          121399 w1 g1 running step=9
          121399 w0 g1 running step=9 reports=8..9
@@ -59,8 +60,10 @@ fn ranks_save_after_one_step_where_the_newest_checkpoint_is_old() {
             record committed demo-1 step 6 [w0-6 w1-6]
             wake w0
             wake w1
-        61400 w0 g1 running step=7 reports=7..7 published=6
+        61350 w0 g1 running step=7 reports=7..7
             report demo-1 step 7
+            wake w0
+        61400 w0 g1 running step=7 published=6
             record published demo-1 step 6 m6
             info: the checkpoint of step 6 can be read
             prune demo-1 to 2

@@ -11,11 +11,12 @@
 //! 0 drain w1 maintenance     0 w1 g1 running leaves=SIGTERM
 //! 0 w1 g1 running doing=1F3 for=900 waits=0 last=1F2     0 w1 g1 running step=3 busy=900     0 explain demo-1
 //! 0 w1 g2 running step=3 begun=memory
+//! 0 planned (what was asked of a job whose name begins with `slow`)
 //! 0 tick     0 desired w0     0 jobs    0 submit demo wait steps=4 (waits when workers are lost)
 //! 0 submit demo wait rebalance dp=2 (relieves stragglers)     0 submit demo minutes=1 (saves each minute)
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
 use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
@@ -28,7 +29,9 @@ use coxswain_types::status::{
     WorkerStatus,
 };
 
-use crate::cluster::{CancelWhen, Cluster, Effect, Entry, Event, Look, Prepared, Submission, Weight};
+use crate::cluster::{
+    CancelWhen, Cluster, Effect, Entry, Event, Look, Planning, Prepared, Submission, Weight,
+};
 
 pub(super) fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
     let model = ModelSpec::llama(4, 32, 4, 2, 64, 64);
@@ -253,6 +256,7 @@ fn effect_text(effect: &Effect) -> String {
         Effect::Record(entry) => format!("record {}", entry_text(entry)),
         Effect::Prepare { job, look: Look::Manifest } => format!("prepare {job}"),
         Effect::Prepare { job, look: Look::Whole } => format!("prepare {job}, looking at every byte"),
+        Effect::Plan(planning) => format!("plan {}", planning.job),
         Effect::Wake(worker) => format!("wake {worker}"),
         Effect::Refuse { worker, incarnation, reason } => format!("refuse {worker}/{incarnation}: {reason}"),
         Effect::Report { job, report } => format!("report {job} step {}", report.step),
@@ -322,10 +326,17 @@ fn desired_text(cluster: &Cluster, name: &str) -> String {
     )
 }
 
-/// Tells the story to `cluster`. Returns its print and what the journal holds.
+/// The plan, as the shell makes it.
+fn planned(planning: &Planning) -> Event {
+    Event::Planned { ticket: planning.ticket, result: planning.plan() }
+}
+
+/// Tells the story to `cluster`; a plan is made as soon as it is asked for, but that of a job named `slow`, which
+/// comes with `planned`. Returns its print and what the journal holds.
 pub(super) fn tell_to(cluster: &mut Cluster, story: &str) -> (String, Vec<Entry>) {
     let mut print = String::new();
     let mut journal = Vec::new();
+    let mut plans: Vec<Planning> = Vec::new();
     for line in story.lines().map(str::trim).filter(|line| !line.is_empty()) {
         print.push_str(&format!("{line}\n"));
         let words: Vec<_> = line.split_whitespace().collect();
@@ -345,11 +356,24 @@ pub(super) fn tell_to(cluster: &mut Cluster, story: &str) -> (String, Vec<Entry>
                 }
             }
             _ => {
-                let event = event(cluster, verb, words, line);
-                for effect in cluster.handle(now_ms, event) {
-                    print.push_str(&format!("    {}\n", effect_text(&effect)));
-                    if let Effect::Record(entry) = effect {
-                        journal.push(entry);
+                let event = match verb {
+                    "planned" => planned(&plans.remove(0)),
+                    _ => event(cluster, verb, words, line),
+                };
+                let mut effects = VecDeque::from(cluster.handle(now_ms, event));
+                while let Some(effect) = effects.pop_front() {
+                    match effect {
+                        Effect::Plan(planning) if planning.job.starts_with("slow") => {
+                            print.push_str(&format!("    plan {}\n", planning.job));
+                            plans.push(*planning);
+                        }
+                        Effect::Plan(planning) => effects.extend(cluster.handle(now_ms, planned(&planning))),
+                        effect => {
+                            print.push_str(&format!("    {}\n", effect_text(&effect)));
+                            if let Effect::Record(entry) = effect {
+                                journal.push(entry);
+                            }
+                        }
                     }
                 }
             }
