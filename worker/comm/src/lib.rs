@@ -12,6 +12,7 @@ mod files;
 mod links;
 mod pipe;
 mod rendezvous;
+mod tree;
 
 pub use coxswain_native::TorchError;
 pub use coxswain_native::net::{Group, Network, Op, Store, Transfer};

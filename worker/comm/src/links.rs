@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use coxswain_native::net::{Group, Network, Store, Transfer};
 use tch::{Device, Kind, Tensor};
 
+use crate::tree::{below, children, parent};
+
 /// What traffic is for. Messages of one purpose between two ranks arrive in order; those of
 /// different purposes never meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,21 +126,6 @@ const ALL_HERE: &[u8] = b"here/all";
 
 fn add(sums: &mut [f64], list: &[f64]) {
     sums.iter_mut().zip(list).for_each(|(sum, value)| *sum += value);
-}
-
-/// How many ranks report to one in the closing exchange. Up to nine ranks are a star around the lead, with
-/// the fewest hops; among more, no rank takes in more lists than these.
-const FAN_IN: u32 = 8;
-
-/// The rank that `rank` reports to in the closing exchange; the lead rank reports to none.
-fn parent(rank: u32) -> Option<u32> {
-    rank.checked_sub(1).map(|before| before / FAN_IN)
-}
-
-/// The ranks that report to `rank` in the closing exchange.
-fn children(rank: u32, world: u32) -> std::ops::Range<u32> {
-    let first = |rank: u32| rank.saturating_mul(FAN_IN).saturating_add(1).min(world);
-    first(rank)..first(rank.saturating_add(1))
 }
 
 impl Links {
@@ -331,8 +318,8 @@ impl Links {
         })
     }
 
-    /// What every rank brings, by rank, on all of them. For documents that are rare: they travel over the
-    /// lead rank.
+    /// What every rank brings, by rank, on all of them. For documents that are rare: each rank takes in all of
+    /// them, from the lead rank down the tree of the closing exchange, on which they came up.
     ///
     /// # Errors
     /// An exchange failed, or a rank brings more than [`SHARED_MAX_BYTES`].
@@ -347,39 +334,52 @@ impl Links {
                 lengths[rank]
             )));
         }
-        let buffer = |len: usize| Tensor::zeros([len as i64], (Kind::Uint8, Device::Cpu));
-        let mut parts = vec![Vec::new(); self.world as usize];
-        if self.rank != 0 {
-            if !own.is_empty() {
-                self.send(&Tensor::from_slice(own), 0, Axis::World)?.wait()?;
-            }
-            let all = buffer(lengths.iter().sum());
-            if all.numel() > 0 {
-                self.recv(&all, 0, Axis::World)?.wait()?;
-            }
-            let all: Vec<u8> = Vec::try_from(&all)?;
-            let mut rest = all.as_slice();
-            for (part, length) in parts.iter_mut().zip(lengths) {
-                let (own, others) = rest.split_at(length);
-                *part = own.to_vec();
-                rest = others;
-            }
-            return Ok(parts);
+        let len_of = |ranks: &[u32]| ranks.iter().map(|rank| lengths[*rank as usize]).sum::<usize>();
+        let order = below(0, self.world);
+        let children: Vec<_> = children(self.rank, self.world).collect();
+        let mut texts = own.to_vec();
+        let parts: Vec<_> =
+            children.iter().map(|child| (*child, len_of(&below(*child, self.world)))).collect();
+        for part in self.recv_bytes(&parts)? {
+            texts.extend(part);
         }
-        parts[0] = own.to_vec();
-        for rank in (1..self.world as usize).filter(|rank| lengths[*rank] > 0) {
-            let part = buffer(lengths[rank]);
-            self.recv(&part, rank as u32, Axis::World)?.wait()?;
-            parts[rank] = Vec::try_from(&part)?;
+        if let Some(parent) = parent(self.rank) {
+            self.send_bytes(&texts, &[parent])?;
+            texts = self.recv_bytes(&[(parent, len_of(&order))])?.concat();
         }
-        let all = parts.concat();
-        if !all.is_empty() {
-            let all = Tensor::from_slice(&all);
-            let sends: Vec<_> =
-                (1..self.world).map(|rank| self.send(&all, rank, Axis::World)).collect::<Result<_, _>>()?;
-            sends.into_iter().try_for_each(Transfer::wait)?;
+        self.send_bytes(&texts, &children)?;
+        let mut by_rank = vec![Vec::new(); self.world as usize];
+        let mut rest = texts.as_slice();
+        for rank in order {
+            let (own, others) = rest.split_at(lengths[rank as usize]);
+            by_rank[rank as usize] = own.to_vec();
+            rest = others;
         }
-        Ok(parts)
+        Ok(by_rank)
+    }
+
+    /// Receives so many bytes of each of these ranks, of all at once; where there are none, none are sent.
+    fn recv_bytes(&self, parts: &[(u32, usize)]) -> Result<Vec<Vec<u8>>, TorchError> {
+        let buffers: Vec<_> = parts
+            .iter()
+            .map(|(rank, len)| (*rank, Tensor::zeros([*len as i64], (Kind::Uint8, Device::Cpu))))
+            .collect();
+        let full = buffers.iter().filter(|(_, buffer)| buffer.numel() > 0);
+        let receives: Vec<_> =
+            full.map(|(rank, buffer)| self.recv(buffer, *rank, Axis::World)).collect::<Result<_, _>>()?;
+        receives.into_iter().try_for_each(Transfer::wait)?;
+        buffers.iter().map(|(_, buffer)| Ok(Vec::try_from(buffer)?)).collect()
+    }
+
+    /// Sends bytes to each of these ranks, if there are any.
+    fn send_bytes(&self, bytes: &[u8], to: &[u32]) -> Result<(), TorchError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let message = Tensor::from_slice(bytes);
+        let sends: Vec<_> =
+            to.iter().map(|rank| self.send(&message, *rank, Axis::World)).collect::<Result<_, _>>()?;
+        sends.into_iter().try_for_each(Transfer::wait)
     }
 
     /// Adds lists of which every rank of `ranks` brings one; the first of them gets the sums, the
@@ -405,25 +405,5 @@ impl Links {
 
     fn network(&self) -> Result<&Network, TorchError> {
         self.network.as_ref().ok_or_else(|| TorchError("a rank alone has nobody to exchange with".to_owned()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{FAN_IN, children, parent};
-
-    #[test]
-    fn every_rank_but_the_lead_reports_to_one_that_expects_it() {
-        for world in [1, 2, 9, 10, 74, 4096] {
-            let mut expected = 0;
-            for rank in 0..world {
-                let children = children(rank, world);
-                assert!(children.len() <= FAN_IN as usize, "{rank} of {world}: {children:?}");
-                assert!(children.clone().all(|child| parent(child) == Some(rank)), "{rank} of {world}");
-                expected += children.len();
-            }
-            assert_eq!(expected + 1, world as usize);
-            assert_eq!(parent(0), None);
-        }
     }
 }

@@ -60,6 +60,17 @@ fn the_closing_exchange_gives_all_ranks_what_the_lead_made_of_it() {
 }
 
 #[test]
+fn all_ranks_get_what_each_brings() {
+    // Some bring nothing, and of one rank alone nobody takes anything in.
+    let text = |rank: u32| format!("{rank} ").repeat(rank as usize % 4).into_bytes();
+    for world in [1, 2, 9, 20] {
+        let expected: Vec<_> = (0..world).map(text).collect();
+        let found = ranks(world, |links| links.share(&text(links.rank())).unwrap());
+        assert_eq!(found, vec![expected; world as usize]);
+    }
+}
+
+#[test]
 fn a_wait_may_take_longer_than_forming_a_group() {
     // Connecting is given three seconds, a peer that computes is not.
     let values = ranks(2, |links| {
