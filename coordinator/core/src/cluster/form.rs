@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use coxswain_types::ids::{Generation, Step};
 
 use super::event::{Compute, Effect, Entry, Weight};
-use super::planning::{Planned, Planning, people};
+use super::planning::{Formation, PlannedRank, people};
 use super::run::{Run, Seat};
 use super::summary::{Ending, JobState};
 use super::{Cluster, notice};
@@ -24,7 +24,7 @@ impl Cluster {
         let (generation, threads) = (*generation, *threads);
         let job = &mut self.jobs[index];
         let id = job.id().to_owned();
-        let (seats, compute) = match seats(planning, planned) {
+        let (seats, compute) = match seats(&formation, ranks) {
             Ok(found) => found,
             Err(reason) => return self.end(&id, Ending::Failed, reason, out),
         };
@@ -51,7 +51,7 @@ impl Cluster {
         let record =
             Entry::Formed { job: id.clone(), generation, ranks, threads, from, revision, layout, compute };
         out.push(Effect::Record(record));
-        let mut text = told(planning, &seats, from, again);
+        let mut text = told(&formation, &seats, from, again);
         text.push_str(&relieved(&seats));
         if layout.is_some() {
             text.push_str(&format!(", as {}: for all of its layout there are too few workers", fit.reason));
@@ -73,9 +73,9 @@ pub(super) fn at_work(workers: usize, generation: Generation) -> String {
 }
 
 /// The workers by rank, and what they compute with.
-fn seats(planning: &Planning, planned: Planned) -> Result<(Vec<Seat>, Compute), String> {
-    let by_id: BTreeMap<_, _> = planning.workers.iter().map(|info| (&info.id, info)).collect();
-    let seats = planned.ranks.into_iter().map(|rank| {
+fn seats(formation: &Formation, ranks: Vec<PlannedRank>) -> Result<(Vec<Seat>, Compute), String> {
+    let by_id: BTreeMap<_, _> = formation.workers.iter().map(|info| (&info.id, info)).collect();
+    let seats = ranks.into_iter().map(|rank| {
         let info = by_id.get(&rank.worker).copied();
         let info = info.ok_or_else(|| format!("the plan names {}, which was not asked for", rank.worker))?;
         Ok(Seat {
@@ -109,14 +109,14 @@ fn relieved(seats: &[Seat]) -> String {
 
 /// What was formed and why so. After an earlier generation, which may have left something in memory, its ranks
 /// find out where they go on from, and say so when they do.
-fn told(planning: &Planning, seats: &[Seat], from: Step, again: bool) -> String {
+fn told(formation: &Formation, seats: &[Seat], from: Step, again: bool) -> String {
     let names: Vec<_> = seats.iter().map(|seat| seat.info.id.0.as_str()).collect();
     let start = match from {
         _ if again => String::new(),
         Step(0) => " from the start".to_owned(),
         step => format!(" from the checkpoint of step {step}"),
     };
-    let Planning { threads, threads_from, .. } = planning;
+    let Formation { threads, threads_from, .. } = formation;
     let noun = if *threads == 1 { "thread" } else { "threads" };
     format!("runs{start} on {} with {threads} {noun} each ({threads_from})", names.join(", "))
 }

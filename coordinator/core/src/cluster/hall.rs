@@ -8,9 +8,30 @@ use coxswain_types::status::WorkerInfo;
 
 use super::Cluster;
 use super::event::Compute;
+use super::planning::Sizes;
 use super::regroup::MIN_GAIN;
 use super::run::{Run, Seat};
-use crate::plan::{Fit, KEEPS_UP, fitting, relief};
+use crate::plan::{Fit, KEEPS_UP, relief};
+
+/// What a job that gathers workers can do.
+pub(super) enum Choice {
+    /// Have these, in this layout.
+    Form(Vec<WorkerInfo>, Fit),
+    /// Ask for a layout of this size.
+    Look(Sizes),
+    /// Wait, and for what.
+    Wait(String),
+}
+
+/// What a run can be that is smaller than its job's layout.
+pub(super) enum Growth {
+    /// No more than it is.
+    None,
+    /// As large as this, with so many more workers.
+    To(usize, Fit),
+    /// What the planner says of this size.
+    Look(Sizes),
+}
 
 /// Idle workers. Those that a job keeps leave the hall while jobs behind it are looked at.
 pub(super) struct Hall<'a> {
@@ -66,7 +87,7 @@ impl<'a> Hall<'a> {
     /// or why there are none. Those that the job had go first, for they hold what it can go on from, and
     /// those that another job had go last; behind them those that are known to be slow, where the job wants that,
     /// and those that broke.
-    pub(super) fn choose(&self, index: usize) -> Result<(Vec<WorkerInfo>, Fit), String> {
+    pub(super) fn choose(&self, index: usize) -> Choice {
         let job = &self.cluster.jobs[index];
         let spec = &job.submission.spec;
         let world = spec.layout.world() as usize;
@@ -80,7 +101,13 @@ impl<'a> Hall<'a> {
         let here = best.map_or(0, Vec::len);
         let fit = match here >= world {
             true => Some(Fit::own(spec)),
-            false if self.may_shrink(index) => fitting(spec, u32::try_from(here).unwrap_or(u32::MAX), 0),
+            false if here > 0 && self.may_shrink(index) => {
+                let sizes = Sizes { available: u32::try_from(here).unwrap_or(u32::MAX), least: 0 };
+                match job.fits.get(&sizes) {
+                    Some(known) => known.clone(),
+                    None => return Choice::Look(sizes),
+                }
+            }
             false => None,
         };
         match (best, fit) {
@@ -94,18 +121,18 @@ impl<'a> Hall<'a> {
                 group.sort_by_key(|info| (wanted(info), natural(&info.host), natural(&info.id.0)));
                 group.truncate(fit.layout.world() as usize);
                 group.sort_by_key(|info| (natural(&info.host), natural(&info.id.0)));
-                Ok((group.into_iter().cloned().collect(), fit))
+                Choice::Form(group.into_iter().cloned().collect(), fit)
             }
             _ if open.len() >= world => {
                 let groups: Vec<_> =
                     alike.iter().map(|(compute, group)| format!("{} with {compute}", group.len())).collect();
-                Err(format!(
+                Choice::Wait(format!(
                     "waiting for {world} workers that compute alike: idle are {}; ranks of one generation must \
                      have the same kind of device and the same libtorch",
                     groups.join("; ")
                 ))
             }
-            _ => Err(self.missing(index, &open, world)),
+            _ => Choice::Wait(self.missing(index, &open, world)),
         }
     }
 
@@ -133,13 +160,18 @@ impl<'a> Hall<'a> {
     }
 
     /// How many workers wait that could join the run of a job that shrank, and what it could be with them.
-    pub(super) fn growth(&self, index: usize, run: &Run) -> Option<(usize, Fit)> {
-        let spec = &self.cluster.jobs[index].submission.spec;
+    pub(super) fn growth(&self, index: usize, run: &Run) -> Growth {
         let more = self.more(index, run).len();
+        if more == 0 || !self.cluster.jobs[index].is_shrunk() {
+            return Growth::None;
+        }
         let now = run.seats.len();
-        let most = u32::try_from(now + more).unwrap_or(u32::MAX);
-        let fit = fitting(spec, most, u32::try_from(now).unwrap_or(u32::MAX));
-        fit.filter(|_| more > 0).map(|fit| (more, fit))
+        let size = |workers: usize| u32::try_from(workers).unwrap_or(u32::MAX);
+        let sizes = Sizes { available: size(now + more), least: size(now) };
+        match self.cluster.jobs[index].fits.get(&sizes) {
+            None => Growth::Look(sizes),
+            Some(fit) => fit.clone().map_or(Growth::None, |fit| Growth::To(more, fit)),
+        }
     }
 
     /// Why the run would be faster if work were divided by how slow its workers are now, if it would: a straggler

@@ -9,6 +9,7 @@ use coxswain_types::status::{Begun, Publish, Published, StepReport};
 
 use super::cancel::Cancelling;
 use super::event::{Compute, FormedRank, Prepared, Submission};
+use super::planning::Sizes;
 use super::summary::{JobState, JobSummary, Numbers};
 use crate::plan::{Fit, KEEPS_UP};
 
@@ -49,6 +50,8 @@ pub(super) struct Job {
     pub(super) prepared: Option<Prepared>,
     /// The layout of its newest generation, where that is not its own.
     pub(super) layout: Option<Layout>,
+    /// The layouts that the planner found for fewer workers than its own needs.
+    pub(super) fits: BTreeMap<Sizes, Option<Fit>>,
     /// When its newest generation was lost; `None` where nothing was.
     pub(super) lost_ms: Option<u64>,
     /// Threads of each rank, once a generation has run.
@@ -102,6 +105,7 @@ impl Job {
             checkpoint: None,
             prepared: None,
             layout: None,
+            fits: BTreeMap::new(),
             lost_ms: None,
             threads: None,
             compute: None,

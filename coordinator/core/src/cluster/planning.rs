@@ -1,6 +1,6 @@
-//! A generation's plan, from the question to the answer. The cluster asks for one plan at a time; the shell makes it
-//! in a thread of its own, and meanwhile every other event is handled. The answer counts if the workers that it
-//! names are still free.
+//! Plans, from the question to the answer. The cluster asks one question at a time; the shell plans in a thread of
+//! its own, and meanwhile every other event is handled. There are two: who does what in a generation, whose answer
+//! counts if its workers are still free; and which layout so many workers can take, which a job remembers.
 
 use std::collections::BTreeMap;
 
@@ -13,15 +13,39 @@ use super::Cluster;
 use super::event::Effect;
 use super::job::Job;
 use super::summary::{Ending, JobState};
-use crate::plan::{Fit, KEEPS_UP, PlanRequest, encode, plan, threads_for};
+use crate::plan::{Fit, KEEPS_UP, PlanRequest, encode, fitting, plan, threads_for};
 
-/// The question: all that a plan is made from.
+/// How many layouts a job remembers. A search takes as long as a plan, so what is forgotten costs seconds at most.
+const MAX_FITS: usize = 64;
+
+/// A question to the planner.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planning {
     /// Tells this question from others; the answer names it.
     pub ticket: u64,
     /// The job's id.
     pub job: String,
+    question: Question,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Question {
+    Formation(Box<Formation>),
+    Fit(Box<JobSpec>, Sizes),
+}
+
+/// Between how many ranks a layout is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Sizes {
+    /// It has no more than these.
+    pub(super) available: u32,
+    /// It has more than these.
+    pub(super) least: u32,
+}
+
+/// A generation that would be formed: all that its plan is made from.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Formation {
     /// Which formation it would be.
     pub(super) generation: Generation,
     /// The workers, which are as many as the layout of `fit` needs.
@@ -44,11 +68,16 @@ pub struct Planning {
     slow_percent: BTreeMap<WorkerId, u32>,
 }
 
-/// The answer: who does what.
+/// The planner's answer.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Planned {
-    /// By rank.
-    pub(super) ranks: Vec<PlannedRank>,
+pub struct Planned(Answer);
+
+#[derive(Clone, Debug, PartialEq)]
+enum Answer {
+    /// Who does what, by rank.
+    Formation(Vec<PlannedRank>),
+    /// The largest layout between these sizes, if there is one.
+    Fit(Option<Fit>),
 }
 
 /// A place in a plan.
@@ -66,19 +95,28 @@ pub(super) struct PlannedRank {
 }
 
 impl Planning {
-    /// Makes the plan.
+    /// Answers the question.
     ///
     /// # Errors
     /// Why the job cannot run in this layout, in words.
     pub fn plan(&self) -> Result<Planned, String> {
-        let nobody = BTreeMap::new();
-        // A budget of memory may leave those who keep up no room for more.
-        self.plan_for(&self.slow_percent).or_else(|_| self.plan_for(&nobody))
+        let answer = match &self.question {
+            Question::Fit(spec, Sizes { available, least }) => Answer::Fit(fitting(spec, *available, *least)),
+            // A budget of memory may leave those who keep up no room for more.
+            Question::Formation(formation) => Answer::Formation(
+                formation
+                    .plan(&self.job, &formation.slow_percent)
+                    .or_else(|_| formation.plan(&self.job, &BTreeMap::new()))?,
+            ),
+        };
+        Ok(Planned(answer))
     }
+}
 
-    fn plan_for(&self, slow_percent: &BTreeMap<WorkerId, u32>) -> Result<Planned, String> {
+impl Formation {
+    fn plan(&self, job: &str, slow_percent: &BTreeMap<WorkerId, u32>) -> Result<Vec<PlannedRank>, String> {
         let planned = plan(&PlanRequest {
-            job: self.job.clone(),
+            job: job.to_owned(),
             generation: self.generation,
             spec: &self.spec,
             workers: &self.workers,
@@ -101,7 +139,7 @@ impl Planning {
                 digest,
             }
         });
-        Ok(Planned { ranks: ranks.collect() })
+        Ok(ranks.collect())
     }
 }
 
@@ -114,14 +152,12 @@ impl Cluster {
         fit: Fit,
         out: &mut Vec<Effect>,
     ) {
-        let (ticket, generation) = (self.tickets + 1, Generation(self.generation.0 + 1));
+        let generation = Generation(self.generation.0 + 1);
         let job = &mut self.jobs[index];
-        match question(job, ticket, generation, workers, fit) {
-            Ok(planning) => {
-                job.reason = format!("its work is divided among {}", people(planning.workers.len()));
-                self.tickets = ticket;
-                self.planning = Some(planning.clone());
-                out.push(Effect::Plan(Box::new(planning)));
+        match formation(job, generation, workers, fit) {
+            Ok(formation) => {
+                job.reason = format!("its work is divided among {}", people(formation.workers.len()));
+                self.ask(index, Question::Formation(Box::new(formation)), out);
             }
             Err(reason) => {
                 let id = job.id().to_owned();
@@ -130,18 +166,48 @@ impl Cluster {
         }
     }
 
-    /// The answer to the newest question: the generation is formed; a job that cannot be planned ends. Where a worker
+    /// Asks which layout between these sizes the job can take.
+    pub(super) fn ask_for_fit(&mut self, index: usize, sizes: Sizes, out: &mut Vec<Effect>) {
+        let spec = Box::new(self.jobs[index].submission.spec.clone());
+        self.ask(index, Question::Fit(spec, sizes), out);
+    }
+
+    fn ask(&mut self, index: usize, question: Question, out: &mut Vec<Effect>) {
+        self.tickets += 1;
+        let planning = Planning { ticket: self.tickets, job: self.jobs[index].id().to_owned(), question };
+        self.planning = Some(planning.clone());
+        out.push(Effect::Plan(Box::new(planning)));
+    }
+
+    /// The answer to the newest question: a generation is formed, and a job that cannot be planned ends. Where a worker
     /// is free no more, or the job is over, the queue goes on as if nothing had been asked.
     pub(super) fn planned(&mut self, ticket: u64, result: Result<Planned, String>, out: &mut Vec<Effect>) {
         let Some(planning) = self.planning.take_if(|planning| planning.ticket == ticket) else { return };
-        let gathers = |job: &Job| job.id() == planning.job && job.state == JobState::Gathering;
-        let Some(index) = self.jobs.iter().position(gathers) else { return };
-        match result {
-            Err(reason) => self.end(&planning.job, Ending::Failed, reason, out),
-            Ok(planned) if planning.workers.iter().all(|worker| self.is_free(worker)) => {
-                self.form(index, &planning, planned, out);
+        let of_job = |job: &Job| job.id() == planning.job && !job.state.is_over();
+        let Some(index) = self.jobs.iter().position(of_job) else { return };
+        let job = &mut self.jobs[index];
+        match (planning.question, result) {
+            (Question::Fit(_, sizes), result) => {
+                let found = match result {
+                    Ok(Planned(Answer::Fit(fit))) => fit,
+                    _ => None,
+                };
+                job.fits.insert(sizes, found);
+                while job.fits.len() > MAX_FITS {
+                    job.fits.pop_first();
+                }
             }
-            Ok(_) => {}
+            (Question::Formation(_), _) if job.state != JobState::Gathering => {}
+            (Question::Formation(formation), Ok(Planned(Answer::Formation(ranks)))) => {
+                if formation.workers.iter().all(|worker| self.is_free(worker)) {
+                    self.form(index, *formation, ranks, out);
+                }
+            }
+            (_, Err(reason)) => self.end(&planning.job, Ending::Failed, reason, out),
+            (_, Ok(_)) => {
+                let reason = "the planner answered another question; please report this".to_owned();
+                self.end(&planning.job, Ending::Failed, reason, out);
+            }
         }
     }
 
@@ -160,14 +226,13 @@ impl Cluster {
     }
 }
 
-/// What the plan is made from. Threads are those of the job's generation before, since another number gives other bits.
-fn question(
+/// What a plan is made from. Threads are those of the job's generation before, since another number gives other bits.
+fn formation(
     job: &Job,
-    ticket: u64,
     generation: Generation,
     workers: Vec<WorkerInfo>,
     fit: Fit,
-) -> Result<Planning, String> {
+) -> Result<Formation, String> {
     let submission = &job.submission;
     let prepared = job.prepared.as_ref().ok_or("it was not prepared; please report this")?;
     let (threads, threads_from) = match (submission.spec.train.threads, job.threads.or(prepared.threads)) {
@@ -176,9 +241,7 @@ fn question(
         (None, Some(threads)) => (threads, "as in the checkpoint"),
         (None, None) => (threads_for(&workers), "the cores of each machine over its workers"),
     };
-    Ok(Planning {
-        ticket,
-        job: submission.job.clone(),
+    Ok(Formation {
         generation,
         threads,
         threads_from,

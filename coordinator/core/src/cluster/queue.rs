@@ -12,7 +12,8 @@ use coxswain_types::status::WorkerInfo;
 
 use super::Cluster;
 use super::event::{Effect, Look};
-use super::hall::Hall;
+use super::hall::{Choice, Growth, Hall};
+use super::planning::Sizes;
 use super::run::Run;
 use super::summary::JobState;
 use crate::plan::Fit;
@@ -23,6 +24,8 @@ enum Turn {
     Prepare(usize),
     /// A generation of it can be planned, and then formed.
     Form(usize, Vec<WorkerInfo>, Fit),
+    /// The planner can look for a layout of it.
+    Look(usize, Sizes),
     /// Its generation, which is smaller than its layout, can be formed anew with so many more workers.
     Grow(Generation, usize, Fit),
     /// Its generation can be formed anew with its work divided otherwise, for this reason.
@@ -50,6 +53,7 @@ impl Cluster {
                     out.push(Effect::Prepare { job: job.id().to_owned(), look });
                 }
                 Some(Turn::Form(index, workers, fit)) => self.ask_for_plan(index, workers, fit, out),
+                Some(Turn::Look(index, sizes)) => self.ask_for_fit(index, sizes, out),
                 Some(Turn::Grow(generation, more, fit)) => self.grow(generation, more, &fit, out),
                 Some(Turn::Relieve(index, reason)) => self.relieve(index, reason, out),
             }
@@ -112,8 +116,14 @@ impl Cluster {
                         let due = |run: &&Run| run.improves_ms(before) <= self.now_ms;
                         run.filter(|run| run.wish.stop.is_none() && run.is_taken()).filter(due)
                     };
-                    if let Some((more, fit)) = may(0).and_then(|run| hall.growth(index, run)) {
-                        return (reasons, Some(Turn::Grow(job.generation, more, fit)));
+                    match may(0).map(|run| hall.growth(index, run)) {
+                        Some(Growth::To(more, fit)) => {
+                            return (reasons, Some(Turn::Grow(job.generation, more, fit)));
+                        }
+                        Some(Growth::Look(sizes)) if self.plans().is_none() => {
+                            return (reasons, Some(Turn::Look(index, sizes)));
+                        }
+                        Some(Growth::Look(_) | Growth::None) | None => {}
                     }
                     let unbalanced = may(job.reliefs).filter(|_| self.is_unbalanced(index));
                     if let Some(reason) = unbalanced.and_then(|run| hall.relief(index, run)) {
@@ -125,11 +135,14 @@ impl Cluster {
                 }
                 (JobState::Gathering, ..) if self.plans() == Some(job.id()) => {}
                 (JobState::Gathering, first, _) => match (hall.choose(index), self.plans()) {
-                    (Ok((workers, fit)), None) => return (reasons, Some(Turn::Form(index, workers, fit))),
-                    (Ok(_), Some(other)) => {
+                    (Choice::Form(workers, fit), None) => {
+                        return (reasons, Some(Turn::Form(index, workers, fit)));
+                    }
+                    (Choice::Look(sizes), None) => return (reasons, Some(Turn::Look(index, sizes))),
+                    (Choice::Form(..) | Choice::Look(_), Some(other)) => {
                         reasons.push((index, format!("waits until the work of {other} is divided")));
                     }
-                    (Err(mut reason), _) => {
+                    (Choice::Wait(mut reason), _) => {
                         if let Some(cause) = &job.interruption {
                             reason.push_str(&format!(", since {cause}"));
                         }
