@@ -16,15 +16,15 @@ impl Cluster {
     pub(super) fn form(
         &mut self,
         index: usize,
-        planning: &Planning,
-        planned: Planned,
+        formation: &Formation,
+        ranks: Vec<PlannedRank>,
         out: &mut Vec<Effect>,
     ) {
-        let Planning { generation, fit, threads, .. } = planning;
+        let Formation { generation, threads, fit, .. } = formation;
         let (generation, threads) = (*generation, *threads);
         let job = &mut self.jobs[index];
         let id = job.id().to_owned();
-        let (seats, compute) = match seats(&formation, ranks) {
+        let (seats, compute) = match seats(formation, ranks) {
             Ok(found) => found,
             Err(reason) => return self.end(&id, Ending::Failed, reason, out),
         };
@@ -51,7 +51,7 @@ impl Cluster {
         let record =
             Entry::Formed { job: id.clone(), generation, ranks, threads, from, revision, layout, compute };
         out.push(Effect::Record(record));
-        let mut text = told(&formation, &seats, from, again);
+        let mut text = told(formation, &seats, from, again);
         text.push_str(&relieved(&seats));
         if layout.is_some() {
             text.push_str(&format!(", as {}: for all of its layout there are too few workers", fit.reason));

@@ -200,7 +200,7 @@ impl Cluster {
             (Question::Formation(_), _) if job.state != JobState::Gathering => {}
             (Question::Formation(formation), Ok(Planned(Answer::Formation(ranks)))) => {
                 if formation.workers.iter().all(|worker| self.is_free(worker)) {
-                    self.form(index, *formation, ranks, out);
+                    self.form(index, &formation, ranks, out);
                 }
             }
             (_, Err(reason)) => self.end(&planning.job, Ending::Failed, reason, out),
