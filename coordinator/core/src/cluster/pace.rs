@@ -57,7 +57,7 @@ struct Streak {
     steps: u32,
     /// When its first step was judged.
     since_ms: u64,
-    /// The least factor of the streak, while it is one of slowness.
+    /// The mean factor of the streak until it was named, while it is one of slowness.
     factor: Option<f64>,
     named: bool,
 }
@@ -115,7 +115,9 @@ impl Paces {
             (streak.steps, streak.since_ms, streak.factor) = (0, now_ms, slow.then_some(factor));
         }
         streak.steps += 1;
-        streak.factor = streak.factor.map(|least| least.min(factor));
+        if !streak.named {
+            streak.factor = streak.factor.map(|mean| mean + (factor - mean) / f64::from(streak.steps));
+        }
         let lasts = streak.steps >= STREAK && now_ms >= streak.since_ms + LASTS_MS;
         if slow == streak.named || !lasts {
             return None;

@@ -49,10 +49,10 @@ fn a_job_waits_for_workers_of_its_kind_though_others_are_more() {
         340 w1' idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
             record formed demo-1 g2 [w0 w1] threads 1 from 2
             info: runs on w0, w1 with 1 thread each (as before)
             prepare next-2
-            wake w1
             wake w0
             wake w1
     "#]].assert_eq(&print);
@@ -126,9 +126,9 @@ fn a_checkpoint_says_what_its_job_computes_with() {
         10 w3* idle
             record noted joined
             info: worker w3 is here (pid 103 on alpha, cpu)
+            wake w3
             record formed demo-1 g1 [w2 w3] threads 3 from 2
             info: runs from the checkpoint of step 2 on w2, w3 with 3 threads each (as in the checkpoint)
-            wake w3
             wake w2
             wake w3
     "#]].assert_eq(&print);
@@ -178,9 +178,9 @@ fn a_job_that_shrank_grows_by_its_kind_alone() {
         20200 w4 idle
             record noted joined
             info: worker w4 is here (pid 104 on alpha, cpu)
+            wake w4
             record stopping demo-1 g2: 1 more worker is here, enough for all of its layout
             info: 1 more worker is here, enough for all of its layout; the run saves after a step and goes on in another formation
-            wake w4
             wake w0
     "#]].assert_eq(&print);
 }

@@ -156,9 +156,9 @@ fn a_worker_that_was_asked_to_stop_works_until_its_place_can_be_taken() {
         700 w1' idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
             record formed demo-1 g2 [w0 w1] threads 1 from 3
             info: runs on w0, w1 with 1 thread each (as before)
-            wake w1
             wake w0
             wake w1
         700 jobs
@@ -200,9 +200,9 @@ fn an_idle_worker_that_is_drained_leaves_and_a_newer_process_of_its_name_does_no
         30 w0' idle
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
             record formed demo-1 g1 [w0] threads 2 from 0
             info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
-            wake w0
             wake w0
         30 desired w0
             g1 assignment run_to 4 acknowledged 0

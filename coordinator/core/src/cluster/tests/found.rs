@@ -22,9 +22,9 @@ fn a_wish_is_sent_after_all_that_it_follows_from_is_on_disk() {
         5 w0 idle
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
             record formed demo-1 g1 [w0] threads 2 from 0
             info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
-            wake w0
             wake w0
     "#]]
     .assert_eq(&print);
@@ -124,9 +124,9 @@ fn a_drained_process_that_was_lost_gets_no_work_when_it_is_back() {
         30 w0' idle
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
             record formed demo-1 g1 [w0] threads 2 from 0
             info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
-            wake w0
             wake w0
     "#]]
     .assert_eq(&print);

@@ -87,9 +87,9 @@ fn a_job_runs_saves_and_is_done() {
         20 w1 idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
             record formed demo-1 g1 [w0 w1] threads 1 from 0
             info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
-            wake w1
             wake w0
             wake w1
         20 desired w0
@@ -426,9 +426,9 @@ fn workers_of_different_runtimes_are_not_mixed() {
         0 w2 idle
             record noted joined
             info: worker w2 is here (pid 102 on alpha, cpu)
+            wake w2
             record formed demo-1 g1 [w0 w2] threads 1 from 0
             info: runs from the start on w0, w2 with 1 thread each (the cores of each machine over its workers)
-            wake w2
             wake w0
             wake w2
         0 desired w1

@@ -44,10 +44,10 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
         0 w1 idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
             record formed a-1 g1 [w0 w1] threads 1 from 0
             info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
             prepare b-2
-            wake w1
             wake w0
             wake w1
         0 prepared b-2
@@ -57,9 +57,9 @@ fn two_jobs_run_side_by_side_on_workers_of_their_own() {
         0 w2 idle
             record noted joined
             info: worker w2 is here (pid 102 on alpha, cpu)
+            wake w2
             record formed b-2 g2 [w2] threads 2 from 0
             info: runs from the start on w2 with 2 threads each (the cores of each machine over its workers)
-            wake w2
             wake w2
         100 w0 g1 running step=1 reports=1..1
             report a-1 step 1
@@ -165,9 +165,9 @@ fn a_job_that_waits_keeps_what_there_is_from_those_behind_it() {
         20 w1 idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
             record formed urgent-3 g1 [w0 w1] threads 1 from 0
             info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
-            wake w1
             wake w0
             wake w1
         20 jobs
@@ -189,11 +189,11 @@ fn a_job_that_waits_keeps_what_there_is_from_those_behind_it() {
         60 cancel urgent-3 enough
             record ended urgent-3 Cancelled
             info: job urgent-3 was cancelled: enough
+            wake w0
+            wake w1
             record formed large-1 g2 [w0 w1 w2] threads 1 from 0
             info: runs from the start on w0, w1, w2 with 1 thread each (the cores of each machine over its workers)
             prepare small-2
-            wake w0
-            wake w1
             wake w0
             wake w1
             wake w2
@@ -250,9 +250,9 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
         0 w1 idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
             record formed a-1 g1 [w0 w1] threads 1 from 0
             info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
-            wake w1
             wake w0
             wake w1
         0 submit b wait pp=2 steps=4
@@ -267,9 +267,9 @@ fn an_interrupted_job_keeps_its_workers_unless_a_higher_priority_needs_them() {
         0 w3 idle
             record noted joined
             info: worker w3 is here (pid 103 on alpha, cpu)
+            wake w3
             record formed b-2 g2 [w2 w3] threads 1 from 0
             info: runs from the start on w2, w3 with 1 thread each (the cores of each machine over its workers)
-            wake w3
             wake w2
             wake w3
         100 lost w1 its connection closed
@@ -358,9 +358,9 @@ fn a_worker_that_is_bound_to_jobs_is_given_no_other_and_kept_for_none() {
         0 w0 idle serves=small-*
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
             record formed small-1 g1 [w0] threads 2 from 0
             info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
-            wake w0
             wake w0
         0 jobs
             small-1 Running step 0: on 1 worker, generation 1
@@ -375,10 +375,10 @@ fn a_worker_that_is_bound_to_jobs_is_given_no_other_and_kept_for_none() {
         20 w2 idle serves=large-2
             record noted joined
             info: worker w2 is here (pid 102 on alpha, cpu)
+            wake w2
             record formed large-2 g2 [w2] threads 2 from 0
             info: runs from the start on w2 with 2 threads each (the cores of each machine over its workers)
             prepare third-3
-            wake w2
             wake w2
         30 prepared third-3
         30 w3 idle

@@ -43,9 +43,9 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
         0 w1 idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
             record formed demo-1 g1 [w0 w1] threads 1 from 0
             info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
-            wake w1
             wake w0
             wake w1
         100 w0 g1 running step=3 reports=1..3 saved=2
@@ -80,9 +80,9 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
         300 w1' idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
             record formed demo-1 g2 [w0 w1] threads 1 from 2
             info: runs on w0, w1 with 1 thread each (as before)
-            wake w1
             wake w0
             wake w1
         400 w0 g2 running step=3 reports=3..3
