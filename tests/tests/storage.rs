@@ -31,6 +31,8 @@ const CHECKING: Duration = Duration::from_millis(2500);
 /// What the files of the small run weigh, and what may be read after a loss: statuses, manifests, lists of digests.
 const BALLAST_BYTES: u64 = 32 << 20;
 const CORPUS_TOKENS: u64 = 8 << 20;
+/// After this long a file that changes again shows it.
+const SETTLES: Duration = Duration::from_secs(3);
 const READ_MAX_BYTES: u64 = 4 << 20;
 
 /// How many losses of the large run are timed, and how much longer than of the small one they may take.
@@ -146,6 +148,8 @@ fn heavy(folder: &Folder, name: &str, ballast_bytes: u64, tokens: u64) -> Result
     ensure!(outcome.code == Some(0), "exit code {:?}\n{}", outcome.code, outcome.stderr);
     if ballast_bytes > 0 {
         weigh_down(&run, ballast_bytes)?;
+        // A file that changed a moment ago may change again unseen, so its digest is not remembered.
+        std::thread::sleep(SETTLES);
     }
     Ok(run.set("train.steps=1000000").set("checkpoint.every=0"))
 }
