@@ -190,6 +190,7 @@ fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
         .args(["--coordinator", launch.url, "--device", launch.device, "--name", &name])
         // `up` is the coordinator, and does not come back.
         .args(["--orphan-s", "0", "--tied"])
+        .args((launch.count > 1).then_some("--shares-cores"))
         .env("OMP_WAIT_POLICY", "PASSIVE")
         .env("GOMP_SPINCOUNT", spin)
         // Those are for coordinators with certificates, and this one is on this machine only.

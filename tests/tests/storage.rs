@@ -31,9 +31,10 @@ const CHECKING: Duration = Duration::from_millis(2500);
 /// What the files of the small run weigh, and what may be read after a loss: statuses, manifests, lists of digests.
 const BALLAST_BYTES: u64 = 32 << 20;
 const CORPUS_TOKENS: u64 = 8 << 20;
+const READ_MAX_BYTES: u64 = 4 << 20;
+
 /// After this long a file that changes again shows it.
 const SETTLES: Duration = Duration::from_secs(3);
-const READ_MAX_BYTES: u64 = 4 << 20;
 
 /// How many losses of the large run are timed, and how much longer than of the small one they may take.
 const LOSSES: usize = 5;

@@ -77,6 +77,9 @@ pub(crate) struct Work {
     /// End when stdin is closed: whoever started this worker holds its other end
     #[arg(long, hide = true)]
     pub(crate) tied: bool,
+    /// Give way to other workers on the same cores
+    #[arg(long, hide = true)]
+    pub(crate) shares_cores: bool,
 }
 
 /// What a worker does beside working.

@@ -34,6 +34,10 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     logs::start(args.log.log_format, logs::Fields::Shown);
+    // Before any other thread starts, for threads inherit it.
+    if args.work.shares_cores && !coxswain_native::memory::share_cores() {
+        tracing::debug!("the system does not schedule this worker as a batch");
+    }
     if let Err(error) = args.parent.follow() {
         tracing::error!("{error}");
         return ExitCode::FAILURE;

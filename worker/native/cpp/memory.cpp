@@ -2,6 +2,7 @@
 // asked for and not on what the operating system happened to keep resident.
 #include "shim.h"
 
+#include <sched.h>
 #include <ATen/Version.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
@@ -59,6 +60,12 @@ char* cx_runtime() {
   return error_text((std::string("libtorch ") + TORCH_VERSION + ", " + at::get_cpu_capability() + ", glibc " +
                      gnu_get_libc_version())
                         .c_str());
+}
+
+// Has this thread, and those that it starts, wake up without taking a core from others of their kind. 0 where it may not.
+int cx_share_cores() {
+  sched_param none{};
+  return sched_setscheduler(0, SCHED_BATCH, &none) == 0;
 }
 
 void* cx_alloc(size_t bytes) { return std::malloc(bytes); }

@@ -23,6 +23,7 @@ pub(crate) struct UseList {
 unsafe extern "C" {
     pub(crate) fn cx_alloc(bytes: usize) -> *mut c_void;
     pub(crate) fn cx_runtime() -> *mut c_char;
+    pub(crate) fn cx_share_cores() -> i32;
     pub(crate) fn cx_free(block: *mut c_void);
 
     pub(crate) fn cx_memory_install();

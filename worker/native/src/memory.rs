@@ -31,6 +31,16 @@ pub fn reset_peak() {
     unsafe { ffi::cx_memory_reset_peak() }
 }
 
+/// Has this thread, and those that it starts, wake up without taking a core from other batch threads (`SCHED_BATCH`).
+/// `false` where the system does not allow it.
+///
+/// Gloo's own thread polls while a thread that sends holds a connection's lock. On shared cores the sender is often
+/// put aside in the middle, by a thread that its message wakes, and the poll then takes a core for nothing.
+pub fn share_cores() -> bool {
+    // SAFETY: changes how the calling thread is scheduled, and no memory.
+    unsafe { ffi::cx_share_cores() != 0 }
+}
+
 /// What results depend on beside the program: libtorch's version and the instruction set that its
 /// kernels use here, as one comparable text.
 pub fn runtime() -> String {
