@@ -143,11 +143,13 @@ impl Layout {
     }
 
     /// The slices that `parts` data ranks own: borders lie between blocks of squared norms, and
-    /// between rows where a row must stay whole.
+    /// between matrices where a matrix must stay whole, whose logical shards here are neighbours.
     pub fn slices(&self, parts: usize) -> Vec<Range<i64>> {
+        let together =
+            |a: &(ParameterRow, i64), b: &(ParameterRow, i64)| self.class.muon && a.0.name == b.0.name;
         let mut borders = vec![0];
-        for (row, start) in &self.rows {
-            let end = start + aligned(row);
+        for rows in self.rows.chunk_by(together) {
+            let (start, end) = (rows[0].1, end(rows));
             let step = if self.class.muon { i64::MAX } else { NORM_BLOCK as i64 };
             let inner = std::iter::successors(start.checked_add(step), |at| at.checked_add(step));
             borders.extend(inner.take_while(|at| *at < end));
@@ -330,5 +332,48 @@ pub(crate) fn kind(precision: Precision) -> Kind {
         Precision::Fp32 => Kind::Float,
         Precision::Bf16 => Kind::BFloat16,
         Precision::Fp16 => Kind::Half,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coxswain_types::job::ModelSpec;
+    use coxswain_types::params::{Parameter, parameter_table, slice_of};
+
+    use super::*;
+
+    /// The rows of a layer on a rank that holds these of `shards` logical shards.
+    fn rows(held: Range<u32>, shards: u32) -> Vec<ParameterRow> {
+        let table = parameter_table(&ModelSpec::llama(1, 64, 8, 2, 96, 300));
+        let of_layer = table.iter().filter(|parameter| parameter.places[0] == Place::Layer(0));
+        let row = |parameter: &Parameter, shard| {
+            let mut row = parameter.row(&slice_of(parameter, shard, shards), shard);
+            // Key/value heads are fewer than shards.
+            row.uses = if parameter.slices(shards) < shards { vec![0; 2] } else { Vec::new() };
+            row
+        };
+        of_layer.flat_map(|parameter| held.clone().map(move |shard| row(parameter, shard))).collect()
+    }
+
+    #[test]
+    fn data_ranks_own_whole_matrices_where_muon_updates_them() {
+        for (held, shards) in [(0..1, 1), (0..4, 4), (2..4, 4), (0..8, 8), (4..8, 8)] {
+            for layout in Layout::of(&rows(held.clone(), shards), OptimizerKind::Muon) {
+                for parts in 1..=5 {
+                    let slices = layout.slices(parts);
+                    assert!(slices.windows(2).all(|pair| pair[0].end == pair[1].start), "{slices:?}");
+                    assert_eq!((slices[0].start, slices[parts - 1].end), (0, layout.elements()));
+                    let owner = |range: Range<i64>| {
+                        slices.iter().position(|s| s.start <= range.start && range.end <= s.end)
+                    };
+                    let owners: Vec<_> =
+                        layout.homes().map(|(row, range)| (&row.name, owner(range))).collect();
+                    for pair in owners.windows(2).filter(|pair| layout.class.muon && pair[0].0 == pair[1].0) {
+                        let case = format!("shards {held:?} of {shards}, {parts} parts: {}", pair[0].0);
+                        assert!(pair[0].1.is_some() && pair[0].1 == pair[1].1, "{case}: {slices:?}");
+                    }
+                }
+            }
+        }
     }
 }
