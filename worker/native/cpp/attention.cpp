@@ -533,8 +533,8 @@ Tensor attention(
                 x.scalar_type());
   }
   TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k.sizes() == v.sizes() && q.size(0) == k.size(0) &&
-                  q.size(3) == k.size(3) && q.size(3) > 0 && k.size(2) > 0 && q.size(2) % k.size(2) == 0,
-              "attention takes q [b, t, h, k] and k, v [b, s, g, k] with h a multiple of g, not ", q.sizes(), ", ",
+                  q.size(3) == k.size(3) && q.numel() > 0 && k.numel() > 0 && q.size(2) % k.size(2) == 0,
+              "attention takes q [b, t, h, k] and k, v [b, s, g, k] with h a multiple of g, none empty, not ", q.sizes(), ", ",
               k.sizes(), ", ", v.sizes());
   if (bias.defined()) {
     expect_fp32_cpu(bias, "attention's bias");

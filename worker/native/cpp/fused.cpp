@@ -11,6 +11,10 @@ using at::Tensor;
 // The flash kernel, exact and O(t) in memory (arXiv 2205.14135). q[b, t, h, k], k and v [b, s, g, k]
 // with g dividing h; the result is [b, t, h, k]. Causal: row i sees keys up to i + s - t.
 Tensor attention(const Tensor& q_bthk, const Tensor& k_bsgk, const Tensor& v_bsgk, bool causal) {
+  // The kernel divides by the number of tokens.
+  TORCH_CHECK(q_bthk.dim() == 4 && k_bsgk.dim() == 4 && q_bthk.numel() > 0 && k_bsgk.numel() > 0,
+              "attention takes q [b, t, h, k] and k [b, s, g, k] that are not empty, not ", q_bthk.sizes(), " and ",
+              k_bsgk.sizes());
   const int64_t groups = q_bthk.size(2) / k_bsgk.size(2);
   auto heads_first = [groups](const Tensor& x) {
     const Tensor x_bhtk = x.transpose(1, 2);

@@ -30,6 +30,7 @@ struct Uses : torch::CustomClassHolder {
 // Calls `body(row, rows)` for the consecutive rows of a use in x [.., t, d], batch by batch.
 template <class F>
 void rows_of(const Use& use, const Tensor& x, F&& body) {
+  if (x.numel() == 0) return;
   const int64_t tokens = x.size(-2), batch = x.numel() / (tokens * x.size(-1));
   for (int64_t b = 0; b < batch; ++b) body(b * tokens + use.first, use.tokens);
 }

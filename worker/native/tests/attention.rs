@@ -265,8 +265,12 @@ fn bad_arguments_are_told() {
         (&q.to_kind(Kind::Double), &k, &k, None, "not Double"),
         (&q, &k, &k, heads(1.0, 0, 4), "at least 0 and below 1"),
         (&q, &k, &k, heads(0.1, 1, 4), "heads 1..5 of 4"),
+        // Kernels divide by the number of tokens.
+        (&x([1, 0, 4, 8]), &k, &k, None, "none empty, not [1, 0, 4, 8]"),
     ] {
         let error = attention(q, k, v, false, dropout).unwrap_err().to_string();
         assert!(error.contains(want), "{error}");
     }
+    let error = ops::attention(&x([1, 0, 4, 8]), &k, &k, false).unwrap_err().to_string();
+    assert!(error.contains("not empty, not [1, 0, 4, 8]"), "{error}");
 }

@@ -213,7 +213,7 @@ fn pass(rotary: Option<&Rotary>, first: i64) -> Pass<'_> {
 pub(super) mod tests {
     use std::sync::Arc;
 
-    use coxswain_types::model::{Architecture, Attention, Positions};
+    use coxswain_types::model::{Architecture, Attention, Head, Positions};
 
     use super::*;
     use crate::data::Documents;
@@ -251,6 +251,19 @@ pub(super) mod tests {
             x = layer.forward(Piece::Whole, &x, &pass).unwrap();
         }
         x.get(0).narrow(0, 0, own.len() as i64)
+    }
+
+    #[test]
+    fn a_text_of_first_tokens_alone_is_read_by_their_own_projections() {
+        let read = |global, ids: &[i64]| {
+            let attention = Attention::Longformer { window: 2, global, projections: true };
+            let plain = ModelSpec::llama(2, 48, 6, 2, 64, 99);
+            let head = Head::Pooled { classes: 3 };
+            let model = ModelSpec { architecture: Architecture::Encoder, attention, head, ..plain };
+            Vec::<f32>::try_from(&tch::no_grad(|| random(&model).pooled(ids)).unwrap().0).unwrap()
+        };
+        assert_eq!(read(5, &[7, 8]), read(2, &[7, 8]));
+        assert_ne!(read(2, &[7, 8]), read(1, &[7, 8]));
     }
 
     #[test]

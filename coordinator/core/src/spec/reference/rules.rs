@@ -3,7 +3,7 @@
 use super::Sets;
 
 /// What keys must be to each other, and the values that break it in the minimal job.
-pub(super) const RULES: [(&str, Sets); 90] = [
+pub(super) const RULES: [(&str, Sets); 91] = [
     ("`model.heads` divides `model.dim`, unless `model.head_dim` is set.", &[("model.heads", "7")]),
     ("`model.dim / model.heads` is even with `rope`.", &[("model.heads", "128")]),
     ("`model.head_dim` is even with `rope`.", &[("model.head_dim", "15")]),
@@ -90,6 +90,13 @@ pub(super) const RULES: [(&str, Sets); 90] = [
     (
         "`longformer` has projections of its own for global tokens in encoders only.",
         &[("model.attention", "{kind: longformer, window: 16, projections: true}")],
+    ),
+    (
+        "`longformer` with projections of its own has global tokens, fewer than `train.sequence`.",
+        &[
+            ("model.architecture", "encoder"),
+            ("model.attention", "{kind: longformer, window: 16, global: 0, projections: true}"),
+        ],
     ),
     (
         "`bigbird` has global blocks at the end in encoders only.",

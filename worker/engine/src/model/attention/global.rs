@@ -43,10 +43,16 @@ impl AttentionBlock {
             let mixed = Mixed { q: &q, k: &k, v: &v, first, own: mask, again: true };
             self.mix(shard, x_btd, &mixed, pass, site)
         };
-        let first = mix([&own.q, &own.k, &own.v], [0, count], None, Site::GlobalProbabilities)?;
-        let near = Mask::Window { before: window, after: window };
-        let mask = Mask::Or(vec![near, Mask::Keys(0..global)]);
-        let rest = mix([&shard.q, k, v], [count, tokens - count], Some(mask), self.site())?;
-        Ok(Tensor::f_cat(&[first, rest], 1)?)
+        // A text that is read alone may have no token beyond the first ones.
+        let mut parts = Vec::new();
+        if count > 0 {
+            parts.push(mix([&own.q, &own.k, &own.v], [0, count], None, Site::GlobalProbabilities)?);
+        }
+        if count < tokens {
+            let near = Mask::Window { before: window, after: window };
+            let mask = Mask::Or(vec![near, Mask::Keys(0..global)]);
+            parts.push(mix([&shard.q, k, v], [count, tokens - count], Some(mask), self.site())?);
+        }
+        Ok(Tensor::f_cat(&parts, 1)?)
     }
 }
