@@ -216,7 +216,7 @@ pub enum Entry {
         generation: Generation,
         /// The newest start until then.
         epoch: u64,
-        /// The newest process of each name that had a rank until then.
+        /// The newest process of each name that had a rank or was drained until then.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         newest: BTreeMap<WorkerId, u64>,
     },

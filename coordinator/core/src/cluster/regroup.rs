@@ -59,6 +59,8 @@ impl Cluster {
     }
 
     pub(super) fn drained(&mut self, worker: WorkerId, drain: Drain) {
+        // One that is older than it never comes back, as with one that had a rank.
+        self.members.remember(&worker, drain.incarnation);
         self.drains.insert(worker, drain);
         // Names of processes that ended while no coordinator was there to see it.
         while self.drains.len() > MAX_WORKERS {

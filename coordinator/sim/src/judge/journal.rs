@@ -60,6 +60,10 @@ impl World {
             Entry::Regrouped { job, generation, step, .. } => self.judge_regrouped(job, *generation, *step),
             Entry::Drained { worker, incarnation, .. } => {
                 let before = self.judge.drained.insert(worker.clone(), *incarnation);
+                for newest in [&mut self.judge.formed, &mut self.judge.known] {
+                    let newest = newest.entry(worker.clone()).or_default();
+                    *newest = (*incarnation).max(*newest);
+                }
                 (before > Some(*incarnation))
                     .then(|| ("drain", format!("an older process of {worker} is drained")))
             }
