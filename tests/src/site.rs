@@ -72,7 +72,11 @@ impl<'a> Site<'a> {
     pub fn join_as(&mut self, name: &str) -> Result<()> {
         let url = self.url();
         let log = self.folder.path().join(format!("{name}.log"));
-        self.workers.push(start("coxswain-worker", log, &["--coordinator", &url, "--name", name])?);
+        self.workers.push(start(
+            "coxswain-worker",
+            log,
+            &["--coordinator", &url, "--name", name, "--shares-cores"],
+        )?);
         Ok(())
     }
 
@@ -92,7 +96,11 @@ impl<'a> Site<'a> {
     /// Where it does not start.
     pub fn join_with(&mut self, stderr: Stdio) -> Result<()> {
         let (name, url) = (format!("w{}", self.workers.len()), self.url());
-        self.workers.push(start_with("coxswain-worker", stderr, &["--coordinator", &url, "--name", &name])?);
+        self.workers.push(start_with(
+            "coxswain-worker",
+            stderr,
+            &["--coordinator", &url, "--name", &name, "--shares-cores"],
+        )?);
         Ok(())
     }
 

@@ -31,7 +31,7 @@ fn a_killed_coordinator_interrupts_nothing() -> Result<()> {
         wait_until("a step that is noted again", SOON, || lines(&metrics) > before.min(STEPS - 1))?;
         std::thread::sleep(CALM);
     }
-    wait_until("the last step", SOON, || lines(&metrics) == STEPS)?;
+    wait_until("the last step", 2 * SOON, || lines(&metrics) == STEPS)?;
     wait_until("the end", SOON, || site.done())?;
     let lived = run.read()?;
     if let Some(how) = lived.bits_differ(&calm) {
@@ -129,7 +129,7 @@ fn relieves((pipeline, data): (u32, u32), layout: &[&str]) -> Result<()> {
         relieved.and(slowed.and_then(|slowed| slowed))
     });
     relieved.with_context(|| format!("the coordinator said:\n{}", site.said()))?;
-    wait_until("the last step", SOON, || lines(&metrics) == MANY)?;
+    wait_until("the last step", 2 * SOON, || lines(&metrics) == MANY)?;
     wait_until("the end", SOON, || site.done())?;
     let (said, lived) = (site.said(), run.read()?);
     ensure!(said.contains("worker w0 (rank 0, stage 0"), "another worker was named:\n{said}");
