@@ -16,7 +16,7 @@ pub(crate) const DONE: u8 = 0;
 pub(crate) const FAILED: u8 = 1;
 /// The input makes no sense: an option, a job file. Nothing was started.
 pub(crate) const BAD_INPUT: u8 = 2;
-/// Nobody reads stdout any more. What a shell shows of programs that SIGPIPE ends.
+/// The reader of stdout has closed it. A shell reports the same code for a program that SIGPIPE ended.
 pub(crate) const UNREAD: u8 = 141;
 
 /// Why a command ends without success.
@@ -41,7 +41,7 @@ Exit codes:
   0  done
   1  failed or cancelled
   2  bad input; nothing was started
-  141  nobody reads stdout any more";
+  141  the reader of stdout has closed it";
 
 const EXAMPLES: &str = "\
 Examples:

@@ -7,7 +7,7 @@ use crate::cli::{Failure, UNREAD};
 /// Writes `text`.
 ///
 /// # Errors
-/// It cannot be written; [`Failure::Said`] where nobody reads any more.
+/// Writing fails; [`Failure::Said`] where the reader has closed stdout.
 pub(crate) fn write(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());

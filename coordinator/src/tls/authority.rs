@@ -191,10 +191,10 @@ mod tests {
         let (found, until) = identity_of(&der).unwrap();
         assert_eq!(found, identity);
         assert!(until.abs_diff(now_s() + 24 * 3600) < 60);
-        let nobody = authority.server(&["localhost".to_owned()], &key, DAY).unwrap();
-        assert_eq!(hosts_of(&nobody).unwrap(), ["localhost"]);
+        let server = authority.server(&["localhost".to_owned()], &key, DAY).unwrap();
+        assert_eq!(hosts_of(&server).unwrap(), ["localhost"]);
         assert!(hosts_of(&pem).is_err());
-        assert!(identity_of(&certificates("it", &nobody).unwrap().swap_remove(0)).is_err());
+        assert!(identity_of(&certificates("it", &server).unwrap().swap_remove(0)).is_err());
         let other = Authority::new("other", DAY).unwrap();
         assert!(Authority::open(other.pem().to_owned(), &authority.key()).is_err());
         assert!(!format!("{authority:?}").contains("PRIVATE"));

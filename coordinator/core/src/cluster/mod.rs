@@ -14,7 +14,7 @@
 //! - `queue`, `hall`: whose turn it is, and which workers it can have: those that compute as the job began.
 //! - [`Planning`]: a plan that is asked for, and made beside the cluster; `form`: idle workers become the ranks of a
 //!   generation; `regroup`: one ends at a step's boundary.
-//! - `cancel`: a job that a user wants no more ends after a step that is saved, or at once.
+//! - `cancel`: a cancelled job saves after the current step and ends, or ends at once.
 //! - `desired`, `revision`: what is wanted of each worker, and its number.
 //! - `hang`, `pace`: who holds up a run, and who slows it down; `watch`: how people are told.
 //! - [`summary`], `explain`, [`happening`]: what people are shown.

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_short_steps_name_nobody() {
+    fn a_few_short_slow_steps_make_no_straggler() {
         let mut paces = Paces::new(vec![0, 0], vec![1.0, 1.0], &[KEEPS_UP; 2]);
         // A step every 10 ms, of which another process slows two hundred.
         let found: Vec<_> = (0..250).map(|step| (step, if step < 200 { 900 } else { 300 })).collect();
