@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use coxswain_types::ids::{Generation, Step};
 
 use super::event::{Compute, Effect, Entry, Weight};
-use super::planning::{Formation, PlannedRank, people};
+use super::planning::{Formation, PlannedRank};
 use super::run::{Run, Seat};
 use super::summary::{Ending, JobState};
 use super::{Cluster, notice};
-use crate::plan::KEEPS_UP;
+use crate::plan::{KEEPS_UP, counted};
 
 impl Cluster {
     /// Forms the generation that was planned.
@@ -69,7 +69,7 @@ impl Cluster {
 
 /// Why a job runs.
 pub(super) fn at_work(workers: usize, generation: Generation) -> String {
-    format!("on {}, generation {generation}", people(workers))
+    format!("on {}, generation {generation}", counted(workers as u64, "worker", "workers"))
 }
 
 /// The workers by rank, and what they compute with.
@@ -117,6 +117,6 @@ fn told(formation: &Formation, seats: &[Seat], from: Step, again: bool) -> Strin
         step => format!(" from the checkpoint of step {step}"),
     };
     let Formation { threads, threads_from, .. } = formation;
-    let noun = if *threads == 1 { "thread" } else { "threads" };
-    format!("runs{start} on {} with {threads} {noun} each ({threads_from})", names.join(", "))
+    let threads = counted(*threads, "thread", "threads");
+    format!("runs{start} on {} with {threads} each ({threads_from})", names.join(", "))
 }

@@ -11,7 +11,7 @@ use super::event::Compute;
 use super::planning::Sizes;
 use super::regroup::MIN_GAIN;
 use super::run::{Run, Seat};
-use crate::plan::{Fit, KEEPS_UP, relief};
+use crate::plan::{Fit, KEEPS_UP, counted, relief};
 
 /// What a job that gathers workers can do.
 pub(super) enum Choice {
@@ -219,8 +219,8 @@ impl<'a> Hall<'a> {
             }
         }
         let elsewhere: Vec<_> = elsewhere.iter().map(|(place, count)| format!("{count} {place}")).collect();
-        let workers = if world == 1 { "worker" } else { "workers" };
-        let mut missing = format!("waiting for {} of {world} {workers}", world - open.len());
+        let workers = counted(world as u64, "worker", "workers");
+        let mut missing = format!("waiting for {} of {workers}", world - open.len());
         let others =
             self.idle.iter().any(|(info, _)| !self.cluster.jobs[job].computes_with(&Compute::of(info)));
         if let Some(needs) = self.cluster.jobs[job].needs_text().filter(|_| others) {

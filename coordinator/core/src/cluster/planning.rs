@@ -13,7 +13,7 @@ use super::Cluster;
 use super::event::Effect;
 use super::job::Job;
 use super::summary::{Ending, JobState};
-use crate::plan::{Fit, KEEPS_UP, PlanRequest, encode, fitting, plan, threads_for};
+use crate::plan::{Fit, KEEPS_UP, PlanRequest, counted, encode, fitting, plan, threads_for};
 
 /// How many layouts a job remembers. A search takes as long as a plan, so what is forgotten costs seconds at most.
 const MAX_FITS: usize = 64;
@@ -156,7 +156,10 @@ impl Cluster {
         let job = &mut self.jobs[index];
         match formation(job, generation, workers, fit) {
             Ok(formation) => {
-                job.reason = format!("its work is divided among {}", people(formation.workers.len()));
+                job.reason = format!(
+                    "its work is divided among {}",
+                    counted(formation.workers.len() as u64, "worker", "workers")
+                );
                 self.ask(index, Question::Formation(Box::new(formation)), out);
             }
             Err(reason) => {
@@ -192,10 +195,11 @@ impl Cluster {
                     Ok(Planned(Answer::Fit(fit))) => fit,
                     _ => None,
                 };
-                job.fits.insert(sizes, found);
-                while job.fits.len() > MAX_FITS {
-                    job.fits.pop_first();
+                // Not one by one: the answer that is here now has to stay, or it would be asked for again at once.
+                if job.fits.len() >= MAX_FITS {
+                    job.fits.clear();
                 }
+                job.fits.insert(sizes, found);
             }
             (Question::Formation(_), _) if job.state != JobState::Gathering => {}
             (Question::Formation(formation), Ok(Planned(Answer::Formation(ranks)))) => {
@@ -254,9 +258,4 @@ fn formation(
         workers,
         fit,
     })
-}
-
-/// A number of workers.
-pub(super) fn people(workers: usize) -> String {
-    format!("{workers} {}", if workers == 1 { "worker" } else { "workers" })
 }

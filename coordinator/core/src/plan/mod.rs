@@ -46,6 +46,7 @@ pub use encode::encode;
 pub use fitting::{Fit, fitting};
 pub use memory::Memory;
 pub use placement::threads_for;
+pub(crate) use print::counted;
 pub use svg::svg;
 
 use balance::Balance;

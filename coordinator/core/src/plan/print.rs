@@ -53,7 +53,8 @@ pub(super) fn schedule_name(schedule: Schedule) -> String {
     }
 }
 
-fn counted(n: impl Into<u64>, one: &str, many: &str) -> String {
+/// A number of things, with their noun.
+pub(crate) fn counted(n: impl Into<u64>, one: &str, many: &str) -> String {
     let n = n.into();
     format!("{n} {}", if n == 1 { one } else { many })
 }
