@@ -59,6 +59,12 @@ pub fn interruptions(run: &Run) -> usize {
     run.events().map_or(0, |events| events.iter().filter(|event| again(event)).count())
 }
 
+/// What the run's journal says, a line for each entry.
+fn story(run: &Run) -> String {
+    let events = run.events().unwrap_or_default();
+    events.iter().map(|event| format!("{} {}\n", event["kind"], event["text"])).collect()
+}
+
 /// How many generations went on from what ranks held in memory, and not from a checkpoint.
 ///
 /// # Errors
@@ -104,15 +110,19 @@ impl Chaos {
             std::thread::sleep(Duration::from_millis(dice.below(CALM_MS)));
             let workers = at_work(run)?;
             let lost = workers[dice.below(workers.len() as u64) as usize];
-            let (seen, mut before) = (interruptions(run), lines(&metrics));
             let start = Instant::now();
             signal(lost, self.signs[turn % self.signs.len()])?;
-            // What ranks had under way may still be noted.
-            while interruptions(run) == seen && child.try_wait().context("looking at the run")?.is_none() {
-                before = before.max(lines(&metrics));
-                ensure!(start.elapsed() < RECOVERY, "the loss of {lost} is not noticed");
+            // Between the look at the steps and the one at the journal no formation takes its first step: joining
+            // takes longer than both.
+            let before = loop {
+                let noted = lines(&metrics);
+                if !at_work(run)?.contains(&lost) || child.try_wait().context("looking at the run")?.is_some()
+                {
+                    break noted;
+                }
+                ensure!(start.elapsed() < RECOVERY, "no formation without {lost}:\n{}", story(run));
                 std::thread::sleep(Duration::from_millis(10));
-            }
+            };
             if !next_step(run, &mut child, before)? {
                 break;
             }

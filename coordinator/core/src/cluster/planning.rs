@@ -9,14 +9,16 @@ use coxswain_types::ids::{Generation, WorkerId};
 use coxswain_types::job::JobSpec;
 use coxswain_types::status::{Phase, WorkerInfo};
 
-use super::Cluster;
-use super::event::Effect;
+use super::event::{Effect, Weight};
 use super::job::Job;
 use super::summary::{Ending, JobState};
+use super::{Cluster, notice};
 use crate::plan::{Fit, KEEPS_UP, PlanRequest, counted, encode, fitting, plan, threads_for};
 
 /// How many layouts a job remembers. A search takes as long as a plan, so what is forgotten costs seconds at most.
 const MAX_FITS: usize = 64;
+
+const OTHER_QUESTION: &str = "the planner answered another question; please report this";
 
 /// A question to the planner.
 #[derive(Clone, Debug, PartialEq)]
@@ -193,7 +195,13 @@ impl Cluster {
             (Question::Fit(_, sizes), result) => {
                 let found = match result {
                     Ok(Planned(Answer::Fit(fit))) => fit,
-                    _ => None,
+                    // The job waits for all of its workers, as it would without a smaller layout.
+                    failed => {
+                        let why = failed.err().unwrap_or_else(|| OTHER_QUESTION.to_owned());
+                        let text = format!("no smaller layout can be looked for: {why}");
+                        out.push(Effect::Notice(notice(Weight::Warning, text).about_job(&planning.job)));
+                        None
+                    }
                 };
                 // Not one by one: the answer that is here now has to stay, or it would be asked for again at once.
                 if job.fits.len() >= MAX_FITS {
@@ -209,8 +217,7 @@ impl Cluster {
             }
             (_, Err(reason)) => self.end(&planning.job, Ending::Failed, reason, out),
             (_, Ok(_)) => {
-                let reason = "the planner answered another question; please report this".to_owned();
-                self.end(&planning.job, Ending::Failed, reason, out);
+                self.end(&planning.job, Ending::Failed, OTHER_QUESTION.to_owned(), out);
             }
         }
     }
