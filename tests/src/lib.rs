@@ -6,6 +6,7 @@
 //! - [`Site`]: a coordinator and workers, each started by the test.
 //! - [`chaos`]: losses of workers, thrown at a run.
 //! - [`threads`]: ranks as threads of this process.
+//! - [`random`]: small random jobs, held to one process.
 //! - [`process`]: processes as the operating system sees them.
 //!
 //! The tests themselves lie in `tests/`: tables of layouts and modes, certificates, failures, two
@@ -17,6 +18,7 @@ pub mod chaos;
 mod corpus;
 mod folder;
 pub mod process;
+pub mod random;
 mod run;
 mod site;
 mod table;
