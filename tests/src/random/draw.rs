@@ -72,7 +72,7 @@ pub(super) fn sets(seed: u64) -> Vec<Set> {
 fn model(draws: &mut Draws, sequence: u32) -> Shape {
     let architecture = draws.of(&["decoder", "decoder", "encoder", "encoder-decoder"]);
     let layers = draws.number(1, 4);
-    let heads = draws.of(&[1, 2, 3, 4, 4, 4, 6, 8, 8]);
+    let heads: u32 = draws.of(&[1, 2, 3, 4, 4, 4, 6, 8, 8]);
     let head_dim = draws.of(&[1, 2, 4, 4, 6, 8, 10]);
     draws.set("model.architecture", architecture);
     draws.set("model.layers", layers);
@@ -302,17 +302,22 @@ fn train(draws: &mut Draws, shape: &Shape) -> u32 {
 }
 
 fn layout(draws: &mut Draws, shape: &Shape, micro_batches: u32) {
-    let shards = draws.of(&[0, 1, 2, 2, 4, 4, 8]);
+    let shards: u32 = draws.of(&[0, 1, 2, 2, 4, 4, 8]);
     if shards > 0 {
         draws.set("train.tensor_shards", shards);
     }
-    let divisors: Vec<u32> = (1..=4.min(shape.heads))
+    // Two ranks or more along each axis that can have them are rare by chance.
+    let least = if draws.percent(20) { 2 } else { 1 };
+    let most = if least == 2 { 2 } else { 4 };
+    let divisors: Vec<u32> = (1..=most.min(shape.heads))
         .filter(|n| shape.heads.is_multiple_of(*n) && (shards == 0 || shards.is_multiple_of(*n)))
         .collect();
-    let tensor = draws.of(&divisors);
+    let tensor = if least == 2 { divisors.last().copied().unwrap_or(1) } else { draws.of(&divisors) };
     let layers = shape.layers + shape.encoder_layers;
-    let pipeline = draws.number(1, layers.min(4).min(RANKS_MAX / tensor));
-    let data = draws.number(1, micro_batches.min(4).min(RANKS_MAX / (tensor * pipeline)));
+    let pipelines = layers.min(most).min(RANKS_MAX / tensor);
+    let pipeline = draws.number(least.min(pipelines), pipelines);
+    let replicas = micro_batches.min(4).min(RANKS_MAX / (tensor * pipeline));
+    let data = draws.number(least.min(replicas), replicas);
     draws.set("layout.pipeline", pipeline);
     draws.set("layout.tensor", tensor);
     draws.set("layout.data", data);
