@@ -5,6 +5,7 @@
 //! file of its own, which is copied by whoever imports ([`crate::tokenizer`]).
 //!
 //! - `config`: the model that a configuration describes, and back.
+//! - `export`: a folder that the `transformers` library loads; `said`: what it says beside the weights.
 //! - `framing`: the tokens around a text.
 //! - `names`: where each parameter of ours lies.
 //! - `store`: tensors in files, by ranges of bytes.
@@ -18,19 +19,22 @@ use coxswain_types::params::{Parameter, parameter_table};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::atomic::write_atomic;
-
 mod config;
+mod export;
 mod framing;
 mod names;
+mod said;
 pub(crate) mod store;
 #[cfg(test)]
 mod tests;
 
 use config::Family;
+pub use export::{ReadSlab, export};
+use framing::{Beside, beside};
 pub use framing::{framing, unread};
 use names::{Other, Source, aliases, other, source};
-use store::{Block, Planned, Store, read_limited};
+pub use said::{Form, Said, form};
+use store::{Block, Store, read_limited};
 
 const CONFIG: &str = "config.json";
 /// What a folder has whose weights are changes to another model's.
@@ -61,6 +65,14 @@ pub enum HfError {
     /// The configuration describes no model that this program knows.
     #[error("config.json: {0}")]
     Config(String),
+    /// No family of models has all that a model has.
+    #[error("no known family can say this model; the nearest, {nearest}, differs in {wrong}")]
+    NoFamily {
+        /// The one that is nearest.
+        nearest: &'static str,
+        /// What it cannot say.
+        wrong: String,
+    },
     /// A tensor is missing, too many, or not as the configuration says.
     #[error("{0}")]
     Tensor(String),
@@ -92,6 +104,21 @@ pub struct Kept {
     pub dtypes: BTreeMap<String, String>,
     /// Tensors that were not read.
     pub unused: Vec<String>,
+    /// The files that say something of its tokens, but for `config.json` and `tokenizer.json`, by their names.
+    #[serde(default)]
+    pub beside: Beside,
+    /// The digest of its `tokenizer.json`.
+    #[serde(default)]
+    pub tokenizer: Option<String>,
+}
+
+impl Kept {
+    /// The names of the classes, in the order of their numbers; none, where they have no names but their numbers.
+    pub fn class_names(&self) -> Vec<String> {
+        let names = config::class_names(&self.config);
+        let plain = names.iter().enumerate().all(|(at, name)| *name == format!("LABEL_{at}"));
+        if plain { Vec::new() } else { names }
+    }
 }
 
 /// A model in a folder.
@@ -138,7 +165,7 @@ impl HfModel {
             sources.insert(parameter.name.clone(), (parameter, source));
         }
         let dtypes = store.names().filter_map(|name| Some((name.to_owned(), store.dtype(name)?))).collect();
-        let kept = Kept { config, dtypes, unused: Vec::new() };
+        let kept = Kept { config, dtypes, beside: beside(folder)?, ..Kept::default() };
         let mut opened = HfModel { family, model, store, sources, kept };
         opened.kept.unused = opened.others()?;
         Ok(opened)
@@ -312,84 +339,4 @@ fn their_shape(parameter: &Parameter, source: &Source) -> Vec<u64> {
         shape.reverse();
     }
     shape
-}
-
-/// Values of a slab: name, dim, offset, length.
-pub type ReadSlab<'a> = dyn FnMut(&str, u8, u64, u64) -> Result<Vec<f32>, HfError> + 'a;
-
-/// Writes a model into a folder that is there and has none: `config.json` and safetensors files of at most
-/// so many bytes. `read` gives the numbers of slabs; one tensor is in memory at a time.
-///
-/// # Errors
-/// [`HfError`] where no family can say the model, and where files cannot be written.
-pub fn export(
-    folder: &Path,
-    model: &ModelSpec,
-    kept: Option<&Kept>,
-    max_file_bytes: u64,
-    read: &mut ReadSlab<'_>,
-) -> Result<(), HfError> {
-    let (family, mut config) = config::write(model, kept.map(|kept| &kept.config))?;
-    let dtype = |name: &str| kept.and_then(|kept| kept.dtypes.get(name).cloned());
-    if kept.is_none() {
-        config.insert("dtype".to_owned(), "float32".into());
-    }
-    let mut parts: BTreeMap<String, Vec<(Parameter, Source)>> = BTreeMap::new();
-    for parameter in parameter_table(model) {
-        let mut source = source_of(family, model, &parameter)?;
-        // What came in under another name leaves under it.
-        source.tensor = found(family, &source.tensor, |name| dtype(name).is_some())?;
-        parts.entry(source.tensor.clone()).or_default().push((parameter, source));
-    }
-    let mut planned: Vec<Planned> = Vec::new();
-    for (name, of) in &mut parts {
-        of.sort_by_key(|(_, source)| source.part.0);
-        if let Some((parameter, source)) = of.first() {
-            planned.push(Planned {
-                name: name.clone(),
-                shape: their_shape(parameter, source),
-                dtype: dtype(name),
-            });
-        }
-    }
-    // Copies and zeros that were there come back.
-    let others = kept.map(|kept| kept.dtypes.keys()).into_iter().flatten();
-    for name in others.filter(|name| !parts.contains_key(*name)) {
-        let shape = match other(family, model, name) {
-            Some(Other::Copy(of)) => {
-                parameter_table(model).iter().find(|row| row.name == of).map(|row| row.shape.clone())
-            }
-            Some(Other::Zeros) => Some(vec![1, u64::from(model.vocab)]),
-            _ => None,
-        };
-        planned.extend(shape.map(|shape| Planned { name: name.clone(), shape, dtype: dtype(name) }));
-    }
-    planned.sort_by(|a, b| a.name.cmp(&b.name));
-    let copied = |name: &str| match other(family, model, name) {
-        Some(Other::Copy(of)) => Some(of),
-        _ => None,
-    };
-    store::write(folder, &planned, max_file_bytes, |name| match (parts.get(name), copied(name)) {
-        (Some(of), _) => assembled(of, read),
-        (None, Some(of)) => {
-            let rows = planned.iter().find(|tensor| tensor.name == name).map_or(0, |tensor| tensor.shape[0]);
-            read(of, 0, 0, rows)
-        }
-        (None, None) => Ok(vec![0.0; model.vocab as usize]),
-    })?;
-    let path = folder.join(CONFIG);
-    let json = serde_json::to_vec_pretty(&config).map_err(|e| HfError::damaged(&path, e))?;
-    write_atomic(&path, &json).map_err(HfError::io(&path))
-}
-
-/// The numbers of a tensor, from the parameters that lie in it.
-fn assembled(of: &[(Parameter, Source)], read: &mut ReadSlab<'_>) -> Result<Vec<f32>, HfError> {
-    let (mut values, mut rows, mut cols) = (Vec::new(), 0, 1);
-    for (parameter, _) in of {
-        values.extend(read(&parameter.name, 0, 0, parameter.shape[0])?);
-        rows += parameter.shape[0];
-        cols = parameter.shape.get(1).copied().unwrap_or(1);
-    }
-    let transposes = of.first().is_some_and(|(_, source)| source.transposed);
-    Ok(if transposes { transposed(&values, rows as usize, cols as usize) } else { values })
 }

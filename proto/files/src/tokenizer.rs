@@ -25,8 +25,10 @@ use crate::progress::{Phase, Progress, Stopped, Watch};
 
 mod merges;
 mod stream;
+mod template;
 
 pub use stream::TextStream;
+pub(crate) use template::template;
 
 /// The token between documents, as text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -260,6 +262,10 @@ impl Tokenizer {
         let byte_ids = byte_ids.ok_or_else(|| foreign("a byte has no token"))?;
         if spelling.first().map(Vec::as_slice) != Some(END_OF_TEXT.as_bytes()) {
             return Err(foreign("its first token does not end a text"));
+        }
+        // An export names the tokens that stand for others; they are no sequences of bytes.
+        if inner.get_added_tokens_decoder().len() != 1 {
+            return Err(foreign("it has more special tokens than the one that ends a text"));
         }
         let own = Some(Own { spelling, byte_ids });
         Ok(Tokenizer { inner, json: bytes.to_vec(), own })

@@ -93,13 +93,17 @@ impl DataSpec {
         if matches!(self, DataSpec::Labelled { .. }) { "line" } else { "token" }
     }
 
+    /// The names of the classes, in the order of their numbers; empty where they have none.
+    pub fn class_names(&self) -> &[String] {
+        match self {
+            DataSpec::Labelled { classes, .. } => classes,
+            DataSpec::Text { .. } | DataSpec::Pairs { .. } | DataSpec::Synthetic { .. } => &[],
+        }
+    }
+
     /// What a class is called: by its name, or by its number.
     pub fn class_name(&self, class: usize) -> String {
-        let named = match self {
-            DataSpec::Labelled { classes, .. } => classes.get(class),
-            DataSpec::Text { .. } | DataSpec::Pairs { .. } | DataSpec::Synthetic { .. } => None,
-        };
-        named.cloned().unwrap_or_else(|| class.to_string())
+        self.class_names().get(class).cloned().unwrap_or_else(|| class.to_string())
     }
 }
 

@@ -10,6 +10,7 @@ use coxswain_types::framing::Framing;
 use serde_json::{Map, Value, json};
 
 use super::header::Meta;
+use crate::tokenizer::template;
 
 /// What a token is.
 const NORMAL: f64 = 1.0;
@@ -112,7 +113,8 @@ pub(super) fn read(meta: &Meta, vocab: u32, longest: Option<u32>) -> Result<(Str
         parts[nothing] = Value::Null;
     }
     parts["added_tokens"] = vocabulary.added().into();
-    parts["post_processor"] = post_processor(&vocabulary, &framing);
+    let spelled = |id: u32| vocabulary.tokens.get(id as usize).cloned();
+    parts["post_processor"] = template(&framing.begin, &framing.close, &spelled).unwrap_or_default();
     Ok((serde_json::to_string(&parts).map_err(|e| e.to_string())?, framing))
 }
 
@@ -314,31 +316,4 @@ fn framing(
     let (begin, close) = (added("add_bos_token", begins, bos)?, added("add_eos_token", false, eos)?);
     meta.only("tokenizer.ggml.add_sep_token", 0)?;
     Ok(Framing { begin, close, end, stops, bos, pad, longest, ..Framing::default() })
-}
-
-/// What puts the frame around a text in other programs.
-fn post_processor(vocabulary: &Vocabulary<'_>, framing: &Framing) -> Value {
-    if framing.begin.is_empty() && framing.close.is_empty() {
-        return Value::Null;
-    }
-    let spelled = |id: &u32| vocabulary.tokens.get(*id as usize).map_or("", String::as_str);
-    let token = |id: &u32, text: u32| json!({"SpecialToken": {"id": spelled(id), "type_id": text}});
-    let framed = |name: &str, text: u32| -> Vec<Value> {
-        let begin = framing.begin.iter().map(|id| token(id, text));
-        let close = framing.close.iter().map(|id| token(id, text));
-        begin.chain([json!({"Sequence": {"id": name, "type_id": text}})]).chain(close).collect()
-    };
-    let tokens: Map<String, Value> = framing
-        .begin
-        .iter()
-        .chain(&framing.close)
-        .map(|id| {
-            let name = spelled(id);
-            (name.to_owned(), json!({"id": name, "ids": [id], "tokens": [name]}))
-        })
-        .collect();
-    let pair = [framed("A", 0), framed("B", 1)].concat();
-    json!({
-        "type": "TemplateProcessing", "single": framed("A", 0), "pair": pair, "special_tokens": tokens,
-    })
 }

@@ -13,7 +13,9 @@ mod class;
 mod keys;
 mod write;
 
+pub(super) use class::class_names;
 use class::{Class, class, classes};
+pub(super) use keys::class_default;
 use keys::{Keys, activation};
 pub(super) use write::write;
 
@@ -171,9 +173,18 @@ fn rope(keys: &Keys<'_>) -> Result<Positions, HfError> {
     let theta = inner.number_or("rope_theta", keys.number_or("rope_theta", 1e4)?)?;
     let kind = if inner.value("rope_type").is_some() { "rope_type" } else { "type" };
     let name = inner.value(kind).map_or(Ok("default"), |_| inner.word(kind))?;
-    let original = || match inner.value("original_max_position_embeddings") {
-        Some(_) => inner.count("original_max_position_embeddings"),
-        None => keys.count("max_position_embeddings"),
+    let original = || {
+        let key = "original_max_position_embeddings";
+        let original = match (inner.value(key), keys.value(key)) {
+            (Some(_), _) => inner.count(key),
+            (None, Some(_)) => keys.count(key),
+            (None, None) => keys.count("max_position_embeddings"),
+        }?;
+        // Version 5 of the library takes the outer one, and version 4 the inner one.
+        if keys.value(key).is_some() {
+            keys.only(key, original)?;
+        }
+        Ok(original)
     };
     for key in ["attention_factor", "mscale", "mscale_all_dim"] {
         inner.unused(key, "its scores are scaled by the factor alone")?;

@@ -5,6 +5,7 @@
 //! `generation_config.json` goes before `config.json`. Only where the post-processor says nothing at all,
 //! `add_bos_token` and `add_eos_token` count.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -13,12 +14,14 @@ use coxswain_types::model::{Architecture, ModelSpec, Positions};
 use serde_json::{Map, Value};
 
 use super::HfError;
+use super::config::class_default;
 use super::store::read_limited;
 use crate::tokenizer::Tokenizer;
 
-const GENERATION: &str = "generation_config.json";
-const TOKENIZER: &str = "tokenizer_config.json";
-const SPECIAL: &str = "special_tokens_map.json";
+pub(super) const GENERATION: &str = "generation_config.json";
+pub(super) const TOKENIZER: &str = "tokenizer_config.json";
+pub(super) const SPECIAL: &str = "special_tokens_map.json";
+const DECODER_START: &str = "decoder_start_token_id";
 
 /// Keys of `generation_config.json` that are followed, and those that change no token.
 const KNOWN: [&str; 13] = [
@@ -42,11 +45,23 @@ const ENDS: [&str; 3] = ["<|endoftext|>", "</s>", "[SEP]"];
 const MASKS: [&str; 3] = ["[MASK]", "<mask>", "<extra_id_0>"];
 
 /// What the files beside a model say of its tokens.
-struct Files<'a> {
+pub(super) struct Files<'a> {
     config: &'a Map<String, Value>,
     generation: Map<String, Value>,
     words: Map<String, Value>,
     tokenizer: Option<&'a Tokenizer>,
+}
+
+/// The files of a folder that say something of its tokens, but for `config.json` and `tokenizer.json`, by their names.
+pub(super) type Beside = BTreeMap<String, Map<String, Value>>;
+
+/// Reads those that are there.
+pub(super) fn beside(folder: &Path) -> Result<Beside, HfError> {
+    let mut found = Beside::new();
+    for name in [GENERATION, TOKENIZER, SPECIAL] {
+        found.extend(object(folder, name)?.map(|keys| (name.to_owned(), keys)));
+    }
+    Ok(found)
 }
 
 /// The framing of the model in a folder, whose tokenizer is one from elsewhere. Without a tokenizer there are
@@ -60,10 +75,7 @@ pub fn framing(
     model: &ModelSpec,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<Framing, HfError> {
-    let mut words = object(folder, SPECIAL)?;
-    words.extend(object(folder, TOKENIZER)?);
-    let files = Files { config, generation: object(folder, GENERATION)?, words, tokenizer };
-    let framing = files.framing(model)?;
+    let framing = Files::of(config, &beside(folder)?, tokenizer).framing(model)?;
     for (what, id) in framing.tokens() {
         if id >= model.vocab {
             let last = model.vocab.saturating_sub(1);
@@ -78,7 +90,7 @@ pub fn framing(
 /// # Errors
 /// [`HfError`] where the file cannot be read.
 pub fn unread(folder: &Path) -> Result<Vec<String>, HfError> {
-    let all = object(folder, GENERATION)?;
+    let all = object(folder, GENERATION)?.unwrap_or_default();
     let unread = all.into_iter().filter(|(key, value)| !value.is_null() && !KNOWN.contains(&key.as_str()));
     Ok(unread.map(|(key, value)| format!("{key}: {value}")).collect())
 }
@@ -87,18 +99,29 @@ fn framing_error(what: String) -> HfError {
     HfError::Framing(what)
 }
 
-/// The keys of a file; none, where it is not there.
-fn object(folder: &Path, name: &str) -> Result<Map<String, Value>, HfError> {
+/// The keys of a file; `None`, where it is not there.
+fn object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, HfError> {
     let path = folder.join(name);
     match read_limited(&path) {
-        Err(HfError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => Ok(Map::new()),
+        Err(HfError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| HfError::damaged(&path, e)),
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| HfError::damaged(&path, e)),
     }
 }
 
-impl Files<'_> {
-    fn framing(&self, model: &ModelSpec) -> Result<Framing, HfError> {
+impl<'a> Files<'a> {
+    pub(super) fn of(
+        config: &'a Map<String, Value>,
+        beside: &Beside,
+        tokenizer: Option<&'a Tokenizer>,
+    ) -> Files<'a> {
+        let keys = |name| beside.get(name).cloned().unwrap_or_default();
+        let mut words = keys(SPECIAL);
+        words.extend(keys(TOKENIZER));
+        Files { config, generation: keys(GENERATION), words, tokenizer }
+    }
+
+    pub(super) fn framing(&self, model: &ModelSpec) -> Result<Framing, HfError> {
         let both = model.architecture == Architecture::EncoderDecoder;
         let frame = self.tokenizer.map(Tokenizer::frame).transpose();
         let (mut begin, mut close) = frame.map_err(|e| framing_error(e.to_string()))?.unwrap_or_default();
@@ -117,11 +140,11 @@ impl Files<'_> {
         }
         let mut decoder_start = Vec::new();
         if both {
-            let start = self.id("decoder_start_token_id")?.or(bos).ok_or_else(|| {
-                framing_error(
-                    "config.json does not say what its decoder begins with: decoder_start_token_id"
-                        .to_owned(),
-                )
+            let said =
+                self.id(DECODER_START)?.or_else(|| class_default(self.config, DECODER_START).and_then(id_in));
+            let start = said.or(bos).ok_or_else(|| {
+                let what = format!("config.json does not say what its decoder begins with: {DECODER_START}");
+                framing_error(what)
             })?;
             decoder_start.push(start);
             decoder_start.extend(self.id("forced_bos_token_id")?);
@@ -340,6 +363,10 @@ mod tests {
         assert_eq!((bart.begin, bart.close, bart.end), (vec![0], vec![2], 2));
         assert_eq!((bart.decoder_start, bart.pad), (vec![2, 0], Some(1)));
         assert_eq!(bart.sentinels, Some(Sentinels { first: 3, count: 1 }));
+        // Its class has a default.
+        let mut silent = folders["bart"].clone();
+        silent["files"]["config.json"].as_object_mut().unwrap().remove(DECODER_START);
+        assert_eq!(read("bart", &silent, &[]).unwrap().1, bart);
 
         let bert = framing("bert", &[]).unwrap().1;
         assert_eq!((bert.begin, bert.close, bert.end), (vec![2], vec![3], 3));

@@ -1,13 +1,16 @@
 //! Every family in and out, from the configurations and names that its own library writes.
 
+use coxswain_types::framing::Framing;
 use coxswain_types::model::{Activation, Architecture, Attention, Head, Positions};
 use proptest::prelude::*;
 use serde_json::json;
 use std::fs;
 
+use super::store::Planned;
 use super::*;
 
 mod published;
+mod said;
 
 /// A configuration, and the shapes of tensors.
 type Listed = (Map<String, Value>, BTreeMap<String, Vec<u64>>);
@@ -39,6 +42,15 @@ fn written(folder: &Path, name: &str, dtype: &str, file_bytes: u64) -> (Map<Stri
     (config, planned)
 }
 
+/// Writes a model that was opened again.
+fn export_again(opened: &HfModel, folder: &Path, file_bytes: u64) {
+    let mut read = |name: &str, dim, offset, len| opened.read(name, dim, offset, len);
+    let framing = Framing::default();
+    let (model, kept) = (opened.model(), Some(opened.kept()));
+    let said = Said { model, framing: &framing, tokenizer: None, class_names: &[], trained: None, kept };
+    export(folder, &said, file_bytes, &mut read).unwrap();
+}
+
 fn whole(store: &Store, planned: &Planned) -> Vec<u32> {
     let (rows, cols) = (planned.shape[0], planned.shape.get(1).copied().unwrap_or(1));
     let values = store.read(&planned.name, Block { rows: (0, rows), cols: (0, cols) }).unwrap();
@@ -53,8 +65,7 @@ fn every_family_comes_back_bit_for_bit() {
             let (config, planned) = written(dir.path(), &name, dtype, file_bytes);
             let opened = HfModel::open(dir.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
             let again = tempfile::tempdir().unwrap();
-            let mut read = |name: &str, dim, offset, len| opened.read(name, dim, offset, len);
-            export(again.path(), opened.model(), Some(opened.kept()), file_bytes, &mut read).unwrap();
+            export_again(&opened, again.path(), file_bytes);
             let (before, after) = (Store::open(dir.path()).unwrap(), Store::open(again.path()).unwrap());
             for tensor in planned.iter().filter(|tensor| !opened.kept().unused.contains(&tensor.name)) {
                 assert_eq!(after.dtype(&tensor.name).as_deref(), Some(dtype), "{name}: {}", tensor.name);
@@ -99,7 +110,8 @@ fn slabs_are_parts_of_the_whole_and_nothing_else_is_read() {
 fn models_find_their_family() {
     for (name, (config, _)) in families() {
         let (_, model) = config::read(&config).unwrap();
-        let (family, written) = config::write(&model, None).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (family, written) =
+            config::write(&model, None, &[]).unwrap_or_else(|error| panic!("{name}: {error}"));
         let (_, again) = config::read(&written).unwrap();
         assert_eq!(again, model, "{name} as {family:?}");
     }
@@ -108,23 +120,29 @@ fn models_find_their_family() {
     config.insert("num_random_blocks".to_owned(), json!(2));
     let (_, model) = config::read(&config).unwrap();
     assert_eq!(model.attention, Attention::BigBird { block: 64, window: 3, global: 1, last: 1, random: 2 });
-    let (_, written) = config::write(&model, None).unwrap();
+    let (_, written) = config::write(&model, None, &[]).unwrap();
     assert_eq!(config::read(&written).unwrap().1, model);
     let wider = ModelSpec {
         attention: Attention::BigBird { block: 64, window: 5, global: 1, last: 1, random: 2 },
         ..model
     };
-    let refused = config::write(&wider, None).unwrap_err().to_string();
+    let refused = config::write(&wider, None, &[]).unwrap_err().to_string();
     assert!(refused.contains("differs in attention"), "{refused}");
     let odd = ModelSpec { logit_scale: 0.5, ..ModelSpec::llama(2, 16, 4, 2, 24, 60) };
-    let error = config::write(&odd, None).unwrap_err().to_string();
+    let error = config::write(&odd, None, &[]).unwrap_err().to_string();
     assert!(error.contains("the nearest, llama, differs in logit_scale (0.5)"), "{error}");
 }
 
 #[test]
 fn what_cannot_be_followed_is_refused_by_name() {
     let quantized = json!({"quant_method": "gptq", "bits": 4});
-    let rows: [(&str, &str, Value, &str); 32] = [
+    let rows: [(&str, &str, Value, &str); 33] = [
+        (
+            "llama",
+            "original_max_position_embeddings",
+            json!(64),
+            "`original_max_position_embeddings` is 64; must be 32 for this program",
+        ),
         ("llama", "quantization_config", quantized, "import the weights before their quantization"),
         (
             "llama",

@@ -1,6 +1,6 @@
 //! What a configuration's class reads of its model's output.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Family, Keys};
 use crate::hf::HfError;
@@ -71,4 +71,11 @@ pub(super) fn classes(keys: &Keys<'_>) -> Result<u32, HfError> {
         return Err(keys.wrong(key, must));
     }
     Ok(count)
+}
+
+/// The names of classes, in the order of their numbers; none, where some have no name.
+pub(in super::super) fn class_names(config: &Map<String, Value>) -> Vec<String> {
+    let Some(map) = config.get("id2label").and_then(Value::as_object) else { return Vec::new() };
+    let name = |class: usize| Some(map.get(&class.to_string())?.as_str()?.to_owned());
+    (0..map.len()).map(name).collect::<Option<_>>().unwrap_or_default()
 }

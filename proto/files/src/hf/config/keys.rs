@@ -18,6 +18,12 @@ static DEFAULTS: LazyLock<Defaults> =
 
 static NONE: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
 
+/// What a key that a configuration leaves out is in its family's class.
+pub(in super::super) fn class_default(config: &Map<String, Value>, key: &str) -> Option<&'static Value> {
+    let family = config.get("model_type").and_then(Value::as_str).filter(|_| !config.contains_key(key))?;
+    DEFAULTS.get(family)?.get(key).filter(|value| !value.is_null())
+}
+
 /// The keys of a configuration.
 pub(super) struct Keys<'a> {
     given: &'a Map<String, Value>,

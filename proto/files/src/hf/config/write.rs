@@ -3,14 +3,15 @@
 use coxswain_types::model::{Activation, Attention, Head, ModelSpec, Positions, RopeScaling};
 use serde_json::{Map, Value, json};
 
-use super::{FAMILIES, Family, read};
+use super::{FAMILIES, Family, class_names, read};
 use crate::hf::HfError;
 
 /// The configuration of a model: that which was kept, brought up to date, or one of the first family that can
-/// say all of it.
+/// say all of it. `names` are those of classes, where they have any.
 pub(in super::super) fn write(
     model: &ModelSpec,
     kept: Option<&Map<String, Value>>,
+    names: &[String],
 ) -> Result<(Family, Map<String, Value>), HfError> {
     let before = kept.and_then(|config| read(config).ok());
     let families: Vec<Family> = match &before {
@@ -23,6 +24,8 @@ pub(in super::super) fn write(
         for (key, value) in keys(family, model) {
             config.insert(key, value);
         }
+        refresh(&mut config, model);
+        name_classes(&mut config, model, names);
         // What was written must say the same model again.
         others.push(match read(&config) {
             Ok((_, again)) if again == *model => return Ok((family, config)),
@@ -33,11 +36,38 @@ pub(in super::super) fn write(
     // One that differs is nearer than one that cannot be read.
     let nearest = others.into_iter().min_by_key(|(refused, wrong, _)| (*refused, wrong.len()));
     let (_, wrong, family) = nearest.unwrap_or((true, Vec::new(), Family::Llama));
-    let name = family.name();
-    Err(HfError::Config(format!(
-        "no known family can say this model; the nearest, {name}, differs in {}",
-        wrong.join(", ")
-    )))
+    Err(HfError::NoFamily { nearest: family.name(), wrong: wrong.join(", ") })
+}
+
+/// Keys of an import that say once more what others say, and that its library would obey.
+fn refresh(config: &mut Map<String, Value>, model: &ModelSpec) {
+    if !matches!(model.positions, Positions::Rope { .. }) {
+        return;
+    }
+    // Version 5 of the library takes it for that of the scaling, whatever that says.
+    config.remove("original_max_position_embeddings");
+    if let Some(types) = config.get_mut("layer_types").filter(|types| !types.is_null()) {
+        let window = matches!(model.attention, Attention::Window { .. });
+        let kind = if window { "sliding_attention" } else { "full_attention" };
+        *types = json!(vec![kind; model.layers as usize]);
+    }
+}
+
+/// Names the classes: as given, or else as the import did, or else by their numbers as the library does.
+fn name_classes(config: &mut Map<String, Value>, model: &ModelSpec, given: &[String]) {
+    let Head::Pooled { classes: classes @ 1.. } = model.head else { return };
+    let before = class_names(config);
+    let named = [given, before.as_slice()].into_iter().find(|names| names.len() == classes as usize);
+    let name = |class: u32| match named {
+        Some(names) => names[class as usize].clone(),
+        None => format!("LABEL_{class}"),
+    };
+    let names: Map<String, Value> =
+        (0..classes).map(|class| (class.to_string(), name(class).into())).collect();
+    let numbers: Map<String, Value> = (0..classes).map(|class| (name(class), class.into())).collect();
+    config.insert("id2label".to_owned(), names.into());
+    config.insert("label2id".to_owned(), numbers.into());
+    config.insert("num_labels".to_owned(), classes.into());
 }
 
 /// The names of the parts in which two models differ.
@@ -106,6 +136,9 @@ fn llama(family: Family, model: &ModelSpec) -> Value {
             "original_max_position_embeddings": original,
         }),
     };
+    // Version 4 of the library reads `rope_scaling` and `rope_theta`; version 5 does where they are there, and
+    // `rope_parameters` else.
+    let scaled = if scaling == RopeScaling::None { Value::Null } else { rope.clone() };
     rope["rope_theta"] = theta.into();
     let mut keys = json!({
         "num_hidden_layers": model.layers,
@@ -117,10 +150,9 @@ fn llama(family: Family, model: &ModelSpec) -> Value {
         "hidden_act": act(model),
         "rms_norm_eps": model.norm.eps,
         "rope_theta": theta,
-        "rope_parameters": rope.clone(),
+        "rope_parameters": rope,
+        "rope_scaling": scaled,
     });
-    // An older form goes before it where both are there.
-    keys["rope_scaling"] = if scaling == RopeScaling::None { Value::Null } else { rope };
     if family == Family::Llama {
         keys["attention_bias"] = model.biases.qkv.into();
         keys["mlp_bias"] = model.biases.ffn.into();
@@ -154,12 +186,6 @@ fn encoder(family: Family, model: &ModelSpec) -> Value {
         "hidden_act": act(model),
         "layer_norm_eps": model.norm.eps,
     });
-    if let Head::Pooled { classes: classes @ 1.. } = model.head {
-        let names: Map<String, Value> =
-            (0..classes).map(|class| (class.to_string(), format!("LABEL_{class}").into())).collect();
-        keys["id2label"] = names.into();
-        keys["num_labels"] = classes.into();
-    }
     if matches!(family, Family::Roberta | Family::Longformer) {
         keys["pad_token_id"] = offset.saturating_sub(1).into();
     }
