@@ -9,13 +9,15 @@ use std::process::{ExitStatus, Stdio};
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use coxswain_core::plan::{Plan, sketch, svg};
+use coxswain_files::hf::{Form, HfError};
 use coxswain_proto::parent;
 use coxswain_types::job::{Layout, ModelSpec, OptimizerKind, Precision, Schedule};
 use coxswain_types::{Assignment, JobSpec};
+use serde_json::json;
 
 use crate::cli::{FAILED, Failure, JobFile};
 use crate::output;
-use crate::{job, texts, workers};
+use crate::{job, models, texts, workers};
 
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
@@ -156,12 +158,13 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
         args.schedule.iter().map(|name| scheduled(&job, name)).collect()
     };
     let texts = if args.preset.is_some() { None } else { texts::texts(&variants[0].spec()?)? };
+    let export = models::form(&checked(&variants[0], args)?)?;
     let plans = variants.iter().map(|job| planned(job, args)).collect::<Result<Vec<_>, _>>()?;
     if let Some(file) = &args.svg {
         let picture = svg(&plans.iter().collect::<Vec<_>>());
         fs::write(file, picture).with_context(|| format!("{} cannot be written", file.display()))?;
     }
-    let told = texts.map_or(String::new(), |texts| format!("data: {texts}\n"));
+    let told = texts.map_or(String::new(), |texts| format!("data: {texts}\n")) + &exported(&export);
     let text = match args.format {
         Format::Text if args.schedule.is_empty() => {
             let screen = coxswain_console::width(&io::stdout());
@@ -173,8 +176,11 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
         Format::Json => {
             let objects = plans.iter().map(Plan::to_json).collect::<Result<Vec<_>, _>>();
             let mut objects = objects.context("the plan as JSON")?;
-            if let Some(texts) = texts {
-                objects.iter_mut().for_each(|object| object["data"] = texts.to_json());
+            for object in &mut objects {
+                if let Some(texts) = texts {
+                    object["data"] = texts.to_json();
+                }
+                object["export"] = export_json(&export);
             }
             // One plan is an object, several are a list.
             let json = if objects.len() == 1 { objects.remove(0) } else { objects.into() };
@@ -209,11 +215,33 @@ fn job_to_plan(args: &PlanArgs) -> Result<JobInput, Failure> {
     Ok(JobInput { text, source, base: PathBuf::from("/"), sets })
 }
 
+/// The line of a plan that says what `export` will write.
+fn exported(form: &Result<Form, HfError>) -> String {
+    match form {
+        Ok(form) => {
+            let caveats: String = form.caveats.iter().map(|caveat| format!("; {caveat}")).collect();
+            format!("export: {} ({}){caveats}\n", form.family, form.class)
+        }
+        Err(error) => format!("export: none; {error}\n"),
+    }
+}
+
+fn export_json(form: &Result<Form, HfError>) -> serde_json::Value {
+    match form {
+        Ok(form) => json!({"family": form.family, "class": form.class, "caveats": form.caveats}),
+        Err(error) => json!({"family": null, "why": error.to_string()}),
+    }
+}
+
+fn checked(job: &JobInput, args: &PlanArgs) -> Result<JobSpec, Failure> {
+    match args.preset {
+        Some(_) => job::look(&job.text, &job.source, &job.base, &job.sets).map_err(Failure::Input),
+        None => job.spec(),
+    }
+}
+
 fn planned(job: &JobInput, args: &PlanArgs) -> Result<Plan, Failure> {
-    let spec = match args.preset {
-        Some(_) => job::look(&job.text, &job.source, &job.base, &job.sets).map_err(Failure::Input)?,
-        None => job.spec()?,
-    };
+    let spec = checked(job, args)?;
     let workers = job::workers(&spec, args.workers).map_err(Failure::Input)?;
     sketch(&spec, workers).map_err(|error| Failure::Input(error.to_string()))
 }

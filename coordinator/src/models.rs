@@ -12,14 +12,14 @@ use coxswain_core::spec::{JobText, look, resolved_yaml};
 use coxswain_files::atomic::{create_folder, digest_bytes, write_atomic};
 use coxswain_files::folders::{locate, model_file, step_folder};
 use coxswain_files::gguf::Gguf;
-use coxswain_files::hf::{self, HfError, HfModel, Kept};
+use coxswain_files::hf::{self, Form, HfError, HfModel, Kept, Said};
 use coxswain_files::prepare::TOKENIZER;
 use coxswain_files::tokenizer::END_OF_TEXT_ID;
 use coxswain_files::{Checkpoint, Fingerprint, Header, ShardTensor, Tokenizer, publish, write_shard};
 use coxswain_types::assignment::{PreparedData, TokenFile};
-use coxswain_types::framing::{Framing, Sentinels};
-use coxswain_types::job::ModelSpec;
-use coxswain_types::model::{Architecture, Attention, Positions};
+use coxswain_types::framing::Framing;
+use coxswain_types::job::{DataSpec, ModelSpec};
+use coxswain_types::model::{Architecture, Attention, Head, Positions};
 use coxswain_types::params::{Parameter, parameter_table};
 use coxswain_types::status::SavedFile;
 use coxswain_types::{Generation, JobSpec, Rank};
@@ -142,14 +142,19 @@ fn expect_room(folder: &Path) -> Result<bool, Failure> {
 
 fn bring_in(args: &Import, source: &Source) -> Result<String> {
     let (out, model) = (args.out.as_path(), source.model());
-    let spec = spec_of(model)?;
+    let mut spec = spec_of(model)?;
+    if let (Source::Hf(hf), Head::Pooled { classes: 1.. }) = (source, model.head) {
+        let (files, classes) = (Vec::new(), names_of_job(hf.kept().class_names()));
+        spec.data = DataSpec::Labelled { files, classes, held_out: 0.0, weights: false };
+    }
     let folder = step_folder(out, 0);
     create_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let data = tokens(args, source, &spec)?;
     let job = job_of(&spec, &data.framing)?;
     let files = shards(&folder, source)?;
     if let Source::Hf(hf) = source {
-        let json = serde_json::to_vec(hf.kept()).context("what was kept as JSON")?;
+        let kept = Kept { tokenizer: data.tokenizer_digest.clone(), ..hf.kept().clone() };
+        let json = serde_json::to_vec(&kept).context("what was kept as JSON")?;
         write_atomic(&out.join(KEPT), &json).with_context(|| format!("writing {KEPT}"))?;
     }
     write_atomic(&out.join(JOB), job.as_bytes()).with_context(|| format!("writing {JOB}"))?;
@@ -205,10 +210,7 @@ fn tokens(args: &Import, source: &Source, spec: &JobSpec) -> Result<PreparedData
     };
     let tokenizer = Tokenizer::of_any(&bytes)?;
     tokenizer.expect_within(spec.model.vocab)?;
-    data.framing = match tokenizer.is_own() {
-        true => own_framing(spec, &tokenizer),
-        false => source.framing(&args.source, Some(&tokenizer))?,
-    };
+    data.framing = source.framing(&args.source, Some(&tokenizer))?;
     let path = args.out.join(TOKENIZER);
     create_folder(path.parent().unwrap_or(&args.out)).context("creating data/")?;
     write_atomic(&path, &bytes).with_context(|| format!("writing {}", path.display()))?;
@@ -216,12 +218,11 @@ fn tokens(args: &Import, source: &Source, spec: &JobSpec) -> Result<PreparedData
     Ok(data)
 }
 
-/// The framing of a model that was trained here: its tokens behind those of the tokenizer stand for others.
-fn own_framing(spec: &JobSpec, tokenizer: &Tokenizer) -> Framing {
-    let framing = Framing::own(&spec.model, &spec.train, END_OF_TEXT_ID);
-    let count = spec.model.vocab - 1 - tokenizer.largest_id();
-    let sentinels = framing.sentinels.filter(|_| count > 0).map(|of| Sentinels { count, ..of });
-    Framing { sentinels, ..framing }
+/// The names of classes, where a job's lines could begin with them.
+fn names_of_job(names: Vec<String>) -> Vec<String> {
+    let plain = |name: &String| !name.is_empty() && name.trim() == name && !name.contains(['\t', '\n', '\r']);
+    let apart = names.iter().collect::<std::collections::BTreeSet<_>>().len() == names.len();
+    if apart && names.iter().all(plain) { names } else { Vec::new() }
 }
 
 /// Writes all parameters, in files of some size.
@@ -278,9 +279,17 @@ fn job_of(spec: &JobSpec, framing: &Framing) -> Result<String> {
         Architecture::EncoderDecoder if one => "  corruption: infilling\n",
         _ => "",
     };
+    let data = match &spec.data {
+        DataSpec::Labelled { classes, .. } if classes.is_empty() => "labelled: lines.tsv".to_owned(),
+        DataSpec::Labelled { classes, .. } => {
+            let names = serde_json::to_string(classes).context("the names of classes as JSON")?;
+            format!("labelled: lines.tsv\n  classes: {names}")
+        }
+        _ => "text: text.txt".to_owned(),
+    };
     let text = format!(
-        "# Name a text (or labelled lines) and how long to train.\nname: imported\nmodel:\n{model}\ndata:\n  text: \
-         text.txt\ntrain:\n  start_from: .\n  steps: 100\n  sequence: {}\n{corruption}  learning_rate: 0.00002\n",
+        "# Name a text (or labelled lines) and how long to train.\nname: imported\nmodel:\n{model}\ndata:\n  {data}\n\
+         train:\n  start_from: .\n  steps: 100\n  sequence: {}\n{corruption}  learning_rate: 0.00002\n",
         SEQUENCE.min(most),
     );
     let job = JobText { source: JOB, text: &text, sets: &[], base: Path::new("/") };
@@ -312,30 +321,60 @@ pub(crate) fn export(args: &Export) -> Result<(), Failure> {
 fn bring_out(args: &Export, run: &Path, folder: &Path) -> Result<String> {
     let checkpoint = Checkpoint::open(folder, None)?;
     checkpoint.verify()?;
-    let spec = &checkpoint.manifest().spec;
+    let manifest = checkpoint.manifest();
+    let (spec, data) = (&manifest.spec, &manifest.data);
     create_folder(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
-    let kept = kept(run, spec)?;
+    let (kept, tokenizer) = (kept(Some(run), spec)?, tokenizer_of(run, data)?);
+    let said = Said {
+        model: &spec.model,
+        framing: &data.framing,
+        tokenizer: tokenizer.as_ref(),
+        class_names: spec.data.class_names(),
+        // An import was not trained here.
+        trained: (manifest.step > 0).then_some(spec.train.sequence),
+        kept: kept.as_ref(),
+    };
     let mut read = |name: &str, dim, offset, len| -> Result<Vec<f32>, HfError> {
         let bytes = checkpoint.read_slice(name, dim, offset, len)?;
         Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     };
-    hf::export(&args.out, &spec.model, kept.as_ref(), args.max_file_bytes, &mut read)?;
-    let tokenizer = run.join(TOKENIZER);
-    if tokenizer.is_file() {
-        let bytes = fs::read(&tokenizer).with_context(|| format!("reading {}", tokenizer.display()))?;
-        write_atomic(&args.out.join("tokenizer.json"), &bytes).context("writing tokenizer.json")?;
+    hf::export(&args.out, &said, args.max_file_bytes, &mut read)?;
+    let form = hf::form(&spec.model, kept.as_ref(), Some(&data.framing))?;
+    let (step, out, class) = (manifest.step, args.out.display(), &form.class);
+    let caveats: String = form.caveats.iter().map(|caveat| format!("  {caveat}\n")).collect();
+    Ok(format!("{out}: the weights of step {step} of {}, for {class}\n{caveats}", run.display()))
+}
+
+/// The tokenizer of a run, which must be that of its checkpoint; `None` where its tokens were synthetic.
+fn tokenizer_of(run: &Path, data: &PreparedData) -> Result<Option<Tokenizer>> {
+    let Some(wanted) = &data.tokenizer_digest else { return Ok(None) };
+    let path = run.join(TOKENIZER);
+    let tokenizer = Tokenizer::load(&path)?;
+    if digest_bytes(&tokenizer.to_bytes()) != *wanted {
+        bail!(
+            "{} is not the tokenizer that the checkpoint was trained with; bring that one back",
+            path.display()
+        );
     }
-    let (step, out) = (checkpoint.manifest().step, args.out.display());
-    Ok(format!("{out}: the weights of step {step} of {}\n", run.display()))
+    Ok(Some(tokenizer))
 }
 
 /// What was kept of the model that a run began with.
-fn kept(run: &Path, spec: &JobSpec) -> Result<Option<Kept>> {
+fn kept(run: Option<&Path>, spec: &JobSpec) -> Result<Option<Kept>> {
     let start = spec.train.start_from.as_ref().map(PathBuf::from);
-    let folders = std::iter::once(run.to_owned()).chain(start);
+    let folders = run.map(Path::to_owned).into_iter().chain(start);
     let Some(path) = folders.map(|folder| folder.join(KEPT)).find(|path| path.is_file()) else {
         return Ok(None);
     };
     let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?))
+}
+
+/// The form in which the model of a job will be exported, or why there is none.
+pub(crate) fn form(spec: &JobSpec) -> Result<Result<Form, HfError>> {
+    let kept = kept(None, spec)?;
+    // Texts of a model from elsewhere are framed as its own files say.
+    let own = spec.train.start_from.is_none() && spec.data.files().is_some();
+    let framing = own.then(|| Framing::own(&spec.model, &spec.train, END_OF_TEXT_ID));
+    Ok(hf::form(&spec.model, kept.as_ref(), framing.as_ref()))
 }

@@ -135,6 +135,24 @@ fn plans_go_to_stdout() {
 }
 
 #[test]
+fn a_plan_says_what_can_be_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("job.yaml"), JOB).unwrap();
+    let why = "no known family can say this model; the nearest, llama, differs in attention";
+    let rows: [(&[&str], &str, &str); 2] = [
+        (&[], "\nexport: llama (LlamaForCausalLM)\n", "\"LlamaForCausalLM\""),
+        (&["--set", "model.attention=linear"], &format!("\nexport: none; {why}"), why),
+    ];
+    for (sets, line, told) in rows {
+        let output = coxswain(folder.path(), &[&["plan", "job.yaml"], sets].concat());
+        assert!(text(&output.stdout).contains(line), "{} {}", text(&output.stdout), text(&output.stderr));
+        let output = coxswain(folder.path(), &[&["plan", "job.yaml", "--format", "json"], sets].concat());
+        let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(plan["export"].to_string().contains(told), "{}", plan["export"]);
+    }
+}
+
+#[test]
 fn a_command_whose_output_nobody_reads_ends_quietly() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("job.yaml"), JOB).unwrap();
