@@ -16,6 +16,9 @@ use coxswain_types::Assignment;
 use coxswain_types::params::parameter_table;
 use tch::{Kind, Tensor};
 
+#[path = "parity/exports.rs"]
+mod exports;
+
 /// Relative, as sums of fp32 in another order differ.
 const LOSS_TOLERANCE: f64 = 1e-6;
 /// Of the largest gradient of a parameter.
@@ -34,6 +37,13 @@ const BERT: &str = "architecture: encoder, layers: 2, dim: 16, heads: 4, ffn: 24
                     max_positions: 32, norm: layer, norm_placement: post, norm_eps: 1e-12, biases: true, \
                     embedding_norm: true, tied_embeddings: true";
 const LLAMA: &str = "layers: 2, dim: 16, heads: 4, kv_heads: 2, ffn: 24, vocab: 48";
+
+const BOTH: &str = "architecture: encoder-decoder, layers: 2, dim: 16, heads: 4, ffn: 24, vocab: 48, \
+                    tied_embeddings: true";
+const T5: &str = "positions: relative, relative_buckets: 8, relative_max_distance: 16, norm_eps: 1.0e-6, \
+                  activation: relu, attention_scale: 1, logit_scale: 0.25";
+const BART: &str = "positions: learned, max_positions: 32, position_offset: 2, norm: layer, norm_placement: post, \
+                    activation: gelu, biases: true, embedding_norm: true";
 
 struct Fixture(BTreeMap<String, Tensor>);
 
@@ -94,22 +104,57 @@ fn rank(a: &Assignment, store: MemoryStore, name: &str) -> Result<(f64, Vec<Slic
     Ok((stepped.losses.iter().map(|loss| loss.loss).sum(), slices))
 }
 
-fn hold(name: &str, model: &str) -> Result<()> {
+/// The model of a fixture, and what its job has beside: a path and a value each.
+fn model_of(name: &str) -> (String, Vec<(&'static str, &'static str)>) {
+    let llama = |more: &str| format!("{{{LLAMA}, {more}}}");
+    let bert = |more: &str| format!("{{{BERT}, {more}}}");
     // Under infilling a decoder's sequence is as long as its encoder's, as in the fixtures.
-    let mends = model.contains("encoder-decoder");
-    hold_with(name, model, if mends { &[("train.corruption", "infilling")] } else { &[] })
+    let mends = vec![("train.corruption", "infilling")];
+    let model = match name {
+        "gpt2" => GPT2.to_owned(),
+        "llama3" => llama("rope_scaling: {kind: llama3, factor: 8, low: 1, high: 4, original: 32}"),
+        "yarn" => llama("rope_scaling: {kind: yarn, factor: 4, original: 32}"),
+        "mistral" => llama("attention: {kind: window, window: 5}"),
+        "qwen2" => llama("biases: [qkv], tied_embeddings: true"),
+        "bert" => bert("activation: gelu, token_types: 2"),
+        "roberta" => bert("activation: relu, head_activation: gelu, token_types: 1, position_offset: 2"),
+        // Two groups do not divide three layers.
+        "albert" => bert("activation: gelu-tanh, token_types: 2, embedding_dim: 8, layer_groups: 2")
+            .replace("layers: 2", "layers: 3"),
+        "big_bird" => bert("activation: gelu-tanh, token_types: 2"),
+        "longformer" => bert(
+            "activation: gelu, token_types: 1, position_offset: 2, \
+             attention: {kind: longformer, window: 2, global: 1, projections: true}",
+        ),
+        "bert_classes" => {
+            let model = bert("activation: gelu, token_types: 2, head: pooled, classes: 3");
+            // Neither is read: the fixture has the weights and the tokens.
+            let given = vec![("data", "{labelled: lines.tsv}"), ("train.start_from", "elsewhere")];
+            return (model.replace(", tied_embeddings: true", ""), given);
+        }
+        "t5" => return (format!("{{{BOTH}, {T5}}}"), mends),
+        _ => return (format!("{{{BOTH}, {BART}}}"), mends),
+    };
+    (model, Vec::new())
 }
 
-fn hold_with(name: &str, model: &str, more: &[(&str, &str)]) -> Result<()> {
+/// The assignments of such a model in a layout.
+fn assignments(
+    (model, more): (&str, &[(&'static str, &'static str)]),
+    pipeline: u32,
+    tensor: u32,
+) -> Result<Vec<Assignment>> {
+    let layout = format!("{{pipeline: {pipeline}, tensor: {tensor}}}");
+    let sets = [("model", model), ("layout", &layout)].into_iter().chain(more.iter().copied());
+    let sets: Vec<_> = sets.map(|(path, value)| (path.to_owned(), value.to_owned())).collect();
+    assignments_of(JOB, &sets)
+}
+
+fn hold(name: &str) -> Result<()> {
+    let (model, more) = model_of(name);
     let fixture = Fixture::open(name)?;
     for (pipeline, tensor) in [(1, 1), (2, 2)] {
-        let sets: Vec<_> =
-            [("model", model.to_owned()), ("layout", format!("{{pipeline: {pipeline}, tensor: {tensor}}}"))]
-                .map(|(path, value)| (path.to_owned(), value))
-                .into();
-        let more = more.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned()));
-        let sets: Vec<_> = sets.into_iter().chain(more).collect();
-        let assignments = assignments_of(JOB, &sets).context(name.to_owned())?;
+        let assignments = assignments((&model, &more), pipeline, tensor).context(name.to_owned())?;
         let table = parameter_table(&assignments[0].spec.model);
         let ours: Vec<_> = table.iter().map(|parameter| format!("w/{}", parameter.name)).collect();
         let theirs: Vec<_> = fixture.0.keys().filter(|key| key.starts_with("w/")).collect();
@@ -143,45 +188,26 @@ fn hold_with(name: &str, model: &str, more: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
+fn hold_all(names: &[&str]) -> Result<()> {
+    names.iter().try_for_each(|name| hold(name))
+}
+
 #[test]
 fn decoders() -> Result<()> {
-    hold("gpt2", GPT2)?;
-    let llama3 = "rope_scaling: {kind: llama3, factor: 8, low: 1, high: 4, original: 32}";
-    hold("llama3", &format!("{{{LLAMA}, {llama3}}}"))?;
-    hold("yarn", &format!("{{{LLAMA}, rope_scaling: {{kind: yarn, factor: 4, original: 32}}}}"))?;
-    hold("mistral", &format!("{{{LLAMA}, attention: {{kind: window, window: 5}}}}"))?;
-    hold("qwen2", &format!("{{{LLAMA}, biases: [qkv], tied_embeddings: true}}"))
+    hold_all(&["gpt2", "llama3", "yarn", "mistral", "qwen2"])
 }
 
 #[test]
 fn encoders() -> Result<()> {
-    hold("bert", &format!("{{{BERT}, activation: gelu, token_types: 2}}"))?;
-    let roberta = "activation: relu, head_activation: gelu, token_types: 1, position_offset: 2";
-    hold("roberta", &format!("{{{BERT}, {roberta}}}"))?;
-    let three = BERT.replace("layers: 2", "layers: 3");
-    let albert = "activation: gelu-tanh, token_types: 2, embedding_dim: 8, layer_groups: 2";
-    hold("albert", &format!("{{{three}, {albert}}}"))?;
-    hold("big_bird", &format!("{{{BERT}, activation: gelu-tanh, token_types: 2}}"))?;
-    let window = "attention: {kind: longformer, window: 2, global: 1, projections: true}";
-    hold("longformer", &format!("{{{BERT}, activation: gelu, token_types: 1, position_offset: 2, {window}}}"))
+    hold_all(&["bert", "roberta", "albert", "big_bird", "longformer"])
 }
 
 #[test]
 fn classes() -> Result<()> {
-    let classes = "activation: gelu, token_types: 2, head: pooled, classes: 3";
-    let bert = BERT.replace(", tied_embeddings: true", "");
-    // Neither is read: the fixture has the weights and the tokens.
-    let given = [("data", "{labelled: lines.tsv}"), ("train.start_from", "elsewhere")];
-    hold_with("bert_classes", &format!("{{{bert}, {classes}}}"), &given)
+    hold("bert_classes")
 }
 
 #[test]
 fn encoder_decoders() -> Result<()> {
-    let both = "architecture: encoder-decoder, layers: 2, dim: 16, heads: 4, ffn: 24, vocab: 48, tied_embeddings: true";
-    let t5 = "positions: relative, relative_buckets: 8, relative_max_distance: 16, norm_eps: 1.0e-6, \
-              activation: relu, attention_scale: 1, logit_scale: 0.25";
-    hold("t5", &format!("{{{both}, {t5}}}"))?;
-    let bart = "positions: learned, max_positions: 32, position_offset: 2, norm: layer, norm_placement: post, \
-                activation: gelu, biases: true, embedding_norm: true";
-    hold("bart", &format!("{{{both}, {bart}}}"))
+    hold_all(&["t5", "bart"])
 }
