@@ -40,10 +40,15 @@ const SHRUNK_MAX: usize = 5;
 const FIXED: [&str; 4] = ["name", "model.preset", "train.steps", "train.start_from"];
 
 /// Jobs that passed the checks and ended a worker, as [`Job::to_text`] writes them.
-const MENDED: [&str; 1] = [
+const MENDED: [&str; 3] = [
     // A data rank owned a part of a matrix.
     "model.ffn=24\ntrain.optimizer=muon\ntrain.tensor_shards=2\ntrain.micro_batches=2\nlayout.data=2\n\
      layout.zero=1\n",
+    // Three rows for four shards.
+    "model.heads=4\nmodel.token_types=3\ntrain.tensor_shards=4\nlayout.tensor=2\n",
+    // Two rows for four shards, of which two added each.
+    "model.heads=4\nmodel.positions=learned\nmodel.max_positions=2\ntrain.sequence=2\ntrain.tensor_shards=4\n\
+     layout.tensor=4\n",
 ];
 
 fn number(variable: &str, default: u64) -> Result<u64> {
@@ -125,7 +130,8 @@ fn expect_layouts(specs: &[JobSpec]) -> Result<()> {
     let sharded = |spec: &JobSpec| spec.train.shards(spec.layout.tensor) > spec.layout.tensor;
     let zero = |spec: &JobSpec| spec.layout.zero && spec.layout.data > 1;
     let muon = |spec: &JobSpec| spec.train.optimizer.kind == OptimizerKind::Muon;
-    let shares: [(&str, usize, &dyn Fn(&JobSpec) -> bool); 8] = [
+    type Is<'a> = &'a dyn Fn(&JobSpec) -> bool;
+    let shares: [(&str, usize, Is<'_>); 8] = [
         ("pipeline", 25, &|spec| spec.layout.pipeline > 1),
         ("tensor", 25, &|spec| spec.layout.tensor > 1),
         ("data", 25, &|spec| spec.layout.data > 1),

@@ -104,12 +104,14 @@ impl Parameter {
         }
     }
 
-    /// Number of different slices when `tensor` ranks hold it: `tensor`, one when replicated, and
-    /// the number of units when there are fewer of those than ranks.
+    /// Number of different slices when `tensor` ranks hold it: `tensor`, one when replicated. Where there are fewer
+    /// units than ranks, as many as there can be while each is held by equally many ranks.
     pub fn slices(&self, tensor: u32) -> u32 {
         match self.split {
             Split::Replicated => 1,
-            Split::Along { units, .. } => tensor.min(units),
+            Split::Along { units, .. } => {
+                (1..=tensor.min(units)).rev().find(|slices| tensor.is_multiple_of(*slices)).unwrap_or(1)
+            }
         }
     }
 }

@@ -39,7 +39,9 @@ pub fn trial(job: &Job, folder: &Path) -> Result<Outcome> {
     let spec = job.parsed(folder).map_err(|refused| anyhow!("{refused}"))?;
     let plan = match sketch(&spec, spec.layout.world()) {
         Ok(plan) => plan,
-        Err(refused @ PlanError::Budget { .. }) => return Ok(Outcome::Refused(refused.to_string())),
+        Err(refused @ (PlanError::Budget { .. } | PlanError::Custom(_))) => {
+            return Ok(Outcome::Refused(refused.to_string()));
+        }
         Err(broken) => bail!("the planner says: {broken}"),
     };
     let alone = sketch(&alone(&spec), 1).map_err(|error| anyhow!("in one process: {error}"))?;

@@ -102,7 +102,7 @@ fn export(folder: &Path, name: &str, seed: i64, kept: Option<&Kept>) -> Result<(
         let missing = || HfError::Tensor(format!("the model has no {name}"));
         let whole = tensors.get(&format!("w/{name}")).ok_or_else(missing)?;
         let slab = whole.narrow(i64::from(dim), offset as i64, len as i64).contiguous().flatten(0, -1);
-        Vec::try_from(&slab).map_err(|error| HfError::Tensor(error.to_string()))
+        Vec::try_from(&slab).map_err(|error: tch::TchError| HfError::Tensor(error.to_string()))
     };
     hf::export(&out, &said, u64::MAX, &mut read)?;
     let form = hf::form(model, kept, Some(&framing))?;

@@ -184,7 +184,7 @@ fn rope(keys: &Keys<'_>) -> Result<Positions, HfError> {
         if keys.value(key).is_some() {
             keys.only(key, original)?;
         }
-        Ok(original)
+        Ok::<u32, HfError>(original)
     };
     for key in ["attention_factor", "mscale", "mscale_all_dim"] {
         inner.unused(key, "its scores are scaled by the factor alone")?;

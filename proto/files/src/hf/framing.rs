@@ -360,8 +360,8 @@ mod tests {
         assert_eq!((other.end, other.stops), (1, vec![]));
 
         let bart = framing("bart", &[]).unwrap().1;
-        assert_eq!((bart.begin, bart.close, bart.end), (vec![0], vec![2], 2));
-        assert_eq!((bart.decoder_start, bart.pad), (vec![2, 0], Some(1)));
+        assert_eq!((bart.begin.clone(), bart.close.clone(), bart.end), (vec![0], vec![2], 2));
+        assert_eq!((bart.decoder_start.clone(), bart.pad), (vec![2, 0], Some(1)));
         assert_eq!(bart.sentinels, Some(Sentinels { first: 3, count: 1 }));
         // Its class has a default.
         let mut silent = folders["bart"].clone();

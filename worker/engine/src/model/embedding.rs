@@ -138,13 +138,12 @@ impl Embedding {
         if let (Some(table), Positions::Learned { offset, .. }) = (&shard.positions, model.positions) {
             let positions_bt = pass.positions(self.encoder, ids_bt.size()[1])?.f_expand_as(ids_bt)?;
             let rows_n = positions_bt.f_add_scalar(i64::from(offset))?.f_flatten(0, 1)?;
-            tables.push((table, rows_n, 1.0));
+            tables.push((table, added_once(table, rows_n)?, 1.0));
         }
         if let Some(table) = &shard.types {
-            // All tokens are of the first type. A slice that several shards hold is added by one: no row
-            // has the id -1, so the others add zeros and file a gradient of zeros.
-            let row = if table.row.use_index == 0 { 0 } else { -1 };
-            tables.push((table, ids_bt.f_flatten(0, 1)?.f_full_like(row)?, 1.0));
+            // All tokens are of the first type.
+            let rows_n = ids_bt.f_flatten(0, 1)?.f_zeros_like()?;
+            tables.push((table, added_once(table, rows_n)?, 1.0));
         }
         Ok(tables)
     }
@@ -165,6 +164,12 @@ impl Embedding {
         x = pass.dropout(&x, self.before, Site::Embedding, &self.context)?;
         self.map.as_ref().map_or(Ok(x.shallow_clone()), |map| map.whole(&x))
     }
+}
+
+/// The rows of a table that a shard adds. A slice that several shards hold is added by one: no row has the id -1, so the
+/// others add zeros and file a gradient of zeros.
+fn added_once(table: &Param, rows_n: Tensor) -> Result<Tensor, EngineError> {
+    Ok(if table.row.use_index == 0 { rows_n } else { rows_n.f_full_like(-1)? })
 }
 
 /// Refuses numbers outside of `least..count`.

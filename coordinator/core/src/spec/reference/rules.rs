@@ -25,6 +25,15 @@ pub(super) const RULES: [(&str, Sets); 91] = [
         &[("model.positions", "learned"), ("model.max_positions", "63")],
     ),
     (
+        "So is the length of what a decoder reads, which is a multiple of 16 where spans are taken out.",
+        &[
+            ("model.architecture", "encoder-decoder"),
+            ("model.positions", "learned"),
+            ("model.max_positions", "15"),
+            ("train.sequence", "15"),
+        ],
+    ),
+    (
         "`sinusoidal` positions have pairs.",
         &[("model", "{layers: 1, dim: 129, heads: 3, vocab: 300, positions: sinusoidal}")],
     ),

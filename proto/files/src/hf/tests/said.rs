@@ -81,7 +81,7 @@ fn tokens_that_came_in_leave_as_they_were() {
         put(again.path(), &files);
         let after = framing(again.path(), &written, &model, Some(&tokenizer)).unwrap();
         assert_eq!(after, before, "{of}");
-        let kept = Kept { config: written, beside: beside(again.path()).unwrap(), ..kept };
+        let kept = Kept { config: written, beside: beside(again.path()).unwrap(), ..kept.clone() };
         assert!(said(&kept) == files, "{of}: a second export differs");
     }
 }
@@ -141,7 +141,8 @@ fn what_was_trained_here_says_what_its_library_must_know() {
     let mut with_theta = yarn.clone();
     with_theta["rope_theta"] = json!(5e5);
     let (config, generation, words) = ("config.json", "generation_config.json", "tokenizer_config.json");
-    let rows: [(&str, &ModelSpec, &Framing, Vec<(&str, &str, Value)>); 6] = [
+    type Keys<'a> = Vec<(&'a str, &'a str, Value)>;
+    let rows: [(&str, &ModelSpec, &Framing, Keys<'_>); 6] = [
         (
             "llama",
             &llama,

@@ -1,7 +1,7 @@
 //! What the keys of the model must be to each other, and what the training asks of it. Each refusal says
 //! why the combination has no meaning.
 
-use coxswain_types::job::{DataSpec, TrainSpec};
+use coxswain_types::job::{DataSpec, Lengths, TrainSpec};
 use coxswain_types::model::{Architecture, Attention, Head, ModelSpec, Positions};
 
 use super::super::super::raw::RawTrain;
@@ -128,6 +128,24 @@ fn positions(model: &ModelSpec) -> Vec<Rule> {
     )]
 }
 
+/// Checks that every token of a sample has a position.
+fn check_length(model: &ModelSpec, train: &TrainSpec, faults: &mut Faults) {
+    let Positions::Learned { max, .. } = model.positions else { return };
+    let (sequence, Lengths { source, target, .. }) = (train.sequence, Lengths::of(model, train));
+    let longest = source.max(target);
+    if max == 0 || longest <= max {
+        return;
+    }
+    let why = "there is a learned vector for each position";
+    faults.add("train.sequence", match longest == sequence {
+        true => format!("found {sequence}; must be at most model.max_positions ({max}): {why}"),
+        false => format!(
+            "found {sequence}, with which what the decoder reads has {longest} tokens; these must be at most \
+             model.max_positions ({max}): {why}"
+        ),
+    });
+}
+
 /// Checks what the training asks of the model.
 pub(in super::super) fn check_training(
     model: &ModelSpec,
@@ -135,15 +153,7 @@ pub(in super::super) fn check_training(
     train: &TrainSpec,
     faults: &mut Faults,
 ) {
-    if let Positions::Learned { max, .. } = model.positions
-        && max > 0
-        && train.sequence > max
-    {
-        let found = train.sequence;
-        let why = "there is a learned vector for each position";
-        let must = format!("must be at most model.max_positions ({max}): {why}");
-        faults.add("train.sequence", format!("found {found}; {must}"));
-    }
+    check_length(model, train, faults);
     check_global(model, train, faults);
     let linear = matches!(model.attention, Attention::Linear { .. });
     if linear && train.attention_dropout > 0.0 {
