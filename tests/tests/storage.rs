@@ -15,9 +15,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use coxswain_comm::{FileStore, Links};
 use coxswain_engine::{Control, Engine, Event};
 use coxswain_files::folders::step_folder;
-use coxswain_files::{
-    Checkpoint, CheckpointError, Digests, Header, ShardTensor, latest, prepare, publish, write_shard,
-};
+use coxswain_files::{Checkpoint, Digests, Header, ShardTensor, latest, prepare, publish, write_shard};
 use coxswain_tests::chaos::{at_work, interruptions, next_step};
 use coxswain_tests::process::{lines, signal, system};
 use coxswain_tests::threads::assignments_of;
@@ -125,7 +123,7 @@ fn weigh_down(run: &Run, bytes: u64) -> Result<()> {
         |at| ShardTensor { name: format!("ballast/{at:03}"), shape: vec![len], dim: 0, offset: 0, len };
     let parts: Vec<_> = (0..bytes / PART_BYTES).map(part).collect();
     let path = folder.join("ballast.safetensors");
-    let file = write_shard(&path, &parts, |_| Ok::<_, CheckpointError>(vec![0; PART_BYTES as usize]))?;
+    let file = write_shard(&path, &parts, |_, slab| slab.write(&vec![0; PART_BYTES as usize]))?;
     let files = [manifest.files, vec![file]].concat();
     let header = Header {
         job: manifest.job,

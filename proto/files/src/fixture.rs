@@ -109,6 +109,5 @@ pub(crate) fn slab(name: &str, shape: &[u64], dim: u8, offset: u64, len: u64) ->
 /// Writes a shard file into a folder.
 pub(crate) fn write(folder: &Path, name: &str, slabs: &[(ShardTensor, Vec<u8>)]) -> SavedFile {
     let tensors: Vec<_> = slabs.iter().map(|(tensor, _)| tensor.clone()).collect();
-    let bytes_of = |index: usize| Ok::<_, CheckpointError>(slabs[index].1.clone());
-    write_shard(&folder.join(name), &tensors, bytes_of).unwrap()
+    write_shard(&folder.join(name), &tensors, |index, slab| slab.write(&slabs[index].1)).unwrap()
 }

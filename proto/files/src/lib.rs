@@ -45,6 +45,6 @@ pub use manifest::{Fingerprint, Header, Manifest, publish};
 pub use prepare::{PrepareError, prepare};
 pub use progress::{Progress, Stopped};
 pub use samples::{Samples, sample_index};
-pub use shards::{ShardTensor, write_shard};
+pub use shards::{ShardTensor, SlabWriter, write_shard};
 pub use tokenizer::{TextStream, Tokenizer, TokenizerError};
 pub use tokens::{TokenFile, TokensError, write_tokens};

@@ -81,16 +81,35 @@ struct Header<'a> {
     tensors: BTreeMap<&'a str, TensorInfo>,
 }
 
-/// Writes a shard: whole, synced and under its name, or not there. `bytes_of` gives the little-endian
-/// `f32`s of a tensor's slab, row-major, by its place in `tensors`; one tensor at a time is in memory.
+/// Takes the bytes of a slab, piece by piece.
+#[derive(Debug)]
+pub struct SlabWriter<'a> {
+    file: &'a mut AtomicFile,
+    path: &'a Path,
+    written: u64,
+}
+
+impl SlabWriter<'_> {
+    /// Adds bytes.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), CheckpointError> {
+        self.written += bytes.len() as u64;
+        self.file.write_all(bytes).map_err(CheckpointError::io(self.path))
+    }
+}
+
+/// Writes a shard: whole, synced and under its name, or not there. `write_slab` writes the little-endian
+/// `f32`s of a tensor's slab, row-major, by its place in `tensors`, in pieces as small as it likes.
 ///
 /// # Errors
 /// [`CheckpointError::Io`]; [`CheckpointError::Unwritable`] for slabs that are none, sizes that do
-/// not match and names that repeat; and what `bytes_of` fails with.
+/// not match and names that repeat; and what `write_slab` fails with.
 pub fn write_shard<E: From<CheckpointError>>(
     path: &Path,
     tensors: &[ShardTensor],
-    mut bytes_of: impl FnMut(usize) -> Result<Vec<u8>, E>,
+    mut write_slab: impl FnMut(usize, &mut SlabWriter<'_>) -> Result<(), E>,
 ) -> Result<SavedFile, E> {
     let unwritable = |what: String| CheckpointError::Unwritable { path: path.to_owned(), what };
     let io = |error| CheckpointError::io(path)(error);
@@ -107,13 +126,13 @@ pub fn write_shard<E: From<CheckpointError>>(
     let (header, sizes) = header_of(in_order).map_err(unwritable)?;
     let mut file = begin(path, &header).map_err(io)?;
     for ((name, &index), expected) in by_name.iter().zip(sizes) {
-        let bytes = bytes_of(index)?;
-        if bytes.len() as u64 != expected {
-            let found = bytes.len();
+        let mut slab = SlabWriter { file: &mut file, path, written: 0 };
+        write_slab(index, &mut slab)?;
+        let found = slab.written;
+        if found != expected {
             let what = format!("tensor `{name}` came with {found} bytes where {expected} are expected");
             return Err(unwritable(what).into());
         }
-        file.write_all(&bytes).map_err(io)?;
     }
     let written = file.commit().map_err(io)?;
     Ok(SavedFile { name: name.to_owned(), bytes: written.bytes, digest: written.digest })
@@ -258,7 +277,7 @@ mod tests {
     /// Slabs whose bytes are at hand.
     fn write(path: &Path, entries: &[(ShardTensor, &[u8])]) -> Result<SavedFile, CheckpointError> {
         let tensors: Vec<_> = entries.iter().map(|(tensor, _)| tensor.clone()).collect();
-        write_shard(path, &tensors, |index| Ok(entries[index].1.to_vec()))
+        write_shard(path, &tensors, |index, slab| slab.write(entries[index].1))
     }
 
     fn tensor(name: &str, shape: &[u64], dim: u8, offset: u64, len: u64) -> ShardTensor {

@@ -8,7 +8,9 @@ use std::path::Path;
 
 use coxswain_comm::{Axis, Links};
 use coxswain_files::folders::{model_file, optimizer_file, step_folder};
-use coxswain_files::{Checkpoint, CheckpointError, Fingerprint, Header, ShardTensor, write_shard};
+use coxswain_files::{
+    Checkpoint, CheckpointError, Fingerprint, Header, ShardTensor, SlabWriter, write_shard,
+};
 use coxswain_types::Step;
 use coxswain_types::assignment::{Assignment, Resume, Weights};
 use coxswain_types::job::Reduction;
@@ -72,9 +74,11 @@ pub fn save(
     if !weights.is_empty() {
         let shards: Vec<_> = weights.iter().map(|(_, rows)| shard(rows, "")).collect();
         let path = folder.join(model_file(assignment.generation, assignment.rank));
-        files.push(write_shard(&path, &shards, |index| -> Result<_, EngineError> {
+        files.push(write_shard(&path, &shards, |index, slab| -> Result<_, EngineError> {
             links.expect_wanted()?;
-            bytes(&joined(&weights[index].1, |param, ()| Ok(param.weight.shallow_clone()))?)
+            let values: Vec<_> =
+                weights[index].1.iter().map(|(param, ())| param.weight.shallow_clone()).collect();
+            write(&values, dim_of(&weights[index].1), slab)
         })?);
     }
     let moments = moments(parameters, optimizer);
@@ -111,12 +115,13 @@ fn save_moments(
     // Others give every row, also those that this rank does not write, and in this order: that of the
     // names, in which a file is written.
     let mut left = moments.iter();
-    let mut next = || -> Result<Option<Tensor>, EngineError> {
+    let mut next = || -> Result<Option<(Vec<Tensor>, i64)>, EngineError> {
         for (_, rows) in left.by_ref() {
             links.expect_wanted()?;
-            let whole = joined(rows, |param, row| row.collect(param, group, links))?;
+            let values = rows.iter().map(|(param, row)| row.collect(param, group, links));
+            let values = values.collect::<Result<Vec<_>, _>>()?;
             if saves(rows) {
-                return Ok(Some(whole));
+                return Ok(Some((values, dim_of(rows))));
             }
         }
         Ok(None)
@@ -124,10 +129,10 @@ fn save_moments(
     let mut file = None;
     if !shards.is_empty() {
         let path = folder.join(optimizer_file(assignment.generation, assignment.rank));
-        file = Some(write_shard(&path, &shards, |_| -> Result<_, EngineError> {
+        file = Some(write_shard(&path, &shards, |_, slab| -> Result<_, EngineError> {
             match next()? {
-                Some(value) => bytes(&value),
-                None => bytes(&Tensor::from_slice(&trainer.encode())),
+                Some((values, dim)) => write(&values, dim, slab),
+                None => write(&[Tensor::from_slice(&trainer.encode())], 0, slab),
             }
         })?);
     }
@@ -151,14 +156,40 @@ fn by_name<'a, T>(rows: impl Iterator<Item = (&'a Param, T)>) -> Vec<Named<'a, T
     named.collect()
 }
 
-/// The rows of one tensor as one slice.
-fn joined<T>(
-    rows: &[(&Param, T)],
-    value: impl Fn(&Param, &T) -> Result<Tensor, EngineError>,
-) -> Result<Tensor, EngineError> {
-    let values: Vec<_> = rows.iter().map(|(param, of)| value(param, of)).collect::<Result<_, _>>()?;
-    let dim = rows.first().map_or(0, |(param, _)| i64::from(param.row.dim));
-    Ok(Tensor::f_cat(&values, dim)?)
+/// The dimension along which the rows of a tensor follow each other.
+fn dim_of<T>(rows: &[(&Param, T)]) -> i64 {
+    rows.first().map_or(0, |(param, _)| i64::from(param.row.dim))
+}
+
+/// Elements that are copied out of tensors at a time.
+const PIECE: i64 = 1 << 18;
+
+/// Writes slices that follow each other along `dim` as one, without a copy of all of it.
+fn write(values: &[Tensor], dim: i64, slab: &mut SlabWriter<'_>) -> Result<(), EngineError> {
+    let mut piece = |flat: &Tensor| -> Result<(), EngineError> {
+        let values = Vec::<f32>::try_from(flat)?;
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Ok(slab.write(&bytes)?)
+    };
+    let pieces =
+        |all: i64, each: i64| (0..all).step_by(each.max(1) as usize).map(move |at| (at, each.min(all - at)));
+    if values.len() == 1 || dim == 0 {
+        for value in values {
+            let flat = value.f_contiguous()?.f_flatten(0, -1)?;
+            for (at, len) in pieces(flat.numel() as i64, PIECE) {
+                piece(&flat.f_narrow(0, at, len)?)?;
+            }
+        }
+        return Ok(());
+    }
+    // A row of the whole is one of each slice, one after the other.
+    let rows = values.first().map_or(0, |value| value.size()[0]);
+    let across: i64 = values.iter().map(|value| value.numel() as i64).sum::<i64>() / rows.max(1);
+    for (at, len) in pieces(rows, PIECE / across.max(1)) {
+        let parts = values.iter().map(|value| value.f_narrow(0, at, len)).collect::<Result<Vec<_>, _>>()?;
+        piece(&Tensor::f_cat(&parts, dim)?.f_flatten(0, -1)?)?;
+    }
+    Ok(())
 }
 
 /// A moment of a row.
@@ -197,6 +228,13 @@ impl Row<'_> {
     /// The whole row, from all ranks of the group.
     fn collect(&self, param: &Param, group: &[u32], links: &Links) -> Result<Tensor, EngineError> {
         let range = param.range();
+        let shaped = |flat: &Tensor| -> Result<Tensor, EngineError> {
+            let row = flat.f_narrow(0, 0, param.row.elements() as i64)?;
+            Ok(row.f_view(param.row.local_shape().as_slice())?)
+        };
+        if group.len() < 2 {
+            return shaped(&self.moments.segment(self.moment, &range)?.1);
+        }
         let flat = Tensor::f_zeros([range.end - range.start], (Kind::Float, Device::Cpu))?;
         let (start, own) = self.moments.segment(self.moment, &range)?;
         flat.f_narrow(0, (start - range.start).max(0), own.numel() as i64)?.f_copy_(&own)?;
@@ -208,8 +246,7 @@ impl Row<'_> {
                 received.doing(|| "collecting optimizer state from data ranks".to_owned())?;
             }
         }
-        let rows = flat.f_narrow(0, 0, param.row.elements() as i64)?;
-        Ok(rows.f_view(param.row.local_shape().as_slice())?)
+        shaped(&flat)
     }
 }
 
@@ -327,15 +364,6 @@ fn shard<T>(rows: &[(&Param, T)], prefix: &str) -> ShardTensor {
         offset: first.map_or(0, |row| row.offset),
         len: rows.iter().map(|(param, _)| param.row.len).sum(),
     }
-}
-
-fn bytes(x: &Tensor) -> Result<Vec<u8>, EngineError> {
-    let values = Vec::<f32>::try_from(&x.f_contiguous()?.f_flatten(0, -1)?)?;
-    let mut bytes = vec![0; values.len() * 4];
-    for (bytes, value) in bytes.chunks_exact_mut(4).zip(values) {
-        bytes.copy_from_slice(&value.to_le_bytes());
-    }
-    Ok(bytes)
 }
 
 fn read(checkpoint: &Checkpoint, row: &ParameterRow, prefix: &str, into: &Tensor) -> Result<(), EngineError> {
