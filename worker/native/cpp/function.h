@@ -4,6 +4,7 @@
 //
 // Shapes: b batch, t tokens, d model dim, n = b*t rows, h heads, k head dim, o output features, v
 // vocabulary, s logical tensor shards.
+#include "kernels.h"
 #include "shim.h"
 
 #include <ATen/ATen.h>
@@ -64,8 +65,22 @@ inline Tensor& buffer(Slot& slot) {
   return slot.grad;
 }
 
-inline void accumulate(Slot& slot, const Tensor& part) {
-  if (slot.fresh) buffer(slot).copy_(part); else buffer(slot).add_(part);
+// Adds a part in any precision, without a copy of it in fp32.
+inline void accumulate(Slot& slot, const Tensor& part_in) {
+  const Tensor& sum = buffer(slot);
+  TORCH_CHECK(sum.sizes() == part_in.sizes(), "a slot of ", sum.sizes(), " got a gradient ", part_in.sizes());
+  if (slot.fresh || !sum.is_contiguous()) {
+    if (slot.fresh) sum.copy_(part_in); else sum.add_(part_in);
+  } else {
+    const Tensor part = part_in.contiguous();
+    float* to = sum.data_ptr<float>();
+    by_kind(part, "a slot", [&](auto kind) {
+      using T = decltype(kind);
+      at::parallel_for(0, part.numel(), kElementGrain, [&](int64_t first, int64_t last) {
+        kernels::add(data<T>(part) + first, last - first, to + first);
+      });
+    });
+  }
   slot.fresh = false;
 }
 

@@ -91,15 +91,16 @@ impl Shared {
                     }
                 });
             }
+            // In the first use's buffer: nobody asks for a use by itself any more.
             let mut sum: Option<Tensor> = None;
             for (receive, part) in parts {
                 receive.map_or(Ok(()), |receive| receive.wait().doing(doing))?;
-                sum = Some(match sum {
-                    None => part,
-                    Some(sum) => sum.f_add(&part)?,
-                });
+                match &mut sum {
+                    None => sum = Some(part),
+                    Some(sum) => drop(sum.f_add_(&part)?),
+                }
             }
-            if let Some(sum) = sum {
+            if let Some(sum) = sum.filter(|sum| sum.data_ptr() != home.data_ptr()) {
                 home.shallow_clone().f_copy_(&sum)?;
             }
             let sends: Vec<_> =

@@ -34,18 +34,19 @@ pub(super) fn step(
         for param in slices {
             // Flat and up to the aligned end, so that no loop has a tail of its own.
             let range = param.range();
-            let grad = grads.f_narrow(0, range.start, range.end - range.start)?.f_div_scalar(step.divisor)?;
+            let mut ahead =
+                grads.f_narrow(0, range.start, range.end - range.start)?.f_div_scalar(step.divisor)?;
             let (_, mut momentum) = moments.segment(&moments.first, &range)?;
             drop(momentum.f_mul_scalar_(numbers.momentum)?);
-            drop(momentum.f_add_(&grad)?);
-            let ahead = grad.f_add(&momentum.f_mul_scalar(numbers.momentum)?)?;
+            drop(momentum.f_add_(&ahead)?);
+            drop(ahead.f_add_(&momentum.f_mul_scalar(numbers.momentum)?)?);
             let rows = ahead.f_narrow(0, 0, param.row.elements() as i64)?;
             updates.push(rows.f_view(param.row.local_shape().as_slice())?);
         }
-        let whole = orthogonal(&whole(slices, &updates, tensor)?)?;
+        let mut whole = orthogonal(whole(slices, updates, tensor)?)?;
         let (rows, columns) = whole.size2()?;
         let scale = step.learning_rate * ADAMW_RMS * (rows.max(columns) as f64).sqrt();
-        let whole = whole.f_mul_scalar(scale)?;
+        drop(whole.f_mul_scalar_(scale)?);
         for param in slices {
             let row = &param.row;
             let update = whole.f_narrow(i64::from(row.dim), row.offset as i64, row.len as i64)?;
@@ -60,12 +61,14 @@ pub(super) fn step(
 }
 
 /// The matrix whose slices this rank and the other tensor ranks hold.
-fn whole(slices: &[&Param], updates: &[Tensor], tensor: &Group) -> Result<Tensor, EngineError> {
+fn whole(slices: &[&Param], mut updates: Vec<Tensor>, tensor: &Group) -> Result<Tensor, EngineError> {
     let Some(first) = slices.first() else {
         return Err(EngineError::Other("a matrix has no slices".to_owned()));
     };
     let dim = i64::from(first.row.dim);
-    let (own, wanted) = (Tensor::f_cat(updates, dim)?, first.row.shape[first.row.dim as usize] as i64);
+    let own = if updates.len() == 1 { updates.remove(0) } else { Tensor::f_cat(&updates, dim)? };
+    let wanted = first.row.shape[first.row.dim as usize] as i64;
+    drop(updates);
     if own.size()[dim as usize] == wanted {
         return Ok(own);
     }
@@ -79,19 +82,24 @@ fn whole(slices: &[&Param], updates: &[Tensor], tensor: &Group) -> Result<Tensor
     Ok(Tensor::f_cat(&ranks.into_iter().step_by(copies as usize).collect::<Vec<_>>(), dim)?)
 }
 
-/// The nearest matrix with orthogonal rows or columns, roughly.
-fn orthogonal(x: &Tensor) -> Result<Tensor, EngineError> {
+/// The nearest matrix with orthogonal rows or columns, roughly. Beside it there is one more of its size at a
+/// time, and squares of its shorter side.
+fn orthogonal(x: Tensor) -> Result<Tensor, EngineError> {
     let (rows, columns) = x.size2()?;
     let tall = rows > columns;
-    let x = if tall { x.f_transpose(0, 1)?.f_contiguous()? } else { x.f_contiguous()? };
+    let mut x = if tall { x.f_transpose(0, 1)?.f_contiguous()? } else { x.f_contiguous()? };
     let norm = ops::sum_squares(&x.f_flatten(0, 1)?)?.sqrt();
-    let mut x = x.f_div_scalar(norm + 1e-7)?;
+    drop(x.f_div_scalar_(norm + 1e-7)?);
     let (a, b, c) = QUINTIC;
     for _ in 0..ITERATIONS {
-        let gram = x.f_mm(&x.f_transpose(0, 1)?)?;
-        let square = gram.f_mm(&gram)?;
-        let poly = gram.f_mul_scalar(b)?.f_add(&square.f_mul_scalar(c)?)?;
-        x = x.f_mul_scalar(a)?.f_add(&poly.f_mm(&x)?)?;
+        let mut poly = x.f_mm(&x.f_transpose(0, 1)?)?;
+        let mut square = poly.f_mm(&poly)?;
+        drop(square.f_mul_scalar_(c)?);
+        drop(poly.f_mul_scalar_(b)?);
+        drop(poly.f_add_(&square)?);
+        let product = poly.f_mm(&x)?;
+        drop(x.f_mul_scalar_(a)?);
+        drop(x.f_add_(&product)?);
     }
     Ok(if tall { x.f_transpose(0, 1)?.f_contiguous()? } else { x })
 }
@@ -109,7 +117,7 @@ mod tests {
                 .map(|i| (coxswain_files::hash::draw(7, i as u64) as f64 / u64::MAX as f64 - 0.5) as f32)
                 .collect();
             let x = Tensor::from_slice(&values).view([rows, columns]).to_kind(Kind::Float);
-            let (_, singular, _) = orthogonal(&x).unwrap().to_device(Device::Cpu).svd(true, true);
+            let (_, singular, _) = orthogonal(x).unwrap().to_device(Device::Cpu).svd(true, true);
             let (least, most) = (singular.min().double_value(&[]), singular.max().double_value(&[]));
             assert!(least > 0.3 && most < 1.4, "{rows} x {columns}: {least} to {most}");
         }
