@@ -11,7 +11,6 @@ use coxswain_types::job::{
 };
 use coxswain_types::status::SavedFile;
 
-use crate::error::CheckpointError;
 use crate::manifest::{Fingerprint, Header};
 use crate::region::{Cut, runs};
 use crate::shards::{ShardTensor, write_shard};
