@@ -250,7 +250,9 @@ fn shards(folder: &Path, source: &Source) -> Result<Vec<SavedFile>> {
         };
         let tensors: Vec<_> = group.iter().map(whole).collect();
         let path = folder.join(model_file(Generation(0), Rank(at as u32)));
-        write_shard(&path, &tensors, |index, slab| slab.write(&source.bytes(group[index])?))
+        write_shard(&path, &tensors, |index, slab| -> Result<()> {
+            Ok(slab.write(&source.bytes(group[index])?)?)
+        })
     };
     groups.iter().enumerate().map(write).collect()
 }
