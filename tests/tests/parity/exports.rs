@@ -152,9 +152,15 @@ fn texts(out: &Path, tokenizer: &Tokenizer, framing: &Framing) -> Result<Value> 
     let mut all = Vec::new();
     for text in TEXTS {
         let ids = tokenizer.encode(text)?;
-        let cut = framing.whole(&ids, most);
-        ensure!(text != TEXTS[4] || most.is_none_or(|most| cut.len() == most as usize), "it is not cut");
-        all.push(json!([text, framing.whole(&ids, None), cut]));
+        let (whole, cut) = (framing.whole(&ids, None), framing.whole(&ids, most));
+        let fits = most.map_or(whole.len(), |most| whole.len().min(most as usize));
+        ensure!(
+            cut.len() == fits,
+            "`{text}` is cut to {} tokens, at most {most:?} of {}",
+            cut.len(),
+            whole.len()
+        );
+        all.push(json!([text, whole, cut]));
     }
     Ok(all.into())
 }
