@@ -224,6 +224,21 @@ impl Run {
         largest.with_context(|| format!("no worker logged {key}"))
     }
 
+    /// The last number that the worker of each rank logged as `key=value`.
+    pub fn logged_by_rank(&self, key: &str) -> Result<Vec<u64>> {
+        let mut numbers = BTreeMap::new();
+        for entry in std::fs::read_dir(self.out.join("logs")).context("reading the workers' logs")? {
+            let text = std::fs::read_to_string(entry?.path())?;
+            let last = |key: &str| {
+                let values =
+                    text.split_whitespace().filter_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+                values.filter_map(|value| value.parse::<u64>().ok()).next_back()
+            };
+            numbers.extend(last("rank").zip(last(key)));
+        }
+        Ok(numbers.into_values().collect())
+    }
+
     /// Starts in the folder of another run, from its checkpoint of `step`.
     pub fn from_checkpoint(self, other: &Run, step: u64) -> Result<Run> {
         let folder = coxswain_files::folders::step_path(step);

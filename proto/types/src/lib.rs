@@ -7,6 +7,7 @@
 //! - [`framing`]: the tokens around a text.
 //! - [`mask`]: which keys a query sees, exactly and in tiles.
 //! - [`params`]: the parameter table, one pure function of the model.
+//! - [`buckets`]: where a rank's parameters lie.
 //! - [`tree`]: the canonical order in which gradients are added, whatever the layout.
 //! - [`schedule`]: the actions of a step and their text form.
 //! - [`assignment`]: all that one worker needs to know; it leaves no choices.
@@ -16,6 +17,7 @@
 //! The text form of a job (YAML) belongs to `coxswain-core`, the wire form to `coxswain-proto`.
 
 pub mod assignment;
+pub mod buckets;
 pub mod framing;
 pub mod ids;
 pub mod job;

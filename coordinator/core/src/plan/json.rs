@@ -1,5 +1,7 @@
 //! A plan as a program reads it: the facts of the printed form, with the lists of actions.
 
+use std::ops::RangeInclusive;
+
 use coxswain_types::assignment::Stage;
 use coxswain_types::job::{Layout, Precision};
 use coxswain_types::schedule::Action;
@@ -8,7 +10,7 @@ use serde::Serialize;
 
 use super::grid::micro_batches;
 use super::print::{held_parameters, holds, schedule_name};
-use super::{Memory, Plan};
+use super::{Memory, Plan, RUNTIME};
 
 #[derive(Serialize)]
 struct PlanJson<'a> {
@@ -40,8 +42,14 @@ struct RankJson<'a> {
     stages: &'a [Stage],
     /// Parameters of this rank, each counted once.
     parameters: u64,
+    /// Tensors at the rank's peak, part by part.
     memory: Memory,
-    peak_bytes: u64,
+    /// The sum of them.
+    tensor_bytes: u64,
+    /// What the worker's process holds beside tensors, from the least to the most.
+    runtime_bytes: [u64; 2],
+    /// Both: the process's resident memory.
+    resident_bytes: [u64; 2],
     micro_batches: [u32; 2],
     train: &'a [Action],
 }
@@ -81,8 +89,14 @@ fn rank<'a>((a, memory): (&'a Assignment, &Memory)) -> RankJson<'a> {
         stages: &a.stages,
         parameters: held_parameters(a),
         memory: *memory,
-        peak_bytes: memory.peak_bytes(),
+        tensor_bytes: memory.tensor_bytes(),
+        runtime_bytes: ends(&RUNTIME),
+        resident_bytes: ends(&memory.resident_bytes()),
         micro_batches: [range.start, range.end],
         train: &a.train,
     }
+}
+
+fn ends(range: &RangeInclusive<u64>) -> [u64; 2] {
+    [*range.start(), *range.end()]
 }

@@ -1,99 +1,94 @@
-//! What a rank holds at its peak. An estimate of tensors only: not the program, not libtorch's scratch,
-//! not the buffers of messages between data ranks.
+//! What a rank holds at its peak: tensors. The process itself is not among them; [`RUNTIME`] says what it adds.
 //!
-//! Weights, sums of gradients and moments are fp32. What forward passes keep is counted by walking the
-//! rank's own list of actions, so it follows any schedule; `activations` says how much a layer keeps.
+//! Weights, sums of gradients and moments are fp32, and lie in the buckets that the engine allocates. What a step
+//! holds beside them is counted by walking the rank's own list of actions, so it follows any schedule; `activations`
+//! says how much the parts of a stage keep and take, `reduction` what is held once they are gone.
 
-use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 use coxswain_types::Assignment;
-use coxswain_types::job::{OptimizerKind, Precision};
-use coxswain_types::params::ParameterRow;
+use coxswain_types::buckets::Layout;
+use coxswain_types::job::Precision;
 use coxswain_types::tree::Node;
 use serde::Serialize;
 
-use super::activations::{logits_bytes, peak_activations};
+use super::activations;
+use super::reduction::{Arriving, after};
 
 /// Bytes of an fp32 number.
 pub(super) const FP32: u64 = 4;
 
-/// Elements of the blocks on whose borders the optimizer's state is cut: the blocks of squared norms.
-const BLOCK: u64 = 65_536;
+/// What a worker's process holds beside tensors, in resident memory: the program, libtorch, the scratch of its kernels,
+/// and freed memory that the C library keeps. Not counted but measured, with one thread a worker on x86-64 Linux (CPU
+/// build of libtorch); `tests/tests/estimates.rs` holds workers to it.
+pub const RUNTIME: RangeInclusive<u64> = 150 << 20..=390 << 20;
 
 /// Bytes that a rank holds at its peak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Memory {
     /// The weights, and under a low precision their copy in it.
-    pub parameters_bytes: u64,
+    pub weights_bytes: u64,
     /// Gradient sums of tree nodes that live at once.
     pub gradients_bytes: u64,
     /// The optimizer's moments, or this rank's share of them.
     pub optimizer_bytes: u64,
-    /// What forward passes keep for backward passes, over all micro-batches in flight, and the
-    /// receives that are posted ahead.
+    /// The most that a step holds beside these: what forward passes keep for backward passes, over all
+    /// micro-batches in flight, with the logits; or what sums and updates take when activations are gone.
     pub activations_bytes: u64,
-    /// The head's logits and their gradient.
-    pub logits_bytes: u64,
     /// What is kept for a neighbour: its weights, its moments, and room for its gradients.
     pub copies_bytes: u64,
 }
 
 impl Memory {
-    /// All of it.
-    pub fn peak_bytes(&self) -> u64 {
-        self.parameters_bytes
+    /// The tensors and the process around them: resident memory, from the least to the most.
+    pub fn resident_bytes(&self) -> RangeInclusive<u64> {
+        self.tensor_bytes() + RUNTIME.start()..=self.tensor_bytes() + RUNTIME.end()
+    }
+
+    /// All tensors.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.weights_bytes
             + self.gradients_bytes
             + self.optimizer_bytes
             + self.activations_bytes
-            + self.logits_bytes
             + self.copies_bytes
     }
 }
 
-/// Estimates a rank's peak.
-pub(super) fn memory(assignment: &Assignment) -> Memory {
-    let held = slices(&assignment.parameters);
-    let kept = assignment.buddy.as_ref().map_or(Vec::new(), |buddy| slices(&buddy.parameters));
+/// Counts a rank's peak.
+pub(super) fn memory(a: &Assignment) -> Memory {
+    let kind = a.spec.train.optimizer.kind;
+    let held = Layout::of(&a.parameters, kind);
+    let kept = a.buddy.as_ref().map_or(Vec::new(), |buddy| Layout::of(&buddy.parameters, kind));
+    let weights = |layouts: &[Layout]| layouts.iter().map(Layout::weight_elements).sum::<i64>() as u64;
+    let low = match a.spec.train.precision {
+        Precision::Fp32 => 0,
+        low => low.bytes(),
+    };
     // Each use of a weight has a sum of its own.
-    let sums: u64 = assignment.parameters.iter().map(ParameterRow::elements).sum();
-    let nodes = assignment.data_nodes.get(assignment.data_index as usize).map(Vec::as_slice);
+    let sums = held.iter().map(Layout::elements).sum::<i64>() as u64;
+    let nodes = a.data_nodes.get(a.data_index as usize).map(Vec::as_slice);
+    let part = if a.optimizer_group.len() > 1 { a.data_index } else { 0 };
+    let copied = a.buddy.as_ref().map_or(0, |buddy| moments(a, &kept, buddy.slice));
+    let step = activations::peak(a, &Arriving::new(a, &held));
     Memory {
-        parameters_bytes: held.iter().map(|row| weight_bytes(assignment, row)).sum(),
+        weights_bytes: (FP32 + low) * weights(&held),
         gradients_bytes: live_buffers(nodes.unwrap_or_default()) * FP32 * sums,
-        optimizer_bytes: held.iter().map(|row| optimizer_bytes(assignment, row)).sum(),
-        activations_bytes: peak_activations(assignment),
-        logits_bytes: logits_bytes(assignment),
-        copies_bytes: kept
-            .iter()
-            .map(|row| 2 * FP32 * row.elements() + optimizer_bytes(assignment, row))
-            .sum(),
+        optimizer_bytes: moments(a, &held, part),
+        activations_bytes: step.max(after(a, &held)),
+        copies_bytes: 2 * FP32 * weights(&kept) + copied,
     }
 }
 
-/// One row for each slice, however many uses it has.
-fn slices(rows: &[ParameterRow]) -> Vec<&ParameterRow> {
-    let mut seen = BTreeSet::new();
-    rows.iter().filter(|row| seen.insert((&row.name, row.offset))).collect()
-}
-
-/// A weight in fp32, and a matrix once more in the precision that it is multiplied in.
-fn weight_bytes(assignment: &Assignment, row: &ParameterRow) -> u64 {
-    let copy = match assignment.spec.train.precision {
-        Precision::Fp32 => 0,
-        low if row.shape.len() == 2 => low.bytes(),
-        _ => 0,
+/// AdamW keeps two moments of a weight, Muon one of a layer's matrix. Where data ranks share the state, each has
+/// its slice of each bucket.
+fn moments(a: &Assignment, layouts: &[Layout], part: u32) -> u64 {
+    let parts = a.optimizer_group.len().max(1);
+    let of = |layout: &Layout| {
+        let own = layout.part((part as usize, parts));
+        (own.end - own.start) as u64 * FP32 * if layout.class.muon { 1 } else { 2 }
     };
-    row.elements() * (FP32 + copy)
-}
-
-/// AdamW keeps two moments of a weight, Muon one of a layer's matrix. Where data ranks share the
-/// state, each has whole blocks of it.
-fn optimizer_bytes(assignment: &Assignment, row: &ParameterRow) -> u64 {
-    let muon = assignment.spec.train.optimizer.kind == OptimizerKind::Muon;
-    let moments = if muon && row.is_layer_matrix() { 1 } else { 2 };
-    let ranks = assignment.optimizer_group.len().max(1) as u64;
-    let share = row.elements().div_ceil(BLOCK).div_ceil(ranks) * BLOCK;
-    moments * FP32 * share.min(row.elements())
+    layouts.iter().map(of).sum()
 }
 
 /// Gradient buffers that live at once while a data rank reduces its nodes from left to right. Where

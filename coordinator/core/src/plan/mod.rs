@@ -8,16 +8,17 @@
 //! - `assign`: all of it, put into assignments.
 //! - `recompute`: which layers are computed again in the backward pass.
 //! - `check`: an independent reader that refuses a plan which would hang or leave work out.
-//! - `memory`, `activations`: what a rank needs.
+//! - `memory`, `activations`, `reduction`: what a rank needs.
 //! - `timeline`: who waits for whom.
 //! - `fitting`: the largest part of a layout that fewer workers can take.
-//! - `print`, `grid`, `svg`, `json`: a plan as people and programs read it.
+//! - `print`, `breakdown`, `grid`, `svg`, `json`: a plan as people and programs read it.
 //!
 //! How long a step takes is not estimated yet.
 
 mod activations;
 mod assign;
 mod balance;
+mod breakdown;
 pub mod check;
 mod divide;
 mod encode;
@@ -30,6 +31,7 @@ mod partition;
 mod placement;
 mod print;
 mod recompute;
+mod reduction;
 mod schedule;
 mod svg;
 mod timeline;
@@ -44,7 +46,7 @@ use coxswain_types::{Assignment, Generation, JobSpec, WorkerId};
 pub use balance::{KEEPS_UP, relief, shares};
 pub use encode::encode;
 pub use fitting::{Fit, fitting};
-pub use memory::Memory;
+pub use memory::{Memory, RUNTIME};
 pub use placement::threads_for;
 pub(crate) use print::counted;
 pub use svg::svg;

@@ -23,6 +23,7 @@ impl fmt::Display for Plan {
         head_line(f, first)?;
         let rows = self.assignments.iter().zip(&self.memory).map(|(a, memory)| rank_row(a, memory));
         table(f, &rows.collect::<Vec<_>>())?;
+        super::breakdown::print(f, &self.memory)?;
         if !self.spares.is_empty() {
             let names: Vec<_> = self.spares.iter().map(|WorkerId(name)| name.as_str()).collect();
             writeln!(f, "spare: {} (every rank is taken)", names.join(", "))?;
@@ -92,7 +93,7 @@ fn head_line(f: &mut fmt::Formatter<'_>, a: &Assignment) -> fmt::Result {
 }
 
 const COLUMNS: [&str; 9] =
-    ["rank", "data", "pipeline", "tensor", "worker", "holds", "recomputes", "params", "peak memory"];
+    ["rank", "data", "pipeline", "tensor", "worker", "holds", "recomputes", "params", "peak tensors"];
 /// The columns of words start at the left, those of numbers end at the right.
 const WORDS: [bool; 9] = [false, false, false, false, true, true, true, false, false];
 
@@ -110,7 +111,7 @@ fn rank_row(a: &Assignment, memory: &Memory) -> [String; 9] {
         holds(a),
         recomputes(a),
         millions(held_parameters(a)),
-        mebibytes(memory.peak_bytes()),
+        mebibytes(memory.tensor_bytes()),
     ]
 }
 

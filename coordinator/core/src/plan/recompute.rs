@@ -42,7 +42,7 @@ fn fit(assignments: &mut [Assignment], rank: usize, bytes: u64) -> Result<(), Pl
         for &member in &group {
             let Some(assignment) = assignments.get_mut(member) else { continue };
             set(assignment, Recompute::Layer, count);
-            let needed = memory(assignment).peak_bytes();
+            let needed = memory(assignment).tensor_bytes();
             if worst.as_ref().is_none_or(|(most, _)| needed > *most) {
                 worst = Some((needed, assignment.worker.clone()));
             }

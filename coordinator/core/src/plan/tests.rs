@@ -196,7 +196,7 @@ fn json_has_the_facts_of_the_print() {
                 "gradients_bytes": 1019392,
                 "logits_bytes": 0,
                 "optimizer_bytes": 1019392,
-                "parameters_bytes": 509696
+                "weights_bytes": 509696
               },
               "micro_batches": [
                 0,
@@ -245,7 +245,7 @@ fn json_has_the_facts_of_the_print() {
                 "gradients_bytes": 1019904,
                 "logits_bytes": 263680,
                 "optimizer_bytes": 1019904,
-                "parameters_bytes": 509952
+                "weights_bytes": 509952
               },
               "micro_batches": [
                 0,

@@ -1,8 +1,8 @@
 //! The rank's parameters, made from the rows of its assignment and from nothing else.
 //!
 //! The weights of a place lie in flat buffers, *buckets*, each row starting at a multiple of
-//! [`ROW_ALIGN`] elements; gradients and optimizer state have the same shape. What is reduced,
-//! normed, updated or saved is a view. A place has one bucket for each [`Class`] of its rows.
+//! [`buckets::ROW_ALIGN`] elements; gradients and optimizer state have the same shape. What is reduced,
+//! normed, updated or saved is a view. A place has one bucket for each [`buckets::Class`] of its rows.
 //!
 //! A row is one *use* of a slice. The first use on a rank is its *home*, which has the weights; the
 //! others have gradients only.
@@ -13,25 +13,12 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use coxswain_native::ops::Slot;
+use coxswain_types::buckets::{self, Layout};
 use coxswain_types::job::{OptimizerKind, Precision};
 use coxswain_types::params::{ParameterRow, Place};
-use coxswain_types::tree::NORM_BLOCK;
 use tch::{Device, Kind, Tensor};
 
 use crate::EngineError;
-
-/// Elements. Rows start at multiples of this, and are updated up to one: the optimizer's vector loop
-/// gives other bits at odd ends, and matrix products want aligned rows.
-pub(crate) const ROW_ALIGN: i64 = 64;
-
-/// What the rows of a bucket have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Class {
-    /// Whether the slices have several uses, whose gradients are added after those of micro-batches.
-    pub shared: bool,
-    /// Whether Muon updates them.
-    pub muon: bool,
-}
 
 /// One use of a parameter, or of this rank's slice of it.
 #[derive(Debug)]
@@ -58,120 +45,13 @@ impl Param {
 
     /// Where the row lies in its bucket, up to the next aligned element.
     pub fn range(&self) -> Range<i64> {
-        self.offset..self.offset + aligned(&self.row)
+        self.offset..self.offset + buckets::aligned(&self.row)
     }
 
     /// What the slice is known by on all ranks.
     pub fn slice(&self) -> (&str, u64) {
         (&self.row.name, self.row.offset)
     }
-}
-
-fn aligned(row: &ParameterRow) -> i64 {
-    (row.elements() as i64 + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN
-}
-
-/// Where the uses of one class of one place lie, flat: what a bucket is apart from its values.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Layout {
-    /// The place.
-    pub place: Place,
-    /// What the rows have in common.
-    pub class: Class,
-    /// The uses and where they start: first those whose weights lie here, each in table order.
-    rows: Vec<(ParameterRow, i64)>,
-    homes: usize,
-}
-
-impl Layout {
-    /// The layouts of all rows, places in the order of the rows.
-    pub fn of(rows: &[ParameterRow], optimizer: OptimizerKind) -> Vec<Layout> {
-        let class = |row: &ParameterRow| Class {
-            shared: row.uses.len() > 1,
-            muon: optimizer == OptimizerKind::Muon && row.is_layer_matrix(),
-        };
-        // The slices that have a home.
-        let mut housed = BTreeSet::new();
-        let mut layouts = Vec::new();
-        for rows in rows.chunk_by(|a, b| a.place == b.place) {
-            let classes: BTreeSet<_> = rows.iter().map(class).collect();
-            for of in classes {
-                let members = rows.iter().filter(|row| class(row) == of);
-                let (at_home, guests): (Vec<_>, Vec<_>) =
-                    members.partition(|row| housed.insert((row.name.clone(), row.offset)));
-                let homes = at_home.len();
-                let mut end = 0;
-                let place = |row: &ParameterRow| {
-                    let start = end;
-                    end += aligned(row);
-                    (row.clone(), start)
-                };
-                let placed = at_home.into_iter().chain(guests).map(place).collect();
-                layouts.push(Layout { place: rows[0].place, class: of, rows: placed, homes });
-            }
-        }
-        layouts
-    }
-
-    /// The uses whose weights lie here, and where each does, up to the next aligned element.
-    pub fn homes(&self) -> impl Iterator<Item = (&ParameterRow, Range<i64>)> {
-        self.rows[..self.homes].iter().map(|(row, start)| (row, *start..start + aligned(row)))
-    }
-
-    /// Elements of a buffer for the gradients of all uses.
-    pub fn elements(&self) -> i64 {
-        end(&self.rows)
-    }
-
-    /// Elements of the weights.
-    pub fn weight_elements(&self) -> i64 {
-        end(&self.rows[..self.homes])
-    }
-
-    /// Room for the weights.
-    pub fn zeros(&self) -> Result<Tensor, EngineError> {
-        Ok(Tensor::f_zeros([self.weight_elements()], (Kind::Float, Device::Cpu))?)
-    }
-
-    /// Whether weights in this layout lie as in the other.
-    pub fn same_weights(&self, other: &Layout) -> bool {
-        let slices = |layout: &Layout| -> Vec<_> {
-            let slice = |(row, range): (&ParameterRow, _)| (row.name.clone(), row.offset, row.len, range);
-            layout.homes().map(slice).collect()
-        };
-        self.class.muon == other.class.muon && slices(self) == slices(other)
-    }
-
-    /// The slices that `parts` data ranks own: borders lie between blocks of squared norms, and
-    /// between matrices where a matrix must stay whole, whose logical shards here are neighbours.
-    pub fn slices(&self, parts: usize) -> Vec<Range<i64>> {
-        let together =
-            |a: &(ParameterRow, i64), b: &(ParameterRow, i64)| self.class.muon && a.0.name == b.0.name;
-        let mut borders = vec![0];
-        for rows in self.rows.chunk_by(together) {
-            let (start, end) = (rows[0].1, end(rows));
-            let step = if self.class.muon { i64::MAX } else { NORM_BLOCK as i64 };
-            let inner = std::iter::successors(start.checked_add(step), |at| at.checked_add(step));
-            borders.extend(inner.take_while(|at| *at < end));
-            borders.push(end);
-        }
-        let (parts, elements) = (parts as i64, self.elements());
-        let border = |part: i64| {
-            let wanted = elements * part / parts;
-            borders.iter().copied().find(|at| *at >= wanted).unwrap_or(elements)
-        };
-        (0..parts).map(|part| border(part)..border(part + 1)).collect()
-    }
-
-    /// The slice of the weights that is number `index` of `parts`.
-    pub fn part(&self, (index, parts): (usize, usize)) -> Range<i64> {
-        let own = self.slices(parts).get(index).cloned().unwrap_or(0..0);
-        own.start.min(self.weight_elements())..own.end.min(self.weight_elements())
-    }
-}
-
-fn end(rows: &[(ParameterRow, i64)]) -> i64 {
-    rows.last().map_or(0, |(row, start)| start + aligned(row))
 }
 
 /// Uses of one class of one place, with their weights.
@@ -221,7 +101,7 @@ impl Parameters {
         precision: Precision,
         optimizer: OptimizerKind,
     ) -> Result<Parameters, EngineError> {
-        let weights = |layout: Layout| Ok((layout.zeros()?, layout));
+        let weights = |layout: Layout| Ok((zeros(&layout)?, layout));
         let layouts = Layout::of(rows, optimizer).into_iter().map(weights);
         Parameters::of(layouts.collect::<Result<_, EngineError>>()?, precision)
     }
@@ -286,6 +166,11 @@ impl Parameters {
     }
 }
 
+/// Room for the weights of a bucket.
+pub(crate) fn zeros(layout: &Layout) -> Result<Tensor, EngineError> {
+    Ok(Tensor::f_zeros([layout.weight_elements()], (Kind::Float, Device::Cpu))?)
+}
+
 /// The weights of slices that have a home, and what products take of them.
 type Homes = BTreeMap<(String, u64), (Tensor, Tensor)>;
 
@@ -300,11 +185,11 @@ fn bucket(
         low => Tensor::f_zeros([layout.weight_elements()], (kind(low), Device::Cpu))?,
     };
     let mut params = Vec::new();
-    for (at, (row, offset)) in layout.rows.iter().enumerate() {
-        let (home, slice) = (at < layout.homes, (row.name.clone(), row.offset));
+    for (at, (row, offset)) in layout.rows().enumerate() {
+        let (home, slice) = (at < layout.homes().count(), (row.name.clone(), row.offset));
         if home {
             let view = |flat: &Tensor| -> Result<Tensor, EngineError> {
-                let rows = flat.f_narrow(0, *offset, row.elements() as i64)?;
+                let rows = flat.f_narrow(0, offset, row.elements() as i64)?;
                 Ok(rows.f_view(row.local_shape().as_slice())?)
             };
             // A norm's weights stay in fp32: its kernel takes them so.
@@ -320,7 +205,7 @@ fn bucket(
             compute: compute.shallow_clone(),
             slot: Slot::new(),
             home,
-            offset: *offset,
+            offset: offset,
         }));
     }
     Ok(Bucket { layout, params, weights, compute })

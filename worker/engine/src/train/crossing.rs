@@ -182,11 +182,11 @@ mod tests {
     use std::sync::Barrier;
 
     use coxswain_comm::MemoryStore;
+    use coxswain_types::buckets::Layout;
     use coxswain_types::job::OptimizerKind;
     use coxswain_types::params::{Init, Parameter, Slice, Split};
 
     use super::*;
-    use crate::model::Layout;
     use crate::train::handover::{Mark, Roster, decide};
 
     const ROWS: u64 = 4;

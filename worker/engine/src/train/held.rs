@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use coxswain_types::assignment::Assignment;
+use coxswain_types::buckets::Layout;
 use coxswain_types::job::Precision;
 use coxswain_types::params::ParameterRow;
 use tch::Tensor;
@@ -11,7 +12,7 @@ use tch::Tensor;
 use super::handover::{Move, Piece, What};
 use super::optimizer::{Moments, Optimizer};
 use crate::EngineError;
-use crate::model::{Layout, Parameters};
+use crate::model::{Parameters, zeros};
 
 /// A bucket of a rank's own state, or of the copy that it keeps for another, apart from its values.
 #[derive(Clone, Debug)]
@@ -62,7 +63,7 @@ impl Part {
 
     /// Room for its values, zero.
     pub fn zeros(self) -> Result<Held, EngineError> {
-        let (weights, moments) = (self.layout.zeros()?, Moments::zeros(&self.layout, self.own.clone())?);
+        let (weights, moments) = (zeros(&self.layout)?, Moments::zeros(&self.layout, self.own.clone())?);
         Ok(Held { part: self, weights, moments })
     }
 }

@@ -5,13 +5,14 @@ use std::ops::Range;
 
 use coxswain_comm::{Axis, Group, Links};
 use coxswain_native::ops::{self, AdamW, Update};
+use coxswain_types::buckets::Layout;
 use coxswain_types::job::OptimizerSpec;
 use tch::{Device, Kind, Tensor};
 
 use super::muon;
 use crate::EngineError;
 use crate::error::Doing;
-use crate::model::{Layout, Param, Parameters};
+use crate::model::{Param, Parameters};
 use crate::parallel::Reduction;
 
 /// The optimizer's state of all buckets.
