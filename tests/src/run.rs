@@ -232,7 +232,8 @@ impl Run {
             let last = |key: &str| {
                 let values =
                     text.split_whitespace().filter_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-                values.filter_map(|value| value.parse::<u64>().ok()).next_back()
+                // The last field of a span has its closing brace behind it.
+                values.filter_map(|value| value.trim_end_matches("}:").parse::<u64>().ok()).next_back()
             };
             numbers.extend(last("rank").zip(last(key)));
         }

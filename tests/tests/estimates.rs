@@ -21,6 +21,8 @@ train: {steps: 2, sequence: 128, micro_batch: 2, micro_batches: 2, threads: 1}
 /// The plan may count a tenth more than tensors take, and hardly anything less.
 const MOST: f64 = 1.10;
 const LEAST: f64 = 0.98;
+/// What is not counted at all: of models of a few MiB it is more than a fiftieth.
+const SMALL_BYTES: u64 = 256 << 10;
 
 /// A name; pipeline, tensor and data ranks; and what the job has else.
 type Row = (&'static str, [u32; 3], &'static [&'static str]);
@@ -202,7 +204,8 @@ impl Measured {
             self.beside >> 20,
         );
         println!("{line}");
-        let fits = (LEAST..=MOST).contains(&ratio) && RUNTIME.contains(&self.beside);
+        let nearly = self.tensors.abs_diff(self.said.tensor_bytes()) <= SMALL_BYTES;
+        let fits = (nearly || (LEAST..=MOST).contains(&ratio)) && RUNTIME.contains(&self.beside);
         (!fits).then_some(line)
     }
 }

@@ -21,7 +21,7 @@ pub(super) const FP32: u64 = 4;
 /// What a worker's process holds beside tensors, in resident memory: the program, libtorch, the scratch of its kernels,
 /// and freed memory that the C library keeps. Not counted but measured, with one thread a worker on x86-64 Linux (CPU
 /// build of libtorch); `tests/tests/estimates.rs` holds workers to it.
-pub const RUNTIME: RangeInclusive<u64> = 150 << 20..=390 << 20;
+pub const RUNTIME: RangeInclusive<u64> = 130 << 20..=390 << 20;
 
 /// Bytes that a rank holds at its peak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

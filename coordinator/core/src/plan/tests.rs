@@ -55,8 +55,12 @@ fn one_worker() {
         &expect![[r#"
             job tiny · generation 1 · pipeline 1 x tensor 1 x data 1 · 1 worker · 1 thread each
             4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
-            rank  data  pipeline  tensor  worker    holds                   params  peak memory
-               0     0         0       0  worker-0  embed layers 0..4 head  254.9K      7.4 MiB
+            rank  data  pipeline  tensor  worker    holds                   params  peak tensors
+               0     0         0       0  worker-0  embed layers 0..4 head  254.9K       7.1 MiB
+
+            memory of  weights  gradients  optimizer  activations  tensors            resident
+            rank 0     1.0 MiB    2.9 MiB    1.9 MiB      1.3 MiB  7.1 MiB  137 MiB to 397 MiB
+            tensors are counted; the runtime (program, libtorch, its scratch) adds 130 MiB to 390 MiB of resident memory
 
             1F1B: micro-batches 0..4; makespan 12 units of time, 12 without bubble; bubble 0%; a column is a unit
             pipeline 0  F0 B0─── F1 B1─── F2 B2─── F3 B3───
@@ -73,9 +77,14 @@ fn two_stages() {
         &expect![[r#"
             job tiny · generation 1 · pipeline 2 x tensor 1 x data 1 · 2 workers · 1 thread each
             4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
-            rank  data  pipeline  tensor  worker    holds              params  peak memory
-               0     0         0       0  worker-0  embed layers 0..2  127.4K      4.2 MiB
-               1     0         1       0  worker-1  layers 2..4 head   127.5K      3.8 MiB
+            rank  data  pipeline  tensor  worker    holds              params  peak tensors
+               0     0         0       0  worker-0  embed layers 0..2  127.4K       4.2 MiB
+               1     0         1       0  worker-1  layers 2..4 head   127.5K       3.7 MiB
+
+            memory of  weights  gradients  optimizer  activations  tensors            resident
+            rank 0     0.5 MiB    1.5 MiB    1.0 MiB      1.3 MiB  4.2 MiB  134 MiB to 394 MiB
+            rank 1     0.5 MiB    1.5 MiB    1.0 MiB      0.7 MiB  3.7 MiB  133 MiB to 393 MiB
+            tensors are counted; the runtime (program, libtorch, its scratch) adds 130 MiB to 390 MiB of resident memory
 
             1F1B: micro-batches 0..4; makespan 15 units of time, 12 without bubble; bubble 20%; a column is a unit
             pipeline 0  F0 F1 ·  ·  B0─── F2 B1─── F3 B2─── ·  B3───
@@ -93,9 +102,14 @@ fn two_tensor_ranks() {
         &expect![[r#"
             job tiny · generation 1 · pipeline 1 x tensor 2 x data 1 · 2 workers · 1 thread each
             4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
-            rank  data  pipeline  tensor  worker    holds                   params  peak memory
-               0     0         0       0  worker-0  embed layers 0..4 head  127.7K      3.8 MiB
-               1     0         0       1  worker-1  embed layers 0..4 head  127.8K      3.8 MiB
+            rank  data  pipeline  tensor  worker    holds                   params  peak tensors
+               0     0         0       0  worker-0  embed layers 0..4 head  127.7K       3.7 MiB
+               1     0         0       1  worker-1  embed layers 0..4 head  127.8K       3.7 MiB
+
+            memory of  weights  gradients  optimizer  activations  tensors            resident
+            rank 0     0.5 MiB    1.5 MiB    1.0 MiB      0.8 MiB  3.7 MiB  133 MiB to 393 MiB
+            rank 1     0.5 MiB    1.5 MiB    1.0 MiB      0.8 MiB  3.7 MiB  133 MiB to 393 MiB
+            tensors are counted; the runtime (program, libtorch, its scratch) adds 130 MiB to 390 MiB of resident memory
 
             1F1B: micro-batches 0..4; makespan 12 units of time, 12 without bubble; bubble 0%; a column is a unit
             pipeline 0  F0 B0─── F1 B1─── F2 B2─── F3 B3───
@@ -112,15 +126,26 @@ fn two_of_each() {
         &expect![[r#"
             job tiny · generation 1 · pipeline 2 x tensor 2 x data 2 · 8 workers · 1 thread each
             4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
-            rank  data  pipeline  tensor  worker    holds              params  peak memory
-               0     0         0       0  worker-0  embed layers 0..2   63.8K      2.0 MiB
-               1     0         0       1  worker-1  embed layers 0..2   63.9K      2.0 MiB
-               2     0         1       0  worker-2  layers 2..4 head    63.9K      1.8 MiB
-               3     0         1       1  worker-3  layers 2..4 head    63.9K      1.8 MiB
-               4     1         0       0  worker-4  embed layers 0..2   63.8K      2.0 MiB
-               5     1         0       1  worker-5  embed layers 0..2   63.9K      2.0 MiB
-               6     1         1       0  worker-6  layers 2..4 head    63.9K      1.8 MiB
-               7     1         1       1  worker-7  layers 2..4 head    63.9K      1.8 MiB
+            rank  data  pipeline  tensor  worker    holds              params  peak tensors
+               0     0         0       0  worker-0  embed layers 0..2   63.8K       2.0 MiB
+               1     0         0       1  worker-1  embed layers 0..2   63.9K       2.0 MiB
+               2     0         1       0  worker-2  layers 2..4 head    63.9K       1.7 MiB
+               3     0         1       1  worker-3  layers 2..4 head    63.9K       1.7 MiB
+               4     1         0       0  worker-4  embed layers 0..2   63.8K       2.0 MiB
+               5     1         0       1  worker-5  embed layers 0..2   63.9K       2.0 MiB
+               6     1         1       0  worker-6  layers 2..4 head    63.9K       1.7 MiB
+               7     1         1       1  worker-7  layers 2..4 head    63.9K       1.7 MiB
+
+            memory of  weights  gradients  optimizer  activations  tensors            resident
+            rank 0     0.2 MiB    0.5 MiB    0.5 MiB      0.8 MiB  2.0 MiB  132 MiB to 392 MiB
+            rank 1     0.2 MiB    0.5 MiB    0.5 MiB      0.8 MiB  2.0 MiB  132 MiB to 392 MiB
+            rank 2     0.2 MiB    0.5 MiB    0.5 MiB      0.5 MiB  1.7 MiB  131 MiB to 391 MiB
+            rank 3     0.2 MiB    0.5 MiB    0.5 MiB      0.5 MiB  1.7 MiB  131 MiB to 391 MiB
+            rank 4     0.2 MiB    0.5 MiB    0.5 MiB      0.8 MiB  2.0 MiB  132 MiB to 392 MiB
+            rank 5     0.2 MiB    0.5 MiB    0.5 MiB      0.8 MiB  2.0 MiB  132 MiB to 392 MiB
+            rank 6     0.2 MiB    0.5 MiB    0.5 MiB      0.5 MiB  1.7 MiB  131 MiB to 391 MiB
+            rank 7     0.2 MiB    0.5 MiB    0.5 MiB      0.5 MiB  1.7 MiB  131 MiB to 391 MiB
+            tensors are counted; the runtime (program, libtorch, its scratch) adds 130 MiB to 390 MiB of resident memory
 
             1F1B: data rank 0 of 2, micro-batches 0..2; makespan 9 units of time, 6 without bubble; bubble 33%; a column is a unit
             pipeline 0  F0 F1 ·  ·  B0─── ·  B1───
@@ -136,11 +161,18 @@ fn four_stages_of_a_long_step_with_a_spare() {
     expect![[r#"
         job tiny · generation 1 · pipeline 4 x tensor 1 x data 1 · 4 workers · 1 thread each
         4 layers · 24 micro-batches of 2 x 32 tokens · 8 reduction runs · 1536 tokens a step
-        rank  data  pipeline  tensor  worker    holds              recomputes    params  peak memory
-           0     0         0       0  worker-0  embed layers 0..1  1 of 1 layer   80.2K      2.5 MiB
-           1     0         1       0  worker-1  layers 1..2        1 of 1 layer   47.2K      1.6 MiB
-           2     0         2       0  worker-2  layers 2..3        1 of 1 layer   47.2K      1.6 MiB
-           3     0         3       0  worker-3  layers 3..4 head   1 of 1 layer   80.3K      2.8 MiB
+        rank  data  pipeline  tensor  worker    holds              recomputes    params  peak tensors
+           0     0         0       0  worker-0  embed layers 0..1  1 of 1 layer   80.2K       2.7 MiB
+           1     0         1       0  worker-1  layers 1..2        1 of 1 layer   47.2K       1.8 MiB
+           2     0         2       0  worker-2  layers 2..3        1 of 1 layer   47.2K       1.8 MiB
+           3     0         3       0  worker-3  layers 3..4 head   1 of 1 layer   80.3K       2.6 MiB
+
+        memory of  weights  gradients  optimizer  activations  tensors            resident
+        rank 0     0.3 MiB    1.2 MiB    0.6 MiB      0.6 MiB  2.7 MiB  132 MiB to 392 MiB
+        rank 1     0.2 MiB    0.7 MiB    0.4 MiB      0.6 MiB  1.8 MiB  131 MiB to 391 MiB
+        rank 2     0.2 MiB    0.7 MiB    0.4 MiB      0.5 MiB  1.8 MiB  131 MiB to 391 MiB
+        rank 3     0.3 MiB    1.2 MiB    0.6 MiB      0.5 MiB  2.6 MiB  132 MiB to 392 MiB
+        tensors are counted; the runtime (program, libtorch, its scratch) adds 130 MiB to 390 MiB of resident memory
         spare: worker-4 (every rank is taken)
 
         1F1B: micro-batches 0..24; makespan 81 units of time, 72 without bubble; bubble 11%; a column is a unit
@@ -191,10 +223,9 @@ fn json_has_the_facts_of_the_print() {
               "data": 0,
               "holds": "embed layers 0..2",
               "memory": {
-                "activations_bytes": 1335296,
+                "activations_bytes": 1356800,
                 "copies_bytes": 0,
                 "gradients_bytes": 1019392,
-                "logits_bytes": 0,
                 "optimizer_bytes": 1019392,
                 "weights_bytes": 509696
               },
@@ -203,9 +234,16 @@ fn json_has_the_facts_of_the_print() {
                 2
               ],
               "parameters": 127424,
-              "peak_bytes": 3883776,
               "pipeline": 0,
               "rank": 0,
+              "resident_bytes": [
+                140220160,
+                412849920
+              ],
+              "runtime_bytes": [
+                136314880,
+                408944640
+              ],
               "stages": [
                 {
                   "embedding": true,
@@ -224,6 +262,7 @@ fn json_has_the_facts_of_the_print() {
                 }
               ],
               "tensor": 0,
+              "tensor_bytes": 3905280,
               "train": [
                 "0F0",
                 "0SEND_F0",
@@ -240,10 +279,9 @@ fn json_has_the_facts_of_the_print() {
               "data": 0,
               "holds": "layers 2..4 head",
               "memory": {
-                "activations_bytes": 700416,
+                "activations_bytes": 779008,
                 "copies_bytes": 0,
                 "gradients_bytes": 1019904,
-                "logits_bytes": 263680,
                 "optimizer_bytes": 1019904,
                 "weights_bytes": 509952
               },
@@ -252,9 +290,16 @@ fn json_has_the_facts_of_the_print() {
                 2
               ],
               "parameters": 127488,
-              "peak_bytes": 3513856,
               "pipeline": 1,
               "rank": 1,
+              "resident_bytes": [
+                139643648,
+                412273408
+              ],
+              "runtime_bytes": [
+                136314880,
+                408944640
+              ],
               "stages": [
                 {
                   "embedding": false,
@@ -273,6 +318,7 @@ fn json_has_the_facts_of_the_print() {
                 }
               ],
               "tensor": 0,
+              "tensor_bytes": 3328768,
               "train": [
                 "1RECV_F0",
                 "1F0",

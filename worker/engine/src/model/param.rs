@@ -205,7 +205,7 @@ fn bucket(
             compute: compute.shallow_clone(),
             slot: Slot::new(),
             home,
-            offset: offset,
+            offset,
         }));
     }
     Ok(Bucket { layout, params, weights, compute })

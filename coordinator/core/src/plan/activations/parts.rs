@@ -143,7 +143,7 @@ impl Sizes<'_> {
         let mapped = embedding.dim != model.dim;
         let sinusoidal = model.positions == Positions::Sinusoidal;
         let dropped = self.train.dropout > 0.0;
-        if !bridge && !(mapped || sinusoidal || dropped || embedding.norm) {
+        if !(bridge || mapped || sinusoidal || dropped || embedding.norm) {
             return None;
         }
         let (tokens, narrow) = (self.stem_tokens(bridge), self.looked_up(bridge));

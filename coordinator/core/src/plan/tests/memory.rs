@@ -31,10 +31,11 @@ fn the_first_stage_holds_as_many_micro_batches_as_the_schedule_says() {
     assert_eq!(few, many, "1F1B holds p, not m");
     assert!(bytes(4, 40, Schedule::GPipe) > 9 * one);
     assert!(bytes(4, 40, Schedule::GPipe) > 9 * many, "GPipe holds m");
-    // From I to W less is held than from F to I: between p - r and p micro-batches' worth.
+    // From I to W about as much is held as from F to I: up to p micro-batches' worth, and the gradients beside.
     let last = |schedule| planned(|spec| pipeline(spec, 4, 8, schedule)).memory[3];
     assert!(last(Schedule::ZbH1).activations_bytes > last(Schedule::OneFOneB).activations_bytes);
-    assert!(last(Schedule::ZbH1).activations_bytes < 4 * last(Schedule::OneFOneB).activations_bytes);
+    let (zero, plain) = (last(Schedule::ZbH1).activations_bytes, last(Schedule::OneFOneB).activations_bytes);
+    assert!(zero < 5 * plain, "{zero} {plain}");
     assert!(last(Schedule::GPipe).activations_bytes > 6 * last(Schedule::OneFOneB).activations_bytes);
     // Interleaving holds about 1 + (p - 1) / (p v) as much on the first rank.
     let plain = bytes(4, 8, Schedule::OneFOneB);
@@ -123,7 +124,8 @@ fn a_budget_recomputes_the_fewest_layers_that_fit() {
     let budget = |bytes| with(Checkpointing::Budget { bytes });
     let count = |plan: &Plan| recomputed(plan, 0).iter().filter(|again| **again).count();
     assert_eq!(count(&budget(none)), 0);
-    assert_eq!(count(&budget(full)), 8);
+    // The last layer is run backward as soon as it has run forward: keeping it costs nothing at the peak.
+    assert_eq!(count(&budget(full)), 7);
     let mut before = 0;
     for bytes in (full..=none).rev().step_by(50_000) {
         let plan = budget(bytes);
@@ -157,7 +159,7 @@ fn each_pipeline_rank_fits_by_itself_and_a_tensor_group_together() {
 #[test]
 fn a_budget_that_nothing_meets_names_the_worker() {
     let refused = changed(8, |spec| spec.train.checkpointing = Checkpointing::Budget { bytes: 1 << 20 });
-    expect!["worker-0 needs about 10.9 MiB even if every layer is computed again, and train.checkpointing allows 1.0 MiB; raise the budget, use more pipeline or tensor ranks, set layout.zero to 1, or make train.micro_batch smaller"].assert_eq(&refused.unwrap_err().to_string());
+    expect!["worker-0 needs about 10.7 MiB even if every layer is computed again, and train.checkpointing allows 1.0 MiB; raise the budget, use more pipeline or tensor ranks, set layout.zero to 1, or make train.micro_batch smaller"].assert_eq(&refused.unwrap_err().to_string());
 }
 
 /// What is kept of a micro-batch follows the parts of the model; `tests/tests/estimates.rs` holds all of it to what

@@ -59,6 +59,12 @@ pub(super) fn data(
                 faults
                     .add("data.held_out", "goes with data.text only; random tokens hold out nothing".into());
             }
+            let reserved = reserved_tokens(model, train);
+            if model.vocab > 0 && model.vocab <= reserved {
+                let (found, least) = (model.vocab, reserved + 1);
+                let why = format!("a token, and {reserved} that stand for what is taken out");
+                faults.add("model.vocab", format!("found {found}; must be {least} or more: {why}"));
+            }
             let enough = u64::from(Lengths::of(model, train).window) + 1;
             if faults.count("data.synthetic.tokens", synthetic.tokens, &limits::SYNTHETIC_TOKENS)
                 && synthetic.tokens < enough

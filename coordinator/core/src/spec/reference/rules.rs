@@ -3,7 +3,7 @@
 use super::Sets;
 
 /// What keys must be to each other, and the values that break it in the minimal job.
-pub(super) const RULES: [(&str, Sets); 92] = [
+pub(super) const RULES: [(&str, Sets); 93] = [
     ("`model.heads` divides `model.dim`, unless `model.head_dim` is set.", &[("model.heads", "7")]),
     ("`model.dim / model.heads` is even with `rope`.", &[("model.heads", "128")]),
     ("`model.head_dim` is even with `rope`.", &[("model.head_dim", "15")]),
@@ -154,6 +154,14 @@ pub(super) const RULES: [(&str, Sets); 92] = [
         &[("model.architecture", "encoder"), ("model.vocab", "257")],
     ),
     ("With `data.text`, `model.vocab` is at least 257.", &[("model.vocab", "256")]),
+    (
+        "With `data.synthetic`, `model.vocab` has tokens beside those that stand for what is taken out.",
+        &[
+            ("model.architecture", "encoder-decoder"),
+            ("model.vocab", "3"),
+            ("data", "{synthetic: {tokens: 999}}"),
+        ],
+    ),
     (
         "`data` has one of `text`, `labelled`, `pairs` and `synthetic`.",
         &[("data.synthetic", "{tokens: 999}")],

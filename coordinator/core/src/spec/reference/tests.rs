@@ -311,8 +311,8 @@ fn the_borders_are_where_they_are_said_to_be() {
         let path = &key.path;
         match allowed(path) {
             Some(Count(Limit { least, most, .. })) => {
-                assert!(refused_at(path, &(least - 1).to_string()), "{path}");
-                assert!(refused_at(path, &(most + 1).to_string()), "{path}");
+                assert!(refused_at(path, &(i128::from(*least) - 1).to_string()), "{path}");
+                assert!(refused_at(path, &(i128::from(*most) + 1).to_string()), "{path}");
             }
             Some(Words { fit, unfit, .. }) => {
                 assert!(!fit.is_empty() && !unfit.is_empty(), "{path}");
