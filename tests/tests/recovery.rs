@@ -98,6 +98,50 @@ fn workers_that_lose_a_peer_stay_and_so_does_what_they_hold() -> Result<()> {
     }
 }
 
+/// A backward of this job takes longer than the three seconds that what ends at once is given.
+#[test]
+fn a_worker_outlives_its_peer_whose_loss_meets_it_in_an_action_of_seconds() -> Result<()> {
+    if std::env::var_os("COXSWAIN_LONG_TESTS").is_none() {
+        println!("skipped: `cargo xtask test --long` runs it");
+        return Ok(());
+    }
+    const ACTION_MIN_S: f64 = 3.0;
+    let folder = Folder::new()?;
+    let run = folder.run("slow");
+    let site = Site::new(&folder, 3)?;
+    let sets = [
+        "model={layers: 2, dim: 512, heads: 8, ffn: 2048, vocab: 515}",
+        "data={synthetic: {tokens: 100000}}",
+        "train.sequence=512",
+        "train.micro_batch=64",
+        "train.micro_batches=1",
+        "train.evaluate_every=0",
+        "train.steps=1000",
+        "layout.pipeline=2",
+        "recovery.buddy=true",
+    ];
+    site.submit(&run, &sets)?;
+    let metrics = run.out().join("metrics.jsonl");
+    wait_until("the first step", 8 * RECOVERY, || lines(&metrics) >= 1)?;
+    // One micro-batch goes forward and backward over two stages, and a backward is two thirds of a stage.
+    let step = step_seconds(&run)?;
+    ensure!(step / 3.0 > ACTION_MIN_S, "a step takes {step:.1} s: its backwards are too short for this test");
+    std::thread::sleep(Duration::from_secs_f64(step / 6.0));
+    let workers = ranks_at_work(&site.events()?, "worker")?;
+    let index = |name: &String| name.trim_start_matches('w').parse::<usize>().with_context(|| name.clone());
+    let (stays, lost) = (index(&workers[0])?, index(&workers[1])?);
+    signal(site.worker(lost), "KILL")?;
+    let formed = |event: &Value| event["kind"] == "formed" && event["generation"] == 2;
+    wait_until("the next generation", 4 * RECOVERY, || {
+        site.events().is_ok_and(|all| all.iter().any(formed))
+    })?;
+    wait_until("the next step", 8 * RECOVERY, || lines(&metrics) >= 2)?;
+    ensure!(is_alive(site.worker(stays)), "w{stays} has ended:\n{}", site.log(stays)?);
+    let events = site.events()?;
+    ensure!(began_from_memory(&events) == 1, "the state in memory was lost:\n{events:?}");
+    Ok(())
+}
+
 #[test]
 fn a_stopped_worker_is_replaced() -> Result<()> {
     let folder = Folder::new()?;

@@ -93,8 +93,9 @@ fn phases(repo: &Repo, args: &Args, log: &mut Log) -> Result<()> {
     if all {
         log.phase("lint", || workspace(&["clippy"], &deny_warnings))?;
     }
-    // Tests of whole clusters start the programs, which `cargo test` alone would not build.
-    log.phase("build", || workspace(&["build"], &[]))?;
+    // Tests of whole clusters start the programs, which `cargo test` alone would not build. Programs and tests at once:
+    // built apart, what tests ask of a dependency beside would have it, and all that rests on it, built twice.
+    log.phase("build", || workspace(&["build"], &["--all-targets".to_owned()]))?;
     let mut rest = args.filter.clone();
     if !all {
         rest.insert(0, "--".to_owned());

@@ -50,11 +50,12 @@ const TEXTS: [&str; 5] = [
 ];
 
 #[test]
-#[ignore = "`cargo xtask parity` loads what it writes with the transformers library"]
 fn every_family_is_exported() -> Result<()> {
-    let folder =
-        std::env::var_os("COXSWAIN_PARITY").map(PathBuf::from).context("COXSWAIN_PARITY is not set")?;
-    let folder = folder.join("exports");
+    let Some(folder) = std::env::var_os("COXSWAIN_PARITY") else {
+        println!("skipped: `cargo xtask parity` loads what it writes with the transformers library");
+        return Ok(());
+    };
+    let folder = PathBuf::from(folder).join("exports");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder)?;
     for (seed, name) in (0..).zip(NAMES) {
