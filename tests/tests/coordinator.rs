@@ -1,15 +1,12 @@
 //! A coordinator that is killed costs nothing: its workers go on, and it finds them when it is back. Workers that
-//! nobody starts again: the run shrinks, grows when others come, and lets one go at the end of a step. A worker
-//! that is slower than its peer: it gets less work.
+//! nobody starts again: the run shrinks, grows when others come, and lets one go at the end of a step.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use coxswain_tests::chaos::began_from_memory;
 use coxswain_tests::process::{lines, signal};
 use coxswain_tests::{Folder, Run, SOON, Site, wait_until};
-use rustix::process::{Pid, Signal, kill_process};
 
 const STEPS: usize = 300;
 /// Between two kills.
@@ -77,64 +74,6 @@ fn a_run_shrinks_grows_and_lets_a_worker_go_with_the_same_bits() -> Result<()> {
     let events = site.events()?;
     ensure!(began_from_memory(&events) == 3, "not all generations went on from memory: {events:#?}");
     match run.read()?.bits_differ(&calm) {
-        Some(how) => anyhow::bail!("{how}"),
-        None => Ok(()),
-    }
-}
-
-/// Lets a process run for a sixth of the time, until told to stop. A step's computing takes some milliseconds, and
-/// pauses come as often: each step is as slow as the next. Half of the time would be too little of a difference for
-/// this model's layers, whose head weighs as much as most of one.
-fn slow_down(pid: u32, stop: &AtomicBool) -> Result<()> {
-    let pid = Pid::from_raw(pid.try_into()?).context("a process has a number")?;
-    while !stop.load(Ordering::Relaxed) {
-        kill_process(pid, Signal::STOP)?;
-        std::thread::sleep(Duration::from_millis(5));
-        kill_process(pid, Signal::CONT)?;
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
-}
-
-#[test]
-fn a_stage_that_is_slow_gets_fewer_layers_with_the_same_bits() -> Result<()> {
-    relieves((2, 1), &["layout.pipeline=2"])
-}
-
-#[test]
-fn a_data_rank_that_is_slow_gets_fewer_runs_with_the_same_bits() -> Result<()> {
-    relieves((1, 2), &["layout.data=2", "layout.zero=1"])
-}
-
-fn relieves((pipeline, data): (u32, u32), layout: &[&str]) -> Result<()> {
-    const MANY: usize = 800;
-    let folder = Folder::new()?;
-    let steps = format!("train.steps={MANY}");
-    let sparse = ["checkpoint.every=100", "train.evaluate_every=0", &steps];
-    let calm = sparse.iter().fold(folder.run("calm"), |run, set| run.set(set)).summary()?;
-    let run: Run = folder.run("lived").layout(pipeline, 1, data);
-    let site = Site::new(&folder, 2)?;
-    site.submit(&run, &[layout, &sparse, &["recovery.rebalance=true"]].concat())?;
-    let metrics = run.out().join("metrics.jsonl");
-    wait_until("the first steps", SOON, || lines(&metrics) >= 3)?;
-    let (stop, slow) = (AtomicBool::new(false), site.worker(0));
-    let relieved = std::thread::scope(|scope| {
-        let slowing = scope.spawn(|| slow_down(slow, &stop));
-        let relieved = wait_until("a generation that is divided anew", SOON, || {
-            site.said().contains("work is divided as w0 takes")
-        });
-        stop.store(true, Ordering::Relaxed);
-        let slowed =
-            slowing.join().map_err(|_| anyhow::anyhow!("the thread that slows a worker down panicked"));
-        relieved.and(slowed.and_then(|slowed| slowed))
-    });
-    relieved.with_context(|| format!("the coordinator said:\n{}", site.said()))?;
-    wait_until("the last step", 2 * SOON, || lines(&metrics) == MANY)?;
-    wait_until("the end", SOON, || site.done())?;
-    let (said, lived) = (site.said(), run.read()?);
-    ensure!(said.contains("worker w0 (rank 0, stage 0"), "another worker was named:\n{said}");
-    ensure!(!said.contains("was lost"), "a worker was lost:\n{said}");
-    match lived.bits_differ(&calm) {
         Some(how) => anyhow::bail!("{how}"),
         None => Ok(()),
     }
