@@ -1,6 +1,7 @@
 //! Work that is divided anew, away from a worker that is slow: it costs time and changes no bit.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use coxswain_tests::process::lines;
