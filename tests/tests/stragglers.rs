@@ -31,7 +31,7 @@ fn a_worker_that_is_slow_gets_less_work_with_the_same_bits() -> Result<()> {
 }
 
 fn relieves((pipeline, data): (u32, u32), layout: &[&str]) -> Result<()> {
-    const MANY: usize = 800;
+    const MANY: usize = 500;
     let folder = Folder::new()?;
     let steps = format!("train.steps={MANY}");
     let sparse = ["checkpoint.every=100", "train.evaluate_every=0", &steps];
