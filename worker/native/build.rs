@@ -1,7 +1,7 @@
 //! Compiles the shim against the libtorch that torch-sys was built with.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn main() {
     // `.cargo/config.toml` sets LIBTORCH to where `cargo xtask setup` puts it.
@@ -36,7 +36,9 @@ fn main() {
             build.file(source.path());
         }
     }
-    build.compile("coxswain_shim");
+    if !lints() {
+        build.compile("coxswain_shim");
+    }
 
     println!("cargo:rustc-link-search=native={}", lib.display());
     for name in ["torch_cpu", "c10", "gomp"] {
@@ -45,4 +47,11 @@ fn main() {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     // Dependents link their binaries and tests with the same search path: DEP_COXSWAIN_SHIM_LIB.
     println!("cargo:lib={}", lib.display());
+}
+
+/// Whether Clippy asks. It links nothing, and cargo runs this script for it apart: the shim would be compiled twice.
+fn lints() -> bool {
+    println!("cargo:rerun-if-env-changed=RUSTC_WORKSPACE_WRAPPER");
+    let wrapper = env::var_os("RUSTC_WORKSPACE_WRAPPER").unwrap_or_default();
+    Path::new(&wrapper).file_stem().is_some_and(|name| name == "clippy-driver")
 }
