@@ -1,5 +1,5 @@
-//! A coordinator that is killed costs nothing: its workers go on, and it finds them when it is back. Workers that
-//! nobody starts again: the run shrinks, grows when others come, and lets one go at the end of a step.
+//! A killed coordinator costs nothing: its workers go on, and it finds them when it is back. Without a supervisor
+//! that restarts workers, the run shrinks, grows when others join, and lets one go at the end of a step.
 
 use std::time::Duration;
 

@@ -49,7 +49,8 @@ fn main() {
     println!("cargo:lib={}", lib.display());
 }
 
-/// Whether Clippy asks. It links nothing, and cargo runs this script for it apart: the shim would be compiled twice.
+/// Whether this run is for Clippy. Cargo runs the script once for Clippy and once for the build, and Clippy links
+/// nothing.
 fn lints() -> bool {
     println!("cargo:rerun-if-env-changed=RUSTC_WORKSPACE_WRAPPER");
     let wrapper = env::var_os("RUSTC_WORKSPACE_WRAPPER").unwrap_or_default();

@@ -1,6 +1,6 @@
 //! `test`: everything that must hold before a change lands, phase by phase, with what each took.
 //!
-//! Only the release profile is built: tests run the very binaries that users run, and a machine of
+//! Only the release profile is built: tests run programs that are compiled as those of users are, and a machine of
 //! two cores compiles libtorch's bindings once.
 
 use std::time::{Duration, Instant};
@@ -93,8 +93,8 @@ fn phases(repo: &Repo, args: &Args, log: &mut Log) -> Result<()> {
     if all {
         log.phase("lint", || workspace(&["clippy"], &deny_warnings))?;
     }
-    // Tests of whole clusters start the programs, which `cargo test` alone would not build. Programs and tests at once:
-    // built apart, what tests ask of a dependency beside would have it, and all that rests on it, built twice.
+    // Tests of whole clusters start the programs, which `cargo test` alone would not build. One command builds both:
+    // tests enable more features of tokio, and two commands would compile it and its dependents twice.
     log.phase("build", || workspace(&["build"], &["--all-targets".to_owned()]))?;
     let mut rest = args.filter.clone();
     if !all {

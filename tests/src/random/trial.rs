@@ -143,7 +143,7 @@ fn run(mut assignments: Vec<Assignment>, directory: &Path, data: &PreparedData) 
     }
     let weights = std::mem::take(&mut *locked(&told.weights));
     for (name, values) in &weights {
-        ensure!(values.iter().all(Option::is_some), "nobody holds all of {name}");
+        ensure!(values.iter().all(Option::is_some), "the ranks together do not hold all of {name}");
     }
     let mut reports = std::mem::take(&mut *locked(&told.reports));
     reports.sort_by_key(|report| report.step);

@@ -46,7 +46,7 @@ const TEXTS: [&str; 5] = [
     "The boat goes on and on.",
     "  two  blanks\tand\n\nlines\r\n",
     "Größe naïve 你好 🚣!",
-    "it is 12345 o'clock, they'll say: and again, and again, and once more, until nobody listens",
+    "it is 12345 o'clock, they'll say: and again, and again, and once more, for as long as it takes",
 ];
 
 #[test]

@@ -91,7 +91,7 @@ impl Shared {
                     }
                 });
             }
-            // In the first use's buffer: nobody asks for a use by itself any more.
+            // The sum is made in the buffer of the first use, whose own gradient is not read again.
             let mut sum: Option<Tensor> = None;
             for (receive, part) in parts {
                 receive.map_or(Ok(()), |receive| receive.wait().doing(doing))?;
