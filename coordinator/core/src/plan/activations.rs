@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use coxswain_types::Assignment;
 use coxswain_types::assignment::{Recompute, Stage};
-use coxswain_types::job::{Block, Lengths, Precision};
+use coxswain_types::job::{Block, Lengths};
 use coxswain_types::model::{Attention, Positions};
 use coxswain_types::params::Place;
 use coxswain_types::schedule::{Action, Kind};
@@ -86,7 +86,7 @@ impl Held {
 pub(super) fn peak(a: &Assignment, arriving: &Arriving) -> u64 {
     let stages: BTreeMap<u32, Held> =
         a.stages.iter().map(|stage| (stage.index, Held::of(a, stage))).collect();
-    let mut walk = Walk { a, arriving, live: tables(a), peak: 0 };
+    let mut walk = Walk { arriving, live: tables(a), peak: 0 };
     walk.rise(0);
     let last = a.train.iter().map(|action| action.micro_batch).max();
     for action in &a.train {
@@ -108,7 +108,6 @@ fn tables(a: &Assignment) -> u64 {
 }
 
 struct Walk<'a> {
-    a: &'a Assignment,
     arriving: &'a Arriving,
     live: u64,
     peak: u64,
@@ -127,9 +126,8 @@ impl Walk<'_> {
     fn action(&mut self, action: &Action, held: &Held, last: bool) {
         match action.kind {
             Kind::RecvForward => self.live += held.input,
-            Kind::RecvBackward | Kind::SendForward => {
-                self.live += if action.kind == Kind::RecvBackward { held.output } else { 0 };
-            }
+            Kind::RecvBackward => self.live += held.output,
+            Kind::SendForward => {}
             Kind::Forward => {
                 if !held.receives {
                     self.live += held.input;
@@ -142,7 +140,7 @@ impl Walk<'_> {
             // The gradient of the input has left.
             Kind::SendBackward => self.free(held.input),
             Kind::Weight => {
-                self.rise(self.low_copy(held));
+                self.rise(held.parts.iter().map(|(_, part, _)| part.low_copy).max().unwrap_or(0));
                 self.free(held.parts.iter().map(|(_, part, _)| part.filed).sum::<u64>() + held.tokens);
                 let places: BTreeSet<Place> = held.parts.iter().map(|(place, ..)| *place).collect();
                 let looked_up = (held.input > 0 && !held.receives).then_some(Place::Embedding);
@@ -183,13 +181,5 @@ impl Walk<'_> {
                 self.live += self.arriving.of(Place::Embedding);
             }
         }
-    }
-
-    /// Weight gradients in a low precision, before they are added.
-    fn low_copy(&self, held: &Held) -> u64 {
-        if self.a.spec.train.precision == Precision::Fp32 {
-            return 0;
-        }
-        held.parts.iter().map(|(_, part, _)| part.low_copy).max().unwrap_or(0)
     }
 }

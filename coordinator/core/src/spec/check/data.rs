@@ -62,7 +62,7 @@ pub(super) fn data(
             let reserved = reserved_tokens(model, train);
             if model.vocab > 0 && model.vocab <= reserved {
                 let (found, least) = (model.vocab, reserved + 1);
-                let why = format!("a token, and {reserved} that stand for what is taken out");
+                let why = format!("one token, and {reserved} reserved for corruption");
                 faults.add("model.vocab", format!("found {found}; must be {least} or more: {why}"));
             }
             let enough = u64::from(Lengths::of(model, train).window) + 1;

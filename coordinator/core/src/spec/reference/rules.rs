@@ -25,7 +25,7 @@ pub(super) const RULES: [(&str, Sets); 93] = [
         &[("model.positions", "learned"), ("model.max_positions", "63")],
     ),
     (
-        "So is the length of what a decoder reads, which is a multiple of 16 where spans are taken out.",
+        "Under span corruption a decoder reads a multiple of 16 tokens, at most `model.max_positions`.",
         &[
             ("model.architecture", "encoder-decoder"),
             ("model.positions", "learned"),
@@ -155,7 +155,7 @@ pub(super) const RULES: [(&str, Sets); 93] = [
     ),
     ("With `data.text`, `model.vocab` is at least 257.", &[("model.vocab", "256")]),
     (
-        "With `data.synthetic`, `model.vocab` has tokens beside those that stand for what is taken out.",
+        "With `data.synthetic`, `model.vocab` is larger than the number of tokens reserved for corruption.",
         &[
             ("model.architecture", "encoder-decoder"),
             ("model.vocab", "3"),

@@ -137,13 +137,16 @@ fn check_length(model: &ModelSpec, train: &TrainSpec, faults: &mut Faults) {
         return;
     }
     let why = "there is a learned vector for each position";
-    faults.add("train.sequence", match longest == sequence {
-        true => format!("found {sequence}; must be at most model.max_positions ({max}): {why}"),
-        false => format!(
-            "found {sequence}, with which what the decoder reads has {longest} tokens; these must be at most \
+    faults.add(
+        "train.sequence",
+        match longest == sequence {
+            true => format!("found {sequence}; must be at most model.max_positions ({max}): {why}"),
+            false => format!(
+                "found {sequence}, which makes the decoder read {longest} tokens; it must read at most \
              model.max_positions ({max}): {why}"
-        ),
-    });
+            ),
+        },
+    );
 }
 
 /// Checks what the training asks of the model.
