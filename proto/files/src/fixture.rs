@@ -7,7 +7,7 @@ use coxswain_types::JobSpec;
 use coxswain_types::assignment::{PreparedData, TokenFile};
 use coxswain_types::job::{
     CheckpointSpec, Checkpointing, DataSpec, Layout, LossScale, ModelSpec, OptimizerKind, OptimizerSpec,
-    Precision, RateSchedule, RecoverySpec, Reduction, Schedule, TrainSpec,
+    Precision, RateSchedule, RecoverySpec, Reduction, TrainSpec,
 };
 use coxswain_types::status::SavedFile;
 
@@ -59,14 +59,7 @@ pub(crate) fn spec(data: DataSpec) -> JobSpec {
             pairs: false,
             start_from: None,
         },
-        layout: Layout {
-            pipeline: 1,
-            tensor: 1,
-            data: 1,
-            schedule: Schedule::OneFOneB,
-            sequence_parallel: false,
-            zero: false,
-        },
+        layout: Layout::ONE,
         actions: Vec::new(),
         checkpoint: CheckpointSpec { every: 0, every_minutes: 0, keep: 2 },
         recovery: RecoverySpec::default(),

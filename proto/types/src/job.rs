@@ -423,6 +423,16 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// One process that does all of the work.
+    pub const ONE: Layout = Layout {
+        pipeline: 1,
+        tensor: 1,
+        data: 1,
+        schedule: Schedule::OneFOneB,
+        sequence_parallel: false,
+        zero: false,
+    };
+
     /// Number of workers that the layout needs.
     pub fn world(&self) -> u32 {
         self.pipeline * self.tensor * self.data

@@ -12,7 +12,7 @@ use coxswain_engine::{Control, Engine, Event, State};
 use coxswain_files::{Digests, prepare};
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::{Assignment, PreparedData};
-use coxswain_types::job::{Checkpointing, Layout, Precision, Reduction, Schedule};
+use coxswain_types::job::{Checkpointing, Layout, Precision, Reduction};
 use coxswain_types::status::{StepReport, Wish};
 
 use super::Job;
@@ -61,14 +61,7 @@ pub fn trial(job: &Job, folder: &Path) -> Result<Outcome> {
 /// The job in one process, which computes nothing again and keeps no copies.
 fn alone(spec: &JobSpec) -> JobSpec {
     let mut spec = spec.clone();
-    spec.layout = Layout {
-        pipeline: 1,
-        tensor: 1,
-        data: 1,
-        schedule: Schedule::OneFOneB,
-        sequence_parallel: false,
-        zero: false,
-    };
+    spec.layout = Layout::ONE;
     spec.actions = Vec::new();
     spec.recovery.buddy = false;
     spec.train.checkpointing = Checkpointing::None;

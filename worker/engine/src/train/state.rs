@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use coxswain_comm::{Group, Links};
 use coxswain_types::assignment::{Assignment, PreparedData};
-use coxswain_types::job::{JobSpec, Layout, OptimizerKind, Precision, Schedule};
+use coxswain_types::job::{JobSpec, Layout, OptimizerKind, Precision};
 use coxswain_types::status::StepReport;
 use tch::Tensor;
 
@@ -40,14 +40,7 @@ impl Identity {
     fn of(a: &Assignment) -> Identity {
         let mut spec = a.spec.clone();
         spec.actions = Vec::new();
-        spec.layout = Layout {
-            pipeline: 1,
-            tensor: 1,
-            data: 1,
-            schedule: Schedule::OneFOneB,
-            sequence_parallel: false,
-            zero: false,
-        };
+        spec.layout = Layout::ONE;
         Identity {
             job: a.job.clone(),
             directory: a.directory.clone(),

@@ -1,7 +1,7 @@
 //! A journal in fewer entries is the same journal.
 
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::job::{Layout, Schedule};
+use coxswain_types::job::Layout;
 use coxswain_types::status::{Published, SavedFile};
 use expect_test::expect;
 use proptest::prelude::*;
@@ -12,14 +12,7 @@ use crate::cluster::happening::NoteKind;
 use crate::cluster::{Cluster, Compute, Effect, Ending, Entry, Event, MAX_WORKERS, Submission, compact};
 
 fn submitted(n: u64) -> Entry {
-    let layout = Layout {
-        pipeline: 1,
-        tensor: 1,
-        data: 1,
-        schedule: Schedule::OneFOneB,
-        sequence_parallel: false,
-        zero: false,
-    };
+    let layout = Layout::ONE;
     let (job, directory) = (format!("demo-{n}"), format!("/runs/{n}"));
     Entry::Submitted(Box::new(Submission { job, spec: spec("demo", layout, 4), directory }))
 }
