@@ -186,8 +186,9 @@ fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
     // A worker that has the cores to itself spins for about a millisecond before its threads sleep:
     // the next product is mostly there by then. Workers that share cores must not spin at all.
     let spin = if launch.count == 1 { "30000" } else { "0" };
+    let device = coxswain_proto::device::device_of(launch.device, index);
     let mut child = Command::new(launch.program)
-        .args(["--coordinator", launch.url, "--device", launch.device, "--name", &name])
+        .args(["--coordinator", launch.url, "--device", &device, "--name", &name])
         // `up` is the coordinator, and does not come back.
         .args(["--orphan-s", "0", "--tied"])
         .args((launch.count > 1).then_some("--shares-cores"))

@@ -1,12 +1,47 @@
-//! The devices that this build computes on.
+//! The devices that workers compute on, by the names that `--device` of both programs takes.
 
-/// The device of this name, for `--device` of both programs.
+/// A device of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceName {
+    /// The processor.
+    Cpu,
+    /// A GPU of NVIDIA's, by its number; without one, each worker's own.
+    Cuda(Option<u32>),
+    /// What stands in for a GPU in tests.
+    Emulated,
+}
+
+impl DeviceName {
+    /// The device of this name.
+    ///
+    /// # Errors
+    /// No device has it.
+    pub fn parse(name: &str) -> Result<DeviceName, String> {
+        match name.split_once(':') {
+            None if name == "cpu" => Ok(DeviceName::Cpu),
+            None if name == "cuda" => Ok(DeviceName::Cuda(None)),
+            Some(("cuda", number)) => match number.parse() {
+                Ok(number) => Ok(DeviceName::Cuda(Some(number))),
+                Err(_) => Err(format!("\"{number}\" is no number of a GPU; the first one is cuda:0")),
+            },
+            Some(("emulated", "0")) => Ok(DeviceName::Emulated),
+            _ => Err("a device is cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+/// The device of this name, as a program's argument.
 ///
 /// # Errors
-/// This build does not compute on it.
+/// No device has it.
 pub fn device(name: &str) -> Result<String, String> {
-    match name {
-        "cpu" => Ok(name.to_owned()),
-        _ => Err("this build computes on the cpu only".to_owned()),
+    DeviceName::parse(name).map(|_| name.to_owned())
+}
+
+/// The device of the `index`-th of several workers that a program starts: of GPUs each has its own.
+pub fn device_of(name: &str, index: u32) -> String {
+    match DeviceName::parse(name) {
+        Ok(DeviceName::Cuda(None)) => format!("cuda:{index}"),
+        _ => name.to_owned(),
     }
 }

@@ -26,6 +26,6 @@ pub mod threads;
 
 pub use corpus::text;
 pub use folder::{Folder, JOB};
-pub use run::{Outcome, Run, Summary, events, programs, wait_until};
+pub use run::{EMULATED, Outcome, Run, Summary, emulated_gpu, events, programs, wait_until};
 pub use site::{SOON, Site};
 pub use table::{Equal, Row, Table};

@@ -20,6 +20,18 @@ pub fn programs(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The device that stands in for a GPU.
+pub const EMULATED: &str = "emulated:0";
+
+/// The folder of what stands in for a GPU; `cargo xtask test` fills it.
+pub fn emulated_gpu() -> Result<PathBuf> {
+    let release = programs("coxswain")?;
+    let target = release.parent().and_then(Path::parent).context("programs lie in target/PROFILE")?;
+    let folder = target.join("emulated-gpu");
+    ensure!(folder.is_dir(), "{} is not there; run `cargo xtask test`", folder.display());
+    Ok(folder)
+}
+
 /// Waits for `what`, which is looked at every few milliseconds.
 pub fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) -> Result<Duration> {
     let start = Instant::now();
@@ -48,6 +60,7 @@ pub struct Run {
     out: PathBuf,
     workers: u32,
     spares: u32,
+    device: &'static str,
     sets: Vec<String>,
 }
 
@@ -84,7 +97,7 @@ pub struct Summary {
 impl Run {
     /// The job file `job`, in the folder `out`, on one worker.
     pub fn new(job: &Path, out: PathBuf) -> Run {
-        Run { job: job.to_owned(), out, workers: 1, spares: 0, sets: Vec::new() }
+        Run { job: job.to_owned(), out, workers: 1, spares: 0, device: "cpu", sets: Vec::new() }
     }
 
     /// Pipeline, tensor and data ranks, with as many workers.
@@ -93,6 +106,12 @@ impl Run {
         for (axis, ways) in [("pipeline", pipeline), ("tensor", tensor), ("data", data)] {
             self.sets.push(format!("layout.{axis}={ways}"));
         }
+        self
+    }
+
+    /// On workers that compute on this device.
+    pub fn device(mut self, device: &'static str) -> Run {
+        self.device = device;
         self
     }
 
@@ -118,6 +137,10 @@ impl Run {
         let mut command = Command::new(programs("coxswain")?);
         command.arg("up").arg(&self.job).arg("--workers").arg(self.workers.to_string());
         command.arg("--out").arg(&self.out).arg("--spares").arg(self.spares.to_string());
+        command.arg("--device").arg(self.device);
+        if self.device == EMULATED {
+            command.env("COXSWAIN_EMULATED_GPU", emulated_gpu()?);
+        }
         for change in &self.sets {
             command.arg("--set").arg(change);
         }

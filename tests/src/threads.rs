@@ -14,7 +14,7 @@ use coxswain_engine::parallel::{MicroLoss, Mode, Reduction, Runner, seats};
 use coxswain_types::Assignment;
 use coxswain_types::job::Lengths;
 use coxswain_types::params::ParameterRow;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::JOB;
 
@@ -64,15 +64,15 @@ pub fn step_from(
 ) -> Result<Stepped> {
     let train = &a.spec.train;
     let links = Links::join(store, a.rank.0, a.world, "127.0.0.1", 5_000, 20_000)?;
-    let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind)?;
+    let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind, Device::Cpu)?;
     for param in parameters.iter() {
         let values = values(&param.row)?;
         param.weight.shallow_clone().copy_(&values.view(param.row.local_shape().as_slice()));
     }
-    let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?));
+    let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?, Device::Cpu));
     let seats = seats(a, &parameters, &context)?;
     let mut reduction = Reduction::new(a, &parameters, &links)?;
-    let rotary = Rotary::new(&a.spec.model, 0, i64::from(train.sequence))?;
+    let rotary = Rotary::new(&a.spec.model, 0, i64::from(train.sequence), Device::Cpu)?;
     let pipe = Pipe::new()?;
     let mut runner = Runner {
         seats: &seats,

@@ -185,7 +185,14 @@ fn live(assignments: &[Assignment], moments: &[Moment]) -> Result<(End, Vec<u64>
         for (index, (moment, told, store)) in generations.iter().enumerate() {
             let watch = Watch { rank: at, moment: *moment, told: Arc::clone(told), step: Mutex::new(0) };
             let a = Assignment { generation: Generation(index as u64 + 1), ..assignment.clone() };
-            let built = Engine::build(a, store.clone(), "127.0.0.1", "test", &watch, &mut remains);
+            let built = Engine::build(
+                a,
+                store.clone(),
+                "127.0.0.1",
+                ("test", tch::Device::Cpu),
+                &watch,
+                &mut remains,
+            );
             let result: Result<(), EngineError> = built.and_then(|mut engine| {
                 let result = engine.run(&watch);
                 remains = Some(engine.leave());

@@ -87,7 +87,14 @@ fn live(four: &Plan, three: &Plan, losses: &Mutex<Losses>) -> Result<u64> {
         }
         let a = &three.assignments[if at > LOST { at - 1 } else { at }];
         let control = Until { step: STEPS, losses };
-        let engine = Engine::build(a.clone(), stores[1].clone(), "127.0.0.1", "test", &control, &mut held);
+        let engine = Engine::build(
+            a.clone(),
+            stores[1].clone(),
+            "127.0.0.1",
+            ("test", tch::Device::Cpu),
+            &control,
+            &mut held,
+        );
         left.wait();
         let peak = memory::peak_bytes();
         left.wait();
@@ -108,7 +115,14 @@ fn live(four: &Plan, three: &Plan, losses: &Mutex<Losses>) -> Result<u64> {
 /// Trains up to the break.
 fn train(a: &Assignment, store: &MemoryStore, losses: &Mutex<Losses>) -> Result<State> {
     let control = Until { step: BREAK, losses };
-    let mut engine = Engine::build(a.clone(), store.clone(), "127.0.0.1", "test", &control, &mut None)?;
+    let mut engine = Engine::build(
+        a.clone(),
+        store.clone(),
+        "127.0.0.1",
+        ("test", tch::Device::Cpu),
+        &control,
+        &mut None,
+    )?;
     engine.run(&control)?;
     Ok(engine.leave())
 }
@@ -123,7 +137,7 @@ fn a_handover_to_another_cut_stays_within_the_plan() -> Result<()> {
         alone.assignments[0].clone(),
         MemoryStore::default(),
         "127.0.0.1",
-        "test",
+        ("test", tch::Device::Cpu),
         &control,
         &mut None,
     )?;

@@ -94,7 +94,8 @@ fn a_rank_that_checks_its_files_for_long_is_waited_for() -> Result<()> {
             .map(|(a, watch)| {
                 let store = FileStore::new(store.clone(), JOINING_MS);
                 scope.spawn(move || {
-                    Engine::build(a.clone(), store, "127.0.0.1", "test", watch, &mut None).map(drop)
+                    Engine::build(a.clone(), store, "127.0.0.1", ("test", tch::Device::Cpu), watch, &mut None)
+                        .map(drop)
                 })
             })
             .collect();

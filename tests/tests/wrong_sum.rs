@@ -84,8 +84,12 @@ fn a_tree_with_two_branches_exchanged_does_not_pass_for_the_right_one() -> Resul
 fn a_gradient_that_no_backward_pass_writes_is_an_error_with_its_name() -> Result<()> {
     let mut assignments = assignments("train.micro_batches", 2)?;
     let a = assignments.swap_remove(0);
-    let parameters =
-        Parameters::allocate(&a.parameters, a.spec.train.precision, a.spec.train.optimizer.kind)?;
+    let parameters = Parameters::allocate(
+        &a.parameters,
+        a.spec.train.precision,
+        a.spec.train.optimizer.kind,
+        Device::Cpu,
+    )?;
     let mut reduction = Reduction::new(&a, &parameters, &Links::alone())?;
     let range = parameters.buckets_of(Place::Embedding);
     let table = &parameters.buckets()[range.start].params[0];

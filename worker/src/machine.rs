@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result};
+use coxswain_proto::device::DeviceName;
 use coxswain_types::WorkerId;
 use coxswain_types::status::WorkerInfo;
 
@@ -18,18 +19,20 @@ const WAIT_POLICY: (&str, &str) = ("OMP_WAIT_POLICY", "PASSIVE");
 const RANK_AS_SEQUENCE: (&str, &str) = ("GLOO_ENABLE_RANK_AS_SEQUENCE_NUMBER", "1");
 
 /// Starts this program anew with the environment that its libraries need, where it is another.
-pub(crate) fn set_environment() -> Result<()> {
-    let policy = std::env::var_os(WAIT_POLICY.0).is_some();
-    let sequence = std::env::var_os(RANK_AS_SEQUENCE.0).is_some_and(|value| value == RANK_AS_SEQUENCE.1);
-    if policy && sequence {
+pub(crate) fn set_environment(device: DeviceName) -> Result<()> {
+    let is = |name: &str, value: &str| std::env::var_os(name).is_some_and(|found| found == value);
+    let mut wanted = vec![(RANK_AS_SEQUENCE.0, RANK_AS_SEQUENCE.1.to_owned())];
+    if std::env::var_os(WAIT_POLICY.0).is_none() {
+        wanted.push((WAIT_POLICY.0, WAIT_POLICY.1.to_owned()));
+    }
+    wanted.extend(crate::device::environment(device)?);
+    wanted.retain(|(name, value)| !is(name, value));
+    if wanted.is_empty() {
         return Ok(());
     }
     let program = std::env::current_exe().context("finding this program's own file")?;
     let mut anew = Command::new(program);
-    anew.args(std::env::args_os().skip(1)).env(RANK_AS_SEQUENCE.0, RANK_AS_SEQUENCE.1);
-    if !policy {
-        anew.env(WAIT_POLICY.0, WAIT_POLICY.1);
-    }
+    anew.args(std::env::args_os().skip(1)).envs(wanted);
     Err(anew.exec()).context("starting anew with the environment that libtorch needs")
 }
 

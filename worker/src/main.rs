@@ -7,12 +7,14 @@
 //! - [`rank`]: the thread that owns libtorch.
 //! - [`store`]: the rendezvous of a generation over the coordinator's gRPC.
 //! - [`machine`]: what this machine is.
+//! - [`device`]: the GPU, where it computes on one.
 //! - [`write`]: `generate`, text from a checkpoint.
 //! - [`classify`]: `classify`, classes and embeddings of texts.
 
 mod agent;
 mod args;
 mod classify;
+mod device;
 mod identity;
 mod machine;
 mod rank;
@@ -24,12 +26,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use coxswain_console::{logs, say};
+use coxswain_proto::device::DeviceName;
 
 use crate::args::{Args, BadArgument, Command};
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    if let Err(error) = machine::set_environment() {
+    let device = DeviceName::parse(&args.work.device).unwrap_or(DeviceName::Cpu);
+    if let Err(error) = machine::set_environment(device) {
         say(&format!("error: {error:#}"));
         return ExitCode::FAILURE;
     }
@@ -45,7 +49,7 @@ fn main() -> ExitCode {
     let result = match &args.command {
         Some(Command::Generate(generate)) => write::run(generate).map(|()| 0),
         Some(Command::Classify(args)) => classify::run(args).map(|()| 0),
-        None => agent::run(&args.work).map(agent::End::code),
+        None => device::open(device).and_then(|()| agent::run(&args.work)).map(agent::End::code),
     };
     let error = match result {
         Ok(code) => return ExitCode::from(code),

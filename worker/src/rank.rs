@@ -13,6 +13,7 @@ use coxswain_types::Assignment;
 use coxswain_types::status::{Fault, Phase};
 use tokio::sync::watch;
 
+use crate::device::of_tensors;
 use crate::machine;
 use crate::state::Shared;
 use crate::store::Rendezvous;
@@ -106,7 +107,8 @@ pub(crate) fn work(order: Order, remains: &mut Option<State>) {
     // message, and the process after it was said.
     let hashed_before = hashed_bytes();
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        let mut engine = Engine::build(assignment, store, &address, &runtime, &shared, remains)?;
+        let mut engine =
+            Engine::build(assignment, store, &address, (&runtime, of_tensors()), &shared, remains)?;
         tracing::info!(hashed_bytes = hashed_bytes() - hashed_before, "ready");
         let result = engine.run(&shared);
         *remains = Some(engine.leave());

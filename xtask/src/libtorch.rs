@@ -3,6 +3,7 @@
 //! A wheel of torch holds headers and libraries; on a CPU that and two small NVIDIA libraries, which
 //! libtorch_cpu.so names even where there is no GPU, make a libtorch. A folder is filled beside its
 //! place and renamed into it, so what is found in place is whole; its stamp says what it was made of.
+//! What [`crate::gpu`] needs of the same and other wheels is made by the same rules.
 //! Which programs are built against it is for [`crate::demo`] and [`crate::test`] to say.
 
 use std::env;
@@ -35,26 +36,39 @@ pub(crate) struct Libtorch {
 }
 
 impl Libtorch {
+    /// The libtorch's own folder.
+    pub(crate) fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// Adds to a C++ compiler's command what a program over this libtorch needs.
+    pub(crate) fn link<'a>(&self, compiler: &'a mut Command) -> &'a mut Command {
+        let (include, lib) = (self.home.join("include"), self.home.join("lib"));
+        compiler.arg("-isystem").arg(&include).arg("-isystem").arg(include.join("torch/csrc/api/include"));
+        compiler.arg("-L").arg(&lib).args(["-l:libtorch_cpu.so", "-l:libc10.so", "-l:libgomp.so.1", "-ldl"]);
+        compiler.arg(format!("-Wl,-rpath,{}", lib.display()))
+    }
+
     /// Makes a command build against this libtorch.
     pub(crate) fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("LIBTORCH", &self.home)
     }
 }
 
-/// A way to make a libtorch out of wheels.
-struct Recipe {
+/// A way to make a libtorch, or something beside it, out of wheels.
+pub(crate) struct Recipe {
     /// The folder that is made, below target/libtorch.
-    name: &'static str,
+    pub(crate) name: &'static str,
     /// What `LIBTORCH` names, below that folder.
-    home: &'static str,
+    pub(crate) home: &'static str,
     /// The wheels, as `sha256sum` lists files. A folder is stamped with this text.
-    wheels: &'static str,
+    pub(crate) wheels: &'static str,
     /// For wheels whose names start so: how many leading folders come off, and which members are taken.
-    take: &'static [(&'static str, usize, &'static [&'static str])],
-    /// Files without which the libtorch is not whole, below `home`.
-    needed: &'static [&'static str],
+    pub(crate) take: &'static [(&'static str, usize, &'static [&'static str])],
+    /// Files without which it is not whole, below `home`.
+    pub(crate) needed: &'static [&'static str],
     /// Whether libtorch.so is to be made: torch's own asks for the GPU libraries.
-    stand_in: bool,
+    pub(crate) stand_in: bool,
 }
 
 const CPU: Recipe = Recipe {
@@ -103,6 +117,11 @@ const CUDA: Recipe = Recipe {
 };
 
 impl Recipe {
+    /// The folder that is made.
+    pub(crate) fn folder(&self, repo: &Repo) -> PathBuf {
+        repo.target("libtorch").join(self.name)
+    }
+
     fn pins(&self) -> impl Iterator<Item = Pin> {
         let rows = self.wheels.lines().filter_map(|row| row.split_once("  "));
         rows.map(|(sha256, file)| Pin { file, sha256 })
@@ -128,6 +147,14 @@ const STAMP: &str = "made-of";
 /// # Errors
 /// When the user's has another version, when a prerequisite is missing, or when the fetch fails.
 pub(crate) fn setup(repo: &Repo, choice: &Choice) -> Result<Libtorch> {
+    setup_with(repo, choice, &[])
+}
+
+/// The same, and with a libtorch of ours what else is made of wheels. One that several are made of is fetched once.
+///
+/// # Errors
+/// As for [`setup`].
+pub(crate) fn setup_with(repo: &Repo, choice: &Choice, others: &[&Recipe]) -> Result<Libtorch> {
     check_compiler()?;
     if let Some(home) = users_own(repo, env::var_os("LIBTORCH").map(PathBuf::from)) {
         check_users_own(&home)?;
@@ -135,17 +162,36 @@ pub(crate) fn setup(repo: &Repo, choice: &Choice) -> Result<Libtorch> {
         return Ok(Libtorch { home });
     }
     let recipe = if choice.cuda { &CUDA } else { &CPU };
-    let folder = repo.target("libtorch").join(recipe.name);
+    let folder = recipe.folder(repo);
     let home = if recipe.home.is_empty() { folder.clone() } else { folder.join(recipe.home) };
-    let _lock = lock(&repo.target("libtorch"))?;
-    if !reuse(recipe, &folder)? {
-        make(recipe, &folder, &repo.target("wheels"))?;
-    }
+    provide(repo, &[&[recipe], others].concat())?;
     say(&format!("libtorch: {VERSION} for {} in {}", recipe.name, home.display()));
     if choice.cuda {
         say(&format!("to build against it by hand: export LIBTORCH={}", home.display()));
     }
     Ok(Libtorch { home })
+}
+
+/// Makes what is not there yet.
+///
+/// # Errors
+/// When a wheel cannot be fetched or unpacked.
+pub(crate) fn provide(repo: &Repo, recipes: &[&Recipe]) -> Result<()> {
+    let _lock = lock(&repo.target("libtorch"))?;
+    let mut fetched = Vec::new();
+    for recipe in recipes {
+        let folder = recipe.folder(repo);
+        if !reuse(recipe, &folder)? {
+            fetched.extend(make(recipe, &folder, &repo.target("wheels"))?);
+        }
+    }
+    if !fetched.is_empty() {
+        for wheel in fetched {
+            let _ = fs::remove_file(wheel);
+        }
+        say("the wheels were unpacked and removed, which frees their space");
+    }
+    Ok(())
 }
 
 /// The folder that the user chose, if it is not just what `.cargo/config.toml` says.
@@ -240,7 +286,8 @@ fn reuse(recipe: &Recipe, folder: &Path) -> Result<bool> {
     }
 }
 
-fn make(recipe: &Recipe, folder: &Path, wheels: &Path) -> Result<()> {
+/// Fills the folder, and returns the wheels that it was made of.
+fn make(recipe: &Recipe, folder: &Path, wheels: &Path) -> Result<Vec<PathBuf>> {
     ensure!(
         cfg!(all(target_os = "linux", target_arch = "x86_64")),
         "libtorch is fetched on Linux on x86-64 only; elsewhere set LIBTORCH to a libtorch {VERSION} of your own"
@@ -259,8 +306,10 @@ fn make(recipe: &Recipe, folder: &Path, wheels: &Path) -> Result<()> {
     if recipe.stand_in {
         link_stand_in(&home.join("lib"))?;
     }
-    std::os::unix::fs::symlink("libgomp.so.1", home.join("lib/libgomp.so"))
-        .context("could not link libgomp.so")?;
+    if home.join("lib/libgomp.so.1").exists() {
+        std::os::unix::fs::symlink("libgomp.so.1", home.join("lib/libgomp.so"))
+            .context("could not link libgomp.so")?;
+    }
     write(&home.join("build-version"), VERSION)?;
     write(&partial.join(STAMP), recipe.wheels)?;
     if let Some(missing) = recipe.missing(&partial) {
@@ -268,11 +317,7 @@ fn make(recipe: &Recipe, folder: &Path, wheels: &Path) -> Result<()> {
     }
     clear(folder)?;
     fs::rename(&partial, folder).with_context(|| format!("could not move {} in place", partial.display()))?;
-    for wheel in fetched {
-        let _ = fs::remove_file(wheel);
-    }
-    say("the wheels were unpacked and removed, which frees their space");
-    Ok(())
+    Ok(fetched)
 }
 
 /// Makes an empty libtorch.so that needs the two libraries that there are. torch's own needs
@@ -332,7 +377,7 @@ mod tests {
 
     #[test]
     fn every_pin_is_whole_and_has_a_use() {
-        for (recipe, count) in [(&CPU, 3), (&CUDA, 16)] {
+        for (recipe, count) in [(&CPU, 3), (&CUDA, 16), (&crate::gpu::EMULATED, 4), (&crate::gpu::NVCC, 5)] {
             assert_eq!(recipe.pins().count(), count);
             assert_eq!(recipe.wheels.lines().count(), count);
             for pin in recipe.pins() {

@@ -8,6 +8,7 @@
 //! - [`bench`]: `bench`, our training step beside PyTorch's own;
 //! - [`chaos`]: `chaos`, runs whose workers are killed at random;
 //! - [`sim`]: `sim`, whole clusters in simulated time;
+//! - [`gpu`]: `kernels`, the library of GPU kernels, and the emulated GPU of the tests;
 //! - [`parity`]: `parity`, our models beside the reference implementations.
 //!
 //! These lean on [`texts`] (the demo's English), [`pip`] (pinned downloads), [`repo`] (where things
@@ -22,6 +23,7 @@
 mod bench;
 mod chaos;
 mod demo;
+mod gpu;
 mod libtorch;
 mod parity;
 mod pip;
@@ -67,6 +69,8 @@ enum Command {
     Chaos(chaos::Args),
     /// Simulate whole clusters with faults, by the thousand.
     Sim(sim::Args),
+    /// Compile the kernels of GPUs, which a worker with --device cuda opens.
+    Kernels,
     /// Compare models with the reference implementations, or a real one with its published behaviour.
     Parity(parity::Args),
 }
@@ -91,6 +95,7 @@ fn dispatch(command: Command, repo: &Repo) -> Result<()> {
         Command::Bench(args) => bench::bench(repo, &args),
         Command::Chaos(args) => chaos::chaos(repo, &args),
         Command::Sim(args) => sim::sim(repo, &args),
+        Command::Kernels => gpu::kernels(repo),
         Command::Parity(args) => parity::parity(repo, &args),
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::gpu;
 use crate::libtorch;
 use crate::repo::Repo;
 use crate::run::{cargo, human, run, say, succeeds};
@@ -77,8 +78,9 @@ fn phases(repo: &Repo, args: &Args, log: &mut Log) -> Result<()> {
         log.phase("deny", || deny(repo))?;
     }
     let libtorch = log.phase("set-up", || {
-        let libtorch = libtorch::setup(repo, &args.libtorch)?;
+        let libtorch = libtorch::setup_with(repo, &args.libtorch, &[&gpu::EMULATED])?;
         texts::texts(repo)?;
+        gpu::emulated(repo, &libtorch)?;
         Ok(libtorch)
     })?;
     let workspace = |words: &[&str], rest: &[String]| {

@@ -14,6 +14,7 @@ use coxswain_types::JobSpec;
 use coxswain_types::assignment::{Assignment, PreparedData};
 use coxswain_types::job::{Checkpointing, Layout, Precision, Reduction};
 use coxswain_types::status::{StepReport, Wish};
+use tch::Device;
 
 use super::Job;
 
@@ -144,7 +145,7 @@ fn run(mut assignments: Vec<Assignment>, directory: &Path, data: &PreparedData) 
 }
 
 fn run_rank(assignment: Assignment, store: MemoryStore, told: &Told) -> Result<()> {
-    let mut engine = Engine::build(assignment, store, "127.0.0.1", "test", told, &mut None)?;
+    let mut engine = Engine::build(assignment, store, "127.0.0.1", ("test", Device::Cpu), told, &mut None)?;
     engine.run(told)?;
     gather(&engine.leave(), &mut locked(&told.weights))
 }

@@ -20,7 +20,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::EngineError;
 use crate::error::Doing;
-use crate::model::{Bucket, Param, Parameters};
+use crate::model::{Bucket, Param, Parameters, on_device};
 use crate::train::{Moments, Optimizer, Trainer};
 
 const FIRST_MOMENT: &str = "exp_avg/";
@@ -167,7 +167,7 @@ const PIECE: i64 = 1 << 18;
 /// Writes slices that follow each other along `dim` as one, without a copy of all of it.
 fn write(values: &[Tensor], dim: i64, slab: &mut SlabWriter<'_>) -> Result<(), EngineError> {
     let mut piece = |flat: &Tensor| -> Result<(), EngineError> {
-        let values = Vec::<f32>::try_from(flat)?;
+        let values = Vec::<f32>::try_from(on_device(flat, Device::Cpu)?)?;
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         Ok(slab.write(&bytes)?)
     };

@@ -9,9 +9,10 @@ use coxswain_types::JobSpec;
 use coxswain_types::assignment::{self, PreparedData};
 use coxswain_types::job::Lengths;
 use coxswain_types::model::Head;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::EngineError;
+use crate::model::on_device;
 
 mod corrupt;
 
@@ -48,6 +49,18 @@ pub struct Documents {
 }
 
 impl MicroBatchData {
+    /// The same tensors on a device.
+    pub fn on(self, device: Device) -> Result<MicroBatchData, EngineError> {
+        let there = |x: &Tensor| on_device(x, device);
+        Ok(MicroBatchData {
+            source_bs: self.source_bs.as_ref().map(there).transpose()?,
+            ids_bt: there(&self.ids_bt)?,
+            targets_n: there(&self.targets_n)?,
+            weights_n: self.weights_n.as_ref().map(there).transpose()?,
+            ..self
+        })
+    }
+
     /// What the first layer of all reads.
     pub fn first_ids(&self) -> &Tensor {
         self.source_bs.as_ref().unwrap_or(&self.ids_bt)

@@ -13,6 +13,7 @@
 
 #include "blocks.h"
 #include "function.h"
+#include "gpu_attention.h"
 #include "random.h"
 #include "tiles.h"
 
@@ -527,8 +528,9 @@ Tensor attention(
     const Drop& drop) {
   const auto type = q.scalar_type();
   for (const Tensor& x : {q, k, v}) {
-    TORCH_CHECK(x.device().is_cpu() && (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf),
-                "attention takes fp32, bf16 or fp16 tensors on the CPU, not ", x.scalar_type(), " on ", x.device());
+    TORCH_CHECK(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf,
+                "attention takes fp32, bf16 or fp16, not ", x.scalar_type());
+    expect_beside(x, q, "attention");
     TORCH_CHECK(x.scalar_type() == type, "attention has queries in ", type, " and keys or values in ",
                 x.scalar_type());
   }
@@ -537,7 +539,8 @@ Tensor attention(
               "attention takes q [b, t, h, k] and k, v [b, s, g, k] with h a multiple of g, not ", q.sizes(), ", ",
               k.sizes(), ", ", v.sizes());
   if (bias.defined()) {
-    expect_fp32_cpu(bias, "attention's bias");
+    expect_fp32(bias, "attention's bias");
+    expect_beside(bias, q, "attention");
     TORCH_CHECK(bias.sizes() == at::IntArrayRef({q.size(2), q.size(1) + k.size(1) - 1}),
                 "attention has a bias ", bias.sizes(), " for q ", q.sizes(), " and k ", k.sizes());
   }
@@ -545,6 +548,9 @@ Tensor attention(
   random::dropout_of(drop.key, drop.rate); // A bad rate is told before any work.
   TORCH_CHECK(drop.rate == 0 || (drop.first_head >= 0 && drop.heads - q.size(2) >= drop.first_head),
               "attention has heads ", drop.first_head, "..", drop.first_head + q.size(2), " of ", drop.heads);
+  if (q.is_cuda())
+    return gpu_attention(q, k, v, bias, {static_cast<const BlockList*>(list), causal, scale, drop.key, drop.rate,
+                                         drop.first_head, drop.heads});
   return Attention::apply(q, k, v, bias.defined() ? bias : at::empty({0}, at::kFloat), pointer(list), causal, scale, drop.key, drop.rate, drop.first_head, drop.heads);
 }
 

@@ -23,6 +23,9 @@ struct BlockList : torch::CustomClassHolder {
   std::vector<Pattern> patterns;
   std::vector<int64_t> pattern_of; // rows of the batch (or one for all) x heads
   std::vector<Bits> bits;
+  // The same on a GPU, once it was needed there, and how to read it.
+  mutable Tensor words;
+  mutable std::shared_ptr<void> layout;
 
   const Pattern& pattern(int64_t batch, int64_t head) const {
     const int64_t rows = static_cast<int64_t>(pattern_of.size()) / heads;

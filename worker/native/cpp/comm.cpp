@@ -95,7 +95,7 @@ struct Network {
   // The engine's thread. A send waits too, until its receiver is there; one that ends in a thread beside the
   // engine's keeps nobody from computing.
   const std::thread::id engine = std::this_thread::get_id();
-  // A wait in progress: the peer that the engine waits for, or -1 where another thread waits; and since when.
+  // A wait in progress: the peer that the computation waits for, or -1 where it goes on meanwhile; and since when.
   struct Wait {
     int peer;
     std::chrono::steady_clock::time_point since;
@@ -110,8 +110,9 @@ struct Network {
   // How long the engine has waited for its peers in waits that have ended, in microseconds.
   int64_t ended_us = 0;
 
-  // Starts a send of a contiguous tensor, or a receive into one.
+  // Starts a send of a contiguous tensor, or a receive into one. Gloo reads and writes memory of the host.
   WorkPtr post(Tensor x, bool sending, int peer, int tag) {
+    TORCH_CHECK(x.device().is_cpu(), "an exchange was handed a tensor on ", x.device());
     std::vector<Tensor> list{std::move(x)};
     WorkPtr work;
     const std::string error =
@@ -120,9 +121,8 @@ struct Network {
     return work;
   }
 
-  // Waits for the end of a send or a receive.
-  void wait(const WorkPtr& work, bool sending, int peer) {
-    const bool engine_waits = !sending || std::this_thread::get_id() == engine;
+  // Waits for the end of a send or a receive; `engine_waits` says whether the computation cannot go on before.
+  void wait(const WorkPtr& work, bool sending, int peer, bool engine_waits) {
     const auto start = std::chrono::steady_clock::now();
     {
       std::lock_guard lock(mutex);
@@ -195,26 +195,37 @@ struct Network {
 };
 
 // The ranks are few and know each other: one message each way, and every rank combines what it has
-// in the same tree.
+// in the same tree. Tensors on a GPU travel through copies on the host and are combined on the GPU again.
 struct Exchange::State {
   c10::intrusive_ptr<Group> group;
   std::vector<Tensor> outgoing, parts;
+  // Where the parts belong.
+  c10::Device device;
   std::vector<WorkPtr> sends, receives;
 };
 
 Exchange::Exchange(c10::intrusive_ptr<Group> owner, std::vector<Tensor> outgoing)
-    : state(new State{std::move(owner), std::move(outgoing), {}, {}, {}}) {
+    : state(new State{std::move(owner), std::move(outgoing), {}, at::kCPU, {}, {}}) {
   const Group& group = *state->group;
   const size_t size = group.ranks.size();
   state->parts.resize(size);
   state->sends.resize(size);
   state->receives.resize(size);
+  state->device = state->outgoing[static_cast<size_t>(group.index)].device();
+  // One copy of a tensor that goes to several peers.
+  Tensor newest, copy;
+  auto on_host = [&](const Tensor& x) {
+    if (!newest.is_same(x)) newest = x, copy = x.cpu();
+    return copy;
+  };
   for (size_t peer = 0; peer < size; ++peer) {
     if (static_cast<int>(peer) == group.index) {
       state->parts[peer] = state->outgoing[peer];
       continue;
     }
-    state->parts[peer] = at::empty_like(state->outgoing[peer]);
+    Tensor& sent = state->outgoing[peer];
+    state->parts[peer] = at::empty_like(sent, sent.options().device(at::kCPU));
+    sent = on_host(sent);
     state->receives[peer] = group.network->post(state->parts[peer], false, group.ranks[peer], group.tag);
   }
   for (size_t peer = 0; peer < size; ++peer)
@@ -227,10 +238,12 @@ Exchange::~Exchange() = default;
 Tensor Exchange::finish(const Join& join) {
   State& s = *state;
   for (size_t peer = 0; peer < s.parts.size(); ++peer)
-    if (s.receives[peer]) s.group->network->wait(s.receives[peer], false, s.group->ranks[peer]);
+    if (s.receives[peer]) s.group->network->wait(s.receives[peer], false, s.group->ranks[peer], true);
+  // What is of this rank is on its device already, where `to` hands it back as it is.
+  for (Tensor& part : s.parts) part = part.to(s.device, /*non_blocking=*/false);
   Tensor result = join(s.parts);
   for (size_t peer = 0; peer < s.parts.size(); ++peer)
-    if (s.sends[peer]) s.group->network->wait(s.sends[peer], true, s.group->ranks[peer]);
+    if (s.sends[peer]) s.group->network->wait(s.sends[peer], true, s.group->ranks[peer], true);
   return result;
 }
 
@@ -273,11 +286,11 @@ Tensor all_gather(c10::intrusive_ptr<Group> group, const Tensor& own, int64_t di
   });
 }
 
-// A send or a receive in flight, with the tensor that it reads or fills.
+// A send or a receive in flight, with the tensor that it reads or fills. One on a GPU has a copy on the host.
 struct Transfer {
   std::shared_ptr<Network> network;
   WorkPtr work;
-  Tensor tensor;
+  Tensor tensor, staged;
   bool sending;
   int peer;
 };
@@ -327,14 +340,19 @@ char* cx_group_gather(const void* group, const void* x, int64_t dim, void** out)
 char* cx_transfer_new(void* network, const void* x, bool sending, int peer, int tag, void** out) {
   return guarded([&] {
     auto shared = *static_cast<std::shared_ptr<Network>*>(network);
-    auto work = shared->post(tensor(x), sending, peer, tag);
-    *out = new Transfer{std::move(shared), std::move(work), tensor(x), sending, peer};
+    const Tensor& own = tensor(x);
+    const Tensor staged = own.is_cpu() ? own : sending ? own.cpu() : at::empty_like(own, own.options().device(at::kCPU));
+    TORCH_CHECK(own.is_contiguous(), "a transfer takes a contiguous tensor");
+    auto work = shared->post(staged, sending, peer, tag);
+    *out = new Transfer{std::move(shared), std::move(work), own, staged, sending, peer};
   });
 }
 char* cx_transfer_wait(void* transfer) {
   return guarded([&] {
     auto* t = static_cast<Transfer*>(transfer);
-    t->network->wait(t->work, t->sending, t->peer);
+    const bool engine_waits = !t->sending || std::this_thread::get_id() == t->network->engine;
+    t->network->wait(t->work, t->sending, t->peer, engine_waits);
+    if (!t->sending && !t->tensor.is_cpu()) t->tensor.copy_(t->staged);
   });
 }
 void cx_transfer_free(void* transfer) { delete static_cast<Transfer*>(transfer); }

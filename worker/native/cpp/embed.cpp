@@ -7,10 +7,17 @@ namespace {
 
 // Rows of the table for the ids that this shard holds, zero for the others.
 Tensor embed(const Tensor& ids_n, const Tensor& w_vd, int64_t start, at::ScalarType kind) {
-  TORCH_CHECK(ids_n.scalar_type() == at::kLong && w_vd.dim() == 2 && w_vd.device().is_cpu(),
-              "embed takes ids and a [v, d] table");
+  TORCH_CHECK(ids_n.scalar_type() == at::kLong && w_vd.dim() == 2, "embed takes ids and a [v, d] table");
+  expect_beside(ids_n, w_vd, "embed");
   const Tensor ids = ids_n.contiguous(), w = w_vd.contiguous();
   const int64_t vocab = w.size(0), dim = w.size(1), rows = ids.numel();
+  if (w.is_cuda()) {
+    Tensor y = at::empty({rows, dim}, w.options().dtype(kind));
+    gpu::ran(gpu::kernels().embed(gpu::kind_of(w, "embed"), gpu::kind_of(y, "embed"), data<int64_t>(ids),
+                                  w.const_data_ptr(), start, vocab, rows, dim, y.data_ptr()),
+             "embed");
+    return y;
+  }
   Tensor y = at::empty({rows, dim}, w.options());
   const auto bytes = static_cast<size_t>(dim) * w.element_size();
   const char* from = static_cast<const char*>(w.const_data_ptr());
@@ -32,9 +39,18 @@ void embed_grad(const Tensor& ids_n, const Tensor& dy_nd, Slot& slot, int64_t st
               "embed_grad has ", dy_nd.sizes(), " for ids ", ids_n.sizes());
   if (slot.fresh) dw.zero_();
   slot.fresh = false;
-  const Tensor ids = ids_n.contiguous(), dy = dy_nd.contiguous();
+  const Tensor ids = ids_n.flatten().contiguous(), dy = dy_nd.contiguous();
   const int64_t vocab = dw.size(0), dim = dw.size(1);
   float* grad = dw.data_ptr<float>();
+  expect_beside(ids, dy, "embed_grad");
+  if (dy.is_cuda()) {
+    // Equal ids stay in row order.
+    const auto [sorted, order] = at::sort(ids, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+    gpu::ran(gpu::kernels().embed_grad(gpu::kind_of(dy, "embed_grad"), data<int64_t>(sorted), data<int64_t>(order),
+                                       dy.const_data_ptr(), start, vocab, ids.numel(), dim, grad),
+             "embed_grad");
+    return;
+  }
   by_kind(dy, "embed_grad", [&](auto kind) {
     using T = decltype(kind);
     for (int64_t row = 0; row < ids.numel(); ++row) {

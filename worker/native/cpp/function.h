@@ -4,6 +4,7 @@
 //
 // Shapes: b batch, t tokens, d model dim, n = b*t rows, h heads, k head dim, o output features, v
 // vocabulary, s logical tensor shards.
+#include "gpu.h"
 #include "kernels.h"
 #include "shim.h"
 
@@ -43,9 +44,13 @@ void by_kind(const Tensor& x, const char* what, F&& body) {
   }
 }
 
-inline void expect_fp32_cpu(const Tensor& x, const char* what) {
-  TORCH_CHECK(x.device().is_cpu() && x.scalar_type() == at::kFloat, what, " takes fp32 tensors on the CPU, not ",
-              x.scalar_type(), " on ", x.device());
+inline void expect_fp32(const Tensor& x, const char* what) {
+  TORCH_CHECK(x.scalar_type() == at::kFloat, what, " takes fp32 tensors, not ", x.scalar_type());
+}
+// Kernels read memory by its address, so a tensor that lies elsewhere has to be found out before.
+inline void expect_beside(const Tensor& x, const Tensor& other, const char* what) {
+  TORCH_CHECK(x.device() == other.device(), what, " takes tensors on one device, not on ", x.device(), " and ",
+              other.device());
 }
 
 // Handles cross `Function::apply` as numbers, and are kept by the graph as counted references.
@@ -69,7 +74,7 @@ inline Tensor& buffer(Slot& slot) {
 inline void accumulate(Slot& slot, const Tensor& part_in) {
   const Tensor& sum = buffer(slot);
   TORCH_CHECK(sum.sizes() == part_in.sizes(), "a slot of ", sum.sizes(), " got a gradient ", part_in.sizes());
-  if (slot.fresh || !sum.is_contiguous()) {
+  if (slot.fresh || sum.is_cuda() || !sum.is_contiguous()) {
     if (slot.fresh) sum.copy_(part_in); else sum.add_(part_in);
   } else {
     const Tensor part = part_in.contiguous();

@@ -2,11 +2,27 @@
 #include "shim.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include <cmath>
 
 namespace coxswain {
 namespace {
 
 using at::Tensor;
+
+// On a GPU in low precision, where k and v keep their own number of heads. The kernel is asked for by its name: left to
+// choose, libtorch takes cuDNN's, whose backward pass gives other bits each time.
+Tensor flash(const Tensor& q_bthk, const Tensor& k_bsgk, const Tensor& v_bsgk, bool causal) {
+  const int64_t dim = q_bthk.size(3), filled = (dim + 7) / 8 * 8;
+  auto heads_first = [&](const Tensor& x) {
+    return (filled == dim ? x : at::constant_pad_nd(x, {0, filled - dim})).transpose(1, 2);
+  };
+  const Tensor out = std::get<0>(at::_scaled_dot_product_flash_attention(
+      heads_first(q_bthk), heads_first(k_bsgk), heads_first(v_bsgk), 0.0, causal, false,
+      1 / std::sqrt(static_cast<double>(dim))));
+  return (filled == dim ? out : out.narrow(3, 0, dim)).transpose(1, 2).contiguous();
+}
 
 // The flash kernel, exact and O(t) in memory (arXiv 2205.14135). q[b, t, h, k], k and v [b, s, g, k]
 // with g dividing h; the result is [b, t, h, k]. Causal: row i sees keys up to i + s - t.
@@ -15,6 +31,7 @@ Tensor attention(const Tensor& q_bthk, const Tensor& k_bsgk, const Tensor& v_bsg
   TORCH_CHECK(q_bthk.dim() == 4 && k_bsgk.dim() == 4 && q_bthk.numel() > 0 && k_bsgk.numel() > 0,
               "attention takes q [b, t, h, k] and k [b, s, g, k] that are not empty, not ", q_bthk.sizes(), " and ",
               k_bsgk.sizes());
+  if (q_bthk.is_cuda() && q_bthk.scalar_type() != at::kFloat) return flash(q_bthk, k_bsgk, v_bsgk, causal);
   const int64_t groups = q_bthk.size(2) / k_bsgk.size(2);
   auto heads_first = [groups](const Tensor& x) {
     const Tensor x_bhtk = x.transpose(1, 2);
@@ -26,7 +43,8 @@ Tensor attention(const Tensor& q_bthk, const Tensor& k_bsgk, const Tensor& v_bsg
   const Tensor q = q_bthk.transpose(1, 2), k = heads_first(k_bsgk), v = heads_first(v_bsgk);
   const Tensor out = q.device().is_cpu()
       ? std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal))
-      : at::scaled_dot_product_attention(q, k, v, {}, 0.0, causal);
+      // Flash takes no fp32 on a GPU. The log-sums are for the backward pass.
+      : std::get<0>(at::_scaled_dot_product_efficient_attention(q, k, v, {}, c10::GradMode::is_enabled(), 0.0, causal));
   return out.transpose(1, 2).contiguous();
 }
 

@@ -7,7 +7,8 @@ namespace coxswain {
 namespace {
 
 void expect_vector(const Tensor& w, const Tensor& x, const char* what) {
-  expect_fp32_cpu(w, what);
+  expect_fp32(w, what);
+  expect_beside(w, x, what);
   TORCH_CHECK(x.dim() > 1 && x.size(-1) > 0 && w.is_contiguous() && w.numel() == x.size(-1), what, " of ", w.sizes(),
               " for x ", x.sizes());
 }
@@ -27,11 +28,41 @@ void file(const Use& use, const Tensor& x, F&& add) {
 
 void file_bias(const Uses& uses, const Tensor& dy) {
   const int64_t dim = dy.size(-1);
+  if (dy.is_cuda()) {
+    for (const auto& use : uses.list)
+      accumulate(*use.slot, gpu_sum(use, dy, [&](cuda::Rows rows, float* runs, float* sum) {
+        gpu::ran(gpu::kernels().bias_grad(gpu::kind_of(dy, "a bias"), dy.const_data_ptr(), rows, dim, runs, sum),
+                 "a bias's gradient");
+      }));
+    return;
+  }
   by_kind(dy, "a bias", [&](auto kind) {
     using T = decltype(kind);
     for (const auto& use : uses.list)
       file(use, dy, [&](int64_t row, int64_t rows, int64_t first, int64_t last, float* to) {
         kernels::bias_grad(data<T>(dy) + row * dim, rows, dim, first, last, to);
+      });
+  });
+}
+
+void file_weight(const Uses& uses, const Tensor& x, const Tensor& dy, const Tensor& mean, const Tensor& rstd) {
+  const int64_t dim = x.size(-1);
+  if (x.is_cuda()) {
+    for (const auto& use : uses.list)
+      accumulate(*use.slot, gpu_sum(use, x, [&](cuda::Rows rows, float* runs, float* sum) {
+        gpu::ran(gpu::kernels().layer_norm_weight_grad(gpu::kind_of(x, "layer_norm"), dy.const_data_ptr(),
+                                                       x.const_data_ptr(), floats(mean), floats(rstd), rows, dim, runs,
+                                                       sum),
+                 "layer_norm's weight gradient");
+      }));
+    return;
+  }
+  by_kind(x, "layer_norm", [&](auto kind) {
+    using T = decltype(kind);
+    for (const auto& use : uses.list)
+      file(use, x, [&](int64_t row, int64_t rows, int64_t first, int64_t last, float* to) {
+        kernels::layer_norm_weight_grad(data<T>(dy) + row * dim, data<T>(x) + row * dim, floats(mean) + row,
+                                        floats(rstd) + row, rows, dim, first, last, to);
       });
   });
 }
@@ -49,14 +80,19 @@ struct LayerNorm : Function<LayerNorm> {
     const int64_t dim = x.size(-1), rows = x.numel() / dim;
     Tensor y = at::empty_like(x), mean = at::empty({rows}, w.options()), rstd = at::empty({rows}, w.options());
     float *mean_data = mean.data_ptr<float>(), *rstd_data = rstd.data_ptr<float>();
-    by_kind(x, "layer_norm", [&](auto kind) {
-      using T = decltype(kind);
-      T* y_data = y.data_ptr<T>();
-      at::parallel_for(0, rows, kRowGrain, [&](int64_t first, int64_t last) {
-        kernels::layer_norm_rows(data<T>(x) + first * dim, floats(w), floats(b), static_cast<float>(eps), last - first,
-                                 dim, y_data + first * dim, mean_data + first, rstd_data + first);
+    if (x.is_cuda())
+      gpu::ran(gpu::kernels().layer_norm(gpu::kind_of(x, "layer_norm"), x.const_data_ptr(), floats(w), floats(b),
+                                         static_cast<float>(eps), rows, dim, y.data_ptr(), mean_data, rstd_data),
+               "layer_norm");
+    else
+      by_kind(x, "layer_norm", [&](auto kind) {
+        using T = decltype(kind);
+        T* y_data = y.data_ptr<T>();
+        at::parallel_for(0, rows, kRowGrain, [&](int64_t first, int64_t last) {
+          kernels::layer_norm_rows(data<T>(x) + first * dim, floats(w), floats(b), static_cast<float>(eps),
+                                   last - first, dim, y_data + first * dim, mean_data + first, rstd_data + first);
+        });
       });
-    });
     ctx->save_for_backward({x, w, mean, rstd});
     ctx->saved_data["w_uses"] = capsule_at<Uses>(w_uses);
     ctx->saved_data["b_uses"] = capsule_at<Uses>(b_uses);
@@ -69,25 +105,23 @@ struct LayerNorm : Function<LayerNorm> {
     const Tensor x = saved[0], w = saved[1], mean = saved[2], rstd = saved[3], dy = grads[0].contiguous();
     const int64_t dim = x.size(-1), rows = x.numel() / dim;
     Tensor dx = at::empty_like(x);
-    by_kind(x, "layer_norm", [&](auto kind) {
-      using T = decltype(kind);
-      T* dx_data = dx.data_ptr<T>();
-      at::parallel_for(0, rows, kRowGrain, [&](int64_t first, int64_t last) {
-        kernels::layer_norm_grad_rows(data<T>(dy) + first * dim, data<T>(x) + first * dim, floats(w),
-                                      floats(mean) + first, floats(rstd) + first, last - first, dim,
-                                      dx_data + first * dim);
-      });
-    });
-    const auto w_uses = kept<Uses>(ctx, "w_uses"), b_uses = kept<Uses>(ctx, "b_uses");
-    kept<Tape>(ctx, "tape")->entries.push_back([w_uses, b_uses, x, dy, mean, rstd, dim] {
+    if (x.is_cuda())
+      gpu::ran(gpu::kernels().layer_norm_grad(gpu::kind_of(x, "layer_norm"), dy.const_data_ptr(), x.const_data_ptr(),
+                                              floats(w), floats(mean), floats(rstd), rows, dim, dx.data_ptr()),
+               "layer_norm's gradient");
+    else
       by_kind(x, "layer_norm", [&](auto kind) {
         using T = decltype(kind);
-        for (const auto& use : w_uses->list)
-          file(use, x, [&](int64_t row, int64_t rows, int64_t first, int64_t last, float* to) {
-            kernels::layer_norm_weight_grad(data<T>(dy) + row * dim, data<T>(x) + row * dim, floats(mean) + row,
-                                            floats(rstd) + row, rows, dim, first, last, to);
-          });
+        T* dx_data = dx.data_ptr<T>();
+        at::parallel_for(0, rows, kRowGrain, [&](int64_t first, int64_t last) {
+          kernels::layer_norm_grad_rows(data<T>(dy) + first * dim, data<T>(x) + first * dim, floats(w),
+                                        floats(mean) + first, floats(rstd) + first, last - first, dim,
+                                        dx_data + first * dim);
+        });
       });
+    const auto w_uses = kept<Uses>(ctx, "w_uses"), b_uses = kept<Uses>(ctx, "b_uses");
+    kept<Tape>(ctx, "tape")->entries.push_back([w_uses, b_uses, x, dy, mean, rstd] {
+      file_weight(*w_uses, x, dy, mean, rstd);
       file_bias(*b_uses, dy);
     });
     return {dx, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
@@ -102,13 +136,18 @@ struct AddBias : Function<AddBias> {
     const Tensor x = x_in.contiguous();
     const int64_t dim = x.size(-1), rows = x.numel() / dim;
     Tensor y = at::empty_like(x);
-    by_kind(x, "a bias", [&](auto kind) {
-      using T = decltype(kind);
-      T* y_data = y.data_ptr<T>();
-      at::parallel_for(0, rows, kRowGrain, [&](int64_t first, int64_t last) {
-        kernels::add_bias(data<T>(x) + first * dim, floats(b), last - first, dim, y_data + first * dim);
+    if (x.is_cuda())
+      gpu::ran(gpu::kernels().add_bias(gpu::kind_of(x, "a bias"), x.const_data_ptr(), floats(b), rows, dim,
+                                       y.data_ptr()),
+               "a bias");
+    else
+      by_kind(x, "a bias", [&](auto kind) {
+        using T = decltype(kind);
+        T* y_data = y.data_ptr<T>();
+        at::parallel_for(0, rows, kRowGrain, [&](int64_t first, int64_t last) {
+          kernels::add_bias(data<T>(x) + first * dim, floats(b), last - first, dim, y_data + first * dim);
+        });
       });
-    });
     ctx->saved_data["uses"] = capsule_at<Uses>(uses);
     ctx->saved_data["tape"] = capsule_at<Tape>(tape);
     return y;

@@ -7,7 +7,14 @@ namespace {
 // dw[o, d] = dy[n, o]^T x[n, d], into the slot's fp32 buffer.
 void weight_grad(Slot& slot, const Tensor& dy_no, const Tensor& x_nd) {
   at::Tensor& dw = buffer(slot);
-  if (x_nd.scalar_type() != at::kFloat) return accumulate(slot, at::mm(dy_no.t(), x_nd));
+  if (x_nd.scalar_type() != at::kFloat) {
+    if (!x_nd.is_cuda()) return accumulate(slot, at::mm(dy_no.t(), x_nd));
+    // On a GPU a product of low precision adds to fp32 by itself.
+    if (slot.fresh) at::mm_out(dw, dy_no.t(), x_nd, at::kFloat);
+    else at::addmm_out(dw, dw, dy_no.t(), x_nd, at::kFloat);
+    slot.fresh = false;
+    return;
+  }
   // Accumulation happens inside the product; the order of its sums does not depend on `fresh`.
   if (slot.fresh) at::mm_out(dw, dy_no.t(), x_nd); else dw.addmm_(dy_no.t(), x_nd);
   slot.fresh = false;

@@ -6,6 +6,7 @@
 // number of threads nor the other heads.
 //
 // Shapes: b batch, t queries, s keys, h heads, g key/value heads, k head dim.
+#include "gpu_linear_attention.h"
 #include "linear_attention.h"
 
 #include <ATen/core/grad_mode.h>
@@ -384,9 +385,9 @@ struct LinearAttention : Function<LinearAttention> {
 void expect_shapes(const Tensor& q, const Tensor& k, const Tensor& v, bool causal) {
   const auto type = q.scalar_type();
   for (const Tensor& x : {q, k, v}) {
-    TORCH_CHECK(x.device().is_cpu() && (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf),
-                "linear attention takes fp32, bf16 or fp16 tensors on the CPU, not ", x.scalar_type(), " on ",
-                x.device());
+    TORCH_CHECK(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf,
+                "linear attention takes fp32, bf16 or fp16, not ", x.scalar_type());
+    expect_beside(x, q, "linear attention");
     TORCH_CHECK(x.scalar_type() == type, "linear attention has queries in ", type, " and keys or values in ",
                 x.scalar_type());
   }
@@ -399,18 +400,19 @@ void expect_shapes(const Tensor& q, const Tensor& k, const Tensor& v, bool causa
 }
 
 void expect_decay(const Tensor& log_decay, const Tensor& q, bool causal) {
-  expect_fp32_cpu(log_decay, "linear attention's log decay");
+  expect_fp32(log_decay, "linear attention's log decay");
   TORCH_CHECK(causal, "linear attention has decays and is bidirectional; a decay is over the tokens since a key, "
               "of which later keys have none: make it causal or leave the decays out");
   TORCH_CHECK(log_decay.sizes() == q.sizes().slice(0, 3), "linear attention has log decays ", log_decay.sizes(),
               " for q ", q.sizes());
-  TORCH_CHECK(!log_decay.detach().gt(0).any().item<bool>(), "linear attention has a log decay above 0, with which "
+  // To look at numbers on a GPU would wait for it.
+  TORCH_CHECK(log_decay.is_cuda() || !log_decay.detach().gt(0).any().item<bool>(), "linear attention has a log decay above 0, with which "
               "the past would grow without bound; give the log of a factor in 0..=1");
 }
 
 void expect_state(const Tensor& s, const Tensor& z, const Tensor& q, bool causal) {
-  expect_fp32_cpu(s, "linear attention's state");
-  expect_fp32_cpu(z, "linear attention's state");
+  expect_fp32(s, "linear attention's state");
+  expect_fp32(z, "linear attention's state");
   TORCH_CHECK(causal, "linear attention has a state and is bidirectional; a state is of the tokens so far, where "
               "every query sees all keys: make it causal or leave the state out");
   const int64_t b = q.size(0), h = q.size(2), k = q.size(3);
@@ -435,9 +437,13 @@ variable_list linear_attention(
     s_now = s.clone(at::MemoryFormat::Contiguous);
     z_now = z.clone(at::MemoryFormat::Contiguous);
   } else if (causal) {
-    s_now = at::zeros({q.size(0), q.size(2), q.size(3), q.size(3)}, at::kFloat);
-    z_now = at::zeros({q.size(0), q.size(2), q.size(3)}, at::kFloat);
+    const auto options = q.options().dtype(at::kFloat).requires_grad(false);
+    s_now = at::zeros({q.size(0), q.size(2), q.size(3), q.size(3)}, options);
+    z_now = at::zeros({q.size(0), q.size(2), q.size(3)}, options);
   }
+  if (q.is_cuda())
+    return causal ? gpu_causal_linear_attention(q, k, v, log_decay, s_now, z_now)
+                  : variable_list{gpu_linear_attention(q, k, v)};
   const auto out = LinearAttention::apply(q, k, v, log_decay.defined() ? log_decay : empty, s_now, z_now, causal);
   if (!causal) return out;
   return {out[0], s_now, z_now};

@@ -30,6 +30,7 @@ void expect_shards(at::TensorList logits, const std::vector<int64_t>& starts, co
     TORCH_CHECK(targets_n.scalar_type() == at::kLong && targets_n.numel() == shard.size(0),
                 "cross_entropy has targets ", targets_n.sizes(), " for logits ", shard.sizes());
     TORCH_CHECK(shard.scalar_type() == logits[0].scalar_type(), "cross_entropy has shards of several types");
+    expect_beside(shard, targets_n, "cross_entropy");
   }
 }
 
@@ -37,6 +38,12 @@ Tensor row_maxima(const Shard& shard, const at::TensorOptions& options) {
   const int64_t columns = shard.columns();
   Tensor largest_n = at::empty({shard.rows()}, options);
   float* out = largest_n.data_ptr<float>();
+  if (largest_n.is_cuda()) {
+    gpu::ran(gpu::kernels().row_maxima(gpu::kind_of(shard.logits_nv, "cross_entropy"), shard.logits_nv.const_data_ptr(),
+                                       shard.rows(), columns, out),
+             "cross_entropy");
+    return largest_n;
+  }
   by_kind(shard.logits_nv, "cross_entropy", [&](auto kind) {
     using T = decltype(kind);
     at::parallel_for(0, shard.rows(), kRowGrain, [&](int64_t first, int64_t last) {
@@ -47,7 +54,7 @@ Tensor row_maxima(const Shard& shard, const at::TensorOptions& options) {
   return largest_n;
 }
 
-// The exponentials' sum. Fp32 logits turn into their exponentials; the others keep, and would lose
+// The exponentials' sum. On the CPU fp32 logits turn into their exponentials; the others keep, and would lose
 // digits, so backward computes theirs again.
 inline float exponentials(float* x, float shift, int64_t count) { return kernels::exp_and_sum(x, shift, count); }
 template <class T>
@@ -58,6 +65,12 @@ Tensor row_sums(const Shard& shard, const Tensor& targets_n, const Tensor& large
   const int64_t rows = shard.rows(), columns = shard.columns();
   Tensor parts_2n = at::zeros({2, rows}, largest_n.options());
   float* out = parts_2n.data_ptr<float>();
+  if (parts_2n.is_cuda()) {
+    gpu::ran(gpu::kernels().row_sums(gpu::kind_of(shard.logits_nv, "cross_entropy"), shard.logits_nv.const_data_ptr(),
+                                     rows, columns, shard.start, data<int64_t>(targets_n), floats(largest_n), out),
+             "cross_entropy");
+    return parts_2n;
+  }
   by_kind(shard.logits_nv, "cross_entropy", [&](auto kind) {
     using T = decltype(kind);
     T* logits = shard.logits_nv.template mutable_data_ptr<T>();
@@ -93,8 +106,18 @@ float weight_of(const Tensor& weights_n, int64_t row) { return weights_n.numel()
 // In place: the logits' memory becomes their gradient.
 void gradient(
     const Shard& shard, const Tensor& targets_n, const Tensor& weights_n, const Tensor& largest_n,
-    const Tensor& sums_n, float factor) {
+    const Tensor& sums_n, const Tensor& factor_double) {
   const int64_t columns = shard.columns();
+  if (shard.logits_nv.is_cuda()) {
+    // The factor stays where it is: to read it would wait for the GPU.
+    gpu::ran(gpu::kernels().logits_grad(gpu::kind_of(shard.logits_nv, "cross_entropy"),
+                                        shard.logits_nv.mutable_data_ptr(), shard.rows(), columns, shard.start,
+                                        data<int64_t>(targets_n), weights_n.numel() > 0 ? floats(weights_n) : nullptr,
+                                        floats(largest_n), floats(sums_n), data<double>(factor_double)),
+             "cross_entropy's gradient");
+    return;
+  }
+  const float factor = static_cast<float>(factor_double.item<double>());
   by_kind(shard.logits_nv, "cross_entropy", [&](auto kind) {
     using T = decltype(kind);
     T* logits = shard.logits_nv.template mutable_data_ptr<T>();
@@ -114,6 +137,26 @@ void gradient(
   });
 }
 
+// The loss, from the sums of all shards: a double scalar where they are.
+Tensor sum_of_rows(const Tensor& parts_2n, const Tensor& targets_n, const Tensor& weights_n) {
+  const int64_t rows = targets_n.numel();
+  const float* parts = floats(parts_2n);
+  if (parts_2n.is_cuda()) {
+    const Tensor losses_n = at::empty({rows}, parts_2n.options().dtype(at::kDouble));
+    gpu::ran(gpu::kernels().row_losses(parts, data<int64_t>(targets_n),
+                                       weights_n.numel() > 0 ? floats(weights_n) : nullptr, rows,
+                                       losses_n.data_ptr<double>()),
+             "cross_entropy");
+    return losses_n.sum();
+  }
+  double loss = 0;
+  for (int64_t row = 0; row < rows; ++row)
+    if (targets_n.const_data_ptr<int64_t>()[row] >= 0)
+      loss += static_cast<double>(weight_of(weights_n, row)) *
+              (std::log(static_cast<double>(parts[row])) - static_cast<double>(parts[rows + row]));
+  return at::scalar_tensor(loss, at::kDouble);
+}
+
 // The sum over rows of -log softmax(logits)[target], each by its weight; a target of -1 counts nothing. The
 // logits are consumed. Statistics are fp32, and sums of exponentials are added in the tree over all shards.
 struct CrossEntropy : Function<CrossEntropy> {
@@ -130,27 +173,20 @@ struct CrossEntropy : Function<CrossEntropy> {
       sums.push_back(row_sums({logits[i], (*starts)[i]}, targets_n, largest_n));
     const Tensor parts_2n = AllReduce(group, combine(sums, Op::Sum), Op::Sum).finish();
 
-    double loss = 0;
-    const float* parts = floats(parts_2n);
-    const int64_t rows = targets_n.numel();
-    for (int64_t row = 0; row < rows; ++row)
-      if (targets_n.const_data_ptr<int64_t>()[row] >= 0)
-        loss += static_cast<double>(weight_of(weights_n, row)) *
-                (std::log(static_cast<double>(parts[row])) - static_cast<double>(parts[rows + row]));
+    const Tensor loss = sum_of_rows(parts_2n, targets_n, weights_n);
     ctx->saved_data["starts"] = *starts;
     variable_list saved{targets_n, weights_n, largest_n, parts_2n[0]};
     for (const Tensor& shard : logits) saved.push_back(shard.detach());
     ctx->save_for_backward(saved);
-    return at::scalar_tensor(loss, at::kDouble);
+    return loss;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const auto starts = ctx->saved_data.at("starts").toIntVector();
-    const float factor = static_cast<float>(grads[0].item<double>());
     variable_list result(saved.begin() + 4, saved.end());
     for (size_t i = 0; i < starts.size(); ++i)
-      gradient({result[i], starts[i]}, saved[0], saved[1], saved[2], saved[3], factor);
+      gradient({result[i], starts[i]}, saved[0], saved[1], saved[2], saved[3], grads[0]);
     result.resize(result.size() + 4);
     return result;
   }
@@ -169,7 +205,8 @@ extern "C" char* cx_cross_entropy(
     const auto list = tensors(logits, count);
     const std::vector<int64_t> first_columns(starts, starts + count);
     const Tensor weights_n = weights == nullptr ? at::empty({0}, at::kFloat) : tensor(weights).contiguous();
-    expect_fp32_cpu(weights_n, "cross_entropy's weights");
+    expect_fp32(weights_n, "cross_entropy's weights");
+    if (weights != nullptr) expect_beside(weights_n, tensor(targets), "cross_entropy");
     TORCH_CHECK(weights == nullptr || weights_n.numel() == tensor(targets).numel(), "cross_entropy has weights ",
                 weights_n.sizes(), " for targets ", tensor(targets).sizes());
     *out = handle(

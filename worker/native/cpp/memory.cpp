@@ -1,5 +1,6 @@
 // Counts the bytes that tensors take on the CPU, so that claims about memory are tested on what was
 // asked for and not on what the operating system happened to keep resident.
+#include "gpu.h"
 #include "shim.h"
 
 #include <sched.h>
@@ -57,6 +58,7 @@ extern "C" {
 
 // What results depend on beside the program: to be freed with cx_free.
 char* cx_runtime() {
+  if (!gpu::runtime().empty()) return error_text(gpu::runtime().c_str());
   return error_text((std::string("libtorch ") + TORCH_VERSION + ", " + at::get_cpu_capability() + ", glibc " +
                      gnu_get_libc_version())
                         .c_str());

@@ -9,6 +9,12 @@ namespace {
 // dw[d] of one use, in (b, t) row order.
 Tensor weight_grad(const Use& use, const Tensor& dy_btd, const Tensor& x_btd, const Tensor& rstd_n) {
   const int64_t dim = x_btd.size(-1);
+  if (x_btd.is_cuda())
+    return gpu_sum(use, x_btd, [&](cuda::Rows rows, float* runs, float* sum) {
+      gpu::ran(gpu::kernels().rms_norm_weight_grad(gpu::kind_of(x_btd, "rms_norm"), dy_btd.const_data_ptr(),
+                                                   x_btd.const_data_ptr(), floats(rstd_n), rows, dim, runs, sum),
+               "rms_norm's weight gradient");
+    });
   Tensor dw = at::zeros({dim}, rstd_n.options());
   float* dw_data = dw.data_ptr<float>();
   by_kind(x_btd, "rms_norm", [&](auto kind) {
@@ -27,7 +33,8 @@ Tensor weight_grad(const Use& use, const Tensor& dy_btd, const Tensor& x_btd, co
 struct RmsNorm : Function<RmsNorm> {
   static Tensor forward(
       AutogradContext* ctx, const Tensor& x_in, const Tensor& w, double eps, int64_t uses_at, int64_t tape) {
-    expect_fp32_cpu(w, "rms_norm's weight");
+    expect_fp32(w, "rms_norm's weight");
+    expect_beside(w, x_in, "rms_norm");
     TORCH_CHECK(x_in.dim() > 1 && x_in.size(-1) > 0 && w.is_contiguous() && w.numel() == x_in.size(-1),
                 "rms_norm has weights ", w.sizes(), " for x ", x_in.sizes());
     const auto uses = counted_at<Uses>(uses_at);
@@ -36,14 +43,19 @@ struct RmsNorm : Function<RmsNorm> {
     const int64_t dim = x.size(-1), rows = x.numel() / dim;
     Tensor y = at::empty_like(x), rstd = at::empty({rows}, w.options());
     float* rstd_data = rstd.data_ptr<float>();
-    by_kind(x, "rms_norm", [&](auto kind) {
-      using T = decltype(kind);
-      T* y_data = y.data_ptr<T>();
-      at::parallel_for(0, rows, kRowGrain, [&](int64_t first, int64_t last) {
-        kernels::rms_norm_rows(data<T>(x) + first * dim, floats(w), static_cast<float>(eps), last - first, dim,
-                               y_data + first * dim, rstd_data + first);
+    if (x.is_cuda())
+      gpu::ran(gpu::kernels().rms_norm(gpu::kind_of(x, "rms_norm"), x.const_data_ptr(), floats(w),
+                                       static_cast<float>(eps), rows, dim, y.data_ptr(), rstd_data),
+               "rms_norm");
+    else
+      by_kind(x, "rms_norm", [&](auto kind) {
+        using T = decltype(kind);
+        T* y_data = y.data_ptr<T>();
+        at::parallel_for(0, rows, kRowGrain, [&](int64_t first, int64_t last) {
+          kernels::rms_norm_rows(data<T>(x) + first * dim, floats(w), static_cast<float>(eps), last - first, dim,
+                                 y_data + first * dim, rstd_data + first);
+        });
       });
-    });
     ctx->save_for_backward({x, w, rstd});
     ctx->saved_data["uses"] = c10::IValue::make_capsule(uses);
     ctx->saved_data["tape"] = capsule_at<Tape>(tape);
@@ -55,14 +67,19 @@ struct RmsNorm : Function<RmsNorm> {
     const Tensor x = saved[0], w = saved[1], rstd = saved[2], dy = grads[0].contiguous();
     const int64_t dim = x.size(-1), rows = x.numel() / dim;
     Tensor dx = at::empty_like(x);
-    by_kind(x, "rms_norm", [&](auto kind) {
-      using T = decltype(kind);
-      T* dx_data = dx.data_ptr<T>();
-      at::parallel_for(0, rows, kRowGrain, [&](int64_t first, int64_t last) {
-        kernels::rms_norm_grad_rows(data<T>(dy) + first * dim, data<T>(x) + first * dim, floats(w),
-                                    floats(rstd) + first, last - first, dim, dx_data + first * dim);
+    if (x.is_cuda())
+      gpu::ran(gpu::kernels().rms_norm_grad(gpu::kind_of(x, "rms_norm"), dy.const_data_ptr(), x.const_data_ptr(),
+                                            floats(w), floats(rstd), rows, dim, dx.data_ptr()),
+               "rms_norm's gradient");
+    else
+      by_kind(x, "rms_norm", [&](auto kind) {
+        using T = decltype(kind);
+        T* dx_data = dx.data_ptr<T>();
+        at::parallel_for(0, rows, kRowGrain, [&](int64_t first, int64_t last) {
+          kernels::rms_norm_grad_rows(data<T>(dy) + first * dim, data<T>(x) + first * dim, floats(w),
+                                      floats(rstd) + first, last - first, dim, dx_data + first * dim);
+        });
       });
-    });
     const auto uses = kept<Uses>(ctx, "uses");
     kept<Tape>(ctx, "tape")->entries.push_back([uses, x, dy, rstd] {
       for (const auto& use : uses->list) accumulate(*use.slot, weight_grad(use, dy, x, rstd));

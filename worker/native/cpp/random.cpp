@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "gpu.h"
 #include "shim.h"
 
 namespace coxswain {
@@ -115,6 +116,13 @@ Tensor drop_tokens(const Tensor& x_in, random::Dropout dropout, int64_t first, i
   Tensor y = at::empty_like(x);
   const int64_t dim = x.size(2), run = x.size(1) * dim;
   const auto type = x.scalar_type();
+  if (x.is_cuda()) {
+    gpu::ran(gpu::kernels().drop(gpu::kind_of(x, "dropout"), x.const_data_ptr(),
+                                 {dropout.key, dropout.threshold, dropout.scale}, x.size(0), run,
+                                 static_cast<uint64_t>(tokens * dim), static_cast<uint64_t>(first * dim), y.data_ptr()),
+             "dropout");
+    return y;
+  }
   at::parallel_for(0, x.numel(), kElementGrain, [&](int64_t from, int64_t to) {
     while (from < to) {
       const int64_t batch = from / run, within = from % run, count = std::min(to - from, run - within);
@@ -156,8 +164,8 @@ struct DropTokens : Function<DropTokens> {
 
 Tensor dropout(const Tensor& x, int64_t key, double rate, int64_t first, int64_t tokens) {
   const auto type = x.scalar_type();
-  TORCH_CHECK(x.device().is_cpu() && (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf),
-              "dropout takes fp32, bf16 or fp16 tensors on the CPU, not ", type, " on ", x.device());
+  TORCH_CHECK(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf,
+              "dropout takes fp32, bf16 or fp16, not ", type);
   TORCH_CHECK(x.dim() == 3, "dropout takes [b, t, d], not ", x.sizes());
   TORCH_CHECK(first >= 0 && tokens - x.size(1) >= first, "dropout has tokens ", first, "..", first + x.size(1), " of ",
               tokens);

@@ -10,13 +10,20 @@ struct Rope : Function<Rope> {
   static Tensor rotate(const Tensor& x_in, const Tensor& cos, const Tensor& sin, float sign) {
     TORCH_CHECK(x_in.dim() == 4 && x_in.size(3) % 2 == 0, "rope takes [b, t, h, even k], not ", x_in.sizes());
     for (const Tensor& table : {cos, sin}) {
-      expect_fp32_cpu(table, "rope's table");
+      expect_fp32(table, "rope's table");
+      expect_beside(table, x_in, "rope");
       TORCH_CHECK(table.is_contiguous() && table.sizes() == at::IntArrayRef({x_in.size(1), x_in.size(3) / 2}),
                   "rope tables are ", table.sizes(), " for x ", x_in.sizes());
     }
     const Tensor x = x_in.contiguous();
     const int64_t tokens = x.size(1), heads = x.size(2), half = x.size(3) / 2;
     Tensor y = at::empty_like(x);
+    if (x.is_cuda()) {
+      gpu::ran(gpu::kernels().rope(gpu::kind_of(x, "rope"), x.const_data_ptr(), floats(cos), floats(sin), sign,
+                                   x.size(0), tokens, heads, half, y.data_ptr()),
+               "rope");
+      return y;
+    }
     by_kind(x, "rope", [&](auto kind) {
       using T = decltype(kind);
       T* y_data = y.data_ptr<T>();

@@ -7,7 +7,7 @@ namespace {
 struct TableColumns : Function<TableColumns> {
   static Tensor forward(
       AutogradContext* ctx, const Tensor& anchor, const Tensor& table, const Tensor& rows, int64_t slot, int64_t tape) {
-    expect_fp32_cpu(table, "table_columns");
+    expect_fp32(table, "table_columns");
     TORCH_CHECK(table.dim() == 2 && rows.dim() == 1 && rows.scalar_type() == at::kLong && anchor.defined(),
                 "table_columns takes a table [v, h] and rows [n], not ", table.sizes(), " and ", rows.sizes());
     ctx->save_for_backward({rows});
@@ -23,8 +23,13 @@ struct TableColumns : Function<TableColumns> {
     const auto slot = kept<Slot>(ctx, "slot");
     kept<Tape>(ctx, "tape")->entries.push_back([slot, rows, dy, size] {
       const int64_t heads = dy.size(0), count = dy.size(1);
-      Tensor sum = at::zeros({size, heads}, at::kFloat);
+      Tensor sum = at::zeros({size, heads}, dy.options());
       float* to = sum.data_ptr<float>();
+      if (sum.is_cuda()) {
+        gpu::ran(gpu::kernels().table_grad(data<int64_t>(rows), floats(dy), heads, count, size, to),
+                 "table_columns' gradient");
+        return accumulate(*slot, sum);
+      }
       const int64_t* row = data<int64_t>(rows);
       for (int64_t h = 0; h < heads; ++h)
         for (int64_t i = 0; i < count; ++i) to[row[i] * heads + h] += floats(dy)[h * count + i];

@@ -35,6 +35,24 @@ void rows_of(const Use& use, const Tensor& x, F&& body) {
   for (int64_t b = 0; b < batch; ++b) body(b * tokens + use.first, use.tokens);
 }
 
+// The same rows as a kernel on the GPU takes them.
+inline cuda::Rows gpu_rows(const Use& use, const Tensor& x) {
+  const int64_t tokens = x.size(-2), dim = x.size(-1);
+  const int64_t batch = x.numel() == 0 ? 0 : x.numel() / (tokens * dim);
+  return {batch, tokens, use.first, use.tokens};
+}
+
+// The sum over a use's rows on the GPU: `add(rows, runs, sum)` launches its kernels, with room for the sums of runs.
+template <class F>
+Tensor gpu_sum(const Use& use, const Tensor& x, F&& add) {
+  const cuda::Rows rows = gpu_rows(use, x);
+  const int64_t dim = x.size(-1), runs = (rows.batch * rows.count + cuda::kRun - 1) / cuda::kRun;
+  const auto options = x.options().dtype(at::kFloat);
+  Tensor sum = at::empty({dim}, options), parts = at::empty({runs, dim}, options);
+  add(rows, parts.data_ptr<float>(), sum.data_ptr<float>());
+  return sum;
+}
+
 // The slots, first tokens and numbers of tokens are three lists of `count`.
 struct UseList {
   void* const* slots;

@@ -26,6 +26,14 @@ unsafe extern "C" {
     pub(crate) fn cx_share_cores() -> i32;
     pub(crate) fn cx_free(block: *mut c_void);
 
+    pub(crate) fn cx_gpu_open(
+        torch: *const c_char,
+        emulation: *const c_char,
+        kernels: *const c_char,
+    ) -> *mut c_char;
+    pub(crate) fn cx_gpu_memory(current: *mut i64, peak: *mut i64) -> *mut c_char;
+    pub(crate) fn cx_gpu_memory_reset_peak() -> *mut c_char;
+
     pub(crate) fn cx_memory_install();
     pub(crate) fn cx_memory_current() -> i64;
     pub(crate) fn cx_memory_peak() -> i64;
@@ -157,7 +165,12 @@ unsafe extern "C" {
         s_out: *mut *mut c_void,
         z_out: *mut *mut c_void,
     ) -> *mut c_char;
-    pub(crate) fn cx_sum_squares_blocks(x: *const c_void, sums: *mut f64, blocks: usize) -> *mut c_char;
+    pub(crate) fn cx_sum_squares_blocks(
+        xs: *const *const c_void,
+        count: usize,
+        sums: *mut f64,
+        blocks: usize,
+    ) -> *mut c_char;
     pub(crate) fn cx_adamw(
         params: *const *const c_void,
         grads: *const *const c_void,

@@ -7,6 +7,7 @@
 //!
 //! - [`ops`]: autograd functions, the tape, the optimizer.
 //! - [`attention`]: attention with dropout of probabilities.
+//! - [`gpu`]: the GPU that tensors may be on.
 //! - [`linear_attention`]: attention in time linear in the length.
 //! - [`random`]: counter-based dropout.
 //! - [`net`]: process groups, groups of ranks, transfers.
@@ -18,6 +19,7 @@
 pub mod attention;
 mod error;
 mod ffi;
+pub mod gpu;
 pub mod linear_attention;
 pub mod memory;
 pub mod net;

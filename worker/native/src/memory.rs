@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::sync::Once;
 
-use crate::ffi;
+use crate::{ffi, gpu};
 
 /// Puts the counting allocator in place. To be called before the first tensor; later calls do
 /// nothing.
@@ -13,20 +13,30 @@ pub fn install() {
     ONCE.call_once(|| unsafe { ffi::cx_memory_install() });
 }
 
-/// Bytes that tensors take now.
+/// Bytes that tensors take now on the device that this process computes on.
 pub fn current_bytes() -> u64 {
+    if gpu::is_open() {
+        return gpu::memory().map_or(0, |(current, _)| current);
+    }
     // SAFETY: reads an atomic.
     unsafe { ffi::cx_memory_current() }.max(0) as u64
 }
 
-/// The most bytes that tensors took at once since the last [`reset_peak`].
+/// The most bytes that tensors took there at once since the last [`reset_peak`].
 pub fn peak_bytes() -> u64 {
+    if gpu::is_open() {
+        return gpu::memory().map_or(0, |(_, peak)| peak);
+    }
     // SAFETY: reads an atomic.
     unsafe { ffi::cx_memory_peak() }.max(0) as u64
 }
 
 /// Starts a new peak at the bytes of now.
 pub fn reset_peak() {
+    // A GPU without a tensor has no peak yet.
+    if gpu::is_open() && gpu::reset_peak().is_ok() {
+        return;
+    }
     // SAFETY: writes an atomic.
     unsafe { ffi::cx_memory_reset_peak() }
 }

@@ -170,8 +170,8 @@ fn norms_and_adamw_do_not_depend_on_where_a_tensor_is_cut() {
     assert!((norm / want - 1.0).abs() < 1e-12);
     // Cut at a border of its blocks, as ZeRO does, a tensor has the same blocks.
     let cut = 2 * ops::NORM_BLOCK as i64;
-    let mut blocks = ops::sum_squares_blocks(&x.narrow(0, 0, cut)).unwrap();
-    blocks.extend(ops::sum_squares_blocks(&x.narrow(0, cut, 65536 + 1000)).unwrap());
+    let mut blocks = ops::sum_squares_blocks(&[x.narrow(0, 0, cut)]).unwrap();
+    blocks.extend(ops::sum_squares_blocks(&[x.narrow(0, cut, 65536 + 1000)]).unwrap());
     assert_eq!(blocks.len(), 4);
     assert_eq!(ops::tree_sum(&blocks).to_bits(), norm.to_bits());
     // The sum depends on the order, so an equal one shows the tree.

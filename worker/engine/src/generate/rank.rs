@@ -14,8 +14,11 @@ use tch::{Device, Kind, Tensor};
 
 use crate::EngineError;
 use crate::error::Doing;
-use crate::model::{Cache, Context, Parameters, Pass, Piece, Rotary, Shape, Stage};
+use crate::model::{Cache, Context, Embedding, Parameters, Pass, Piece, Rotary, Shape, Stage};
 use crate::parallel::{Seat, seats};
+
+/// Text is written on the CPU.
+const DEVICE: Device = Device::Cpu;
 
 /// A rank and its part of the model.
 #[derive(Debug)]
@@ -41,9 +44,9 @@ impl Rank {
                 used.map(move |p| ParameterRow { place, ..p.row(&slice_of(p, 0, 1), 0) })
             })
             .collect();
-        let parameters = Parameters::allocate(&rows, Precision::Fp32, OptimizerKind::AdamW)?;
+        let parameters = Parameters::allocate(&rows, Precision::Fp32, OptimizerKind::AdamW, DEVICE)?;
         let links = Links::alone();
-        let context = Rc::new(Context::alone(model, seed, links.group(&[0], Axis::Tensor)?));
+        let context = Rc::new(Context::alone(model, seed, links.group(&[0], Axis::Tensor)?, DEVICE));
         let recompute = vec![Recompute::Nothing; model.all_layers() as usize];
         let shape = Shape { embedding: true, layers: 0..model.all_layers(), head: true, recompute };
         let stage = Stage::build(shape, &parameters, &context)?;
@@ -55,8 +58,8 @@ impl Rank {
     pub(super) fn of(a: &Assignment, links: Links) -> Result<(Rank, Parameters), EngineError> {
         tch::set_num_threads(a.threads as i32);
         let train = &a.spec.train;
-        let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind)?;
-        let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?));
+        let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind, DEVICE)?;
+        let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?, DEVICE));
         let mut all = seats(a, &parameters, &context)?;
         let seat = all.pop().filter(|_| all.is_empty());
         let seat = seat.ok_or_else(|| EngineError::Other("a rank that writes has one stage".to_owned()))?;
@@ -85,10 +88,10 @@ impl Rank {
             return Ok(None);
         }
         let (stage, tokens) = (&self.seat.stage, ids.len() as i64);
-        let rotary = Rotary::new(&self.context.model, 0, tokens)?;
+        let rotary = Rotary::new(&self.context.model, 0, tokens, DEVICE)?;
         let pass = pass(rotary.as_ref(), 0);
         let mut x_bsd = match &stage.embedding {
-            Some(table) => table.stem(&table.look_up(&row(ids)?, &pass)?, &pass)?,
+            Some(table) => embedded(table, ids, &pass)?,
             None => self.received(tokens)?,
         };
         for layer in stage.layers.iter().take_while(|layer| !layer.crosses()) {
@@ -115,14 +118,14 @@ impl Rank {
             return Ok(None);
         }
         let (stage, tokens) = (&self.seat.stage, ids.len() as i64);
-        let rotary = Rotary::new(&self.context.model, position, tokens)?;
+        let rotary = Rotary::new(&self.context.model, position, tokens, DEVICE)?;
         let pass = pass(rotary.as_ref(), position);
         let first = match self.encoder_layers() {
             0 => stage.embedding.as_ref(),
             _ => stage.bridge.as_ref().map(|bridge| &bridge.embedding),
         };
         let mut x_btd = match first {
-            Some(table) => table.stem(&table.look_up(&row(ids)?, &pass)?, &pass)?,
+            Some(table) => embedded(table, ids, &pass)?,
             None => self.received(tokens)?,
         };
         let own = stage.range.clone().zip(&stage.layers).zip(caches);
@@ -136,12 +139,12 @@ impl Rank {
     /// The pooled output `[d]` of a text and the logits of its classes `[c]`, where the head has some, of a rank
     /// that has the whole model.
     pub(super) fn pooled(&self, ids: &[i64]) -> Result<(Tensor, Option<Tensor>), EngineError> {
-        let rotary = Rotary::new(&self.context.model, 0, ids.len() as i64)?;
+        let rotary = Rotary::new(&self.context.model, 0, ids.len() as i64, DEVICE)?;
         let (stage, pass) = (&self.seat.stage, pass(rotary.as_ref(), 0));
         let (Some(table), Some(head)) = (&stage.embedding, &stage.head) else {
             return Err(EngineError::Other("a rank that tells classes has the whole model".to_owned()));
         };
-        let mut x_btd = table.stem(&table.look_up(&row(ids)?, &pass)?, &pass)?;
+        let mut x_btd = embedded(table, ids, &pass)?;
         for layer in &stage.layers {
             x_btd = layer.forward(Piece::Whole, &x_btd, &pass)?;
         }
@@ -155,7 +158,7 @@ impl Rank {
         let vocab = i64::from(self.context.model.vocab);
         let own = Tensor::f_cat(&head.logits(last)?, 1)?.f_view([-1])?.f_to_kind(Kind::Float)?;
         // Each tensor rank puts its own part into zeros; the sum is exact.
-        let all = Tensor::f_zeros([vocab], (Kind::Float, Device::Cpu))?;
+        let all = Tensor::f_zeros([vocab], (Kind::Float, DEVICE))?;
         all.f_narrow(0, head.first_token() as i64, own.size()[0])?.f_copy_(&own)?;
         Ok(Some(self.context.group.reduce(&all, Op::Sum)?))
     }
@@ -184,7 +187,7 @@ impl Rank {
             EngineError::Other(format!("stage {} has no embedding and nobody before it", self.seat.index))
         })?;
         let kind = crate::model::kind(self.context.precision);
-        let x = crate::model::buffer(&[1, tokens, self.context.model.dim.into()], kind)?;
+        let x = crate::model::buffer(&[1, tokens, self.context.model.dim.into()], kind, DEVICE)?;
         let edge = Axis::Edge { stage: self.seat.index.wrapping_sub(1), backward: false };
         let what = || format!("stage {} waiting for activations", self.seat.index);
         self.links.recv(&x, from, edge)?.wait().doing(what)?;
@@ -200,8 +203,11 @@ impl Rank {
     }
 }
 
-fn row(ids: &[i64]) -> Result<Tensor, EngineError> {
-    Ok(Tensor::from_slice(ids).f_view([1, -1])?)
+/// What the tables hold of these tokens, and what follows it.
+fn embedded(table: &Embedding, ids: &[i64], pass: &Pass<'_>) -> Result<Tensor, EngineError> {
+    let ids_bt = Tensor::from_slice(ids).f_view([1, -1])?;
+    table.expect_rows(&ids_bt, pass)?;
+    table.stem(&table.look_up(&ids_bt, pass)?, pass)
 }
 
 fn pass(rotary: Option<&Rotary>, first: i64) -> Pass<'_> {
@@ -235,16 +241,17 @@ pub(super) mod tests {
         let both = model.encoder_layers > 0;
         let source_tokens = if both { source.len() as i64 } else { 0 };
         let pass = |tokens| {
-            let rotary = Rotary::new(model, 0, tokens).unwrap();
+            let rotary = Rotary::new(model, 0, tokens, DEVICE).unwrap();
             let rotary: &'static Option<Rotary> = Box::leak(Box::new(rotary));
             Pass { rotary: rotary.as_ref(), source: source_tokens, documents, ..super::pass(None, 0) }
         };
         let (ids, longest) = (if both { source } else { own }, source.len().max(own.len()) as i64);
         let (pass, table) = (pass(longest), stage.embedding.as_ref().unwrap());
-        let mut x = table.stem(&table.look_up(&row(ids).unwrap(), &pass).unwrap(), &pass).unwrap();
+        let mut x = embedded(table, ids, &pass).unwrap();
         for (at, layer) in stage.layers.iter().enumerate() {
             if let Some(bridge) = stage.bridge_before(at) {
-                let look_up = bridge.embedding.look_up(&row(own).unwrap(), &pass).unwrap();
+                let look_up =
+                    bridge.embedding.look_up(&Tensor::from_slice(own).view([1, -1]), &pass).unwrap();
                 let flat = bridge.join(&look_up, &x).unwrap();
                 x = bridge.forward(&flat, [1, own.len() as i64], &pass).unwrap();
             }

@@ -10,6 +10,7 @@ use coxswain_types::model::Positions;
 use coxswain_types::params::{EMBEDDING, Place, stack_prefix};
 use tch::Tensor;
 
+use super::layer::on_device;
 use super::linear::Row;
 use super::norm::Norm;
 use super::param::{Param, Parameters, kind};
@@ -73,9 +74,8 @@ impl Embedding {
         sinusoidal || self.norm.is_some() || self.map.is_some() || pass.drops()
     }
 
-    /// What the tables hold of `ids_bt`, `[b, t, e]`.
+    /// What the tables hold of `ids_bt`, `[b, t, e]`, which [`Embedding::expect_rows`] has seen.
     pub fn look_up(&self, ids_bt: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
-        self.expect_rows(ids_bt, pass)?;
         let shape = [ids_bt.size(), vec![-1]].concat();
         let kind = kind(self.context.precision);
         let mut parts = Vec::new();
@@ -96,7 +96,7 @@ impl Embedding {
 
     /// Refuses ids and positions outside the tables. A shard returns zeros for rows it does not hold, so an id out of
     /// range would give zeros everywhere.
-    fn expect_rows(&self, ids_bt: &Tensor, pass: &Pass<'_>) -> Result<(), EngineError> {
+    pub fn expect_rows(&self, ids_bt: &Tensor, pass: &Pass<'_>) -> Result<(), EngineError> {
         let model = &self.context.model;
         expect_within("a token", ids_bt, 0, model.vocab)?;
         if let Positions::Learned { max, .. } = model.positions {
@@ -136,7 +136,8 @@ impl Embedding {
         let factor = if model.embedding.scaled { f64::from(model.dim).sqrt() } else { 1.0 };
         let mut tables: Vec<(&Param, Tensor, f64)> = vec![(&shard.tokens, ids_n, factor)];
         if let (Some(table), Positions::Learned { offset, .. }) = (&shard.positions, model.positions) {
-            let positions_bt = pass.positions(self.encoder, ids_bt.size()[1])?.f_expand_as(ids_bt)?;
+            let positions_bt = on_device(&pass.positions(self.encoder, ids_bt.size()[1])?, ids_bt.device())?;
+            let positions_bt = positions_bt.f_expand_as(ids_bt)?;
             let rows_n = positions_bt.f_add_scalar(i64::from(offset))?.f_flatten(0, 1)?;
             tables.push((table, added_once(table, rows_n)?, 1.0));
         }
@@ -156,7 +157,8 @@ impl Embedding {
             let (parts, part) =
                 if context.spread { (context.group_size, context.group_index) } else { (1, 0) };
             let positions_bt = pass.positions(self.encoder, here * parts)?.f_narrow(1, part * here, here)?;
-            x = x.f_add(&sinusoids(x.size()[2], &positions_bt)?.f_to_kind(x.kind())?)?;
+            let table = on_device(&sinusoids(x.size()[2], &positions_bt)?, x.device())?;
+            x = x.f_add(&table.f_to_kind(x.kind())?)?;
         }
         if let Some(norm) = &self.norm {
             x = norm.forward(&x)?;

@@ -135,7 +135,16 @@ impl Head {
         }
     }
 
-    /// The summed loss of the targets `[n]`, of tokens or of texts, each by its weight, a double scalar; a target
+    /// Refuses targets that the head does not tell.
+    pub fn expect_targets(&self, targets_n: &Tensor) -> Result<(), EngineError> {
+        let rows = match self.context.model.head {
+            model::Head::Pooled { classes } => classes,
+            _ => self.context.model.vocab,
+        };
+        expect_within("a target", targets_n, -1, rows)
+    }
+
+    /// The summed loss of the targets `[n]`, which [`Head::expect_targets`] has seen, of tokens or of texts, each by its weight, a double scalar; a target
     /// of -1 counts nothing, and without weights the others count 1. What an encoder's decoder hands over ends with the encoder's output, which has no loss.
     pub fn loss(
         &self,
@@ -144,11 +153,6 @@ impl Head {
         weights_n: Option<&Tensor>,
         pass: &Pass<'_>,
     ) -> Result<Tensor, EngineError> {
-        let rows = match self.context.model.head {
-            model::Head::Pooled { classes } => classes,
-            _ => self.context.model.vocab,
-        };
-        expect_within("a target", targets_n, -1, rows)?;
         let x_btd =
             &if pass.source > 0 { pass.split(x_btd, &self.context)?.0 } else { x_btd.shallow_clone() };
         match &self.form {

@@ -158,6 +158,14 @@ impl Layer {
 }
 
 /// A tensor for receiving into.
-pub(crate) fn buffer(shape: &[i64], kind: Kind) -> Result<Tensor, EngineError> {
-    Ok(Tensor::f_empty(shape, (kind, Device::Cpu))?)
+pub(crate) fn buffer(shape: &[i64], kind: Kind, device: Device) -> Result<Tensor, EngineError> {
+    Ok(Tensor::f_empty(shape, (kind, device))?)
+}
+
+/// The tensor where it is wanted. A copy to a GPU does not wait for it, one to the host does.
+pub(crate) fn on_device(x: &Tensor, device: Device) -> Result<Tensor, EngineError> {
+    if x.device() == device {
+        return Ok(x.shallow_clone());
+    }
+    Ok(x.f_internal_to_copy((x.kind(), device), device != Device::Cpu)?)
 }

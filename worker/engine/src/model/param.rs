@@ -70,7 +70,7 @@ pub struct Bucket {
 impl Bucket {
     /// A buffer for the gradients of all uses, zero.
     pub fn buffer(&self) -> Tensor {
-        Tensor::zeros([self.layout.elements()], (Kind::Float, Device::Cpu))
+        Tensor::zeros([self.layout.elements()], (Kind::Float, self.weights.device()))
     }
 
     /// The uses whose weights lie here.
@@ -100,8 +100,9 @@ impl Parameters {
         rows: &[ParameterRow],
         precision: Precision,
         optimizer: OptimizerKind,
+        device: Device,
     ) -> Result<Parameters, EngineError> {
-        let weights = |layout: Layout| Ok((zeros(&layout)?, layout));
+        let weights = |layout: Layout| Ok((zeros(&layout, device)?, layout));
         let layouts = Layout::of(rows, optimizer).into_iter().map(weights);
         Parameters::of(layouts.collect::<Result<_, EngineError>>()?, precision)
     }
@@ -167,8 +168,8 @@ impl Parameters {
 }
 
 /// Room for the weights of a bucket.
-pub(crate) fn zeros(layout: &Layout) -> Result<Tensor, EngineError> {
-    Ok(Tensor::f_zeros([layout.weight_elements()], (Kind::Float, Device::Cpu))?)
+pub(crate) fn zeros(layout: &Layout, device: Device) -> Result<Tensor, EngineError> {
+    Ok(Tensor::f_zeros([layout.weight_elements()], (Kind::Float, device))?)
 }
 
 /// The weights of slices that have a home, and what products take of them.
@@ -182,7 +183,7 @@ fn bucket(
 ) -> Result<Bucket, EngineError> {
     let compute = match precision {
         Precision::Fp32 => weights.shallow_clone(),
-        low => Tensor::f_zeros([layout.weight_elements()], (kind(low), Device::Cpu))?,
+        low => Tensor::f_zeros([layout.weight_elements()], (kind(low), weights.device()))?,
     };
     let mut params = Vec::new();
     for (at, (row, offset)) in layout.rows().enumerate() {

@@ -4,8 +4,9 @@
 use std::f64::consts::{PI, TAU};
 
 use coxswain_types::model::{Attention, ModelSpec, Positions, RopeScaling};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
+use super::layer::on_device;
 use crate::EngineError;
 
 /// Rotary tables for consecutive positions, `[t, k/2]` (arXiv 2104.09864).
@@ -26,7 +27,7 @@ impl Rotary {
 
     /// x `[b, t, h, k]` rotated by these positions `[b, t]`.
     pub(super) fn rotate_by(&self, positions_bt: &Tensor, x_bthk: &Tensor) -> Result<Tensor, EngineError> {
-        let rows_n = positions_bt.f_flatten(0, -1)?;
+        let rows_n = on_device(&positions_bt.f_flatten(0, -1)?, self.cos.device())?;
         let [cos, sin] = [&self.cos, &self.sin].map(|table| table.f_index_select(0, &rows_n));
         let shape = x_bthk.size();
         let flat = x_bthk.f_reshape([1, shape[0] * shape[1], shape[2], shape[3]])?;
@@ -34,7 +35,12 @@ impl Rotary {
     }
 
     /// Tables for the positions `start..start + tokens`; `None` where the model does not rotate.
-    pub fn new(model: &ModelSpec, start: i64, tokens: i64) -> Result<Option<Rotary>, EngineError> {
+    pub fn new(
+        model: &ModelSpec,
+        start: i64,
+        tokens: i64,
+        device: Device,
+    ) -> Result<Option<Rotary>, EngineError> {
         let Positions::Rope { theta, scaling } = model.positions else { return Ok(None) };
         let rotated = match model.attention {
             Attention::Latent { rope_dim, .. } => rope_dim,
@@ -46,7 +52,7 @@ impl Rotary {
                 .flat_map(|at| frequencies.iter().map(move |frequency| at as f64 * frequency))
                 .map(|angle| (f(angle) * factor) as f32)
                 .collect();
-            Tensor::from_slice(&values).f_view([tokens, frequencies.len() as i64])
+            on_device(&Tensor::from_slice(&values).f_view([tokens, frequencies.len() as i64])?, device)
         };
         Ok(Some(Rotary { cos: table(f64::cos)?, sin: table(f64::sin)? }))
     }

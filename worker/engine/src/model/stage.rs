@@ -9,7 +9,7 @@ use coxswain_native::ops::{self, Tape};
 use coxswain_types::assignment::{Assignment, Recompute};
 use coxswain_types::job::{ModelSpec, Precision};
 use coxswain_types::params::Place;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::bridge::Bridge;
 use super::embedding::Embedding;
@@ -21,6 +21,8 @@ use crate::EngineError;
 /// What all parts of the model on a rank share.
 #[derive(Debug)]
 pub struct Context {
+    /// Where the rank computes.
+    pub device: Device,
     /// The model.
     pub model: ModelSpec,
     /// The job's seed, for random masks.
@@ -45,8 +47,9 @@ pub struct Context {
 
 impl Context {
     /// The context of a rank of an assignment.
-    pub fn of(assignment: &Assignment, group: Group) -> Context {
+    pub fn of(assignment: &Assignment, group: Group, device: Device) -> Context {
         Context {
+            device,
             model: assignment.spec.model.clone(),
             seed: assignment.spec.train.seed,
             precision: assignment.spec.train.precision,
@@ -61,8 +64,9 @@ impl Context {
     }
 
     /// The context of the whole model on one rank, for forward passes.
-    pub fn alone(model: &ModelSpec, seed: u64, group: Group) -> Context {
+    pub fn alone(model: &ModelSpec, seed: u64, group: Group, device: Device) -> Context {
         Context {
+            device,
             model: model.clone(),
             seed,
             precision: Precision::Fp32,

@@ -3,6 +3,7 @@
 
 mod cut;
 mod flight;
+mod piece;
 mod pipeline;
 mod probe;
 mod reduce;

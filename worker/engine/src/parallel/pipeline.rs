@@ -14,12 +14,13 @@ use coxswain_types::schedule::{Action, Kind as Act};
 use tch::{Device, Kind, Tensor};
 
 use super::flight::{Filings, Flight, Kept, Part};
+use super::piece::{piece, run};
 use super::seat::Seat;
 use super::{Cut, Probe, Reduction};
 use crate::EngineError;
 use crate::data::MicroBatchData;
 use crate::error::Doing;
-use crate::model::{Context, Dropout, Parameters, Pass, Rotary, buffer, pieces};
+use crate::model::{Context, Dropout, Parameters, Pass, Rotary, buffer, on_device, pieces};
 
 /// Whether gradients are wanted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -84,7 +85,8 @@ struct Progress {
     made: BTreeMap<Message, Tensor>,
     flights: BTreeMap<(u32, u32), Flight>,
     filed: BTreeMap<(u32, u32), Filings>,
-    losses: Vec<MicroLoss>,
+    /// Each with the tensor that has its number.
+    losses: Vec<(MicroLoss, Tensor)>,
 }
 
 impl<'a> Runner<'a> {
@@ -137,7 +139,7 @@ impl<'a> Runner<'a> {
             }
         }
         self.pipe.drain().doing(|| "sending to a neighbouring stage".to_owned())?;
-        Ok(progress.losses)
+        losses(progress.losses)
     }
 
     fn post(
@@ -150,7 +152,8 @@ impl<'a> Runner<'a> {
         let from = if forward { seat.previous } else { seat.next };
         let from =
             from.ok_or_else(|| EngineError::Other(format!("stage {} has nobody there", seat.index)))?;
-        let x = buffer(&self.shape(seat, forward), crate::model::kind(self.context.precision))?;
+        let kind = crate::model::kind(self.context.precision);
+        let x = buffer(&self.shape(seat, forward), kind, self.context.device)?;
         let transfer = self.links.recv(&x, from, edge(seat.index, forward, true))?;
         progress.posted.insert((forward, seat.index, micro_batch), (transfer, x));
         Ok(())
@@ -217,6 +220,27 @@ impl<'a> Runner<'a> {
         }
     }
 
+    /// A micro-batch where the rank computes. Numbers out of range are found before, on the host.
+    fn placed(
+        &self,
+        seat: &Seat,
+        mode: Mode,
+        micro_batch: u32,
+        data: MicroBatchData,
+    ) -> Result<MicroBatchData, EngineError> {
+        let pass = self.pass(mode, micro_batch, &data);
+        if let Some(table) = &seat.stage.embedding {
+            table.expect_rows(data.first_ids(), &pass)?;
+        }
+        if let Some(bridge) = &seat.stage.bridge {
+            bridge.embedding.expect_rows(&data.ids_bt, &pass)?;
+        }
+        if let Some(head) = &seat.stage.head {
+            head.expect_targets(&data.targets_n)?;
+        }
+        data.on(self.context.device)
+    }
+
     fn forward(
         &mut self,
         progress: &mut Progress,
@@ -227,6 +251,7 @@ impl<'a> Runner<'a> {
         data: MicroBatchData,
     ) -> Result<(), EngineError> {
         let training = mode != Mode::Evaluate;
+        let data = self.placed(seat, mode, micro_batch, data)?;
         let mut kept = Vec::new();
         let mut x_btd = match (&seat.stage.embedding, input) {
             (Some(table), None) => {
@@ -283,11 +308,11 @@ impl<'a> Runner<'a> {
             if let Some(probe) = &mut self.probe {
                 probe.activation(micro_batch, Place::Head, &value)?;
             }
-            let loss = value.f_double_value(&[])?;
             let right =
                 if training { 0 } else { tch::no_grad(|| model_head.right(&x_btd, &data.targets_n))? };
             let (tokens, weight) = (data.tokens, data.weight);
-            progress.losses.push(MicroLoss { micro_batch, loss, tokens, weight, right });
+            let told = MicroLoss { micro_batch, loss: f64::NAN, tokens, weight, right };
+            progress.losses.push((told, value));
         } else {
             progress.made.insert((true, seat.index, micro_batch), x_btd);
         }
@@ -316,7 +341,7 @@ impl<'a> Runner<'a> {
         let mut filings = Filings::default();
         let mut dx = match (flight.head, grad) {
             (Some(cut), None) => {
-                let scale = Tensor::f_full([], multiplier, (Kind::Double, Device::Cpu))?;
+                let scale = Tensor::f_full([], multiplier, (Kind::Double, self.context.device))?;
                 self.at_place(Place::Head, micro_batch, true, delay, &mut filings, || cut.backward(&scale))?
             }
             (None, Some(received)) => received,
@@ -446,43 +471,15 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// Runs a part of a stage, and keeps of it what its backward pass needs: with `keep`, the list and
-/// whether the part is computed again.
-fn piece(
-    seat: &Seat,
-    part: Part,
-    x: Tensor,
-    pass: &Pass<'_>,
-    keep: Option<(&mut Vec<(Part, Kept)>, bool)>,
-) -> Result<Tensor, EngineError> {
-    match keep {
-        None => tch::no_grad(|| run(seat, part, &x, pass)),
-        Some((kept, true)) => {
-            let output = tch::no_grad(|| run(seat, part, &x, pass))?;
-            kept.push((part, Kept::Input(x)));
-            Ok(output)
-        }
-        Some((kept, false)) => {
-            let cut = Cut::run(&x, |x| run(seat, part, x, pass))?;
-            let output = cut.output()?;
-            kept.push((part, Kept::Cut(cut)));
-            Ok(output)
-        }
+/// The losses with their numbers. They are read together, at the end: each look at a GPU waits for all that it was told
+/// to do.
+fn losses(of: Vec<(MicroLoss, Tensor)>) -> Result<Vec<MicroLoss>, EngineError> {
+    let values = of.iter().map(|(_, value)| value.f_view([1])).collect::<Result<Vec<_>, _>>()?;
+    if values.is_empty() {
+        return Ok(Vec::new());
     }
-}
-
-fn run(seat: &Seat, part: Part, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
-    match part {
-        Part::Stem => seat.stage.embedding.as_ref().map_or_else(
-            || Err(EngineError::Other(format!("stage {} has no embedding", seat.index))),
-            |embedding| embedding.stem(x, pass),
-        ),
-        Part::Bridge(shape) => seat.stage.bridge.as_ref().map_or_else(
-            || Err(EngineError::Other(format!("stage {} has no bridge", seat.index))),
-            |bridge| bridge.forward(x, shape, pass),
-        ),
-        Part::Layer(at, piece) => seat.stage.layers[at].forward(piece, x, pass),
-    }
+    let values = Vec::<f64>::try_from(on_device(&Tensor::f_cat(&values, 0)?, Device::Cpu)?)?;
+    Ok(of.into_iter().zip(values).map(|((told, _), loss)| MicroLoss { loss, ..told }).collect())
 }
 
 /// The tag of a message: of the edge from stage `s` to `s + 1`, in one of its directions.

@@ -165,12 +165,13 @@ impl Reduction {
     }
 
     fn send_parts(&mut self, at: usize) -> Result<(), EngineError> {
+        let device = self.buckets[at].total()?.device();
         let axis = Axis::Data { bucket: at as u32, gather: false };
         let own = &self.buckets[at].slices[self.index];
         let own_len = own.end - own.start;
         for (peer, rank) in self.others() {
             for &node in self.nodes[peer].iter().filter(|_| own_len > 0) {
-                let part = buffer(&[own_len], Kind::Float)?;
+                let part = buffer(&[own_len], Kind::Float, device)?;
                 let receive = self.links.recv(&part, rank, axis)?;
                 self.buckets[at].receives.push(receive);
                 self.buckets[at].parts.push((node, part));

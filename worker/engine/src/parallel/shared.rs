@@ -86,7 +86,7 @@ impl Shared {
                 parts.push(match slice.here.get(&place) {
                     Some(at) if from == self.rank => (None, view(*at)?),
                     _ => {
-                        let part = buffer(&home.size(), Kind::Float)?;
+                        let part = buffer(&home.size(), Kind::Float, home.device())?;
                         (Some(links.recv(&part, from, Axis::Shared)?), part)
                     }
                 });

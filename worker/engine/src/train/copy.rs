@@ -36,7 +36,9 @@ impl Copy {
     pub fn of(a: &Assignment, buddy: &Buddy, held: Vec<Held>) -> Result<Copy, EngineError> {
         // Nothing is computed with these weights, so they are needed in fp32 only.
         let (parameters, optimizer) = together(a, Precision::Fp32, held)?;
-        let flat = |bucket: &Bucket| buffer(&[bucket.layout.weight_elements()], Kind::Float);
+        let flat = |bucket: &Bucket| {
+            buffer(&[bucket.layout.weight_elements()], Kind::Float, bucket.weights.device())
+        };
         let grads: Vec<_> = parameters.buckets().iter().map(flat).collect::<Result<_, _>>()?;
         Ok(Copy { of: buddy.of, by: buddy.by, parameters, optimizer, grads })
     }

@@ -108,7 +108,7 @@ impl Crossing {
         };
         let moments = match old.moments.own == part.own {
             true => old.moments.shallow_clone(),
-            false => Moments::zeros(&part.layout, part.own.clone())?,
+            false => Moments::zeros(&part.layout, part.own.clone(), part.device)?,
         };
         Ok(Held { part: part.clone(), weights: old.weights.shallow_clone(), moments })
     }
@@ -185,6 +185,7 @@ mod tests {
     use coxswain_types::buckets::Layout;
     use coxswain_types::job::OptimizerKind;
     use coxswain_types::params::{Init, Parameter, Slice, Split};
+    use tch::Device;
 
     use super::*;
     use crate::train::handover::{Mark, Roster, decide};
@@ -204,7 +205,10 @@ mod tests {
             parameter.row(&Slice { dim: 0, offset: 0, len: ROWS, ordinal: 0, holders: 0..1 }, 0)
         };
         let rows: Vec<_> = layers.iter().map(row).collect();
-        let part = |layout: Layout| Part { copy: false, own: layout.part((0, 1)), layout, whole: true };
+        let part = |layout: Layout| {
+            let own = layout.part((0, 1));
+            Part { copy: false, own, layout, whole: true, device: Device::Cpu }
+        };
         Layout::of(&rows, OptimizerKind::AdamW).into_iter().map(part).collect()
     }
 

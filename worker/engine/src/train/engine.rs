@@ -14,6 +14,7 @@ use coxswain_types::model::Head;
 use coxswain_types::params::{norm_slots, parameter_table};
 use coxswain_types::schedule::Action;
 use coxswain_types::status::{Begun, HeldOut, Pace, Saved, StepReport, Wish};
+use tch::Device;
 
 use super::closing::{Closing, Vote, close};
 use super::norms::norms;
@@ -82,7 +83,7 @@ impl Engine {
         assignment: Assignment,
         store: impl Store,
         address: &str,
-        runtime: &str,
+        (runtime, device): (&str, Device),
         control: &dyn Control,
         remains: &mut Option<State>,
     ) -> Result<Engine, EngineError> {
@@ -108,13 +109,13 @@ impl Engine {
         let tokens = Tokens::open(&directory, &a.data, &a.spec)?;
 
         links.enter(0, "getting its values".to_owned());
-        let (state, origin) = take_up(a, &directory, runtime, &links, remains)?;
+        let (state, origin) = take_up(a, &directory, (runtime, device), &links, remains)?;
         *remains = None;
-        let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?));
+        let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?, device));
         let seats = seats(a, &state.parameters, &context)?;
         let reduction = Reduction::new(a, &state.parameters, &links)?;
         let lengths = Lengths::of(&a.spec.model, &a.spec.train);
-        let rotary = Rotary::new(&a.spec.model, 0, lengths.source.max(lengths.target).into())?;
+        let rotary = Rotary::new(&a.spec.model, 0, lengths.source.max(lengths.target).into(), device)?;
         let pipe = Pipe::new()?;
         let reports = if links.rank() == 0 { state.reports.iter().cloned().collect() } else { Vec::new() };
         control.tell(Event::Ready(Begun { step: Step(state.mark.step), origin }, reports));

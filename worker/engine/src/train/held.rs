@@ -7,7 +7,7 @@ use coxswain_types::assignment::Assignment;
 use coxswain_types::buckets::Layout;
 use coxswain_types::job::Precision;
 use coxswain_types::params::ParameterRow;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::handover::{Move, Piece, What};
 use super::optimizer::{Moments, Optimizer};
@@ -25,17 +25,19 @@ pub struct Part {
     pub own: Range<i64>,
     /// Whether all weights count, or those of that slice only.
     pub whole: bool,
+    /// Where its values are.
+    pub device: Device,
 }
 
 impl Part {
     /// All parts of an assignment: its own in the order of its rows, then those of the copy.
-    pub fn all(a: &Assignment) -> Vec<Part> {
+    pub fn all(a: &Assignment, device: Device) -> Vec<Part> {
         let (kind, parts) = (a.spec.train.optimizer.kind, a.optimizer_group.len());
         let of = |copy: bool, rows: &[ParameterRow], index: u32| {
             let index = if parts > 1 { index as usize } else { 0 };
             let part = move |layout: Layout| {
                 let own = layout.part((index, parts));
-                Part { copy, layout, own, whole: !copy || parts == 1 }
+                Part { copy, layout, own, whole: !copy || parts == 1, device }
             };
             Layout::of(rows, kind).into_iter().map(part)
         };
@@ -63,7 +65,8 @@ impl Part {
 
     /// Room for its values, zero.
     pub fn zeros(self) -> Result<Held, EngineError> {
-        let (weights, moments) = (zeros(&self.layout)?, Moments::zeros(&self.layout, self.own.clone())?);
+        let weights = zeros(&self.layout, self.device)?;
+        let moments = Moments::zeros(&self.layout, self.own.clone(), self.device)?;
         Ok(Held { part: self, weights, moments })
     }
 }

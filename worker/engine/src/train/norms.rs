@@ -21,8 +21,9 @@ pub(super) fn norms(
     group: &[u32],
     links: &Links,
 ) -> Result<Vec<(u32, f64)>, EngineError> {
-    let mut blocks = Vec::new();
-    let mut rows = Vec::new();
+    let (mut blocks, mut rows) = (Vec::new(), Vec::new());
+    // What is summed here, and where its first block goes.
+    let (mut parts, mut places) = (Vec::new(), Vec::new());
     for (at, bucket) in parameters.buckets().iter().enumerate() {
         let (own, total) = (reduction.own(at), reduction.total(at)?);
         for param in bucket.homes() {
@@ -32,12 +33,17 @@ pub(super) fn norms(
             let from = (own.start - start).clamp(0, elements);
             let to = (own.end - start).clamp(0, elements);
             if from < to {
-                let sums = ops::sum_squares_blocks(&total.f_narrow(0, start + from, to - from)?)?;
-                let place = first + from as usize / NORM_BLOCK as usize;
-                blocks[place..place + sums.len()].copy_from_slice(&sums);
+                parts.push(total.f_narrow(0, start + from, to - from)?);
+                places.push(first + from as usize / NORM_BLOCK as usize);
             }
             rows.push((param.row.norm_slot, first..blocks.len()));
         }
+    }
+    let sums = ops::sum_squares_blocks(&parts)?;
+    let mut sums = sums.into_iter();
+    for (part, place) in parts.iter().zip(places) {
+        let own = part.numel().div_ceil(NORM_BLOCK as usize);
+        blocks[place..place + own].iter_mut().zip(sums.by_ref()).for_each(|(block, sum)| *block = sum);
     }
     let blocks = links
         .sum_to_first(group, blocks, Axis::Optimizer)

@@ -35,8 +35,8 @@ pub struct Moments {
 
 impl Moments {
     /// At zero, of this slice of a bucket.
-    pub fn zeros(layout: &Layout, own: Range<i64>) -> Result<Moments, EngineError> {
-        let zeros = || Tensor::f_zeros([own.end - own.start], (Kind::Float, Device::Cpu));
+    pub fn zeros(layout: &Layout, own: Range<i64>, device: Device) -> Result<Moments, EngineError> {
+        let zeros = || Tensor::f_zeros([own.end - own.start], (Kind::Float, device));
         let second = if layout.class.muon { None } else { Some(zeros()?) };
         Ok(Moments { first: zeros()?, second, own })
     }

@@ -7,7 +7,7 @@ use coxswain_comm::{Group, Links};
 use coxswain_types::assignment::{Assignment, PreparedData};
 use coxswain_types::job::{JobSpec, Layout, OptimizerKind, Precision};
 use coxswain_types::status::StepReport;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::closing::Closing;
 use super::copy::Copy;
@@ -107,8 +107,8 @@ pub struct State {
 
 impl State {
     /// Of an assignment, at zero.
-    pub fn zeros(a: &Assignment) -> Result<State, EngineError> {
-        State::of(a, Part::all(a).into_iter().map(Part::zeros).collect::<Result<_, _>>()?)
+    pub fn zeros(a: &Assignment, device: Device) -> Result<State, EngineError> {
+        State::of(a, Part::all(a, device).into_iter().map(Part::zeros).collect::<Result<_, _>>()?)
     }
 
     /// Of an assignment with these values of all its parts, in their order.
@@ -249,7 +249,8 @@ impl State {
 fn buckets(parameters: &Parameters, optimizer: &Optimizer, whole: bool, copy: bool) -> Vec<Held> {
     let held = |(at, bucket): (usize, &Bucket)| {
         let moments = optimizer.moments(at).shallow_clone();
-        let part = Part { copy, layout: bucket.layout.clone(), own: moments.own.clone(), whole };
+        let (own, device) = (moments.own.clone(), bucket.weights.device());
+        let part = Part { copy, layout: bucket.layout.clone(), own, whole, device };
         Held { part, weights: bucket.weights.shallow_clone(), moments }
     };
     parameters.buckets().iter().enumerate().map(held).collect()

@@ -8,7 +8,7 @@ use coxswain_comm::{Axis, Links};
 use coxswain_types::assignment::Assignment;
 use coxswain_types::status::{Origin, StepReport};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::closing::Closing;
 use super::crossing::Crossing;
@@ -36,20 +36,20 @@ struct Will {
 pub(super) fn take_up(
     a: &Assignment,
     directory: &Path,
-    runtime: &str,
+    (runtime, device): (&str, Device),
     links: &Links,
     remains: &mut Option<State>,
 ) -> Result<(State, Origin), EngineError> {
     remains.take_if(|remains| !remains.is_of(a));
-    let needs = Part::all(a).iter().flat_map(Part::pieces).collect();
+    let needs = Part::all(a, device).iter().flat_map(Part::pieces).collect();
     let roster = State::roster(remains.as_ref(), needs);
     let rosters: Vec<Roster> = share(links, &roster, "finding out what the ranks hold")?;
     let least = a.resume.as_ref().map_or(0, |resume| resume.step.0);
     let (state, origin) = match decide(&rosters, least) {
-        Some(decision) => (hand_over(a, links, &decision, remains)?, Origin::Memory),
+        Some(decision) => (hand_over((a, device), links, &decision, remains)?, Origin::Memory),
         None => {
             *remains = None;
-            let mut state = State::zeros(a)?;
+            let mut state = State::zeros(a, device)?;
             state.trainer = load(a, directory, runtime, links, &state)?;
             let digest = a.resume.as_ref().map_or("birth", |resume| &resume.digest);
             state.mark = Mark { step: least, lineage: lineage(digest) };
@@ -76,7 +76,7 @@ fn share<T: Serialize + for<'de> Deserialize<'de>>(
 
 /// Goes on from what ranks hold. Where this fails, `remains` has what is left here of it.
 fn hand_over(
-    a: &Assignment,
+    (a, device): (&Assignment, Device),
     links: &Links,
     decision: &Decision,
     remains: &mut Option<State>,
@@ -110,7 +110,7 @@ fn hand_over(
     // What is of another step is of no use. Of the rest, all but weights and moments goes now.
     let old = remains.take().filter(|remains| remains.is_at(decision.mark));
     let old = old.map_or(Vec::new(), |remains| remains.held());
-    let mut crossing = Crossing::new(links.rank(), old, Part::all(a));
+    let mut crossing = Crossing::new(links.rank(), old, Part::all(a, device));
     let carried = crossing.carry(&decision.moves, links);
     let mut state = match carried {
         Ok(()) => State::of(a, crossing.into_new()?)?,

@@ -16,15 +16,16 @@ pub const NORM_BLOCK: usize = 65_536;
 /// The sum of squares of an fp32 tensor, in blocks of [`NORM_BLOCK`] elements that are added in a fixed
 /// tree.
 pub fn sum_squares(x: &Tensor) -> Result<f64, TorchError> {
-    Ok(tree_sum(&sum_squares_blocks(x)?))
+    Ok(tree_sum(&sum_squares_blocks(std::slice::from_ref(x))?))
 }
 
-/// The sums of squares of consecutive blocks of [`NORM_BLOCK`] elements of an fp32 tensor; the last
-/// may be shorter.
-pub fn sum_squares_blocks(x: &Tensor) -> Result<Vec<f64>, TorchError> {
-    let mut sums = vec![0.0; x.numel().div_ceil(NORM_BLOCK)];
-    // SAFETY: the tensor is alive during the call, and the shim fills no more than the list's length.
-    check(unsafe { ffi::cx_sum_squares_blocks(raw(x), sums.as_mut_ptr(), sums.len()) })?;
+/// The sums of squares of consecutive blocks of [`NORM_BLOCK`] elements of fp32 tensors, those of one after those of
+/// another; the last block of each may be shorter.
+pub fn sum_squares_blocks(xs: &[Tensor]) -> Result<Vec<f64>, TorchError> {
+    let list: Vec<_> = xs.iter().map(raw).collect();
+    let mut sums = vec![0.0; xs.iter().map(|x| x.numel().div_ceil(NORM_BLOCK)).sum()];
+    // SAFETY: the tensors are alive during the call, and the shim fills no more than the list's length.
+    check(unsafe { ffi::cx_sum_squares_blocks(list.as_ptr(), list.len(), sums.as_mut_ptr(), sums.len()) })?;
     Ok(sums)
 }
 

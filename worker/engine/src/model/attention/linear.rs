@@ -6,6 +6,7 @@ use tch::{Kind, Tensor};
 use super::{AttentionBlock, Shard};
 use crate::EngineError;
 use crate::model::cache::Kept;
+use crate::model::on_device;
 use crate::model::pass::Pass;
 
 /// A log decay that leaves nothing of what was before.
@@ -27,7 +28,9 @@ impl AttentionBlock {
         if !self.causal() {
             let k = match pass.padded {
                 None => k.shallow_clone(),
-                Some(counts) => k.f_masked_fill(&padding(counts, k.size()[1])?, NO_KEY)?,
+                Some(counts) => {
+                    k.f_masked_fill(&on_device(&padding(counts, k.size()[1])?, k.device())?, NO_KEY)?
+                }
             };
             return Ok(linear_attention(q, &k, v, None, false, None)?.0);
         }
@@ -59,6 +62,7 @@ impl AttentionBlock {
         let firsts: Vec<bool> = rows.iter().flat_map(|row| first(row)).collect();
         let shape = &q_bthk.size()[..3];
         let firsts_bt1 = Tensor::from_slice(&firsts).f_view([shape[0], shape[1], 1])?;
+        let firsts_bt1 = on_device(&firsts_bt1, q_bthk.device())?;
         let decay = match decay {
             Some(decay) => decay,
             None => Tensor::f_zeros(shape, (Kind::Float, q_bthk.device()))?,

@@ -14,6 +14,7 @@ use tch::Tensor;
 
 use super::{AttentionBlock, Shard};
 use crate::EngineError;
+use crate::model::on_device;
 use crate::model::pass::{Pass, Site};
 use crate::model::positions::{alibi_slopes, relative_bucket};
 
@@ -149,7 +150,10 @@ impl AttentionBlock {
                         distances.clone().map(move |distance| (-slope * distance.abs() as f64) as f32)
                     })
                     .collect();
-                Ok(Some(Tensor::from_slice(&values).f_view([i64::from(each), -1])?))
+                Ok(Some(on_device(
+                    &Tensor::from_slice(&values).f_view([i64::from(each), -1])?,
+                    anchor.device(),
+                )?))
             }
             Positions::RelativeBias { buckets, max_distance } => {
                 let table = shard.relative.as_ref();
@@ -159,7 +163,7 @@ impl AttentionBlock {
                 let rows: Vec<i64> = distances
                     .map(|distance| relative_bucket(distance, !causal, buckets, max_distance))
                     .collect();
-                let rows_r = Tensor::from_slice(&rows);
+                let rows_r = on_device(&Tensor::from_slice(&rows), anchor.device())?;
                 Ok(Some(ops::table_columns(anchor, &table.weight, &rows_r, &table.slot, &self.context.tape)?))
             }
             _ => Ok(None),

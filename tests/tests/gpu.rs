@@ -1,0 +1,141 @@
+//! The path of GPUs without one: the emulated GPU, whose memory the host cannot touch, with the kernels that a GPU runs
+//! compiled for the CPU. The same layouts, forms of attention and losses of workers as on the CPU, and the CPU's numbers
+//! but for rounding. What this cannot show (speed, the order of streams, cuBLAS's own choices) docs/gpus.md tells.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use coxswain_tests::Equal::{Bits, Close, Near};
+use coxswain_tests::{EMULATED, Folder, Table, emulated_gpu, process, programs, wait_until};
+
+const BF16: &str = "train.precision=bf16";
+const SHARDS: &str = "train.tensor_shards=2";
+const SHORT: Changes =
+    &["train.steps=4", "train.evaluate_every=0", "checkpoint.every=2", "train.micro_batches=4"];
+
+/// Changes to the job.
+type Changes = &'static [&'static str];
+
+/// A job, and its rows on the emulated GPU: what each is called, its layout, and what it changes beside.
+type Form = (Changes, &'static [(&'static str, (u32, u32, u32), Changes)]);
+
+const FORMS: &[Form] = &[
+    (
+        &[SHARDS],
+        &[
+            ("one", (1, 1, 1), &[]),
+            ("pp2 zb-h1", (2, 1, 1), &["layout.schedule=zb-h1"]),
+            ("tp2 pp2", (2, 2, 1), &[]),
+            ("tp2 split", (1, 2, 1), &["layout.sequence_parallel=true"]),
+            ("dp2 zero, full", (1, 1, 2), &["layout.zero=1", "train.checkpointing=full"]),
+        ],
+    ),
+    (&[BF16, "train.dropout=0.1"], &[("bf16", (1, 1, 1), &[]), ("bf16 pp2 dp2", (2, 1, 2), &[])]),
+    (
+        &[
+            SHARDS,
+            "model={layers: 2, dim: 48, heads: 4, vocab: 333, norm: layer, activation: gelu, biases: true, \
+                    positions: learned, max_positions: 32, tied_embeddings: true}",
+        ],
+        &[("gpt", (1, 1, 1), &[]), ("gpt tp2", (1, 2, 1), &[])],
+    ),
+    (
+        &[
+            SHARDS,
+            "model.attention={kind: window, window: 9}",
+            "train.attention_dropout=0.1",
+            "model.positions=alibi",
+        ],
+        &[("window", (1, 1, 1), &[]), ("window tp2", (1, 2, 1), &[])],
+    ),
+    (
+        &[SHARDS, "model.attention={kind: linear, decay: true}", "train.optimizer=muon"],
+        &[("decay", (1, 1, 1), &[]), ("decay tp2", (1, 2, 1), &[])],
+    ),
+    (
+        &[
+            "model={architecture: encoder-decoder, layers: 2, dim: 32, heads: 2, vocab: 320, positions: relative}",
+        ],
+        &[("t5", (1, 1, 1), &[]), ("t5 pp2", (2, 1, 1), &[])],
+    ),
+];
+
+#[test]
+fn layouts_change_no_bit_on_the_emulated_gpu_and_all_is_close_to_the_cpu() -> Result<()> {
+    let folder = Folder::new()?;
+    let mut table = Table::new(&folder);
+    let job = |name: &str, (pipeline, tensor, data): (u32, u32, u32), device, changes: &[&[&str]]| {
+        let run = folder.run(name).layout(pipeline, tensor, data).device(device);
+        SHORT.iter().chain(changes.iter().copied().flatten()).fold(run, |run, set| run.set(set))
+    };
+    for (changes, rows) in FORMS {
+        let ((name, layout, more), others) = rows.split_first().context("a form has a row")?;
+        let reference = job(&format!("{name} on the CPU"), (1, 1, 1), "cpu", &[changes]);
+        table.compare("cpu", &reference, &[])?;
+        let close = if changes.contains(&BF16) { Near("cpu") } else { Close("cpu") };
+        table.compare(name, &job(name, *layout, EMULATED, &[changes, more]), &[close])?;
+        for (other, layout, more) in others {
+            table.compare(other, &job(other, *layout, EMULATED, &[changes, more]), &[Bits(name)])?;
+        }
+    }
+    // From the checkpoint of a GPU, in another layout.
+    let resumed = job("resumed", (2, 1, 1), EMULATED, &[&[SHARDS]]);
+    table.compare("resumed", &resumed.from_checkpoint(&folder.run("one"), 2)?, &[Bits("one")])?;
+    table.end()
+}
+
+#[test]
+fn a_worker_that_is_lost_on_the_emulated_gpu_changes_no_bit() -> Result<()> {
+    let folder = Folder::new()?;
+    let job = |name: &str| {
+        let run = folder.run(name).layout(1, 2, 1).device(EMULATED).set("train.steps=12");
+        run.set("train.micro_batches=4").set("train.evaluate_every=0").set("checkpoint.every=3")
+    };
+    let calm = job("calm").summary()?;
+    let struck = job("struck");
+    let child = struck.start()?;
+    let metrics = struck.out().join("metrics.jsonl");
+    wait_until("step 5", Duration::from_secs(60), || process::lines(&metrics) >= 5)?;
+    let workers = process::children(child.id())?;
+    process::signal(*workers.last().context("`up` has no workers")?, "KILL")?;
+    let outcome = struck.wait(child, Duration::from_secs(120))?;
+    ensure!(outcome.code == Some(0), "{}", outcome.stderr);
+    let differs = struck.read()?.bits_differ(&calm);
+    ensure!(differs.is_none(), "{}", differs.unwrap_or_default());
+    Ok(())
+}
+
+#[test]
+fn every_kernel_holds_to_double_precision_in_either_order_of_threads() -> Result<()> {
+    for program in ["kernels", "attention", "emulation"] {
+        let path = emulated_gpu()?.join(program);
+        let mut command = Command::new(&path);
+        command.arg(emulated_gpu()?).stdin(Stdio::null());
+        let output = command.output().with_context(|| format!("starting {}", path.display()))?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{program}: {said}{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_told_with_what_to_do() -> Result<()> {
+    let tell = |device: &str, set: &[(&str, &str)]| -> Result<(Option<i32>, String)> {
+        let mut worker = Command::new(programs("coxswain-worker")?);
+        worker.args(["--device", device, "--coordinator", "127.0.0.1:1"]).env_remove("COXSWAIN_EMULATED_GPU");
+        let output = worker.envs(set.iter().copied()).stdin(Stdio::null()).output()?;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    };
+    for (device, set, code, said) in [
+        ("tpu", &[][..], 2, "a device is cpu, cuda or cuda:N"),
+        ("cuda:x", &[], 2, "no number of a GPU"),
+        ("cuda:0", &[], 1, "that libtorch is for CPUs; start this worker with LD_LIBRARY_PATH"),
+        ("cuda:3", &[("CUDA_VISIBLE_DEVICES", "4,5")], 1, "leaves 2 GPUs to this worker"),
+        ("emulated:0", &[], 1, "COXSWAIN_EMULATED_GPU names no folder"),
+    ] {
+        let found = tell(device, set)?;
+        ensure!(found.0 == Some(code) && found.1.contains(said), "{device}: {found:?}");
+    }
+    Ok(())
+}
