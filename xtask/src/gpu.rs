@@ -1,5 +1,5 @@
-//! `kernels`: the library of GPU kernels, by nvcc from pinned wheels, and for the tests an emulated GPU with the same
-//! kernels compiled for the CPU. Neither needs a GPU.
+//! `kernels`: the library of GPU kernels, by nvcc from pinned wheels; for the tests an emulated GPU with the same kernels
+//! compiled for the CPU; and `gpu-kit`: all that a machine with a GPU needs to check this tree. None needs a GPU.
 //!
 //! What the emulation is made of and what it shows is told in worker/native/emulated.
 
@@ -8,12 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
 use crate::libtorch::{self, Libtorch, Recipe};
 use crate::repo::Repo;
-use crate::run::{run, say};
+use crate::run::{capture, cargo, run, say};
 
 /// libtorch's CUDA libraries, of the same wheel as the CPU's, and headers for the emulation.
 pub(crate) const EMULATED: Recipe = Recipe {
@@ -108,12 +108,60 @@ pub(crate) fn emulated(repo: &Repo, libtorch: &Libtorch) -> Result<()> {
     run(Command::new(emulation.join("build.sh")).arg(&site).arg(&out).arg(libtorch.home()))?;
     let cuda = Cuda { include: site.join("nvidia/cu13/include"), out: &out, folder: folder(repo) };
     cuda.library(&of_kind(&all, "cu"))?;
-    cuda.program("kernels", &["main", "norms", "elementwise", "loss", "embed"])?;
+    cuda.program("kernels", &KERNEL_TESTS)?;
     cuda.program("attention", &["attention"])?;
     let check = emulation.join("check.cpp");
     run(libtorch.link(cuda.compiler().arg(&check).arg("-o").arg(out.join("emulation"))))?;
     set_stamp(&library, &stamp)
 }
+
+/// The most that the kit may weigh, so that it travels anywhere.
+const KIT_BYTES: u64 = 60 << 20;
+
+/// Packs target/gpu-kit: the programs, stripped, the kernels, their test with the bits that the emulation has, and the
+/// scripts of xtask/kit.
+///
+/// # Errors
+/// Something cannot be built, or the kit is too heavy.
+pub(crate) fn kit(repo: &Repo) -> Result<()> {
+    let libtorch = libtorch::setup_with(repo, &libtorch::Choice::default(), &[&EMULATED])?;
+    emulated(repo, &libtorch)?;
+    kernels(repo)?;
+    // As the tests build, so that nothing is compiled twice.
+    let mut build = cargo();
+    build.current_dir(repo.root()).args(["build", "--release", "--workspace", "--all-targets"]);
+    run(libtorch.apply(&mut build))?;
+    let folder = repo.target("gpu-kit");
+    let bin = folder.join("bin");
+    fs::create_dir_all(&bin).with_context(|| format!("could not create {}", bin.display()))?;
+    for name in ["coxswain", "coxswain-worker", "libcoxswain_cuda.so"] {
+        let (from, to) = (repo.target("release").join(name), bin.join(name));
+        run(Command::new("strip").arg("-o").arg(&to).arg(&from))?;
+    }
+    let site = EMULATED.folder(repo);
+    let cuda = Cuda { include: site.join("nvidia/cu13/include"), out: &bin, folder: self::folder(repo) };
+    let mut compiler = cuda.compiler();
+    compiler.arg("-DCOXSWAIN_ON_GPU").arg("-o").arg(bin.join("kernels"));
+    compiler.args(KERNEL_TESTS.map(|source| format!("tests/{source}.cpp")));
+    compiler.arg("-L").arg(&bin).arg("-l:libcoxswain_cuda.so");
+    run(compiler.arg("-L").arg(NVCC.folder(repo).join("nvidia/cu13/lib")).arg("-l:libcudart.so.13"))?;
+    let bits = capture(&mut Command::new(repo.target("emulated-gpu").join("kernels")))?;
+    let text = folder.join("kernels.txt");
+    fs::write(&text, bits).with_context(|| format!("could not write {}", text.display()))?;
+    for script in ["kit/kit.py", "kit/torch_gpu_peer.py", "peers/torch_peer.py"] {
+        let from = repo.root().join("xtask").join(script);
+        let to = folder.join(from.file_name().unwrap_or_default());
+        fs::copy(&from, &to).with_context(|| format!("could not copy {}", from.display()))?;
+    }
+    let all = [files(&bin)?, files(&folder)?].concat();
+    let bytes: u64 = all.iter().filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum();
+    ensure!(bytes <= KIT_BYTES, "the kit has {} MiB, at most {} are allowed", bytes >> 20, KIT_BYTES >> 20);
+    say(&format!("gpu-kit: {} MiB in {}; there: python3 kit.py", bytes >> 20, folder.display()));
+    Ok(())
+}
+
+/// The tests of row kernels, which are one program.
+const KERNEL_TESTS: [&str; 5] = ["main", "norms", "elementwise", "loss", "embed"];
 
 /// Kernels as a C++ compiler takes them.
 struct Cuda<'a> {

@@ -8,7 +8,8 @@
 //! - [`bench`]: `bench`, our training step beside PyTorch's own;
 //! - [`chaos`]: `chaos`, runs whose workers are killed at random;
 //! - [`sim`]: `sim`, whole clusters in simulated time;
-//! - [`gpu`]: `kernels`, the library of GPU kernels, and the emulated GPU of the tests;
+//! - [`gpu`]: `kernels`, the library of GPU kernels, `gpu-kit`, what a machine with a GPU runs, and the emulated GPU of
+//!   the tests;
 //! - [`parity`]: `parity`, our models beside the reference implementations.
 //!
 //! These lean on [`texts`] (the demo's English), [`pip`] (pinned downloads), [`repo`] (where things
@@ -71,6 +72,8 @@ enum Command {
     Sim(sim::Args),
     /// Compile the kernels of GPUs, which a worker with --device cuda opens.
     Kernels,
+    /// Pack what a machine with a GPU and PyTorch, without Rust, runs to check and measure this tree.
+    GpuKit,
     /// Compare models with the reference implementations, or a real one with its published behaviour.
     Parity(parity::Args),
 }
@@ -96,6 +99,7 @@ fn dispatch(command: Command, repo: &Repo) -> Result<()> {
         Command::Chaos(args) => chaos::chaos(repo, &args),
         Command::Sim(args) => sim::sim(repo, &args),
         Command::Kernels => gpu::kernels(repo),
+        Command::GpuKit => gpu::kit(repo),
         Command::Parity(args) => parity::parity(repo, &args),
     }
 }

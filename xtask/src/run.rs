@@ -45,7 +45,15 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
 
 /// A `cargo` command; the very cargo that runs us, if one does.
 pub(crate) fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What cargo has told this tool of itself. Some build scripts would run again for it, and again without it.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
 
 /// A command line as one would type it, near enough for messages.
