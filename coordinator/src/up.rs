@@ -55,7 +55,7 @@ pub(crate) struct Up {
     /// The run's folder [default: out/NAME-OF-THE-JOB].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// What workers compute on: cpu.
+    /// The device of each worker: cpu, cuda:N (all on GPU N), or cuda (worker i on GPU i).
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = coxswain_proto::device::device)]
     device: String,
     #[command(flatten)]

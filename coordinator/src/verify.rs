@@ -50,7 +50,7 @@ pub(crate) struct Verify {
     /// Write the certificate as JSON, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// What workers compute on: cpu.
+    /// The device of each worker: cpu, cuda:N (all on GPU N), or cuda (worker i on GPU i).
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = coxswain_proto::device::device)]
     device: String,
 }

@@ -22,10 +22,10 @@ impl DeviceName {
             None if name == "cuda" => Ok(DeviceName::Cuda(None)),
             Some(("cuda", number)) => match number.parse() {
                 Ok(number) => Ok(DeviceName::Cuda(Some(number))),
-                Err(_) => Err(format!("\"{number}\" is no number of a GPU; the first one is cuda:0")),
+                Err(_) => Err(format!("\"{number}\" is not a GPU number; the first GPU is cuda:0")),
             },
             Some(("emulated", "0")) => Ok(DeviceName::Emulated),
-            _ => Err("a device is cpu, cuda or cuda:N".to_owned()),
+            _ => Err("unknown device; must be cpu, cuda or cuda:N".to_owned()),
         }
     }
 }

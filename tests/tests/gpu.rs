@@ -1,6 +1,7 @@
-//! The path of GPUs without one: the emulated GPU, whose memory the host cannot touch, with the kernels that a GPU runs
-//! compiled for the CPU. The same layouts, forms of attention and losses of workers as on the CPU, and the CPU's numbers
-//! but for rounding. What this cannot show (speed, the order of streams, cuBLAS's own choices) docs/gpus.md tells.
+//! The GPU path on an emulated GPU, whose memory the host cannot touch, with the kernels that a GPU runs compiled for the
+//! CPU. It holds layouts, forms of attention and worker failures to the same bits as on the CPU, and its numbers agree
+//! with the CPU's up to rounding. docs/gpus.md lists what this cannot show.
+#![allow(clippy::print_stdout, reason = "what was left out")]
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -35,7 +36,7 @@ const FORMS: &[Form] = &[
     (
         &[
             SHARDS,
-            "model={layers: 2, dim: 48, heads: 4, vocab: 333, norm: layer, activation: gelu, biases: true, \
+            "model={layers: 2, dim: 40, heads: 4, vocab: 333, norm: layer, activation: gelu, biases: true, \
                     positions: learned, max_positions: 32, tied_embeddings: true}",
         ],
         &[("gpt", (1, 1, 1), &[]), ("gpt tp2", (1, 2, 1), &[])],
@@ -61,8 +62,20 @@ const FORMS: &[Form] = &[
     ),
 ];
 
+/// Whether there is no emulated GPU, which goes with the libtorch that the set-up fetches.
+fn left_out() -> bool {
+    let left_out = std::env::var_os("COXSWAIN_NO_EMULATED_GPU").is_some();
+    if left_out {
+        println!("left out: there is no emulated GPU for this libtorch");
+    }
+    left_out
+}
+
 #[test]
 fn layouts_change_no_bit_on_the_emulated_gpu_and_all_is_close_to_the_cpu() -> Result<()> {
+    if left_out() {
+        return Ok(());
+    }
     let folder = Folder::new()?;
     let mut table = Table::new(&folder);
     let job = |name: &str, (pipeline, tensor, data): (u32, u32, u32), device, changes: &[&[&str]]| {
@@ -87,9 +100,12 @@ fn layouts_change_no_bit_on_the_emulated_gpu_and_all_is_close_to_the_cpu() -> Re
 
 #[test]
 fn a_worker_that_is_lost_on_the_emulated_gpu_changes_no_bit() -> Result<()> {
+    if left_out() {
+        return Ok(());
+    }
     let folder = Folder::new()?;
     let job = |name: &str| {
-        let run = folder.run(name).layout(1, 2, 1).device(EMULATED).set("train.steps=12");
+        let run = folder.run(name).layout(1, 2, 1).device(EMULATED).set("train.steps=24");
         run.set("train.micro_batches=4").set("train.evaluate_every=0").set("checkpoint.every=3")
     };
     let calm = job("calm").summary()?;
@@ -99,8 +115,11 @@ fn a_worker_that_is_lost_on_the_emulated_gpu_changes_no_bit() -> Result<()> {
     wait_until("step 5", Duration::from_secs(60), || process::lines(&metrics) >= 5)?;
     let workers = process::children(child.id())?;
     process::signal(*workers.last().context("`up` has no workers")?, "KILL")?;
+    ensure!(process::lines(&metrics) < 24, "the run was over before a worker was lost");
     let outcome = struck.wait(child, Duration::from_secs(120))?;
     ensure!(outcome.code == Some(0), "{}", outcome.stderr);
+    let formed = struck.events()?.iter().filter(|event| event["kind"] == "formed").count();
+    ensure!(formed > 1, "the ranks formed {formed} times");
     let differs = struck.read()?.bits_differ(&calm);
     ensure!(differs.is_none(), "{}", differs.unwrap_or_default());
     Ok(())
@@ -108,6 +127,9 @@ fn a_worker_that_is_lost_on_the_emulated_gpu_changes_no_bit() -> Result<()> {
 
 #[test]
 fn every_kernel_holds_to_double_precision_in_either_order_of_threads() -> Result<()> {
+    if left_out() {
+        return Ok(());
+    }
     for program in ["kernels", "attention", "emulation"] {
         let path = emulated_gpu()?.join(program);
         let mut command = Command::new(&path);
@@ -123,17 +145,24 @@ fn every_kernel_holds_to_double_precision_in_either_order_of_threads() -> Result
 fn a_gpu_that_is_not_there_is_told_with_what_to_do() -> Result<()> {
     let tell = |device: &str, set: &[(&str, &str)]| -> Result<(Option<i32>, String)> {
         let mut worker = Command::new(programs("coxswain-worker")?);
-        worker.args(["--device", device, "--coordinator", "127.0.0.1:1"]).env_remove("COXSWAIN_EMULATED_GPU");
+        worker.args(["--device", device, "--coordinator", "127.0.0.1:1"]);
+        for name in ["COXSWAIN_EMULATED_GPU", "COXSWAIN_GPU", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"] {
+            worker.env_remove(name);
+        }
         let output = worker.envs(set.iter().copied()).stdin(Stdio::null()).output()?;
         Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
     };
     for (device, set, code, said) in [
-        ("tpu", &[][..], 2, "a device is cpu, cuda or cuda:N"),
-        ("cuda:x", &[], 2, "no number of a GPU"),
+        ("tpu", &[][..], 2, "unknown device; must be cpu, cuda or cuda:N"),
+        ("cuda:x", &[], 2, "is not a GPU number"),
         ("cuda:0", &[], 1, "that libtorch is for CPUs; start this worker with LD_LIBRARY_PATH"),
         ("cuda:3", &[("CUDA_VISIBLE_DEVICES", "4,5")], 1, "leaves 2 GPUs to this worker"),
-        ("emulated:0", &[], 1, "COXSWAIN_EMULATED_GPU names no folder"),
+        ("emulated:0", &[], 1, "COXSWAIN_EMULATED_GPU is not set"),
     ] {
+        // With the libtorch of GPUs another thing is missing first.
+        if device == "cuda:0" && left_out() {
+            continue;
+        }
         let found = tell(device, set)?;
         ensure!(found.0 == Some(code) && found.1.contains(said), "{device}: {found:?}");
     }

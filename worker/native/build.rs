@@ -7,6 +7,10 @@ fn main() {
     // `.cargo/config.toml` sets LIBTORCH to where `cargo xtask setup` puts it.
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-changed=cpp");
+    // What the shim and the kernels of GPUs share.
+    for header in ["kernels.h", "attention.h"] {
+        println!("cargo:rerun-if-changed=cuda/{header}");
+    }
     let libtorch = PathBuf::from(env::var("LIBTORCH").unwrap_or_else(|_| {
         println!("cargo:warning=LIBTORCH is not set; run `cargo xtask setup`");
         String::from("/usr")

@@ -59,7 +59,7 @@ pub(crate) struct Work {
     /// Send tensors to workers on other machines in plain text, though calls to the coordinator are encrypted
     #[arg(long)]
     pub(crate) plain_tensors: bool,
-    /// The device to compute on: cpu, or a GPU as cuda:N
+    /// The device to compute on: cpu, or cuda:N for GPU N; plain cuda is cuda:0
     #[arg(long, default_value = "cpu", value_parser = coxswain_proto::device::device)]
     pub(crate) device: String,
     /// This worker's name, unique in the cluster; default HOST-PID

@@ -28,12 +28,17 @@ pub(crate) fn environment(device: DeviceName) -> Result<Vec<(&'static str, Strin
             let workspace = (WORKSPACE.0, WORKSPACE.1.to_owned());
             // Of several GPUs libtorch would set up each one that any thread names; a process that sees one has no
             // other to name.
-            if std::env::var(NARROWED).is_ok_and(|of| of == number.to_string()) {
+            let visible = std::env::var(VISIBLE).ok();
+            let narrowed = |own: &str| format!("{number}={own}");
+            if visible
+                .as_deref()
+                .is_some_and(|own| std::env::var(NARROWED).is_ok_and(|of| of == narrowed(own)))
+            {
                 return Ok(vec![workspace]);
             }
-            let visible = std::env::var(VISIBLE).ok();
             let own = nth_visible(visible.as_deref(), number)?;
-            Ok(vec![workspace, (VISIBLE, own), (NARROWED, number.to_string())])
+            let narrowed = narrowed(&own);
+            Ok(vec![workspace, (VISIBLE, own), (NARROWED, narrowed)])
         }
     }
 }
@@ -76,7 +81,7 @@ pub(crate) fn open(device: DeviceName) -> Result<()> {
     Ok(())
 }
 
-const KERNELS_REMEDY: &str = "it is built with this worker where nvcc is found, and belongs beside it";
+const KERNELS_REMEDY: &str = "build it with `cargo xtask kernels`, or copy it beside coxswain-worker";
 const TORCH_REMEDY: &str = "that libtorch is for CPUs; start this worker with LD_LIBRARY_PATH naming the folder lib of \
                             PyTorch 2.11.0 for CUDA, which `python3 -c 'import os, torch; \
                             print(os.path.join(os.path.dirname(torch.__file__), \"lib\"))'` prints";
@@ -91,14 +96,18 @@ fn name(device: DeviceName) -> String {
 
 fn existing(path: PathBuf, remedy: &str) -> Result<PathBuf> {
     if !path.is_file() {
-        bail!("there is no {}: {remedy}", path.display());
+        bail!("{} does not exist: {remedy}", path.display());
     }
     Ok(path)
 }
 
 fn emulation() -> Result<PathBuf> {
     let folder = std::env::var_os(EMULATION);
-    folder.map(PathBuf::from).with_context(|| format!("{EMULATION} names no folder with an emulated GPU"))
+    folder.map(PathBuf::from).with_context(|| {
+        format!(
+            "{EMULATION} is not set; it must name the folder that `cargo xtask test` builds (target/emulated-gpu)"
+        )
+    })
 }
 
 /// libtorch's CUDA library that belongs to the libtorch of this process: it stands beside it.

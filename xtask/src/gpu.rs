@@ -1,7 +1,7 @@
 //! `kernels`: the library of GPU kernels, by nvcc from pinned wheels; for the tests an emulated GPU with the same kernels
 //! compiled for the CPU; and `gpu-kit`: all that a machine with a GPU needs to check this tree. None needs a GPU.
 //!
-//! What the emulation is made of and what it shows is told in worker/native/emulated.
+//! worker/native/emulated/build.sh says how the emulation is built, docs/gpus.md what it can show.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -67,6 +67,7 @@ pub(crate) fn kernels(repo: &Repo) -> Result<()> {
         say(&format!("kernels: {} is up to date", library.display()));
         return Ok(());
     }
+    drop_stamp(&library);
     fs::create_dir_all(repo.target("release")).context("could not create target/release")?;
     let mut nvcc = Command::new(home.join("bin/nvcc"));
     nvcc.current_dir(folder(repo)).args([
@@ -88,23 +89,27 @@ pub(crate) fn kernels(repo: &Repo) -> Result<()> {
     Ok(())
 }
 
-/// Builds the emulated GPU and the programs that test kernels on it, for [`test`](crate::test).
+/// Builds the emulated GPU and the programs that test kernels on it, for [`test`](crate::test). `false` where libtorch is
+/// another one than the emulation is made for.
 ///
 /// # Errors
 /// A compiler refuses something.
-pub(crate) fn emulated(repo: &Repo, libtorch: &Libtorch) -> Result<()> {
+pub(crate) fn emulated(repo: &Repo, libtorch: &Libtorch) -> Result<bool> {
     let site = EMULATED.folder(repo);
     if libtorch.home() != repo.target("libtorch/cpu") {
-        say("emulated GPU: left out, since it goes with the libtorch of this set-up alone");
-        return Ok(());
+        say(
+            "emulated GPU: left out with its tests, since it needs the CPU's libtorch that `cargo xtask setup` fetches",
+        );
+        return Ok(false);
     }
     let (out, emulation) = (repo.target("emulated-gpu"), repo.root().join("worker/native/emulated"));
     let mut all = sources(repo)?;
     all.extend(files(&emulation)?);
     let (library, stamp) = (out.join("libcoxswain_cuda_emulated.so"), stamp(&all, EMULATED.wheels)?);
     if is_stamped(&library, &stamp) {
-        return Ok(());
+        return Ok(true);
     }
+    drop_stamp(&library);
     run(Command::new(emulation.join("build.sh")).arg(&site).arg(&out).arg(libtorch.home()))?;
     let cuda = Cuda { include: site.join("nvidia/cu13/include"), out: &out, folder: folder(repo) };
     cuda.library(&of_kind(&all, "cu"))?;
@@ -112,7 +117,8 @@ pub(crate) fn emulated(repo: &Repo, libtorch: &Libtorch) -> Result<()> {
     cuda.program("attention", &["attention"])?;
     let check = emulation.join("check.cpp");
     run(libtorch.link(cuda.compiler().arg(&check).arg("-o").arg(out.join("emulation"))))?;
-    set_stamp(&library, &stamp)
+    set_stamp(&library, &stamp)?;
+    Ok(true)
 }
 
 /// The most that the kit may weigh, so that it travels anywhere.
@@ -125,7 +131,7 @@ const KIT_BYTES: u64 = 60 << 20;
 /// Something cannot be built, or the kit is too heavy.
 pub(crate) fn kit(repo: &Repo) -> Result<()> {
     let libtorch = libtorch::setup_with(repo, &libtorch::Choice::default(), &[&EMULATED])?;
-    emulated(repo, &libtorch)?;
+    ensure!(emulated(repo, &libtorch)?, "the kit needs the bits of the emulated GPU; unset LIBTORCH");
     kernels(repo)?;
     // As the tests build, so that nothing is compiled twice.
     let mut build = cargo();
@@ -171,7 +177,9 @@ struct Cuda<'a> {
 }
 
 /// Without contraction a product and a sum are rounded one after the other, as on the GPU.
-const FLAGS: [&str; 5] = ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden"];
+/// Threads of a block are fibers that jump between stacks, which a fortified longjmp refuses.
+const FLAGS: [&str; 6] =
+    ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-U_FORTIFY_SOURCE"];
 
 impl Cuda<'_> {
     fn compiler(&self) -> Command {
@@ -262,6 +270,11 @@ fn stamp_of(library: &Path) -> PathBuf {
 
 fn is_stamped(library: &Path, stamp: &str) -> bool {
     library.exists() && fs::read_to_string(stamp_of(library)).is_ok_and(|text| text == stamp)
+}
+
+/// What is built anew has no stamp until all of it is there.
+fn drop_stamp(library: &Path) {
+    let _ = fs::remove_file(stamp_of(library));
 }
 
 fn set_stamp(library: &Path, stamp: &str) -> Result<()> {

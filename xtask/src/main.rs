@@ -70,9 +70,9 @@ enum Command {
     Chaos(chaos::Args),
     /// Simulate whole clusters with faults, by the thousand.
     Sim(sim::Args),
-    /// Compile the kernels of GPUs, which a worker with --device cuda opens.
+    /// Compile the GPU kernels that --device cuda needs; fetches nvcc (104 MB), needs no GPU.
     Kernels,
-    /// Pack what a machine with a GPU and PyTorch, without Rust, runs to check and measure this tree.
+    /// Pack target/gpu-kit: checks and measurements of this tree for a machine with a GPU and PyTorch, without Rust.
     GpuKit,
     /// Compare models with the reference implementations, or a real one with its published behaviour.
     Parity(parity::Args),

@@ -34,6 +34,9 @@ pub(crate) struct Args {
 /// The environment variable that asks tests of minutes to run.
 const LONG: &str = "COXSWAIN_LONG_TESTS";
 
+/// The one that has tests of the emulated GPU left out.
+const NO_GPU: &str = "COXSWAIN_NO_EMULATED_GPU";
+
 /// The phases that have run, and how long each took.
 #[derive(Default)]
 struct Log {
@@ -77,17 +80,20 @@ fn phases(repo: &Repo, args: &Args, log: &mut Log) -> Result<()> {
         log.phase("tidy", || tidy::tidy(repo))?;
         log.phase("deny", || deny(repo))?;
     }
-    let libtorch = log.phase("set-up", || {
+    let (libtorch, emulated) = log.phase("set-up", || {
         let libtorch = libtorch::setup_with(repo, &args.libtorch, &[&gpu::EMULATED])?;
         texts::texts(repo)?;
-        gpu::emulated(repo, &libtorch)?;
-        Ok(libtorch)
+        let emulated = gpu::emulated(repo, &libtorch)?;
+        Ok((libtorch, emulated))
     })?;
     let workspace = |words: &[&str], rest: &[String]| {
         let mut command = cargo();
         libtorch.apply(command.current_dir(repo.root()).args(words).args(["--release", "--workspace"]));
         if args.long {
             command.env(LONG, "1");
+        }
+        if !emulated {
+            command.env(NO_GPU, "1");
         }
         run(command.args(rest))
     };

@@ -43,6 +43,7 @@ void embed_grad(const Tensor& ids_n, const Tensor& dy_nd, Slot& slot, int64_t st
   const int64_t vocab = dw.size(0), dim = dw.size(1);
   float* grad = dw.data_ptr<float>();
   expect_beside(ids, dy, "embed_grad");
+  expect_beside(dw, dy, "embed_grad");
   if (dy.is_cuda()) {
     // Equal ids stay in row order.
     const auto [sorted, order] = at::sort(ids, /*stable=*/true, /*dim=*/0, /*descending=*/false);

@@ -8,7 +8,8 @@
 #include <ATen/Context.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <dlfcn.h>
-#include <torch/version.h>
+
+#include <cstdlib>
 
 namespace coxswain {
 namespace gpu {
@@ -31,8 +32,8 @@ const Table* table(void* library, const char* name, int64_t version, const char*
   auto entry = reinterpret_cast<const Table* (*)()>(dlsym(library, name));
   TORCH_CHECK(entry != nullptr, path, " has no ", name);
   const Table* found = entry();
-  TORCH_CHECK(found->version == version, path, " has kernels of version ", found->version,
-              " where this worker has ", version, "; both are built together");
+  TORCH_CHECK(found->version == version, path, " has kernel version ", found->version,
+              ", but this worker needs ", version, "; run `cargo xtask kernels` in the worker's source tree");
   return found;
 }
 
@@ -41,7 +42,7 @@ void settle() {
   auto& context = at::globalContext();
   // Backward passes of attention add by atomics unless they are told otherwise.
   context.setDeterministicAlgorithms(true, /*warn_only=*/false);
-  // With it libtorch fills every new tensor with NaN, a pass over memory that finds nothing here.
+  // Deterministic mode also fills each new tensor with NaN to expose unwritten memory: a pass that is not needed.
   context.setDeterministicFillUninitializedMemory(false);
   // Products of low precision add their parts in fp32, also where a product is split over its inner dim.
   context.setAllowBF16ReductionCuBLAS(false);
@@ -73,7 +74,7 @@ cuda::Kind kind_of(const at::Tensor& x, const char* what) {
   }
 }
 
-const std::string& runtime() { return text; }
+const std::string& name() { return text; }
 
 } // namespace gpu
 } // namespace coxswain
@@ -91,7 +92,9 @@ char* cx_gpu_open(const char* torch, const char* emulation, const char* kernels)
       auto emulate = reinterpret_cast<int (*)()>(dlsym(gpu::library(emulation), "emulate"));
       TORCH_CHECK(emulate != nullptr && emulate() > 0, emulation, " emulates nothing");
     }
-    TORCH_CHECK(at::hasCUDA(), "libtorch finds no GPU, or no driver of one");
+    const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+    TORCH_CHECK(at::hasCUDA(), "CUDA found no usable GPU (CUDA_VISIBLE_DEVICES=", visible ? visible : "",
+                "): check that `nvidia-smi` lists it and shows driver 580 or newer");
     void* own = gpu::library(kernels);
     const auto* table = gpu::table<cuda::Kernels>(own, "coxswain_cuda_kernels", cuda::kVersion, kernels);
     const auto* attention =
@@ -101,7 +104,7 @@ char* cx_gpu_open(const char* torch, const char* emulation, const char* kernels)
     gpu::settle();
     gpu::opened = table;
     gpu::opened_attention = attention;
-    gpu::text = std::string("libtorch ") + TORCH_VERSION + ", " + device;
+    gpu::text = device;
   });
 }
 

@@ -20,7 +20,7 @@ const cuda::Kernels& kernels();
 // Those of attention. Throws likewise.
 const cuda::AttentionKernels& attention();
 
-// Of a tensor in fp32, bf16 or fp16; `what` names the operation that others are refused for.
+// The kind of a tensor's elements. Throws, naming the operation `what`, unless they are fp32, bf16 or fp16.
 cuda::Kind kind_of(const at::Tensor& x, const char* what);
 
 // Throws what a kernel's launch says.
@@ -28,7 +28,7 @@ inline void ran(cuda::Error error, const char* what) {
   TORCH_CHECK(error == nullptr, what, " on the GPU: ", error);
 }
 
-// What results depend on beside the program; empty where no GPU was opened.
-const std::string& runtime();
+// The GPU's name, compute capability and multiprocessors; empty where no GPU was opened.
+const std::string& name();
 
 } // namespace coxswain::gpu

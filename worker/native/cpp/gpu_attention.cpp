@@ -11,8 +11,8 @@ cuda::AttentionList on_gpu(const BlockList& list, const Tensor& like) {
   if (!list.words.defined()) {
     auto made = cuda::attention_words(list);
     const Tensor here = at::from_blob(made.words.data(), {static_cast<int64_t>(made.words.size())}, at::kLong);
-    list.words = here.to(like.device());
     list.layout = std::make_shared<cuda::AttentionList>(made.layout);
+    list.words = here.to(like.device());
   }
   auto layout = *std::static_pointer_cast<cuda::AttentionList>(list.layout);
   layout.words = data<int64_t>(list.words);
@@ -91,8 +91,8 @@ struct GpuAttention : Function<GpuAttention> {
 } // namespace
 
 Tensor gpu_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias, const TiledAttention& how) {
-  TORCH_CHECK(q.size(3) <= cuda::kAttentionDim, "attention on a GPU has heads of up to ", cuda::kAttentionDim,
-              " numbers, not of ", q.size(3));
+  TORCH_CHECK(q.size(3) <= cuda::kAttentionDim, "head dim ", q.size(3), " is more than ", cuda::kAttentionDim,
+              ", the most that attention on a GPU supports");
   const Tensor given = bias.defined() ? bias : at::empty({0}, q.options().dtype(at::kFloat));
   return GpuAttention::apply(q, k, v, given, pointer(how.list), how.causal, how.scale, how.key, how.rate,
                              how.first_head, how.heads);

@@ -58,8 +58,9 @@ extern "C" {
 
 // What results depend on beside the program: to be freed with cx_free.
 char* cx_runtime() {
-  if (!gpu::runtime().empty()) return error_text(gpu::runtime().c_str());
-  return error_text((std::string("libtorch ") + TORCH_VERSION + ", " + at::get_cpu_capability() + ", glibc " +
+  // Tables of positions are made on the host, so on a GPU the processor counts too.
+  const std::string device = gpu::name().empty() ? "" : gpu::name() + ", ";
+  return error_text((std::string("libtorch ") + TORCH_VERSION + ", " + device + at::get_cpu_capability() + ", glibc " +
                      gnu_get_libc_version())
                         .c_str());
 }

@@ -58,6 +58,7 @@ inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 // Where the host can read an emulated GPU's memory; absent where no GPU is emulated.
 extern "C" void* emulated_shadow(const void*) __attribute__((weak));
+extern "C" int emulated_owns(const void*) __attribute__((weak));
 
 namespace simt {
 
@@ -156,10 +157,16 @@ inline void run_block(unsigned threads, bool backwards) {
   }
 }
 
+// Where the host reads what a kernel is given. A GPU would not reach the host's own memory.
 template <class T>
 T reachable(T value) {
-  if constexpr (std::is_pointer_v<T>)
+  if constexpr (std::is_pointer_v<T>) {
+    if (emulated_owns && value != nullptr && emulated_owns(value) == 0) {
+      std::fprintf(stderr, "a kernel was given a pointer to memory of the host\n");
+      std::abort();
+    }
     if (emulated_shadow) return static_cast<T>(emulated_shadow(value));
+  }
   return value;
 }
 

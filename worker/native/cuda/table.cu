@@ -40,6 +40,9 @@ Error text_of(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaG
 Error describe(int device, char* text, size_t size) {
   cudaDeviceProp properties;
   if (const Error error = text_of(cudaGetDeviceProperties(&properties, device))) return error;
+  // Code for 8.0 runs on all of 8.x.
+  if (properties.major != 8 && (properties.major != 9 || properties.minor != 0))
+    return "these kernels are for GPUs of compute capability 8.x and 9.0, and this one has another";
   std::snprintf(text, size, "%s, sm_%d%d, %d multiprocessors", properties.name, properties.major, properties.minor,
                 properties.multiProcessorCount);
   return nullptr;

@@ -236,6 +236,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sdpa_efficient(
   expect_cuda({q, k, v});
   TORCH_CHECK(!(bias && bias->defined()) && dropout == 0, "neither a bias nor dropout is emulated");
   TORCH_CHECK(q.size(1) == k.size(1), "the memory-efficient kernel takes as many key heads as query heads");
+  TORCH_CHECK(q.scalar_type() != at::kFloat || q.size(3) % 4 == 0, "query is not correctly aligned (strideH)");
   Call call;
   auto [out, sums] = attend(call.to_cpu(q).transpose(1, 2), call.to_cpu(k).transpose(1, 2),
                             call.to_cpu(v).transpose(1, 2), efficient_mask(causal), scale_of(q, scale));

@@ -47,6 +47,8 @@ extern "C" {
 void* emulated_shadow(const void* p) {
   return const_cast<char*>(ours(p) ? shadow + (static_cast<const char*>(p) - device) : static_cast<const char*>(p));
 }
+// Whether a pointer is of the device; -1 where the device has handed out no memory yet.
+int emulated_owns(const void* p) { return device == nullptr ? -1 : ours(p); }
 // Waits of the host, copies to the host and to the device, launches since the last call.
 void emulated_counts(long* out) {
   out[0] = syncs.exchange(0), out[1] = to_host.exchange(0), out[2] = to_device.exchange(0), out[3] = launches.exchange(0);
@@ -71,7 +73,7 @@ cudaError_t cudaMalloc(void** out, size_t bytes) {
     end += bytes;
   }
   taken[at] = bytes;
-  std::memset(shadow + at, 0xff, bytes); // NaN: what nobody wrote shows
+  std::memset(shadow + at, 0xff, bytes); // NaN: a read of unwritten memory shows
   *out = device + at;
   return cudaSuccess;
 }

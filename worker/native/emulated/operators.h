@@ -21,8 +21,8 @@ struct Call {
   Tensor to_cpu(const Tensor& x);
   Tensor to_cuda(const Tensor& y);
 
-  // Hands on the sizes that the kernel gave to results without elements. One of another shape would be resized with a
-  // warning; nobody should want that.
+  // Hands on the sizes that the kernel gave to results without elements. Where they have
+  // them already, libtorch does not warn of a resize.
   void grow();
 
  private:

@@ -43,7 +43,7 @@ pub fn is_open() -> bool {
 
 fn c_path(path: &Path) -> Result<CString, TorchError> {
     CString::new(path.as_os_str().as_encoded_bytes())
-        .map_err(|_| TorchError(format!("{} is no path for a library", path.display())))
+        .map_err(|_| TorchError(format!("the path {} contains a NUL byte", path.display())))
 }
 
 /// Bytes that tensors take on the GPU now, and took at most since [`reset_peak`].

@@ -366,7 +366,7 @@ pub enum Entry {
 pub struct Compute {
     /// The kind of device, such as `cpu`.
     pub device: String,
-    /// The libtorch and what the processor offers it.
+    /// The libtorch, and the instructions of the processor or the name of the GPU.
     pub runtime: String,
 }
 
