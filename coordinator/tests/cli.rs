@@ -33,10 +33,10 @@ fn bad_input_is_told_and_starts_nothing() {
         (&["up", "none.yaml", "--workers", "2"], "the job file none.yaml cannot be read"),
         (&["up", "job.yaml", "--workers", "3"], "the layout needs 2 (layout.pipeline 2 x"),
         (&["up", "job.yaml", "--workers", "two"], "invalid value 'two'"),
-        (&["up", "job.yaml", "--device", "cuda"], "this build computes on the cpu only"),
+        (&["up", "job.yaml", "--device", "tpu"], "unknown device; must be cpu, cuda or cuda:N"),
         (
             &["verify", "job.yaml", "--layouts", "pp2", "--device", "gpu"],
-            "this build computes on the cpu only",
+            "unknown device; must be cpu, cuda or cuda:N",
         ),
         (&["up", "job.yaml", "--set", "trian.steps=3"], "--set trian.steps=3: trian: is not a known key"),
         (&["plan", "job.yaml", "--workers", "4"], "the layout needs 2"),

@@ -156,7 +156,7 @@ fn bad_input_is_refused_before_anything_starts() -> Result<()> {
         (up(&["--set", "layout.data=9"]), 2, "layout.data"),
         (up(&["--set", "layout.tensor=3"]), 2, "layout.tensor"),
         (up(&["--set", "data.text=nowhere.txt"]), 2, "nowhere.txt"),
-        (up(&["--device", "cuda"]), 2, "this build computes on the cpu only"),
+        (up(&["--device", "tpu"]), 2, "unknown device; must be cpu, cuda or cuda:N"),
         (vec!["up", &missing, "--workers", "1"], 2, "none.yaml"),
         (vec!["plan", &job, "--workers", "0"], 2, "worker"),
         (vec!["serve", "--listen", "0.0.0.0:0", "--data-dir", &data], 2, "--insecure-network"),
