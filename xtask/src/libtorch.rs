@@ -167,7 +167,7 @@ pub(crate) fn setup_with(repo: &Repo, choice: &Choice, others: &[&Recipe]) -> Re
     provide(repo, &[&[recipe], others].concat())?;
     say(&format!("libtorch: {VERSION} for {} in {}", recipe.name, home.display()));
     if choice.cuda {
-        say(&format!("to build against it by hand: export LIBTORCH={}", home.display()));
+        say(&format!("workers with --device cuda open it: export LD_LIBRARY_PATH={}/lib", home.display()));
     }
     Ok(Libtorch { home })
 }
