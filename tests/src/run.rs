@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use coxswain_files::Checkpoint;
 
 /// A run that takes longer than this has hung: the slowest row of the table takes ten seconds.
-const RUN_MAX: Duration = Duration::from_secs(120);
+pub(crate) const RUN_MAX: Duration = Duration::from_secs(120);
 
 /// The binary `name` that was built along with this test.
 pub fn programs(name: &str) -> Result<PathBuf> {
@@ -153,6 +153,14 @@ impl Run {
         let mut command = self.command()?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.spawn().context("starting `coxswain up`")
+    }
+
+    /// The job file and its changes, as `coxswain submit` takes them, with where the run goes.
+    pub(crate) fn submission(&self) -> Vec<String> {
+        let path = |path: &Path| path.to_string_lossy().into_owned();
+        let mut words = vec![path(&self.job), "--directory".to_owned(), path(&self.out)];
+        words.extend(self.sets.iter().flat_map(|set| ["--set".to_owned(), set.clone()]));
+        words
     }
 
     fn stderr_path(&self) -> PathBuf {

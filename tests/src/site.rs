@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::process::signal;
-use crate::{Folder, Run, events, programs, wait_until};
+use crate::run::RUN_MAX;
+use crate::{EMULATED, Folder, Run, Summary, emulated_gpu, events, programs, wait_until};
 
 /// A loaded machine may take this long for what takes a second.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -20,6 +21,7 @@ pub struct Site<'a> {
     address: String,
     coordinator: Child,
     workers: Vec<Child>,
+    device: &'static str,
 }
 
 impl Drop for Site<'_> {
@@ -32,13 +34,15 @@ impl Drop for Site<'_> {
     }
 }
 
-fn start(program: &str, log: PathBuf, args: &[&str]) -> Result<Child> {
-    let log = std::fs::File::options().append(true).create(true).open(log).context("a log")?;
-    start_with(program, log.into(), args)
+fn append(log: PathBuf) -> Result<Stdio> {
+    Ok(std::fs::File::options().append(true).create(true).open(log).context("a log")?.into())
 }
 
-fn start_with(program: &str, stderr: Stdio, args: &[&str]) -> Result<Child> {
+fn start(program: &str, stderr: Stdio, args: &[&str]) -> Result<Child> {
     let mut command = Command::new(programs(program)?);
+    if args.contains(&EMULATED) {
+        command.env("COXSWAIN_EMULATED_GPU", emulated_gpu()?);
+    }
     command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
     command.spawn().with_context(|| format!("starting {program}"))
 }
@@ -49,10 +53,18 @@ impl<'a> Site<'a> {
     /// # Errors
     /// Where a program does not start.
     pub fn new(folder: &'a Folder, workers: usize) -> Result<Site<'a>> {
+        Site::on(folder, workers, "cpu")
+    }
+
+    /// Starts it, with workers that compute on `device`.
+    ///
+    /// # Errors
+    /// Where a program does not start.
+    pub fn on(folder: &'a Folder, workers: usize, device: &'static str) -> Result<Site<'a>> {
         // A port that is free now, and that a coordinator can take again and again.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let coordinator = Site::serve(folder, &address)?;
-        let mut site = Site { folder, address, coordinator, workers: Vec::new() };
+        let mut site = Site { folder, address, coordinator, workers: Vec::new(), device };
         (0..workers).try_for_each(|_| site.join())?;
         Ok(site)
     }
@@ -70,14 +82,8 @@ impl<'a> Site<'a> {
     /// # Errors
     /// Where it does not start.
     pub fn join_as(&mut self, name: &str) -> Result<()> {
-        let url = self.url();
-        let log = self.folder.path().join(format!("{name}.log"));
-        self.workers.push(start(
-            "coxswain-worker",
-            log,
-            &["--coordinator", &url, "--name", name, "--shares-cores"],
-        )?);
-        Ok(())
+        let log = append(self.folder.path().join(format!("{name}.log")))?;
+        self.start_worker(name, log)
     }
 
     /// The exit code of a worker that ends.
@@ -95,12 +101,13 @@ impl<'a> Site<'a> {
     /// # Errors
     /// Where it does not start.
     pub fn join_with(&mut self, stderr: Stdio) -> Result<()> {
-        let (name, url) = (format!("w{}", self.workers.len()), self.url());
-        self.workers.push(start_with(
-            "coxswain-worker",
-            stderr,
-            &["--coordinator", &url, "--name", &name, "--shares-cores"],
-        )?);
+        self.start_worker(&format!("w{}", self.workers.len()), stderr)
+    }
+
+    fn start_worker(&mut self, name: &str, stderr: Stdio) -> Result<()> {
+        let url = self.url();
+        let args = ["--coordinator", &url, "--name", name, "--device", self.device, "--shares-cores"];
+        self.workers.push(start("coxswain-worker", stderr, &args)?);
         Ok(())
     }
 
@@ -129,7 +136,7 @@ impl<'a> Site<'a> {
 
     fn serve(folder: &Folder, address: &str) -> Result<Child> {
         let data = folder.path().join("coordinator").to_string_lossy().into_owned();
-        let log = folder.path().join("serve.log");
+        let log = append(folder.path().join("serve.log"))?;
         start("coxswain", log, &["serve", "--listen", address, "--data-dir", &data])
     }
 
@@ -158,13 +165,46 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
+    /// Submits this run, follows it to a good end and reads what it left. Its workers take the next one after it.
+    ///
+    /// # Errors
+    /// Where it is refused, fails, or takes too long.
+    pub fn summary(&self, run: &Run) -> Result<Summary> {
+        let submit = [vec!["submit".to_owned()], run.submission()].concat();
+        let submit: Vec<&str> = submit.iter().map(String::as_str).collect();
+        let mut answer = (false, String::new());
+        wait_until("a coordinator", SOON, || {
+            answer = self.coxswain(&submit).unwrap_or_default();
+            answer.0 || !answer.1.contains("no coordinator answers")
+        })?;
+        ensure!(answer.0, "the job was refused: {}", answer.1);
+        let job = answer.1.lines().last().context("`submit` prints the job's id")?;
+        let mut watch = self.command(&["watch", job])?;
+        let log = run.out().with_extension("stderr");
+        watch.stdin(Stdio::null()).stdout(Stdio::null()).stderr(append(log)?);
+        let outcome = run.wait(watch.spawn().context("starting `coxswain watch`")?, RUN_MAX)?;
+        ensure!(
+            outcome.code == Some(0),
+            "exit code {:?}; it said:\n{}\nthe coordinator said:\n{}",
+            outcome.code,
+            outcome.stderr,
+            self.said()
+        );
+        run.read()
+    }
+
+    fn command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = Command::new(programs("coxswain")?);
+        command.args(args).args(["--coordinator", &self.url()]);
+        Ok(command)
+    }
+
     /// Whether a command of `coxswain` went well, and what it printed.
     ///
     /// # Errors
     /// Where it does not start.
     pub fn coxswain(&self, args: &[&str]) -> Result<(bool, String)> {
-        let mut command = Command::new(programs("coxswain")?);
-        let output = command.args(args).args(["--coordinator", &self.url()]).output()?;
+        let output = self.command(args)?.output()?;
         let said = [output.stdout, output.stderr].concat();
         Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 
-use crate::{Folder, Run, Summary};
+use crate::{Folder, Run, Site, Summary};
 
 /// Losses of runs whose sums associate differently differ by rounding only.
 const TOLERANCE: f64 = 1e-5;
@@ -33,14 +33,25 @@ pub type Row = (&'static str, (u32, u32, u32), &'static [&'static str], &'static
 #[derive(Debug)]
 pub struct Table<'a> {
     folder: &'a Folder,
+    site: Option<&'a Site<'a>>,
     done: BTreeMap<String, Summary>,
     failures: Vec<String>,
 }
 
 impl<'a> Table<'a> {
-    /// No rows yet.
+    /// No rows yet. Each will run under `coxswain up`.
     pub fn new(folder: &'a Folder) -> Table<'a> {
-        Table { folder, done: BTreeMap::new(), failures: Vec::new() }
+        Table { folder, site: None, done: BTreeMap::new(), failures: Vec::new() }
+    }
+
+    /// No rows yet. One after the other will run on the workers of a site, which saves their starts.
+    pub fn on(site: &'a Site<'a>, folder: &'a Folder) -> Table<'a> {
+        Table { site: Some(site), ..Table::new(folder) }
+    }
+
+    /// Later rows will run under `coxswain up`.
+    pub fn under_up(self) -> Table<'a> {
+        Table { site: None, ..self }
     }
 
     /// The run of a row, not started.
@@ -57,14 +68,20 @@ impl<'a> Table<'a> {
 
     /// Runs `run` and compares it.
     pub fn compare(&mut self, name: &str, run: &Run, equals: &[Equal]) -> Result<()> {
-        let summary = run.summary().with_context(|| name.to_owned())?;
+        let summary = self.site.map_or_else(|| run.summary(), |site| site.summary(run));
+        let summary = summary.with_context(|| name.to_owned())?;
         for equal in equals {
             let verdict = self.verdict(&summary, *equal)?;
             println!("{name:<32} {}", verdict.as_deref().unwrap_or("holds"));
             self.failures.extend(verdict.map(|why| format!("{name}: {why}")));
         }
-        self.done.insert(name.to_owned(), summary);
+        self.add(name, summary);
         Ok(())
+    }
+
+    /// What later rows are compared with, and ran elsewhere.
+    pub fn add(&mut self, name: &str, summary: Summary) {
+        self.done.insert(name.to_owned(), summary);
     }
 
     fn verdict(&self, summary: &Summary, equal: Equal) -> Result<Option<String>> {

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use coxswain_tests::Equal::{Bits, Differs, Near};
-use coxswain_tests::{Folder, Row, Table};
+use coxswain_tests::{Folder, Row, Site, Table};
 
 const T4: &str = "train.tensor_shards=4";
 const SPREAD: &str = "layout.sequence_parallel=true";
@@ -17,12 +17,15 @@ const DROP_ATTENTION: &str = "train.attention_dropout=0.1";
 const WORDS: &str = "train.whole_words=true";
 const BF16: &str = "train.precision=bf16";
 
-/// Parts of a model that stay the same over the rows of a table.
-fn hold(model: &[&'static str], rows: &[Row]) -> Result<()> {
+/// Steps of each run: all that a step touches has been used twice over by then.
+const SHORT: &str = "train.steps=8";
+
+/// Runs the rows, each with these parts of a model, on the workers of the site.
+fn hold(site: &Site<'_>, model: &[&'static str], rows: &[Row]) -> Result<()> {
     let folder = Folder::new()?;
-    let mut table = Table::new(&folder);
+    let mut table = Table::on(site, &folder);
     for row in rows {
-        let run = model.iter().fold(table.job(row), |run, set| run.set(set));
+        let run = model.iter().chain([&SHORT]).fold(table.job(row), |run, set| run.set(set));
         table.compare(row.0, &run, row.3)?;
     }
     table.end()
@@ -54,7 +57,10 @@ const BERT: [&str; 10] = [
 
 #[test]
 fn decoders() -> Result<()> {
+    let at = Folder::new()?;
+    let site = Site::new(&at, 4)?;
     hold(
+        &site,
         &GPT,
         &[
             ("gpt, one", (1, 1, 1), &[T4], &[]),
@@ -70,9 +76,12 @@ fn decoders() -> Result<()> {
 
 #[test]
 fn encoders() -> Result<()> {
+    let at = Folder::new()?;
+    let site = Site::new(&at, 4)?;
     let albert = ["model.embedding_dim=32", "model.layer_groups=1"];
     let albert: Vec<_> = BERT.into_iter().chain(albert).collect();
     hold(
+        &site,
         &BERT,
         &[
             ("bert, one", (1, 1, 1), &[T4], &[]),
@@ -86,6 +95,7 @@ fn encoders() -> Result<()> {
         ],
     )?;
     hold(
+        &site,
         &albert,
         &[
             ("albert, one", (1, 1, 1), &[T4, DROP], &[]),
@@ -97,10 +107,12 @@ fn encoders() -> Result<()> {
 }
 
 /// Sequences of two tiles, so that masks leave some out.
-const LONG: [&str; 3] = ["train.sequence=160", "train.micro_batches=4", "train.steps=8"];
+const LONG: [&str; 2] = ["train.sequence=160", "train.micro_batches=4"];
 
 #[test]
 fn attentions() -> Result<()> {
+    let at = Folder::new()?;
+    let site = Site::new(&at, 4)?;
     let forms: [(&str, &[&str]); 8] = [
         ("window, alibi", &["model.attention={kind: window, window: 24}", "model.positions=alibi"]),
         (
@@ -148,7 +160,7 @@ fn attentions() -> Result<()> {
         ];
         // Probabilities are dropped by one kernel for all lists, and at two sites where there are two.
         let rows = if DROPPED.contains(&name) { &rows[..] } else { &rows[..2] };
-        hold(&model, rows).context(name)?;
+        hold(&site, &model, rows).context(name)?;
     }
     Ok(())
 }
@@ -159,6 +171,8 @@ const DROPPED: [&str; 3] = ["bigbird, relative", "longformer, own projections", 
 /// Attention whose keys and values are not kept one by one: the same bits in every layout.
 #[test]
 fn attentions_that_keep_less() -> Result<()> {
+    let at = Folder::new()?;
+    let site = Site::new(&at, 4)?;
     let forms: [(&str, &[&str]); 4] = [
         ("linear", &["model.attention={kind: linear}", "model.architecture=encoder"]),
         ("linear, documents", &["model.attention={kind: linear}", "train.separate_documents=true"]),
@@ -166,7 +180,6 @@ fn attentions_that_keep_less() -> Result<()> {
         ("latent", &[LATENT, "model.kv_heads=4"]),
     ];
     for (name, form) in forms {
-        let model: Vec<_> = form.iter().copied().chain(["train.steps=8"]).collect();
         let rows: [Row; 5] = [
             ("one", (1, 1, 1), &[T4], &[]),
             ("pp2 tp2", (2, 2, 1), &[T4, FULL], &[Bits("one")]),
@@ -175,14 +188,14 @@ fn attentions_that_keep_less() -> Result<()> {
             ("bf16, pp2 tp2, split", (2, 2, 1), &[T4, BF16, SPREAD, ZERO_BUBBLE], &[Bits("bf16")]),
         ];
         let rows = if ["decay", "latent"].contains(&name) { &rows[..] } else { &rows[..3] };
-        hold(&model, rows).context(name)?;
+        hold(&site, form, rows).context(name)?;
     }
-    let muon = [LATENT, "model.kv_heads=4", "train.optimizer=muon", "train.steps=8"];
+    let muon = [LATENT, "model.kv_heads=4", "train.optimizer=muon"];
     let rows: [Row; 2] = [
         ("muon, one", (1, 1, 1), &[T4], &[]),
         ("muon, tp2 dp2, ZeRO", (1, 2, 2), &[T4, ZERO], &[Bits("muon, one")]),
     ];
-    hold(&muon, &rows)
+    hold(&site, &muon, &rows)
 }
 
 const LATENT: &str = "model.attention={kind: latent, rank: 24, rope_dim: 4}";
@@ -213,7 +226,10 @@ const BART: [&str; 10] = [
 
 #[test]
 fn encoder_decoders() -> Result<()> {
+    let at = Folder::new()?;
+    let site = Site::new(&at, 6)?;
     hold(
+        &site,
         &T5,
         &[
             ("t5, one", (1, 1, 1), &[T4], &[]),
@@ -229,6 +245,7 @@ fn encoder_decoders() -> Result<()> {
         ],
     )?;
     hold(
+        &site,
         &BART,
         &[
             ("bart, one", (1, 1, 1), &[T4], &[]),
@@ -242,13 +259,14 @@ fn encoder_decoders() -> Result<()> {
 /// decoder to what its encoder has read.
 #[test]
 fn many_documents() -> Result<()> {
+    let at = Folder::new()?;
+    let site = Site::new(&at, 4)?;
     const APART: &str = "train.separate_documents=true";
-    const SHORT: &str = "train.steps=8";
     let sinusoids = ["model.positions=sinusoidal"];
     let models: [(&str, &[&str]); 3] = [("t5", &T5), ("bart", &BART), ("sinusoids", &sinusoids)];
     for (name, model) in models {
         let folder = Folder::new()?;
-        let (documents, mut table) = (folder.documents(120)?, Table::new(&folder));
+        let (documents, mut table) = (folder.documents(120)?, Table::on(&site, &folder));
         let rows: [Row; 3] = [
             ("one", (1, 1, 1), &[T4, SHORT, APART], &[]),
             ("pp2 tp2, split", (2, 2, 1), &[T4, SHORT, SPREAD, FULL, APART], &[Bits("one")]),

@@ -50,12 +50,13 @@ fn a_run_shrinks_grows_and_lets_a_worker_go_with_the_same_bits() -> Result<()> {
     const MANY: usize = 1500;
     let folder = Folder::new()?;
     let steps = format!("train.steps={MANY}");
-    let sparse = ["checkpoint.every=100", "train.evaluate_every=0", &steps];
+    // As few micro-batches as two stages and two data ranks can share: short steps, of which there are many.
+    let sparse = ["checkpoint.every=100", "train.evaluate_every=0", "train.micro_batches=4", &steps];
     let calm = sparse.iter().fold(folder.run("calm"), |run, set| run.set(set)).summary()?;
     let run: Run = folder.run("lived").layout(2, 1, 2);
     let mut site = Site::new(&folder, 4)?;
     let layout = ["layout.pipeline=2", "layout.data=2", "recovery.on_loss=shrink"];
-    site.submit(&run, &[layout, sparse].concat())?;
+    site.submit(&run, &[&layout[..], &sparse].concat())?;
     let metrics = run.out().join("metrics.jsonl");
     wait_until("the first steps", SOON, || lines(&metrics) >= 3)?;
     signal(site.worker(3), "KILL")?;

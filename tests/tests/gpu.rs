@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use coxswain_tests::Equal::{Bits, Close, Near};
-use coxswain_tests::{EMULATED, Folder, Table, emulated_gpu, process, programs, wait_until};
+use coxswain_tests::{EMULATED, Folder, Site, Table, emulated_gpu, process, programs, wait_until};
 
 const BF16: &str = "train.precision=bf16";
 const SHARDS: &str = "train.tensor_shards=2";
@@ -76,24 +76,25 @@ fn layouts_change_no_bit_on_the_emulated_gpu_and_all_is_close_to_the_cpu() -> Re
     if left_out() {
         return Ok(());
     }
-    let folder = Folder::new()?;
-    let mut table = Table::new(&folder);
-    let job = |name: &str, (pipeline, tensor, data): (u32, u32, u32), device, changes: &[&[&str]]| {
-        let run = folder.run(name).layout(pipeline, tensor, data).device(device);
+    let (folder, at_cpu) = (Folder::new()?, Folder::new()?);
+    let (host, site) = (Site::new(&at_cpu, 1)?, Site::on(&folder, 4, EMULATED)?);
+    let mut table = Table::on(&site, &folder);
+    let job = |name: &str, (pipeline, tensor, data): (u32, u32, u32), changes: &[&[&str]]| {
+        let run = folder.run(name).layout(pipeline, tensor, data);
         SHORT.iter().chain(changes.iter().copied().flatten()).fold(run, |run, set| run.set(set))
     };
     for (changes, rows) in FORMS {
         let ((name, layout, more), others) = rows.split_first().context("a form has a row")?;
-        let reference = job(&format!("{name} on the CPU"), (1, 1, 1), "cpu", &[changes]);
-        table.compare("cpu", &reference, &[])?;
+        let reference = job(&format!("{name} on the CPU"), (1, 1, 1), &[changes]);
+        table.add("cpu", host.summary(&reference)?);
         let close = if changes.contains(&BF16) { Near("cpu") } else { Close("cpu") };
-        table.compare(name, &job(name, *layout, EMULATED, &[changes, more]), &[close])?;
+        table.compare(name, &job(name, *layout, &[changes, more]), &[close])?;
         for (other, layout, more) in others {
-            table.compare(other, &job(other, *layout, EMULATED, &[changes, more]), &[Bits(name)])?;
+            table.compare(other, &job(other, *layout, &[changes, more]), &[Bits(name)])?;
         }
     }
     // From the checkpoint of a GPU, in another layout.
-    let resumed = job("resumed", (2, 1, 1), EMULATED, &[&[SHARDS]]);
+    let resumed = job("resumed", (2, 1, 1), &[&[SHARDS]]);
     table.compare("resumed", &resumed.from_checkpoint(&folder.run("one"), 2)?, &[Bits("one")])?;
     table.end()
 }

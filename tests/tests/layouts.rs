@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result, ensure};
 use coxswain_tests::Equal::{Bits, Close, Differs};
-use coxswain_tests::{Folder, Row, Table};
+use coxswain_tests::{Folder, Row, Site, Table};
 
 const FULL: &str = "train.checkpointing=full";
 const ODD: &str = "model.vocab=333";
@@ -49,13 +49,18 @@ const TABLE: &[Row] = &[
 #[test]
 fn layouts_change_speed_and_memory_and_never_the_numbers() -> Result<()> {
     let folder = Folder::new()?;
-    let mut table = Table::new(&folder);
+    let site = Site::new(&folder, 8)?;
+    let mut table = Table::on(&site, &folder);
     for row in TABLE {
         table.row(row)?;
     }
     let losses = &table.summary("one")?.losses;
     ensure!(losses.len() == 20, "{} losses", losses.len());
     ensure!(losses[&20] < 0.8 * losses[&1], "nothing was learnt: {} to {}", losses[&1], losses[&20]);
+
+    // What `coxswain up` starts and ends by itself.
+    let mut table = table.under_up();
+    table.row(&("pp2 tp2, under up", (2, 2, 1), &[], &[Bits("tp2")]))?;
 
     // Continuing from the checkpoint of step 10, in the same and in other layouts.
     let (one, tensor) = (folder.run("one"), folder.run("tp2"));

@@ -4,7 +4,7 @@
 
 use anyhow::{Result, ensure};
 use coxswain_tests::Equal::{Bits, Close, Differs, Near};
-use coxswain_tests::{Folder, Row, Table};
+use coxswain_tests::{Folder, Row, Site, Table};
 
 const FULL: &str = "train.checkpointing=full";
 const ATTENTION: &str = "train.checkpointing=attention";
@@ -33,11 +33,14 @@ const LISTS: &str = "layout.actions=\"0F0,0F1,0F2,0I0,0F3,0I1,0W0,0F4,0I2,0F5,0W
                      0I5,0W4,0I6,0W5,0I7,0W6,0W7\\n1F0,1B0,1F1,1B1,1F2,1B2,1F3,1B3,1F4,1B4,1F5,1B5,1F6,1B6,\
                      1F7,1B7\"";
 
+/// Runs the rows, a few steps each, on workers that take one after the other.
 fn hold(rows: &[Row]) -> Result<()> {
     let folder = Folder::new()?;
-    let mut table = Table::new(&folder);
+    let workers = rows.iter().map(|(_, (pipeline, tensor, data), ..)| pipeline * tensor * data).max();
+    let site = Site::new(&folder, workers.unwrap_or_default().try_into()?)?;
+    let mut table = Table::on(&site, &folder);
     for row in rows {
-        table.row(row)?;
+        table.compare(row.0, &table.job(row).set("train.steps=8"), row.3)?;
     }
     table.end()
 }

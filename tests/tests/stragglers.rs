@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use coxswain_tests::process::lines;
-use coxswain_tests::{Folder, Run, SOON, Site, wait_until};
+use coxswain_tests::{Folder, Run, SOON, Site, Summary, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Lets a process run for a sixth of the time, until told to stop. A step's computing takes some milliseconds, and
@@ -25,20 +25,21 @@ fn slow_down(pid: u32, stop: &AtomicBool) -> Result<()> {
 /// One after the other, and apart from other tests: a machine that is busy makes the other worker slow as well.
 #[test]
 fn a_worker_that_is_slow_gets_less_work_with_the_same_bits() -> Result<()> {
+    let folder = Folder::new()?;
+    let calm = SPARSE.iter().fold(folder.run("calm"), |run, set| run.set(set)).summary()?;
     // Fewer layers, and fewer runs of micro-batches.
-    relieves((2, 1), &["layout.pipeline=2"]).context("a slow stage")?;
-    relieves((1, 2), &["layout.data=2", "layout.zero=1"]).context("a slow data rank")
+    relieves((2, 1), &["layout.pipeline=2"], &calm).context("a slow stage")?;
+    relieves((1, 2), &["layout.data=2", "layout.zero=1"], &calm).context("a slow data rank")
 }
 
-fn relieves((pipeline, data): (u32, u32), layout: &[&str]) -> Result<()> {
-    const MANY: usize = 500;
+const MANY: usize = 500;
+const SPARSE: [&str; 3] = ["checkpoint.every=100", "train.evaluate_every=0", "train.steps=500"];
+
+fn relieves((pipeline, data): (u32, u32), layout: &[&str], calm: &Summary) -> Result<()> {
     let folder = Folder::new()?;
-    let steps = format!("train.steps={MANY}");
-    let sparse = ["checkpoint.every=100", "train.evaluate_every=0", &steps];
-    let calm = sparse.iter().fold(folder.run("calm"), |run, set| run.set(set)).summary()?;
     let run: Run = folder.run("lived").layout(pipeline, 1, data);
     let site = Site::new(&folder, 2)?;
-    site.submit(&run, &[layout, &sparse, &["recovery.rebalance=true"]].concat())?;
+    site.submit(&run, &[layout, &SPARSE, &["recovery.rebalance=true"]].concat())?;
     let metrics = run.out().join("metrics.jsonl");
     wait_until("the first steps", SOON, || lines(&metrics) >= 3)?;
     let (stop, slow) = (AtomicBool::new(false), site.worker(0));
@@ -58,7 +59,7 @@ fn relieves((pipeline, data): (u32, u32), layout: &[&str]) -> Result<()> {
     let (said, lived) = (site.said(), run.read()?);
     ensure!(said.contains("worker w0 (rank 0, stage 0"), "another worker was named:\n{said}");
     ensure!(!said.contains("was lost"), "a worker was lost:\n{said}");
-    match lived.bits_differ(&calm) {
+    match lived.bits_differ(calm) {
         Some(how) => anyhow::bail!("{how}"),
         None => Ok(()),
     }

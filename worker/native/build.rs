@@ -41,6 +41,8 @@ fn main() {
         }
     }
     if !lints() {
+        let headers = precompiled(&build);
+        build.flag("-include").flag(headers);
         build.compile("coxswain_shim");
     }
 
@@ -51,6 +53,22 @@ fn main() {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     // Dependents link their binaries and tests with the same search path: DEP_COXSWAIN_SHIM_LIB.
     println!("cargo:lib={}", lib.display());
+}
+
+/// Headers of libtorch that most sources include, and that take longer to read than the sources take to compile.
+const HEADERS: [&str; 3] = ["ATen/ATen.h", "ATen/Parallel.h", "torch/csrc/autograd/custom_function.h"];
+
+/// Compiles `HEADERS` once for all sources, and returns the header to include first. Compilers take what lies beside it
+/// as NAME.gch where it was made by their own version and flags, and read the header itself otherwise.
+fn precompiled(build: &cc::Build) -> PathBuf {
+    let folder = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let (header, compiled) = (folder.join("libtorch.h"), folder.join("libtorch.h.gch"));
+    let text: String = HEADERS.iter().map(|name| format!("#include <{name}>\n")).collect();
+    std::fs::write(&header, text).expect("OUT_DIR can be written to");
+    let mut compiler = build.get_compiler().to_command();
+    let status = compiler.args(["-x", "c++-header"]).arg(&header).arg("-o").arg(&compiled).status();
+    assert!(status.is_ok_and(|status| status.success()), "the compiler failed; it said why above");
+    header
 }
 
 /// Whether this run is for Clippy. Cargo runs the script once for Clippy and once for the build, and Clippy links
