@@ -48,8 +48,8 @@ fn lost_workers_change_no_bit() -> Result<()> {
         ("killed dp2 pp2", (2, 1, 2), 12, ["KILL"].as_slice()),
         ("asked to stop pp2 tp2", (2, 2, 1), 8, ["TERM", "KILL"].as_slice()),
     ] {
-        let run = job(&folder, name, layout, 400);
-        let took = held_to_calm(&folder, &run, 400, Chaos { losses, seed: 7, signs })?;
+        let run = job(&folder, name, layout, 200);
+        let took = held_to_calm(&folder, &run, 200, Chaos { losses, seed: 7, signs })?;
         println!("{name}: {took:.2?}");
         ensure!(took.len() >= losses / 2, "the run was over after {} losses", took.len());
     }
@@ -145,7 +145,7 @@ fn a_worker_outlives_its_peer_whose_loss_meets_it_in_an_action_of_seconds() -> R
 #[test]
 fn a_stopped_worker_is_replaced() -> Result<()> {
     let folder = Folder::new()?;
-    let run = job(&folder, "stopped", (2, 1, 1), 400);
+    let run = job(&folder, "stopped", (2, 1, 1), 150);
     let mut child = run.start()?;
     let metrics = run.out().join("metrics.jsonl");
     wait_until("the first steps", RECOVERY, || lines(&metrics) >= 3)?;
@@ -168,7 +168,7 @@ fn a_stopped_worker_is_replaced() -> Result<()> {
     signal(workers[1], "CONT")?;
     let outcome = run.wait(child, 8 * RECOVERY)?;
     ensure!(outcome.code == Some(0), "exit code {:?}\n{}", outcome.code, outcome.stderr);
-    ensure!(run.read()?.losses.len() == 400, "not all steps are noted");
+    ensure!(run.read()?.losses.len() == 150, "not all steps are noted");
     Ok(())
 }
 

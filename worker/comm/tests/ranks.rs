@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use coxswain_comm::{Axis, Links, MemoryStore, Op, Pipe, TorchError};
 use tch::{Device, Kind, Tensor};
 
-use common::ranks;
+use common::{ranks, ranks_within};
 
 fn filled(value: f64, len: i64) -> Tensor {
     Tensor::full([len], value, (Kind::Float, Device::Cpu))
@@ -40,6 +40,27 @@ fn reductions_give_all_ranks_the_bits_of_the_tree() {
             assert_eq!(sum, vec![tree; 1000], "{world} ranks");
             assert_eq!(max, vec![1e8; 1000]);
         }
+    }
+}
+
+/// Gloo connects each rank with each, before anything is exchanged. `cargo xtask test --long` runs it.
+#[test]
+fn a_hundred_and_twenty_eight_ranks_meet_and_close_a_step() {
+    if std::env::var_os("COXSWAIN_LONG_TESTS").is_none() {
+        println!("skipped: `cargo xtask test --long` runs it");
+        return;
+    }
+    for world in [32, 64, 128] {
+        let start = Instant::now();
+        let sums = ranks_within(60_000, world, |links| {
+            let met = start.elapsed();
+            let sum = |lists: Vec<Vec<f64>>| vec![lists.iter().map(|list| list[0]).sum()];
+            (met, links.close(&[f64::from(links.rank())], sum).unwrap())
+        });
+        let met = sums.iter().map(|(met, _)| *met).max().unwrap();
+        println!("{world} ranks met within {met:.1?} and closed within {:.1?}", start.elapsed());
+        let sum = f64::from(world * (world - 1) / 2);
+        assert!(sums.iter().all(|(_, all)| all == &[sum]));
     }
 }
 

@@ -4,11 +4,18 @@ use coxswain_comm::{Links, MemoryStore};
 
 /// Runs `body` as each of `world` ranks; the results in rank order.
 pub(crate) fn ranks<T: Send>(world: u32, body: impl Fn(Links) -> T + Sync) -> Vec<T> {
+    ranks_within(5_000, world, body)
+}
+
+/// As [`ranks`], where forming and each exchange may take as long as `limit_ms`.
+pub(crate) fn ranks_within<T: Send>(limit_ms: u64, world: u32, body: impl Fn(Links) -> T + Sync) -> Vec<T> {
     let store = MemoryStore::default();
     std::thread::scope(|scope| {
         let join = |rank| {
             let (store, body) = (store.clone(), &body);
-            scope.spawn(move || body(Links::join(store, rank, world, "127.0.0.1", 5_000, 5_000).unwrap()))
+            scope.spawn(move || {
+                body(Links::join(store, rank, world, "127.0.0.1", limit_ms, limit_ms).unwrap())
+            })
         };
         let threads: Vec<_> = (0..world).map(join).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
