@@ -127,7 +127,7 @@ pub(crate) async fn status(args: Status) -> Result<(), Failure> {
     let Status { all, coordinator } = args;
     let list = jobs(&coordinator).await?.list(wire::ListRequest {}).await;
     let list = list.map_err(|status| refused(&coordinator, status))?;
-    output::write(&views::tables(&list.into_inner(), all))
+    output::write(&printable(&views::tables(&list.into_inner(), all)))
 }
 
 pub(crate) async fn watch(args: Watch) -> Result<(), Failure> {

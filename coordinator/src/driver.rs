@@ -22,7 +22,7 @@ use crate::events::Line;
 use crate::folder;
 use crate::handle::{Handle, JobNews, News, Request, Times};
 use crate::journal::Journal;
-use crate::metrics::{Metrics, Moved};
+use crate::metrics::{Metrics, Moved, Why};
 use crate::preparation::Preparations;
 use crate::store::Store;
 
@@ -340,11 +340,12 @@ impl Driver {
         match block_in_place(|| Metrics::open(&directory, from)) {
             Ok((metrics, moved)) => {
                 if let Some(moved) = moved {
-                    let Moved { steps, to } = moved;
-                    tracing::warn!(
-                        job,
-                        "the folder has no checkpoint: its {steps} steps are taken anew; their metrics are kept in {to}"
-                    );
+                    let Moved { why, steps, to } = moved;
+                    let why = match why {
+                        Why::Anew => "the folder has no checkpoint, so its steps are taken anew",
+                        Why::NoText => "metrics.jsonl is damaged: parts of it are no text",
+                    };
+                    tracing::warn!(job, "{why}; the metrics of {steps} steps are kept in {to}");
                 }
                 self.metrics.insert(job, metrics);
                 Ok(())

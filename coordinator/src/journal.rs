@@ -97,11 +97,15 @@ impl Journal {
             sync_folder(folder).map_err(io)?;
         }
         if let Some(short) = shorter(&replayed, journal.end, kept_bytes).map_err(io)? {
-            journal.replace(folder, short).map_err(|error| {
-                // The error that led here is the one to report; a leftover takes up room.
-                let _ = fs::remove_file(folder.join(NEW));
-                io(error)
-            })?;
+            match journal.write_shorter(folder, short) {
+                Ok(shorter) => journal.replace(folder, shorter).map_err(io)?,
+                // The long one is as good, and takes up more room.
+                Err(error) => {
+                    tracing::warn!("the journal {} stays as long as it is: {error}", path.display());
+                    // Nothing more can be done about a leftover.
+                    let _ = fs::remove_file(folder.join(NEW));
+                }
+            }
         }
         Ok((journal, replayed))
     }
@@ -130,9 +134,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Puts a shorter journal in place of this one. A crash leaves the one or the other under its name, and
-    /// the lock passes from file to file while both are held.
-    fn replace(&mut self, folder: &Path, short: Short) -> io::Result<()> {
+    /// Writes the shorter journal beside this one.
+    fn write_shorter(&mut self, folder: &Path, short: Short) -> io::Result<(File, u64)> {
         let new = folder.join(NEW);
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(&new)?;
         file.try_lock()?;
@@ -143,7 +146,13 @@ impl Journal {
         io::copy(&mut Read::by_ref(&mut self.file).take(self.end - short.tail_start), &mut file)?;
         file.sync_all()?;
         let end = file.metadata()?.len();
-        fs::rename(&new, &self.path)?;
+        Ok((file, end))
+    }
+
+    /// Puts the shorter journal in the place of this one. A crash leaves the one or the other under its name, and the lock
+    /// passes from file to file while both are held.
+    fn replace(&mut self, folder: &Path, (file, end): (File, u64)) -> io::Result<()> {
+        fs::rename(folder.join(NEW), &self.path)?;
         // Until the name is synced a crash may bring the longer one back, without what follows.
         sync_folder(folder)?;
         (self.file, self.end) = (file, end);

@@ -1,6 +1,7 @@
 //! `DIR/metrics.jsonl`: one line a step. Numbers are written so that they read back to the same
 //! bits.
 
+use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -31,9 +32,19 @@ pub(crate) struct HeldOutLine {
     pub(crate) accuracy: Option<f64>,
 }
 
-/// Metrics of an earlier run that got another name.
+/// Why metrics got another name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// They are of an earlier run, whose steps are taken anew.
+    Anew,
+    /// Parts of the file are no text.
+    NoText,
+}
+
+/// Metrics that got another name.
 #[derive(Debug)]
 pub(crate) struct Moved {
+    pub(crate) why: Why,
     /// How many steps they are of.
     pub(crate) steps: usize,
     /// Their name in the run's folder.
@@ -56,20 +67,24 @@ impl Metrics {
     pub(crate) fn open(directory: &Path, from: Step) -> io::Result<(Metrics, Option<Moved>)> {
         create_folder(directory)?;
         let path = directory.join(METRICS);
-        let before = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        let before = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        let moved = match steps(&before) {
-            earlier if earlier > 0 && from == Step(0) => {
-                Some(Moved { steps: earlier, to: move_aside(directory, &path)? })
-            }
-            _ => None,
+        // A disk may have damaged them. Lines that are whole are a run's metrics still.
+        let text = String::from_utf8_lossy(&before);
+        let steps = steps(&text);
+        let why = match &text {
+            _ if steps > 0 && from == Step(0) => Some(Why::Anew),
+            Cow::Owned(_) => Some(Why::NoText),
+            Cow::Borrowed(_) => None,
         };
-        let before = if moved.is_some() { String::new() } else { before };
-        let kept: String = before.split_inclusive('\n').filter(|line| is_kept(line, from)).collect();
-        if kept.len() != before.len() {
+        let moved =
+            why.map(|why| Ok::<_, io::Error>(Moved { why, steps, to: move_aside(directory, &path)? }));
+        let moved = moved.transpose()?;
+        let kept: String = text.split_inclusive('\n').filter(|line| is_kept(line, from)).collect();
+        if kept.len() != before.len() && !(moved.is_some() && kept.is_empty()) {
             write_atomic(&path, kept.as_bytes())?;
         }
         let step = |line: &str| serde_json::from_str::<Line>(line).map_or(0, |line| line.step);
@@ -225,6 +240,26 @@ mod tests {
         let lines = read(folder.path()).unwrap();
         let steps: Vec<_> = lines.iter().map(|line| (line.step, line.loss)).collect();
         assert_eq!(steps, [(1, Some(4.0)), (2, None), (3, Some(4.0)), (4, Some(3.5))]);
+    }
+
+    #[test]
+    fn metrics_that_are_no_text_are_set_aside_and_their_whole_lines_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap().0;
+        for step in 1..4 {
+            metrics.append(&report(step, 4.0)).unwrap();
+        }
+        let mut bytes = fs::read(metrics.path()).unwrap();
+        let second = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 3;
+        bytes[second] = 0xff;
+        fs::write(metrics.path(), &bytes).unwrap();
+        let (_, moved) = Metrics::open(folder.path(), Step(3)).unwrap();
+        let moved = moved.unwrap();
+        assert_eq!((moved.why, moved.steps, moved.to.as_str()), (Why::NoText, 2, "metrics.1.jsonl"));
+        assert_eq!(fs::read(folder.path().join("metrics.1.jsonl")).unwrap(), bytes);
+        let steps: Vec<_> = read(folder.path()).unwrap().iter().map(|line| line.step).collect();
+        assert_eq!(steps, [1, 3]);
+        assert!(Metrics::open(folder.path(), Step(3)).unwrap().1.is_none());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{self, CancelWhen, Event};
-use coxswain_proto::{access_server, cluster_server, jobs_server, limits, wire};
+use coxswain_proto::{access_server, cluster_server, convert, jobs_server, limits, wire};
 use coxswain_types::ids::{Generation, WorkerId};
 use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
 use rustls::ServerConfig;
@@ -248,6 +248,9 @@ impl wire::jobs_server::Jobs for JobsService {
     ) -> Result<Response<wire::SubmitReply>, Status> {
         let caller = Caller::of(&request);
         let wire::SubmitRequest { manifest, origin, base, directory, sets } = request.into_inner();
+        for (field, path) in [("origin", &origin), ("base", &base), ("directory", &directory)] {
+            bounded(field, path, limits::MAX_PATH_BYTES)?;
+        }
         let spec = job::parse(&manifest, &origin, base.as_ref(), &sets).map_err(Status::invalid_argument)?;
         caller.submits(&spec.name)?;
         if !std::path::Path::new(&directory).is_absolute() {
@@ -287,6 +290,7 @@ impl wire::jobs_server::Jobs for JobsService {
     ) -> Result<Response<wire::CancelReply>, Status> {
         Caller::of(&request).job(&request.get_ref().job)?;
         let wire::CancelRequest { job, reason, now } = request.into_inner();
+        bounded("reason", &reason, limits::MAX_REASON_BYTES)?;
         let summary = self.handle.get(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
         if summary.state.is_over() {
             return Err(Status::failed_precondition(format!(
@@ -306,13 +310,15 @@ impl wire::jobs_server::Jobs for JobsService {
     ) -> Result<Response<wire::DrainReply>, Status> {
         let caller = Caller::of(&request);
         let wire::DrainRequest { worker, reason } = request.into_inner();
+        bounded("reason", &reason, limits::MAX_REASON_BYTES)?;
         // A worker is not one job's: the next that would have it waits for another.
         caller.all_jobs(&format!("worker {worker}"))?;
         let (_, workers) = self.handle.list().await.map_err(ending)?;
         let worker = WorkerId(worker);
         if !workers.iter().any(|here| here.info.id == worker) {
             return Err(Status::not_found(format!(
-                "there is no worker {worker}; `coxswain status` lists those that are here"
+                "there is no worker {}; `coxswain status` lists those that are here",
+                shown(&worker.0)
             )));
         }
         self.handle.happened(Event::Drain { worker, reason }).await.map_err(ending)?;
@@ -364,6 +370,16 @@ impl wire::jobs_server::Jobs for JobsService {
     }
 }
 
+/// A caller's text that is kept and shown to others: one line of at most so many bytes.
+fn bounded(field: &'static str, text: &str, most: usize) -> Result<(), Status> {
+    convert::name(field, text, most).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+/// The beginning of a caller's text that a message repeats.
+fn shown(text: &str) -> String {
+    text.chars().take(limits::MAX_SHOWN_CHARS).collect()
+}
+
 fn store_status(error: StoreError) -> Status {
     match error {
         StoreError::Superseded { .. } => Status::failed_precondition(error.to_string()),
@@ -377,5 +393,5 @@ fn ending(error: Ending) -> Status {
 
 /// The answer to a question about a job that is not known.
 pub(crate) fn unknown(job: &str) -> Status {
-    Status::not_found(format!("there is no job {job}; `coxswain status` lists those that are known"))
+    Status::not_found(format!("there is no job {}; `coxswain status` lists those that are known", shown(job)))
 }

@@ -30,6 +30,9 @@ pub enum WireError {
         /// How many it may hold.
         most: usize,
     },
+    /// A text with characters that a terminal obeys, in a name that people read.
+    #[error("{0}: has control characters")]
+    Control(&'static str),
     /// A list that is longer than its bound.
     #[error("{field}: {found} entries, at most {most} are allowed")]
     TooMany {
@@ -64,9 +67,7 @@ impl TryFrom<wire::WorkerInfo> for status::WorkerInfo {
             ("WorkerInfo.runtime", &runtime),
         ];
         for ((field, text), most) in texts.into_iter().zip(limits::MAX_INFO_BYTES) {
-            if text.len() > most {
-                return Err(WireError::TooLong { field, found: text.len(), most });
-            }
+            name(field, text, most)?;
         }
         Ok(status::WorkerInfo {
             id: WorkerId(id),
@@ -137,13 +138,13 @@ impl From<status::WorkerStatus> for wire::WorkerStatus {
             generation: status.generation.0,
             assignment_digest: status.assignment_digest,
             phase: phase.into(),
-            failure,
+            failure: cut(failure),
             step: status.step.0,
             reports: fitting(status.reports).map(Into::into).collect(),
             saved: status.saved.map(Into::into),
             published: status.published.map(Into::into),
             peak_tensor_bytes: status.peak_tensor_bytes,
-            leaving: status.leaving,
+            leaving: status.leaving.map(cut),
             activity: status.activity.map(Into::into),
             pace: status.pace.map(Into::into),
             begun: status.begun.map(Into::into),
@@ -165,6 +166,57 @@ fn fitting(reports: Vec<status::StepReport>) -> impl Iterator<Item = status::Ste
         .map(|(_, report)| report)
 }
 
+/// A text of at most so many bytes.
+///
+/// # Errors
+/// It is longer.
+pub fn within(field: &'static str, text: &str, most: usize) -> Result<(), WireError> {
+    let found = text.len();
+    if found > most { Err(WireError::TooLong { field, found, most }) } else { Ok(()) }
+}
+
+/// A text of one line that a terminal may be shown.
+///
+/// # Errors
+/// It is longer than `most` bytes, or has control characters.
+pub fn name(field: &'static str, text: &str, most: usize) -> Result<(), WireError> {
+    within(field, text, most)?;
+    if text.contains(char::is_control) { Err(WireError::Control(field)) } else { Ok(()) }
+}
+
+/// The words of a worker, as many as are allowed.
+fn cut(mut words: String) -> String {
+    const MORE: &str = "…";
+    if words.len() > limits::MAX_WORDS_BYTES {
+        words.truncate(words.floor_char_boundary(limits::MAX_WORDS_BYTES - MORE.len()));
+        words.push_str(MORE);
+    }
+    words
+}
+
+/// Whether all that a worker says in words is within its bounds.
+fn check_words(status: &wire::WorkerStatus) -> Result<(), WireError> {
+    let most = limits::MAX_WORDS_BYTES;
+    within("WorkerStatus.failure", &status.failure, most)?;
+    within("WorkerStatus.leaving", status.leaving.as_deref().unwrap_or_default(), most)?;
+    if let Some(activity) = &status.activity {
+        within("Activity.doing", &activity.doing, most)?;
+        within("Activity.last", activity.last.as_deref().unwrap_or_default(), most)?;
+    }
+    if let Some(saved) = &status.saved {
+        at_most("Saved.files", saved.files.len(), limits::MAX_SAVED_FILES)?;
+        let [names, digests] = limits::MAX_SAVED_FILE_BYTES;
+        for file in &saved.files {
+            name("SavedFile.name", &file.name, names)?;
+            name("SavedFile.digest", &file.digest, digests)?;
+        }
+    }
+    if let Some(published) = &status.published {
+        name("Published.digest", &published.digest, limits::MAX_SAVED_FILE_BYTES[1])?;
+    }
+    Ok(())
+}
+
 fn at_most(field: &'static str, found: usize, most: usize) -> Result<(), WireError> {
     if found > most { Err(WireError::TooMany { field, found, most }) } else { Ok(()) }
 }
@@ -178,6 +230,7 @@ impl TryFrom<wire::WorkerStatus> for status::WorkerStatus {
             let found = report.parameter_norms.len();
             at_most("StepReport.parameter_norms", found, limits::MAX_PARAMETER_NORMS)?;
         }
+        check_words(&status)?;
         Ok(status::WorkerStatus {
             info: status.info.ok_or(WireError::Missing("WorkerStatus.info"))?.try_into()?,
             generation: Generation(status.generation),
@@ -306,10 +359,10 @@ impl From<status::Activity> for wire::Activity {
     fn from(activity: status::Activity) -> Self {
         wire::Activity {
             step: activity.step.0,
-            doing: activity.doing,
+            doing: cut(activity.doing),
             for_ms: activity.for_ms,
             waits_for: activity.waits_for.map(|rank| rank.0),
-            last: activity.last,
+            last: activity.last.map(cut),
         }
     }
 }

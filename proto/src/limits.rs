@@ -18,6 +18,21 @@ pub const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// one message.
 pub const MAX_INFO_BYTES: [usize; 4] = [128, 256, 64, 256];
 
+/// The most bytes of what a worker says in words: why it failed or leaves, and what it does. A worker cuts longer ones.
+pub const MAX_WORDS_BYTES: usize = 4 << 10;
+
+/// The most files that one rank reports of a checkpoint; it writes two or three.
+pub const MAX_SAVED_FILES: usize = 64;
+
+/// The most bytes of a file's name within a run's folder, and of its digest.
+pub const MAX_SAVED_FILE_BYTES: [usize; 2] = [256, 128];
+
+/// The most bytes of a path that a caller names: Linux follows none that is longer.
+pub const MAX_PATH_BYTES: usize = 4096;
+
+/// The most bytes of the reason that a caller gives.
+pub const MAX_REASON_BYTES: usize = 1 << 10;
+
 /// The most bytes of a message about certificates: a request or a certificate has about one KiB, and
 /// the one call that needs no certificate is among them.
 pub const MAX_ACCESS_BYTES: usize = 16 << 10;

@@ -126,6 +126,40 @@ fn memory() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
+/// A change to a status.
+type Change = fn(&mut wire::WorkerStatus);
+
+#[test]
+fn words_are_bounded_and_names_are_of_one_line() {
+    let long = || "ä".repeat(limits::MAX_WORDS_BYTES);
+    let rows: [(&str, Change); 8] = [
+        ("WorkerInfo.id: has control", |status| status.info.as_mut().unwrap().id = "a\nfake-1 done".into()),
+        ("WorkerInfo.host: has control", |status| status.info.as_mut().unwrap().host = "\u{1b}[2J".into()),
+        ("WorkerInfo.device: 100 bytes", |status| status.info.as_mut().unwrap().device = "x".repeat(100)),
+        ("WorkerStatus.failure: 5000 bytes", |status| status.failure = "x".repeat(5000)),
+        ("WorkerStatus.leaving: 5000 bytes", |status| status.leaving = Some("x".repeat(5000))),
+        ("Activity.doing: 5000 bytes", |status| status.activity.as_mut().unwrap().doing = "x".repeat(5000)),
+        ("SavedFile.name: 5000 bytes", |status| {
+            status.saved.as_mut().unwrap().files[0].name = "x".repeat(5000)
+        }),
+        ("Saved.files: 65 entries", |status| {
+            let files = &mut status.saved.as_mut().unwrap().files;
+            *files = vec![files[0].clone(); 65];
+        }),
+    ];
+    for (told, change) in rows {
+        let mut status = status();
+        change(&mut status);
+        let error = WorkerStatus::try_from(status).unwrap_err().to_string();
+        assert!(error.starts_with(told), "{error}");
+    }
+    // What an honest worker has to say at length arrives, cut.
+    let mut checked = WorkerStatus::try_from(status()).unwrap();
+    checked.leaving = Some(long());
+    let cut = WorkerStatus::try_from(wire::WorkerStatus::from(checked)).unwrap().leaving.unwrap();
+    assert!(cut.len() <= limits::MAX_WORDS_BYTES && cut.len() > 4000 && cut.ends_with("ä…"), "{}", cut.len());
+}
+
 #[test]
 fn messages_that_cost_much_are_refused_in_little_memory() {
     check(&status().encode_to_vec()).unwrap();

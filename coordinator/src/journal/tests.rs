@@ -249,6 +249,25 @@ fn wherever_a_compaction_is_cut_off_one_good_journal_is_left() {
 }
 
 #[test]
+fn a_journal_that_cannot_be_compacted_is_gone_on_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, entries) = (folder.path().join(NAME), long_run(60));
+    let long = bytes_of(&entries);
+    fs::write(&path, &long).unwrap();
+    // As where there is no room, the new one cannot be written.
+    fs::create_dir(folder.path().join(NEW)).unwrap();
+    let (mut journal, replayed) = Journal::open_keeping(folder.path(), 2000).unwrap();
+    assert_eq!(replayed.entries.len(), entries.len());
+    journal.append(&entry(9), 9).unwrap();
+    drop(journal);
+    assert!(fs::read(&path).unwrap().starts_with(&long));
+    fs::remove_dir(folder.path().join(NEW)).unwrap();
+    let (_, replayed) = Journal::open_keeping(folder.path(), 2000).unwrap();
+    assert_eq!(replayed.entries.last(), Some(&(9, entry(9))));
+    assert!(fs::metadata(&path).unwrap().len() < long.len() as u64);
+}
+
+#[test]
 fn a_journal_that_cannot_be_much_shorter_stays() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(NAME);

@@ -238,6 +238,32 @@ async fn what_makes_no_sense_is_refused_with_its_reason() {
     assert_eq!(unknown.code(), Code::NotFound);
 }
 
+/// What is kept in the journal and shown to others has bounds, and no line of it can pass for another.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_caller_says_is_bounded() {
+    let mut site = Site::start().await;
+    let worker = site.worker("w0", Faults::default());
+    let job = site.submit(JOB, &["train.steps=100000"]).await.unwrap();
+    for (text, told) in [("x".repeat(5000), "at most"), ("all is well\nfake-1 done".to_owned(), "control")] {
+        let run = format!("run{text}");
+        let mut refused = vec![site.submit_to(&run, JOB, &[]).await.unwrap_err()];
+        let cancel = wire::CancelRequest { job: job.clone(), reason: text.clone(), now: false };
+        refused.push(site.jobs.cancel(cancel).await.unwrap_err());
+        let drain = wire::DrainRequest { worker: "w0".to_owned(), reason: text.clone() };
+        refused.push(site.jobs.drain(drain).await.unwrap_err());
+        for error in refused {
+            assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+            assert!(error.message().contains(told) && error.message().len() < 200, "{error}");
+        }
+    }
+    let long = site.jobs.get(wire::GetRequest { job: "x".repeat(100_000) }).await.unwrap_err();
+    assert!(long.message().len() < 200, "{long}");
+    let deep = format!("{}=1", ["a"; 40_000].join("."));
+    let deep = site.submit_to("deep", JOB, &[&deep]).await.unwrap_err();
+    assert!(deep.message().contains("has 40000 keys"), "{deep}");
+    assert!(!worker.is_finished(), "the worker is still here");
+}
+
 #[tokio::test]
 async fn an_address_that_others_reach_needs_a_word() {
     for address in ["0.0.0.0:0", "[::]:0"] {

@@ -1,5 +1,6 @@
 //! What is wrong with a job file and where, and how it is told.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// Everything that is wrong with a job; prints one fault a line.
@@ -63,8 +64,18 @@ impl fmt::Display for Origin {
         match self {
             Origin::File { source, place: Some((line, column)) } => write!(f, "{source}:{line}:{column}"),
             Origin::File { source, place: None } => f.write_str(source),
-            Origin::Set { path, value } => write!(f, "--set {path}={value}"),
+            Origin::Set { path, value } => write!(f, "--set {}={}", shown(path), shown(value)),
         }
+    }
+}
+
+/// The most characters of a path or a value that a message repeats.
+const MAX_SHOWN_CHARS: usize = 200;
+
+fn shown(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(MAX_SHOWN_CHARS) {
+        None => Cow::Borrowed(text),
+        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
     }
 }
 

@@ -36,6 +36,9 @@ use error::KeyPath;
 /// A job file is a page of text; a longer one is some other file, and is refused before it is parsed.
 const MAX_TEXT_BYTES: usize = 256 << 10;
 
+/// Each of them is looked for among the keys that those before it made.
+const MAX_SETS: usize = 1000;
+
 /// How many faults are told at once. For the place of each the text is read again, and nobody corrects more
 /// before the next look.
 const MAX_FAULTS: usize = 50;
@@ -85,6 +88,10 @@ fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
     let bytes = job.text.len() + sets;
     if bytes > MAX_TEXT_BYTES {
         let message = format!("holds {bytes} bytes; a job file has at most {MAX_TEXT_BYTES}");
+        return Err(SpecError::new(vec![Fault::in_file(job.source, None, "", message)]));
+    }
+    if job.sets.len() > MAX_SETS {
+        let message = format!("{} values replace others (--set); at most {MAX_SETS} may", job.sets.len());
         return Err(SpecError::new(vec![Fault::in_file(job.source, None, "", message)]));
     }
     let mut tree = yaml::read(job.text).map_err(|fault| {

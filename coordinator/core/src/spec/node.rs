@@ -24,9 +24,17 @@ pub(super) enum Node {
     Map(Vec<(String, Node)>),
 }
 
+/// The most keys of a path. The deepest key of a job lies below three others; a tree a hundred thousand deep would take
+/// its reader's stack.
+const MAX_KEYS: usize = 16;
+
 impl Node {
     /// Puts `value` at a dotted path; maps on the way are made where they are missing.
     pub(super) fn set(&mut self, path: &str, value: Node) -> Result<(), String> {
+        let keys = path.split('.').count();
+        if keys > MAX_KEYS {
+            return Err(format!("has {keys} keys; a path has at most {MAX_KEYS}"));
+        }
         let mut node = self;
         for key in path.split('.') {
             if key.is_empty() {

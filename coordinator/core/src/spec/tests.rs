@@ -354,6 +354,17 @@ fn single_faults_name_the_flag_that_brought_them() {
     "#]].assert_eq(&told);
 }
 
+/// Either would cost its reader a stack or minutes.
+#[test]
+fn paths_that_are_deep_and_sets_that_are_many_are_refused() {
+    let deep = ["a"; 40_000].join(".");
+    let told = refusal(LEAST, &[(&deep, "1")]);
+    assert!(told.len() < 600 && told.ends_with("has 40000 keys; a path has at most 16"), "{told}");
+    let many: Vec<String> = (0..1001).map(|n| format!("a{n}")).collect();
+    let many: Vec<_> = many.iter().map(|path| (path.as_str(), "1")).collect();
+    assert_eq!(refusal(LEAST, &many), "job.yaml: 1001 values replace others (--set); at most 1000 may");
+}
+
 #[test]
 fn sets_replace_values_and_make_maps() {
     let sets = [
