@@ -97,8 +97,9 @@ impl Journal {
             sync_folder(folder).map_err(io)?;
         }
         if let Some(short) = shorter(&replayed, journal.end, kept_bytes).map_err(io)? {
-            match journal.write_shorter(folder, short) {
-                Ok(shorter) => journal.replace(folder, shorter).map_err(io)?,
+            match journal.replace(folder, short) {
+                // Until the name is synced a crash may bring the longer one back, without what follows.
+                Ok(()) => sync_folder(folder).map_err(io)?,
                 // The long one is as good, and takes up more room.
                 Err(error) => {
                     tracing::warn!("the journal {} stays as long as it is: {error}", path.display());
@@ -134,8 +135,9 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes the shorter journal beside this one.
-    fn write_shorter(&mut self, folder: &Path, short: Short) -> io::Result<(File, u64)> {
+    /// Puts a shorter journal in place of this one. A crash leaves the one or the other under its name, and
+    /// the lock passes from file to file while both are held.
+    fn replace(&mut self, folder: &Path, short: Short) -> io::Result<()> {
         let new = folder.join(NEW);
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(&new)?;
         file.try_lock()?;
@@ -146,15 +148,7 @@ impl Journal {
         io::copy(&mut Read::by_ref(&mut self.file).take(self.end - short.tail_start), &mut file)?;
         file.sync_all()?;
         let end = file.metadata()?.len();
-        Ok((file, end))
-    }
-
-    /// Puts the shorter journal in the place of this one. A crash leaves the one or the other under its name, and the lock
-    /// passes from file to file while both are held.
-    fn replace(&mut self, folder: &Path, (file, end): (File, u64)) -> io::Result<()> {
-        fs::rename(folder.join(NEW), &self.path)?;
-        // Until the name is synced a crash may bring the longer one back, without what follows.
-        sync_folder(folder)?;
+        fs::rename(&new, &self.path)?;
         (self.file, self.end) = (file, end);
         Ok(())
     }

@@ -1,7 +1,6 @@
 //! `DIR/metrics.jsonl`: one line a step. Numbers are written so that they read back to the same
 //! bits.
 
-use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -63,7 +62,7 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// Opens the metrics of the run in `directory`, which goes on after step `from`: what an earlier
     /// run noted of later steps is cut off, since those steps are taken again. Where it begins anew, what is there
-    /// gets another name, which is told.
+    /// gets another name; where a disk has damaged it, a copy does, and the lines that are whole stay. Either is told.
     pub(crate) fn open(directory: &Path, from: Step) -> io::Result<(Metrics, Option<Moved>)> {
         create_folder(directory)?;
         let path = directory.join(METRICS);
@@ -72,23 +71,22 @@ impl Metrics {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        // A disk may have damaged them. Lines that are whole are a run's metrics still.
-        let text = String::from_utf8_lossy(&before);
-        let steps = steps(&text);
-        let why = match &text {
+        let steps = lines(&before).count();
+        let why = match std::str::from_utf8(&before) {
             _ if steps > 0 && from == Step(0) => Some(Why::Anew),
-            Cow::Owned(_) => Some(Why::NoText),
-            Cow::Borrowed(_) => None,
+            Err(_) => Some(Why::NoText),
+            Ok(_) => None,
         };
         let moved =
-            why.map(|why| Ok::<_, io::Error>(Moved { why, steps, to: move_aside(directory, &path)? }));
+            why.map(|why| Ok::<_, io::Error>(Moved { why, steps, to: set_aside(why, directory, &path)? }));
         let moved = moved.transpose()?;
-        let kept: String = text.split_inclusive('\n').filter(|line| is_kept(line, from)).collect();
-        if kept.len() != before.len() && !(moved.is_some() && kept.is_empty()) {
-            write_atomic(&path, kept.as_bytes())?;
+        let kept: Vec<&[u8]> =
+            before.split_inclusive(|byte| *byte == b'\n').filter(|line| is_kept(line, from)).collect();
+        let kept = kept.concat();
+        if kept.len() != before.len() && why != Some(Why::Anew) {
+            write_atomic(&path, &kept)?;
         }
-        let step = |line: &str| serde_json::from_str::<Line>(line).map_or(0, |line| line.step);
-        let last = kept.lines().last().map_or(0, step);
+        let last = lines(&kept).last().map_or(0, |line| line.step);
         let file = OpenOptions::new().append(true).create(true).open(&path)?;
         Ok((Metrics { path, file, last }, moved))
     }
@@ -115,32 +113,39 @@ impl Metrics {
     }
 }
 
-/// How many lines are of a step.
-fn steps(text: &str) -> usize {
-    text.lines().filter(|line| serde_json::from_str::<Line>(line).is_ok()).count()
+/// The step that a line is of; `None` where it makes no sense.
+fn line(bytes: &[u8]) -> Option<Line> {
+    serde_json::from_str(std::str::from_utf8(bytes).ok()?).ok()
 }
 
-/// Gives the metrics of an earlier run another name, the first that is free.
-fn move_aside(directory: &Path, path: &Path) -> io::Result<String> {
+fn lines(bytes: &[u8]) -> impl Iterator<Item = Line> {
+    bytes.split(|byte| *byte == b'\n').filter_map(line)
+}
+
+/// Gives metrics, or a copy of damaged ones, another name, the first that is free.
+fn set_aside(why: Why, directory: &Path, path: &Path) -> io::Result<String> {
     for number in 1_u32.. {
         let name = format!("metrics.{number}.jsonl");
+        let to = directory.join(&name);
         // No other process writes here: the coordinator's folder is locked.
-        if !directory.join(&name).try_exists()? {
-            fs::rename(path, directory.join(&name))?;
+        if !to.try_exists()? {
+            match why {
+                Why::Anew => fs::rename(path, to)?,
+                Why::NoText => fs::copy(path, to).map(|_| ())?,
+            }
             return Ok(name);
         }
     }
-    Err(io::Error::other("no name is free for the metrics of an earlier run"))
+    Err(io::Error::other("no name is free for the metrics that are set aside"))
 }
 
-fn is_kept(line: &str, from: Step) -> bool {
-    line.ends_with('\n') && serde_json::from_str::<Line>(line).is_ok_and(|line| line.step <= from.0)
+fn is_kept(bytes: &[u8], from: Step) -> bool {
+    bytes.ends_with(b"\n") && line(bytes).is_some_and(|line| line.step <= from.0)
 }
 
 /// The steps that are noted in `directory`; lines that make no sense are passed over.
 pub(crate) fn read(directory: &Path) -> io::Result<Vec<Line>> {
-    let text = fs::read_to_string(directory.join(METRICS))?;
-    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    Ok(lines(&fs::read(directory.join(METRICS))?).collect())
 }
 
 #[cfg(test)]
@@ -250,8 +255,10 @@ mod tests {
             metrics.append(&report(step, 4.0)).unwrap();
         }
         let mut bytes = fs::read(metrics.path()).unwrap();
-        let second = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 3;
-        bytes[second] = 0xff;
+        // In a name of the second line.
+        let second = bytes.iter().position(|byte| *byte == b'\n').unwrap();
+        let name = bytes[second..].windows(9).position(|part| part == b"grad_norm").unwrap();
+        bytes[second + name] = 0xff;
         fs::write(metrics.path(), &bytes).unwrap();
         let (_, moved) = Metrics::open(folder.path(), Step(3)).unwrap();
         let moved = moved.unwrap();

@@ -204,7 +204,13 @@ async fn listen_to(
         };
         let mut status = match WorkerStatus::try_from(message) {
             Ok(status) => status,
-            Err(error) => break format!("it sent a status that makes no sense ({error})"),
+            Err(error) => {
+                let why = format!("it sent a status that makes no sense ({error})");
+                if speaker.is_none() {
+                    tracing::warn!("a worker is sent away: {why}");
+                }
+                break why;
+            }
         };
         let worker = (status.info.id.clone(), status.info.incarnation);
         if speaker.as_ref().is_some_and(|speaker| *speaker != worker) {
@@ -248,8 +254,10 @@ impl wire::jobs_server::Jobs for JobsService {
     ) -> Result<Response<wire::SubmitReply>, Status> {
         let caller = Caller::of(&request);
         let wire::SubmitRequest { manifest, origin, base, directory, sets } = request.into_inner();
-        for (field, path) in [("origin", &origin), ("base", &base), ("directory", &directory)] {
-            bounded(field, path, limits::MAX_PATH_BYTES)?;
+        let paths =
+            [("the job file's name", &origin), ("the job file's folder", &base), ("directory", &directory)];
+        for (what, path) in paths {
+            bounded(what, path, limits::MAX_PATH_BYTES)?;
         }
         let spec = job::parse(&manifest, &origin, base.as_ref(), &sets).map_err(Status::invalid_argument)?;
         caller.submits(&spec.name)?;
@@ -312,7 +320,7 @@ impl wire::jobs_server::Jobs for JobsService {
         let wire::DrainRequest { worker, reason } = request.into_inner();
         bounded("reason", &reason, limits::MAX_REASON_BYTES)?;
         // A worker is not one job's: the next that would have it waits for another.
-        caller.all_jobs(&format!("worker {worker}"))?;
+        caller.all_jobs(&format!("worker {}", shown(&worker)))?;
         let (_, workers) = self.handle.list().await.map_err(ending)?;
         let worker = WorkerId(worker);
         if !workers.iter().any(|here| here.info.id == worker) {
@@ -371,12 +379,12 @@ impl wire::jobs_server::Jobs for JobsService {
 }
 
 /// A caller's text that is kept and shown to others: one line of at most so many bytes.
-fn bounded(field: &'static str, text: &str, most: usize) -> Result<(), Status> {
-    convert::name(field, text, most).map_err(|error| Status::invalid_argument(error.to_string()))
+fn bounded(what: &'static str, text: &str, most: usize) -> Result<(), Status> {
+    convert::name(what, text, most).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 /// The beginning of a caller's text that a message repeats.
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     text.chars().take(limits::MAX_SHOWN_CHARS).collect()
 }
 

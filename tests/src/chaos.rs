@@ -110,6 +110,9 @@ impl Chaos {
             std::thread::sleep(Duration::from_millis(dice.below(CALM_MS)));
             let workers = at_work(run)?;
             let lost = workers[dice.below(workers.len() as u64) as usize];
+            if child.try_wait().context("looking at the run")?.is_some() {
+                break;
+            }
             let start = Instant::now();
             signal(lost, self.signs[turn % self.signs.len()])?;
             // Between the look at the steps and the one at the journal no formation takes its first step: joining

@@ -1,6 +1,6 @@
 //! Whole clusters of real processes on one machine.
 //!
-//! - [`Run`]: a job in a folder of its own, started with `coxswain up`, and what it left there.
+//! - [`Run`]: a job in a folder of its own, for `coxswain up` or a [`Site`], and what it left there.
 //! - [`Folder`]: a temporary folder with a small job and its text.
 //! - [`Table`]: runs, and what each must equal.
 //! - [`Site`]: a coordinator and workers, each started by the test.

@@ -185,7 +185,7 @@ impl Run {
             if start.elapsed() > limit {
                 child.kill().context("ending a run that hangs")?;
                 child.wait().context("reaping a run that hung")?;
-                bail!("`coxswain up` did not end within {limit:?}; it said:\n{}", self.said());
+                bail!("the run did not end within {limit:?}; it said:\n{}", self.said());
             }
             std::thread::sleep(Duration::from_millis(5));
         };

@@ -182,7 +182,8 @@ impl<'a> Site<'a> {
         let mut watch = self.command(&["watch", job])?;
         let log = run.out().with_extension("stderr");
         watch.stdin(Stdio::null()).stdout(Stdio::null()).stderr(append(log)?);
-        let outcome = run.wait(watch.spawn().context("starting `coxswain watch`")?, RUN_MAX)?;
+        let outcome = run.wait(watch.spawn().context("starting `coxswain watch`")?, RUN_MAX);
+        let outcome = outcome.with_context(|| format!("the coordinator said:\n{}", self.said()))?;
         ensure!(
             outcome.code == Some(0),
             "exit code {:?}; it said:\n{}\nthe coordinator said:\n{}",

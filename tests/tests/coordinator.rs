@@ -47,7 +47,7 @@ fn a_killed_coordinator_interrupts_nothing() -> Result<()> {
 #[test]
 fn a_run_shrinks_grows_and_lets_a_worker_go_with_the_same_bits() -> Result<()> {
     // Growth comes ten seconds after a formation at the soonest.
-    const MANY: usize = 1500;
+    const MANY: usize = 2000;
     let folder = Folder::new()?;
     let steps = format!("train.steps={MANY}");
     // As few micro-batches as two stages and two data ranks can share: short steps, of which there are many.

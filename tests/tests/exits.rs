@@ -51,3 +51,12 @@ fn a_tied_worker_ends_with_the_program_that_started_it() -> Result<()> {
     ensure!(code(&mut worker)? == Some(1));
     Ok(())
 }
+
+/// A coordinator would refuse the name each time that the worker came back.
+#[test]
+fn a_worker_whose_name_no_coordinator_takes_does_not_start() -> Result<()> {
+    for name in ["w0\n", &"x".repeat(200)] {
+        ensure!(code(&mut alone(&["--name", name])?)? == Some(2), "{name:?}");
+    }
+    Ok(())
+}

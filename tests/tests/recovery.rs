@@ -30,7 +30,7 @@ fn held_to_calm(folder: &Folder, run: &Run, steps: usize, chaos: Chaos) -> Resul
     ensure!(lived.losses.len() == steps, "{} of {steps} steps are noted", lived.losses.len());
     let calm = job(folder, &format!("calm {steps}"), (1, 1, 1), steps);
     if !calm.out().exists() {
-        // A step takes some 25 ms on one core, and thousands of steps more than other runs may.
+        // `cargo xtask chaos` takes thousands of steps, more than other runs may.
         let outcome = calm.wait(calm.start()?, 4 * RECOVERY + Duration::from_millis(100) * steps as u32)?;
         ensure!(outcome.code == Some(0), "exit code {:?}\n{}", outcome.code, outcome.stderr);
     }

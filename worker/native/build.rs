@@ -42,8 +42,10 @@ fn main() {
     }
     if !lints() {
         let headers = precompiled(&build);
-        build.flag("-include").flag(headers);
+        build.flag("-include").flag(headers.with_extension(""));
         build.compile("coxswain_shim");
+        // It has half a gigabyte, and each run makes it anew.
+        std::fs::remove_file(headers).expect("OUT_DIR can be written to");
     }
 
     println!("cargo:rustc-link-search=native={}", lib.display());
@@ -58,8 +60,8 @@ fn main() {
 /// Headers of libtorch that most sources include, and that take longer to read than the sources take to compile.
 const HEADERS: [&str; 3] = ["ATen/ATen.h", "ATen/Parallel.h", "torch/csrc/autograd/custom_function.h"];
 
-/// Compiles `HEADERS` once for all sources, and returns the header to include first. Compilers take what lies beside it
-/// as NAME.gch where it was made by their own version and flags, and read the header itself otherwise.
+/// Compiles `HEADERS` once for all sources. A source that includes libtorch.h of OUT_DIR first takes what it returns,
+/// libtorch.h.gch, in its place.
 fn precompiled(build: &cc::Build) -> PathBuf {
     let folder = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let (header, compiled) = (folder.join("libtorch.h"), folder.join("libtorch.h.gch"));
@@ -68,7 +70,7 @@ fn precompiled(build: &cc::Build) -> PathBuf {
     let mut compiler = build.get_compiler().to_command();
     let status = compiler.args(["-x", "c++-header"]).arg(&header).arg("-o").arg(&compiled).status();
     assert!(status.is_ok_and(|status| status.success()), "the compiler failed; it said why above");
-    header
+    compiled
 }
 
 /// Whether this run is for Clippy. Cargo runs the script once for Clippy and once for the build, and Clippy links

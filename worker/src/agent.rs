@@ -84,6 +84,10 @@ pub(crate) fn run(work: &Work) -> Result<End> {
         machine::end_with_stdin()?;
     }
     let info = machine::info(work.name.as_deref(), &work.device);
+    // A coordinator would refuse it, each time that it comes.
+    WorkerInfo::try_from(wire::WorkerInfo::from(info.clone())).map_err(|error| {
+        BadArgument(format!("a coordinator refuses what this worker calls itself: {error}"))
+    })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The engine's thread has the cores; control traffic needs one thread and one for publishing.
         .worker_threads(1)

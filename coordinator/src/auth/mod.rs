@@ -24,6 +24,8 @@ use tonic::{Request, Status};
 
 use identity::{Identity, Jobs, Role};
 
+use crate::service::shown;
+
 /// The other end of a connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
@@ -82,7 +84,7 @@ impl Caller {
 
     /// Refuses a call about a job that is not the caller's.
     pub(crate) fn job(&self, job: &str) -> Result<(), Status> {
-        if self.sees(job) { Ok(()) } else { Err(self.other_job(&format!("job {job}"))) }
+        if self.sees(job) { Ok(()) } else { Err(self.other_job(&format!("job {}", shown(job)))) }
     }
 
     /// Refuses what is about jobs of all kinds to a caller who is bound to some.

@@ -113,13 +113,12 @@ impl CheckpointError {
         move |cause| CheckpointError::Io { path, cause }
     }
 
-    /// Whether the checkpoint's files are not what was written, or the disk cannot read them, so that an older checkpoint
-    /// may be better. A file that this process may not read, or is of another version, is not damaged.
+    /// Whether the checkpoint's files are not what was written, so that an older checkpoint may be better. A
+    /// file that may not be read, or is of another version, is not damaged.
     pub fn is_damage(&self) -> bool {
         match self {
             CheckpointError::Io { cause, .. } => {
-                let unreadable = cause.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
-                unreadable || matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+                matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
             }
             CheckpointError::Size { .. }
             | CheckpointError::Digest { .. }

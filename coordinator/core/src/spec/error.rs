@@ -72,7 +72,7 @@ impl fmt::Display for Origin {
 /// The most characters of a path or a value that a message repeats.
 const MAX_SHOWN_CHARS: usize = 200;
 
-fn shown(text: &str) -> Cow<'_, str> {
+pub(super) fn shown(text: &str) -> Cow<'_, str> {
     match text.char_indices().nth(MAX_SHOWN_CHARS) {
         None => Cow::Borrowed(text),
         Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
@@ -107,7 +107,7 @@ impl fmt::Display for Fault {
         if self.path.is_empty() || named {
             write!(f, "{}: {}", self.origin, self.message)
         } else {
-            write!(f, "{}: {}: {}", self.origin, self.path, self.message)
+            write!(f, "{}: {}: {}", self.origin, shown(&self.path), self.message)
         }
     }
 }

@@ -9,7 +9,7 @@ use serde::de::{
     Unexpected, Visitor,
 };
 
-use super::error::{KeyPath, Segment};
+use super::error::{KeyPath, Segment, shown};
 use super::limits::{self, Limit};
 
 /// A value of a job file.
@@ -44,7 +44,7 @@ impl Node {
                 *node = Node::Map(Vec::new());
             }
             let Node::Map(entries) = node else {
-                return Err(format!("there is no key `{key}` below a value that is not a map"));
+                return Err(format!("there is no key `{}` below a value that is not a map", shown(key)));
             };
             let at = entries.iter().position(|(other, _)| other == key).unwrap_or_else(|| {
                 entries.push((key.to_owned(), Node::Null));
