@@ -5,6 +5,8 @@ use std::path::Path;
 use coxswain_core::spec::{self, JobText};
 use coxswain_types::JobSpec;
 
+use crate::auth::shown;
+
 /// Checks a job; the error is what to tell the user.
 pub(crate) fn parse(text: &str, source: &str, base: &Path, sets: &[String]) -> Result<JobSpec, String> {
     let sets = split_sets(sets)?;
@@ -42,7 +44,7 @@ fn split_sets(sets: &[String]) -> Result<Vec<(String, String)>, String> {
 
 fn split_set(set: &str) -> Result<(String, String), String> {
     let (path, value) = set.split_once('=').ok_or_else(|| {
-        format!("--set {set}: no value; write it as PATH=VALUE, such as --set train.steps=100")
+        format!("--set {}: no value; write it as PATH=VALUE, such as --set train.steps=100", shown(set))
     })?;
     Ok((path.trim().to_owned(), value.to_owned()))
 }

@@ -77,9 +77,10 @@ impl Metrics {
             Err(_) => Some(Why::NoText),
             Ok(_) => None,
         };
-        let moved =
-            why.map(|why| Ok::<_, io::Error>(Moved { why, steps, to: set_aside(why, directory, &path)? }));
-        let moved = moved.transpose()?;
+        let moved = match why {
+            Some(why) => Some(Moved { why, steps, to: set_aside(why, directory, &path)? }),
+            None => None,
+        };
         let kept: Vec<&[u8]> =
             before.split_inclusive(|byte| *byte == b'\n').filter(|line| is_kept(line, from)).collect();
         let kept = kept.concat();
@@ -113,7 +114,7 @@ impl Metrics {
     }
 }
 
-/// The step that a line is of; `None` where it makes no sense.
+/// The step that a line is of; `None` where it is invalid.
 fn line(bytes: &[u8]) -> Option<Line> {
     serde_json::from_str(std::str::from_utf8(bytes).ok()?).ok()
 }
@@ -143,7 +144,7 @@ fn is_kept(bytes: &[u8], from: Step) -> bool {
     bytes.ends_with(b"\n") && line(bytes).is_some_and(|line| line.step <= from.0)
 }
 
-/// The steps that are noted in `directory`; lines that make no sense are passed over.
+/// The steps that are noted in `directory`; invalid lines are passed over.
 pub(crate) fn read(directory: &Path) -> io::Result<Vec<Line>> {
     Ok(lines(&fs::read(directory.join(METRICS))?).collect())
 }

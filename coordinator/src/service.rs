@@ -23,9 +23,9 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::access::{AccessService, Security};
-use crate::auth::Caller;
 use crate::auth::layer::Authorize;
 use crate::auth::rates::{Bucket, Rate};
+use crate::auth::{Caller, shown};
 use crate::events;
 use crate::handle::{Ending, Handle, Request as Ask, Times};
 use crate::job;
@@ -205,7 +205,7 @@ async fn listen_to(
         let mut status = match WorkerStatus::try_from(message) {
             Ok(status) => status,
             Err(error) => {
-                let why = format!("it sent a status that makes no sense ({error})");
+                let why = format!("it sent an invalid status ({error})");
                 if speaker.is_none() {
                     tracing::warn!("a worker is sent away: {why}");
                 }
@@ -381,11 +381,6 @@ impl wire::jobs_server::Jobs for JobsService {
 /// A caller's text that is kept and shown to others: one line of at most so many bytes.
 fn bounded(what: &'static str, text: &str, most: usize) -> Result<(), Status> {
     convert::name(what, text, most).map_err(|error| Status::invalid_argument(error.to_string()))
-}
-
-/// The beginning of a caller's text that a message repeats.
-pub(crate) fn shown(text: &str) -> String {
-    text.chars().take(limits::MAX_SHOWN_CHARS).collect()
 }
 
 fn store_status(error: StoreError) -> Status {

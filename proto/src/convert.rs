@@ -166,11 +166,8 @@ fn fitting(reports: Vec<status::StepReport>) -> impl Iterator<Item = status::Ste
         .map(|(_, report)| report)
 }
 
-/// A text of at most so many bytes.
-///
-/// # Errors
-/// It is longer.
-pub fn within(field: &'static str, text: &str, most: usize) -> Result<(), WireError> {
+/// Refuses a text of more than so many bytes.
+fn within(field: &'static str, text: &str, most: usize) -> Result<(), WireError> {
     let found = text.len();
     if found > most { Err(WireError::TooLong { field, found, most }) } else { Ok(()) }
 }

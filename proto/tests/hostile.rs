@@ -131,7 +131,6 @@ type Change = fn(&mut wire::WorkerStatus);
 
 #[test]
 fn words_are_bounded_and_names_are_of_one_line() {
-    let long = || "ä".repeat(limits::MAX_WORDS_BYTES);
     let rows: [(&str, Change); 8] = [
         ("WorkerInfo.id: has control", |status| status.info.as_mut().unwrap().id = "a\nfake-1 done".into()),
         ("WorkerInfo.host: has control", |status| status.info.as_mut().unwrap().host = "\u{1b}[2J".into()),
@@ -155,7 +154,7 @@ fn words_are_bounded_and_names_are_of_one_line() {
     }
     // What an honest worker has to say at length arrives, cut.
     let mut checked = WorkerStatus::try_from(status()).unwrap();
-    checked.leaving = Some(long());
+    checked.leaving = Some("ä".repeat(limits::MAX_WORDS_BYTES));
     let cut = WorkerStatus::try_from(wire::WorkerStatus::from(checked)).unwrap().leaving.unwrap();
     assert!(cut.len() <= limits::MAX_WORDS_BYTES && cut.len() > 4000 && cut.ends_with("ä…"), "{}", cut.len());
 }

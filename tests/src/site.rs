@@ -152,17 +152,24 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    /// Submits the folder's job with these changes, once the coordinator answers, to run where `run` reads.
+    /// Submits a run with further changes, once the coordinator answers; the job's id.
     ///
     /// # Errors
     /// Where it does not answer, or refuses.
-    pub fn submit(&self, run: &Run, sets: &[&str]) -> Result<()> {
-        let (job, out) =
-            (self.folder.job().to_string_lossy().into_owned(), run.out().to_string_lossy().into_owned());
-        let mut submit = vec!["submit", &job, "--directory", &out];
+    pub fn submit(&self, run: &Run, sets: &[&str]) -> Result<String> {
+        let submission = run.submission();
+        let mut submit = vec!["submit"];
+        submit.extend(submission.iter().map(String::as_str));
         submit.extend(sets.iter().flat_map(|set| ["--set", set]));
-        wait_until("a coordinator", SOON, || self.coxswain(&submit).is_ok_and(|(done, _)| done))?;
-        Ok(())
+        let mut answer = String::new();
+        let submitted = wait_until("a coordinator", SOON, || {
+            self.coxswain(&submit).is_ok_and(|(done, said)| {
+                answer = said;
+                done
+            })
+        });
+        submitted.with_context(|| format!("`coxswain submit` said:\n{answer}"))?;
+        Ok(answer.lines().last().context("`submit` prints the job's id")?.to_owned())
     }
 
     /// Submits this run, follows it to a good end and reads what it left. Its workers take the next one after it.
@@ -170,16 +177,8 @@ impl<'a> Site<'a> {
     /// # Errors
     /// Where it is refused, fails, or takes too long.
     pub fn summary(&self, run: &Run) -> Result<Summary> {
-        let submit = [vec!["submit".to_owned()], run.submission()].concat();
-        let submit: Vec<&str> = submit.iter().map(String::as_str).collect();
-        let mut answer = (false, String::new());
-        wait_until("a coordinator", SOON, || {
-            answer = self.coxswain(&submit).unwrap_or_default();
-            answer.0 || !answer.1.contains("no coordinator answers")
-        })?;
-        ensure!(answer.0, "the job was refused: {}", answer.1);
-        let job = answer.1.lines().last().context("`submit` prints the job's id")?;
-        let mut watch = self.command(&["watch", job])?;
+        let job = self.submit(run, &[])?;
+        let mut watch = self.command(&["watch", &job])?;
         let log = run.out().with_extension("stderr");
         watch.stdin(Stdio::null()).stdout(Stdio::null()).stderr(append(log)?);
         let outcome = run.wait(watch.spawn().context("starting `coxswain watch`")?, RUN_MAX);

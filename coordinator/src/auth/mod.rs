@@ -18,13 +18,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
+use coxswain_proto::limits;
 use coxswain_types::status::Desired;
 use serde::Deserialize;
 use tonic::{Request, Status};
 
 use identity::{Identity, Jobs, Role};
 
-use crate::service::shown;
+/// The beginning of a caller's text, as much as a message repeats.
+pub(crate) fn shown(text: &str) -> String {
+    text.chars().take(limits::MAX_SHOWN_CHARS).collect()
+}
 
 /// The other end of a connection.
 #[derive(Clone, Debug)]

@@ -1,6 +1,5 @@
 //! Which role may make which call. What has no row is denied to everyone who needs a certificate.
 
-use coxswain_proto::limits;
 use tonic::Code;
 
 use super::Caller;
@@ -62,7 +61,7 @@ pub(crate) fn decide(rpc: &str, caller: &Caller, now_s: u64) -> Result<(), Denie
         (Caller::Known(known), Some(Rule::Roles(roles))) if roles.contains(&known.identity.role) => Ok(()),
         (Caller::Known(known), rule) => {
             let call = rpc.rsplit('/').next().unwrap_or_default();
-            let call: String = call.chars().take(limits::MAX_SHOWN_CHARS).collect();
+            let call = super::shown(call);
             let words = |roles: &[Role]| roles.iter().map(|role| role.word()).collect::<Vec<_>>().join(" or ");
             let may = match rule {
                 Some(Rule::Roles(roles)) => words(roles),

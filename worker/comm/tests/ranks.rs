@@ -3,12 +3,18 @@
 
 mod common;
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use coxswain_comm::{Axis, Links, MemoryStore, Op, Pipe, TorchError};
 use tch::{Device, Kind, Tensor};
 
 use common::{ranks, ranks_within};
+
+/// Writes a line where the terminal is; a closed one is no fault of the test.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
 
 fn filled(value: f64, len: i64) -> Tensor {
     Tensor::full([len], value, (Kind::Float, Device::Cpu))
@@ -47,7 +53,7 @@ fn reductions_give_all_ranks_the_bits_of_the_tree() {
 #[test]
 fn a_hundred_and_twenty_eight_ranks_meet_and_close_a_step() {
     if std::env::var_os("COXSWAIN_LONG_TESTS").is_none() {
-        println!("skipped: `cargo xtask test --long` runs it");
+        tell("a_hundred_and_twenty_eight_ranks_meet: skipped, `cargo xtask test --long` runs it");
         return;
     }
     // Two ends of a socket for each two ranks.
@@ -55,11 +61,9 @@ fn a_hundred_and_twenty_eight_ranks_meet_and_close_a_step() {
     let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
     let files: u32 = files.split_whitespace().next().unwrap().parse().unwrap_or(u32::MAX);
     for world in [32, 64, 128] {
-        if world * (world + 8) > files {
-            println!(
-                "{world} ranks need {} open files, and {files} are allowed: left out",
-                world * (world + 8)
-            );
+        let needed = world * (world + 8);
+        if needed > files {
+            tell(&format!("{world} ranks left out: they need {needed} open files, and {files} are allowed"));
             continue;
         }
         let start = Instant::now();
@@ -69,7 +73,7 @@ fn a_hundred_and_twenty_eight_ranks_meet_and_close_a_step() {
             (met, links.close(&[f64::from(links.rank())], sum).unwrap())
         });
         let met = sums.iter().map(|(met, _)| *met).max().unwrap();
-        println!("{world} ranks met within {met:.1?} and closed within {:.1?}", start.elapsed());
+        tell(&format!("{world} ranks met within {met:.1?} and closed within {:.1?}", start.elapsed()));
         let sum = f64::from(world * (world - 1) / 2);
         assert!(sums.iter().all(|(_, all)| all == &[sum]));
     }

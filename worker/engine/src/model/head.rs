@@ -145,8 +145,8 @@ impl Head {
     }
 
     /// The summed loss of the targets `[n]`, which [`Head::expect_targets`] has seen, of tokens or of texts, each by its
-    /// weight, a double scalar; a target
-    /// of -1 counts nothing, and without weights the others count 1. What an encoder's decoder hands over ends with the encoder's output, which has no loss.
+    /// weight, a double scalar; a target of -1 counts nothing, and without weights the others count 1. What an
+    /// encoder's decoder hands over ends with the encoder's output, which has no loss.
     pub fn loss(
         &self,
         x_btd: &Tensor,
