@@ -7,8 +7,9 @@ use coxswain_console::logs::LogFormat;
 use coxswain_console::say;
 use coxswain_proto::tls::TlsArgs;
 
+use crate::preparation::child::Prepare;
 use crate::tls::certs;
-use crate::{client, local, models, serve, up, verify};
+use crate::{client, local, models, preparation, serve, up, verify};
 
 /// The command did what it should; a run is done.
 pub(crate) const DONE: u8 = 0;
@@ -135,6 +136,9 @@ Exit codes:
   1  failed
   2  bad input")]
     Events(client::Events),
+    /// Make a job's data ready; a coordinator starts this.
+    #[command(hide = true, after_help = EXIT_CODES)]
+    Prepare(Prepare),
     /// Make and get certificates: who may call the coordinator.
     #[command(after_help = EXIT_CODES)]
     Certs(certs::Certs),
@@ -249,6 +253,7 @@ pub(crate) async fn run(command: Command) -> u8 {
         Command::Drain(args) => client::drain(args).await,
         Command::Explain(args) => client::explain(args).await,
         Command::Events(args) => client::events(args).await,
+        Command::Prepare(args) => preparation::child::main(args).map_err(Failure::from),
         Command::Certs(args) => certs::certs(args).await,
         Command::Token(args) => certs::token(args).await,
         Command::Plan(args) => local::plan(&args),

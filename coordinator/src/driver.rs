@@ -3,7 +3,7 @@
 //! nobody sees a consequence of something that can be forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,18 +12,17 @@ use coxswain_core::cluster::{
     CancelWhen, Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, Notice, Planning,
     Submission, Weight,
 };
-use coxswain_files::Digests;
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{JoinHandle, block_in_place};
+use tokio::time::MissedTickBehavior;
 
 use crate::events::Line;
-use crate::folder;
 use crate::handle::{Handle, JobNews, News, Request, Times};
 use crate::journal::Journal;
-use crate::metrics::{Metrics, Moved, Why};
-use crate::preparation::Preparations;
+use crate::keeper::Keepers;
+use crate::preparation::{Known, Preparations};
 use crate::store::Store;
 
 /// Requests that may wait for the driver. Each of a few thousand workers has at most one on its way;
@@ -32,6 +31,9 @@ const MAX_REQUESTS: usize = 1024;
 
 /// News that a slow watcher may be behind. One that is further behind goes on with the newest.
 const MAX_NEWS: usize = 1024;
+
+/// How often folders are looked at that may not answer.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A stream to a process.
 struct Link {
@@ -47,10 +49,10 @@ struct Driver {
     started: Instant,
     /// By name and incarnation.
     links: BTreeMap<(WorkerId, u64), Link>,
-    /// The metrics of the jobs that are at work.
-    metrics: BTreeMap<String, Metrics>,
+    /// What is written into the folders of jobs that are at work.
+    keepers: Keepers,
     /// File digests of each unfinished job, so that an interruption does not read its files again.
-    digests: BTreeMap<String, Arc<Digests>>,
+    digests: BTreeMap<String, Known>,
     news: broadcast::Sender<News>,
     /// What goes into the journal.
     happened: broadcast::Sender<Line>,
@@ -96,7 +98,7 @@ pub(crate) fn start(
         store: store.clone(),
         started: Instant::now(),
         links: BTreeMap::new(),
-        metrics: BTreeMap::new(),
+        keepers: Keepers::new(sender.downgrade()),
         digests: BTreeMap::new(),
         news: news.clone(),
         happened: happened.clone(),
@@ -121,11 +123,11 @@ impl Driver {
         }
         let begun = |job: &JobSummary| !job.state.is_over() && job.generation > Generation(0);
         for JobSummary { job, .. } in self.cluster.jobs().into_iter().filter(begun) {
-            if let Err((job, reason)) = self.open_metrics(job, Step(u64::MAX)) {
-                self.handle(Event::Broken { job, reason })?;
-            }
+            self.open(&job, Step(u64::MAX));
         }
         self.handle(Event::Tick)?;
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let deadline = self.cluster.next_deadline_ms();
             let due = self.started + Duration::from_millis(deadline.unwrap_or(0));
@@ -136,6 +138,12 @@ impl Driver {
                     Some(request) => self.take(request)?,
                     None => return Ok(()),
                 },
+                _ = look.tick() => {
+                    self.preparations.end_overdue(Instant::now());
+                    for (job, reason) in self.keepers.overdue(Instant::now()) {
+                        self.handle(Event::Broken { job, reason })?;
+                    }
+                }
                 () = tokio::time::sleep_until(due.into()), if deadline.is_some() => self.handle(Event::Tick)?,
             }
         }
@@ -164,12 +172,19 @@ impl Driver {
                 self.handle(event)?;
                 let _ = reply.send(());
             }
-            Request::Preparing { job, doing } => self.handle(Event::Preparing { job, doing })?,
-            Request::Prepared { job, result } => {
-                self.preparations.end(&job);
-                self.handle(Event::Prepared { job, result })?;
+            Request::Event(event) => {
+                if let Event::Prepared { job, .. } = &event {
+                    self.preparations.end(job);
+                }
+                self.handle(event)?;
             }
-            Request::Planned { ticket, result } => self.handle(Event::Planned { ticket, result })?,
+            Request::Written { job, reports, step, synced } => {
+                for report in reports {
+                    self.tell(job.clone(), JobNews::Report(report));
+                }
+                self.handle(Event::Written { job, step, synced })?;
+            }
+            Request::FolderClosed { directory } => self.keepers.closed(&directory),
             Request::Get { job, reply } => {
                 let _ = reply.send(self.cluster.summary(&job));
             }
@@ -227,36 +242,18 @@ impl Driver {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let effects = self.cluster.handle(now_ms, event);
         self.store.serve(&self.cluster.rendezvous());
-        let mut broken: Vec<(String, String)> = Vec::new();
-        let mut late = Vec::new();
         for effect in effects {
-            // What could not be written is not told on, nor acknowledged: wishes are sent once the job is over.
-            match &effect {
-                Effect::Report { job, .. } if broken.iter().any(|(of, _)| of == job) => continue,
-                Effect::Wake(worker) if !broken.is_empty() => {
-                    late.push(worker.clone());
-                    continue;
-                }
-                _ => {}
-            }
-            if let Err(why) = self.act(effect)? {
-                broken.push(why);
-            }
+            self.act(effect)?;
         }
         // A heartbeat changes nothing that is shown.
         if std::mem::replace(&mut self.shown, self.cluster.news()) != self.cluster.news() {
             self.tell_summaries();
         }
-        // Once a job is over no effect of it can break, so this ends.
-        for (job, reason) in broken {
-            self.handle(Event::Broken { job, reason })?;
-        }
-        late.iter().for_each(|worker| self.wake(worker));
         Ok(())
     }
 
-    /// Does one effect. The outer error ends the coordinator, the inner one (a job and why) the job.
-    fn act(&mut self, effect: Effect) -> Result<Result<(), (String, String)>> {
+    /// Does one effect. An error ends the coordinator. What a job's folder has to do with it is done beside.
+    fn act(&mut self, effect: Effect) -> Result<()> {
         match effect {
             Effect::Record(entry) => {
                 let at_ms = wall_clock_ms();
@@ -266,7 +263,7 @@ impl Driver {
                 // An error means that nobody follows.
                 let _ = self.happened.send(Line::new(at_ms, Happening::from(&entry)));
                 date(&mut self.dates, at_ms, &entry);
-                return Ok(self.recorded(entry));
+                self.recorded(entry);
             }
             Effect::Prepare { job, look } => self.prepare(job, look),
             Effect::Plan(planning) => self.plan(*planning),
@@ -277,41 +274,24 @@ impl Driver {
                     link.desired.send_replace(Desired { leave, ..Desired::default() });
                 }
             }
-            Effect::Report { job, report } => {
-                if let Some(metrics) = self.metrics.get_mut(&job)
-                    && let Err(error) = metrics.append(&report)
-                {
-                    return Ok(Err((job, format!("{}: {error}", metrics.path().display()))));
-                }
-                self.tell(job, JobNews::Report(report));
-            }
-            Effect::Prune { job, directory, keep } => {
-                tokio::task::spawn_blocking(move || folder::prune(&job, Path::new(&directory), keep));
-            }
+            Effect::Report { job, report } => self.keepers.report(&job, report),
+            Effect::Sync { job } => self.keepers.sync(&job),
+            Effect::Prune { job, newest, keep, .. } => self.keepers.prune(&job, newest, keep),
             Effect::Notice(notice) => log(&notice),
         }
-        Ok(Ok(()))
+        Ok(())
     }
 
     /// What goes with an entry that is in the journal.
-    fn recorded(&mut self, entry: Entry) -> Result<(), (String, String)> {
+    fn recorded(&mut self, entry: Entry) {
         match entry {
             // Steps that a job takes again give the bits that are noted of them, and what is cut would be missing
             // where a checkpoint beyond them turns up: one that an interrupted generation publishes late.
-            Entry::Formed { job, from, .. } if !self.metrics.contains_key(&job) => {
-                self.open_metrics(job, from)?;
-            }
-            Entry::Published { job, checkpoint } => {
-                if let Some(metrics) = self.metrics.get(&job)
-                    && let Err(error) = block_in_place(|| metrics.sync())
-                {
-                    return Err((job, format!("{}: {error}", metrics.path().display())));
-                }
-                self.tell(job, JobNews::Checkpoint(checkpoint));
-            }
+            Entry::Formed { job, from, .. } if !self.keepers.has(&job) => self.open(&job, from),
+            Entry::Published { job, checkpoint } => self.tell(job, JobNews::Checkpoint(checkpoint)),
             Entry::Ended { job, .. } => {
                 self.preparations.end(&job);
-                self.metrics.remove(&job);
+                self.keepers.close(&job);
                 self.digests.remove(&job);
                 let known: BTreeSet<_> = self.cluster.jobs().into_iter().map(|job| job.job).collect();
                 self.dates.retain(|job, _| known.contains(job));
@@ -324,42 +304,29 @@ impl Driver {
             | Entry::Committed { .. }
             | Entry::Interrupted { .. }
             | Entry::Stopping { .. }
+            | Entry::Preparing { .. }
+            | Entry::Prepared { .. }
             | Entry::Saving { .. }
             | Entry::Cancelling { .. }
             | Entry::Regrouped { .. }
             | Entry::Drained { .. }
             | Entry::Noted { .. } => {}
         }
-        Ok(())
     }
 
     /// Opens the metrics of a job that goes on after step `from`.
-    fn open_metrics(&mut self, job: String, from: Step) -> Result<(), (String, String)> {
-        let Some(submission) = self.cluster.submission(&job) else { return Ok(()) };
-        let directory = PathBuf::from(&submission.directory);
-        match block_in_place(|| Metrics::open(&directory, from)) {
-            Ok((metrics, moved)) => {
-                if let Some(moved) = moved {
-                    let Moved { why, steps, to } = moved;
-                    let why = match why {
-                        Why::Anew => "the folder has no checkpoint, so its steps are taken anew",
-                        Why::NoText => "metrics.jsonl is damaged: parts of it are no text",
-                    };
-                    tracing::warn!(job, "{why}; the metrics of {steps} steps are kept in {to}");
-                }
-                self.metrics.insert(job, metrics);
-                Ok(())
-            }
-            Err(error) => Err((job, format!("metrics in {}: {error}", directory.display()))),
+    fn open(&mut self, job: &str, from: Step) {
+        if let Some(submission) = self.cluster.submission(job) {
+            self.keepers.open(job, Path::new(&submission.directory), from);
         }
     }
 
     fn prepare(&mut self, job: String, look: Look) {
         let submission = self.cluster.submission(&job).cloned();
         let first = self.cluster.summary(&job).is_some_and(|job| job.generation == Generation(0));
-        if let (Some(submission), Some(requests)) = (submission, self.requests.upgrade()) {
-            let digests = Arc::clone(self.digests.entry(job).or_default());
-            self.preparations.start(submission, (look, first), digests, requests);
+        if let Some(submission) = submission {
+            let known = Arc::clone(self.digests.entry(job).or_default());
+            self.preparations.start(submission, (look, first), known, self.requests.clone());
         }
     }
 
@@ -371,7 +338,7 @@ impl Driver {
         tokio::spawn(async move {
             let result = made.await.unwrap_or_else(|error| Err(format!("{error}; please report this")));
             // The driver is gone when the coordinator ends; then the plan is dropped.
-            let _ = requests.send(Request::Planned { ticket, result }).await;
+            let _ = requests.send(Request::Event(Event::Planned { ticket, result })).await;
         });
     }
 

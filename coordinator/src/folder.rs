@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use coxswain_core::cluster::{Look, Prepared, Submission};
+use coxswain_core::cluster::{Look, Prepared, Submission, Weight};
 use coxswain_files::atomic::{create_folder, digest_file};
 use coxswain_files::folders::{Sound, set_aside, step_folder, step_path};
 use coxswain_files::manifest::MANIFEST;
@@ -99,6 +99,14 @@ fn difference(checkpoint: &Manifest, is: &TrainSpec) -> Option<String> {
         .map(|(name, was, is)| format!("train.{name} {was}, and the job says {is}"))
 }
 
+/// What is said while a job is prepared.
+pub(crate) struct Words<'a> {
+    /// How far it is; an error stops the work.
+    pub(crate) watch: Watch<'a>,
+    /// A line for people.
+    pub(crate) tell: &'a dyn Fn(Weight, String),
+}
+
 /// Makes a job's tokens ready and finds its newest checkpoint. Takes seconds for a megabyte of text the first time.
 /// After an interruption it reads only the start of each text, lists of digests and manifests again. The `first` time
 /// people are told what the job begins with.
@@ -106,7 +114,7 @@ pub(crate) fn prepare(
     submission: &Submission,
     look: Look,
     digests: &Digests,
-    watch: Watch<'_>,
+    words: &Words<'_>,
     first: bool,
 ) -> Result<Prepared, String> {
     let directory = Path::new(&submission.directory);
@@ -116,16 +124,15 @@ pub(crate) fn prepare(
     let whole = |manifest: &Manifest| look == Look::Whole || manifest.step >= submission.spec.train.steps;
     let (newest, damaged) = newest(directory, &submission.spec, whole)?;
     for (step, error) in damaged {
-        tracing::warn!(job = submission.job, "the checkpoint of step {step} is set aside: {error}");
+        (words.tell)(Weight::Warning, format!("the checkpoint of step {step} is set aside: {error}"));
         set_aside(directory, step).map_err(|error| error.to_string())?;
     }
-    let (wanted, before) = (newest.as_ref().map(|newest| &newest.data), digests.read_bytes());
-    let data = coxswain_files::prepare(directory, &submission.spec, wanted, digests, watch);
+    let wanted = newest.as_ref().map(|newest| &newest.data);
+    let data = coxswain_files::prepare(directory, &submission.spec, wanted, digests, words.watch);
     let data = data.map_err(|error| error.to_string())?;
-    tracing::debug!(job = submission.job, read_bytes = digests.read_bytes() - before, "data prepared");
     if first {
         for line in beginning::told(directory, newest.as_ref(), &submission.spec, &data)? {
-            tracing::info!(job = submission.job, "{line}");
+            (words.tell)(Weight::Info, line);
         }
     }
     let (threads, runtime) = newest.as_ref().map(|newest| (newest.threads, newest.runtime.clone())).unzip();
@@ -133,8 +140,8 @@ pub(crate) fn prepare(
 }
 
 /// Lets go of old checkpoints. What cannot be removed costs room and nothing else.
-pub(crate) fn prune(job: &str, directory: &Path, keep: u32) {
-    match coxswain_files::prune(directory, keep) {
+pub(crate) fn prune(job: &str, directory: &Path, (newest, keep): (Step, u32)) {
+    match coxswain_files::prune(directory, newest.0, keep) {
         Ok(steps) if steps.is_empty() => {}
         Ok(steps) => tracing::info!(job, "let go of the checkpoints of steps {steps:?}"),
         Err(error) => tracing::warn!(job, "old checkpoints stay: {error}"),

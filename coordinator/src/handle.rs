@@ -1,11 +1,11 @@
 //! What the rest of the coordinator says to the driver.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use coxswain_core::cluster::{Event, JobSummary, Planned, Prepared, SubmitError, WorkerSummary};
+use coxswain_core::cluster::{Event, JobSummary, SubmitError, WorkerSummary};
 use coxswain_types::JobSpec;
-use coxswain_types::ids::WorkerId;
+use coxswain_types::ids::{Step, WorkerId};
 use coxswain_types::status::{Desired, Published, StepReport, WorkerStatus};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -22,12 +22,12 @@ pub(crate) enum Request {
     Closed { connection: u64, worker: WorkerId, incarnation: u64, why: String },
     /// Handle an event; the reply comes when all that follows is done.
     Happened { event: Event, reply: oneshot::Sender<()> },
-    /// Progress of the preparation of a job's data; there is no reply.
-    Preparing { job: String, doing: String },
-    /// A job's data is ready, or not.
-    Prepared { job: String, result: Result<Prepared, String> },
-    /// A plan that the cluster asked for.
-    Planned { ticket: u64, result: Result<Planned, String> },
+    /// Handle an event for which nobody waits.
+    Event(Event),
+    /// Reports of a job are in its folder, up to this step.
+    Written { job: String, reports: Vec<StepReport>, step: Step, synced: bool },
+    /// The metrics of a job that is over are closed.
+    FolderClosed { directory: PathBuf },
     /// One job as it is now.
     Get { job: String, reply: oneshot::Sender<Option<JobSummary>> },
     /// The story of a job.

@@ -28,6 +28,7 @@ mod folder;
 mod handle;
 mod job;
 mod journal;
+mod keeper;
 mod local;
 mod metrics;
 mod models;

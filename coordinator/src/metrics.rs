@@ -2,16 +2,20 @@
 //! bits.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::Path;
 
-use coxswain_files::atomic::{create_folder, write_atomic};
+use coxswain_files::atomic::{AtomicFile, create_folder};
+use coxswain_files::regular;
 use coxswain_types::Step;
 use coxswain_types::status::StepReport;
 use serde::Deserialize;
 
 /// The name of the file in the run's folder.
 pub(crate) const METRICS: &str = "metrics.jsonl";
+
+/// No line of ours is longer: a norm for each parameter is its largest part.
+const MAX_LINE_BYTES: u64 = 16 << 20;
 
 /// A step as it is read back. Numbers that are none (a loss that is no number) are written as null.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
@@ -53,7 +57,6 @@ pub(crate) struct Moved {
 /// The metrics of a run that is at work.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    path: PathBuf,
     file: File,
     /// The last step that is noted.
     last: u64,
@@ -66,61 +69,118 @@ impl Metrics {
     pub(crate) fn open(directory: &Path, from: Step) -> io::Result<(Metrics, Option<Moved>)> {
         create_folder(directory)?;
         let path = directory.join(METRICS);
-        let before = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        let steps = lines(&before).count();
-        let why = match std::str::from_utf8(&before) {
-            _ if steps > 0 && from == Step(0) => Some(Why::Anew),
-            Err(_) => Some(Why::NoText),
-            Ok(_) => None,
+        let found = Found::look(&path, from)?;
+        let why = match found.steps {
+            1.. if from == Step(0) => Some(Why::Anew),
+            _ if found.damaged => Some(Why::NoText),
+            _ => None,
         };
         let moved = match why {
-            Some(why) => Some(Moved { why, steps, to: set_aside(why, directory, &path)? }),
+            Some(why) => Some(Moved { why, steps: found.steps, to: set_aside(why, directory, &path)? }),
             None => None,
         };
-        let kept: Vec<&[u8]> =
-            before.split_inclusive(|byte| *byte == b'\n').filter(|line| is_kept(line, from)).collect();
-        let kept = kept.concat();
-        if kept.len() != before.len() && why != Some(Why::Anew) {
-            write_atomic(&path, &kept)?;
+        let anew = why == Some(Why::Anew);
+        if !anew {
+            found.cut(&path, from)?;
         }
-        let last = lines(&kept).last().map_or(0, |line| line.step);
-        let file = OpenOptions::new().append(true).create(true).open(&path)?;
-        Ok((Metrics { path, file, last }, moved))
+        let file = regular::open_own(&path, OpenOptions::new().append(true).create(true))?;
+        file.sync_all()?;
+        Ok((Metrics { file, last: if anew { 0 } else { found.last } }, moved))
     }
 
-    /// Notes a step, unless it was noted before a restart.
-    pub(crate) fn append(&mut self, report: &StepReport) -> io::Result<()> {
-        if report.step <= self.last {
-            return Ok(());
+    /// The last step that is noted; 0 where none is.
+    pub(crate) fn last(&self) -> Step {
+        Step(self.last)
+    }
+
+    /// Notes steps, but those that were noted before a restart.
+    pub(crate) fn append(&mut self, reports: &[StepReport]) -> io::Result<()> {
+        let mut lines = Vec::new();
+        for report in reports {
+            if report.step > self.last {
+                self.last = report.step;
+                serde_json::to_writer(&mut lines, report)?;
+                lines.push(b'\n');
+            }
         }
-        self.last = report.step;
-        let mut line = serde_json::to_vec(report)?;
-        line.push(b'\n');
-        self.file.write_all(&line)
+        self.file.write_all(&lines)
     }
 
     /// Makes what was noted survive a crash of the machine.
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
+}
 
-    /// Where they are.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+/// What is in a file of metrics.
+#[derive(Debug, Default)]
+struct Found {
+    bytes: u64,
+    /// Bytes of the lines that are kept.
+    kept_bytes: u64,
+    /// Whether nothing stands between these.
+    whole: bool,
+    /// Steps that are noted.
+    steps: usize,
+    /// Whether parts are no text.
+    damaged: bool,
+    /// The last step of the lines that are kept.
+    last: u64,
+}
+
+impl Found {
+    fn look(path: &Path, from: Step) -> io::Result<Found> {
+        let mut found = Found { whole: true, ..Found::default() };
+        each_line(path, |bytes| {
+            found.bytes += bytes.len() as u64;
+            found.damaged |= std::str::from_utf8(bytes).is_err();
+            let line = line(bytes);
+            found.steps += usize::from(line.is_some());
+            if let Some(line) = line.filter(|_| is_kept(bytes, from)) {
+                found.last = line.step;
+                found.kept_bytes += bytes.len() as u64;
+                found.whole &= found.kept_bytes == found.bytes;
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Cuts off what is not kept.
+    fn cut(&self, path: &Path, from: Step) -> io::Result<()> {
+        if self.kept_bytes == self.bytes {
+            return Ok(());
+        }
+        if self.whole {
+            return regular::open_own(path, OpenOptions::new().write(true))?.set_len(self.kept_bytes);
+        }
+        let mut kept = AtomicFile::create(path)?;
+        each_line(path, |bytes| if is_kept(bytes, from) { kept.write_all(bytes) } else { Ok(()) })?;
+        kept.commit().map(|_| ())
+    }
+}
+
+/// Calls `each` with every line of a file, its end included; a missing file has none. A line that is longer than any
+/// of ours comes in pieces.
+fn each_line(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut file = match regular::open_own(path, OpenOptions::new().read(true)) {
+        Ok(file) => BufReader::new(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if file.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        each(&line)?;
     }
 }
 
 /// The step that a line is of; `None` where it is invalid.
 fn line(bytes: &[u8]) -> Option<Line> {
     serde_json::from_str(std::str::from_utf8(bytes).ok()?).ok()
-}
-
-fn lines(bytes: &[u8]) -> impl Iterator<Item = Line> {
-    bytes.split(|byte| *byte == b'\n').filter_map(line)
 }
 
 /// Gives metrics, or a copy of damaged ones, another name, the first that is free.
@@ -146,7 +206,12 @@ fn is_kept(bytes: &[u8], from: Step) -> bool {
 
 /// The steps that are noted in `directory`; invalid lines are passed over.
 pub(crate) fn read(directory: &Path) -> io::Result<Vec<Line>> {
-    Ok(lines(&fs::read(directory.join(METRICS))?).collect())
+    let mut lines = Vec::new();
+    each_line(&directory.join(METRICS), |bytes| {
+        lines.extend(line(bytes));
+        Ok(())
+    })?;
+    Ok(lines)
 }
 
 #[cfg(test)]
@@ -179,8 +244,8 @@ mod tests {
         let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap().0;
         let held_out = Some(HeldOut { loss: 2.5, bits_per_byte: 1.0 / 7.0, accuracy: Some(0.5) });
         let sent = StepReport { held_out, ..report(1, 6.123_456_789_012_345) };
-        metrics.append(&sent).unwrap();
-        let text = fs::read_to_string(metrics.path()).unwrap();
+        metrics.append(std::slice::from_ref(&sent)).unwrap();
+        let text = fs::read_to_string(folder.path().join(METRICS)).unwrap();
         assert_eq!(serde_json::from_str::<StepReport>(&text).unwrap(), sent);
         assert!(
             text.starts_with(r#"{"step":1,"loss":6.123456789012345,"grad_norm":0.30000000000000004,"#),
@@ -222,12 +287,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap().0;
         for step in 1..=3 {
-            metrics.append(&report(step, 2.0)).unwrap();
+            metrics.append(&[report(step, 2.0)]).unwrap();
         }
         // The run goes on meanwhile, so nothing is cut.
         let mut metrics = Metrics::open(folder.path(), Step(u64::MAX)).unwrap().0;
         for step in 2..=4 {
-            metrics.append(&report(step, 2.0)).unwrap();
+            metrics.append(&[report(step, 2.0)]).unwrap();
         }
         let steps: Vec<_> = read(folder.path()).unwrap().iter().map(|line| line.step).collect();
         assert_eq!(steps, [1, 2, 3, 4]);
@@ -238,11 +303,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap().0;
         for step in 1..=5 {
-            metrics.append(&report(step, if step == 2 { f64::NAN } else { 4.0 })).unwrap();
+            metrics.append(&[report(step, if step == 2 { f64::NAN } else { 4.0 })]).unwrap();
         }
         metrics.file.write_all(br#"{"step":3,"lo"#).unwrap();
         let mut metrics = Metrics::open(folder.path(), Step(3)).unwrap().0;
-        metrics.append(&report(4, 3.5)).unwrap();
+        metrics.append(&[report(4, 3.5)]).unwrap();
         let lines = read(folder.path()).unwrap();
         let steps: Vec<_> = lines.iter().map(|line| (line.step, line.loss)).collect();
         assert_eq!(steps, [(1, Some(4.0)), (2, None), (3, Some(4.0)), (4, Some(3.5))]);
@@ -253,14 +318,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap().0;
         for step in 1..4 {
-            metrics.append(&report(step, 4.0)).unwrap();
+            metrics.append(&[report(step, 4.0)]).unwrap();
         }
-        let mut bytes = fs::read(metrics.path()).unwrap();
+        let mut bytes = fs::read(folder.path().join(METRICS)).unwrap();
         // In a name of the second line.
         let second = bytes.iter().position(|byte| *byte == b'\n').unwrap();
         let name = bytes[second..].windows(9).position(|part| part == b"grad_norm").unwrap();
         bytes[second + name] = 0xff;
-        fs::write(metrics.path(), &bytes).unwrap();
+        fs::write(folder.path().join(METRICS), &bytes).unwrap();
         let (_, moved) = Metrics::open(folder.path(), Step(3)).unwrap();
         let moved = moved.unwrap();
         assert_eq!((moved.why, moved.steps, moved.to.as_str()), (Why::NoText, 2, "metrics.1.jsonl"));
@@ -278,8 +343,8 @@ mod tests {
             let moved = moved.map(|moved| (moved.steps, moved.to));
             assert_eq!(moved, (earlier > 0).then(|| (2, format!("metrics.{earlier}.jsonl"))));
             assert_eq!(read(folder.path()).unwrap(), []);
-            metrics.append(&report(1, 4.0)).unwrap();
-            metrics.append(&report(2, 3.0)).unwrap();
+            metrics.append(&[report(1, 4.0)]).unwrap();
+            metrics.append(&[report(2, 3.0)]).unwrap();
         }
         let kept = fs::read_to_string(folder.path().join("metrics.1.jsonl")).unwrap();
         assert_eq!(kept.lines().count(), 2);

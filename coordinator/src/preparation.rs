@@ -1,73 +1,308 @@
-//! Data preparations under way: their progress, and how they are stopped.
+//! Data preparations under way: each is a process of its own ([`child`]), with its progress, its limits, and its end.
+
+pub(crate) mod child;
+mod memory;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use coxswain_core::cluster::{Look, Submission};
-use coxswain_files::{Digests, Progress, Stopped};
+use coxswain_core::cluster::{Event, Look, Prepared, Submission};
+use coxswain_files::digests::Remembered;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
 
-use crate::folder;
+use child::{Asked, Said};
+
 use crate::handle::Request;
 
-/// How often the progress of a preparation is told at most.
-const TELL: Duration = Duration::from_secs(1);
+/// How long a preparation may take without a word of progress: a large text is read through once for its digest.
+const SILENT: Duration = Duration::from_secs(3600);
 
-/// Preparations under way; each stops soon after [`Preparations::end`], or when this is dropped.
+/// How long it may take in all.
+const WHOLE: Duration = Duration::from_secs(48 * 3600);
+
+/// How much the process may say: its digests are the largest part.
+const MAX_SAID_BYTES: u64 = 256 << 20;
+
+/// How much of its errors is kept.
+const MAX_ERRORS_BYTES: u64 = 64 << 10;
+
+/// The digests that a job's preparations found.
+pub(crate) type Known = Arc<Mutex<Remembered>>;
+
+/// Preparations under way; each ends at once with [`Preparations::end`], or when this is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Preparations {
-    /// By job: set to stop it.
-    ends: BTreeMap<String, Arc<AtomicBool>>,
+    /// By job.
+    under_way: BTreeMap<String, Arc<Mutex<UnderWay>>>,
+}
+
+/// A preparation.
+#[derive(Debug)]
+struct UnderWay {
+    since: Instant,
+    /// When it said something last.
+    heard: Instant,
+    /// Its process, while it may be killed.
+    pid: Option<Pid>,
+    /// Why it was killed.
+    ended: Option<String>,
+}
+
+impl UnderWay {
+    fn kill(&mut self, why: String) {
+        self.ended.get_or_insert(why);
+        if let Some(pid) = self.pid {
+            // It may have ended by itself.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Preparations {
-    /// Prepares a job in a thread of its own, which tells the driver of its progress and its end. `first` where no
-    /// generation of it was formed.
+    /// Prepares a job in a process of its own, whose progress and end the driver is told. `first` where no generation
+    /// of it was formed.
     pub(crate) fn start(
         &mut self,
         submission: Submission,
         (look, first): (Look, bool),
-        digests: Arc<Digests>,
-        requests: mpsc::Sender<Request>,
+        known: Known,
+        requests: mpsc::WeakSender<Request>,
     ) {
-        let job = submission.job.clone();
-        let ends = Arc::new(AtomicBool::new(false));
-        self.ends.insert(job.clone(), Arc::clone(&ends));
-        tokio::task::spawn_blocking(move || {
-            let told = Mutex::new(Instant::now());
-            let watch = |progress: Progress| {
-                if ends.load(Ordering::Relaxed) {
-                    return Err(Stopped);
-                }
-                // If it is locked, another thread is reporting.
-                if let Ok(mut told) = told.try_lock()
-                    && told.elapsed() >= TELL
-                {
-                    *told = Instant::now();
-                    let (job, doing) = (job.clone(), progress.to_string());
-                    // Dropped when the driver's queue is full.
-                    let _ = requests.try_send(Request::Preparing { job, doing });
-                }
-                Ok(())
-            };
-            let result = folder::prepare(&submission, look, &digests, &watch, first);
+        let now = Instant::now();
+        let under_way = Arc::new(Mutex::new(UnderWay { since: now, heard: now, pid: None, ended: None }));
+        self.under_way.insert(submission.job.clone(), Arc::clone(&under_way));
+        // A thread of its own: the process ends with the thread that started it.
+        thread::spawn(move || {
+            let job = submission.job.clone();
+            let digests = lock(&known).clone();
+            let memory_bytes = memory::share_bytes();
+            let asked = Asked { submission, look, first, digests, memory_bytes };
+            let tell =
+                |event| requests.upgrade().is_some_and(|to| to.try_send(Request::Event(event)).is_ok());
+            let result = follow(&asked, &under_way, &known, &|doing| {
+                // Dropped when the driver's queue is full.
+                tell(Event::Preparing { job: job.clone(), doing });
+            });
             // The driver is gone when the coordinator ends; then the result is dropped.
-            let _ = requests.blocking_send(Request::Prepared { job, result });
+            if let Some(requests) = requests.upgrade() {
+                let _ = requests.blocking_send(Request::Event(Event::Prepared { job, result }));
+            }
         });
     }
 
-    /// Ends the preparation of a job between two pieces of its work, if it is under way.
+    /// Ends the preparation of a job, if it is under way.
     pub(crate) fn end(&mut self, job: &str) {
-        if let Some(ends) = self.ends.remove(job) {
-            ends.store(true, Ordering::Relaxed);
+        if let Some(under_way) = self.under_way.remove(job) {
+            lock(&under_way).kill("it is not needed any more".to_owned());
+        }
+    }
+
+    /// Ends those that take too long.
+    pub(crate) fn end_overdue(&mut self, now: Instant) {
+        for under_way in self.under_way.values() {
+            let mut under_way = lock(under_way);
+            let (silent, whole) = (
+                now.saturating_duration_since(under_way.heard),
+                now.saturating_duration_since(under_way.since),
+            );
+            if silent >= SILENT {
+                under_way.kill(format!("it said nothing for {} minutes", SILENT.as_secs() / 60));
+            } else if whole >= WHOLE {
+                under_way.kill(format!("it took more than {} hours", WHOLE.as_secs() / 3600));
+            }
         }
     }
 }
 
 impl Drop for Preparations {
     fn drop(&mut self) {
-        self.ends.values().for_each(|ends| ends.store(true, Ordering::Relaxed));
+        for under_way in self.under_way.values() {
+            lock(under_way).kill("the coordinator ends".to_owned());
+        }
+    }
+}
+
+/// Starts the process and follows it to its end.
+fn follow(
+    asked: &Asked,
+    under_way: &Mutex<UnderWay>,
+    known: &Known,
+    doing: &dyn Fn(String),
+) -> Result<Prepared, String> {
+    let cannot = |error: &dyn std::fmt::Display| format!("its data cannot be prepared: {error}");
+    let mut line = serde_json::to_vec(asked).map_err(|error| cannot(&error))?;
+    line.push(b'\n');
+    let mut process = start(line).map_err(|error| cannot(&error))?;
+    {
+        let mut under_way = lock(under_way);
+        under_way.pid = process.pid;
+        if let Some(why) = under_way.ended.clone() {
+            under_way.kill(why);
+        }
+    }
+    let mut done = None;
+    let mut said = BufReader::new(process.said.by_ref().take(MAX_SAID_BYTES));
+    let mut line = String::new();
+    while said.read_line(&mut line).is_ok_and(|read| read > 0) {
+        lock(under_way).heard = Instant::now();
+        match serde_json::from_str(&line) {
+            Ok(Said::Doing(what)) => doing(what),
+            Ok(Said::Told { warning: true, text }) => tracing::warn!(job = asked.submission.job, "{text}"),
+            Ok(Said::Told { warning: false, text }) => tracing::info!(job = asked.submission.job, "{text}"),
+            Ok(Said::Done { result, digests }) => {
+                *lock(known) = digests;
+                done = Some(*result);
+            }
+            Err(error) => return Err(cannot(&format!("its process said what is invalid: {error}"))),
+        }
+        line.clear();
+    }
+    let ended = {
+        // It has said all, so it may be killed: then its end is here, and its number free for another.
+        let mut under_way = lock(under_way);
+        under_way.pid = None;
+        under_way.ended.clone()
+    };
+    let (status, errors) = process.end().map_err(|error| cannot(&error))?;
+    match (done, ended) {
+        (Some(result), _) => result,
+        (None, Some(why)) => Err(cannot(&why)),
+        (None, None) => Err(cannot(&cause(status, &errors, asked.memory_bytes))),
+    }
+}
+
+/// Why a process ended without a result.
+fn cause(status: ExitStatus, errors: &str, memory_bytes: u64) -> String {
+    let mebibytes = memory_bytes >> 20;
+    if errors.contains("memory allocation of") {
+        return format!(
+            "it takes more than the {mebibytes} MiB of memory that it may have; give smaller texts, or a coordinator \
+             with more memory"
+        );
+    }
+    let said = errors.lines().filter(|line| !line.trim().is_empty()).take(2).collect::<Vec<_>>().join(" ");
+    match (status.signal(), said.is_empty()) {
+        (Some(9), _) => {
+            "its process was killed, most likely since the machine has no memory left; give smaller texts, or a \
+             coordinator with more memory"
+                .to_owned()
+        }
+        (Some(signal), _) => format!("its process was ended by signal {signal}: {said}"),
+        (None, false) => said,
+        (None, true) => format!("its process ended without a word ({status})"),
+    }
+}
+
+/// A process as it is followed.
+struct Process {
+    pid: Option<Pid>,
+    said: Box<dyn Read + Send>,
+    /// Waits for its end: how it ended, and what it wrote to standard error.
+    end: Box<dyn FnOnce() -> std::io::Result<(ExitStatus, String)>>,
+}
+
+impl Process {
+    fn end(self) -> std::io::Result<(ExitStatus, String)> {
+        drop(self.said);
+        (self.end)()
+    }
+}
+
+/// Starts the process and tells it what is asked.
+#[cfg(not(test))]
+fn start(asked: Vec<u8>) -> std::io::Result<Process> {
+    use std::os::unix::process::CommandExt;
+    // The file of this program, whatever lies under its name by now.
+    let own = std::path::Path::new("/proc/self/exe");
+    let program = if own.exists() { own.to_owned() } else { std::env::current_exe()? };
+    let mut command = Command::new(program);
+    command.arg0("coxswain").arg("prepare").args(coxswain_proto::parent::options());
+    // A signal from the terminal is the coordinator's to act on.
+    command.process_group(0);
+    start_command(command, asked)
+}
+
+fn start_command(mut command: Command, asked: Vec<u8>) -> std::io::Result<Process> {
+    let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let pid = Pid::from_raw(process.id().cast_signed());
+    let missing = || std::io::Error::other("a process has no pipes");
+    let (mut input, said) =
+        (process.stdin.take().ok_or_else(missing)?, process.stdout.take().ok_or_else(missing)?);
+    let errors = process.stderr.take().ok_or_else(missing)?;
+    // What it does not read, or says, is told by its end.
+    thread::spawn(move || input.write_all(&asked));
+    let errors = thread::spawn(move || {
+        let (mut kept, mut errors) = (Vec::new(), errors);
+        let _ = errors.by_ref().take(MAX_ERRORS_BYTES).read_to_end(&mut kept);
+        let _ = std::io::copy(&mut errors, &mut std::io::sink());
+        String::from_utf8_lossy(&kept).into_owned()
+    });
+    let end = move || {
+        // It has said all that counts; one that only hangs would be waited for in vain.
+        let _ = process.kill();
+        let status = process.wait()?;
+        Ok((status, errors.join().unwrap_or_default()))
+    };
+    Ok(Process { pid, said: Box::new(said), end: Box::new(end) })
+}
+
+/// Tests have no program to start: a thread says what its process would.
+#[cfg(test)]
+fn start(asked: Vec<u8>) -> std::io::Result<Process> {
+    let (said, output) = std::io::pipe()?;
+    let worked = thread::spawn(move || child::work(&asked[..], output, |_| Ok(())));
+    let end = || {
+        let worked = worked.join().map_err(|_| std::io::Error::other("it panicked"))?;
+        let errors = worked.err().map_or(String::new(), |error| format!("{error:#}"));
+        Ok((ExitStatus::default(), errors))
+    };
+    Ok(Process { pid: None, said: Box::new(said), end: Box::new(end) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(script: &str) -> String {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let mut process = start_command(command, b"asked\n".to_vec()).unwrap();
+        let mut said = String::new();
+        process.said.read_to_string(&mut said).unwrap();
+        // A process that closes its output is killed; these end by themselves.
+        thread::sleep(Duration::from_millis(200));
+        let (status, errors) = process.end().unwrap();
+        cause(status, &errors, 512 << 20)
+    }
+
+    #[test]
+    fn how_a_process_ended_is_told_in_words() {
+        let rows = [
+            (
+                "echo thread panicked at x >&2; echo 'slice is too short' >&2; exit 101",
+                "panicked at x slice is too short",
+            ),
+            (
+                "echo 'memory allocation of 9 bytes failed' >&2; kill -ABRT $$",
+                "more than the 512 MiB of memory",
+            ),
+            ("kill -KILL $$", "killed, most likely since the machine has no memory left"),
+            ("kill -SEGV $$", "ended by signal 11"),
+            ("exit 3", "ended without a word (exit status: 3)"),
+        ];
+        for (script, expected) in rows {
+            let told = ended(script);
+            assert!(told.contains(expected), "{script}: {told}");
+        }
     }
 }

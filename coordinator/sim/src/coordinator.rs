@@ -1,12 +1,12 @@
 //! The coordinator: the real core under a driver that does effects as `coordinator/src/driver.rs` does, in
 //! their order, with nothing visible before what it follows from is on disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use coxswain_core::cluster::{Cluster, Effect, Entry, Event, Planning, Prepared, Submission};
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
-use coxswain_types::ids::{Generation, WorkerId};
-use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
+use coxswain_types::ids::{Generation, Step, WorkerId};
+use coxswain_types::status::{Desired, Leave, LeaveCause, StepReport, WorkerStatus};
 
 use crate::disk::Write;
 use crate::faults::Family;
@@ -37,6 +37,8 @@ pub(crate) struct Coordinator {
     met: BTreeMap<(String, Generation), BTreeMap<u32, usize>>,
     /// Jobs whose metrics are open.
     metrics: BTreeSet<String>,
+    /// The reports of jobs that wait to be written, in their order; `None` syncs what is there.
+    writes: VecDeque<(String, Option<StepReport>)>,
     /// Whose plan is being made.
     planning: Option<String>,
     /// When the timer that is set goes off.
@@ -106,6 +108,8 @@ impl World {
         let begun = jobs.filter(|job| !job.state.is_over() && job.generation > Generation(0));
         self.coordinator.metrics = begun.map(|job| job.job).collect();
         self.judge_boot();
+        let begun: Vec<_> = self.coordinator.metrics.iter().cloned().collect();
+        begun.into_iter().for_each(|job| self.write_later(job, None));
         self.tell(|| format!("the coordinator starts with {count} entries in its journal"));
         self.handle(Event::Tick);
     }
@@ -232,44 +236,21 @@ impl World {
         self.judge_effects(now_ms, &event, &effects, before);
         let at_work = self.coordinator.at_work();
         self.coordinator.met.retain(|(job, generation), _| at_work.contains(&(job.clone(), *generation)));
-        let mut broken: Vec<(String, String)> = Vec::new();
-        let mut late = Vec::new();
         for effect in effects.clone() {
             if self.may(Family::Crash) && self.chance.coordinator.happens(CRASHES) {
                 self.counts.count(Family::Crash);
                 return self.crash("it is killed between two effects");
             }
-            // What could not be written is not told on, nor acknowledged.
-            match &effect {
-                Effect::Report { job, .. } if broken.iter().any(|(of, _)| of == job) => continue,
-                Effect::Wake(worker) if !broken.is_empty() => {
-                    late.push(worker.clone());
-                    continue;
-                }
-                _ => {}
-            }
-            match self.act(effect) {
-                Ok(Ok(())) => {}
-                Ok(Err(why)) => broken.push(why),
-                Err(why) => return self.crash(&why),
+            if let Err(why) = self.act(effect) {
+                return self.crash(&why);
             }
         }
         self.judge_after(now_ms, &event, &effects);
         self.set_timer();
-        let life = self.coordinator.life;
-        for (job, reason) in broken {
-            self.judge.excuse(&job);
-            if self.coordinator.up && self.coordinator.life == life {
-                self.handle(Event::Broken { job, reason });
-            }
-        }
-        if self.coordinator.up && self.coordinator.life == life {
-            late.iter().for_each(|worker| self.wake(worker));
-        }
     }
 
-    /// Does one effect. The outer error ends the coordinator, the inner one (a job and why) the job.
-    fn act(&mut self, effect: Effect) -> Result<Result<(), (String, String)>, String> {
+    /// Does one effect. An error ends the coordinator.
+    fn act(&mut self, effect: Effect) -> Result<(), String> {
         match effect {
             Effect::Record(entry) => {
                 self.append(&entry)?;
@@ -291,22 +272,52 @@ impl World {
             }
             Effect::Report { job, report } => {
                 if self.coordinator.metrics.contains(&job) {
-                    if self.may(Family::MetricsFail) && self.chance.coordinator.happens(SHELL_FAILURES) {
-                        self.counts.count(Family::MetricsFail);
-                        self.judge.excuse(&job);
-                        return Ok(Err((job, "metrics: no space left on device".to_owned())));
-                    }
                     self.judge_report(&job, &report);
+                    self.write_later(job, Some(report));
                 }
             }
-            Effect::Prune { job, directory, keep } => {
+            Effect::Sync { job } => self.write_later(job, None),
+            Effect::Prune { job, directory, newest, keep } => {
                 self.judge_prune(&job, keep);
                 let soon_us = self.chance.coordinator.between(100, 50_000);
-                self.after(soon_us, Happening::Prune { directory, keep });
+                self.after(soon_us, Happening::Prune { directory, newest, keep });
             }
             Effect::Notice(notice) => self.tell(|| notice.text),
         }
-        Ok(Ok(()))
+        Ok(())
+    }
+
+    /// Puts a line of metrics, or their sync, behind those that wait.
+    fn write_later(&mut self, job: String, report: Option<StepReport>) {
+        self.coordinator.writes.push_back((job, report));
+        let latest_us = self.chance.coordinator.pick(&[100, 5_000, SECOND_US]);
+        let soon_us = self.chance.coordinator.between(10, latest_us);
+        let life = self.coordinator.life;
+        self.after(soon_us, Happening::Write { life });
+    }
+
+    /// Writes the next line of a job's metrics, or syncs them. A job that is over has had its folder taken from it.
+    pub(crate) fn write(&mut self, life: u32) {
+        if !self.coordinates(life, || Happening::Write { life }) {
+            return;
+        }
+        let Some((job, report)) = self.coordinator.writes.pop_front() else { return };
+        if !self.coordinator.metrics.contains(&job) {
+            return;
+        }
+        if self.may(Family::MetricsFail) && self.chance.coordinator.happens(SHELL_FAILURES) {
+            self.counts.count(Family::MetricsFail);
+            self.judge.excuse(&job);
+            self.coordinator.metrics.remove(&job);
+            let reason = "metrics: no space left on device".to_owned();
+            return self.handle(Event::Broken { job, reason });
+        }
+        if let Some(report) = &report {
+            self.judge_written(&job, report);
+        }
+        let synced = report.is_none();
+        let step = report.map_or_else(|| self.last_written(&job), |report| Step(report.step));
+        self.handle(Event::Written { job, step, synced });
     }
 
     fn append(&mut self, entry: &Entry) -> Result<(), String> {
@@ -415,8 +426,8 @@ impl World {
         }
     }
 
-    pub(crate) fn prune(&mut self, directory: &str, keep: u32) {
-        self.folders.entry(directory.to_owned()).or_default().prune(keep);
+    pub(crate) fn prune(&mut self, directory: &str, newest: Step, keep: u32) {
+        self.folders.entry(directory.to_owned()).or_default().prune(newest, keep);
         self.judge_folder(directory);
     }
 }

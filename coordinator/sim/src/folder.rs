@@ -133,8 +133,9 @@ impl Folder {
     }
 
     /// Lets go of old checkpoints, as `coxswain_files::prune` does.
-    pub(crate) fn prune(&mut self, keep: u32) {
-        let published = self.published();
+    pub(crate) fn prune(&mut self, newest: Step, keep: u32) {
+        let mut published = self.published();
+        published.retain(|step| *step <= newest.0);
         let Some(&newest) = published.last() else { return };
         let kept = published[published.len().saturating_sub(keep.max(1) as usize)..].to_vec();
         self.checkpoints.retain(|step, _| *step >= newest || kept.contains(step));

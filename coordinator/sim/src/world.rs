@@ -57,8 +57,10 @@ pub(crate) enum Happening {
     Found { life: u32, job: String, result: Box<Result<Prepared, String>> },
     /// A generation was planned.
     Planned { life: u32, planning: Box<Planning> },
+    /// The next line of metrics is written.
+    Write { life: u32 },
     /// Old checkpoints are removed.
-    Prune { directory: String, keep: u32 },
+    Prune { directory: String, newest: Step, keep: u32 },
     /// The coordinator starts.
     Boot,
     /// What was held up may pass.
@@ -207,7 +209,8 @@ impl World {
             Happening::Look { life, job } => self.look(life, job),
             Happening::Found { life, job, result } => self.found(life, job, *result),
             Happening::Planned { life, planning } => self.planned(life, planning),
-            Happening::Prune { directory, keep } => self.prune(&directory, keep),
+            Happening::Write { life } => self.write(life),
+            Happening::Prune { directory, newest, keep } => self.prune(&directory, newest, keep),
             Happening::Boot => self.boot(),
             Happening::Flush => self.flush(),
             Happening::KeepAlive { connection } => self.keep_alive(connection),

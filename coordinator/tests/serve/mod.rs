@@ -31,10 +31,22 @@ pub(crate) fn free_port() -> u16 {
 
 impl Serve {
     pub(crate) fn start(folder: &Path, port: u16) -> Serve {
+        Serve::start_as(folder, port, Command::new(env!("CARGO_BIN_EXE_coxswain")))
+    }
+
+    /// One whose processes get so much memory each, in KiB.
+    pub(crate) fn start_limited(folder: &Path, port: u16, memory_kib: u64) -> Serve {
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit -d {memory_kib} && exec \"$0\" \"$@\"");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_coxswain")]);
+        Serve::start_as(folder, port, shell)
+    }
+
+    fn start_as(folder: &Path, port: u16, mut command: Command) -> Serve {
         std::fs::create_dir_all(folder).unwrap();
         let log: File = OpenOptions::new().append(true).create(true).open(folder.join("serve.log")).unwrap();
         let started = Instant::now();
-        let child = Command::new(env!("CARGO_BIN_EXE_coxswain"))
+        let child = command
             .arg("serve")
             .arg("--data-dir")
             .arg(folder.join("data"))

@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 use crate::atomic::digest_file;
 use crate::tokens::digest_blocks;
 
@@ -22,7 +24,7 @@ use crate::tokens::digest_blocks;
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// Which digest of a file is meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum Kind {
     /// Of its bytes.
     Bytes,
@@ -31,7 +33,7 @@ enum Kind {
 }
 
 /// What a file looks like without being read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Stamp {
     device: u64,
     inode: u64,
@@ -61,6 +63,10 @@ impl Stamp {
     }
 }
 
+/// Digests as one process hands them to another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered(Vec<(PathBuf, Kind, Stamp, String)>);
+
 /// The digests that are remembered, and how much was read for them.
 #[derive(Debug, Default)]
 pub struct Digests {
@@ -69,6 +75,20 @@ pub struct Digests {
 }
 
 impl Digests {
+    /// Those that another process found.
+    pub fn with(Remembered(known): Remembered) -> Digests {
+        let known = known.into_iter().map(|(path, kind, stamp, digest)| ((path, kind), (stamp, digest)));
+        Digests { known: Mutex::new(known.collect()), read_bytes: AtomicU64::default() }
+    }
+
+    /// All that are known, for another process.
+    pub fn remembered(&self) -> Remembered {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known =
+            known.iter().map(|((path, kind), (stamp, digest))| (path.clone(), *kind, *stamp, digest.clone()));
+        Remembered(known.collect())
+    }
+
     /// The digest of a file's bytes, as [`digest_file`] gives it.
     ///
     /// # Errors
@@ -164,6 +184,13 @@ mod tests {
             .unwrap();
         assert_eq!(digests.of(&path).unwrap(), digest_file(&path).unwrap());
         assert_eq!(digests.read_bytes(), 3);
+
+        // Another process knows what this one does.
+        let digests = Digests::with(digests.remembered());
+        digests.wrote(&path, &digest_file(&path).unwrap());
+        let other = Digests::with(digests.remembered());
+        assert_eq!((other.of(&path).unwrap(), other.read_bytes()), (digest_file(&path).unwrap(), 0));
+        digests.read_bytes.store(3, Ordering::Relaxed);
 
         // Another file under its name.
         digests.wrote(&path, &digest_file(&path).unwrap());

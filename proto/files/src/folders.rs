@@ -121,13 +121,17 @@ pub fn locate(path: &Path) -> Result<Option<(PathBuf, PathBuf)>, CheckpointError
     Ok(latest(path)?.map(|(_, folder)| (path.to_owned(), folder)))
 }
 
-/// Removes all but the newest `keep` published checkpoints (at least one stays), and what was never
-/// published and is older than the newest published one. Returns the steps that it removed.
+/// Now that the checkpoint of step `newest` is published: of those up to it, removes all published ones but the newest
+/// `keep` (at least one stays), and what was never published and is older. Returns the steps that it removed.
+///
+/// Checkpoints of later steps are left alone, and so is what a run is about to publish before them: an interrupted
+/// generation may have published one late, whose steps are taken again.
 ///
 /// # Errors
 /// [`CheckpointError::Io`]; what was removed until then stays removed, and a next call goes on.
-pub fn prune(dir: &Path, keep: u32) -> Result<Vec<u64>, CheckpointError> {
-    let found: Vec<(u64, bool)> = steps(dir)?.into_iter().map(|step| (step, published(dir, step))).collect();
+pub fn prune(dir: &Path, newest: u64, keep: u32) -> Result<Vec<u64>, CheckpointError> {
+    let steps = steps(dir)?.into_iter().filter(|step| *step <= newest);
+    let found: Vec<(u64, bool)> = steps.map(|step| (step, published(dir, step))).collect();
     let removed = doomed(&found, keep);
     for &step in &removed {
         remove(&step_folder(dir, step))?;
@@ -226,13 +230,15 @@ mod tests {
     #[test]
     fn old_checkpoints_and_leftovers_go() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(prune(dir.path(), 1).unwrap(), [0; 0]);
+        assert_eq!(prune(dir.path(), 9, 1).unwrap(), [0; 0]);
         for (step, publishes) in [(1, true), (2, false), (3, true), (4, true), (5, false)] {
             save(dir.path(), step, publishes);
         }
-        assert_eq!(prune(dir.path(), 2).unwrap(), [1, 2]);
+        // That of step 4 was published late, by a generation that is no more.
+        assert_eq!(prune(dir.path(), 3, 2).unwrap(), [2]);
+        assert_eq!(prune(dir.path(), 4, 2).unwrap(), [1]);
         assert_eq!(steps(dir.path()).unwrap(), [3, 4, 5]);
-        assert_eq!(prune(dir.path(), 0).unwrap(), [3]);
+        assert_eq!(prune(dir.path(), 4, 0).unwrap(), [3]);
         assert_eq!(latest(dir.path()).unwrap().map(|(step, _)| step), Some(4));
     }
 

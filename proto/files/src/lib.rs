@@ -2,6 +2,7 @@
 //!
 //! Reading order:
 //! - [`atomic`]: a file is either whole and synced or not there; digests.
+//! - [`regular`]: only regular files are opened under names that a user gave.
 //! - [`digests`]: digests of whole files, remembered.
 //! - [`hash`]: the counter-based hash behind every pseudo-random choice here.
 //! - [`tokenizer`], [`tokens`], [`mod@prepare`]: from text to a token file, once for a job; [`progress`]: how far
@@ -31,6 +32,7 @@ mod map;
 pub mod prepare;
 pub mod progress;
 pub mod region;
+pub mod regular;
 pub mod samples;
 pub mod shards;
 pub mod tokenizer;

@@ -16,6 +16,7 @@ use super::job::MAX_INTERRUPTIONS;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Field {
     Submission,
+    Preparing,
     State,
     /// The newest interruption. The list of them grows with each.
     Interruption,
@@ -36,14 +37,19 @@ fn sets(entry: &Entry) -> Option<(&str, &'static [Field])> {
     match entry {
         Entry::Compacted { .. } | Entry::Started { .. } | Entry::Drained { .. } | Entry::Noted { .. } => None,
         Entry::Submitted(submission) => Some((&submission.job, &[Submission])),
-        Entry::Formed { job, .. } => Some((job, &[State, Formation, Ranks, Begun, Wish, Step, Committed])),
+        Entry::Preparing { job, .. } | Entry::Prepared { job } => Some((job, &[Preparing])),
+        Entry::Formed { job, .. } => {
+            Some((job, &[Preparing, State, Formation, Ranks, Begun, Wish, Step, Committed]))
+        }
         Entry::Begun { job, .. } => Some((job, &[Begun])),
         Entry::Stopping { job, .. } | Entry::Saving { job, .. } => Some((job, &[Wish])),
         Entry::Cancelling { job, .. } => Some((job, &[Cancelling])),
         Entry::Interrupted { job, .. } | Entry::Regrouped { job, .. } => Some((job, &[State, Interruption])),
         Entry::Committed { job, .. } => Some((job, &[Committed])),
         Entry::Published { job, .. } => Some((job, &[Step, Committed, Checkpoint])),
-        Entry::Ended { job, .. } => Some((job, &[State, Ranks, Begun, Wish, Cancelling, Committed])),
+        Entry::Ended { job, .. } => {
+            Some((job, &[Preparing, State, Ranks, Begun, Wish, Cancelling, Committed]))
+        }
     }
 }
 
@@ -150,7 +156,9 @@ impl Counted {
                         cluster.members.remember(&rank.worker, rank.incarnation);
                     }
                 }
-                Entry::Begun { .. }
+                Entry::Preparing { .. }
+                | Entry::Prepared { .. }
+                | Entry::Begun { .. }
                 | Entry::Stopping { .. }
                 | Entry::Saving { .. }
                 | Entry::Cancelling { .. }

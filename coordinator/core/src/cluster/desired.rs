@@ -37,7 +37,7 @@ impl Cluster {
             save_after: run.wish.save_after,
             publish: run.saving.publishing().filter(|_| lead).cloned(),
             decided: run.saving.newest_decided(),
-            acknowledged: if lead { run.acknowledged } else { Step(0) },
+            acknowledged: if lead { run.acknowledged() } else { Step(0) },
             leave: dismissed,
         }
     }

@@ -26,7 +26,7 @@ pub struct Submission {
 }
 
 /// What was found in the run's folder before the run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prepared {
     /// The tokens.
     pub data: PreparedData,
@@ -40,7 +40,7 @@ pub struct Prepared {
 }
 
 /// How thoroughly the checkpoints in a run's folder are checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Look {
     /// The manifest and file sizes. The ranks verify contents; for a finished job, which starts no ranks, this does
     /// too.
@@ -79,6 +79,15 @@ pub enum Event {
     Seen {
         /// What it says.
         status: WorkerStatus,
+    },
+    /// The answer to [`Effect::Report`] and [`Effect::Sync`]: the lines of a run's metrics are in its folder.
+    Written {
+        /// The job's id.
+        job: String,
+        /// All that was reported up to this step.
+        step: Step,
+        /// Whether they survive a crash of the machine too.
+        synced: bool,
     },
     /// A worker's stream ended.
     Lost {
@@ -156,19 +165,26 @@ pub enum Effect {
         /// Why.
         reason: String,
     },
-    /// A step was taken: append it to the run's metrics.
+    /// A step was taken: append it to the run's metrics, beside the cluster, then say [`Event::Written`].
     Report {
         /// The job's id.
         job: String,
         /// The step.
         report: StepReport,
     },
-    /// Let go of the job's checkpoints but the newest `keep`.
+    /// Sync what was reported of the job up to here, then say [`Event::Written`].
+    Sync {
+        /// The job's id.
+        job: String,
+    },
+    /// Let go of the job's checkpoints up to that of step `newest`, but the newest `keep` of these.
     Prune {
         /// The job's id.
         job: String,
         /// The run's folder.
         directory: String,
+        /// The step of the checkpoint that was published last.
+        newest: Step,
         /// How many stay.
         keep: u32,
     },
@@ -227,6 +243,18 @@ pub enum Entry {
     },
     /// A job was accepted.
     Submitted(Box<Submission>),
+    /// The data of a job that never ran is about to be made ready.
+    Preparing {
+        /// The job's id.
+        job: String,
+        /// Which try this is; those before it ended with their coordinator.
+        tries: u32,
+    },
+    /// The data of a job that never ran is ready.
+    Prepared {
+        /// The job's id.
+        job: String,
+    },
     /// Workers were formed into a generation.
     Formed {
         /// The job's id.

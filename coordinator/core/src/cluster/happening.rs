@@ -84,6 +84,11 @@ impl From<&Entry> for Happening {
                 of("submitted", &submission.job, None, format!("to run in {}", submission.directory))
                     .with("directory", submission.directory.clone())
             }
+            Entry::Preparing { job, tries } => {
+                let again = if *tries > 1 { format!(", try {tries}") } else { String::new() };
+                of("preparing", job, None, format!("its data is made ready{again}")).with("tries", *tries)
+            }
+            Entry::Prepared { job } => of("prepared", job, None, "its data is ready".to_owned()),
             Entry::Formed { job, generation, ranks, from, .. } => {
                 let names: Vec<_> = ranks.iter().map(|rank| rank.worker.0.as_str()).collect();
                 // A journal that was written shorter may not have them.

@@ -48,6 +48,10 @@ pub(super) struct Job {
     pub(super) step: Step,
     pub(super) checkpoint: Option<Published>,
     pub(super) prepared: Option<Prepared>,
+    /// How often coordinators ended while they made its tokens ready, and this one's try.
+    pub(super) tries: u32,
+    /// When the newest preparation of its tokens began.
+    pub(super) preparing_ms: u64,
     /// The layout of its newest generation, where that is not its own.
     pub(super) layout: Option<Layout>,
     /// The layouts that the planner found for fewer workers than its own needs.
@@ -104,6 +108,8 @@ impl Job {
             step: Step(0),
             checkpoint: None,
             prepared: None,
+            tries: 0,
+            preparing_ms: 0,
             layout: None,
             fits: BTreeMap::new(),
             lost_ms: None,
@@ -162,6 +168,11 @@ impl Job {
     /// Whether it has been at work and shall be again.
     pub(super) fn recovers(&self) -> bool {
         self.waits() && self.generation > Generation(0)
+    }
+
+    /// Whether its tokens are being made ready for its first generation.
+    pub(super) fn prepares_anew(&self) -> bool {
+        self.state == JobState::Preparing && !self.recovers()
     }
 
     /// Whether it is at work with fewer workers than its own layout needs.

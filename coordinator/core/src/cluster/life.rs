@@ -7,6 +7,7 @@ use coxswain_types::status::{Begun, Published, StepReport};
 use super::event::{Effect, Entry, Prepared, Submission, Weight};
 use super::happening::{NoteKind, begun_text};
 use super::job::Job;
+use super::run::Commit;
 use super::summary::{Ending, JobState, JobSummary};
 use super::{Cluster, notice};
 
@@ -166,6 +167,10 @@ impl Cluster {
                 job.checkpoint = from.zip(digest).map(|(step, digest)| Published { step, digest });
                 job.prepared = Some(prepared);
                 let steps = job.steps();
+                if job.prepares_anew() {
+                    job.tries = 0;
+                    out.push(Effect::Record(Entry::Prepared { job: id.to_owned() }));
+                }
                 job.enter(JobState::Gathering, "");
                 if from.is_some_and(|from| from >= steps) {
                     let reason = match job.step {
@@ -233,10 +238,11 @@ impl Cluster {
                 false => self.end(&job, Ending::Failed, complaint.text, out),
             };
         }
-        match run.saving.commit() {
+        match run.commit() {
             Err(cause) => return self.end(&job, Ending::Failed, cause, out),
-            Ok(None) => {}
-            Ok(Some(publish)) => {
+            Ok(Commit::Wait) => {}
+            Ok(Commit::Sync) => out.push(Effect::Sync { job: job.clone() }),
+            Ok(Commit::Publish(publish)) => {
                 let (step, files) = (publish.step, publish.files.clone());
                 // The lead publishes it; the others may tell of what they saved since.
                 let wakes: Vec<_> = run.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())).collect();
@@ -294,6 +300,7 @@ impl Cluster {
 
     pub(super) fn published(&mut self, id: &str, checkpoint: Published, out: &mut Vec<Effect>) {
         let now_ms = self.now_ms;
+        let newest = checkpoint.step;
         let Some(job) = self.job_mut(id) else { return };
         job.checkpoint = Some(checkpoint.clone());
         job.saved_ms = now_ms;
@@ -304,6 +311,6 @@ impl Cluster {
         out.push(Effect::Notice(about));
         let Some(submission) = self.submission(id) else { return };
         let (directory, keep) = (submission.directory.clone(), submission.spec.checkpoint.keep);
-        out.push(Effect::Prune { job: id.to_owned(), directory, keep });
+        out.push(Effect::Prune { job: id.to_owned(), directory, newest, keep });
     }
 }

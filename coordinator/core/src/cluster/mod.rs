@@ -125,6 +125,7 @@ impl Cluster {
             Event::Prepared { job, result } => self.prepared(&job, result, &mut out),
             Event::Planned { ticket, result } => self.planned(ticket, result, &mut out),
             Event::Seen { status } => steady = self.seen(now_ms, status, &mut out),
+            Event::Written { job, step, synced } => steady = self.written(&job, step, synced, &mut out),
             Event::Lost { worker, incarnation, why } => self.lost(&worker, incarnation, &why, &mut out),
             Event::Cancelled { job, reason, when } => self.cancel(&job, &reason, when, &mut out),
             Event::Drain { worker, reason } => self.drain(&worker, &reason, &mut out),
@@ -301,7 +302,7 @@ impl Cluster {
         for (rank, slow) in looked {
             self.tell_pace(&job, rank, slow, out);
         }
-        let news = !reports.is_empty() || published.is_some();
+        let news = published.is_some();
         for report in reports {
             self.reported(&job, report, out);
         }
@@ -314,6 +315,17 @@ impl Cluster {
         } else {
             self.remind(now_ms, deaf, worker, out);
         }
+    }
+
+    /// Reports of a job are in its folder. Returns the worker that leads it, for which nothing else changes.
+    fn written(&mut self, job: &str, step: Step, synced: bool, out: &mut Vec<Effect>) -> Option<WorkerId> {
+        let run = self.runs.iter_mut().find(|run| run.job == job)?;
+        let lead = run.seats.first()?.info.id.clone();
+        if run.wrote(step, synced) {
+            self.revisions.grow();
+            out.push(Effect::Wake(lead.clone()));
+        }
+        Some(lead)
     }
 
     /// Tells people whether a rank is slow, where that is news.

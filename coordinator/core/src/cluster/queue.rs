@@ -11,12 +11,23 @@ use coxswain_types::ids::Generation;
 use coxswain_types::status::WorkerInfo;
 
 use super::Cluster;
-use super::event::{Effect, Look};
+use super::event::{Effect, Entry, Look};
 use super::hall::{Choice, Growth, Hall};
 use super::planning::Sizes;
 use super::run::Run;
-use super::summary::JobState;
+use super::summary::{Ending, JobState};
 use crate::plan::Fit;
+
+/// How many new jobs have their tokens made ready at once: each takes a machine's cores.
+const MAX_PREPARING: usize = 4;
+
+/// How long a new job whose tokens are being made ready keeps workers from those behind it. One that takes longer,
+/// because its text is large or is made to, lets them go first.
+const HOLD_MS: u64 = 60_000;
+
+/// How many coordinators may end, one after the other, while they make a job's tokens ready: that takes a process of
+/// its own, but memory may be so short that the system ends both.
+pub(super) const MAX_TRIES: u32 = 3;
 
 /// What a job can do now.
 enum Turn {
@@ -43,21 +54,36 @@ impl Cluster {
             }
             match turn {
                 None => return,
-                Some(Turn::Prepare(index)) => {
-                    let job = &mut self.jobs[index];
-                    if !job.recovers() {
-                        job.reason = "its tokens are being made ready".to_owned();
-                    }
-                    job.state = JobState::Preparing;
-                    let look = if job.doubts { Look::Whole } else { Look::Manifest };
-                    out.push(Effect::Prepare { job: job.id().to_owned(), look });
-                }
+                Some(Turn::Prepare(index)) => self.prepare(index, out),
                 Some(Turn::Form(index, workers, fit)) => self.ask_for_plan(index, workers, fit, out),
                 Some(Turn::Look(index, sizes)) => self.ask_for_fit(index, sizes, out),
                 Some(Turn::Grow(generation, more, fit)) => self.grow(generation, more, &fit, out),
                 Some(Turn::Relieve(index, reason)) => self.relieve(index, reason, out),
             }
         }
+    }
+
+    /// Has the job's tokens made ready, unless that seems to be what ends coordinators.
+    fn prepare(&mut self, index: usize, out: &mut Vec<Effect>) {
+        let now_ms = self.now_ms;
+        let job = &mut self.jobs[index];
+        let id = job.id().to_owned();
+        if !job.recovers() {
+            if job.tries >= MAX_TRIES {
+                let reason = format!(
+                    "{MAX_TRIES} coordinators ended while they made its tokens ready, so this one does not try; if \
+                     that was for another reason, submit it again"
+                );
+                return self.end(&id, Ending::Failed, reason, out);
+            }
+            job.tries += 1;
+            job.reason = "its tokens are being made ready".to_owned();
+            out.push(Effect::Record(Entry::Preparing { job: id.clone(), tries: job.tries }));
+        }
+        job.state = JobState::Preparing;
+        job.preparing_ms = now_ms;
+        let look = if job.doubts { Look::Whole } else { Look::Manifest };
+        out.push(Effect::Prepare { job: id, look });
     }
 
     /// The jobs that wait for workers, in the order in which they have their turn; also those at work that want
@@ -77,6 +103,8 @@ impl Cluster {
 
     /// When a job may shrink, grow or be divided anew, if nothing happens before.
     pub(super) fn queue_deadlines_ms(&self) -> impl Iterator<Item = u64> {
+        let prepares = self.jobs.iter().filter(|job| job.prepares_anew());
+        let holds = prepares.map(|job| job.preparing_ms + HOLD_MS);
         let shrinks = self.jobs.iter().filter(|job| job.state == JobState::Gathering);
         let improves = (0..self.jobs.len()).flat_map(|index| {
             let job = &self.jobs[index];
@@ -85,7 +113,7 @@ impl Cluster {
             let relieves = run.filter(|_| self.is_unbalanced(index)).map(|run| run.improves_ms(job.reliefs));
             grows.into_iter().chain(relieves)
         });
-        shrinks.filter_map(|job| job.shrinks_ms()).chain(improves)
+        shrinks.filter_map(|job| job.shrinks_ms()).chain(improves).chain(holds)
     }
 
     /// The first job in the queue that can go on, and why those before it wait.
@@ -97,16 +125,16 @@ impl Cluster {
             return (reasons, None);
         }
         let mut hall = Hall::new(self);
-        // The tokens of one new job are made ready at a time: it takes a machine's cores.
-        let preparing = waiting.iter().map(|&index| &self.jobs[index]);
-        let preparing = preparing.clone().find(|job| job.state == JobState::Preparing && !job.recovers());
-        let mut first: Option<&str> = None;
+        let preparing = waiting.iter().map(|&index| &self.jobs[index]).filter(|job| job.prepares_anew());
+        let busy = preparing.clone().nth(MAX_PREPARING - 1).and(preparing.clone().next());
+        // The first job that waits, and the first whose tokens are ready or have to wait for another's.
+        let (mut first, mut ready): (Option<&str>, Option<&str>) = (None, None);
         for index in waiting {
             let job = &self.jobs[index];
-            match (job.state, first, preparing) {
+            match (job.state, ready, busy) {
                 (JobState::Queued, _, _) if job.recovers() => return (reasons, Some(Turn::Prepare(index))),
                 (JobState::Queued, None, None) => return (reasons, Some(Turn::Prepare(index))),
-                (JobState::Queued, Some(first), _) => reasons.push((index, format!("waits behind {first}"))),
+                (JobState::Queued, Some(ready), _) => reasons.push((index, format!("waits behind {ready}"))),
                 (JobState::Queued, None, Some(other)) => {
                     reasons.push((index, format!("waits until the tokens of {} are ready", other.id())));
                 }
@@ -134,7 +162,7 @@ impl Cluster {
                     }
                 }
                 (JobState::Gathering, ..) if self.plans() == Some(job.id()) => {}
-                (JobState::Gathering, first, _) => match (hall.choose(index), self.plans()) {
+                (JobState::Gathering, ..) => match (hall.choose(index), self.plans()) {
                     (Choice::Form(workers, fit), None) => {
                         return (reasons, Some(Turn::Form(index, workers, fit)));
                     }
@@ -152,10 +180,19 @@ impl Cluster {
                         reasons.push((index, reason));
                     }
                 },
+                (JobState::Preparing, ..) if job.prepares_anew() => {
+                    if job.preparing_ms + HOLD_MS <= self.now_ms {
+                        continue;
+                    }
+                    hall.keep(index);
+                    first = first.or(Some(job.id()));
+                    continue;
+                }
                 _ => {}
             }
             hall.keep(index);
             first = first.or(Some(job.id()));
+            ready = ready.or(Some(job.id()));
         }
         reasons.retain(|(index, reason)| self.jobs[*index].reason != *reason);
         (reasons, None)

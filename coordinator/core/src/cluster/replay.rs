@@ -38,12 +38,23 @@ impl Cluster {
             Entry::Started { epoch } => self.revisions.passed(epoch),
             Entry::Noted { .. } => {}
             Entry::Submitted(submission) => self.enqueue(*submission),
+            Entry::Preparing { job, tries } => {
+                if let Some(job) = self.job_mut(&job) {
+                    job.tries = tries;
+                }
+            }
+            Entry::Prepared { job } => {
+                if let Some(job) = self.job_mut(&job) {
+                    job.tries = 0;
+                }
+            }
             Entry::Formed { job, generation, from, threads, ranks, revision, layout, compute } => {
                 self.generation = self.generation.max(generation);
                 for rank in &ranks {
                     self.members.remember(&rank.worker, rank.incarnation);
                 }
                 if let Some(job) = self.job_mut(&job) {
+                    job.tries = 0;
                     job.threads = Some(threads);
                     job.compute = Some(compute);
                     job.enter(JobState::Running, at_work(ranks.len(), generation));
@@ -110,6 +121,7 @@ impl Cluster {
                     // Nobody asks for these of a job that is over.
                     job.formed = Vec::new();
                     job.slow.clear();
+                    job.tries = 0;
                     job.wish = Asked::default();
                     job.cancelling = None;
                     job.begun = None;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Activity, Fault, Phase, StepReport, WorkerInfo, WorkerStatus};
+use coxswain_types::status::{Activity, Fault, Phase, Publish, StepReport, WorkerInfo, WorkerStatus};
 
 use super::event::FormedRank;
 use super::job::{Asked, Job};
@@ -123,8 +123,14 @@ pub(super) struct Run {
     pub(super) formed_ms: u64,
     /// What is wanted of it.
     pub(super) wish: Asked,
-    /// Reports up to this step have been recorded.
-    pub(super) acknowledged: Step,
+    /// The newest step that the lead reported.
+    pub(super) reported: Step,
+    /// The newest step whose report is in the run's folder, as far as is known.
+    written: Step,
+    /// The newest step whose report there survives a crash of the machine.
+    synced: Step,
+    /// The newest step whose report shall.
+    sync_asked: Step,
     /// The checkpoints.
     pub(super) saving: Saving,
     /// How long the newest steps took, in seconds.
@@ -139,6 +145,16 @@ pub(super) struct Run {
     failure: Option<Complaint>,
     /// Until when all of its workers have to be back, where an earlier coordinator formed it.
     return_ms: Option<u64>,
+}
+
+/// What comes next for the newest checkpoint.
+pub(super) enum Commit<'a> {
+    /// Nothing before something else happens.
+    Wait,
+    /// The reports of its steps are synced.
+    Sync,
+    /// It is committed, and published.
+    Publish(&'a Publish),
 }
 
 /// Why a rank says that it cannot go on.
@@ -176,7 +192,10 @@ impl Run {
             paces: Paces::default(),
             hang_told: None,
             hang_looked_ms: 0,
-            acknowledged: from,
+            reported: from,
+            written: from,
+            synced: from,
+            sync_asked: from,
             saving,
             failure: None,
             return_ms: None,
@@ -249,12 +268,13 @@ impl Run {
             // What the lead does not report any more, an earlier coordinator has recorded.
             let open =
                 status.reports.first().map_or(status.step, |report| Step(report.step.saturating_sub(1)));
-            self.acknowledged = self.acknowledged.max(open);
+            self.reported = self.reported.max(open);
+            self.written = self.written.max(open);
         }
         let mut fresh = Vec::new();
         for report in &status.reports {
-            if report.step > self.acknowledged.0 {
-                self.acknowledged = Step(report.step);
+            if report.step > self.reported.0 {
+                self.reported = Step(report.step);
                 self.step_seconds.push_back(report.step_seconds);
                 if self.step_seconds.len() > MEDIAN_STEPS {
                     self.step_seconds.pop_front();
@@ -265,11 +285,42 @@ impl Run {
         fresh
     }
 
+    /// Reports up to this step have been recorded: the lead may forget them. What the generation before reported of
+    /// later steps may be in the folder as well, but this one has to take them first.
+    pub(super) fn acknowledged(&self) -> Step {
+        self.reported.min(self.written)
+    }
+
+    /// Takes in that reports up to `step` are in the run's folder; `true` where the lead may forget more than before.
+    pub(super) fn wrote(&mut self, step: Step, synced: bool) -> bool {
+        let before = self.acknowledged();
+        self.written = self.written.max(step);
+        if synced {
+            self.synced = self.synced.max(step);
+        }
+        self.acknowledged() > before
+    }
+
+    /// What becomes of a checkpoint that all ranks have written. It is committed once the reports of its steps are
+    /// synced, for nothing takes these steps again.
+    pub(super) fn commit(&mut self) -> Result<Commit<'_>, String> {
+        match self.saving.complete() {
+            Some(step) if self.synced >= step => {
+                Ok(self.saving.commit()?.map_or(Commit::Wait, Commit::Publish))
+            }
+            Some(step) if self.reported >= step && self.sync_asked < step => {
+                self.sync_asked = self.reported;
+                Ok(Commit::Sync)
+            }
+            Some(_) | None => Ok(Commit::Wait),
+        }
+    }
+
     /// Whether the worker of `rank` shows that it has not heard what is wanted of it now.
     pub(super) fn is_deaf(&self, rank: usize, status: &WorkerStatus) -> bool {
         let decided = self.saving.newest_decided();
         let saved = status.saved.as_ref().is_some_and(|saved| saved.step <= decided);
-        let reports = status.reports.first().is_some_and(|report| report.step <= self.acknowledged.0);
+        let reports = status.reports.first().is_some_and(|report| report.step <= self.acknowledged().0);
         let done = status.published.as_ref().map(|published| published.step);
         let publish = self.saving.publishing().is_some_and(|publish| done < Some(publish.step));
         // All ranks have to know of a stop or a save before it counts, and not one says whether it does.
@@ -322,7 +373,7 @@ impl Run {
 
     /// The step after which every rank is done, once its checkpoint can be read and every report is recorded.
     pub(super) fn done_at(&self) -> Option<Step> {
-        let step = self.acknowledged;
+        let step = self.acknowledged();
         let done = self.seats.iter().all(|seat| seat.phase == Some(Phase::Done) && seat.step == step);
         (done && self.saving.published() == step).then_some(step)
     }

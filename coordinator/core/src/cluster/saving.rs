@@ -30,7 +30,7 @@ impl Run {
         let published = self.saving.published();
         let asked = self.wish.stop.is_some() || self.wish.save_after > published;
         let under_way = asked || self.saving.publishing().is_some();
-        !under_way && self.is_taken() && self.acknowledged > published && self.acknowledged < self.steps
+        !under_way && self.is_taken() && self.reported > published && self.reported < self.steps
     }
 }
 
@@ -45,7 +45,7 @@ impl Cluster {
         self.revisions.grow();
         let revision = self.revisions.newest();
         let run = &mut self.runs[index];
-        let (job, after) = (run.job.clone(), run.acknowledged.next());
+        let (job, after) = (run.job.clone(), run.reported.next());
         run.wish = Asked { revision, save_after: after, ..Asked::default() };
         out.push(Effect::Record(Entry::Saving { job, generation, revision, after }));
         out.extend(run.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())));
@@ -108,14 +108,16 @@ impl Saving {
         }
     }
 
-    /// The next checkpoint that all ranks have written, if none is being published. `Err` says why
-    /// their files make no checkpoint.
+    /// The next checkpoint that all ranks have written, if none is being published.
+    pub(super) fn complete(&self) -> Option<Step> {
+        let mut incomplete = self.incomplete.iter().filter(|_| self.publishing.is_none());
+        incomplete.find(|(_, by_rank)| by_rank.iter().all(Option::is_some)).map(|(step, _)| *step)
+    }
+
+    /// Commits the next checkpoint that all ranks have written. `Err` says why their files make no checkpoint.
     pub(super) fn commit(&mut self) -> Result<Option<&Publish>, String> {
-        if self.publishing.is_some() {
-            return Ok(None);
-        }
-        let complete = self.incomplete.iter().find(|(_, by_rank)| by_rank.iter().all(Option::is_some));
-        let Some((&step, by_rank)) = complete else { return Ok(None) };
+        let complete = self.complete().and_then(|step| Some((step, self.incomplete.get(&step)?)));
+        let Some((step, by_rank)) = complete else { return Ok(None) };
         let mut files: BTreeMap<&str, &SavedFile> = BTreeMap::new();
         for file in by_rank.iter().flatten().flatten() {
             if let Some(other) = files.insert(&file.name, file)

@@ -103,7 +103,7 @@ impl Run {
 
     /// Who holds up the run, the first time that a rank waits for too long in a step.
     pub(super) fn hang(&mut self, now_ms: u64) -> Option<String> {
-        if self.hang_told == Some(self.acknowledged) || now_ms < self.hang_looked_ms + HANG_LOOK_MS {
+        if self.hang_told == Some(self.reported) || now_ms < self.hang_looked_ms + HANG_LOOK_MS {
             return None;
         }
         self.hang_looked_ms = now_ms;
@@ -114,7 +114,7 @@ impl Run {
         if for_ms < self.patience_ms() {
             return None;
         }
-        self.hang_told = Some(self.acknowledged);
+        self.hang_told = Some(self.reported);
         chain
     }
 

@@ -41,7 +41,18 @@ impl World {
                 let before = std::mem::replace(&mut self.judge.epoch, *epoch);
                 (*epoch != before + 1).then(|| ("S1", format!("start {epoch} after {before}")))
             }
-            Entry::Noted { .. } | Entry::Begun { .. } | Entry::Compacted { .. } => None,
+            Entry::Noted { .. } | Entry::Begun { .. } | Entry::Compacted { .. } | Entry::Prepared { .. } => {
+                None
+            }
+            Entry::Preparing { job, tries } => {
+                // The next coordinator may not try again.
+                if *tries >= 3 {
+                    self.judge.excuse(job);
+                }
+                let record = self.judge.jobs.get(job);
+                let new = record.is_some_and(|record| record.running.is_none());
+                (!new).then(|| ("S9", format!("{job} is prepared anew while it is at work")))
+            }
             Entry::Formed { job, generation, ranks, threads, from, revision, layout, .. } => self
                 .judge_size(job, ranks, *layout)
                 .or_else(|| self.judge_formed(job, *generation, ranks, *threads, *from))

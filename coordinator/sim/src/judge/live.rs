@@ -281,10 +281,23 @@ impl World {
         let bits = (report.loss.to_bits(), report.grad_norm.to_bits());
         let (loss, norm) = truth::measured(self.truth(&directory, report.step));
         if bits != (loss.to_bits(), norm.to_bits()) {
-            return self
-                .broken("S5", format!("step {} of {job} has other bits than the true ones", report.step));
+            self.broken("S5", format!("step {} of {job} has other bits than the true ones", report.step));
         }
-        let metrics = &mut self.folders.entry(directory).or_default().metrics;
+    }
+
+    /// The newest step that the metrics of a job's folder have.
+    pub(crate) fn last_written(&self, job: &str) -> Step {
+        let record = self.judge.jobs.get(job);
+        let folder = record.and_then(|record| self.folders.get(&record.directory));
+        let last = folder.and_then(|folder| folder.metrics.keys().next_back().copied());
+        Step(last.unwrap_or_default())
+    }
+
+    /// The report of a step is in the run's folder.
+    pub(crate) fn judge_written(&mut self, job: &str, report: &StepReport) {
+        let Some(record) = self.judge.jobs.get(job) else { return };
+        let metrics = &mut self.folders.entry(record.directory.clone()).or_default().metrics;
+        let bits = (report.loss.to_bits(), report.grad_norm.to_bits());
         let last = metrics.keys().next_back().copied().unwrap_or_default();
         // What was noted before a restart may be told again, and is noted once.
         if report.step <= last {

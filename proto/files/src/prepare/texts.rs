@@ -1,8 +1,7 @@
 //! The files of a job's text: what they are, looked at before anything is made, and what they hold.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use coxswain_types::job::DataSpec;
@@ -11,6 +10,7 @@ use super::PrepareError;
 use crate::atomic::digest_bytes;
 use crate::digests::Digests;
 use crate::progress::{Phase, Progress, Watch};
+use crate::regular;
 
 /// The most text that is read: it is held in memory, with its tokens, on the coordinator's machine.
 const MAX_TEXT_BYTES: u64 = 4 << 30;
@@ -137,11 +137,7 @@ fn open(path: &Path) -> Result<(File, u64, Vec<u8>), TextFault> {
         _ => TextFault::Read(error),
     };
     regular(&fs::metadata(path).map_err(failed)?)?;
-    let no_wait = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let mut file = OpenOptions::new().read(true).custom_flags(no_wait).open(path).map_err(failed)?;
-    // The path may name something else by now.
-    let metadata = file.metadata().map_err(failed)?;
-    regular(&metadata)?;
+    let (mut file, metadata) = regular::open(path).map_err(failed)?;
     let mut head = Vec::new();
     file.by_ref().take(HEAD_BYTES).read_to_end(&mut head).map_err(TextFault::Read)?;
     plain(&head)?;
@@ -153,15 +149,12 @@ fn open(path: &Path) -> Result<(File, u64, Vec<u8>), TextFault> {
 }
 
 fn regular(metadata: &fs::Metadata) -> Result<(), TextFault> {
-    let kind = metadata.file_type();
     let to_a_file = "write the text to a file and name that";
-    let (found, remedy) = match () {
-        () if kind.is_file() => return Ok(()),
-        () if kind.is_dir() => ("a folder", "name the files in it, as a list"),
-        () if kind.is_fifo() => ("a named pipe, which can be read only once", to_a_file),
-        () if kind.is_char_device() || kind.is_block_device() => ("a device", to_a_file),
-        () if kind.is_socket() => ("a socket", to_a_file),
-        () => ("no regular file", to_a_file),
+    let (found, remedy) = match regular::other_kind(metadata) {
+        None => return Ok(()),
+        Some("a folder") => ("a folder", "name the files in it, as a list"),
+        Some("a named pipe") => ("a named pipe, which can be read only once", to_a_file),
+        Some(other) => (other, to_a_file),
     };
     Err(TextFault::Kind { found, remedy })
 }

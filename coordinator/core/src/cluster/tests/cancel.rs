@@ -56,6 +56,7 @@ fn a_job_at_work_ends_after_a_step_that_is_saved() {
             report demo-1 step 4
             wake w0
         410 w1 g1 done step=4 saved=4
+            sync demo-1
             record committed demo-1 step 4 [w0-4 w1-4]
             wake w0
             wake w1
@@ -64,7 +65,7 @@ fn a_job_at_work_ends_after_a_step_that_is_saved() {
         430 w0 g1 done step=4 published=4
             record published demo-1 step 4 m4
             info: the checkpoint of step 4 can be read
-            prune demo-1 to 2
+            prune demo-1 to 2 up to 4
             record ended demo-1 Cancelled
             info: job demo-1 was cancelled: Ctrl-C; stopped after step 4, which is saved
             wake w0
@@ -108,6 +109,7 @@ fn a_job_that_has_nothing_to_save_ends_at_once() {
         120 submit demo steps=4
             record submitted demo-2
             info: job demo-2 is accepted
+            record preparing demo-2 try 1
             prepare demo-2
         130 cancel demo-2 while it is prepared
             record ended demo-2 Cancelled
@@ -116,8 +118,10 @@ fn a_job_that_has_nothing_to_save_ends_at_once() {
         150 submit demo pp=3 steps=4
             record submitted demo-3
             info: job demo-3 is accepted
+            record preparing demo-3 try 1
             prepare demo-3
         150 prepared demo-3
+            record prepared demo-3
         160 cancel demo-3 while it gathers
             record ended demo-3 Cancelled
             info: job demo-3 was cancelled: while it gathers
@@ -291,13 +295,14 @@ fn a_cancel_outlives_the_coordinator() {
             report demo-1 step 4
             wake w0
         20 w1 g1 done step=4 saved=4
+            sync demo-1
             record committed demo-1 step 4 [w0-4 w1-4]
             wake w0
             wake w1
         30 w0 g1 done step=4 published=4
             record published demo-1 step 4 m4
             info: the checkpoint of step 4 can be read
-            prune demo-1 to 2
+            prune demo-1 to 2 up to 4
             record ended demo-1 Cancelled
             info: job demo-1 was cancelled: enough; stopped after step 4, which is saved
             wake w0

@@ -156,7 +156,7 @@ proptest! {
     /// Entries that no history has, in any order.
     #[test]
     fn whatever_stands_there_a_restart_knows_the_same(
-        picks in prop::collection::vec((0u8..13, 1u64..4, 0u64..9), 0..60)
+        picks in prop::collection::vec((0u8..15, 1u64..4, 0u64..9), 0..60)
     ) {
         let mut entries = vec![submitted(1), submitted(2)];
         entries.extend(picks.into_iter().map(|(kind, n, number)| {
@@ -178,6 +178,8 @@ proptest! {
                 }
                 10 => Entry::Cancelling { job, reason },
                 11 => Entry::Saving { job, generation, revision: number, after: Step(number) },
+                12 => Entry::Preparing { job, tries: 1 + number as u32 },
+                13 => Entry::Prepared { job },
                 _ => ended(n),
             }
         }));

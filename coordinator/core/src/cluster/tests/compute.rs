@@ -52,6 +52,7 @@ fn a_job_waits_for_workers_of_its_kind_though_others_are_more() {
             wake w1
             record formed demo-1 g2 [w0 w1] threads 1 from 2
             info: runs on w0, w1 with 1 thread each (as before)
+            record preparing next-2 try 1
             prepare next-2
             wake w0
             wake w1
@@ -104,6 +105,7 @@ fn a_checkpoint_says_what_its_job_computes_with() {
             record started 1
             record submitted demo-1
             info: job demo-1 is accepted
+            record preparing demo-1 try 1
             prepare demo-1
         0 w0 idle
             record noted joined
@@ -118,6 +120,7 @@ fn a_checkpoint_says_what_its_job_computes_with() {
             info: worker w2 is here (pid 102 on alpha, cpu)
             wake w2
         0 prepared demo-1 resume=2 with=libtorch-2.12
+            record prepared demo-1
         0 jobs
             demo-1 Gathering step 2: waiting for 1 of 2 workers with libtorch 2.12, which its checkpoint was made with (here: 2 idle with cpu, libtorch 2.11)
         0 explain demo-1

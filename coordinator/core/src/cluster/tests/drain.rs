@@ -62,6 +62,7 @@ fn a_drained_worker_is_replaced_at_a_steps_boundary() {
             wake w0
         500 w0 g1 running step=3 saved=3
         500 w1 g1 done step=3 saved=3
+            sync demo-1
             record committed demo-1 step 3 [w0-3 w1-3]
             wake w0
             wake w1
@@ -70,7 +71,7 @@ fn a_drained_worker_is_replaced_at_a_steps_boundary() {
         600 w0 g1 done step=3 published=3
             record published demo-1 step 3 m3
             info: the checkpoint of step 3 can be read
-            prune demo-1 to 2
+            prune demo-1 to 2 up to 3
             record regrouped demo-1 g1 after step 3: worker w1 (rank 1, stage 1, pid 101 on alpha) is drained: maintenance
             info: stopped after step 3 and saved; workers are gathered anew
             prepare demo-1
@@ -129,13 +130,14 @@ fn a_worker_that_was_asked_to_stop_works_until_its_place_can_be_taken() {
             report demo-1 step 3
             wake w0
         500 w1 g1 done step=3 saved=3 leaves=SIGTERM
+            sync demo-1
             record committed demo-1 step 3 [w0-3 w1-3]
             wake w0
             wake w1
         600 w0 g1 done step=3 published=3
             record published demo-1 step 3 m3
             info: the checkpoint of step 3 can be read
-            prune demo-1 to 2
+            prune demo-1 to 2 up to 3
             record regrouped demo-1 g1 after step 3: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: SIGTERM
             info: stopped after step 3 and saved; workers are gathered anew
             prepare demo-1
@@ -193,8 +195,10 @@ fn an_idle_worker_that_is_drained_leaves_and_a_newer_process_of_its_name_does_no
         20 submit demo steps=4
             record submitted demo-1
             info: job demo-1 is accepted
+            record preparing demo-1 try 1
             prepare demo-1
         20 prepared demo-1
+            record prepared demo-1
         20 jobs
             demo-1 Gathering step 0: waiting for 1 of 1 worker (here: 1 leaving)
         30 w0' idle

@@ -164,6 +164,8 @@ fn the_journal_is_told_as_events() {
     expect![[r#"
         {"kind":"started","text":"the coordinator started, for time 1 on this journal"}
         {"kind":"submitted","job":"demo-1","text":"to run in /runs/0","directory":"/runs/0"}
+        {"kind":"preparing","job":"demo-1","text":"its data is made ready","tries":1}
+        {"kind":"prepared","job":"demo-1","text":"its data is ready"}
         {"kind":"joined","worker":"w0","text":"worker w0 is here (pid 100 on alpha, cpu)"}
         {"kind":"joined","worker":"w1","text":"worker w1 is here (pid 101 on alpha, cpu)"}
         {"kind":"formed","job":"demo-1","generation":1,"text":"runs on w0, w1","ranks":[{"host":"alpha","pid":100,"stage":0,"worker":"w0"},{"host":"alpha","pid":101,"stage":1,"worker":"w1"}],"step":0}

@@ -17,8 +17,10 @@ fn a_wish_is_sent_after_all_that_it_follows_from_is_on_disk() {
             record started 1
             record submitted demo-1
             info: job demo-1 is accepted
+            record preparing demo-1 try 1
             prepare demo-1
         0 prepared demo-1
+            record prepared demo-1
         5 w0 idle
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
@@ -72,6 +74,7 @@ fn a_worker_that_has_not_heard_is_told_again_once_a_second() {
             report demo-1 step 2
             wake w0
         210 w1 g1 running step=2 saved=2
+            sync demo-1
             record committed demo-1 step 2 [w0-2 w1-2]
             wake w0
             wake w1
@@ -112,8 +115,10 @@ fn a_drained_process_that_was_lost_gets_no_work_when_it_is_back() {
         15 submit demo pp=1 steps=4
             record submitted demo-1
             info: job demo-1 is accepted
+            record preparing demo-1 try 1
             prepare demo-1
         15 prepared demo-1
+            record prepared demo-1
         20 w0 idle
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)

@@ -103,6 +103,9 @@ fn check(journal: &[Entry]) {
             Entry::Begun { job, generation, .. } => {
                 assert_eq!(at_work[job.as_str()].0, *generation);
             }
+            Entry::Preparing { job, .. } | Entry::Prepared { job } => {
+                assert!(!at_work.contains_key(job.as_str()));
+            }
             Entry::Started { .. } | Entry::Noted { .. } | Entry::Submitted(_) | Entry::Drained { .. } => {}
         }
     }

@@ -74,8 +74,10 @@ fn a_job_runs_saves_and_is_done() {
             record started 1
             record submitted demo-1
             info: job demo-1 is accepted
+            record preparing demo-1 try 1
             prepare demo-1
         5 prepared demo-1
+            record prepared demo-1
         5 jobs
             demo-1 Gathering step 0: waiting for 2 of 2 workers
         10 w0 idle
@@ -112,6 +114,7 @@ fn a_job_runs_saves_and_is_done() {
         300 w1 g1 running step=2 saved=2
         300 w1 g1 done step=2 saved=2
         310 w0 g1 running step=2 saved=2
+            sync demo-1
             record committed demo-1 step 2 [w0-2 w1-2]
             wake w0
             wake w1
@@ -122,7 +125,7 @@ fn a_job_runs_saves_and_is_done() {
         400 w0 g1 done step=2 saved=2 published=2
             record published demo-1 step 2 m2
             info: the checkpoint of step 2 can be read
-            prune demo-1 to 2
+            prune demo-1 to 2 up to 2
             record ended demo-1 Done
             info: job demo-1 is done: step 2 is taken and its checkpoint can be read
             wake w0
@@ -277,6 +280,7 @@ fn a_cancelled_job_makes_room_for_the_next() {
         100 submit next steps=1
             record submitted next-2
             info: job next-2 is accepted
+            record preparing next-2 try 1
             prepare next-2
         100 jobs
             demo-1 Running step 0: on 2 workers, generation 1
@@ -290,6 +294,7 @@ fn a_cancelled_job_makes_room_for_the_next() {
             g1 idle run_to 0 acknowledged 0
         210 w0 g1 idle
         220 prepared next-2
+            record prepared next-2
             record formed next-2 g2 [w0] threads 2 from 0
             info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
             wake w0
@@ -356,8 +361,10 @@ fn older_generations_and_processes_are_refused() {
         300 submit again pp=2 steps=4
             record submitted again-2
             info: job again-2 is accepted
+            record preparing again-2 try 1
             prepare again-2
         300 prepared again-2
+            record prepared again-2
             record formed again-2 g2 [w0 w1] threads 1 from 0
             info: runs from the start on w0, w1 with 1 thread each (the cores of each machine over its workers)
             wake w0
@@ -411,8 +418,10 @@ fn workers_of_different_runtimes_are_not_mixed() {
             record started 1
             record submitted demo-1
             info: job demo-1 is accepted
+            record preparing demo-1 try 1
             prepare demo-1
         0 prepared demo-1
+            record prepared demo-1
         0 w0 idle
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
@@ -455,12 +464,14 @@ fn a_run_continues_from_its_checkpoint() {
             record started 1
             record submitted demo-1
             info: job demo-1 is accepted
+            record preparing demo-1 try 1
             prepare demo-1
         0 w0 idle
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
             wake w0
         0 prepared demo-1 resume=2
+            record prepared demo-1
             record formed demo-1 g1 [w0] threads 3 from 2
             info: runs from the checkpoint of step 2 on w0 with 3 threads each (as in the checkpoint)
             wake w0
@@ -469,13 +480,14 @@ fn a_run_continues_from_its_checkpoint() {
         10 w0 g1 running step=4 reports=3..4 saved=4
             report demo-1 step 3
             report demo-1 step 4
-            record committed demo-1 step 4 [w0-4]
+            sync demo-1
             wake w0
+            record committed demo-1 step 4 [w0-4]
             wake w0
         20 w0 g1 done step=4 saved=4 published=4
             record published demo-1 step 4 m4
             info: the checkpoint of step 4 can be read
-            prune demo-1 to 2
+            prune demo-1 to 2 up to 4
             record ended demo-1 Done
             info: job demo-1 is done: step 4 is taken and its checkpoint can be read
             wake w0
@@ -483,13 +495,16 @@ fn a_run_continues_from_its_checkpoint() {
         30 submit more steps=4
             record submitted more-2
             info: job more-2 is accepted
+            record preparing more-2 try 1
             prepare more-2
         30 prepared more-2 resume=4
+            record prepared more-2
             record ended more-2 Done
             info: job more-2 is done: all of its 4 steps are taken; raise train.steps to go on
         40 submit none steps=4
             record submitted none-3
             info: job none-3 is accepted
+            record preparing none-3 try 1
             prepare none-3
         40 unprepared none-3 data.files: nothing/there.txt is not there
             record ended none-3 Failed
@@ -513,6 +528,7 @@ fn leaving_is_wanted_of_all_and_nothing_starts_any_more() {
         200 submit next steps=1
             record submitted next-2
             info: job next-2 is accepted
+            record preparing next-2 try 1
             prepare next-2
         200 cancel-now demo-1 enough
             record ended demo-1 Cancelled
@@ -526,6 +542,7 @@ fn leaving_is_wanted_of_all_and_nothing_starts_any_more() {
             g1 idle run_to 0 acknowledged 0 leave: the run is over
         210 w0 idle
         210 prepared next-2
+            record prepared next-2
         210 desired w0
             g1 idle run_to 0 acknowledged 0 leave: the run is over
     "#]]

@@ -24,8 +24,10 @@ fn a_plan_whose_worker_is_lost_is_made_anew() {
             record started 1
             record submitted slow-1
             info: job slow-1 is accepted
+            record preparing slow-1 try 1
             prepare slow-1
         0 prepared slow-1
+            record prepared slow-1
         0 w0 idle
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
@@ -79,8 +81,10 @@ fn the_plan_of_a_job_that_is_over_is_dropped() {
             record started 1
             record submitted slow-1
             info: job slow-1 is accepted
+            record preparing slow-1 try 1
             prepare slow-1
         0 prepared slow-1
+            record prepared slow-1
         0 submit next steps=4
             record submitted next-2
             info: job next-2 is accepted
@@ -96,6 +100,7 @@ fn the_plan_of_a_job_that_is_over_is_dropped() {
         10 cancel-now slow-1 enough
             record ended slow-1 Cancelled
             info: job slow-1 was cancelled: enough
+            record preparing next-2 try 1
             prepare next-2
         10 jobs
             slow-1 Ended(Cancelled) step 0: enough
@@ -131,8 +136,10 @@ fn other_jobs_go_on_and_wait_for_the_planner_only() {
             record started 1
             record submitted first-1
             info: job first-1 is accepted
+            record preparing first-1 try 1
             prepare first-1
         0 prepared first-1
+            record prepared first-1
         0 w0 idle
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
@@ -143,8 +150,10 @@ fn other_jobs_go_on_and_wait_for_the_planner_only() {
         0 submit slow pp=2 steps=4
             record submitted slow-2
             info: job slow-2 is accepted
+            record preparing slow-2 try 1
             prepare slow-2
         0 prepared slow-2
+            record prepared slow-2
         0 w1 idle
             record noted joined
             info: worker w1 is here (pid 101 on alpha, cpu)
@@ -160,8 +169,10 @@ fn other_jobs_go_on_and_wait_for_the_planner_only() {
         10 submit above priority=1 steps=4
             record submitted above-3
             info: job above-3 is accepted
+            record preparing above-3 try 1
             prepare above-3
         10 prepared above-3
+            record prepared above-3
         10 jobs
             first-1 Running step 1: on 1 worker, generation 1
             slow-2 Gathering step 0: its work is divided among 2 workers

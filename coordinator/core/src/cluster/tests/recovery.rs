@@ -34,8 +34,10 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
             record started 1
             record submitted demo-1
             info: job demo-1 is accepted
+            record preparing demo-1 try 1
             prepare demo-1
         0 prepared demo-1
+            record prepared demo-1
         0 w0 idle
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)
@@ -54,13 +56,14 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
             report demo-1 step 3
             wake w0
         110 w1 g1 running step=3 saved=2
+            sync demo-1
             record committed demo-1 step 2 [w0-2 w1-2]
             wake w0
             wake w1
         120 w0 g1 running step=3 published=2
             record published demo-1 step 2 m2
             info: the checkpoint of step 2 can be read
-            prune demo-1 to 2
+            prune demo-1 to 2 up to 2
             wake w0
         200 lost w1 its connection closed
             record noted gone
@@ -203,6 +206,7 @@ fn a_coordinator_that_is_started_again_finds_its_run_at_work() {
             next-2 Queued step 0: waits for its turn
         0 tick
             record started 2
+            record preparing next-2 try 2
             prepare next-2
         0 deadline
             Some(10000)
@@ -222,16 +226,18 @@ fn a_coordinator_that_is_started_again_finds_its_run_at_work() {
             report demo-1 step 4
             record published demo-1 step 2 m2
             info: the checkpoint of step 2 can be read
-            prune demo-1 to 2
+            prune demo-1 to 2 up to 2
+            wake w0
             wake w0
         800 w1 g1 done step=4 saved=4
+            sync demo-1
             record committed demo-1 step 4 [w0-4 w1-4]
             wake w0
             wake w1
         900 w0 g1 done step=4 published=4
             record published demo-1 step 4 m4
             info: the checkpoint of step 4 can be read
-            prune demo-1 to 2
+            prune demo-1 to 2 up to 4
             record ended demo-1 Done
             info: job demo-1 is done: step 4 is taken and its checkpoint can be read
             wake w0
@@ -445,6 +451,7 @@ fn a_damaged_checkpoint_is_looked_at_and_is_no_reason_to_end() {
             record started 1
             record submitted demo-1
             info: job demo-1 is accepted
+            record preparing demo-1 try 1
             prepare demo-1
         0 w0 idle
             record noted joined
@@ -455,6 +462,7 @@ fn a_damaged_checkpoint_is_looked_at_and_is_no_reason_to_end() {
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
         0 prepared demo-1 resume=4
+            record prepared demo-1
             record formed demo-1 g1 [w0 w1] threads 3 from 4
             info: runs from the checkpoint of step 4 on w0, w1 with 3 threads each (as in the checkpoint)
             wake w0

@@ -115,13 +115,14 @@ fn a_job_shrinks_when_nobody_comes_back_and_grows_when_someone_does() {
             report demo-1 step 4
             wake w0
         13200 w1 g2 done step=4 saved=4
+            sync demo-1
             record committed demo-1 step 4 [w0-4 w1-4]
             wake w0
             wake w1
         13210 w0 g2 done step=4 published=4
             record published demo-1 step 4 m4
             info: the checkpoint of step 4 can be read
-            prune demo-1 to 2
+            prune demo-1 to 2 up to 4
             record regrouped demo-1 g2 after step 4: 2 more workers are here, enough for all of its layout
             info: stopped after step 4 and saved; workers are gathered anew
             prepare demo-1
@@ -179,6 +180,7 @@ fn a_drained_worker_without_another_in_its_place_makes_a_job_smaller_at_once() {
         1100 w1 g1 done step=1 saved=1
         1100 w2 g1 done step=1 saved=1
         1100 w3 g1 done step=1 saved=1
+            sync demo-1
             record committed demo-1 step 1 [w0-1 w1-1 w2-1 w3-1]
             wake w0
             wake w1
@@ -187,7 +189,7 @@ fn a_drained_worker_without_another_in_its_place_makes_a_job_smaller_at_once() {
         1110 w0 g1 done step=1 published=1
             record published demo-1 step 1 m1
             info: the checkpoint of step 1 can be read
-            prune demo-1 to 2
+            prune demo-1 to 2 up to 1
             record regrouped demo-1 g1 after step 1: worker w3 (rank 3, stage 1, pid 103 on alpha) is drained: a new disk
             info: stopped after step 1 and saved; workers are gathered anew
             prepare demo-1
@@ -225,8 +227,10 @@ fn a_job_starts_with_all_of_its_workers_or_not_at_all() {
             record started 1
             record submitted demo-1
             info: job demo-1 is accepted
+            record preparing demo-1 try 1
             prepare demo-1
         0 prepared demo-1
+            record prepared demo-1
         0 w0 idle
             record noted joined
             info: worker w0 is here (pid 100 on alpha, cpu)

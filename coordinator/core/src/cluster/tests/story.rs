@@ -12,6 +12,7 @@
 //! 0 w1 g1 running doing=1F3 for=900 waits=0 last=1F2     0 w1 g1 running step=3 busy=900     0 explain demo-1
 //! 0 w1 g2 running step=3 begun=memory
 //! 0 planned (what was asked of a job whose name begins with `slow`)
+//! 0 written late-1 3     0 synced late-1 4 (of a job whose name begins with `late`)
 //! 0 tick     0 desired w0     0 jobs    0 submit demo wait steps=4 (waits when workers are lost)
 //! 0 submit demo wait rebalance dp=2 (relieves stragglers)     0 submit demo minutes=1 (saves each minute)
 //! ```
@@ -246,6 +247,10 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
         "drain" => Event::Drain { worker: info(words[0]).id, reason: rest() },
         "broken" => Event::Broken { job: words[0].to_owned(), reason: rest() },
         "dismiss" => Event::Dismissed { reason: words.join(" ") },
+        "written" | "synced" => {
+            let (job, step) = (words[0].to_owned(), Step(words[1].parse().unwrap()));
+            Event::Written { job, step, synced: verb == "synced" }
+        }
         "tick" => Event::Tick,
         name => Event::Seen { status: status(cluster, name, words, line) },
     }
@@ -260,7 +265,8 @@ fn effect_text(effect: &Effect) -> String {
         Effect::Wake(worker) => format!("wake {worker}"),
         Effect::Refuse { worker, incarnation, reason } => format!("refuse {worker}/{incarnation}: {reason}"),
         Effect::Report { job, report } => format!("report {job} step {}", report.step),
-        Effect::Prune { job, keep, .. } => format!("prune {job} to {keep}"),
+        Effect::Sync { job } => format!("sync {job}"),
+        Effect::Prune { job, newest, keep, .. } => format!("prune {job} to {keep} up to {newest}"),
         Effect::Notice(notice) => {
             let weight = if notice.weight == Weight::Warning { "warn" } else { "info" };
             format!("{weight}: {}", notice.text)
@@ -273,6 +279,8 @@ pub(super) fn entry_text(entry: &Entry) -> String {
         Entry::Compacted { entries, .. } => format!("compacted {entries}"),
         Entry::Started { epoch } => format!("started {epoch}"),
         Entry::Submitted(submission) => format!("submitted {}", submission.job),
+        Entry::Preparing { job, tries } => format!("preparing {job} try {tries}"),
+        Entry::Prepared { job } => format!("prepared {job}"),
         Entry::Formed { job, generation, ranks, threads, from, .. } => {
             let ranks: Vec<_> = ranks.iter().map(|rank| rank.worker.0.as_str()).collect();
             format!("formed {job} g{generation} [{}] threads {threads} from {from}", ranks.join(" "))
@@ -332,11 +340,13 @@ fn planned(planning: &Planning) -> Event {
 }
 
 /// Tells the story to `cluster`; a plan is made as soon as it is asked for, but that of a job named `slow`, which
-/// comes with `planned`. Returns its print and what the journal holds.
+/// comes with `planned`, and reports are written down as soon as they are there, but those of a job named `late`,
+/// which are with `written`. Returns its print and what the journal holds.
 pub(super) fn tell_to(cluster: &mut Cluster, story: &str) -> (String, Vec<Entry>) {
     let mut print = String::new();
     let mut journal = Vec::new();
     let mut plans: Vec<Planning> = Vec::new();
+    let mut reported: BTreeMap<String, Step> = BTreeMap::new();
     for line in story.lines().map(str::trim).filter(|line| !line.is_empty()) {
         print.push_str(&format!("{line}\n"));
         let words: Vec<_> = line.split_whitespace().collect();
@@ -361,7 +371,20 @@ pub(super) fn tell_to(cluster: &mut Cluster, story: &str) -> (String, Vec<Entry>
                     _ => event(cluster, verb, words, line),
                 };
                 let mut effects = VecDeque::from(cluster.handle(now_ms, event));
-                while let Some(effect) = effects.pop_front() {
+                let mut written: VecDeque<(String, Step, bool)> = VecDeque::new();
+                while let Some(effect) = next_effect(cluster, now_ms, &mut effects, &mut written) {
+                    match &effect {
+                        Effect::Report { job, report } if !job.starts_with("late") => {
+                            written.retain(|(of, _, synced)| of != job || *synced);
+                            written.push_back((job.clone(), Step(report.step), false));
+                            reported.insert(job.clone(), Step(report.step));
+                        }
+                        Effect::Sync { job } if !job.starts_with("late") => {
+                            let last = reported.get(job).copied().unwrap_or_default();
+                            written.push_back((job.clone(), last, true));
+                        }
+                        _ => {}
+                    }
                     match effect {
                         Effect::Plan(planning) if planning.job.starts_with("slow") => {
                             print.push_str(&format!("    plan {}\n", planning.job));
@@ -380,6 +403,20 @@ pub(super) fn tell_to(cluster: &mut Cluster, story: &str) -> (String, Vec<Entry>
         }
     }
     (print, journal)
+}
+
+/// The next effect; after the last, reports are written down, which has more effects.
+fn next_effect(
+    cluster: &mut Cluster,
+    now_ms: u64,
+    effects: &mut VecDeque<Effect>,
+    written: &mut VecDeque<(String, Step, bool)>,
+) -> Option<Effect> {
+    while effects.is_empty() {
+        let (job, step, synced) = written.pop_front()?;
+        effects.extend(cluster.handle(now_ms, Event::Written { job, step, synced }));
+    }
+    effects.pop_front()
 }
 
 /// The print of a story that starts with nothing.

@@ -1,0 +1,119 @@
+//! The process that makes one job's data ready. Texts, tokenizers and checkpoints are read here, for they are what
+//! strangers wrote: what makes this process crash, wait or run out of memory ends one job and nothing else.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use coxswain_core::cluster::{Look, Prepared, Submission, Weight};
+use coxswain_files::digests::Remembered;
+use coxswain_files::{Digests, Progress, Stopped};
+use coxswain_proto::parent::ParentArgs;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde::{Deserialize, Serialize};
+
+use crate::folder::{self, Words};
+
+/// How often progress is told at most.
+const TELL: Duration = Duration::from_secs(1);
+
+/// The most files that are open at once; maps of weights are the largest part.
+const MAX_FILES: u64 = 1024;
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Prepare {
+    #[command(flatten)]
+    parent: ParentArgs,
+}
+
+/// What is to be done.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Asked {
+    pub(crate) submission: Submission,
+    pub(crate) look: Look,
+    /// Whether no generation of the job was formed.
+    pub(crate) first: bool,
+    /// The digests that earlier processes found.
+    pub(crate) digests: Remembered,
+    /// The memory that the process may take for itself.
+    pub(crate) memory_bytes: u64,
+}
+
+/// What the process says, a line of JSON each.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Said {
+    /// How far it is.
+    Doing(String),
+    /// A line for people.
+    Told {
+        /// Whether it is a warning.
+        warning: bool,
+        /// What happened.
+        text: String,
+    },
+    /// It is done.
+    Done {
+        /// What was found, or why the job cannot run.
+        result: Box<Result<Prepared, String>>,
+        /// The digests that are known now.
+        digests: Remembered,
+    },
+}
+
+/// Does what standard input asks for.
+pub(crate) fn main(args: Prepare) -> anyhow::Result<()> {
+    args.parent.follow().context("following the process that started this one")?;
+    work(std::io::stdin(), std::io::stdout(), limit)
+}
+
+/// Does what `input` asks for, within what `limit` sets, and says on `output` how it goes.
+pub(super) fn work(
+    input: impl Read,
+    output: impl Write + Send,
+    limit: impl FnOnce(u64) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut line = String::new();
+    BufReader::new(input).read_line(&mut line).context("reading what is asked for")?;
+    let asked: Asked = serde_json::from_str(&line).context("what is asked for")?;
+    limit(asked.memory_bytes)?;
+    let output = Mutex::new((output, Instant::now()));
+    let say = |said: &Said| -> anyhow::Result<()> {
+        let mut line = serde_json::to_vec(said).context("a line to say")?;
+        line.push(b'\n');
+        // Whoever held it has panicked, and this process ends.
+        let mut output = output.lock().map_err(|_| anyhow::anyhow!("nobody can speak any more"))?;
+        output.1 = Instant::now();
+        output.0.write_all(&line).and_then(|()| output.0.flush()).context("saying it")
+    };
+    let watch = |progress: Progress| {
+        // If it is locked, another thread is reporting.
+        let due = output.try_lock().is_ok_and(|output| output.1.elapsed() >= TELL);
+        // Nobody listens where the coordinator is gone.
+        if due { say(&Said::Doing(progress.to_string())).map_err(|_| Stopped) } else { Ok(()) }
+    };
+    let tell = |weight: Weight, text: String| {
+        // A pipe that is broken is noticed by the next progress.
+        let _ = say(&Said::Told { warning: weight == Weight::Warning, text });
+    };
+    let digests = Digests::with(asked.digests);
+    let words = Words { watch: &watch, tell: &tell };
+    let result = folder::prepare(&asked.submission, asked.look, &digests, &words, asked.first);
+    say(&Said::Done { result: Box::new(result), digests: digests.remembered() })
+}
+
+/// Bounds what this process may take, and has the system end it before any other where memory is short.
+fn limit(memory_bytes: u64) -> anyhow::Result<()> {
+    for (resource, most) in
+        [(Resource::Data, memory_bytes), (Resource::Nofile, MAX_FILES), (Resource::Core, 0)]
+    {
+        let maximum = getrlimit(resource).maximum;
+        let most = Some(maximum.map_or(most, |maximum| maximum.min(most)));
+        setrlimit(resource, Rlimit { current: most, maximum: most })
+            .with_context(|| format!("setting the limit {resource:?}"))?;
+    }
+    // Where there is no such file the system has no such choice.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! Jobs that stop, kill or fill whoever makes them ready: each ends by itself, and the coordinator answers the others.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+#[path = "../src/tests/fake.rs"]
+#[allow(dead_code, reason = "tests in the crate use more of it")]
+mod fake;
+#[allow(dead_code, reason = "other tests use more of it")]
+mod serve;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use coxswain_proto::wire::jobs_client::JobsClient;
+use coxswain_proto::wire::{self, JobState, JobSummary};
+use fake::{Faults, work};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serve::{Serve, free_port};
+use tonic::transport::Channel;
+
+/// How long a job may take to a state that it has to reach.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a call may take, whatever another job does.
+const ANSWER: Duration = Duration::from_secs(3);
+
+fn job(name: &str, data: &str, sequence: u32) -> String {
+    format!(
+        "
+name: {name}
+model: {{layers: 1, dim: 32, heads: 4, kv_heads: 2, ffn: 64, vocab: 8000}}
+data: {data}
+train: {{steps: 3, sequence: {sequence}, micro_batch: 1, micro_batches: 1}}
+"
+    )
+}
+
+async fn submit(jobs: &mut JobsClient<Channel>, manifest: String, directory: &Path) -> String {
+    let request = wire::SubmitRequest {
+        manifest,
+        origin: "job.yaml".to_owned(),
+        base: "/".to_owned(),
+        directory: directory.to_str().unwrap().to_owned(),
+        sets: Vec::new(),
+    };
+    jobs.submit(request).await.unwrap().into_inner().job
+}
+
+/// The job as it is now, which a coordinator tells at once.
+async fn get(jobs: &mut JobsClient<Channel>, job: &str) -> JobSummary {
+    let asked = jobs.get(wire::GetRequest { job: job.to_owned() });
+    tokio::time::timeout(ANSWER, asked).await.expect("an answer").unwrap().into_inner()
+}
+
+/// The job once it is as it should be.
+async fn until(jobs: &mut JobsClient<Channel>, job: &str, is: impl Fn(&JobSummary) -> bool) -> JobSummary {
+    let start = Instant::now();
+    loop {
+        let summary = get(jobs, job).await;
+        if is(&summary) {
+            return summary;
+        }
+        assert!(start.elapsed() < PATIENCE, "{summary:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn is_over(summary: &JobSummary) -> bool {
+    matches!(summary.state(), JobState::Done | JobState::Failed | JobState::Cancelled)
+}
+
+/// A text of so many bytes, none of whose words comes twice.
+fn text(path: &Path, bytes: usize) {
+    let mut text = String::with_capacity(bytes + 16);
+    let mut number: u64 = 1;
+    while text.len() < bytes {
+        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        text.extend((0..8).map(|letter| char::from(b'a' + (number >> (8 * letter)) as u8 % 26)));
+        text.push(' ');
+    }
+    fs::write(path, text).unwrap();
+}
+
+/// The processes that this one has started.
+fn children(pid: u32) -> Vec<Pid> {
+    let mut children = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+        let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        children.extend(text.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().unwrap())));
+    }
+    children
+}
+
+/// Waits for a process to end.
+async fn gone(pid: Pid) {
+    let start = Instant::now();
+    while test_kill_process(pid).is_ok() {
+        assert!(start.elapsed() < Duration::from_secs(5), "process {pid:?} is still there");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_cannot_be_written_fails_its_own_job() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pipe, link) = (folder.path().join("pipe"), folder.path().join("link"));
+    fs::create_dir(&pipe).unwrap();
+    fs::create_dir(&link).unwrap();
+    mknodat(CWD, pipe.join("metrics.jsonl"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    fs::write(folder.path().join("precious"), "of somebody else\n").unwrap();
+    std::os::unix::fs::symlink(folder.path().join("precious"), link.join("metrics.jsonl")).unwrap();
+    let mut serve = Serve::start(folder.path(), free_port());
+    let (_, mut jobs) = serve.first_answer().await;
+    let synthetic = "{synthetic: {tokens: 4096}}";
+    let first = submit(&mut jobs, job("first", synthetic, 16), &pipe).await;
+    let second = submit(&mut jobs, job("second", synthetic, 16), &link).await;
+    let good = submit(&mut jobs, job("good", synthetic, 16), &folder.path().join("good")).await;
+    let url = serve.url.clone();
+    let _worker = tokio::spawn(async move { work(&url, "w0", Faults::default()).await });
+    for (poison, kind) in [(&first, "a named pipe"), (&second, "a symbolic link")] {
+        let ended = until(&mut jobs, poison, is_over).await;
+        assert_eq!(ended.state(), JobState::Failed);
+        assert!(ended.reason.starts_with("metrics in ") && ended.reason.contains(kind), "{}", ended.reason);
+    }
+    assert_eq!(until(&mut jobs, &good, is_over).await.state(), JobState::Done);
+    assert_eq!(fs::read_to_string(folder.path().join("precious")).unwrap(), "of somebody else\n");
+    // Its journal stops no coordinator either.
+    serve.kill();
+    let serve = Serve::start(folder.path(), free_port());
+    let (_, mut jobs) = serve.first_answer().await;
+    assert_eq!(get(&mut jobs, &first).await.state(), JobState::Failed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_that_takes_all_memory_ends_its_own_job() {
+    let folder = tempfile::tempdir().unwrap();
+    text(&folder.path().join("large"), 100 << 20);
+    // 256 MiB for each process: a share of that is its preparation's.
+    let serve = Serve::start_limited(folder.path(), free_port(), 256 << 10);
+    let (_, mut jobs) = serve.first_answer().await;
+    let data = format!("{{text: {}}}", folder.path().join("large").display());
+    let large = submit(&mut jobs, job("large", &data, 16), &folder.path().join("run")).await;
+    let ended = until(&mut jobs, &large, is_over).await;
+    assert_eq!(ended.state(), JobState::Failed);
+    let told = "its data cannot be prepared: it takes more than the 192 MiB of memory that it may have";
+    assert!(ended.reason.starts_with(told), "{}", ended.reason);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preparation_ends_with_its_job_and_with_its_coordinator() {
+    let folder = tempfile::tempdir().unwrap();
+    text(&folder.path().join("large"), 60 << 20);
+    let mut serve = Serve::start(folder.path(), free_port());
+    let (_, mut jobs) = serve.first_answer().await;
+    let data = format!("{{text: {}}}", folder.path().join("large").display());
+    let mut prepared = async |serve: &Serve, name: &str| {
+        let before = children(serve.pid());
+        let id = submit(&mut jobs, job(name, &data, 16), &folder.path().join(name)).await;
+        let start = Instant::now();
+        loop {
+            let new = children(serve.pid()).into_iter().find(|pid| !before.contains(pid));
+            if let Some(pid) = new {
+                return (id, pid);
+            }
+            assert!(start.elapsed() < PATIENCE, "no process prepares {id}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let (cancelled, its) = prepared(&serve, "cancelled").await;
+    let (killed, other) = prepared(&serve, "killed").await;
+    let (_, last) = prepared(&serve, "last").await;
+    let cancel = wire::CancelRequest { job: cancelled.clone(), reason: "enough".to_owned(), now: true };
+    jobs.cancel(cancel).await.unwrap();
+    gone(its).await;
+    kill_process(other, Signal::KILL).unwrap();
+    let ended = until(&mut jobs, &killed, is_over).await;
+    assert!(ended.reason.contains("its process was killed, most likely since"), "{}", ended.reason);
+    assert_eq!(get(&mut jobs, &cancelled).await.state(), JobState::Cancelled);
+    serve.kill();
+    gone(last).await;
+}
