@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{
-    CancelWhen, Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, Notice, Planning,
-    Submission, Weight,
+    CancelWhen, Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, Notice, PAUSE_MS,
+    Planning, Submission, Weight,
 };
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
@@ -32,8 +32,17 @@ const MAX_REQUESTS: usize = 1024;
 /// News that a slow watcher may be behind. One that is further behind goes on with the newest.
 const MAX_NEWS: usize = 1024;
 
-/// How often folders are looked at that may not answer.
+/// How often folders are looked at that may not answer, and whether this process ran at all.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// What the task does next.
+enum Next {
+    Request(Box<Request>),
+    /// Look at what happens beside it.
+    Look,
+    /// A deadline of the cluster has come.
+    Due,
+}
 
 /// A stream to a process.
 struct Link {
@@ -128,25 +137,42 @@ impl Driver {
         self.handle(Event::Tick)?;
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ran = Instant::now();
         loop {
             let deadline = self.cluster.next_deadline_ms();
             let due = self.started + Duration::from_millis(deadline.unwrap_or(0));
-            tokio::select! {
+            let next = tokio::select! {
                 // Requests first: a status that waits in the queue is a sign of life.
                 biased;
                 request = requests.recv() => match request {
-                    Some(request) => self.take(request)?,
+                    Some(request) => Next::Request(Box::new(request)),
                     None => return Ok(()),
                 },
-                _ = look.tick() => {
-                    self.preparations.end_overdue(Instant::now());
-                    for (job, reason) in self.keepers.overdue(Instant::now()) {
-                        self.handle(Event::Broken { job, reason })?;
-                    }
-                }
-                () = tokio::time::sleep_until(due.into()), if deadline.is_some() => self.handle(Event::Tick)?,
+                _ = look.tick() => Next::Look,
+                () = tokio::time::sleep_until(due.into()), if deadline.is_some() => Next::Due,
+            };
+            // Before what came first: it may be that a stream ended while this process was stopped.
+            let pause = std::mem::replace(&mut ran, Instant::now()).elapsed();
+            if pause >= LOOK + Duration::from_millis(PAUSE_MS) {
+                let for_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+                self.handle(Event::Paused { for_ms })?;
+            }
+            match next {
+                Next::Request(request) => self.take(*request)?,
+                Next::Look => self.look()?,
+                Next::Due => self.handle(Event::Tick)?,
             }
         }
+    }
+
+    /// Ends what takes too long beside this task.
+    fn look(&mut self) -> Result<()> {
+        let now = Instant::now();
+        self.preparations.end_overdue(now);
+        for (job, reason) in self.keepers.overdue(now) {
+            self.handle(Event::Broken { job, reason })?;
+        }
+        Ok(())
     }
 
     fn take(&mut self, request: Request) -> Result<()> {
@@ -178,6 +204,7 @@ impl Driver {
                 }
                 self.handle(event)?;
             }
+            Request::Claimed { job, look } => self.prepare(job, look),
             Request::Written { job, reports, step, synced } => {
                 for report in reports {
                     self.tell(job.clone(), JobNews::Report(report));
@@ -265,7 +292,7 @@ impl Driver {
                 date(&mut self.dates, at_ms, &entry);
                 self.recorded(entry);
             }
-            Effect::Prepare { job, look } => self.prepare(job, look),
+            Effect::Prepare { job, look } => self.claim(&job, look),
             Effect::Plan(planning) => self.plan(*planning),
             Effect::Wake(worker) => self.wake(&worker),
             Effect::Refuse { worker, incarnation, reason } => {
@@ -321,9 +348,21 @@ impl Driver {
         }
     }
 
+    /// Claims a job's folder, which is prepared then.
+    fn claim(&mut self, job: &str, look: Look) {
+        if let Some(submission) = self.cluster.submission(job) {
+            self.keepers.claim(job, Path::new(&submission.directory), look);
+        }
+    }
+
     fn prepare(&mut self, job: String, look: Look) {
+        let summary = self.cluster.summary(&job);
+        // It may have been cancelled since.
+        if summary.as_ref().is_none_or(|job| job.state != JobState::Preparing) {
+            return;
+        }
         let submission = self.cluster.submission(&job).cloned();
-        let first = self.cluster.summary(&job).is_some_and(|job| job.generation == Generation(0));
+        let first = summary.is_some_and(|job| job.generation == Generation(0));
         if let Some(submission) = submission {
             let known = Arc::clone(self.digests.entry(job).or_default());
             self.preparations.start(submission, (look, first), known, self.requests.clone());

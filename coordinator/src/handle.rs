@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use coxswain_core::cluster::{Event, JobSummary, SubmitError, WorkerSummary};
+use coxswain_core::cluster::{Event, JobSummary, Look, SubmitError, WorkerSummary};
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Step, WorkerId};
 use coxswain_types::status::{Desired, Published, StepReport, WorkerStatus};
@@ -24,6 +24,8 @@ pub(crate) enum Request {
     Happened { event: Event, reply: oneshot::Sender<()> },
     /// Handle an event for which nobody waits.
     Event(Event),
+    /// A job's folder is its own: it can be prepared.
+    Claimed { job: String, look: Look },
     /// Reports of a job are in its folder, up to this step.
     Written { job: String, reports: Vec<StepReport>, step: Step, synced: bool },
     /// The metrics of a job that is over are closed.

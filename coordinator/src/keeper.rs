@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coxswain_core::cluster::{Event, MAX_WAITING};
+use coxswain_core::cluster::{Event, Look, MAX_WAITING};
 use coxswain_types::Step;
 use coxswain_types::status::StepReport;
 use tokio::sync::mpsc::WeakSender;
 
+use crate::claim::Claim;
 use crate::folder;
 use crate::handle::Request;
 use crate::metrics::{METRICS, Metrics, Moved, Why};
@@ -29,6 +30,8 @@ const MAX_FOLDERS: usize = 2 * MAX_WAITING;
 
 /// Something to do in a folder.
 enum Task {
+    /// Claim it for a job, which is to be prepared then.
+    Claim(String, Look),
     /// Open the metrics of a job, which goes on after this step.
     Open(String, Step),
     /// Note a step.
@@ -52,8 +55,10 @@ struct Keeper {
     tasks: SyncSender<Task>,
     prunes: Option<mpsc::Sender<(Step, u32)>>,
     doing: Arc<Mutex<Doing>>,
-    /// The job that is open.
+    /// The job that it is for.
     job: Option<String>,
+    /// Whether its metrics are open.
+    is_open: bool,
 }
 
 /// The folders of all runs that are open.
@@ -71,11 +76,26 @@ impl Keepers {
 
     /// Whether the metrics of a job are open.
     pub(crate) fn has(&self, job: &str) -> bool {
-        self.keepers.values().any(|keeper| keeper.job.as_deref() == Some(job))
+        self.keepers.values().any(|keeper| keeper.is_open && keeper.job.as_deref() == Some(job))
+    }
+
+    /// Claims a folder for a job, which is to be prepared then.
+    pub(crate) fn claim(&mut self, job: &str, directory: &Path, look: Look) {
+        self.keep(job, directory);
+        self.give(job, Task::Claim(job.to_owned(), look));
     }
 
     /// Opens the metrics of a job, which goes on after step `from`.
     pub(crate) fn open(&mut self, job: &str, directory: &Path, from: Step) {
+        self.keep(job, directory);
+        self.give(job, Task::Open(job.to_owned(), from));
+        if let Some((_, keeper)) = self.of(job) {
+            keeper.is_open = true;
+        }
+    }
+
+    /// Has a thread for the folder, which is the job's now.
+    fn keep(&mut self, job: &str, directory: &Path) {
         let full = self.keepers.len() >= MAX_FOLDERS && !self.keepers.contains_key(directory);
         if full {
             let reason = format!("{MAX_FOLDERS} folders of runs do not answer; look at their file systems");
@@ -85,7 +105,6 @@ impl Keepers {
         let keeper = self.keepers.entry(directory.to_owned());
         let keeper = keeper.or_insert_with(|| Keeper::start(directory.to_owned(), requests));
         keeper.job = Some(job.to_owned());
-        self.give(job, Task::Open(job.to_owned(), from));
     }
 
     /// Notes a step of a job.
@@ -115,7 +134,7 @@ impl Keepers {
     pub(crate) fn close(&mut self, job: &str) {
         self.give(job, Task::Close);
         if let Some((_, keeper)) = self.of(job) {
-            (keeper.job, keeper.prunes) = (None, None);
+            (keeper.job, keeper.prunes, keeper.is_open) = (None, None, false);
         }
     }
 
@@ -183,9 +202,9 @@ impl Keeper {
     fn start(directory: PathBuf, requests: WeakSender<Request>) -> Keeper {
         let (tasks, asked) = mpsc::sync_channel(MAX_TASKS);
         let doing = Arc::new(Mutex::new(Doing::default()));
-        let desk = Desk { directory, requests, doing: Arc::clone(&doing), open: None };
+        let desk = Desk { directory, requests, doing: Arc::clone(&doing), claim: None, open: None };
         thread::spawn(move || desk.work(&asked));
-        Keeper { tasks, prunes: None, doing, job: None }
+        Keeper { tasks, prunes: None, doing, job: None, is_open: false }
     }
 }
 
@@ -194,6 +213,8 @@ struct Desk {
     directory: PathBuf,
     requests: WeakSender<Request>,
     doing: Arc<Mutex<Doing>>,
+    /// That the folder is the job's, and no other coordinator's.
+    claim: Option<Claim>,
     /// The job and its metrics; `None` before it is opened, and after it broke.
     open: Option<(String, Metrics)>,
 }
@@ -224,9 +245,15 @@ impl Desk {
     /// Does one thing; steps that are noted one after the other are written together.
     fn act(&mut self, task: Task, waiting: &mut VecDeque<Task>) -> Option<Request> {
         match task {
+            Task::Claim(job, look) => match self.claimed(&job) {
+                Ok(()) => Some(Request::Claimed { job, look }),
+                Err(reason) => Some(Request::Event(Event::Broken { job, reason })),
+            },
             Task::Open(job, from) => {
-                let opened = Metrics::open(&self.directory, from);
-                match opened {
+                if let Err(reason) = self.claimed(&job) {
+                    return Some(Request::Event(Event::Broken { job, reason }));
+                }
+                match Metrics::open(&self.directory, from) {
                     Ok((metrics, moved)) => {
                         if let Some(moved) = moved {
                             warn(&job, moved);
@@ -258,10 +285,20 @@ impl Desk {
                 Err(error) => self.broken(&error),
             },
             Task::Close => {
-                self.open = None;
+                (self.open, self.claim) = (None, None);
                 Some(Request::FolderClosed { directory: self.directory.clone() })
             }
         }
+    }
+
+    /// Sees to it that the folder is the job's.
+    fn claimed(&mut self, job: &str) -> Result<(), String> {
+        if self.claim.is_none() {
+            let claim = Claim::of(&self.directory, job);
+            let told = |error| format!("the run's folder {}: {error}", self.directory.display());
+            self.claim = Some(claim.map_err(told)?);
+        }
+        Ok(())
     }
 
     fn written(&self, reports: Vec<StepReport>, synced: bool) -> Option<Request> {

@@ -9,7 +9,8 @@
 //!   service that gives certificates.
 //! - [`driver`]: the one task that owns the cluster's state; [`handle`]: the way to it.
 //! - [`journal`]: what survives a restart; [`events`]: that, for people and programs; [`store`]: the rendezvous of a generation's ranks.
-//! - [`preparation`]: jobs' data as it is made ready; [`texts`]: what they are made from, looked at before.
+//! - [`keeper`]: what is written into runs' folders, beside the driver; [`claim`]: whose they are.
+//! - [`preparation`]: jobs' data as it is made ready, by a process each; [`texts`]: what they are made from, looked at before.
 //! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder; [`beginning`]: what
 //!   people are told of a run that begins with what lies there.
 //! - [`models`]: models from other programs, and back to them.
@@ -19,6 +20,7 @@
 mod access;
 mod auth;
 mod beginning;
+mod claim;
 mod cli;
 mod client;
 mod curve;

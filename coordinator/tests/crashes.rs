@@ -20,6 +20,7 @@ use coxswain_proto::wire::jobs_client::JobsClient;
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Published, SavedFile};
 use fake::{Faults, Given, Worker};
+use rustix::process::{Pid, Signal, kill_process};
 use serve::{Serve, free_port, long};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
@@ -220,11 +221,20 @@ async fn whenever_the_coordinator_is_killed_nothing_that_it_promised_is_lost() {
         assert!(workers.iter().all(|worker| !worker.is_finished()));
     }
     let last = job_now(&mut jobs, &job).await;
-    let lines = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let steps: Vec<u64> = lines
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64())
-        .collect();
+    let noted = || -> Vec<u64> {
+        let lines = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let step = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
+        lines.lines().filter_map(step).collect()
+    };
+    // A step is written a moment after it is told.
+    let mut steps = noted();
+    for _ in 0..500 {
+        if steps.len() as u64 >= last.step {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        steps = noted();
+    }
     assert!(steps.len() as u64 >= last.step, "{} {}", steps.len(), last.step);
     assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>(), "each step is recorded once");
     let (median, worst) = middle(times);
@@ -235,4 +245,28 @@ async fn whenever_the_coordinator_is_killed_nothing_that_it_promised_is_lost() {
     );
     // Serving again takes milliseconds; tests run beside others.
     assert!(median < Duration::from_millis(1000), "{median:?}");
+}
+
+/// A machine that is moved stops for longer than a lease. Workers lose their connections meanwhile, and their run
+/// goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_is_stopped_for_a_while_interrupts_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = Serve::start(folder.path(), free_port());
+    let (_, mut jobs) = serve.first_answer().await;
+    let job = submit(&mut jobs, &folder.path().join("run")).await.unwrap();
+    let given = Given::default();
+    let workers = [start_worker(&serve.url, "w0", 1, &given), start_worker(&serve.url, "w1", 1, &given)];
+    goes_on(&mut jobs, &job, 1, 3).await;
+    let pid = Pid::from_raw(serve.pid().cast_signed()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    kill_process(pid, Signal::CONT).unwrap();
+    let (_, mut jobs) = serve.first_answer().await;
+    let now = goes_on(&mut jobs, &job, 1, 3).await;
+    // Longer than a worker that is gone is waited for.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let later = goes_on(&mut jobs, &job, 1, 3).await;
+    assert_eq!((now.generation, later.generation), (1, 1), "{}", later.reason);
+    assert!(workers.iter().all(|worker| !worker.is_finished()));
 }

@@ -83,6 +83,7 @@ impl World {
             Family::Stall => {
                 self.tell(|| "the coordinator is stopped for a while".to_owned());
                 self.coordinator.stalled_until_us = until_us;
+                self.coordinator.stopped_us.get_or_insert(self.now_us);
             }
             Family::DiskFull => {
                 self.tell(|| "the disk of the journal is full".to_owned());

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use coxswain_core::cluster::{Cluster, Effect, Entry, Event, Planning, Prepared, Submission};
+use coxswain_core::cluster::{Cluster, Effect, Entry, Event, PAUSE_MS, Planning, Prepared, Submission};
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Desired, Leave, LeaveCause, StepReport, WorkerStatus};
@@ -19,6 +19,9 @@ const TEARS: u64 = 8_000;
 /// Times in a million that tokens cannot be made ready, or a line of metrics not be written, where they may.
 const SHELL_FAILURES: u64 = 1_500;
 
+/// How often the real driver looks whether it ran at all.
+const LOOK_MS: u64 = 1000;
+
 /// The coordinator's process, or its place.
 #[derive(Default)]
 pub(crate) struct Coordinator {
@@ -29,6 +32,8 @@ pub(crate) struct Coordinator {
     started_us: u64,
     clock: u64,
     pub(crate) stalled_until_us: u64,
+    /// Since when it was stopped, until it finds out.
+    pub(crate) stopped_us: Option<u64>,
     pub(crate) boot_us: u64,
     pub(crate) full_until_us: u64,
     /// The newest stream of each process.
@@ -142,7 +147,14 @@ impl World {
             self.at(stalled_until_us, what());
             return false;
         }
-        up && now == life
+        if up && now == life {
+            let stopped_us = self.coordinator.stopped_us.take().unwrap_or(self.now_us);
+            let for_ms = (self.now_us - stopped_us) / 1000;
+            if for_ms >= LOOK_MS + PAUSE_MS {
+                self.handle(Event::Paused { for_ms });
+            }
+        }
+        self.coordinator.up && self.coordinator.life == life
     }
 
     pub(crate) fn status_arrives(&mut self, connection: usize, status: Box<WorkerStatus>) {

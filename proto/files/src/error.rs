@@ -114,11 +114,12 @@ impl CheckpointError {
     }
 
     /// Whether the checkpoint's files are not what was written, so that an older checkpoint may be better. A
-    /// file that may not be read, or is of another version, is not damaged.
+    /// file that this user may not read, or that is of another version, is not damaged.
     pub fn is_damage(&self) -> bool {
         match self {
             CheckpointError::Io { cause, .. } => {
                 matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+                    || self.is_device_error()
             }
             CheckpointError::Size { .. }
             | CheckpointError::Digest { .. }
@@ -130,6 +131,12 @@ impl CheckpointError {
             | CheckpointError::Slice { .. }
             | CheckpointError::Unwritable { .. } => false,
         }
+    }
+
+    /// Whether the device that holds a file could not read it: its bytes are lost, or it answers again in a moment.
+    pub(crate) fn is_device_error(&self) -> bool {
+        let lost = Some(rustix::io::Errno::IO.raw_os_error());
+        matches!(self, CheckpointError::Io { cause, .. } if cause.raw_os_error() == lost)
     }
 
     pub(crate) fn damaged(path: &Path, what: impl ToString) -> CheckpointError {

@@ -5,6 +5,8 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use coxswain_types::{Generation, Rank};
 
@@ -17,6 +19,9 @@ pub const CHECKPOINTS: &str = "checkpoints";
 
 /// The name that the manifest of a checkpoint gets which turned out to be damaged.
 const DAMAGED: &str = "manifest.json.damaged";
+
+/// How long after a device failed to read a checkpoint it is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// The folder of a step's checkpoint below the run's folder, as text for messages.
 pub fn step_path(step: u64) -> String {
@@ -64,7 +69,8 @@ pub struct Sound<T> {
     pub damaged: Vec<(u64, CheckpointError)>,
 }
 
-/// The newest checkpoint that `look` finds sound in its folder. Damaged ones are passed over.
+/// The newest checkpoint that `look` finds sound in its folder. Damaged ones are passed over; where a device fails to
+/// read one it is looked at twice.
 ///
 /// # Errors
 /// What is wrong with the newest where there is none that is sound, since to start over is for the user to
@@ -77,7 +83,15 @@ pub fn newest_sound<T>(
     for step in steps(dir)?.into_iter().rev().filter(|&step| published(dir, step)) {
         let folder = step_folder(dir, step);
         let looked =
-            look(&folder).and_then(|(manifest, found)| of_step(&folder, &manifest, step).map(|()| found));
+            || look(&folder).and_then(|(manifest, found)| of_step(&folder, &manifest, step).map(|()| found));
+        let first = looked();
+        let again = first.as_ref().is_err_and(CheckpointError::is_device_error);
+        let looked = if again {
+            thread::sleep(LOOK_AGAIN);
+            looked()
+        } else {
+            first
+        };
         match looked {
             Ok(found) => return Ok(Sound { found: Some((step, found)), damaged }),
             Err(error) if error.is_damage() => damaged.push((step, error)),
@@ -225,6 +239,27 @@ mod tests {
         }
         save(dir.path(), 123_456_789, true);
         assert_eq!(latest(dir.path()).unwrap().map(|(step, _)| step), Some(123_456_789));
+    }
+
+    #[test]
+    fn what_a_device_cannot_read_is_looked_at_twice_and_then_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        save(dir.path(), 1, true);
+        save(dir.path(), 2, true);
+        let eio = || std::io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error());
+        // How often the newest cannot be read, and which is then the newest sound one.
+        for (fails, sound, damaged) in [(0, 2, 0), (1, 2, 0), (2, 1, 1)] {
+            let failed = std::cell::Cell::new(0);
+            let look = |folder: &Path| {
+                if folder == step_folder(dir.path(), 2) && failed.get() < fails {
+                    failed.set(failed.get() + 1);
+                    return Err(CheckpointError::Io { path: folder.to_owned(), cause: eio() });
+                }
+                Ok((Manifest::read(folder, None)?, ()))
+            };
+            let Sound { found, damaged: bad } = newest_sound(dir.path(), look).unwrap();
+            assert_eq!((found.map(|(step, ())| step), bad.len()), (Some(sound), damaged), "{fails} failures");
+        }
     }
 
     #[test]

@@ -126,6 +126,12 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// The coordinator did not run for [`super::PAUSE_MS`] or longer: what it knows of workers is as old, and that it
+    /// heard nothing of them says nothing of them.
+    Paused {
+        /// How long it did not run.
+        for_ms: u64,
+    },
     /// [`super::Cluster::next_deadline_ms`] has come.
     Tick,
 }

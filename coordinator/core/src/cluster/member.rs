@@ -9,6 +9,9 @@ use coxswain_types::status::WorkerStatus;
 /// busy machine costs no run and a dead one is named within ten seconds.
 pub const LEASE_MS: u64 = 5000;
 
+/// A coordinator that did not run for so long does not believe that its workers fell silent: half a lease.
+pub const PAUSE_MS: u64 = LEASE_MS / 2;
+
 /// The most workers of one coordinator. Each costs a connection, of which a process has 20,000 under common
 /// limits, and some 50 KiB.
 pub const MAX_WORKERS: usize = 16_384;
@@ -144,6 +147,12 @@ impl Members {
         self.silence.remove(&(member.seen_ms, worker.clone()));
         self.members.remove(worker);
         true
+    }
+
+    /// Gives every worker a new lease.
+    pub(super) fn renew(&mut self, now_ms: u64) {
+        self.members.values_mut().for_each(|member| member.seen_ms = now_ms);
+        self.silence = self.members.keys().map(|id| (now_ms, id.clone())).collect();
     }
 
     /// Those whose lease has run out, in the order in which they fell silent.

@@ -56,7 +56,7 @@ pub use compact::compact;
 pub use event::{
     CancelWhen, Compute, Effect, Entry, Event, FormedRank, Look, Notice, Prepared, Submission, Weight,
 };
-pub use member::{LEASE_MS, MAX_WORKERS};
+pub use member::{LEASE_MS, MAX_WORKERS, PAUSE_MS};
 pub use run::{GRACE_MS, RETURN_MS};
 pub use summary::{Ending, JobState, JobSummary, Numbers, WorkerSummary, duration};
 
@@ -131,6 +131,7 @@ impl Cluster {
             Event::Drain { worker, reason } => self.drain(&worker, &reason, &mut out),
             Event::Broken { job, reason } => self.broken(&job, reason, &mut out),
             Event::Dismissed { reason } => self.dismiss(reason, &mut out),
+            Event::Paused { for_ms } => self.paused(now_ms, for_ms, &mut out),
             Event::Tick => self.expire(now_ms, &mut out),
         }
         self.advance(steady.as_ref(), &mut out);
@@ -364,6 +365,11 @@ impl Cluster {
         if run.seats[rank].info.incarnation != incarnation {
             return;
         }
+        if run.awaits_after_pause() {
+            let generation = run.generation;
+            let run = self.runs.iter_mut().find(|run| run.generation == generation);
+            return run.into_iter().for_each(|run| run.seats[rank].phase = None);
+        }
         if let Some(cause) = run.lost(self.now_ms, rank, why) {
             let job = run.job.clone();
             self.interrupt(&job, cause, out);
@@ -385,6 +391,20 @@ impl Cluster {
         for (worker, incarnation) in self.members.expired(now_ms) {
             self.lost(&worker, incarnation, &why, out);
             out.push(Effect::Refuse { worker, incarnation, reason: format!("it counts as lost: {why}") });
+        }
+    }
+
+    /// This coordinator did not run for a while: as after a restart, workers have time to say that they are here, and
+    /// connections that ended meanwhile say nothing of them.
+    fn paused(&mut self, now_ms: u64, for_ms: u64, out: &mut Vec<Effect>) {
+        self.members.renew(now_ms);
+        for run in &mut self.runs {
+            run.wait_after_pause(now_ms);
+            let text = format!(
+                "the coordinator did not run for {:.1} s, so it waits for its workers to say that they are here",
+                for_ms as f64 / 1000.0
+            );
+            out.push(Effect::Notice(notice(Weight::Warning, text).about_run(&run.job, run.generation)));
         }
     }
 

@@ -143,8 +143,17 @@ pub(super) struct Run {
     pub(super) hang_looked_ms: u64,
     /// What is complained of.
     failure: Option<Complaint>,
-    /// Until when all of its workers have to be back, where an earlier coordinator formed it.
-    return_ms: Option<u64>,
+    /// Until when all of its workers have to be back, and what they are waited for after.
+    back: Option<(u64, After)>,
+}
+
+/// What a run waits for its workers after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// The coordinator was started again.
+    Restart,
+    /// The coordinator did not run for a while.
+    Pause,
 }
 
 /// What comes next for the newest checkpoint.
@@ -198,7 +207,7 @@ impl Run {
             sync_asked: from,
             saving,
             failure: None,
-            return_ms: None,
+            back: None,
         }
     }
 
@@ -208,28 +217,43 @@ impl Run {
         let mut run = Run::new(job.id().to_owned(), job.generation, seats, job.steps(), job.step, 0);
         run.wish = job.wish.clone();
         run.saving.decided(job.committed.clone());
-        run.return_ms = Some(RETURN_MS);
+        run.back = Some((RETURN_MS, After::Restart));
         run.share(&job.spec_at_work(), job.threads);
         run
     }
 
-    /// Whether an earlier coordinator formed it, and not all of its workers are back.
+    /// Whether an earlier coordinator formed it, or this one paused, and not all of its workers are back.
     pub(super) fn is_orphaned(&self) -> bool {
-        self.return_ms.is_some()
+        self.back.is_some()
+    }
+
+    /// Whether the coordinator paused, and not all of its workers are back.
+    pub(super) fn awaits_after_pause(&self) -> bool {
+        matches!(self.back, Some((_, After::Pause)))
+    }
+
+    /// Waits for its workers, of which nothing was heard while the coordinator paused.
+    pub(super) fn wait_after_pause(&mut self, now_ms: u64) {
+        self.seats.iter_mut().for_each(|seat| seat.phase = None);
+        self.back = Some((now_ms + RETURN_MS, After::Pause));
     }
 
     /// A worker that has not come back, once the time for it is over.
     pub(super) fn missing(&mut self, now_ms: u64) -> Option<String> {
-        let until_ms = self.return_ms?;
+        let (until_ms, after) = self.back?;
         let missing = self.seats.iter().position(|seat| seat.phase.is_none());
         if missing.is_none() {
-            self.return_ms = None;
+            self.back = None;
         }
         let rank = missing.filter(|_| until_ms <= now_ms)?;
         Some(format!(
-            "{} did not come back within {} s after the coordinator was started again",
+            "{} did not come back within {} s after the coordinator {}",
             self.describe(rank),
-            RETURN_MS / 1000
+            RETURN_MS / 1000,
+            match after {
+                After::Restart => "was started again",
+                After::Pause => "had paused",
+            }
         ))
     }
 
@@ -348,7 +372,7 @@ impl Run {
 
     /// When this generation will be judged, if nothing happens before.
     pub(super) fn deadline_ms(&self, members: &Members) -> Option<u64> {
-        self.verdict_ms(members).into_iter().chain(self.return_ms).min()
+        self.verdict_ms(members).into_iter().chain(self.back.map(|(until_ms, _)| until_ms)).min()
     }
 
     /// When the first complaint will be believed.

@@ -5,7 +5,7 @@ use coxswain_types::ids::{Generation, Step};
 use coxswain_types::job::{Layout, OnLoss, Schedule};
 use coxswain_types::status::{Published, SavedFile, Wish};
 
-use super::{JobRecord, MAX_SETBACKS, RETURN_MS, Running};
+use super::{JobRecord, MAX_SETBACKS, Running};
 use crate::world::World;
 
 impl World {
@@ -165,6 +165,7 @@ impl World {
             committed: None,
             published: from,
             complained_ms: None,
+            paused_ms: None,
             own: false,
             life,
             wish: Wish::default(),
@@ -320,8 +321,7 @@ impl World {
                 format!("{job} was interrupted {} times without a step", record.since_any),
             ));
         }
-        let missing = running.life != life && now_ms >= RETURN_MS;
-        if running.complained_ms.is_none() && !missing {
+        if !running.is_lost(life, now_ms) {
             return Some(("L4", format!("{job} was interrupted for nothing: {reason}")));
         }
         None
@@ -378,9 +378,7 @@ impl World {
             return Some(("S9", format!("{job} ended twice")));
         }
         let running = record.running.take();
-        let lost = running.as_ref().is_some_and(|running| {
-            running.complained_ms.is_some() || (running.life != life && now_ms >= RETURN_MS)
-        });
+        let lost = running.as_ref().is_some_and(|running| running.is_lost(life, now_ms));
         let own = running.as_ref().is_some_and(|running| running.own);
         let tired = record.since_new >= MAX_SETBACKS && lost;
         let may = match ending {

@@ -44,6 +44,7 @@ impl World {
         for record in self.judge.jobs.values_mut() {
             if let Some(running) = &mut record.running {
                 running.complained_ms = None;
+                running.paused_ms = None;
                 running.own = false;
             }
             // How often a job was interrupted is not in the journal.
@@ -102,6 +103,7 @@ impl World {
     fn complain_of(&mut self, worker: &WorkerId, incarnation: u64, now_ms: u64) {
         if let Some(running) = self.judge.running_of(worker)
             && running.ranks.iter().any(|rank| rank.worker == *worker && rank.incarnation == incarnation)
+            && !running.awaits(now_ms)
         {
             running.complain(now_ms);
         }
@@ -128,6 +130,14 @@ impl World {
         effects: &[Effect],
         before: Option<Before>,
     ) {
+        if let Event::Paused { .. } = event {
+            self.judge.seen_ms.values_mut().for_each(|seen_ms| *seen_ms = now_ms);
+            for record in self.judge.jobs.values_mut() {
+                if let Some(running) = &mut record.running {
+                    running.paused_ms = Some(now_ms);
+                }
+            }
+        }
         if let Some(before) = before {
             let cluster = &self.coordinator.cluster;
             let same = before.jobs == cluster.jobs() && before.at_work == at_work(cluster);

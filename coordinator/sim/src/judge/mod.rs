@@ -118,6 +118,8 @@ pub(crate) struct Running {
     own: bool,
     /// The life of the coordinator that formed it.
     life: u32,
+    /// When the coordinator found that it had paused: a connection that ended says nothing for a while.
+    paused_ms: Option<u64>,
     /// What is wanted of it.
     wish: Wish,
     /// Whether its layout is smaller than the job's.
@@ -127,6 +129,16 @@ pub(crate) struct Running {
 impl Running {
     fn complain(&mut self, now_ms: u64) {
         self.complained_ms.get_or_insert(now_ms);
+    }
+
+    /// Whether the coordinator waits for workers of which a pause kept it from hearing, or did until a moment ago.
+    fn awaits(&self, now_ms: u64) -> bool {
+        self.paused_ms.is_some_and(|paused_ms| now_ms <= paused_ms + RETURN_MS + JUDGED_MS)
+    }
+
+    /// Whether there is a reason to give it up, in this life of the coordinator.
+    fn is_lost(&self, life: u32, now_ms: u64) -> bool {
+        self.complained_ms.is_some() || (self.life != life && now_ms >= RETURN_MS) || self.awaits(now_ms)
     }
 }
 

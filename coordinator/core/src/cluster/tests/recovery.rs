@@ -512,3 +512,70 @@ fn damage_that_only_a_rank_sees_ends_the_job_in_time() {
     let (print, _) = tell_to(&mut cluster, &format!("9000 w0 g{} damaged: its memory", MAX_SETBACKS + 1));
     assert!(print.contains("record ended demo-1 Failed"), "{print}");
 }
+
+/// A machine that is moved stops for a while. What ended meanwhile says nothing of the workers; one that does not come
+/// back is missed as after a restart.
+#[test]
+fn a_coordinator_that_paused_waits_for_its_workers() {
+    let print = super::at_work(
+        "12000 paused 11000
+         12000 lost w0 its connection closed
+         12001 lost w1 its connection closed
+         12010 w0 g1 running step=2
+         12020 desired w0
+         12020 w1 g1 running step=2
+         12030 w1 g1 running step=3
+         14000 lost w1 its connection closed",
+    );
+    expect![[r#"
+        12000 paused 11000
+            warn: the coordinator did not run for 11.0 s, so it waits for its workers to say that they are here
+        12000 lost w0 its connection closed
+            record noted gone
+            info: worker w0 is gone: its connection closed
+        12001 lost w1 its connection closed
+            record noted gone
+            info: worker w1 is gone: its connection closed
+        12010 w0 g1 running step=2
+            record noted joined
+            info: worker w0 is here (pid 100 on alpha, cpu)
+            wake w0
+        12020 desired w0
+            g1 named run_to 4 acknowledged 2
+        12020 w1 g1 running step=2
+            record noted joined
+            info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
+        12030 w1 g1 running step=3
+        14000 lost w1 its connection closed
+            record noted gone
+            info: worker w1 is gone: its connection closed
+            record ended demo-1 Failed
+            warn: job demo-1 failed: worker w1 (rank 1, stage 1, pid 101 on alpha) was lost: its connection closed
+            wake w0
+            wake w1
+    "#]].assert_eq(&print);
+    let print = super::at_work(
+        "12000 paused 11000
+         12001 lost w1 its connection closed
+         12010 w0 g1 running step=2
+         16000 w0 g1 running step=2
+         20000 w0 g1 running step=2
+         22000 tick",
+    );
+    expect![[r#"
+        12000 paused 11000
+            warn: the coordinator did not run for 11.0 s, so it waits for its workers to say that they are here
+        12001 lost w1 its connection closed
+            record noted gone
+            info: worker w1 is gone: its connection closed
+        12010 w0 g1 running step=2
+        16000 w0 g1 running step=2
+        20000 w0 g1 running step=2
+        22000 tick
+            record ended demo-1 Failed
+            warn: job demo-1 failed: worker w1 (rank 1, stage 1, pid 101 on alpha) did not come back within 10 s after the coordinator had paused
+            wake w0
+            wake w1
+    "#]].assert_eq(&print);
+}

@@ -12,6 +12,7 @@
 //! 0 w1 g1 running doing=1F3 for=900 waits=0 last=1F2     0 w1 g1 running step=3 busy=900     0 explain demo-1
 //! 0 w1 g2 running step=3 begun=memory
 //! 0 planned (what was asked of a job whose name begins with `slow`)
+//! 9000 paused 8000
 //! 0 written late-1 3     0 synced late-1 4 (of a job whose name begins with `late`)
 //! 0 tick     0 desired w0     0 jobs    0 submit demo wait steps=4 (waits when workers are lost)
 //! 0 submit demo wait rebalance dp=2 (relieves stragglers)     0 submit demo minutes=1 (saves each minute)
@@ -247,6 +248,7 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
         "drain" => Event::Drain { worker: info(words[0]).id, reason: rest() },
         "broken" => Event::Broken { job: words[0].to_owned(), reason: rest() },
         "dismiss" => Event::Dismissed { reason: words.join(" ") },
+        "paused" => Event::Paused { for_ms: words[0].parse().unwrap() },
         "written" | "synced" => {
             let (job, step) = (words[0].to_owned(), Step(words[1].parse().unwrap()));
             Event::Written { job, step, synced: verb == "synced" }
