@@ -1,6 +1,6 @@
 //! A run's folder belongs to one job of one coordinator at a time: whoever writes there holds a lock on a file in it,
-//! which the system lets go of with the process. It tells a folder by what it is, under whatever path or link it is
-//! named, and on other machines where the file system passes locks on (NFS does).
+//! which the system lets go of with the process. The lock goes with the folder, whatever path or link names it, and
+//! holds on other machines where the file system passes locks on (NFS does).
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -14,9 +14,6 @@ use serde::{Deserialize, Serialize};
 
 /// The name of the file in the run's folder.
 pub(crate) const LOCK: &str = "run.lock";
-
-/// How long a folder may still be held by a process that is ending.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long to wait between two tries.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -46,12 +43,13 @@ struct Record {
 /// A folder that is held, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Claim {
+    /// Unlocked where the file system has no locks.
     _file: File,
 }
 
 impl Claim {
-    /// Makes the folder, if need be, and claims it for a job.
-    pub(crate) fn of(directory: &Path, job: &str) -> Result<Claim, ClaimError> {
+    /// Makes the folder, if need be, and claims it for a job; waits for so long where another has it.
+    pub(crate) fn of(directory: &Path, job: &str, patience: Duration) -> Result<Claim, ClaimError> {
         create_folder(directory)?;
         let path = directory.join(LOCK);
         let mut options = OpenOptions::new();
@@ -60,8 +58,12 @@ impl Claim {
         loop {
             match file.try_lock() {
                 Ok(()) => break,
-                Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => thread::sleep(TRY_AGAIN),
+                Err(TryLockError::WouldBlock) if start.elapsed() < patience => thread::sleep(TRY_AGAIN),
                 Err(TryLockError::WouldBlock) => return Err(ClaimError::InUse(holder(&mut file))),
+                Err(TryLockError::Error(error)) if has_no_locks(&error) => {
+                    tracing::warn!(job, "{}: no lock keeps other jobs out: {error}", directory.display());
+                    break;
+                }
                 Err(TryLockError::Error(error)) => return Err(error.into()),
             }
         }
@@ -73,6 +75,13 @@ impl Claim {
         file.write_all(&text)?;
         Ok(Claim { _file: file })
     }
+}
+
+/// Whether this says that the file system has no locks.
+fn has_no_locks(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let without = [Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOLCK].map(|errno| Some(errno.raw_os_error()));
+    without.contains(&error.raw_os_error())
 }
 
 /// Whoever holds the folder, as the file says.
@@ -92,14 +101,16 @@ fn holder(file: &mut File) -> String {
 mod tests {
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(3);
+
     #[test]
     fn a_folder_is_held_once_under_whatever_name() {
         let folder = tempfile::tempdir().unwrap();
         let (run, link) = (folder.path().join("run"), folder.path().join("link"));
-        let claim = Claim::of(&run, "first-1").unwrap();
+        let claim = Claim::of(&run, "first-1", PATIENCE).unwrap();
         std::os::unix::fs::symlink(&run, &link).unwrap();
         for other in [link, run.join("../run")] {
-            let error = Claim::of(&other, "second-2").unwrap_err().to_string();
+            let error = Claim::of(&other, "second-2", TRY_AGAIN).unwrap_err().to_string();
             let pid = std::process::id();
             assert!(
                 error.starts_with(&format!("it is in use by job first-1 (coordinator with pid {pid} on ")),
@@ -111,7 +122,7 @@ mod tests {
             std::thread::sleep(PATIENCE / 10);
             drop(claim);
         });
-        let _claim = Claim::of(&run, "third-3").unwrap();
+        let _claim = Claim::of(&run, "third-3", PATIENCE).unwrap();
         ends.join().unwrap();
         assert!(std::fs::read_to_string(run.join(LOCK)).unwrap().contains("third-3"));
     }

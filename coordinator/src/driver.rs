@@ -137,7 +137,7 @@ impl Driver {
         self.handle(Event::Tick)?;
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut ran = Instant::now();
+        let mut ran = awake();
         loop {
             let deadline = self.cluster.next_deadline_ms();
             let due = self.started + Duration::from_millis(deadline.unwrap_or(0));
@@ -152,8 +152,11 @@ impl Driver {
                 () = tokio::time::sleep_until(due.into()), if deadline.is_some() => Next::Due,
             };
             // Before what came first: it may be that a stream ended while this process was stopped.
-            let pause = std::mem::replace(&mut ran, Instant::now()).elapsed();
+            let now = awake();
+            let pause = now.saturating_sub(std::mem::replace(&mut ran, now));
             if pause >= LOOK + Duration::from_millis(PAUSE_MS) {
+                self.keepers.paused(pause);
+                self.preparations.paused(pause);
                 let for_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
                 self.handle(Event::Paused { for_ms })?;
             }
@@ -302,7 +305,7 @@ impl Driver {
                 }
             }
             Effect::Report { job, report } => self.keepers.report(&job, report),
-            Effect::Sync { job } => self.keepers.sync(&job),
+            Effect::Sync { job, step } => self.keepers.sync(&job, step),
             Effect::Prune { job, newest, keep, .. } => self.keepers.prune(&job, newest, keep),
             Effect::Notice(notice) => log(&notice),
         }
@@ -427,6 +430,13 @@ fn date(dates: &mut Dates, at_ms: u64, entry: &Entry) {
         Entry::Ended { job, .. } => dates.entry(job.clone()).or_default().1 = Some(at_ms),
         _ => {}
     }
+}
+
+/// The time since the machine started, in which it may have slept.
+fn awake() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or_default())
+        + Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 /// The time, for people.

@@ -3,6 +3,7 @@
 //! that may take minutes.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,8 +23,15 @@ use crate::metrics::{METRICS, Metrics, Moved, Why};
 /// How long a folder may take for one thing. A server that is started anew is back before that.
 const ANSWER: Duration = Duration::from_secs(120);
 
-/// What may wait for a folder: minutes of short steps.
-const MAX_TASKS: usize = 16_384;
+/// What may wait for a folder. The lead of a run sends a few hundred reports until it hears that they are written.
+const MAX_TASKS: usize = 1024;
+
+/// How long a folder may still be held by a process that is about to end.
+const ENDING: Duration = Duration::from_secs(3);
+
+/// How long it may be held by a coordinator on a machine that is gone, for whose job this is: as long as a server waits
+/// for that machine.
+const GONE: Duration = Duration::from_secs(100);
 
 /// Folders with a thread: those of all jobs that may be open, and as many that do not answer.
 const MAX_FOLDERS: usize = 2 * MAX_WAITING;
@@ -36,8 +44,8 @@ enum Task {
     Open(String, Step),
     /// Note a step.
     Report(Box<StepReport>),
-    /// Make what was noted survive a crash of the machine.
-    Sync,
+    /// Make what was noted up to this step survive a crash of the machine.
+    Sync(Step),
     /// The job is over.
     Close,
 }
@@ -59,6 +67,8 @@ struct Keeper {
     job: Option<String>,
     /// Whether its metrics are open.
     is_open: bool,
+    /// Jobs that it is about to close.
+    closing: u32,
 }
 
 /// The folders of all runs that are open.
@@ -101,10 +111,17 @@ impl Keepers {
             let reason = format!("{MAX_FOLDERS} folders of runs do not answer; look at their file systems");
             return self.fail(job, reason);
         }
-        let requests = self.requests.clone();
-        let keeper = self.keepers.entry(directory.to_owned());
-        let keeper = keeper.or_insert_with(|| Keeper::start(directory.to_owned(), requests));
-        keeper.job = Some(job.to_owned());
+        if !self.keepers.contains_key(directory) {
+            match Keeper::start(directory.to_owned(), self.requests.clone()) {
+                Ok(keeper) => drop(self.keepers.insert(directory.to_owned(), keeper)),
+                Err(error) => {
+                    return self.fail(job, format!("no thread can be started for its folder: {error}"));
+                }
+            }
+        }
+        if let Some(keeper) = self.keepers.get_mut(directory) {
+            keeper.job = Some(job.to_owned());
+        }
     }
 
     /// Notes a step of a job.
@@ -112,36 +129,56 @@ impl Keepers {
         self.give(job, Task::Report(Box::new(report)));
     }
 
-    /// Syncs what was noted of a job.
-    pub(crate) fn sync(&mut self, job: &str) {
-        self.give(job, Task::Sync);
+    /// Syncs what was noted of a job, up to this step.
+    pub(crate) fn sync(&mut self, job: &str, step: Step) {
+        self.give(job, Task::Sync(step));
     }
 
     /// Lets go of a job's checkpoints but the newest `keep` up to that of step `newest`.
     pub(crate) fn prune(&mut self, job: &str, newest: Step, keep: u32) {
         let Some((directory, keeper)) = self.of(job) else { return };
-        let prunes = keeper.prunes.get_or_insert_with(|| {
+        if keeper.prunes.is_none() {
             let (prunes, asked) = mpsc::channel();
-            let (job, directory) = (job.to_owned(), directory.clone());
-            thread::spawn(move || prune(&job, &directory, &asked));
-            prunes
-        });
-        // The thread ends with its sender only.
-        let _ = prunes.send((newest, keep));
+            let (of, directory) = (job.to_owned(), directory.clone());
+            match thread::Builder::new().spawn(move || prune(&of, &directory, &asked)) {
+                Ok(_) => keeper.prunes = Some(prunes),
+                Err(error) => return tracing::warn!(job, "old checkpoints stay: {error}"),
+            }
+        }
+        if let Some(prunes) = &keeper.prunes {
+            // The thread ends with its sender only.
+            let _ = prunes.send((newest, keep));
+        }
     }
 
     /// Closes the metrics of a job that is over.
     pub(crate) fn close(&mut self, job: &str) {
-        self.give(job, Task::Close);
-        if let Some((_, keeper)) = self.of(job) {
-            (keeper.job, keeper.prunes, keeper.is_open) = (None, None, false);
+        let Some((directory, keeper)) = self.of(job) else { return };
+        (keeper.job, keeper.prunes, keeper.is_open) = (None, None, false);
+        match keeper.tasks.try_send(Task::Close) {
+            Ok(()) => keeper.closing += 1,
+            // It ends by itself once the folder answers, for nothing more comes.
+            Err(_) => {
+                let directory = directory.clone();
+                self.keepers.remove(&directory);
+            }
         }
     }
 
     /// A folder's thread has closed a job's metrics: it ends, unless another job was opened there.
     pub(crate) fn closed(&mut self, directory: &Path) {
-        if self.keepers.get(directory).is_some_and(|keeper| keeper.job.is_none()) {
+        let Some(keeper) = self.keepers.get_mut(directory) else { return };
+        keeper.closing = keeper.closing.saturating_sub(1);
+        if keeper.job.is_none() && keeper.closing == 0 {
             self.keepers.remove(directory);
+        }
+    }
+
+    /// This process did not run for a while, and no folder is to blame.
+    pub(crate) fn paused(&mut self, pause: Duration) {
+        for keeper in self.keepers.values() {
+            let mut doing = keeper.doing.lock().unwrap_or_else(PoisonError::into_inner);
+            doing.since = doing.since.map(|since| since + pause);
         }
     }
 
@@ -199,12 +236,12 @@ fn prune(job: &str, directory: &Path, asked: &Receiver<(Step, u32)>) {
 }
 
 impl Keeper {
-    fn start(directory: PathBuf, requests: WeakSender<Request>) -> Keeper {
+    fn start(directory: PathBuf, requests: WeakSender<Request>) -> io::Result<Keeper> {
         let (tasks, asked) = mpsc::sync_channel(MAX_TASKS);
         let doing = Arc::new(Mutex::new(Doing::default()));
         let desk = Desk { directory, requests, doing: Arc::clone(&doing), claim: None, open: None };
-        thread::spawn(move || desk.work(&asked));
-        Keeper { tasks, prunes: None, doing, job: None, is_open: false }
+        thread::Builder::new().spawn(move || desk.work(&asked))?;
+        Ok(Keeper { tasks, prunes: None, doing, job: None, is_open: false, closing: 0 })
     }
 }
 
@@ -245,12 +282,12 @@ impl Desk {
     /// Does one thing; steps that are noted one after the other are written together.
     fn act(&mut self, task: Task, waiting: &mut VecDeque<Task>) -> Option<Request> {
         match task {
-            Task::Claim(job, look) => match self.claimed(&job) {
+            Task::Claim(job, look) => match self.claimed(&job, ENDING) {
                 Ok(()) => Some(Request::Claimed { job, look }),
                 Err(reason) => Some(Request::Event(Event::Broken { job, reason })),
             },
             Task::Open(job, from) => {
-                if let Err(reason) = self.claimed(&job) {
+                if let Err(reason) = self.claimed(&job, GONE) {
                     return Some(Request::Event(Event::Broken { job, reason }));
                 }
                 match Metrics::open(&self.directory, from) {
@@ -259,7 +296,7 @@ impl Desk {
                             warn(&job, moved);
                         }
                         self.open = Some((job, metrics));
-                        self.written(Vec::new(), true)
+                        self.written(Vec::new(), Some(Step(0)))
                     }
                     Err(error) => {
                         let reason = format!("metrics in {}: {error}", self.directory.display());
@@ -276,12 +313,12 @@ impl Desk {
                 }
                 let (_, metrics) = self.open.as_mut()?;
                 match metrics.append(&reports) {
-                    Ok(()) => self.written(reports, false),
+                    Ok(()) => self.written(reports, None),
                     Err(error) => self.broken(&error),
                 }
             }
-            Task::Sync => match self.open.as_ref()?.1.sync() {
-                Ok(()) => self.written(Vec::new(), true),
+            Task::Sync(step) => match self.open.as_ref()?.1.sync() {
+                Ok(()) => self.written(Vec::new(), Some(step)),
                 Err(error) => self.broken(&error),
             },
             Task::Close => {
@@ -292,19 +329,22 @@ impl Desk {
     }
 
     /// Sees to it that the folder is the job's.
-    fn claimed(&mut self, job: &str) -> Result<(), String> {
+    fn claimed(&mut self, job: &str, patience: Duration) -> Result<(), String> {
         if self.claim.is_none() {
-            let claim = Claim::of(&self.directory, job);
+            let claim = Claim::of(&self.directory, job, patience);
             let told = |error| format!("the run's folder {}: {error}", self.directory.display());
             self.claim = Some(claim.map_err(told)?);
         }
         Ok(())
     }
 
-    fn written(&self, reports: Vec<StepReport>, synced: bool) -> Option<Request> {
+    /// Says what is written: all reports up to that of a step, or, of a sync, up to the step that was asked for. Lines
+    /// that a machine lost with its power do not come back, and hold up nothing.
+    fn written(&self, reports: Vec<StepReport>, synced: Option<Step>) -> Option<Request> {
         let (job, metrics) = self.open.as_ref()?;
         // Steps that were noted before a restart count as well.
         let step = reports.last().map_or(metrics.last(), |report| Step(report.step));
+        let (step, synced) = (synced.map_or(step, |asked| asked.max(step)), synced.is_some());
         Some(Request::Written { job: job.clone(), reports, step, synced })
     }
 
@@ -361,8 +401,11 @@ mod tests {
         assert_eq!(told(&mut answers).await, "a-1 [] to 0, synced");
         keepers.report("a-1", report(1));
         assert_eq!(told(&mut answers).await, "a-1 [1] to 1");
-        keepers.sync("a-1");
+        keepers.sync("a-1", Step(1));
         assert_eq!(told(&mut answers).await, "a-1 [] to 1, synced");
+        // Lines that are gone, with the power of a machine, hold up nothing.
+        keepers.sync("a-1", Step(7));
+        assert_eq!(told(&mut answers).await, "a-1 [] to 7, synced");
         // The next job in the same folder waits for what is still written of the one before.
         keepers.report("a-1", report(2));
         keepers.close("a-1");

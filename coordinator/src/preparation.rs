@@ -20,7 +20,7 @@ use child::{Asked, Said};
 
 use crate::handle::Request;
 
-/// How long a preparation may take without a word of progress: a large text is read through once for its digest.
+/// How long a preparation may take without a word of progress and without reading a byte.
 const SILENT: Duration = Duration::from_secs(3600);
 
 /// How long it may take in all.
@@ -46,8 +46,10 @@ pub(crate) struct Preparations {
 #[derive(Debug)]
 struct UnderWay {
     since: Instant,
-    /// When it said something last.
+    /// When it said something last, or was seen to read.
     heard: Instant,
+    /// What it had read then.
+    read_bytes: u64,
     /// Its process, while it may be killed.
     pid: Option<Pid>,
     /// Why it was killed.
@@ -79,10 +81,12 @@ impl Preparations {
         requests: mpsc::WeakSender<Request>,
     ) {
         let now = Instant::now();
-        let under_way = Arc::new(Mutex::new(UnderWay { since: now, heard: now, pid: None, ended: None }));
+        let under_way =
+            Arc::new(Mutex::new(UnderWay { since: now, heard: now, read_bytes: 0, pid: None, ended: None }));
         self.under_way.insert(submission.job.clone(), Arc::clone(&under_way));
+        let (of, to) = (submission.job.clone(), requests.clone());
         // A thread of its own: the process ends with the thread that started it.
-        thread::spawn(move || {
+        let started = thread::Builder::new().spawn(move || {
             let job = submission.job.clone();
             let digests = lock(&known).clone();
             let memory_bytes = memory::share_bytes();
@@ -98,12 +102,29 @@ impl Preparations {
                 let _ = requests.blocking_send(Request::Event(Event::Prepared { job, result }));
             }
         });
+        if let Err(error) = started {
+            let result = Err(format!("its data cannot be prepared: no thread can be started: {error}"));
+            tokio::spawn(async move {
+                if let Some(requests) = to.upgrade() {
+                    let _ = requests.send(Request::Event(Event::Prepared { job: of, result })).await;
+                }
+            });
+        }
     }
 
     /// Ends the preparation of a job, if it is under way.
     pub(crate) fn end(&mut self, job: &str) {
         if let Some(under_way) = self.under_way.remove(job) {
             lock(&under_way).kill("it is not needed any more".to_owned());
+        }
+    }
+
+    /// This process did not run for a while, and neither did its children.
+    pub(crate) fn paused(&mut self, pause: Duration) {
+        for under_way in self.under_way.values() {
+            let mut under_way = lock(under_way);
+            under_way.since += pause;
+            under_way.heard += pause;
         }
     }
 
@@ -115,10 +136,16 @@ impl Preparations {
                 now.saturating_duration_since(under_way.heard),
                 now.saturating_duration_since(under_way.since),
             );
-            if silent >= SILENT {
-                under_way.kill(format!("it said nothing for {} minutes", SILENT.as_secs() / 60));
-            } else if whole >= WHOLE {
+            if whole >= WHOLE {
                 under_way.kill(format!("it took more than {} hours", WHOLE.as_secs() / 3600));
+            } else if silent >= SILENT {
+                // A large checkpoint is read through without a word.
+                let read_bytes = under_way.pid.map_or(0, read_bytes);
+                if read_bytes > under_way.read_bytes {
+                    (under_way.read_bytes, under_way.heard) = (read_bytes, now);
+                } else {
+                    under_way.kill(format!("it made no progress for {} minutes", SILENT.as_secs() / 60));
+                }
             }
         }
     }
@@ -130,6 +157,14 @@ impl Drop for Preparations {
             lock(under_way).kill("the coordinator ends".to_owned());
         }
     }
+}
+
+/// What a process has read so far, by calls and from maps; 0 where the system does not tell.
+fn read_bytes(pid: Pid) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/io", pid.as_raw_nonzero())).unwrap_or_default();
+    let of =
+        |line: &str| line.strip_prefix("rchar:").or(line.strip_prefix("read_bytes:"))?.trim().parse().ok();
+    text.lines().filter_map(of).fold(0, u64::saturating_add)
 }
 
 /// Starts the process and follows it to its end.
@@ -163,7 +198,10 @@ fn follow(
                 *lock(known) = digests;
                 done = Some(*result);
             }
-            Err(error) => return Err(cannot(&format!("its process said what is invalid: {error}"))),
+            Err(error) => {
+                done = Some(Err(cannot(&format!("its process said what is invalid: {error}"))));
+                break;
+            }
         }
         line.clear();
     }
@@ -240,13 +278,23 @@ fn start_command(mut command: Command, asked: Vec<u8>) -> std::io::Result<Proces
         (process.stdin.take().ok_or_else(missing)?, process.stdout.take().ok_or_else(missing)?);
     let errors = process.stderr.take().ok_or_else(missing)?;
     // What it does not read, or says, is told by its end.
-    thread::spawn(move || input.write_all(&asked));
-    let errors = thread::spawn(move || {
-        let (mut kept, mut errors) = (Vec::new(), errors);
-        let _ = errors.by_ref().take(MAX_ERRORS_BYTES).read_to_end(&mut kept);
-        let _ = std::io::copy(&mut errors, &mut std::io::sink());
-        String::from_utf8_lossy(&kept).into_owned()
+    let spawn = thread::Builder::new().spawn(move || input.write_all(&asked));
+    let errors = spawn.and_then(|_| {
+        thread::Builder::new().spawn(move || {
+            let (mut kept, mut errors) = (Vec::new(), errors);
+            let _ = errors.by_ref().take(MAX_ERRORS_BYTES).read_to_end(&mut kept);
+            let _ = std::io::copy(&mut errors, &mut std::io::sink());
+            String::from_utf8_lossy(&kept).into_owned()
+        })
     });
+    let errors = match errors {
+        Ok(errors) => errors,
+        Err(error) => {
+            let _ = process.kill();
+            let _ = process.wait();
+            return Err(error);
+        }
+    };
     let end = move || {
         // It has said all that counts; one that only hangs would be waited for in vain.
         let _ = process.kill();
@@ -283,6 +331,31 @@ mod tests {
         thread::sleep(Duration::from_millis(200));
         let (status, errors) = process.end().unwrap();
         cause(status, &errors, 512 << 20)
+    }
+
+    #[test]
+    fn a_preparation_without_progress_is_ended() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "while read -r line; do :; done; exec sleep 60"]);
+        let process = start_command(command, b"asked\n".to_vec()).unwrap();
+        let now = Instant::now();
+        let under_way = UnderWay { since: now, heard: now, read_bytes: 0, pid: process.pid, ended: None };
+        let under_way = Arc::new(Mutex::new(under_way));
+        let mut preparations = Preparations::default();
+        preparations.under_way.insert("a-1".to_owned(), Arc::clone(&under_way));
+        preparations.end_overdue(now + SILENT / 2);
+        // It has read what it was asked, and the program before that.
+        let (mut read, mut before) = (0, u64::MAX);
+        while read == 0 || read != before {
+            thread::sleep(Duration::from_millis(300));
+            before = std::mem::replace(&mut read, read_bytes(process.pid.unwrap()));
+        }
+        preparations.end_overdue(now + SILENT);
+        assert_eq!(lock(&under_way).ended, None);
+        preparations.end_overdue(now + 2 * SILENT);
+        assert_eq!(lock(&under_way).ended.as_deref(), Some("it made no progress for 60 minutes"));
+        lock(&under_way).pid = None;
+        assert_eq!(process.end().unwrap().0.signal(), Some(9));
     }
 
     #[test]

@@ -226,7 +226,7 @@ async fn whenever_the_coordinator_is_killed_nothing_that_it_promised_is_lost() {
         let step = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
         lines.lines().filter_map(step).collect()
     };
-    // A step is written a moment after it is told.
+    // `get` shows a step a moment before it is written.
     let mut steps = noted();
     for _ in 0..500 {
         if steps.len() as u64 >= last.step {
@@ -247,7 +247,7 @@ async fn whenever_the_coordinator_is_killed_nothing_that_it_promised_is_lost() {
     assert!(median < Duration::from_millis(1000), "{median:?}");
 }
 
-/// A machine that is moved stops for longer than a lease. Workers lose their connections meanwhile, and their run
+/// A coordinator may be stopped for longer than a lease, as by a debugger or a freezer of processes. Workers lose their connections meanwhile, and their run
 /// goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_that_is_stopped_for_a_while_interrupts_nothing() {

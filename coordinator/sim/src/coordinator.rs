@@ -8,7 +8,7 @@ use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Desired, Leave, LeaveCause, StepReport, WorkerStatus};
 
-use crate::disk::Write;
+use crate::disk;
 use crate::faults::Family;
 use crate::world::{Happening, SECOND_US, World};
 
@@ -18,6 +18,14 @@ const CRASHES: u64 = 700;
 const TEARS: u64 = 8_000;
 /// Times in a million that tokens cannot be made ready, or a line of metrics not be written, where they may.
 const SHELL_FAILURES: u64 = 1_500;
+
+/// Something to write into a run's folder.
+enum Write {
+    /// The line of a step.
+    Report(Box<StepReport>),
+    /// What is there is synced, up to this step.
+    Sync(Step),
+}
 
 /// How often the real driver looks whether it ran at all.
 const LOOK_MS: u64 = 1000;
@@ -42,8 +50,8 @@ pub(crate) struct Coordinator {
     met: BTreeMap<(String, Generation), BTreeMap<u32, usize>>,
     /// Jobs whose metrics are open.
     metrics: BTreeSet<String>,
-    /// The reports of jobs that wait to be written, in their order; `None` syncs what is there.
-    writes: VecDeque<(String, Option<StepReport>)>,
+    /// What waits to be written into the folders of jobs, in its order.
+    writes: VecDeque<(String, Write)>,
     /// Whose plan is being made.
     planning: Option<String>,
     /// When the timer that is set goes off.
@@ -114,7 +122,7 @@ impl World {
         self.coordinator.metrics = begun.map(|job| job.job).collect();
         self.judge_boot();
         let begun: Vec<_> = self.coordinator.metrics.iter().cloned().collect();
-        begun.into_iter().for_each(|job| self.write_later(job, None));
+        begun.into_iter().for_each(|job| self.write_later(job, Write::Sync(Step(0))));
         self.tell(|| format!("the coordinator starts with {count} entries in its journal"));
         self.handle(Event::Tick);
     }
@@ -285,10 +293,10 @@ impl World {
             Effect::Report { job, report } => {
                 if self.coordinator.metrics.contains(&job) {
                     self.judge_report(&job, &report);
-                    self.write_later(job, Some(report));
+                    self.write_later(job, Write::Report(Box::new(report)));
                 }
             }
-            Effect::Sync { job } => self.write_later(job, None),
+            Effect::Sync { job, step } => self.write_later(job, Write::Sync(step)),
             Effect::Prune { job, directory, newest, keep } => {
                 self.judge_prune(&job, keep);
                 let soon_us = self.chance.coordinator.between(100, 50_000);
@@ -300,8 +308,8 @@ impl World {
     }
 
     /// Puts a line of metrics, or their sync, behind those that wait.
-    fn write_later(&mut self, job: String, report: Option<StepReport>) {
-        self.coordinator.writes.push_back((job, report));
+    fn write_later(&mut self, job: String, write: Write) {
+        self.coordinator.writes.push_back((job, write));
         let latest_us = self.chance.coordinator.pick(&[100, 5_000, SECOND_US]);
         let soon_us = self.chance.coordinator.between(10, latest_us);
         let life = self.coordinator.life;
@@ -313,7 +321,7 @@ impl World {
         if !self.coordinates(life, || Happening::Write { life }) {
             return;
         }
-        let Some((job, report)) = self.coordinator.writes.pop_front() else { return };
+        let Some((job, write)) = self.coordinator.writes.pop_front() else { return };
         if !self.coordinator.metrics.contains(&job) {
             return;
         }
@@ -324,11 +332,13 @@ impl World {
             let reason = "metrics: no space left on device".to_owned();
             return self.handle(Event::Broken { job, reason });
         }
-        if let Some(report) = &report {
-            self.judge_written(&job, report);
-        }
-        let synced = report.is_none();
-        let step = report.map_or_else(|| self.last_written(&job), |report| Step(report.step));
+        let (step, synced) = match write {
+            Write::Report(report) => {
+                self.judge_written(&job, &report);
+                (Step(report.step), false)
+            }
+            Write::Sync(step) => (self.last_written(&job).max(step), true),
+        };
         self.handle(Event::Written { job, step, synced });
     }
 
@@ -336,7 +346,7 @@ impl World {
         if self.may(Family::Torn) && self.chance.coordinator.happens(TEARS) {
             self.counts.count(Family::Torn);
             let kept = self.chance.coordinator.pick(&[0, 500, 900, 1000]);
-            self.disk.append(entry, Write::Died { kept });
+            self.disk.append(entry, disk::Write::Died { kept });
             return Err(format!("its machine dies with {kept} thousandths of an entry on disk"));
         }
         let fails = self.may(Family::DiskError) && self.chance.coordinator.happens(TEARS);
@@ -344,10 +354,10 @@ impl World {
             self.counts.count(Family::DiskError);
         }
         if fails || self.now_us < self.coordinator.full_until_us {
-            self.disk.append(entry, Write::Failed);
+            self.disk.append(entry, disk::Write::Failed);
             return Err("the journal cannot be written".to_owned());
         }
-        self.disk.append(entry, Write::Synced);
+        self.disk.append(entry, disk::Write::Synced);
         Ok(())
     }
 

@@ -39,6 +39,8 @@ impl Serve {
         let mut shell = Command::new("sh");
         let script = format!("ulimit -d {memory_kib} && exec \"$0\" \"$@\"");
         shell.args(["-c", &script, env!("CARGO_BIN_EXE_coxswain")]);
+        // Each thread's stack counts.
+        shell.env("TOKIO_WORKER_THREADS", "2").env("RAYON_NUM_THREADS", "2");
         Serve::start_as(folder, port, shell)
     }
 

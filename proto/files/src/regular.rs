@@ -26,7 +26,7 @@ pub fn other_kind(metadata: &Metadata) -> Option<&'static str> {
 /// Those of opening it; `InvalidInput` for what is no regular file.
 pub fn open(path: &Path) -> io::Result<(File, Metadata)> {
     let named = fs::metadata(path)?;
-    opened(named, path, OpenOptions::new().read(true))
+    opened(named, path, OpenOptions::new().read(true), 0)
 }
 
 /// Opens a file that this program writes, with what `options` say; a symbolic link is refused, for it may point to
@@ -38,16 +38,23 @@ pub fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let named = match fs::symlink_metadata(path) {
         Ok(named) => named,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return options.custom_flags(no_wait()).open(path);
+            let file = options.custom_flags(no_wait() | no_link()).open(path)?;
+            regular(&file.metadata()?)?;
+            return Ok(file);
         }
         Err(error) => return Err(error),
     };
-    opened(named, path, options).map(|(file, _)| file)
+    opened(named, path, options, no_link()).map(|(file, _)| file)
 }
 
-fn opened(named: Metadata, path: &Path, options: &mut OpenOptions) -> io::Result<(File, Metadata)> {
+fn opened(
+    named: Metadata,
+    path: &Path,
+    options: &mut OpenOptions,
+    flags: i32,
+) -> io::Result<(File, Metadata)> {
     regular(&named)?;
-    let file = options.custom_flags(no_wait()).open(path)?;
+    let file = options.custom_flags(no_wait() | flags).open(path)?;
     // The name may be that of another file by now.
     let metadata = file.metadata()?;
     regular(&metadata)?;
@@ -56,6 +63,10 @@ fn opened(named: Metadata, path: &Path, options: &mut OpenOptions) -> io::Result
 
 fn no_wait() -> i32 {
     rustix::fs::OFlags::NONBLOCK.bits().cast_signed()
+}
+
+fn no_link() -> i32 {
+    rustix::fs::OFlags::NOFOLLOW.bits().cast_signed()
 }
 
 fn regular(metadata: &Metadata) -> io::Result<()> {

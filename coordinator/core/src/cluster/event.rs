@@ -178,10 +178,13 @@ pub enum Effect {
         /// The step.
         report: StepReport,
     },
-    /// Sync what was reported of the job up to here, then say [`Event::Written`].
+    /// Sync what was reported of the job up to here, then say [`Event::Written`] of this step: where lines of it are
+    /// lost, because a machine lost its power or somebody removed them, nothing brings them back.
     Sync {
         /// The job's id.
         job: String,
+        /// The newest step that was reported.
+        step: Step,
     },
     /// Let go of the job's checkpoints up to that of step `newest`, but the newest `keep` of these.
     Prune {

@@ -241,7 +241,7 @@ impl Cluster {
         match run.commit() {
             Err(cause) => return self.end(&job, Ending::Failed, cause, out),
             Ok(Commit::Wait) => {}
-            Ok(Commit::Sync) => out.push(Effect::Sync { job: job.clone() }),
+            Ok(Commit::Sync(step)) => out.push(Effect::Sync { job: job.clone(), step }),
             Ok(Commit::Publish(publish)) => {
                 let (step, files) = (publish.step, publish.files.clone());
                 // The lead publishes it; the others may tell of what they saved since.

@@ -398,6 +398,11 @@ impl Cluster {
     /// connections that ended meanwhile say nothing of them.
     fn paused(&mut self, now_ms: u64, for_ms: u64, out: &mut Vec<Effect>) {
         self.members.renew(now_ms);
+        for job in &mut self.jobs {
+            if let Some(cancelling) = &mut job.cancelling {
+                cancelling.until_ms = cancelling.until_ms.saturating_add(for_ms);
+            }
+        }
         for run in &mut self.runs {
             run.wait_after_pause(now_ms);
             let text = format!(

@@ -13,6 +13,7 @@ use coxswain_types::status::WorkerInfo;
 use super::Cluster;
 use super::event::{Effect, Entry, Look};
 use super::hall::{Choice, Growth, Hall};
+use super::job::Job;
 use super::planning::Sizes;
 use super::run::Run;
 use super::summary::{Ending, JobState};
@@ -22,12 +23,12 @@ use crate::plan::Fit;
 const MAX_PREPARING: usize = 4;
 
 /// How long a new job whose tokens are being made ready keeps workers from those behind it. One that takes longer,
-/// because its text is large or is made to, lets them go first.
+/// because its text is large, or was made to be slow, lets those go first whose tokens are ready.
 const HOLD_MS: u64 = 60_000;
 
-/// How many coordinators may end, one after the other, while they make a job's tokens ready: that takes a process of
-/// its own, but memory may be so short that the system ends both.
-pub(super) const MAX_TRIES: u32 = 3;
+/// How many coordinators may end, one after the other, while they make a job's tokens ready. A process of its own does
+/// the work, but where memory runs out the system may end both. A restart that somebody wanted counts as well.
+pub(super) const MAX_TRIES: u32 = 5;
 
 /// What a job can do now.
 enum Turn {
@@ -126,12 +127,15 @@ impl Cluster {
         }
         let mut hall = Hall::new(self);
         let preparing = waiting.iter().map(|&index| &self.jobs[index]).filter(|job| job.prepares_anew());
-        let busy = preparing.clone().nth(MAX_PREPARING - 1).and(preparing.clone().next());
+        // One that may have ended a coordinator is prepared alone, so that it takes no other job with it.
+        let alone = preparing.clone().find(|job| job.tries > 1);
+        let full = preparing.clone().nth(MAX_PREPARING - 1).and(preparing.clone().next());
+        let busy_for = |job: &Job| alone.or(full).or(preparing.clone().next().filter(|_| job.tries > 0));
         // The first job that waits, and the first whose tokens are ready or have to wait for another's.
         let (mut first, mut ready): (Option<&str>, Option<&str>) = (None, None);
-        for index in waiting {
+        for &index in &waiting {
             let job = &self.jobs[index];
-            match (job.state, ready, busy) {
+            match (job.state, ready, busy_for(job)) {
                 (JobState::Queued, _, _) if job.recovers() => return (reasons, Some(Turn::Prepare(index))),
                 (JobState::Queued, None, None) => return (reasons, Some(Turn::Prepare(index))),
                 (JobState::Queued, Some(ready), _) => reasons.push((index, format!("waits behind {ready}"))),

@@ -160,8 +160,8 @@ enum After {
 pub(super) enum Commit<'a> {
     /// Nothing before something else happens.
     Wait,
-    /// The reports of its steps are synced.
-    Sync,
+    /// The reports of its steps are synced, which end with this one.
+    Sync(Step),
     /// It is committed, and published.
     Publish(&'a Publish),
 }
@@ -227,22 +227,24 @@ impl Run {
         self.back.is_some()
     }
 
-    /// Whether the coordinator paused, and not all of its workers are back.
+    /// Whether the coordinator paused a moment ago, so that the end of a connection says nothing.
     pub(super) fn awaits_after_pause(&self) -> bool {
         matches!(self.back, Some((_, After::Pause)))
     }
 
-    /// Waits for its workers, of which nothing was heard while the coordinator paused.
+    /// Waits for its workers, of which nothing was heard while the coordinator paused. Pauses that come one after the
+    /// other do not put off that one is missed.
     pub(super) fn wait_after_pause(&mut self, now_ms: u64) {
         self.seats.iter_mut().for_each(|seat| seat.phase = None);
-        self.back = Some((now_ms + RETURN_MS, After::Pause));
+        self.back.get_or_insert((now_ms + RETURN_MS, After::Pause));
     }
 
     /// A worker that has not come back, once the time for it is over.
     pub(super) fn missing(&mut self, now_ms: u64) -> Option<String> {
         let (until_ms, after) = self.back?;
         let missing = self.seats.iter().position(|seat| seat.phase.is_none());
-        if missing.is_none() {
+        // After a pause the end of an old connection may come behind what was said on it.
+        if missing.is_none() && (after == After::Restart || until_ms <= now_ms) {
             self.back = None;
         }
         let rank = missing.filter(|_| until_ms <= now_ms)?;
@@ -334,7 +336,7 @@ impl Run {
             }
             Some(step) if self.reported >= step && self.sync_asked < step => {
                 self.sync_asked = self.reported;
-                Ok(Commit::Sync)
+                Ok(Commit::Sync(self.reported))
             }
             Some(_) | None => Ok(Commit::Wait),
         }

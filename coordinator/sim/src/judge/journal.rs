@@ -46,7 +46,7 @@ impl World {
             }
             Entry::Preparing { job, tries } => {
                 // The next coordinator may not try again.
-                if *tries >= 3 {
+                if *tries >= 5 {
                     self.judge.excuse(job);
                 }
                 let record = self.judge.jobs.get(job);

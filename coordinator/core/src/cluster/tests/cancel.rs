@@ -56,7 +56,7 @@ fn a_job_at_work_ends_after_a_step_that_is_saved() {
             report demo-1 step 4
             wake w0
         410 w1 g1 done step=4 saved=4
-            sync demo-1
+            sync demo-1 to step 4
             record committed demo-1 step 4 [w0-4 w1-4]
             wake w0
             wake w1
@@ -295,7 +295,7 @@ fn a_cancel_outlives_the_coordinator() {
             report demo-1 step 4
             wake w0
         20 w1 g1 done step=4 saved=4
-            sync demo-1
+            sync demo-1 to step 4
             record committed demo-1 step 4 [w0-4 w1-4]
             wake w0
             wake w1

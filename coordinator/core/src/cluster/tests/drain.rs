@@ -62,7 +62,7 @@ fn a_drained_worker_is_replaced_at_a_steps_boundary() {
             wake w0
         500 w0 g1 running step=3 saved=3
         500 w1 g1 done step=3 saved=3
-            sync demo-1
+            sync demo-1 to step 3
             record committed demo-1 step 3 [w0-3 w1-3]
             wake w0
             wake w1
@@ -130,7 +130,7 @@ fn a_worker_that_was_asked_to_stop_works_until_its_place_can_be_taken() {
             report demo-1 step 3
             wake w0
         500 w1 g1 done step=3 saved=3 leaves=SIGTERM
-            sync demo-1
+            sync demo-1 to step 3
             record committed demo-1 step 3 [w0-3 w1-3]
             wake w0
             wake w1

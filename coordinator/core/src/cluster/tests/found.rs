@@ -74,7 +74,7 @@ fn a_worker_that_has_not_heard_is_told_again_once_a_second() {
             report demo-1 step 2
             wake w0
         210 w1 g1 running step=2 saved=2
-            sync demo-1
+            sync demo-1 to step 2
             record committed demo-1 step 2 [w0-2 w1-2]
             wake w0
             wake w1

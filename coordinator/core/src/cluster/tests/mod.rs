@@ -114,7 +114,7 @@ fn a_job_runs_saves_and_is_done() {
         300 w1 g1 running step=2 saved=2
         300 w1 g1 done step=2 saved=2
         310 w0 g1 running step=2 saved=2
-            sync demo-1
+            sync demo-1 to step 2
             record committed demo-1 step 2 [w0-2 w1-2]
             wake w0
             wake w1
@@ -480,7 +480,7 @@ fn a_run_continues_from_its_checkpoint() {
         10 w0 g1 running step=4 reports=3..4 saved=4
             report demo-1 step 3
             report demo-1 step 4
-            sync demo-1
+            sync demo-1 to step 4
             wake w0
             record committed demo-1 step 4 [w0-4]
             wake w0

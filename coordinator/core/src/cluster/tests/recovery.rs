@@ -56,7 +56,7 @@ fn a_job_goes_on_when_a_lost_worker_is_back() {
             report demo-1 step 3
             wake w0
         110 w1 g1 running step=3 saved=2
-            sync demo-1
+            sync demo-1 to step 3
             record committed demo-1 step 2 [w0-2 w1-2]
             wake w0
             wake w1
@@ -230,7 +230,7 @@ fn a_coordinator_that_is_started_again_finds_its_run_at_work() {
             wake w0
             wake w0
         800 w1 g1 done step=4 saved=4
-            sync demo-1
+            sync demo-1 to step 4
             record committed demo-1 step 4 [w0-4 w1-4]
             wake w0
             wake w1
@@ -525,7 +525,11 @@ fn a_coordinator_that_paused_waits_for_its_workers() {
          12020 desired w0
          12020 w1 g1 running step=2
          12030 w1 g1 running step=3
-         14000 lost w1 its connection closed",
+         12040 lost w1 its connection closed
+         12050 w1 g1 running step=3
+         22000 w0 g1 running step=3
+         22000 w1 g1 running step=3
+         22001 lost w1 its connection closed",
     );
     expect![[r#"
         12000 paused 11000
@@ -547,7 +551,16 @@ fn a_coordinator_that_paused_waits_for_its_workers() {
             info: worker w1 is here (pid 101 on alpha, cpu)
             wake w1
         12030 w1 g1 running step=3
-        14000 lost w1 its connection closed
+        12040 lost w1 its connection closed
+            record noted gone
+            info: worker w1 is gone: its connection closed
+        12050 w1 g1 running step=3
+            record noted joined
+            info: worker w1 is here (pid 101 on alpha, cpu)
+            wake w1
+        22000 w0 g1 running step=3
+        22000 w1 g1 running step=3
+        22001 lost w1 its connection closed
             record noted gone
             info: worker w1 is gone: its connection closed
             record ended demo-1 Failed

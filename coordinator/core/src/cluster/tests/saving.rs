@@ -58,7 +58,7 @@ fn ranks_save_after_one_step_where_the_newest_checkpoint_is_old() {
             wake w0
             wake w0
         61300 w1 g1 running step=6 saved=6
-            sync demo-1
+            sync demo-1 to step 6
             record committed demo-1 step 6 [w0-6 w1-6]
             wake w0
             wake w1
@@ -168,7 +168,7 @@ fn a_checkpoint_waits_until_its_metrics_are_on_disk() {
         30 w0 g1 running step=2 reports=1..2 saved=2
             report late-1 step 1
             report late-1 step 2
-            sync late-1
+            sync late-1 to step 2
         30 desired w0
             g1 named run_to 4 acknowledged 0
         40 written late-1 1
@@ -190,7 +190,7 @@ fn a_checkpoint_waits_until_its_metrics_are_on_disk() {
         80 w0 g1 done step=4 reports=3..4 saved=4
             report late-1 step 3
             report late-1 step 4
-            sync late-1
+            sync late-1 to step 4
         90 synced late-1 4
             record committed late-1 step 4 [w0-4]
             wake w0

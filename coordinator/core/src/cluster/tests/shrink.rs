@@ -115,7 +115,7 @@ fn a_job_shrinks_when_nobody_comes_back_and_grows_when_someone_does() {
             report demo-1 step 4
             wake w0
         13200 w1 g2 done step=4 saved=4
-            sync demo-1
+            sync demo-1 to step 4
             record committed demo-1 step 4 [w0-4 w1-4]
             wake w0
             wake w1
@@ -180,7 +180,7 @@ fn a_drained_worker_without_another_in_its_place_makes_a_job_smaller_at_once() {
         1100 w1 g1 done step=1 saved=1
         1100 w2 g1 done step=1 saved=1
         1100 w3 g1 done step=1 saved=1
-            sync demo-1
+            sync demo-1 to step 1
             record committed demo-1 step 1 [w0-1 w1-1 w2-1 w3-1]
             wake w0
             wake w1

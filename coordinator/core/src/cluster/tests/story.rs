@@ -267,7 +267,7 @@ fn effect_text(effect: &Effect) -> String {
         Effect::Wake(worker) => format!("wake {worker}"),
         Effect::Refuse { worker, incarnation, reason } => format!("refuse {worker}/{incarnation}: {reason}"),
         Effect::Report { job, report } => format!("report {job} step {}", report.step),
-        Effect::Sync { job } => format!("sync {job}"),
+        Effect::Sync { job, step } => format!("sync {job} to step {step}"),
         Effect::Prune { job, newest, keep, .. } => format!("prune {job} to {keep} up to {newest}"),
         Effect::Notice(notice) => {
             let weight = if notice.weight == Weight::Warning { "warn" } else { "info" };
@@ -348,7 +348,6 @@ pub(super) fn tell_to(cluster: &mut Cluster, story: &str) -> (String, Vec<Entry>
     let mut print = String::new();
     let mut journal = Vec::new();
     let mut plans: Vec<Planning> = Vec::new();
-    let mut reported: BTreeMap<String, Step> = BTreeMap::new();
     for line in story.lines().map(str::trim).filter(|line| !line.is_empty()) {
         print.push_str(&format!("{line}\n"));
         let words: Vec<_> = line.split_whitespace().collect();
@@ -379,11 +378,9 @@ pub(super) fn tell_to(cluster: &mut Cluster, story: &str) -> (String, Vec<Entry>
                         Effect::Report { job, report } if !job.starts_with("late") => {
                             written.retain(|(of, _, synced)| of != job || *synced);
                             written.push_back((job.clone(), Step(report.step), false));
-                            reported.insert(job.clone(), Step(report.step));
                         }
-                        Effect::Sync { job } if !job.starts_with("late") => {
-                            let last = reported.get(job).copied().unwrap_or_default();
-                            written.push_back((job.clone(), last, true));
+                        Effect::Sync { job, step } if !job.starts_with("late") => {
+                            written.push_back((job.clone(), *step, true));
                         }
                         _ => {}
                     }
