@@ -10,18 +10,20 @@ use coxswain_native::net::Store;
 /// How often a value that is waited for is looked for.
 const LOOK: Duration = Duration::from_millis(2);
 
+/// Tells apart the temporary files of this process, whose ranks may be threads.
+static WRITTEN: AtomicU64 = AtomicU64::new(0);
+
 /// A file for each key, in a folder that all ranks see and that nobody else writes to.
 #[derive(Debug)]
 pub struct FileStore {
     folder: PathBuf,
     patience_ms: u64,
-    written: AtomicU64,
 }
 
 impl FileStore {
     /// The store in `folder`, whose values are waited for so long.
     pub fn new(folder: PathBuf, patience_ms: u64) -> FileStore {
-        FileStore { folder, patience_ms, written: AtomicU64::new(0) }
+        FileStore { folder, patience_ms }
     }
 
     /// Keys hold separators; their bytes in hex do not.
@@ -34,7 +36,7 @@ impl FileStore {
 impl Store for FileStore {
     fn set(&self, key: &[u8], value: &[u8]) -> Result<(), String> {
         // A value appears whole or not at all.
-        let number = self.written.fetch_add(1, Ordering::Relaxed);
+        let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
         let part = self.folder.join(format!("part-{}-{number}", std::process::id()));
         let written = fs::write(&part, value).and_then(|()| fs::rename(&part, self.path(key)));
         written.map_err(|error| format!("{}: {error}", self.folder.display()))
@@ -77,6 +79,13 @@ mod tests {
         std::thread::sleep(Duration::from_millis(20));
         late.set(b"late", b"two").unwrap();
         assert_eq!(thread.join().unwrap().unwrap(), b"two");
+        // Ranks may be threads of one process, and write at the same time.
+        let ranks = (0..4_u8).map(|rank| {
+            let store = store(0);
+            std::thread::spawn(move || (0..500).try_for_each(|_| store.set(&[rank], b"here")))
+        });
+        let ranks: Vec<_> = ranks.collect();
+        ranks.into_iter().for_each(|rank| rank.join().unwrap().unwrap());
         assert!(store(1).get(b"never").unwrap_err().contains("no rank has set never within 1 ms"));
         fs::remove_dir_all(&folder).unwrap();
     }
