@@ -1,6 +1,6 @@
 //! The service that gives certificates: wire -> a token or a certificate -> a newer certificate.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use coxswain_proto::tls::JoinToken;
@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 use crate::auth::identity::{Identity, Role};
 use crate::auth::tokens::{Grant, TokenError, Tokens};
 use crate::auth::{Caller, Known, now_s};
+use crate::lock::lock;
 use crate::tls::authority::{Authority, DAY, requested_key};
 
 /// How long a worker's certificate lives. It is renewed at half of that, so a coordinator may be away for
@@ -60,7 +61,7 @@ impl Security {
     }
 
     fn tokens(&self) -> MutexGuard<'_, Tokens> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tokens)
     }
 }
 

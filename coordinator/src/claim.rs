@@ -1,6 +1,6 @@
-//! A run's folder belongs to one job of one coordinator at a time: whoever writes there holds a lock on a file in it,
-//! which the system lets go of with the process. The lock goes with the folder, whatever path or link names it, and
-//! holds on other machines where the file system passes locks on (NFS does).
+//! A run's folder belongs to one job of one coordinator at a time. The coordinator holds a lock on a file in it, which
+//! the system releases when the process ends. The lock is on the file itself, so another path or a link leads to the
+//! same lock; other machines see it if the file system shares locks, as NFS does.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -21,7 +21,7 @@ const TRY_AGAIN: Duration = Duration::from_millis(50);
 /// How much of the record is read.
 const MAX_RECORD_BYTES: u64 = 4096;
 
-/// Why a folder cannot be had.
+/// Why a folder cannot be claimed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClaimError {
     /// Another job writes there.
@@ -32,7 +32,7 @@ pub(crate) enum ClaimError {
     Io(#[from] io::Error),
 }
 
-/// Who holds a folder, for people.
+/// The holder of a folder, for messages.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     job: String,
@@ -40,15 +40,15 @@ struct Record {
     host: String,
 }
 
-/// A folder that is held, until this is dropped.
+/// A claim on a folder, released when dropped.
 #[derive(Debug)]
 pub(crate) struct Claim {
-    /// Unlocked where the file system has no locks.
+    /// Locked, unless the file system does not support locks.
     _file: File,
 }
 
 impl Claim {
-    /// Makes the folder, if need be, and claims it for a job; waits for so long where another has it.
+    /// Claims the folder for a job and creates it if needed. If another job holds it, waits for up to `patience`.
     pub(crate) fn of(directory: &Path, job: &str, patience: Duration) -> Result<Claim, ClaimError> {
         create_folder(directory)?;
         let path = directory.join(LOCK);
@@ -61,7 +61,11 @@ impl Claim {
                 Err(TryLockError::WouldBlock) if start.elapsed() < patience => thread::sleep(TRY_AGAIN),
                 Err(TryLockError::WouldBlock) => return Err(ClaimError::InUse(holder(&mut file))),
                 Err(TryLockError::Error(error)) if has_no_locks(&error) => {
-                    tracing::warn!(job, "{}: no lock keeps other jobs out: {error}", directory.display());
+                    tracing::warn!(
+                        job,
+                        "{} cannot be locked, so other jobs could write there too: {error}",
+                        directory.display()
+                    );
                     break;
                 }
                 Err(TryLockError::Error(error)) => return Err(error.into()),
@@ -77,14 +81,14 @@ impl Claim {
     }
 }
 
-/// Whether this says that the file system has no locks.
+/// Whether the file system does not support locks.
 fn has_no_locks(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let without = [Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOLCK].map(|errno| Some(errno.raw_os_error()));
     without.contains(&error.raw_os_error())
 }
 
-/// Whoever holds the folder, as the file says.
+/// The holder, as recorded in the file.
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let read = file.rewind().and_then(|()| file.take(MAX_RECORD_BYTES).read_to_string(&mut text));
@@ -117,7 +121,7 @@ mod tests {
                 "{error}"
             );
         }
-        // One that is about to end is waited for.
+        // A claim that is about to be released is waited for.
         let ends = std::thread::spawn(move || {
             std::thread::sleep(PATIENCE / 10);
             drop(claim);

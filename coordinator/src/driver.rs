@@ -32,13 +32,14 @@ const MAX_REQUESTS: usize = 1024;
 /// News that a slow watcher may be behind. One that is further behind goes on with the newest.
 const MAX_NEWS: usize = 1024;
 
-/// How often folders are looked at that may not answer, and whether this process ran at all.
+/// How often the driver checks for folders that do not answer, and whether it was stopped itself.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What the task does next.
+#[expect(clippy::large_enum_variant, reason = "one is alive at a time, on the stack")]
 enum Next {
-    Request(Box<Request>),
-    /// Look at what happens beside it.
+    Request(Request),
+    /// Check what runs beside it.
     Look,
     /// A deadline of the cluster has come.
     Due,
@@ -137,7 +138,7 @@ impl Driver {
         self.handle(Event::Tick)?;
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut ran = awake();
+        let mut ran = uptime();
         loop {
             let deadline = self.cluster.next_deadline_ms();
             let due = self.started + Duration::from_millis(deadline.unwrap_or(0));
@@ -145,14 +146,14 @@ impl Driver {
                 // Requests first: a status that waits in the queue is a sign of life.
                 biased;
                 request = requests.recv() => match request {
-                    Some(request) => Next::Request(Box::new(request)),
+                    Some(request) => Next::Request(request),
                     None => return Ok(()),
                 },
                 _ = look.tick() => Next::Look,
                 () = tokio::time::sleep_until(due.into()), if deadline.is_some() => Next::Due,
             };
-            // Before what came first: it may be that a stream ended while this process was stopped.
-            let now = awake();
+            // Checked before the event is handled: a stream may have closed while this process was stopped.
+            let now = uptime();
             let pause = now.saturating_sub(std::mem::replace(&mut ran, now));
             if pause >= LOOK + Duration::from_millis(PAUSE_MS) {
                 self.keepers.paused(pause);
@@ -161,14 +162,14 @@ impl Driver {
                 self.handle(Event::Paused { for_ms })?;
             }
             match next {
-                Next::Request(request) => self.take(*request)?,
+                Next::Request(request) => self.take(request)?,
                 Next::Look => self.look()?,
                 Next::Due => self.handle(Event::Tick)?,
             }
         }
     }
 
-    /// Ends what takes too long beside this task.
+    /// Ends preparations and jobs whose processes or folders take too long.
     fn look(&mut self) -> Result<()> {
         let now = Instant::now();
         self.preparations.end_overdue(now);
@@ -282,7 +283,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Does one effect. An error ends the coordinator. What a job's folder has to do with it is done beside.
+    /// Does one effect; work in a job's folder is only started here. An error ends the coordinator.
     fn act(&mut self, effect: Effect) -> Result<()> {
         match effect {
             Effect::Record(entry) => {
@@ -351,7 +352,7 @@ impl Driver {
         }
     }
 
-    /// Claims a job's folder, which is prepared then.
+    /// Claims a job's folder; the job is prepared once that is done.
     fn claim(&mut self, job: &str, look: Look) {
         if let Some(submission) = self.cluster.submission(job) {
             self.keepers.claim(job, Path::new(&submission.directory), look);
@@ -432,8 +433,8 @@ fn date(dates: &mut Dates, at_ms: u64, entry: &Entry) {
     }
 }
 
-/// The time since the machine started, in which it may have slept.
-fn awake() -> Duration {
+/// The time since the machine was started, including the time for which it was suspended.
+fn uptime() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or_default())
         + Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or_default())

@@ -99,11 +99,11 @@ fn difference(checkpoint: &Manifest, is: &TrainSpec) -> Option<String> {
         .map(|(name, was, is)| format!("train.{name} {was}, and the job says {is}"))
 }
 
-/// What is said while a job is prepared.
+/// How a preparation reports.
 pub(crate) struct Words<'a> {
-    /// How far it is; an error stops the work.
+    /// Takes the progress; an error stops the work.
     pub(crate) watch: Watch<'a>,
-    /// A line for people.
+    /// Takes a line for the log.
     pub(crate) tell: &'a dyn Fn(Weight, String),
 }
 

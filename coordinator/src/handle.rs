@@ -22,11 +22,11 @@ pub(crate) enum Request {
     Closed { connection: u64, worker: WorkerId, incarnation: u64, why: String },
     /// Handle an event; the reply comes when all that follows is done.
     Happened { event: Event, reply: oneshot::Sender<()> },
-    /// Handle an event for which nobody waits.
+    /// Handle an event, without a reply.
     Event(Event),
     /// A job's folder is its own: it can be prepared.
     Claimed { job: String, look: Look },
-    /// Reports of a job are in its folder, up to this step.
+    /// Reports of a job were written, up to this step.
     Written { job: String, reports: Vec<StepReport>, step: Step, synced: bool },
     /// The metrics of a job that is over are closed.
     FolderClosed { directory: PathBuf },
@@ -36,6 +36,16 @@ pub(crate) enum Request {
     Explain { job: String, reply: oneshot::Sender<Option<String>> },
     /// All jobs and workers as they are now.
     List { reply: oneshot::Sender<Listing> },
+}
+
+/// Tells the driver of an event from code that must not wait for the driver's queue.
+pub(crate) fn tell(requests: mpsc::WeakSender<Request>, event: Event) {
+    tokio::spawn(async move {
+        if let Some(requests) = requests.upgrade() {
+            // The driver is gone when the coordinator ends.
+            let _ = requests.send(Request::Event(event)).await;
+        }
+    });
 }
 
 /// All jobs and all workers.

@@ -1,12 +1,11 @@
-//! What is written into runs' folders: a thread for each folder does one thing after the other, so that a folder which
-//! does not answer holds up its own job and nothing else. Which checkpoints are let go of is a second thread's, for
-//! that may take minutes.
+//! Writes into runs' folders. Each folder has a thread that does one thing after the other, so a folder that does not
+//! answer holds up its own job only. Old checkpoints are removed by a second thread, because that may take minutes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,28 +16,29 @@ use tokio::sync::mpsc::WeakSender;
 
 use crate::claim::Claim;
 use crate::folder;
-use crate::handle::Request;
+use crate::handle::{Request, tell};
+use crate::lock::lock;
 use crate::metrics::{METRICS, Metrics, Moved, Why};
 
-/// How long a folder may take for one thing. A server that is started anew is back before that.
+/// How long one operation in a folder may take. A file server that restarts is back before that.
 const ANSWER: Duration = Duration::from_secs(120);
 
-/// What may wait for a folder. The lead of a run sends a few hundred reports until it hears that they are written.
+/// How many operations may wait for a folder. A lead sends at most a few hundred reports ahead of acknowledgements.
 const MAX_TASKS: usize = 1024;
 
-/// How long a folder may still be held by a process that is about to end.
+/// How long to wait for a folder that another process holds: one that is ending releases it.
 const ENDING: Duration = Duration::from_secs(3);
 
-/// How long it may be held by a coordinator on a machine that is gone, for whose job this is: as long as a server waits
-/// for that machine.
+/// How long to wait for the folder of a job that an earlier coordinator had at work. If its machine crashed, a file
+/// server keeps the lock for about 90 s.
 const GONE: Duration = Duration::from_secs(100);
 
-/// Folders with a thread: those of all jobs that may be open, and as many that do not answer.
+/// The most folders with a thread: one for each job that may be open, and as many again that do not answer.
 const MAX_FOLDERS: usize = 2 * MAX_WAITING;
 
-/// Something to do in a folder.
+/// An operation in a folder.
 enum Task {
-    /// Claim it for a job, which is to be prepared then.
+    /// Claim it for a job that is about to be prepared.
     Claim(String, Look),
     /// Open the metrics of a job, which goes on after this step.
     Open(String, Step),
@@ -50,24 +50,20 @@ enum Task {
     Close,
 }
 
-/// What a folder's thread does.
-#[derive(Debug, Default)]
-struct Doing {
-    /// Since when it is at the thing at hand, if it is at one.
-    since: Option<Instant>,
-}
+/// When the operation under way began, if there is one.
+type Since = Arc<Mutex<Option<Instant>>>;
 
 /// A folder's threads.
 #[derive(Debug)]
 struct Keeper {
     tasks: SyncSender<Task>,
     prunes: Option<mpsc::Sender<(Step, u32)>>,
-    doing: Arc<Mutex<Doing>>,
+    since: Since,
     /// The job that it is for.
     job: Option<String>,
     /// Whether its metrics are open.
     is_open: bool,
-    /// Jobs that it is about to close.
+    /// How many jobs it has yet to close.
     closing: u32,
 }
 
@@ -89,7 +85,7 @@ impl Keepers {
         self.keepers.values().any(|keeper| keeper.is_open && keeper.job.as_deref() == Some(job))
     }
 
-    /// Claims a folder for a job, which is to be prepared then.
+    /// Claims a folder for a job that is about to be prepared.
     pub(crate) fn claim(&mut self, job: &str, directory: &Path, look: Look) {
         self.keep(job, directory);
         self.give(job, Task::Claim(job.to_owned(), look));
@@ -104,7 +100,7 @@ impl Keepers {
         }
     }
 
-    /// Has a thread for the folder, which is the job's now.
+    /// Starts a thread for the folder, unless it has one, and assigns it to the job.
     fn keep(&mut self, job: &str, directory: &Path) {
         let full = self.keepers.len() >= MAX_FOLDERS && !self.keepers.contains_key(directory);
         if full {
@@ -157,7 +153,7 @@ impl Keepers {
         (keeper.job, keeper.prunes, keeper.is_open) = (None, None, false);
         match keeper.tasks.try_send(Task::Close) {
             Ok(()) => keeper.closing += 1,
-            // It ends by itself once the folder answers, for nothing more comes.
+            // The thread ends once the folder answers, because its sender is dropped.
             Err(_) => {
                 let directory = directory.clone();
                 self.keepers.remove(&directory);
@@ -165,7 +161,7 @@ impl Keepers {
         }
     }
 
-    /// A folder's thread has closed a job's metrics: it ends, unless another job was opened there.
+    /// Takes in that a folder's thread has closed a job. It is dropped unless another job uses the folder.
     pub(crate) fn closed(&mut self, directory: &Path) {
         let Some(keeper) = self.keepers.get_mut(directory) else { return };
         keeper.closing = keeper.closing.saturating_sub(1);
@@ -174,20 +170,19 @@ impl Keepers {
         }
     }
 
-    /// This process did not run for a while, and no folder is to blame.
-    pub(crate) fn paused(&mut self, pause: Duration) {
+    /// Moves deadlines after a pause of this process, which is no folder's fault.
+    pub(crate) fn paused(&self, pause: Duration) {
         for keeper in self.keepers.values() {
-            let mut doing = keeper.doing.lock().unwrap_or_else(PoisonError::into_inner);
-            doing.since = doing.since.map(|since| since + pause);
+            let mut since = lock(&keeper.since);
+            *since = since.map(|since| since + pause);
         }
     }
 
-    /// The jobs whose folders do not answer, and how that is told.
+    /// The jobs whose folders do not answer, with a reason for each.
     pub(crate) fn overdue(&self, now: Instant) -> Vec<(String, String)> {
         let late = |(directory, keeper): (&PathBuf, &Keeper)| {
             let job = keeper.job.clone()?;
-            let since = keeper.doing.lock().unwrap_or_else(PoisonError::into_inner).since?;
-            let late = now.saturating_duration_since(since) >= ANSWER;
+            let late = now.saturating_duration_since((*lock(&keeper.since))?) >= ANSWER;
             late.then(|| (job, unanswered(directory)))
         };
         self.keepers.iter().filter_map(late).collect()
@@ -203,21 +198,15 @@ impl Keepers {
             let reason = match error {
                 TrySendError::Full(_) => unanswered(directory),
                 TrySendError::Disconnected(_) => {
-                    format!("nobody writes to {} any more; please report this", directory.display())
+                    format!("the thread that writes to {} has ended; please report this", directory.display())
                 }
             };
             self.fail(job, reason);
         }
     }
 
-    /// Says that a job's folder cannot be written, from a task of its own: the driver reads what it is told.
     fn fail(&self, job: &str, reason: String) {
-        let (job, requests) = (job.to_owned(), self.requests.clone());
-        tokio::spawn(async move {
-            if let Some(requests) = requests.upgrade() {
-                let _ = requests.send(Request::Event(Event::Broken { job, reason })).await;
-            }
-        });
+        tell(self.requests.clone(), Event::Broken { job: job.to_owned(), reason });
     }
 }
 
@@ -238,10 +227,10 @@ fn prune(job: &str, directory: &Path, asked: &Receiver<(Step, u32)>) {
 impl Keeper {
     fn start(directory: PathBuf, requests: WeakSender<Request>) -> io::Result<Keeper> {
         let (tasks, asked) = mpsc::sync_channel(MAX_TASKS);
-        let doing = Arc::new(Mutex::new(Doing::default()));
-        let desk = Desk { directory, requests, doing: Arc::clone(&doing), claim: None, open: None };
+        let since = Since::default();
+        let desk = Desk { directory, requests, since: Arc::clone(&since), claim: None, open: None };
         thread::Builder::new().spawn(move || desk.work(&asked))?;
-        Ok(Keeper { tasks, prunes: None, doing, job: None, is_open: false, closing: 0 })
+        Ok(Keeper { tasks, prunes: None, since, job: None, is_open: false, closing: 0 })
     }
 }
 
@@ -249,10 +238,10 @@ impl Keeper {
 struct Desk {
     directory: PathBuf,
     requests: WeakSender<Request>,
-    doing: Arc<Mutex<Doing>>,
-    /// That the folder is the job's, and no other coordinator's.
+    since: Since,
+    /// The lock on the folder.
     claim: Option<Claim>,
-    /// The job and its metrics; `None` before it is opened, and after it broke.
+    /// The job and its metrics; `None` before they are opened and after a write failed.
     open: Option<(String, Metrics)>,
 }
 
@@ -263,9 +252,9 @@ impl Desk {
             waiting.push_back(task);
             waiting.extend(asked.try_iter().take(MAX_TASKS));
             while let Some(task) = waiting.pop_front() {
-                self.begin();
+                *lock(&self.since) = Some(Instant::now());
                 let answer = self.act(task, &mut waiting);
-                self.doing.lock().unwrap_or_else(PoisonError::into_inner).since = None;
+                *lock(&self.since) = None;
                 // The driver is gone when the coordinator ends.
                 let Some(requests) = self.requests.upgrade() else { return };
                 if let Some(answer) = answer {
@@ -275,11 +264,7 @@ impl Desk {
         }
     }
 
-    fn begin(&self) {
-        self.doing.lock().unwrap_or_else(PoisonError::into_inner).since = Some(Instant::now());
-    }
-
-    /// Does one thing; steps that are noted one after the other are written together.
+    /// Does one operation; reports that wait one after the other are written together.
     fn act(&mut self, task: Task, waiting: &mut VecDeque<Task>) -> Option<Request> {
         match task {
             Task::Claim(job, look) => match self.claimed(&job, ENDING) {
@@ -328,7 +313,7 @@ impl Desk {
         }
     }
 
-    /// Sees to it that the folder is the job's.
+    /// Locks the folder for the job, unless it is locked already.
     fn claimed(&mut self, job: &str, patience: Duration) -> Result<(), String> {
         if self.claim.is_none() {
             let claim = Claim::of(&self.directory, job, patience);
@@ -338,17 +323,17 @@ impl Desk {
         Ok(())
     }
 
-    /// Says what is written: all reports up to that of a step, or, of a sync, up to the step that was asked for. Lines
-    /// that a machine lost with its power do not come back, and hold up nothing.
+    /// The answer after a write or a sync. A sync is answered with at least the step that was requested, even if lines
+    /// are missing, because a power cut may have taken them for good.
     fn written(&self, reports: Vec<StepReport>, synced: Option<Step>) -> Option<Request> {
         let (job, metrics) = self.open.as_ref()?;
-        // Steps that were noted before a restart count as well.
+        // Reports that were written before a restart count as well.
         let step = reports.last().map_or(metrics.last(), |report| Step(report.step));
         let (step, synced) = (synced.map_or(step, |asked| asked.max(step)), synced.is_some());
         Some(Request::Written { job: job.clone(), reports, step, synced })
     }
 
-    /// Nothing more is written of this job, and what was not written is not told.
+    /// Gives up the job's metrics after a failed write: later reports are neither written nor acknowledged.
     fn broken(&mut self, error: &std::io::Error) -> Option<Request> {
         let (job, _) = self.open.take()?;
         let reason = format!("{}: {error}", self.directory.join(METRICS).display());
@@ -403,7 +388,7 @@ mod tests {
         assert_eq!(told(&mut answers).await, "a-1 [1] to 1");
         keepers.sync("a-1", Step(1));
         assert_eq!(told(&mut answers).await, "a-1 [] to 1, synced");
-        // Lines that are gone, with the power of a machine, hold up nothing.
+        // Lines that a power cut took hold up nothing.
         keepers.sync("a-1", Step(7));
         assert_eq!(told(&mut answers).await, "a-1 [] to 7, synced");
         // The next job in the same folder waits for what is still written of the one before.
@@ -449,7 +434,7 @@ mod tests {
         assert_eq!(told(&mut answers).await, "a-1 [] to 0, synced");
         let now = Instant::now();
         assert_eq!(keepers.overdue(now + ANSWER), []);
-        keepers.of("a-1").unwrap().1.doing.lock().unwrap().since = Some(now);
+        *lock(&keepers.of("a-1").unwrap().1.since) = Some(now);
         assert_eq!(keepers.overdue(now + ANSWER / 2), []);
         let overdue = keepers.overdue(now + ANSWER);
         assert_eq!(overdue.len(), 1);

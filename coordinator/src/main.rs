@@ -9,8 +9,8 @@
 //!   service that gives certificates.
 //! - [`driver`]: the one task that owns the cluster's state; [`handle`]: the way to it.
 //! - [`journal`]: what survives a restart; [`events`]: that, for people and programs; [`store`]: the rendezvous of a generation's ranks.
-//! - [`keeper`]: what is written into runs' folders, beside the driver; [`claim`]: whose they are.
-//! - [`preparation`]: jobs' data as it is made ready, by a process each; [`texts`]: what they are made from, looked at before.
+//! - [`keeper`]: writes into runs' folders, beside the driver; [`claim`]: the lock on such a folder.
+//! - [`preparation`]: the child processes that prepare jobs' data; [`texts`]: a job's texts, checked beforehand.
 //! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder; [`beginning`]: what
 //!   people are told of a run that begins with what lies there.
 //! - [`models`]: models from other programs, and back to them.
@@ -32,6 +32,7 @@ mod job;
 mod journal;
 mod keeper;
 mod local;
+mod lock;
 mod metrics;
 mod models;
 mod output;

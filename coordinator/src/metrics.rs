@@ -14,7 +14,7 @@ use serde::Deserialize;
 /// The name of the file in the run's folder.
 pub(crate) const METRICS: &str = "metrics.jsonl";
 
-/// No line of ours is longer: a norm for each parameter is its largest part.
+/// No valid line is longer; norms of the parameters are its largest part.
 const MAX_LINE_BYTES: u64 = 16 << 20;
 
 /// A step as it is read back. Numbers that are none (a loss that is no number) are written as null.
@@ -93,7 +93,7 @@ impl Metrics {
         Step(self.last)
     }
 
-    /// Notes steps, but those that were noted before a restart.
+    /// Writes the reports, except those that were written before a restart.
     pub(crate) fn append(&mut self, reports: &[StepReport]) -> io::Result<()> {
         let mut lines = Vec::new();
         for report in reports {
@@ -112,17 +112,17 @@ impl Metrics {
     }
 }
 
-/// What is in a file of metrics.
+/// What a file of metrics contains.
 #[derive(Debug, Default)]
 struct Found {
     bytes: u64,
     /// Bytes of the lines that are kept.
     kept_bytes: u64,
-    /// Whether nothing stands between these.
+    /// Whether these lines are contiguous from the start of the file.
     whole: bool,
     /// Steps that are noted.
     steps: usize,
-    /// Whether parts are no text.
+    /// Whether parts are not valid UTF-8.
     damaged: bool,
     /// The last step of the lines that are kept.
     last: u64,
@@ -146,7 +146,7 @@ impl Found {
         Ok(found)
     }
 
-    /// Cuts off what is not kept.
+    /// Removes the lines that are not kept.
     fn cut(&self, path: &Path, from: Step) -> io::Result<()> {
         if self.kept_bytes == self.bytes {
             return Ok(());
@@ -160,8 +160,8 @@ impl Found {
     }
 }
 
-/// Calls `each` with every line of a file, its end included; a missing file has none. A line that is longer than any
-/// of ours comes in pieces.
+/// Calls `each` with every line of a file, including its newline. A missing file has no lines, and an overlong line is
+/// passed in pieces.
 fn each_line(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
     let mut file = match regular::open_own(path, OpenOptions::new().read(true)) {
         Ok(file) => BufReader::new(file),

@@ -1,4 +1,5 @@
-//! Data preparations under way: each is a process of its own ([`child`]), with its progress, its limits, and its end.
+//! Data preparations under way. Each runs in a child process ([`child`]) with limits; its progress is told to the
+//! driver, and it is killed when its job is over.
 
 pub(crate) mod child;
 mod memory;
@@ -7,20 +8,21 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coxswain_core::cluster::{Event, Look, Prepared, Submission};
+use coxswain_core::cluster::{Event, Look, Prepared, Submission, Weight};
 use coxswain_files::digests::Remembered;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
 
 use child::{Asked, Said};
 
-use crate::handle::Request;
+use crate::handle::{self, Request};
+use crate::lock::lock;
 
-/// How long a preparation may take without a word of progress and without reading a byte.
+/// How long a preparation may neither report progress nor read a byte.
 const SILENT: Duration = Duration::from_secs(3600);
 
 /// How long it may take in all.
@@ -46,9 +48,9 @@ pub(crate) struct Preparations {
 #[derive(Debug)]
 struct UnderWay {
     since: Instant,
-    /// When it said something last, or was seen to read.
+    /// When it last reported progress or was seen to read.
     heard: Instant,
-    /// What it had read then.
+    /// How much it had read then.
     read_bytes: u64,
     /// Its process, while it may be killed.
     pid: Option<Pid>,
@@ -66,13 +68,9 @@ impl UnderWay {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Preparations {
-    /// Prepares a job in a process of its own, whose progress and end the driver is told. `first` where no generation
-    /// of it was formed.
+    /// Prepares a job in a child process and tells the driver of its progress and its end. `first` says that no
+    /// generation of the job was formed yet.
     pub(crate) fn start(
         &mut self,
         submission: Submission,
@@ -85,7 +83,7 @@ impl Preparations {
             Arc::new(Mutex::new(UnderWay { since: now, heard: now, read_bytes: 0, pid: None, ended: None }));
         self.under_way.insert(submission.job.clone(), Arc::clone(&under_way));
         let (of, to) = (submission.job.clone(), requests.clone());
-        // A thread of its own: the process ends with the thread that started it.
+        // The system ends the child with the thread that started it, so this thread lives as long as the child.
         let started = thread::Builder::new().spawn(move || {
             let job = submission.job.clone();
             let digests = lock(&known).clone();
@@ -104,11 +102,7 @@ impl Preparations {
         });
         if let Err(error) = started {
             let result = Err(format!("its data cannot be prepared: no thread can be started: {error}"));
-            tokio::spawn(async move {
-                if let Some(requests) = to.upgrade() {
-                    let _ = requests.send(Request::Event(Event::Prepared { job: of, result })).await;
-                }
-            });
+            handle::tell(to, Event::Prepared { job: of, result });
         }
     }
 
@@ -119,8 +113,8 @@ impl Preparations {
         }
     }
 
-    /// This process did not run for a while, and neither did its children.
-    pub(crate) fn paused(&mut self, pause: Duration) {
+    /// Moves deadlines after a pause of this process.
+    pub(crate) fn paused(&self, pause: Duration) {
         for under_way in self.under_way.values() {
             let mut under_way = lock(under_way);
             under_way.since += pause;
@@ -129,7 +123,7 @@ impl Preparations {
     }
 
     /// Ends those that take too long.
-    pub(crate) fn end_overdue(&mut self, now: Instant) {
+    pub(crate) fn end_overdue(&self, now: Instant) {
         for under_way in self.under_way.values() {
             let mut under_way = lock(under_way);
             let (silent, whole) = (
@@ -139,7 +133,7 @@ impl Preparations {
             if whole >= WHOLE {
                 under_way.kill(format!("it took more than {} hours", WHOLE.as_secs() / 3600));
             } else if silent >= SILENT {
-                // A large checkpoint is read through without a word.
+                // Reading a large checkpoint through takes long and reports no progress.
                 let read_bytes = under_way.pid.map_or(0, read_bytes);
                 if read_bytes > under_way.read_bytes {
                     (under_way.read_bytes, under_way.heard) = (read_bytes, now);
@@ -159,7 +153,7 @@ impl Drop for Preparations {
     }
 }
 
-/// What a process has read so far, by calls and from maps; 0 where the system does not tell.
+/// How many bytes a process has read, by system calls and through memory maps; 0 if the system does not tell.
 fn read_bytes(pid: Pid) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/io", pid.as_raw_nonzero())).unwrap_or_default();
     let of =
@@ -192,21 +186,21 @@ fn follow(
         lock(under_way).heard = Instant::now();
         match serde_json::from_str(&line) {
             Ok(Said::Doing(what)) => doing(what),
-            Ok(Said::Told { warning: true, text }) => tracing::warn!(job = asked.submission.job, "{text}"),
-            Ok(Said::Told { warning: false, text }) => tracing::info!(job = asked.submission.job, "{text}"),
+            Ok(Said::Told(Weight::Warning, text)) => tracing::warn!(job = asked.submission.job, "{text}"),
+            Ok(Said::Told(Weight::Info, text)) => tracing::info!(job = asked.submission.job, "{text}"),
             Ok(Said::Done { result, digests }) => {
                 *lock(known) = digests;
                 done = Some(*result);
             }
             Err(error) => {
-                done = Some(Err(cannot(&format!("its process said what is invalid: {error}"))));
+                done = Some(Err(cannot(&format!("its process sent an invalid message: {error}"))));
                 break;
             }
         }
         line.clear();
     }
     let ended = {
-        // It has said all, so it may be killed: then its end is here, and its number free for another.
+        // From here on the process may be reaped, and its id reused for another one.
         let mut under_way = lock(under_way);
         under_way.pid = None;
         under_way.ended.clone()
@@ -237,11 +231,11 @@ fn cause(status: ExitStatus, errors: &str, memory_bytes: u64) -> String {
         }
         (Some(signal), _) => format!("its process was ended by signal {signal}: {said}"),
         (None, false) => said,
-        (None, true) => format!("its process ended without a word ({status})"),
+        (None, true) => format!("its process ended without a message ({status})"),
     }
 }
 
-/// A process as it is followed.
+/// A process that prepares a job.
 struct Process {
     pid: Option<Pid>,
     said: Box<dyn Read + Send>,
@@ -260,12 +254,12 @@ impl Process {
 #[cfg(not(test))]
 fn start(asked: Vec<u8>) -> std::io::Result<Process> {
     use std::os::unix::process::CommandExt;
-    // The file of this program, whatever lies under its name by now.
+    // The program that is running, even if its file was replaced since.
     let own = std::path::Path::new("/proc/self/exe");
     let program = if own.exists() { own.to_owned() } else { std::env::current_exe()? };
     let mut command = Command::new(program);
     command.arg0("coxswain").arg("prepare").args(coxswain_proto::parent::options());
-    // A signal from the terminal is the coordinator's to act on.
+    // Ctrl-C in a terminal must reach the coordinator only.
     command.process_group(0);
     start_command(command, asked)
 }
@@ -277,7 +271,7 @@ fn start_command(mut command: Command, asked: Vec<u8>) -> std::io::Result<Proces
     let (mut input, said) =
         (process.stdin.take().ok_or_else(missing)?, process.stdout.take().ok_or_else(missing)?);
     let errors = process.stderr.take().ok_or_else(missing)?;
-    // What it does not read, or says, is told by its end.
+    // A process that ends early leaves this write unfinished; its exit status says why.
     let spawn = thread::Builder::new().spawn(move || input.write_all(&asked));
     let errors = spawn.and_then(|_| {
         thread::Builder::new().spawn(move || {
@@ -296,7 +290,7 @@ fn start_command(mut command: Command, asked: Vec<u8>) -> std::io::Result<Proces
         }
     };
     let end = move || {
-        // It has said all that counts; one that only hangs would be waited for in vain.
+        // Its output is at an end, so a process that is still there hangs.
         let _ = process.kill();
         let status = process.wait()?;
         Ok((status, errors.join().unwrap_or_default()))
@@ -304,7 +298,7 @@ fn start_command(mut command: Command, asked: Vec<u8>) -> std::io::Result<Proces
     Ok(Process { pid, said: Box::new(said), end: Box::new(end) })
 }
 
-/// Tests have no program to start: a thread says what its process would.
+/// In unit tests there is no program to start, so a thread takes the part of the process.
 #[cfg(test)]
 fn start(asked: Vec<u8>) -> std::io::Result<Process> {
     let (said, output) = std::io::pipe()?;
@@ -371,7 +365,7 @@ mod tests {
             ),
             ("kill -KILL $$", "killed, most likely since the machine has no memory left"),
             ("kill -SEGV $$", "ended by signal 11"),
-            ("exit 3", "ended without a word (exit status: 3)"),
+            ("exit 3", "ended without a message (exit status: 3)"),
         ];
         for (script, expected) in rows {
             let told = ended(script);

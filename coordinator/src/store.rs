@@ -2,7 +2,7 @@
 //! and as long as their generation.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use coxswain_proto::limits;
@@ -10,6 +10,8 @@ use coxswain_types::Generation;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Instant, timeout_at};
+
+use crate::lock::lock;
 
 /// Why the rendezvous says no.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -153,7 +155,7 @@ impl Store {
 
     /// Nothing panics while it holds the lock, so what it guards is whole.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Open>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Jobs that stop, kill or fill whoever makes them ready: each ends by itself, and the coordinator answers the others.
+//! Jobs that block, crash or overfill whatever prepares them. Each fails alone, and the coordinator answers other calls.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 #[path = "../src/tests/fake.rs"]
@@ -25,13 +25,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a call may take, whatever another job does.
 const ANSWER: Duration = Duration::from_secs(3);
 
-fn job(name: &str, data: &str, sequence: u32) -> String {
+/// Data that is ready at once.
+const SYNTHETIC: &str = "{synthetic: {tokens: 4096}}";
+
+fn job(name: &str, data: &str) -> String {
     format!(
         "
 name: {name}
 model: {{layers: 1, dim: 32, heads: 4, kv_heads: 2, ffn: 64, vocab: 8000}}
 data: {data}
-train: {{steps: 3, sequence: {sequence}, micro_batch: 1, micro_batches: 1}}
+train: {{steps: 3, sequence: 16, micro_batch: 1, micro_batches: 1}}
 "
     )
 }
@@ -70,7 +73,7 @@ fn is_over(summary: &JobSummary) -> bool {
     matches!(summary.state(), JobState::Done | JobState::Failed | JobState::Cancelled)
 }
 
-/// A text of so many bytes, none of whose words comes twice.
+/// Writes a text of at least so many bytes in which no word repeats.
 fn text(path: &Path, bytes: usize) {
     let mut text = String::with_capacity(bytes + 16);
     let mut number: u64 = 1;
@@ -96,7 +99,7 @@ fn children(pid: u32) -> Vec<Pid> {
 async fn gone(pid: Pid) {
     let start = Instant::now();
     let ended = || {
-        // Whoever is its parent by now may not look at how it ended.
+        // Its new parent may leave it as a zombie.
         let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
         test_kill_process(pid).is_err() || stat.contains(") Z ")
     };
@@ -117,10 +120,9 @@ async fn a_folder_that_cannot_be_written_fails_its_own_job() {
     std::os::unix::fs::symlink(folder.path().join("precious"), link.join("metrics.jsonl")).unwrap();
     let mut serve = Serve::start(folder.path(), free_port());
     let (_, mut jobs) = serve.first_answer().await;
-    let synthetic = "{synthetic: {tokens: 4096}}";
-    let first = submit(&mut jobs, job("first", synthetic, 16), &pipe).await;
-    let second = submit(&mut jobs, job("second", synthetic, 16), &link).await;
-    let good = submit(&mut jobs, job("good", synthetic, 16), &folder.path().join("good")).await;
+    let first = submit(&mut jobs, job("first", SYNTHETIC), &pipe).await;
+    let second = submit(&mut jobs, job("second", SYNTHETIC), &link).await;
+    let good = submit(&mut jobs, job("good", SYNTHETIC), &folder.path().join("good")).await;
     let url = serve.url.clone();
     let _worker = tokio::spawn(async move { work(&url, "w0", Faults::default()).await });
     for (poison, kind) in [(&first, "a named pipe"), (&second, "a symbolic link")] {
@@ -130,7 +132,7 @@ async fn a_folder_that_cannot_be_written_fails_its_own_job() {
     }
     assert_eq!(until(&mut jobs, &good, is_over).await.state(), JobState::Done);
     assert_eq!(fs::read_to_string(folder.path().join("precious")).unwrap(), "of somebody else\n");
-    // Its journal stops no coordinator either.
+    // A restart on its journal answers as well.
     serve.kill();
     let serve = Serve::start(folder.path(), free_port());
     let (_, mut jobs) = serve.first_answer().await;
@@ -141,11 +143,11 @@ async fn a_folder_that_cannot_be_written_fails_its_own_job() {
 async fn a_text_that_takes_all_memory_ends_its_own_job() {
     let folder = tempfile::tempdir().unwrap();
     text(&folder.path().join("large"), 100 << 20);
-    // 256 MiB for each process: a share of that is its preparation's.
+    // 256 MiB for each process, of which a preparation may take three quarters.
     let serve = Serve::start_limited(folder.path(), free_port(), 256 << 10);
     let (_, mut jobs) = serve.first_answer().await;
     let data = format!("{{text: {}}}", folder.path().join("large").display());
-    let large = submit(&mut jobs, job("large", &data, 16), &folder.path().join("run")).await;
+    let large = submit(&mut jobs, job("large", &data), &folder.path().join("run")).await;
     let ended = until(&mut jobs, &large, is_over).await;
     assert_eq!(ended.state(), JobState::Failed);
     let told = "its data cannot be prepared: it takes more than the 192 MiB of memory that it may have";
@@ -161,7 +163,7 @@ async fn a_preparation_ends_with_its_job_and_with_its_coordinator() {
     let data = format!("{{text: {}}}", folder.path().join("large").display());
     let mut prepared = async |serve: &Serve, name: &str| {
         let before = children(serve.pid());
-        let id = submit(&mut jobs, job(name, &data, 16), &folder.path().join(name)).await;
+        let id = submit(&mut jobs, job(name, &data), &folder.path().join(name)).await;
         let start = Instant::now();
         loop {
             let new = children(serve.pid()).into_iter().find(|pid| !before.contains(pid));
@@ -174,7 +176,7 @@ async fn a_preparation_ends_with_its_job_and_with_its_coordinator() {
     };
     let (cancelled, its) = prepared(&serve, "cancelled").await;
     let (killed, other) = prepared(&serve, "killed").await;
-    let (_, last) = prepared(&serve, "last").await;
+    let (last, its_own) = prepared(&serve, "last").await;
     let cancel = wire::CancelRequest { job: cancelled.clone(), reason: "enough".to_owned(), now: true };
     jobs.cancel(cancel).await.unwrap();
     gone(its).await;
@@ -182,6 +184,31 @@ async fn a_preparation_ends_with_its_job_and_with_its_coordinator() {
     let ended = until(&mut jobs, &killed, is_over).await;
     assert!(ended.reason.contains("its process was killed, most likely since"), "{}", ended.reason);
     assert_eq!(get(&mut jobs, &cancelled).await.state(), JobState::Cancelled);
+    until(&mut jobs, &last, |job| job.reason.contains(" MB")).await;
     serve.kill();
-    gone(last).await;
+    gone(its_own).await;
+    // The next coordinator answers, and prepares the job again.
+    let serve = Serve::start(folder.path(), free_port());
+    let (_, mut jobs) = serve.first_answer().await;
+    until(&mut jobs, &last, |job| job.state() == JobState::Preparing).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_belongs_to_one_job_under_any_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = Serve::start(folder.path(), free_port());
+    let (_, mut jobs) = serve.first_answer().await;
+    let (run, link) = (folder.path().join("run"), folder.path().join("link"));
+    let first = submit(&mut jobs, job("first", SYNTHETIC), &run).await;
+    until(&mut jobs, &first, |job| job.state() == JobState::Gathering).await;
+    std::os::unix::fs::symlink(&run, &link).unwrap();
+    let second = submit(&mut jobs, job("second", SYNTHETIC), &link).await;
+    let ended = until(&mut jobs, &second, is_over).await;
+    let told = format!("it is in use by job {first} (coordinator with pid {} on ", serve.pid());
+    assert!(ended.state() == JobState::Failed && ended.reason.contains(&told), "{}", ended.reason);
+    // The folder is free once its job is over.
+    let cancel = wire::CancelRequest { job: first, reason: "enough".to_owned(), now: true };
+    jobs.cancel(cancel).await.unwrap();
+    let third = submit(&mut jobs, job("third", SYNTHETIC), &link).await;
+    until(&mut jobs, &third, |job| job.state() == JobState::Gathering).await;
 }

@@ -19,15 +19,15 @@ const TEARS: u64 = 8_000;
 /// Times in a million that tokens cannot be made ready, or a line of metrics not be written, where they may.
 const SHELL_FAILURES: u64 = 1_500;
 
-/// Something to write into a run's folder.
+/// A write into a run's folder.
 enum Write {
     /// The line of a step.
     Report(Box<StepReport>),
-    /// What is there is synced, up to this step.
+    /// A sync, requested for this step.
     Sync(Step),
 }
 
-/// How often the real driver looks whether it ran at all.
+/// How often the real driver checks whether it was stopped.
 const LOOK_MS: u64 = 1000;
 
 /// The coordinator's process, or its place.
@@ -40,7 +40,7 @@ pub(crate) struct Coordinator {
     started_us: u64,
     clock: u64,
     pub(crate) stalled_until_us: u64,
-    /// Since when it was stopped, until it finds out.
+    /// When it was stopped, until it notices.
     pub(crate) stopped_us: Option<u64>,
     pub(crate) boot_us: u64,
     pub(crate) full_until_us: u64,
@@ -50,7 +50,7 @@ pub(crate) struct Coordinator {
     met: BTreeMap<(String, Generation), BTreeMap<u32, usize>>,
     /// Jobs whose metrics are open.
     metrics: BTreeSet<String>,
-    /// What waits to be written into the folders of jobs, in its order.
+    /// Writes into runs' folders that wait, in order.
     writes: VecDeque<(String, Write)>,
     /// Whose plan is being made.
     planning: Option<String>,
@@ -297,8 +297,10 @@ impl World {
                 }
             }
             Effect::Sync { job, step } => self.write_later(job, Write::Sync(step)),
-            Effect::Prune { job, directory, newest, keep } => {
+            Effect::Prune { job, newest, keep } => {
                 self.judge_prune(&job, keep);
+                let directory = self.coordinator.cluster.submission(&job).map(|s| s.directory.clone());
+                let directory = directory.unwrap_or_default();
                 let soon_us = self.chance.coordinator.between(100, 50_000);
                 self.after(soon_us, Happening::Prune { directory, newest, keep });
             }
@@ -307,7 +309,7 @@ impl World {
         Ok(())
     }
 
-    /// Puts a line of metrics, or their sync, behind those that wait.
+    /// Queues a write.
     fn write_later(&mut self, job: String, write: Write) {
         self.coordinator.writes.push_back((job, write));
         let latest_us = self.chance.coordinator.pick(&[100, 5_000, SECOND_US]);
@@ -316,7 +318,7 @@ impl World {
         self.after(soon_us, Happening::Write { life });
     }
 
-    /// Writes the next line of a job's metrics, or syncs them. A job that is over has had its folder taken from it.
+    /// Does the next write, unless its job is over.
     pub(crate) fn write(&mut self, life: u32) {
         if !self.coordinates(life, || Happening::Write { life }) {
             return;

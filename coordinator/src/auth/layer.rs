@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -15,6 +15,8 @@ use tower::{Layer, Service};
 
 use super::rates::{Rate, Rates};
 use super::{Caller, Peer, now_s, table};
+
+use crate::lock::lock;
 
 /// What a caller with a certificate may do. A worker makes a few hundred calls of the rendezvous when a
 /// generation is formed, two for each other rank, and none while it runs.
@@ -52,7 +54,7 @@ impl Authorize {
             Caller::Nobody => (Who::Address(peer.address), NOBODY),
             Caller::Known(known) => (Who::Name(known.identity.uri()), KNOWN),
         };
-        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rates = lock(&self.rates);
         if !rates.take(who, rate, Instant::now()) {
             return Err(Status::resource_exhausted(format!(
                 "more than {} calls a second from this caller; wait before the next",

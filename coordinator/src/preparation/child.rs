@@ -1,5 +1,5 @@
-//! The process that makes one job's data ready. Texts, tokenizers and checkpoints are read here, for they are what
-//! strangers wrote: what makes this process crash, wait or run out of memory ends one job and nothing else.
+//! The child process that prepares one job's data. Texts, tokenizers and checkpoints come from strangers, so they are
+//! read here: a file that crashes this process, stalls it or exhausts its memory fails one job only.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::Mutex;
@@ -14,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::folder::{self, Words};
+use crate::lock::lock;
 
 /// How often progress is told at most.
 const TELL: Duration = Duration::from_secs(1);
@@ -46,13 +47,8 @@ pub(crate) struct Asked {
 pub(crate) enum Said {
     /// How far it is.
     Doing(String),
-    /// A line for people.
-    Told {
-        /// Whether it is a warning.
-        warning: bool,
-        /// What happened.
-        text: String,
-    },
+    /// A line for the log.
+    Told(Weight, String),
     /// It is done.
     Done {
         /// What was found, or why the job cannot run.
@@ -62,13 +58,13 @@ pub(crate) enum Said {
     },
 }
 
-/// Does what standard input asks for.
+/// Prepares the job that standard input names.
 pub(crate) fn main(args: Prepare) -> anyhow::Result<()> {
     args.parent.follow().context("following the process that started this one")?;
     work(std::io::stdin(), std::io::stdout(), limit)
 }
 
-/// Does what `input` asks for, within what `limit` sets, and says on `output` how it goes.
+/// Prepares the job that `input` names, after `limit` has set the limits, and reports on `output`.
 pub(super) fn work(
     input: impl Read,
     output: impl Write + Send,
@@ -82,20 +78,19 @@ pub(super) fn work(
     let say = |said: &Said| -> anyhow::Result<()> {
         let mut line = serde_json::to_vec(said).context("a line to say")?;
         line.push(b'\n');
-        // Whoever held it has panicked, and this process ends.
-        let mut output = output.lock().map_err(|_| anyhow::anyhow!("nobody can speak any more"))?;
+        let mut output = lock(&output);
         output.1 = Instant::now();
         output.0.write_all(&line).and_then(|()| output.0.flush()).context("saying it")
     };
     let watch = |progress: Progress| {
         // If it is locked, another thread is reporting.
         let due = output.try_lock().is_ok_and(|output| output.1.elapsed() >= TELL);
-        // Nobody listens where the coordinator is gone.
+        // This fails once the coordinator is gone.
         if due { say(&Said::Doing(progress.to_string())).map_err(|_| Stopped) } else { Ok(()) }
     };
     let tell = |weight: Weight, text: String| {
-        // A pipe that is broken is noticed by the next progress.
-        let _ = say(&Said::Told { warning: weight == Weight::Warning, text });
+        // If the coordinator is gone, the next report of progress stops the work.
+        let _ = say(&Said::Told(weight, text));
     };
     let digests = Digests::with(asked.digests);
     let words = Words { watch: &watch, tell: &tell };
@@ -103,7 +98,7 @@ pub(super) fn work(
     say(&Said::Done { result: Box::new(result), digests: digests.remembered() })
 }
 
-/// Bounds what this process may take, and has the system end it before any other where memory is short.
+/// Limits this process's memory and files, and makes it the first candidate when the system runs out of memory.
 fn limit(memory_bytes: u64) -> anyhow::Result<()> {
     for (resource, most) in
         [(Resource::Data, memory_bytes), (Resource::Nofile, MAX_FILES), (Resource::Core, 0)]
@@ -113,7 +108,7 @@ fn limit(memory_bytes: u64) -> anyhow::Result<()> {
         setrlimit(resource, Rlimit { current: most, maximum: most })
             .with_context(|| format!("setting the limit {resource:?}"))?;
     }
-    // Where there is no such file the system has no such choice.
+    // Only Linux has this setting.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustls::ServerConfig;
@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::authority::identity_of;
 use super::connection::Connection;
 use crate::auth::{Caller, Known, Peer};
+use crate::lock::lock;
 
 /// How long a TLS handshake may take. On one network it takes milliseconds.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -122,7 +123,7 @@ impl Gate {
 
     /// Nothing panics while it holds the lock, so what it guards is whole.
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.counts)
     }
 }
 

@@ -75,7 +75,7 @@ pub struct Digests {
 }
 
 impl Digests {
-    /// Those that another process found.
+    /// The digests that another process found.
     pub fn with(Remembered(known): Remembered) -> Digests {
         let known = known.into_iter().map(|(path, kind, stamp, digest)| ((path, kind), (stamp, digest)));
         Digests { known: Mutex::new(known.collect()), read_bytes: AtomicU64::default() }
@@ -123,7 +123,8 @@ impl Digests {
     }
 
     /// Bytes of all files that were read for their digests.
-    pub fn read_bytes(&self) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn read_bytes(&self) -> u64 {
         self.read_bytes.load(Ordering::Relaxed)
     }
 

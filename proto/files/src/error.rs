@@ -133,7 +133,7 @@ impl CheckpointError {
         }
     }
 
-    /// Whether the device that holds a file could not read it: its bytes are lost, or it answers again in a moment.
+    /// Whether the device failed to read a file, for a moment or for good.
     pub(crate) fn is_device_error(&self) -> bool {
         let lost = Some(rustix::io::Errno::IO.raw_os_error());
         matches!(self, CheckpointError::Io { cause, .. } if cause.raw_os_error() == lost)

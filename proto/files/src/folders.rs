@@ -20,7 +20,7 @@ pub const CHECKPOINTS: &str = "checkpoints";
 /// The name that the manifest of a checkpoint gets which turned out to be damaged.
 const DAMAGED: &str = "manifest.json.damaged";
 
-/// How long after a device failed to read a checkpoint it is looked at again.
+/// How long to wait before a second look at a checkpoint that the device failed to read.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// The folder of a step's checkpoint below the run's folder, as text for messages.
@@ -69,8 +69,8 @@ pub struct Sound<T> {
     pub damaged: Vec<(u64, CheckpointError)>,
 }
 
-/// The newest checkpoint that `look` finds sound in its folder. Damaged ones are passed over; where a device fails to
-/// read one it is looked at twice.
+/// The newest checkpoint that `look` finds sound in its folder. Damaged ones are passed over; one that the device
+/// fails to read gets a second look.
 ///
 /// # Errors
 /// What is wrong with the newest where there is none that is sound, since to start over is for the user to
@@ -84,13 +84,12 @@ pub fn newest_sound<T>(
         let folder = step_folder(dir, step);
         let looked =
             || look(&folder).and_then(|(manifest, found)| of_step(&folder, &manifest, step).map(|()| found));
-        let first = looked();
-        let again = first.as_ref().is_err_and(CheckpointError::is_device_error);
-        let looked = if again {
-            thread::sleep(LOOK_AGAIN);
-            looked()
-        } else {
-            first
+        let looked = match looked() {
+            Err(error) if error.is_device_error() => {
+                thread::sleep(LOOK_AGAIN);
+                looked()
+            }
+            other => other,
         };
         match looked {
             Ok(found) => return Ok(Sound { found: Some((step, found)), damaged }),
@@ -138,8 +137,8 @@ pub fn locate(path: &Path) -> Result<Option<(PathBuf, PathBuf)>, CheckpointError
 /// Now that the checkpoint of step `newest` is published: of those up to it, removes all published ones but the newest
 /// `keep` (at least one stays), and what was never published and is older. Returns the steps that it removed.
 ///
-/// Checkpoints of later steps are left alone, and so is what a run is about to publish before them: an interrupted
-/// generation may have published one late, whose steps are taken again.
+/// Folders of later steps stay. One of them may be a checkpoint that an interrupted generation published late, and the
+/// run that repeats its steps is about to publish others before it.
 ///
 /// # Errors
 /// [`CheckpointError::Io`]; what was removed until then stays removed, and a next call goes on.
@@ -269,7 +268,7 @@ mod tests {
         for (step, publishes) in [(1, true), (2, false), (3, true), (4, true), (5, false)] {
             save(dir.path(), step, publishes);
         }
-        // That of step 4 was published late, by a generation that is no more.
+        // An interrupted generation published that of step 4 late.
         assert_eq!(prune(dir.path(), 3, 2).unwrap(), [2]);
         assert_eq!(prune(dir.path(), 4, 2).unwrap(), [1]);
         assert_eq!(steps(dir.path()).unwrap(), [3, 4, 5]);

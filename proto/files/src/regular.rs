@@ -1,39 +1,70 @@
-//! Files under names that a user gave. A name may be that of a pipe, which makes whoever opens it wait, or of a device
-//! that never ends: only regular files are opened, and nothing here waits for anyone.
+//! Opens files whose names come from users. Opening a pipe may block and reading a device may never end, so only
+//! regular files are opened, without blocking.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-/// What a file is that is no regular one; `None` where it is.
-pub fn other_kind(metadata: &Metadata) -> Option<&'static str> {
-    let kind = metadata.file_type();
-    match () {
-        () if kind.is_file() => None,
-        () if kind.is_dir() => Some("a folder"),
-        () if kind.is_symlink() => Some("a symbolic link"),
-        () if kind.is_fifo() => Some("a named pipe"),
-        () if kind.is_char_device() || kind.is_block_device() => Some("a device"),
-        () if kind.is_socket() => Some("a socket"),
-        () => Some("no regular file"),
+/// A kind of file that is not opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Other {
+    /// A folder.
+    Folder,
+    /// A symbolic link.
+    Link,
+    /// A named pipe.
+    Pipe,
+    /// A device.
+    Device,
+    /// A socket.
+    Socket,
+    /// A kind that this system adds.
+    Unknown,
+}
+
+impl Other {
+    /// The kind of a file; `None` for a regular file.
+    pub fn of(metadata: &Metadata) -> Option<Other> {
+        let kind = metadata.file_type();
+        match () {
+            () if kind.is_file() => None,
+            () if kind.is_dir() => Some(Other::Folder),
+            () if kind.is_symlink() => Some(Other::Link),
+            () if kind.is_fifo() => Some(Other::Pipe),
+            () if kind.is_char_device() || kind.is_block_device() => Some(Other::Device),
+            () if kind.is_socket() => Some(Other::Socket),
+            () => Some(Other::Unknown),
+        }
+    }
+
+    /// Its name, with an article.
+    pub fn name(self) -> &'static str {
+        match self {
+            Other::Folder => "a folder",
+            Other::Link => "a symbolic link",
+            Other::Pipe => "a named pipe",
+            Other::Device => "a device",
+            Other::Socket => "a socket",
+            Other::Unknown => "a special file",
+        }
     }
 }
 
 /// Opens a regular file for reading, through symbolic links.
 ///
 /// # Errors
-/// Those of opening it; `InvalidInput` for what is no regular file.
+/// Those of opening it; `InvalidInput` if it is not a regular file.
 pub fn open(path: &Path) -> io::Result<(File, Metadata)> {
     let named = fs::metadata(path)?;
     opened(named, path, OpenOptions::new().read(true), 0)
 }
 
-/// Opens a file that this program writes, with what `options` say; a symbolic link is refused, for it may point to
-/// what is somebody else's.
+/// Opens a file of this program with these `options`. A symbolic link is refused, because it may lead to a file of
+/// another owner.
 ///
 /// # Errors
-/// Those of opening it; `InvalidInput` for what is no regular file.
+/// Those of opening it; `InvalidInput` if it is not a regular file.
 pub fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let named = match fs::symlink_metadata(path) {
         Ok(named) => named,
@@ -55,7 +86,7 @@ fn opened(
 ) -> io::Result<(File, Metadata)> {
     regular(&named)?;
     let file = options.custom_flags(no_wait() | flags).open(path)?;
-    // The name may be that of another file by now.
+    // The file may have been replaced since.
     let metadata = file.metadata()?;
     regular(&metadata)?;
     Ok((file, metadata))
@@ -70,10 +101,9 @@ fn no_link() -> i32 {
 }
 
 fn regular(metadata: &Metadata) -> io::Result<()> {
-    let refused = |kind| {
-        io::Error::new(io::ErrorKind::InvalidInput, format!("it is {kind}, and has to be a regular file"))
-    };
-    other_kind(metadata).map_or(Ok(()), |kind| Err(refused(kind)))
+    let Some(other) = Other::of(metadata) else { return Ok(()) };
+    let text = format!("it is {}, and has to be a regular file", other.name());
+    Err(io::Error::new(io::ErrorKind::InvalidInput, text))
 }
 
 #[cfg(test)]

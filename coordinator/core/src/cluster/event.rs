@@ -80,13 +80,13 @@ pub enum Event {
         /// What it says.
         status: WorkerStatus,
     },
-    /// The answer to [`Effect::Report`] and [`Effect::Sync`]: the lines of a run's metrics are in its folder.
+    /// The answer to [`Effect::Report`] and [`Effect::Sync`]: lines of metrics are in the run's folder.
     Written {
         /// The job's id.
         job: String,
-        /// All that was reported up to this step.
+        /// Every report up to this step is there.
         step: Step,
-        /// Whether they survive a crash of the machine too.
+        /// Whether they would survive a crash of the machine.
         synced: bool,
     },
     /// A worker's stream ended.
@@ -126,8 +126,8 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// The coordinator did not run for [`super::PAUSE_MS`] or longer: what it knows of workers is as old, and that it
-    /// heard nothing of them says nothing of them.
+    /// The coordinator itself did not run for [`super::PAUSE_MS`] or longer, so a silent worker or a closed connection
+    /// is no evidence of a loss.
     Paused {
         /// How long it did not run.
         for_ms: u64,
@@ -178,20 +178,18 @@ pub enum Effect {
         /// The step.
         report: StepReport,
     },
-    /// Sync what was reported of the job up to here, then say [`Event::Written`] of this step: where lines of it are
-    /// lost, because a machine lost its power or somebody removed them, nothing brings them back.
+    /// Sync the job's metrics, then say [`Event::Written`] with this step, even if lines are missing: lines that a
+    /// power cut or a user removed cannot be restored.
     Sync {
         /// The job's id.
         job: String,
         /// The newest step that was reported.
         step: Step,
     },
-    /// Let go of the job's checkpoints up to that of step `newest`, but the newest `keep` of these.
+    /// Remove the job's checkpoints up to that of step `newest`, except the newest `keep` of these.
     Prune {
         /// The job's id.
         job: String,
-        /// The run's folder.
-        directory: String,
         /// The step of the checkpoint that was published last.
         newest: Step,
         /// How many stay.
@@ -202,7 +200,7 @@ pub enum Effect {
 }
 
 /// How much a notice matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Weight {
     /// The ordinary course of things.
     Info,
@@ -256,7 +254,7 @@ pub enum Entry {
     Preparing {
         /// The job's id.
         job: String,
-        /// Which try this is; those before it ended with their coordinator.
+        /// Which attempt this is; each earlier one ended with its coordinator.
         tries: u32,
     },
     /// The data of a job that never ran is ready.

@@ -48,7 +48,7 @@ pub(super) struct Job {
     pub(super) step: Step,
     pub(super) checkpoint: Option<Published>,
     pub(super) prepared: Option<Prepared>,
-    /// How often coordinators ended while they made its tokens ready, and this one's try.
+    /// Attempts to make its tokens ready since one succeeded: those that ended with their coordinator, and this one.
     pub(super) tries: u32,
     /// When the newest preparation of its tokens began.
     pub(super) preparing_ms: u64,

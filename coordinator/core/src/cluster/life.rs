@@ -302,6 +302,7 @@ impl Cluster {
         let now_ms = self.now_ms;
         let newest = checkpoint.step;
         let Some(job) = self.job_mut(id) else { return };
+        let keep = job.submission.spec.checkpoint.keep;
         job.checkpoint = Some(checkpoint.clone());
         job.saved_ms = now_ms;
         job.taken = job.taken.split_off(&(checkpoint.step.0 + 1));
@@ -309,8 +310,6 @@ impl Cluster {
         let about = notice(Weight::Info, text).about_run(id, job.generation);
         out.push(Effect::Record(Entry::Published { job: id.to_owned(), checkpoint }));
         out.push(Effect::Notice(about));
-        let Some(submission) = self.submission(id) else { return };
-        let (directory, keep) = (submission.directory.clone(), submission.spec.checkpoint.keep);
-        out.push(Effect::Prune { job: id.to_owned(), directory, newest, keep });
+        out.push(Effect::Prune { job: id.to_owned(), newest, keep });
     }
 }

@@ -9,7 +9,7 @@ use coxswain_types::status::WorkerStatus;
 /// busy machine costs no run and a dead one is named within ten seconds.
 pub const LEASE_MS: u64 = 5000;
 
-/// A coordinator that did not run for so long does not believe that its workers fell silent: half a lease.
+/// A coordinator that did not run for half a lease or longer renews all leases: it may have missed heartbeats.
 pub const PAUSE_MS: u64 = LEASE_MS / 2;
 
 /// The most workers of one coordinator. Each costs a connection, of which a process has 20,000 under common

@@ -68,6 +68,7 @@ pub use job::SHRINK_AFTER_MS;
 pub use life::{MAX_SETBACKS, MAX_WAITING, SubmitError};
 use member::{Admission, Members};
 pub use planning::{Planned, Planning};
+pub use queue::MAX_TRIES;
 use regroup::Drain;
 pub use regroup::GROW_AFTER_MS;
 use revision::Revisions;
@@ -318,7 +319,7 @@ impl Cluster {
         }
     }
 
-    /// Reports of a job are in its folder. Returns the worker that leads it, for which nothing else changes.
+    /// Takes in which reports of a job are written. Returns the worker that leads it, for whom nothing else changes.
     fn written(&mut self, job: &str, step: Step, synced: bool, out: &mut Vec<Effect>) -> Option<WorkerId> {
         let run = self.runs.iter_mut().find(|run| run.job == job)?;
         let lead = run.seats.first()?.info.id.clone();
@@ -394,8 +395,8 @@ impl Cluster {
         }
     }
 
-    /// This coordinator did not run for a while: as after a restart, workers have time to say that they are here, and
-    /// connections that ended meanwhile say nothing of them.
+    /// This coordinator did not run for a while. As after a restart, workers have some seconds to report back, and
+    /// connections that closed in the meantime do not count as losses.
     fn paused(&mut self, now_ms: u64, for_ms: u64, out: &mut Vec<Effect>) {
         self.members.renew(now_ms);
         for job in &mut self.jobs {
@@ -406,7 +407,7 @@ impl Cluster {
         for run in &mut self.runs {
             run.wait_after_pause(now_ms);
             let text = format!(
-                "the coordinator did not run for {:.1} s, so it waits for its workers to say that they are here",
+                "the coordinator did not run for {:.1} s, so it waits for its workers to report back",
                 for_ms as f64 / 1000.0
             );
             out.push(Effect::Notice(notice(Weight::Warning, text).about_run(&run.job, run.generation)));

@@ -22,13 +22,13 @@ use crate::plan::Fit;
 /// How many new jobs have their tokens made ready at once: each takes a machine's cores.
 const MAX_PREPARING: usize = 4;
 
-/// How long a new job whose tokens are being made ready keeps workers from those behind it. One that takes longer,
-/// because its text is large, or was made to be slow, lets those go first whose tokens are ready.
+/// How long a job that is being prepared holds back those behind it. If preparation takes longer, jobs that are ready
+/// go first.
 const HOLD_MS: u64 = 60_000;
 
-/// How many coordinators may end, one after the other, while they make a job's tokens ready. A process of its own does
-/// the work, but where memory runs out the system may end both. A restart that somebody wanted counts as well.
-pub(super) const MAX_TRIES: u32 = 5;
+/// How many coordinators in a row may end while they prepare a job. The work is done in a child process, but the
+/// system may end both when memory runs out. An intended restart counts as well.
+pub const MAX_TRIES: u32 = 5;
 
 /// What a job can do now.
 enum Turn {
@@ -64,7 +64,7 @@ impl Cluster {
         }
     }
 
-    /// Has the job's tokens made ready, unless that seems to be what ends coordinators.
+    /// Has the job's tokens made ready, unless that seems to crash coordinators.
     fn prepare(&mut self, index: usize, out: &mut Vec<Effect>) {
         let now_ms = self.now_ms;
         let job = &mut self.jobs[index];
@@ -72,8 +72,8 @@ impl Cluster {
         if !job.recovers() {
             if job.tries >= MAX_TRIES {
                 let reason = format!(
-                    "{MAX_TRIES} coordinators ended while they made its tokens ready, so this one does not try; if \
-                     that was for another reason, submit it again"
+                    "{MAX_TRIES} coordinators in a row ended while they made its tokens ready, so this one does not \
+                     try; if they ended for another reason, submit it again"
                 );
                 return self.end(&id, Ending::Failed, reason, out);
             }
@@ -127,11 +127,11 @@ impl Cluster {
         }
         let mut hall = Hall::new(self);
         let preparing = waiting.iter().map(|&index| &self.jobs[index]).filter(|job| job.prepares_anew());
-        // One that may have ended a coordinator is prepared alone, so that it takes no other job with it.
+        // A job that may have crashed a coordinator is prepared alone, so that no other job is blamed with it.
         let alone = preparing.clone().find(|job| job.tries > 1);
         let full = preparing.clone().nth(MAX_PREPARING - 1).and(preparing.clone().next());
         let busy_for = |job: &Job| alone.or(full).or(preparing.clone().next().filter(|_| job.tries > 0));
-        // The first job that waits, and the first whose tokens are ready or have to wait for another's.
+        // The first job that waits, and the first that is not being prepared.
         let (mut first, mut ready): (Option<&str>, Option<&str>) = (None, None);
         for &index in &waiting {
             let job = &self.jobs[index];

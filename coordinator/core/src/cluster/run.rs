@@ -127,9 +127,9 @@ pub(super) struct Run {
     pub(super) reported: Step,
     /// The newest step whose report is in the run's folder, as far as is known.
     written: Step,
-    /// The newest step whose report there survives a crash of the machine.
+    /// The newest step whose report would survive a crash of the machine.
     synced: Step,
-    /// The newest step whose report shall.
+    /// The newest step for which a sync was requested.
     sync_asked: Step,
     /// The checkpoints.
     pub(super) saving: Saving,
@@ -143,11 +143,11 @@ pub(super) struct Run {
     pub(super) hang_looked_ms: u64,
     /// What is complained of.
     failure: Option<Complaint>,
-    /// Until when all of its workers have to be back, and what they are waited for after.
+    /// Until when its workers have time to report back, and after what.
     back: Option<(u64, After)>,
 }
 
-/// What a run waits for its workers after.
+/// After what workers have to report back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum After {
     /// The coordinator was started again.
@@ -158,11 +158,11 @@ enum After {
 
 /// What comes next for the newest checkpoint.
 pub(super) enum Commit<'a> {
-    /// Nothing before something else happens.
+    /// It waits for ranks, for reports, or for a sync.
     Wait,
-    /// The reports of its steps are synced, which end with this one.
+    /// The reports up to this step have to be synced.
     Sync(Step),
-    /// It is committed, and published.
+    /// It is committed and can be published.
     Publish(&'a Publish),
 }
 
@@ -222,18 +222,17 @@ impl Run {
         run
     }
 
-    /// Whether an earlier coordinator formed it, or this one paused, and not all of its workers are back.
+    /// Whether its workers have to report back, after a restart or a pause of the coordinator.
     pub(super) fn is_orphaned(&self) -> bool {
         self.back.is_some()
     }
 
-    /// Whether the coordinator paused a moment ago, so that the end of a connection says nothing.
+    /// Whether the coordinator paused a moment ago, so that a closed connection does not count as a loss.
     pub(super) fn awaits_after_pause(&self) -> bool {
         matches!(self.back, Some((_, After::Pause)))
     }
 
-    /// Waits for its workers, of which nothing was heard while the coordinator paused. Pauses that come one after the
-    /// other do not put off that one is missed.
+    /// Gives its workers time to report back after a pause of the coordinator. Repeated pauses do not extend it.
     pub(super) fn wait_after_pause(&mut self, now_ms: u64) {
         self.seats.iter_mut().for_each(|seat| seat.phase = None);
         self.back.get_or_insert((now_ms + RETURN_MS, After::Pause));
@@ -243,7 +242,7 @@ impl Run {
     pub(super) fn missing(&mut self, now_ms: u64) -> Option<String> {
         let (until_ms, after) = self.back?;
         let missing = self.seats.iter().position(|seat| seat.phase.is_none());
-        // After a pause the end of an old connection may come behind what was said on it.
+        // After a pause, a worker's last status may arrive before the news that its old connection closed.
         if missing.is_none() && (after == After::Restart || until_ms <= now_ms) {
             self.back = None;
         }
@@ -311,13 +310,13 @@ impl Run {
         fresh
     }
 
-    /// Reports up to this step have been recorded: the lead may forget them. What the generation before reported of
-    /// later steps may be in the folder as well, but this one has to take them first.
+    /// The lead may forget reports up to this step: they are written. The folder may hold later ones, of steps that
+    /// the previous generation took and this one has yet to repeat.
     pub(super) fn acknowledged(&self) -> Step {
         self.reported.min(self.written)
     }
 
-    /// Takes in that reports up to `step` are in the run's folder; `true` where the lead may forget more than before.
+    /// Takes in that reports up to `step` are written; returns whether the lead may forget more than before.
     pub(super) fn wrote(&mut self, step: Step, synced: bool) -> bool {
         let before = self.acknowledged();
         self.written = self.written.max(step);
@@ -327,8 +326,8 @@ impl Run {
         self.acknowledged() > before
     }
 
-    /// What becomes of a checkpoint that all ranks have written. It is committed once the reports of its steps are
-    /// synced, for nothing takes these steps again.
+    /// The next action for a checkpoint that all ranks have written. Its steps are never taken again, so it is
+    /// committed only once their reports are synced.
     pub(super) fn commit(&mut self) -> Result<Commit<'_>, String> {
         match self.saving.complete() {
             Some(step) if self.synced >= step => {

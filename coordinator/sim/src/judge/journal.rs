@@ -5,7 +5,7 @@ use coxswain_types::ids::{Generation, Step};
 use coxswain_types::job::{Layout, OnLoss, Schedule};
 use coxswain_types::status::{Published, SavedFile, Wish};
 
-use super::{JobRecord, MAX_SETBACKS, Running};
+use super::{JobRecord, MAX_SETBACKS, MAX_TRIES, Running};
 use crate::world::World;
 
 impl World {
@@ -46,7 +46,7 @@ impl World {
             }
             Entry::Preparing { job, tries } => {
                 // The next coordinator may not try again.
-                if *tries >= 5 {
+                if *tries >= MAX_TRIES {
                     self.judge.excuse(job);
                 }
                 let record = self.judge.jobs.get(job);

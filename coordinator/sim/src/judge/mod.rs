@@ -20,6 +20,8 @@ use coxswain_types::status::{SavedFile, Wish};
 pub(crate) const LEASE_MS: u64 = 5000;
 /// How long after its start a coordinator waits for workers of an earlier one.
 pub(crate) const RETURN_MS: u64 = 10_000;
+/// How many coordinators in a row may end while they prepare a job.
+const MAX_TRIES: u32 = 5;
 /// How long a complaint may wait for a cause: the grace, then a lease that began with it, and a second for
 /// a timer that is late.
 const JUDGED_MS: u64 = 1500 + LEASE_MS + 1000;
@@ -118,7 +120,7 @@ pub(crate) struct Running {
     own: bool,
     /// The life of the coordinator that formed it.
     life: u32,
-    /// When the coordinator found that it had paused: a connection that ended says nothing for a while.
+    /// When the coordinator noticed a pause, after which closed connections do not count as losses for a while.
     paused_ms: Option<u64>,
     /// What is wanted of it.
     wish: Wish,
@@ -131,7 +133,7 @@ impl Running {
         self.complained_ms.get_or_insert(now_ms);
     }
 
-    /// Whether the coordinator waits for workers of which a pause kept it from hearing, or did until a moment ago.
+    /// Whether workers have time to report back after a pause, or had until a moment ago.
     fn awaits(&self, now_ms: u64) -> bool {
         self.paused_ms.is_some_and(|paused_ms| now_ms <= paused_ms + RETURN_MS + JUDGED_MS)
     }

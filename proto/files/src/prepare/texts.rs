@@ -10,7 +10,7 @@ use super::PrepareError;
 use crate::atomic::digest_bytes;
 use crate::digests::Digests;
 use crate::progress::{Phase, Progress, Watch};
-use crate::regular;
+use crate::regular::{self, Other};
 
 /// The most text that is read: it is held in memory, with its tokens, on the coordinator's machine.
 const MAX_TEXT_BYTES: u64 = 4 << 30;
@@ -150,11 +150,11 @@ fn open(path: &Path) -> Result<(File, u64, Vec<u8>), TextFault> {
 
 fn regular(metadata: &fs::Metadata) -> Result<(), TextFault> {
     let to_a_file = "write the text to a file and name that";
-    let (found, remedy) = match regular::other_kind(metadata) {
-        None => return Ok(()),
-        Some("a folder") => ("a folder", "name the files in it, as a list"),
-        Some("a named pipe") => ("a named pipe, which can be read only once", to_a_file),
-        Some(other) => (other, to_a_file),
+    let Some(other) = Other::of(metadata) else { return Ok(()) };
+    let (found, remedy) = match other {
+        Other::Folder => (other.name(), "name the files in it, as a list"),
+        Other::Pipe => ("a named pipe, which can be read only once", to_a_file),
+        Other::Link | Other::Device | Other::Socket | Other::Unknown => (other.name(), to_a_file),
     };
     Err(TextFault::Kind { found, remedy })
 }

@@ -3,8 +3,7 @@
 use expect_test::expect;
 
 use super::story::{tell, tell_to};
-use crate::cluster::queue::MAX_TRIES;
-use crate::cluster::{Cluster, Entry, JobSummary, compact};
+use crate::cluster::{Cluster, Entry, JobSummary, MAX_TRIES, compact};
 
 #[test]
 fn two_jobs_run_side_by_side_on_workers_of_their_own() {
@@ -418,8 +417,7 @@ fn a_worker_that_is_bound_to_jobs_is_given_no_other_and_kept_for_none() {
     "#]].assert_eq(&print);
 }
 
-/// The tokens of a few jobs are made ready at once; one whose text takes long, or is made to, holds up the others for
-/// a while only.
+/// A few jobs are prepared at once. A slow one holds up the others for a while only.
 #[test]
 fn a_job_that_is_prepared_for_long_lets_others_go_first() {
     let print = tell(
@@ -530,7 +528,7 @@ fn a_job_that_is_prepared_for_long_lets_others_go_first() {
     "#]].assert_eq(&print);
 }
 
-/// A text that makes the machine run out of memory ends a few coordinators, and not every one that comes after.
+/// A job whose preparation crashes the coordinator is given up after a few attempts.
 #[test]
 fn a_job_that_ends_its_coordinators_is_not_tried_for_ever() {
     let restarted = |journal: &mut Vec<Entry>, story: &str| {
@@ -549,13 +547,13 @@ fn a_job_that_ends_its_coordinators_is_not_tried_for_ever() {
         0 tick
             record started 6
             record ended demo-1 Failed
-            warn: job demo-1 failed: 5 coordinators ended while they made its tokens ready, so this one does not try; if that was for another reason, submit it again
+            warn: job demo-1 failed: 5 coordinators in a row ended while they made its tokens ready, so this one does not try; if they ended for another reason, submit it again
             record preparing other-2 try 1
             prepare other-2
         9 prepared other-2
             record prepared other-2
         9 jobs
-            demo-1 Ended(Failed) step 0: 5 coordinators ended while they made its tokens ready, so this one does not try; if that was for another reason, submit it again
+            demo-1 Ended(Failed) step 0: 5 coordinators in a row ended while they made its tokens ready, so this one does not try; if they ended for another reason, submit it again
             other-2 Gathering step 0: waiting for 1 of 1 worker
     "#]].assert_eq(&print);
 }

@@ -513,8 +513,7 @@ fn damage_that_only_a_rank_sees_ends_the_job_in_time() {
     assert!(print.contains("record ended demo-1 Failed"), "{print}");
 }
 
-/// A machine that is moved stops for a while. What ended meanwhile says nothing of the workers; one that does not come
-/// back is missed as after a restart.
+/// Connections that closed during a pause do not count as losses. A worker that does not report back does.
 #[test]
 fn a_coordinator_that_paused_waits_for_its_workers() {
     let print = super::at_work(
@@ -533,7 +532,7 @@ fn a_coordinator_that_paused_waits_for_its_workers() {
     );
     expect![[r#"
         12000 paused 11000
-            warn: the coordinator did not run for 11.0 s, so it waits for its workers to say that they are here
+            warn: the coordinator did not run for 11.0 s, so it waits for its workers to report back
         12000 lost w0 its connection closed
             record noted gone
             info: worker w0 is gone: its connection closed
@@ -578,7 +577,7 @@ fn a_coordinator_that_paused_waits_for_its_workers() {
     );
     expect![[r#"
         12000 paused 11000
-            warn: the coordinator did not run for 11.0 s, so it waits for its workers to say that they are here
+            warn: the coordinator did not run for 11.0 s, so it waits for its workers to report back
         12001 lost w1 its connection closed
             record noted gone
             info: worker w1 is gone: its connection closed

@@ -2,7 +2,7 @@
 
 use expect_test::expect;
 
-use super::story::{tell, tell_to};
+use super::story::tell_to;
 use crate::cluster::Cluster;
 
 /// A job of two stages that saves each minute, and has taken five steps in that time.
@@ -127,16 +127,26 @@ fn a_save_outlives_the_coordinator_and_a_stop_goes_before_it() {
     .assert_eq(&print);
 }
 
-/// A checkpoint is committed once the reports of its steps are on disk, for no step up to it is taken again; and the
-/// lead keeps what is not written.
+/// A job at work whose reports are written later.
+const LATE: &str = "
+    0 submit late wait steps=4
+    5 prepared late-1
+    10 w0 idle
+    20 w0 g1 running
+";
+
+/// What follows after [`LATE`].
+fn late(story: &str) -> String {
+    let mut cluster = Cluster::default();
+    tell_to(&mut cluster, LATE);
+    tell_to(&mut cluster, story).0
+}
+
+/// A checkpoint is committed only once the reports of its steps are on disk, since these steps are never taken again.
 #[test]
 fn a_checkpoint_waits_until_its_metrics_are_on_disk() {
-    let print = tell(
-        "0 submit late steps=4
-         5 prepared late-1
-         10 w0 idle
-         20 w0 g1 running
-         30 w0 g1 running step=2 reports=1..2 saved=2
+    let print = late(
+        "30 w0 g1 running step=2 reports=1..2 saved=2
          30 desired w0
          40 written late-1 1
          40 desired w0
@@ -149,22 +159,6 @@ fn a_checkpoint_waits_until_its_metrics_are_on_disk() {
          95 w0 g1 done step=4 published=4",
     );
     expect![[r#"
-        0 submit late steps=4
-            record started 1
-            record submitted late-1
-            info: job late-1 is accepted
-            record preparing late-1 try 1
-            prepare late-1
-        5 prepared late-1
-            record prepared late-1
-        10 w0 idle
-            record noted joined
-            info: worker w0 is here (pid 100 on alpha, cpu)
-            wake w0
-            record formed late-1 g1 [w0] threads 2 from 0
-            info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
-            wake w0
-        20 w0 g1 running
         30 w0 g1 running step=2 reports=1..2 saved=2
             report late-1 step 1
             report late-1 step 2
@@ -207,15 +201,11 @@ fn a_checkpoint_waits_until_its_metrics_are_on_disk() {
     .assert_eq(&print);
 }
 
-/// What the generation before reported of later steps is in the folder already; this one takes them first.
+/// The folder already has reports of steps that a new generation has yet to repeat.
 #[test]
 fn reports_that_are_written_are_acknowledged_once_their_steps_are_taken_again() {
-    let print = tell(
-        "0 submit late wait steps=9
-         5 prepared late-1
-         10 w0 idle
-         20 w0 g1 running
-         30 w0 g1 running step=3 reports=1..3
+    let print = late(
+        "30 w0 g1 running step=3 reports=1..3
          40 lost w0 its connection closed
          50 prepared late-1
          60 w0' idle
@@ -224,22 +214,6 @@ fn reports_that_are_written_are_acknowledged_once_their_steps_are_taken_again() 
          80 desired w0",
     );
     expect![[r#"
-        0 submit late wait steps=9
-            record started 1
-            record submitted late-1
-            info: job late-1 is accepted
-            record preparing late-1 try 1
-            prepare late-1
-        5 prepared late-1
-            record prepared late-1
-        10 w0 idle
-            record noted joined
-            info: worker w0 is here (pid 100 on alpha, cpu)
-            wake w0
-            record formed late-1 g1 [w0] threads 2 from 0
-            info: runs from the start on w0 with 2 threads each (the cores of each machine over its workers)
-            wake w0
-        20 w0 g1 running
         30 w0 g1 running step=3 reports=1..3
             report late-1 step 1
             report late-1 step 2
@@ -264,6 +238,6 @@ fn reports_that_are_written_are_acknowledged_once_their_steps_are_taken_again() 
         80 written late-1 3
             wake w0
         80 desired w0
-            g2 named run_to 9 acknowledged 1
+            g2 named run_to 4 acknowledged 1
     "#]].assert_eq(&print);
 }

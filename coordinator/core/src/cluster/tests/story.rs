@@ -268,7 +268,7 @@ fn effect_text(effect: &Effect) -> String {
         Effect::Refuse { worker, incarnation, reason } => format!("refuse {worker}/{incarnation}: {reason}"),
         Effect::Report { job, report } => format!("report {job} step {}", report.step),
         Effect::Sync { job, step } => format!("sync {job} to step {step}"),
-        Effect::Prune { job, newest, keep, .. } => format!("prune {job} to {keep} up to {newest}"),
+        Effect::Prune { job, newest, keep } => format!("prune {job} to {keep} up to {newest}"),
         Effect::Notice(notice) => {
             let weight = if notice.weight == Weight::Warning { "warn" } else { "info" };
             format!("{weight}: {}", notice.text)
@@ -404,7 +404,7 @@ pub(super) fn tell_to(cluster: &mut Cluster, story: &str) -> (String, Vec<Entry>
     (print, journal)
 }
 
-/// The next effect; after the last, reports are written down, which has more effects.
+/// The next effect. After the last one the waiting reports are written, which may cause more.
 fn next_effect(
     cluster: &mut Cluster,
     now_ms: u64,
