@@ -199,8 +199,11 @@ async fn a_folder_belongs_to_one_job_under_any_path() {
     let serve = Serve::start(folder.path(), free_port());
     let (_, mut jobs) = serve.first_answer().await;
     let (run, link) = (folder.path().join("run"), folder.path().join("link"));
-    let first = submit(&mut jobs, job("first", SYNTHETIC), &run).await;
-    until(&mut jobs, &first, |job| job.state() == JobState::Gathering).await;
+    let url = serve.url.clone();
+    let _worker = tokio::spawn(async move { work(&url, "w0", Faults::default()).await });
+    let long = job("first", SYNTHETIC).replace("steps: 3", "steps: 1000000");
+    let first = submit(&mut jobs, long, &run).await;
+    until(&mut jobs, &first, |job| job.state() == JobState::Running).await;
     std::os::unix::fs::symlink(&run, &link).unwrap();
     let second = submit(&mut jobs, job("second", SYNTHETIC), &link).await;
     let ended = until(&mut jobs, &second, is_over).await;
@@ -210,5 +213,5 @@ async fn a_folder_belongs_to_one_job_under_any_path() {
     let cancel = wire::CancelRequest { job: first, reason: "enough".to_owned(), now: true };
     jobs.cancel(cancel).await.unwrap();
     let third = submit(&mut jobs, job("third", SYNTHETIC), &link).await;
-    until(&mut jobs, &third, |job| job.state() == JobState::Gathering).await;
+    assert_eq!(until(&mut jobs, &third, is_over).await.state(), JobState::Done);
 }
