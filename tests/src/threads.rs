@@ -1,10 +1,10 @@
-//! Ranks as threads of this process, over real Gloo: for what needs a look inside.
+//! Ranks as threads of this process, over real sockets: for what needs a look inside.
 
 use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::{Result, anyhow};
-use coxswain_comm::{Axis, Links, MemoryStore, Pipe};
+use coxswain_comm::{Axis, DataPort, Links, MemoryStore, Pipe};
 use coxswain_core::plan::{Plan, sketch};
 use coxswain_core::spec::{JobText, parse};
 use coxswain_engine::EngineError;
@@ -63,7 +63,7 @@ pub fn step_from(
     values: &dyn Fn(&ParameterRow) -> Result<Tensor>,
 ) -> Result<Stepped> {
     let train = &a.spec.train;
-    let links = Links::join(store, a.rank.0, a.world, "127.0.0.1", 5_000, 20_000)?;
+    let links = Links::join(store, a.rank.0, a.world, &DataPort::local()?, 5_000, 20_000)?;
     let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind, Device::Cpu)?;
     for param in parameters.iter() {
         let values = values(&param.row)?;

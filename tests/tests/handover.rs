@@ -11,7 +11,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use coxswain_comm::{Links, MemoryStore};
+use coxswain_comm::{DataPort, Links, MemoryStore};
 use coxswain_engine::{Control, Engine, EngineError, Event, State};
 use coxswain_files::{Digests, prepare};
 use coxswain_tests::Folder;
@@ -182,17 +182,12 @@ fn live(assignments: &[Assignment], moments: &[Moment]) -> Result<(End, Vec<u64>
     let rank = |assignment: &Assignment| -> Result<BTreeMap<(String, u64), u64>> {
         let at = assignment.rank.index();
         let mut remains: Option<State> = None;
+        let port = DataPort::local()?;
         for (index, (moment, told, store)) in generations.iter().enumerate() {
             let watch = Watch { rank: at, moment: *moment, told: Arc::clone(told), step: Mutex::new(0) };
             let a = Assignment { generation: Generation(index as u64 + 1), ..assignment.clone() };
-            let built = Engine::build(
-                a,
-                store.clone(),
-                "127.0.0.1",
-                ("test", tch::Device::Cpu),
-                &watch,
-                &mut remains,
-            );
+            let built =
+                Engine::build(a, store.clone(), &port, ("test", tch::Device::Cpu), &watch, &mut remains);
             let result: Result<(), EngineError> = built.and_then(|mut engine| {
                 let result = engine.run(&watch);
                 remains = Some(engine.leave());

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Barrier, Mutex};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use coxswain_comm::MemoryStore;
+use coxswain_comm::{DataPort, MemoryStore};
 use coxswain_core::plan::Plan;
 use coxswain_engine::{Control, Engine, Event, State};
 use coxswain_files::{Digests, prepare};
@@ -90,7 +90,7 @@ fn live(four: &Plan, three: &Plan, losses: &Mutex<Losses>) -> Result<u64> {
         let engine = Engine::build(
             a.clone(),
             stores[1].clone(),
-            "127.0.0.1",
+            &DataPort::local()?,
             ("test", tch::Device::Cpu),
             &control,
             &mut held,
@@ -118,7 +118,7 @@ fn train(a: &Assignment, store: &MemoryStore, losses: &Mutex<Losses>) -> Result<
     let mut engine = Engine::build(
         a.clone(),
         store.clone(),
-        "127.0.0.1",
+        &DataPort::local()?,
         ("test", tch::Device::Cpu),
         &control,
         &mut None,
@@ -136,7 +136,7 @@ fn a_handover_to_another_cut_stays_within_the_plan() -> Result<()> {
     let mut engine = Engine::build(
         alone.assignments[0].clone(),
         MemoryStore::default(),
-        "127.0.0.1",
+        &DataPort::local()?,
         ("test", tch::Device::Cpu),
         &control,
         &mut None,

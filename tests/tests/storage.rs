@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use coxswain_comm::{FileStore, Links};
+use coxswain_comm::{DataPort, FileStore, Links};
 use coxswain_engine::{Control, Engine, Event};
 use coxswain_files::folders::step_folder;
 use coxswain_files::{Checkpoint, Digests, Header, ShardTensor, latest, prepare, publish, write_shard};
@@ -94,7 +94,9 @@ fn a_rank_that_checks_its_files_for_long_is_waited_for() -> Result<()> {
             .map(|(a, watch)| {
                 let store = FileStore::new(store.clone(), JOINING_MS);
                 scope.spawn(move || {
-                    Engine::build(a.clone(), store, "127.0.0.1", ("test", tch::Device::Cpu), watch, &mut None)
+                    let port = DataPort::local()
+                        .map_err(|error| coxswain_engine::EngineError::Other(error.to_string()))?;
+                    Engine::build(a.clone(), store, &port, ("test", tch::Device::Cpu), watch, &mut None)
                         .map(drop)
                 })
             })

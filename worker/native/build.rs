@@ -21,7 +21,6 @@ fn main() {
     build
         .cpp(true)
         .std("c++17")
-        .define("USE_C10D_GLOO", None)
         .include("cpp")
         .flag("-isystem")
         .flag(libtorch.join("include"))

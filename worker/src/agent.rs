@@ -2,9 +2,11 @@
 //! is away the engine goes on, for no step needs it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use coxswain_comm::DataPort;
 use coxswain_comm::Links;
 use coxswain_proto::limits::{HEARTBEAT_MS, MAX_REPORTS};
 use coxswain_proto::wire;
@@ -102,14 +104,13 @@ pub(crate) fn run(work: &Work) -> Result<End> {
 async fn work_for(work: &Work, info: WorkerInfo) -> Result<End> {
     let mut signals = Signals::listen()?;
     let proof = Proof::of(work).map_err(|error| BadArgument(format!("{error:#}")))?;
-    // Before a token is used up.
-    proof.allows_tensors(work)?;
     let (identity, channel) = tokio::select! {
         reached = proof.reach(work, &info.id.0) => reached?,
         stop = signals.next() => return Ok(End::Asked(stop)),
     };
+    let port = identity.data_port(work)?;
     let renewing = tokio::spawn(identity.keep(channel.clone()));
-    let agent = Agent::new(info, work, coxswain_proto::cluster_client(channel))?;
+    let agent = Agent::new(info, work, port, coxswain_proto::cluster_client(channel))?;
     let result = stay(work, agent, signals).await;
     renewing.abort();
     result
@@ -180,7 +181,7 @@ enum Conversation {
 struct Agent {
     info: WorkerInfo,
     client: ClusterClient<Channel>,
-    address: String,
+    port: Arc<DataPort>,
     generation: Generation,
     shared: Shared,
     assignment: Option<Assignment>,
@@ -276,14 +277,18 @@ impl Agent {
         }
     }
 
-    fn new(info: WorkerInfo, work: &Work, client: ClusterClient<Channel>) -> Result<Agent> {
-        let address = machine::address_towards(&work.coordinator)?.to_string();
+    fn new(
+        info: WorkerInfo,
+        work: &Work,
+        port: Arc<DataPort>,
+        client: ClusterClient<Channel>,
+    ) -> Result<Agent> {
         let shared = Shared::new(WorkerStatus::idle(info.clone(), Generation(0)));
         let generation = Generation(0);
         Ok(Agent {
             info,
             client,
-            address,
+            port,
             generation,
             shared,
             assignment: None,
@@ -368,8 +373,8 @@ impl Agent {
         };
         self.assignment = Some(assignment.clone());
         self.publishing = None;
-        let (address, runtime) = (self.address.clone(), self.info.runtime.clone());
-        let order = Order { assignment, store, address, runtime, shared: self.shared.clone() };
+        let (port, runtime) = (self.port.clone(), self.info.runtime.clone());
+        let order = Order { assignment, store, port, runtime, shared: self.shared.clone() };
         self.rank.begin(Box::new(move |remains| work(order, remains)))
     }
 

@@ -1,5 +1,6 @@
 //! What a worker is told when it starts.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -56,9 +57,14 @@ pub(crate) struct Work {
     pub(crate) join_file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) tls: TlsArgs,
-    /// Send tensors to workers on other machines in plain text, though calls to the coordinator are encrypted
+    /// Where other workers connect for tensors, as ADDRESS:PORT; by default the address from which this worker
+    /// reaches the coordinator, and a port that the system chooses
+    #[arg(long, value_name = "ADDRESS:PORT", env = "COXSWAIN_DATA_LISTEN")]
+    pub(crate) data_listen: Option<SocketAddr>,
+    /// Exchange tensors with other machines in plain text though there is a certificate: something else, such as
+    /// WireGuard, keeps them from strangers. All workers of a job have to say so, or none
     #[arg(long)]
-    pub(crate) plain_tensors: bool,
+    pub(crate) trust_network: bool,
     /// The device to compute on: cpu, or cuda:N for GPU N; plain cuda is cuda:0
     #[arg(long, default_value = "cpu", value_parser = coxswain_proto::device::device)]
     pub(crate) device: String,

@@ -1,10 +1,13 @@
 //! This worker's certificate: from files, or by a join token and then renewed while it lives; and the
 //! connection that it is for.
 
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use coxswain_comm::{DataPort, TensorTls};
 use coxswain_proto::ConnectError;
 use coxswain_proto::tls::enroll::{EnrollError, Enrolled};
 use coxswain_proto::tls::{ClientTls, JoinToken, Transport, enroll};
@@ -50,23 +53,6 @@ impl Proof {
             (Some((token, option)), Transport::Plain) => Ok(Proof::Token(token.parse().context(option)?)),
             (None, transport) => Ok(Proof::Transport(transport)),
         }
-    }
-
-    /// Whether calls go over TLS.
-    fn is_secure(&self) -> bool {
-        !matches!(self, Proof::Transport(Transport::Plain))
-    }
-
-    /// Refuses to send tensors in plain text to other machines where calls are encrypted and the user has not
-    /// said that it may be so.
-    pub(crate) fn allows_tensors(&self, work: &Work) -> Result<()> {
-        if work.plain_tensors || !self.is_secure() || address_towards(&work.coordinator)?.is_loopback() {
-            return Ok(());
-        }
-        bail!(
-            "tensors cannot be sent over TLS: the Gloo of this libtorch sends plain text even where it is given \
-             certificates. Say --plain-tensors where only trusted machines see the network between workers"
-        )
     }
 
     /// Tries to connect for as long as the user's patience lasts: workers may start first.
@@ -120,6 +106,20 @@ impl Proof {
 }
 
 impl Identity {
+    /// The port for tensors, encrypted by this worker's certificate where it has one and the network is not trusted.
+    pub(crate) fn data_port(&self, work: &Work) -> Result<Arc<DataPort>> {
+        let seen_as = address_towards(&work.coordinator)?;
+        let listen = work.data_listen.unwrap_or(SocketAddr::new(seen_as, 0));
+        let tls = match &self.transport {
+            Transport::Tls(tls) if !work.trust_network => {
+                let (client, server) = tls.between_workers().context("TLS between workers")?;
+                Some(TensorTls { client, server })
+            }
+            _ => None,
+        };
+        DataPort::open(listen, seen_as, tls).with_context(|| format!("listening for tensors on {listen}"))
+    }
+
     /// Renews the certificate at half of its life, again and again. Ends at once where there is none to
     /// renew; a coordinator that is away is asked again while the certificate lives.
     pub(crate) async fn keep(self, channel: Channel) {

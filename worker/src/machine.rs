@@ -14,14 +14,10 @@ use coxswain_types::status::WorkerInfo;
 /// said otherwise: threads of OpenMP that spin make processes which share cores several times slower.
 const WAIT_POLICY: (&str, &str) = ("OMP_WAIT_POLICY", "PASSIVE");
 
-/// What Gloo reads when a group forms. Every rank of a generation must have the same: a rank names itself to a
-/// peer by its rank, and so its entry in the rendezvous does not grow with the number of ranks.
-const RANK_AS_SEQUENCE: (&str, &str) = ("GLOO_ENABLE_RANK_AS_SEQUENCE_NUMBER", "1");
-
 /// Starts this program anew with the environment that its libraries need, where it is another.
 pub(crate) fn set_environment(device: DeviceName) -> Result<()> {
     let is = |name: &str, value: &str| std::env::var_os(name).is_some_and(|found| found == value);
-    let mut wanted = vec![(RANK_AS_SEQUENCE.0, RANK_AS_SEQUENCE.1.to_owned())];
+    let mut wanted = Vec::new();
     if std::env::var_os(WAIT_POLICY.0).is_none() {
         wanted.push((WAIT_POLICY.0, WAIT_POLICY.1.to_owned()));
     }

@@ -2,11 +2,12 @@
 //! engine held when it ended early stays here, for the generation that follows.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use coxswain_comm::Links;
+use coxswain_comm::{DataPort, Links};
 use coxswain_engine::{Engine, EngineError, State};
 use coxswain_files::atomic::hashed_bytes;
 use coxswain_types::Assignment;
@@ -29,8 +30,8 @@ pub(crate) type Job = Box<dyn FnOnce(&mut Option<State>) + Send>;
 pub(crate) struct Order {
     pub(crate) assignment: Assignment,
     pub(crate) store: Rendezvous,
-    /// The local address that peers can reach.
-    pub(crate) address: String,
+    /// Where peers reach this worker.
+    pub(crate) port: Arc<DataPort>,
     pub(crate) runtime: String,
     pub(crate) shared: Shared,
 }
@@ -88,7 +89,7 @@ fn serve(jobs: &Receiver<Job>, ends: &watch::Sender<u64>) {
 
 /// Works on an assignment, to its end.
 pub(crate) fn work(order: Order, remains: &mut Option<State>) {
-    let Order { assignment, store, address, runtime, shared } = order;
+    let Order { assignment, store, port, runtime, shared } = order;
     let span = tracing::info_span!(
         "rank",
         job = %assignment.job,
@@ -101,14 +102,14 @@ pub(crate) fn work(order: Order, remains: &mut Option<State>) {
         tensor = assignment.tensor_index,
         data = assignment.data_index,
         threads = assignment.threads,
-        "joining from {address}"
+        "joining from {}",
+        port.address()
     );
     // libtorch's operators panic in tch where memory runs out or a device fails; that ends this rank with a
     // message, and the process after it was said.
     let hashed_before = hashed_bytes();
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        let mut engine =
-            Engine::build(assignment, store, &address, (&runtime, of_tensors()), &shared, remains)?;
+        let mut engine = Engine::build(assignment, store, &port, (&runtime, of_tensors()), &shared, remains)?;
         tracing::info!(hashed_bytes = hashed_bytes() - hashed_before, "ready");
         let result = engine.run(&shared);
         *remains = Some(engine.leave());

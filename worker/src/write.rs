@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use coxswain_comm::{FileStore, Links};
+use coxswain_comm::{DataPort, FileStore, Links};
 use coxswain_engine::generate::{Generator, Sampling};
 use coxswain_types::Assignment;
 
@@ -70,7 +70,8 @@ fn place(args: &Generate) -> Result<Option<(Assignment, Links)>> {
     let a: Assignment =
         serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))?;
     let store = FileStore::new(meet.clone(), FORMING_MS);
-    let links = Links::join(store, a.rank.0, a.world, "127.0.0.1", FORMING_MS, EXCHANGE_MS);
+    let port = DataPort::local().context("opening a port for the other ranks")?;
+    let links = Links::join(store, a.rank.0, a.world, &port, FORMING_MS, EXCHANGE_MS);
     Ok(Some((a, links.context("finding the other ranks")?)))
 }
 

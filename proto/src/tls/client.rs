@@ -11,16 +11,18 @@ use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore,
-    SignatureScheme, version,
+    ServerConfig, SignatureScheme, version,
 };
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::credentials::{Credentials, FileError, Secret};
+use super::peers::configs;
 use super::token::ca_hash;
 
 /// Credentials that are of no use.
@@ -68,17 +70,27 @@ pub enum Transport {
 pub struct ClientTls {
     config: Arc<ClientConfig>,
     current: Arc<Current>,
+    roots: Arc<RootCertStore>,
 }
 
 impl ClientTls {
     /// Connections by these credentials.
     pub fn new(credentials: &Credentials) -> Result<ClientTls, TlsError> {
         let current = Arc::new(Current(RwLock::new(Some(certified(&credentials.chain, &credentials.key)?))));
+        let roots = Arc::new(roots(&credentials.ca)?);
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&version::TLS13])?
-            .with_root_certificates(roots(&credentials.ca)?);
+            .with_root_certificates(roots.clone());
         let config = builder.with_client_cert_resolver(current.clone());
-        Ok(ClientTls { config: h2(config), current })
+        Ok(ClientTls { config: h2(config), current, roots })
+    }
+
+    /// The two ends of connections between workers, by this certificate and those that replace it.
+    ///
+    /// # Errors
+    /// Where the CA cannot be used, as without one.
+    pub fn between_workers(&self) -> Result<(Arc<ClientConfig>, Arc<ServerConfig>), TlsError> {
+        configs(&self.roots, &self.current)
     }
 
     /// Connections without a certificate, to a coordinator whose CA has this hash.
@@ -89,7 +101,8 @@ impl ClientTls {
             .dangerous()
             .with_custom_certificate_verifier(verifier);
         let current = Arc::new(Current(RwLock::new(None)));
-        Ok(ClientTls { config: h2(builder.with_client_cert_resolver(current.clone())), current })
+        let config = h2(builder.with_client_cert_resolver(current.clone()));
+        Ok(ClientTls { config, current, roots: Arc::new(RootCertStore::empty()) })
     }
 
     /// Connections from now on show this certificate.
@@ -110,7 +123,7 @@ impl ClientTls {
 }
 
 /// The certificate that the next connection shows.
-struct Current(RwLock<Option<Arc<CertifiedKey>>>);
+pub(super) struct Current(RwLock<Option<Arc<CertifiedKey>>>);
 
 impl fmt::Debug for Current {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -125,6 +138,12 @@ impl ResolvesClientCert for Current {
 
     fn has_certs(&self) -> bool {
         self.0.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+}
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use coxswain_comm::{Links, MemoryStore};
+use coxswain_comm::{DataPort, Links, MemoryStore};
 use coxswain_core::plan::{PlanError, sketch};
 use coxswain_engine::{Control, Engine, Event, State};
 use coxswain_files::{Digests, prepare};
@@ -145,7 +145,8 @@ fn run(mut assignments: Vec<Assignment>, directory: &Path, data: &PreparedData) 
 }
 
 fn run_rank(assignment: Assignment, store: MemoryStore, told: &Told) -> Result<()> {
-    let mut engine = Engine::build(assignment, store, "127.0.0.1", ("test", Device::Cpu), told, &mut None)?;
+    let mut engine =
+        Engine::build(assignment, store, &DataPort::local()?, ("test", Device::Cpu), told, &mut None)?;
     engine.run(told)?;
     gather(&engine.leave(), &mut locked(&told.weights))
 }

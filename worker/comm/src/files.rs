@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use coxswain_native::net::Store;
+use crate::rendezvous::Store;
 
 /// How often a value that is waited for is looked for.
 const LOOK: Duration = Duration::from_millis(2);

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use coxswain_native::net::{Group, Network, Store, Transfer};
+use coxswain_native::net::{Group, Network, Transfer};
 use tch::{Device, Kind, Tensor};
 
+use crate::rendezvous::Store;
+use crate::transport::{DataPort, Mesh, place_key};
 use crate::tree::{below, children, parent};
 
 /// What traffic is for. Messages of one purpose between two ranks arrive in order; those of
@@ -67,9 +69,9 @@ pub struct Links {
     world: u32,
 }
 
-/// How long connecting to ranks that are all there may take: a thousand times what it takes on a network
+/// How long connecting to a rank that is there may take: a thousand times what it takes on a network
 /// that is not loaded.
-const CONNECT_MS: u64 = 3_000;
+const CONNECT_MS: u64 = 10_000;
 
 /// What this rank does now, seen from other threads.
 #[derive(Debug)]
@@ -116,11 +118,6 @@ impl Now {
 /// thousand slices.
 pub const SHARED_MAX_BYTES: usize = 16 << 20;
 
-/// The key by which a rank says that it is there.
-fn here(rank: u32) -> Vec<u8> {
-    format!("here/{rank}").into_bytes()
-}
-
 /// The key by which the lead rank says that all ranks are there.
 const ALL_HERE: &[u8] = b"here/all";
 
@@ -129,32 +126,34 @@ fn add(sums: &mut [f64], list: &[f64]) {
 }
 
 impl Links {
-    /// Joins the generation as `rank` of `world`, bound to the local `address`.
+    /// Joins the generation as `rank` of `world`, which others reach at `port`. Two ranks connect when they first
+    /// have something for each other.
     ///
-    /// Fails when the ranks have not found each other after `forming_ms`; later operations fail
+    /// Fails when the ranks are not all there after `forming_ms`, which the store measures; later operations fail
     /// after `operation_ms`.
     pub fn join(
         store: impl Store,
         rank: u32,
         world: u32,
-        address: &str,
+        port: &Arc<DataPort>,
         forming_ms: u64,
         operation_ms: u64,
     ) -> Result<Links, TorchError> {
-        // All are here before the first connects: then connecting takes milliseconds, and one that dies
-        // meanwhile does not hold up the others for as long as they would wait for a late one.
         let text = |error: String| TorchError(error);
+        let connect = Duration::from_millis(forming_ms.min(CONNECT_MS));
+        let mesh = Mesh::new(store, rank, world, port, connect);
+        let mesh = mesh.map_err(|error| TorchError(format!("opening this rank's network: {error}")))?;
+        // All are there before the first connects, and connecting to one that is there takes milliseconds.
         // Only the lead rank asks for every other rank; the others wait for one key. So requests grow with the
         // number of ranks, not with its square.
-        store.set(&here(rank), b"here").map_err(text)?;
+        let store = mesh.store();
         if rank == 0 {
-            (1..world).try_for_each(|other| store.get(&here(other)).map(drop)).map_err(text)?;
+            (1..world).try_for_each(|other| store.get(&place_key(other)).map(drop)).map_err(text)?;
             store.set(ALL_HERE, b"here").map_err(text)?;
         } else {
             store.get(ALL_HERE).map_err(|error| TorchError(format!("not all ranks are here: {error}")))?;
         }
-        let connect_ms = forming_ms.min(CONNECT_MS);
-        let network = Network::join(store, rank, world, address, connect_ms, operation_ms)?;
+        let network = Network::new(mesh, Duration::from_millis(operation_ms));
         Ok(Links { network: Some(network), now: Now::of(rank, world), rank, world })
     }
 

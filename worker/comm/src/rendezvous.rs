@@ -1,10 +1,16 @@
-//! A rendezvous for ranks that are threads of one process.
+//! Where the ranks of a generation find each other, and one such place for ranks that are threads of one process.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use coxswain_native::net::Store;
+/// Keys and values that all ranks of a generation see, and nobody else.
+pub trait Store: Send + Sync + 'static {
+    /// Makes a value visible to all ranks.
+    fn set(&self, key: &[u8], value: &[u8]) -> Result<(), String>;
+    /// Waits for a value. The error says what was waited for and why it ended.
+    fn get(&self, key: &[u8]) -> Result<Vec<u8>, String>;
+}
 
 /// How long a key is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);

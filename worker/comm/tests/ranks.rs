@@ -1,4 +1,4 @@
-//! Ranks of one generation as threads of one process, over real Gloo on the loopback.
+//! Ranks of one generation as threads of one process, over real sockets on the loopback.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 mod common;
@@ -6,7 +6,7 @@ mod common;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use coxswain_comm::{Axis, Links, MemoryStore, Op, Pipe, TorchError};
+use coxswain_comm::{Axis, DataPort, Links, MemoryStore, Op, Pipe, TorchError};
 use tch::{Device, Kind, Tensor};
 
 use common::{ranks, ranks_within};
@@ -201,6 +201,6 @@ fn waits_end_when_aborted_and_when_a_peer_goes() {
 #[test]
 fn ranks_that_never_meet_say_which_key_is_missing() {
     let store = MemoryStore::default();
-    let error = Links::join(store, 0, 2, "127.0.0.1", 500, 500).unwrap_err();
+    let error = Links::join(store, 0, 2, &DataPort::local().unwrap(), 500, 500).unwrap_err();
     assert!(error.0.contains("nobody set it"), "{error}");
 }

@@ -69,15 +69,28 @@ struct Tape : torch::CustomClassHolder {
   void flush();
 };
 
+extern "C" {
+// Rust's side of the network. A returned text is an error, allocated with cx_alloc.
+struct NetworkCalls {
+  // A counted reference, or null where there is no network; `network_free` gives it back.
+  const void* network;
+  // Starts a send of memory of the host, or a receive into it, which stays where it is until `free`.
+  char* (*start)(const void* network, void* memory, size_t bytes, bool sending, int peer, int tag, void** exchange);
+  char* (*wait)(void* exchange);
+  void (*free)(void* exchange);
+  void (*network_free)(const void* network);
+};
+}
+
 struct Network;
 
-// A list of ranks of one Gloo process group, and this process's place in it. Without a network there
-// is one rank, whose sums are its own values.
+// A list of ranks of a network, and this process's place in it. Without a network there is one rank,
+// whose sums are its own values.
 struct Group : torch::CustomClassHolder {
-  Group(std::shared_ptr<Network> network, std::vector<int> ranks, int index, int tag)
-      : network(std::move(network)), ranks(std::move(ranks)), index(index), tag(tag) {}
+  Group(NetworkCalls calls, std::vector<int> ranks, int index, int tag);
+  ~Group() override;
 
-  const std::shared_ptr<Network> network;
+  const std::unique_ptr<Network> network;
   const std::vector<int> ranks;
   const int index; // of this process among the ranks
   const int tag;

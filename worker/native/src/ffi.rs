@@ -3,12 +3,16 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-/// Rust's side of the rendezvous store.
+/// Rust's side of the network. `start` and `wait` return an error text.
 #[repr(C)]
-pub(crate) struct StoreCalls {
-    pub(crate) context: *mut c_void,
-    pub(crate) set: extern "C" fn(*mut c_void, *const c_char, usize, *const u8, usize) -> *mut c_char,
-    pub(crate) get: extern "C" fn(*mut c_void, *const c_char, usize, *mut *mut u8, *mut usize) -> *mut c_char,
+pub(crate) struct NetworkCalls {
+    /// A counted reference, or null where there is no network; `network_free` gives it back.
+    pub(crate) network: *const c_void,
+    pub(crate) start:
+        extern "C" fn(*const c_void, *mut c_void, usize, bool, c_int, c_int, *mut *mut c_void) -> *mut c_char,
+    pub(crate) wait: extern "C" fn(*mut c_void) -> *mut c_char,
+    pub(crate) free: extern "C" fn(*mut c_void),
+    pub(crate) network_free: extern "C" fn(*const c_void),
 }
 
 /// Three lists of `count`: the slots, first tokens and numbers of tokens of a vector's uses.
@@ -186,22 +190,8 @@ unsafe extern "C" {
         divisor: f64,
     ) -> *mut c_char;
 
-    pub(crate) fn cx_network_new(
-        calls: StoreCalls,
-        rank: c_int,
-        world: c_int,
-        address: *const c_char,
-        forming_ms: i64,
-        operation_ms: i64,
-        out: *mut *mut c_void,
-    ) -> *mut c_char;
-    pub(crate) fn cx_network_free(network: *mut c_void);
-    pub(crate) fn cx_network_abort(network: *mut c_void);
-    pub(crate) fn cx_network_waits_for(network: *mut c_void) -> c_int;
-    pub(crate) fn cx_network_broken(network: *mut c_void) -> bool;
-    pub(crate) fn cx_network_waited_us(network: *mut c_void) -> i64;
     pub(crate) fn cx_group_new(
-        network: *mut c_void,
+        calls: NetworkCalls,
         ranks: *const c_int,
         count: usize,
         index: c_int,
@@ -220,14 +210,4 @@ unsafe extern "C" {
         dim: i64,
         out: *mut *mut c_void,
     ) -> *mut c_char;
-    pub(crate) fn cx_transfer_new(
-        network: *mut c_void,
-        x: *const c_void,
-        sending: bool,
-        peer: c_int,
-        tag: c_int,
-        out: *mut *mut c_void,
-    ) -> *mut c_char;
-    pub(crate) fn cx_transfer_wait(transfer: *mut c_void) -> *mut c_char;
-    pub(crate) fn cx_transfer_free(transfer: *mut c_void);
 }

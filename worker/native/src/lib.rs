@@ -1,7 +1,7 @@
 //! The C++ shim over libtorch, and the only place of the workspace that is `unsafe` by trade.
 //!
-//! What libtorch has and tch does not expose: c10d's process group with sends and receives that can
-//! be aborted, autograd functions that file weight gradients on a tape, backward with a given
+//! What libtorch has and tch does not expose, and what ours adds to it: sums over groups of ranks that can be
+//! aborted, autograd functions that file weight gradients on a tape, backward with a given
 //! gradient, the fused AdamW, and an allocator that counts bytes. All of it leaves this crate as
 //! safe functions over [`tch::Tensor`] that return errors.
 //!
@@ -10,7 +10,7 @@
 //! - [`gpu`]: the GPU that tensors may be on.
 //! - [`linear_attention`]: attention in time linear in the length.
 //! - [`random`]: counter-based dropout.
-//! - [`net`]: process groups, groups of ranks, transfers.
+//! - [`net`]: the network of a generation, groups of ranks, transfers.
 //! - [`memory`]: bytes that tensors take.
 //!
 //! How ranks use them is left to `coxswain-comm` and `coxswain-engine`.

@@ -1,113 +1,194 @@
-//! Process groups over Gloo, groups of ranks, and transfers.
+//! The network of a generation as tensors see it: messages of host memory over a [`Transport`], groups of ranks
+//! that reduce together, and who waits for whom. How bytes travel is the transport's.
 
-use std::ffi::{CString, c_char, c_int, c_void};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
+use std::time::{Duration, Instant};
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::TorchError;
-use crate::error::check;
 use crate::ffi;
 use crate::ops::{made, raw};
 
-/// The rendezvous through which the ranks of a generation find each other.
-pub trait Store: Send + Sync + 'static {
-    /// Makes a value visible to all ranks.
-    fn set(&self, key: &[u8], value: &[u8]) -> Result<(), String>;
-    /// Waits for a value. The error says what was waited for and why it ended.
-    fn get(&self, key: &[u8]) -> Result<Vec<u8>, String>;
+/// Nothing panics while it holds one of these locks, so what they guard is whole.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn shim_bytes(bytes: &[u8]) -> *mut u8 {
-    // SAFETY: at least one byte is asked for, and no more than that many are written.
-    unsafe {
-        let block = ffi::cx_alloc(bytes.len() + 1).cast::<u8>();
-        if !block.is_null() {
-            block.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-            block.add(bytes.len()).write(0);
-        }
-        block
+/// The bytes of a tensor in host memory, for as long as its exchange lasts. Once that has ended, or is given up,
+/// nobody reaches them any more. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    bytes: usize,
+    at: Arc<Mutex<Option<At>>>,
+}
+
+/// Where the bytes are.
+#[derive(Clone, Copy, Debug)]
+struct At(*mut u8);
+
+// SAFETY: the bytes are reached under the lock of `Memory` only.
+unsafe impl Send for At {}
+
+impl Memory {
+    /// A message of its own, for whoever tries a transport: the bytes are never given back.
+    pub fn leaked(bytes: Vec<u8>) -> Memory {
+        let bytes = bytes.leak();
+        Memory { bytes: bytes.len(), at: Arc::new(Mutex::new(Some(At(bytes.as_mut_ptr())))) }
     }
-}
 
-/// Runs a store call for C++: an error or a panic becomes a text that the shim throws.
-fn answer(call: impl FnOnce() -> Result<(), String>) -> *mut c_char {
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call))
-        .unwrap_or_else(|_| Err("the rendezvous store panicked".to_owned()));
-    match result {
-        Ok(()) => std::ptr::null_mut(),
-        Err(message) => shim_bytes(message.replace('\0', " ").as_bytes()).cast(),
+    /// How many there are.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
-}
 
-extern "C" fn store_set(
-    context: *mut c_void,
-    key: *const c_char,
-    key_len: usize,
-    value: *const u8,
-    value_len: usize,
-) -> *mut c_char {
-    answer(|| {
-        // SAFETY: the context is the store that `Network` keeps alive; the slices are C++ strings
-        // and vectors that live during the call.
-        let (store, key, value) = unsafe {
-            (&*context.cast::<Box<dyn Store>>(), slice(key.cast(), key_len), slice(value, value_len))
+    /// What `look` makes of the bytes from `start` on; `None` once the exchange has ended.
+    pub fn read<T>(&self, start: usize, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        self.reach(start, |bytes| look(bytes))
+    }
+
+    /// As [`Memory::read`], for one that writes.
+    pub fn write<T>(&self, start: usize, fill: impl FnOnce(&mut [u8]) -> T) -> Option<T> {
+        self.reach(start, fill)
+    }
+
+    fn reach<T>(&self, start: usize, call: impl FnOnce(&mut [u8]) -> T) -> Option<T> {
+        let at = locked(&self.at);
+        let At(memory) = (*at)?;
+        // SAFETY: the tensor lives until its `Lease` has taken the pointer away, under the same lock. Nobody writes
+        // to a tensor that is being sent, and nobody reads one that is being received.
+        let bytes = if self.bytes == 0 {
+            &mut []
+        } else {
+            unsafe { std::slice::from_raw_parts_mut(memory, self.bytes) }
         };
-        store.set(key, value)
-    })
-}
-
-extern "C" fn store_get(
-    context: *mut c_void,
-    key: *const c_char,
-    key_len: usize,
-    value: *mut *mut u8,
-    value_len: *mut usize,
-) -> *mut c_char {
-    answer(|| {
-        // SAFETY: as in `store_set`.
-        let (store, key) = unsafe { (&*context.cast::<Box<dyn Store>>(), slice(key.cast(), key_len)) };
-        let bytes = store.get(key)?;
-        // SAFETY: both point to variables of the caller.
-        unsafe {
-            *value = shim_bytes(&bytes);
-            *value_len = bytes.len();
-        }
-        Ok(())
-    })
-}
-
-/// SAFETY: `data` points to `len` bytes, or `len` is zero.
-unsafe fn slice<'a>(data: *const u8, len: usize) -> &'a [u8] {
-    if len == 0 {
-        return &[];
+        bytes.get_mut(start..).map(call)
     }
-    // SAFETY: promised by the caller.
-    unsafe { std::slice::from_raw_parts(data, len) }
 }
 
-struct NetworkInner {
-    network: *mut c_void,
-    // The process group calls the store only while it forms, but keeps a pointer to it.
-    _store: Box<Box<dyn Store>>,
-}
+/// Ends the use of a [`Memory`] when it is dropped.
+#[derive(Debug)]
+struct Lease(Memory);
 
-// SAFETY: the C++ object guards its own state with a mutex, and c10d's sends, receives and aborts
-// may come from any thread.
-unsafe impl Send for NetworkInner {}
-// SAFETY: as above.
-unsafe impl Sync for NetworkInner {}
-
-impl Drop for NetworkInner {
+impl Drop for Lease {
     fn drop(&mut self) {
-        // SAFETY: made by `Network::join`, dropped once, with the last clone.
-        unsafe { ffi::cx_network_free(self.network) }
+        *locked(&self.0.at) = None;
     }
 }
 
-/// The process group of a generation: every rank can send to every other.
+/// What carries messages between the ranks of a generation. Messages of one tag from one rank to another arrive in
+/// order; those of different tags do not wait for each other.
+pub trait Transport: Send + Sync + 'static {
+    /// Starts sending a message to rank `peer`. It ends once the peer has a place for it and it is on its way.
+    fn send(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, String>;
+    /// Starts receiving a message of rank `peer`, of as many bytes.
+    fn recv(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, String>;
+    /// Ends everything that is pending, and what is started from now on.
+    fn abort(&self);
+}
+
+/// A message on its way.
+pub trait Pending: Send {
+    /// Waits for its end, and gives up after `limit`. The error says why it failed.
+    fn wait(&mut self, limit: Duration) -> Result<(), String>;
+}
+
+/// Waits in progress and those that have ended.
+#[derive(Default)]
+struct Waits {
+    next: u64,
+    /// The rank that the computation waits for, or none where it goes on meanwhile; and since when.
+    now: HashMap<u64, (Option<u32>, Instant)>,
+    /// How long the engine has waited for its peers in waits that have ended.
+    ended: Duration,
+}
+
+struct State {
+    transport: Box<dyn Transport>,
+    /// How long a wait may take.
+    operation: Duration,
+    /// The engine's thread. A send waits too, until its receiver is there; one that ends in a thread beside the
+    /// engine's keeps nobody from computing.
+    engine: ThreadId,
+    waits: Mutex<Waits>,
+    aborted: AtomicBool,
+    /// Set once an exchange fails without an abort. Kept here because most exchanges run inside a tensor
+    /// operation, whose error does not say so.
+    broken: AtomicBool,
+}
+
+impl State {
+    /// A failed exchange: aborted by this rank, or failed with its peer.
+    fn failed(&self, sending: bool, peer: u32, error: &str) -> TorchError {
+        if self.aborted.load(Ordering::SeqCst) {
+            return TorchError("the exchange was aborted".to_owned());
+        }
+        self.broken.store(true, Ordering::SeqCst);
+        let doing = if sending { "sending to" } else { "receiving from" };
+        TorchError(format!("{doing} rank {peer} failed: {error}"))
+    }
+}
+
+/// A message on its way, and what it needs until it has arrived.
+struct Exchange {
+    // Before the lease: a transport lets go of a message first.
+    pending: Box<dyn Pending>,
+    _lease: Lease,
+    state: Arc<State>,
+    sending: bool,
+    peer: u32,
+}
+
+impl Exchange {
+    /// Starts one. The memory stays where it is until this is dropped, which is the caller's to see to.
+    fn start(
+        state: &Arc<State>,
+        memory: *mut u8,
+        bytes: usize,
+        sending: bool,
+        peer: u32,
+        tag: u32,
+    ) -> Result<Exchange, TorchError> {
+        let memory = Memory { bytes, at: Arc::new(Mutex::new(Some(At(memory)))) };
+        let lease = Lease(memory.clone());
+        let transport = &state.transport;
+        let started =
+            if sending { transport.send(memory, peer, tag) } else { transport.recv(memory, peer, tag) };
+        match started {
+            Ok(pending) => Ok(Exchange { pending, _lease: lease, state: state.clone(), sending, peer }),
+            Err(error) => Err(state.failed(sending, peer, &error)),
+        }
+    }
+
+    /// Waits for its end; `engine_waits` says whether the computation cannot go on before.
+    fn wait(&mut self, engine_waits: bool) -> Result<(), TorchError> {
+        let state = &self.state;
+        let start = Instant::now();
+        let number = {
+            let mut waits = locked(&state.waits);
+            waits.next += 1;
+            let number = waits.next;
+            waits.now.insert(number, (engine_waits.then_some(self.peer), start));
+            number
+        };
+        let result = self.pending.wait(state.operation);
+        let mut waits = locked(&state.waits);
+        waits.now.remove(&number);
+        if engine_waits {
+            waits.ended += start.elapsed();
+        }
+        drop(waits);
+        result.map_err(|error| state.failed(self.sending, self.peer, &error))
+    }
+}
+
+/// The network of a generation: every rank can send to every other.
 #[derive(Clone)]
-pub struct Network(Arc<NetworkInner>);
+pub struct Network(Arc<State>);
 
 impl std::fmt::Debug for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -116,109 +197,155 @@ impl std::fmt::Debug for Network {
 }
 
 impl Network {
-    /// Joins rank `rank` of `world`, bound to the local `address`; ends when all have joined.
-    /// Fails after `forming_ms`; every later operation fails after `operation_ms`.
-    pub fn join(
-        store: impl Store,
-        rank: u32,
-        world: u32,
-        address: &str,
-        forming_ms: u64,
-        operation_ms: u64,
-    ) -> Result<Network, TorchError> {
-        let address = CString::new(address).map_err(|error| TorchError(error.to_string()))?;
-        let store: Box<Box<dyn Store>> = Box::new(Box::new(store));
-        let calls = ffi::StoreCalls {
-            context: std::ptr::from_ref::<Box<dyn Store>>(&store).cast_mut().cast(),
-            set: store_set,
-            get: store_get,
-        };
-        let mut network = std::ptr::null_mut();
-        // SAFETY: the store outlives the network: both are dropped together, the network first.
-        check(unsafe {
-            ffi::cx_network_new(
-                calls,
-                rank as c_int,
-                world as c_int,
-                address.as_ptr(),
-                forming_ms as i64,
-                operation_ms as i64,
-                &mut network,
-            )
-        })?;
-        Ok(Network(Arc::new(NetworkInner { network, _store: store })))
+    /// The network over `transport`, for the thread that calls this. A wait fails after `operation`.
+    pub fn new(transport: impl Transport, operation: Duration) -> Network {
+        Network(Arc::new(State {
+            transport: Box::new(transport),
+            operation,
+            engine: std::thread::current().id(),
+            waits: Mutex::default(),
+            aborted: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
+        }))
     }
 
     /// Makes every wait on this network, now and later, end with an error. From any thread.
     pub fn abort(&self) {
-        // SAFETY: the network is alive.
-        unsafe { ffi::cx_network_abort(self.0.network) }
+        self.0.aborted.store(true, Ordering::SeqCst);
+        self.0.transport.abort();
     }
 
     /// Whether an exchange has failed without this rank having aborted: the peer or the path to it is gone or too
-    /// slow, or Gloo refused the tensor. Any operation that exchanges tensors can fail this way.
+    /// slow. Any operation that exchanges tensors can fail this way.
     pub fn is_broken(&self) -> bool {
-        // SAFETY: the network is alive, and what is read is atomic.
-        unsafe { ffi::cx_network_broken(self.0.network) }
+        self.0.broken.load(Ordering::SeqCst)
     }
 
     /// A rank without which this one cannot go on, if there is one now.
     pub fn waits_for(&self) -> Option<u32> {
-        // SAFETY: the network is alive, and the call takes its mutex.
-        u32::try_from(unsafe { ffi::cx_network_waits_for(self.0.network) }).ok()
+        locked(&self.0.waits).now.values().find_map(|(peer, _)| *peer)
     }
 
     /// How long this rank could not go on without its peers, in microseconds.
     pub fn waited_us(&self) -> u64 {
-        // SAFETY: the network is alive, and the call takes its mutex.
-        u64::try_from(unsafe { ffi::cx_network_waited_us(self.0.network) }).unwrap_or(0)
+        let waits = locked(&self.0.waits);
+        let now = waits.now.values().filter(|(peer, _)| peer.is_some()).map(|(_, since)| since.elapsed());
+        (waits.ended + now.sum::<Duration>()).as_micros() as u64
     }
 
     /// Starts sending a contiguous tensor to rank `peer`. Messages of one tag between two ranks
     /// arrive in order.
     pub fn send(&self, x: &Tensor, peer: u32, tag: u32) -> Result<Transfer, TorchError> {
-        self.transfer(x, true, peer, tag)
+        let host = if x.device() == Device::Cpu { x.shallow_clone() } else { x.f_to_device(Device::Cpu)? };
+        self.transfer(host, None, peer, tag)
     }
 
     /// Starts receiving into a contiguous tensor from rank `peer`.
     pub fn recv(&self, x: &Tensor, peer: u32, tag: u32) -> Result<Transfer, TorchError> {
-        self.transfer(x, false, peer, tag)
+        if x.device() == Device::Cpu {
+            return self.transfer(x.shallow_clone(), Some(None), peer, tag);
+        }
+        let host = Tensor::f_empty(x.size(), (x.kind(), Device::Cpu))?;
+        self.transfer(host, Some(Some(x.shallow_clone())), peer, tag)
     }
 
-    fn transfer(&self, x: &Tensor, sending: bool, peer: u32, tag: u32) -> Result<Transfer, TorchError> {
-        let mut out = std::ptr::null_mut();
-        // SAFETY: network and tensor are alive; the transfer keeps references to both.
-        check(unsafe {
-            ffi::cx_transfer_new(self.0.network, raw(x), sending, peer as c_int, tag as c_int, &mut out)
-        })?;
-        Ok(Transfer { transfer: out, _network: self.clone() })
+    /// `target` is none for a send, and for a receive the tensor on a GPU that gets what has come, if there is one.
+    fn transfer(
+        &self,
+        host: Tensor,
+        target: Option<Option<Tensor>>,
+        peer: u32,
+        tag: u32,
+    ) -> Result<Transfer, TorchError> {
+        if !host.is_contiguous() || target.iter().flatten().any(|x| !x.is_contiguous()) {
+            return Err(TorchError("a transfer takes a contiguous tensor".to_owned()));
+        }
+        let bytes = host.numel() * host.kind().elt_size_in_bytes();
+        let exchange = Exchange::start(&self.0, host.data_ptr().cast(), bytes, target.is_none(), peer, tag)?;
+        Ok(Transfer { exchange, host, target: target.flatten() })
     }
 }
 
 /// A send or a receive in flight. It keeps its tensor alive.
-#[derive(Debug)]
 pub struct Transfer {
-    transfer: *mut c_void,
-    // The process group keeps a pointer to the store, which lives as long as its network.
-    _network: Network,
+    // Before the tensor: memory is let go of first.
+    exchange: Exchange,
+    host: Tensor,
+    target: Option<Tensor>,
 }
 
-// SAFETY: the C++ object is used by one thread at a time.
-unsafe impl Send for Transfer {}
+impl std::fmt::Debug for Transfer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Transfer")
+    }
+}
 
 impl Transfer {
     /// Waits for the end of the transfer. The error names the peer.
-    pub fn wait(self) -> Result<(), TorchError> {
-        // SAFETY: the transfer is alive until it is dropped below.
-        check(unsafe { ffi::cx_transfer_wait(self.transfer) })
+    pub fn wait(mut self) -> Result<(), TorchError> {
+        let on_engine = std::thread::current().id() == self.exchange.state.engine;
+        self.exchange.wait(!self.exchange.sending || on_engine)?;
+        if let Some(target) = &mut self.target {
+            target.f_copy_(&self.host)?;
+        }
+        Ok(())
     }
 }
 
-impl Drop for Transfer {
-    fn drop(&mut self) {
-        // SAFETY: made by `Network::transfer`, dropped once.
-        unsafe { ffi::cx_transfer_free(self.transfer) }
+/// Runs a call for C++: an error or a panic becomes a text that the shim throws.
+fn answer(call: impl FnOnce() -> Result<(), TorchError>) -> *mut c_char {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err(TorchError("an exchange panicked".to_owned())));
+    match result {
+        Ok(()) => std::ptr::null_mut(),
+        Err(TorchError(message)) => shim_text(&message.replace('\0', " ")),
     }
+}
+
+fn shim_text(text: &str) -> *mut c_char {
+    // SAFETY: at least one byte is asked for, and no more than that many are written.
+    unsafe {
+        let block = ffi::cx_alloc(text.len() + 1).cast::<u8>();
+        if !block.is_null() {
+            block.copy_from_nonoverlapping(text.as_ptr(), text.len());
+            block.add(text.len()).write(0);
+        }
+        block.cast()
+    }
+}
+
+extern "C" fn exchange_start(
+    state: *const c_void,
+    memory: *mut c_void,
+    bytes: usize,
+    sending: bool,
+    peer: c_int,
+    tag: c_int,
+    out: *mut *mut c_void,
+) -> *mut c_char {
+    answer(|| {
+        // SAFETY: what `Group::new` handed over, on loan for this call.
+        let state = std::mem::ManuallyDrop::new(unsafe { Arc::from_raw(state.cast::<State>()) });
+        let exchange = Exchange::start(&state, memory.cast(), bytes, sending, peer as u32, tag as u32)?;
+        // SAFETY: `out` is a variable of the caller.
+        unsafe { *out = Box::into_raw(Box::new(exchange)).cast() };
+        Ok(())
+    })
+}
+
+extern "C" fn exchange_wait(exchange: *mut c_void) -> *mut c_char {
+    // SAFETY: made by `exchange_start`, used by one thread at a time.
+    answer(|| unsafe { &mut *exchange.cast::<Exchange>() }.wait(true))
+}
+
+extern "C" fn exchange_free(exchange: *mut c_void) {
+    // SAFETY: made by `exchange_start`, dropped once.
+    drop(unsafe { Box::from_raw(exchange.cast::<Exchange>()) });
+}
+
+extern "C" fn network_free(state: *const c_void) {
+    // SAFETY: made by `Group::new`, dropped once, with the group.
+    drop(unsafe { Arc::from_raw(state.cast::<State>()) });
 }
 
 /// How values are combined.
@@ -236,8 +363,6 @@ pub enum Op {
 pub struct Group {
     group: *mut c_void,
     size: usize,
-    // The process group keeps a pointer to the store, which lives as long as its network.
-    _network: Option<Network>,
 }
 
 // SAFETY: the C++ object is immutable after it is made.
@@ -260,12 +385,17 @@ impl Group {
             )));
         }
         let list: Vec<c_int> = ranks.iter().map(|&rank| rank as c_int).collect();
-        let kept = network.cloned();
-        let network = network.map_or(std::ptr::null_mut(), |network| network.0.network);
-        // SAFETY: the group takes its own reference to the network and copies the list.
+        let calls = ffi::NetworkCalls {
+            network: network.map_or(std::ptr::null(), |network| Arc::into_raw(network.0.clone()).cast()),
+            start: exchange_start,
+            wait: exchange_wait,
+            free: exchange_free,
+            network_free,
+        };
+        // SAFETY: the group takes over the reference to the network and copies the list.
         let group =
-            unsafe { ffi::cx_group_new(network, list.as_ptr(), list.len(), index as c_int, tag as c_int) };
-        Ok(Group { group, size: ranks.len(), _network: kept })
+            unsafe { ffi::cx_group_new(calls, list.as_ptr(), list.len(), index as c_int, tag as c_int) };
+        Ok(Group { group, size: ranks.len() })
     }
 
     /// Number of ranks.

@@ -39,7 +39,7 @@ fn at_work() -> (Agent, std::sync::mpsc::Sender<()>) {
     let agent = Agent {
         info,
         client: coxswain_proto::cluster_client(channel),
-        address: "127.0.0.1".to_owned(),
+        port: DataPort::local().unwrap(),
         generation: Generation(1),
         shared: Shared::new(status),
         assignment: None,

@@ -1,6 +1,6 @@
 //! Ranks of one generation as threads of one process.
 
-use coxswain_comm::{Links, MemoryStore};
+use coxswain_comm::{DataPort, Links, MemoryStore};
 
 /// Runs `body` as each of `world` ranks; the results in rank order.
 pub(crate) fn ranks<T: Send>(world: u32, body: impl Fn(Links) -> T + Sync) -> Vec<T> {
@@ -14,7 +14,8 @@ pub(crate) fn ranks_within<T: Send>(limit_ms: u64, world: u32, body: impl Fn(Lin
         let join = |rank| {
             let (store, body) = (store.clone(), &body);
             scope.spawn(move || {
-                body(Links::join(store, rank, world, "127.0.0.1", limit_ms, limit_ms).unwrap())
+                let port = DataPort::local().unwrap();
+                body(Links::join(store, rank, world, &port, limit_ms, limit_ms).unwrap())
             })
         };
         let threads: Vec<_> = (0..world).map(join).collect();

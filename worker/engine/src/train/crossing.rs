@@ -181,7 +181,7 @@ fn expect_all(links: &Links, round: &[Move]) -> Result<(), EngineError> {
 mod tests {
     use std::sync::Barrier;
 
-    use coxswain_comm::MemoryStore;
+    use coxswain_comm::{DataPort, MemoryStore};
     use coxswain_types::buckets::Layout;
     use coxswain_types::job::OptimizerKind;
     use coxswain_types::params::{Init, Parameter, Slice, Split};
@@ -253,7 +253,8 @@ mod tests {
         // A rank that leaves while the other still connects would fail the other's join.
         let joined = Barrier::new(2);
         let rank = |rank: u32| {
-            let links = Links::join(store.clone(), rank, 2, "127.0.0.1", 5_000, 20_000).unwrap();
+            let links =
+                Links::join(store.clone(), rank, 2, &DataPort::local().unwrap(), 5_000, 20_000).unwrap();
             joined.wait();
             let mut crossing = Crossing::new(rank, held(old[rank as usize]), parts(new[rank as usize]));
             let rounds = moves.chunk_by(|a, b| a.place == b.place).take(rounds);

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
-use coxswain_comm::{Axis, Links, Pipe, Store};
+use coxswain_comm::{Axis, DataPort, Links, Pipe, Store};
 use coxswain_native::memory;
 use coxswain_types::Step;
 use coxswain_types::assignment::Assignment;
@@ -82,7 +83,7 @@ impl Engine {
     pub fn build(
         assignment: Assignment,
         store: impl Store,
-        address: &str,
+        port: &Arc<DataPort>,
         (runtime, device): (&str, Device),
         control: &dyn Control,
         remains: &mut Option<State>,
@@ -95,14 +96,15 @@ impl Engine {
         let directory = PathBuf::from(&a.directory);
         // Before any file is looked at: how long that takes is a matter of this rank's storage, and the others
         // wait for each other to join only so long.
-        let links = Links::join(store, a.rank.0, a.world, address, a.forming_ms, a.operation_ms).map_err(
-            |cause| EngineError::Joining {
-                generation: a.generation.0,
-                rank: a.rank.0,
-                address: address.to_owned(),
-                cause,
-            },
-        )?;
+        let links =
+            Links::join(store, a.rank.0, a.world, port, a.forming_ms, a.operation_ms).map_err(|cause| {
+                EngineError::Joining {
+                    generation: a.generation.0,
+                    rank: a.rank.0,
+                    address: port.address().to_string(),
+                    cause,
+                }
+            })?;
         control.tell(Event::Linked(links.clone()));
         links.enter(0, "checking the files of its run".to_owned());
         expect_shared(&directory, &links, a)?;

@@ -1,0 +1,148 @@
+//! The end that connects to another rank: in a thread of its own, which ends once there is a connection or a reason
+//! why there is none.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, ConnectionCommon};
+use socket2::{SockRef, TcpKeepalive};
+
+use super::hello::{self, Endpoint, Hello};
+use super::mesh::{Place, Shared, place_key};
+use super::port::TensorTls;
+use super::stream::Stream;
+
+/// Between two tries to connect.
+const RETRY: Duration = Duration::from_millis(20);
+/// How long a peer, or the network to it, may leave what was sent without an answer.
+const UNANSWERED: Duration = Duration::from_secs(10);
+
+/// What the secret proof is bound to on a connection over TLS.
+const CHANNEL: &[u8] = b"EXPORTER-coxswain-tensors";
+
+/// Connects to `peer`, and says in its link how that went.
+pub(crate) fn dial(shared: &Arc<Shared>, peer: u32) {
+    let end = Instant::now() + shared.patience;
+    match find(shared, peer).and_then(|(place, endpoint)| reach(shared, &place, &endpoint, end)) {
+        Ok(Some(stream)) => shared.connected(peer, Ok(stream)),
+        // Its own connection is on its way.
+        Ok(None) => {}
+        Err(why) => shared.unreachable(peer, &why),
+    }
+}
+
+fn find(shared: &Shared, peer: u32) -> Result<(Place, Endpoint), String> {
+    let told =
+        shared.store.get(&place_key(peer)).map_err(|error| format!("where it is cannot be told: {error}"))?;
+    let place: Place = serde_json::from_slice(&told)
+        .map_err(|error| format!("where it is was told in another form: {error}; is it another version?"))?;
+    let endpoint = place.endpoint().ok_or("where it is was told in another form; is it another version?")?;
+    Ok((place, endpoint))
+}
+
+fn reach(
+    shared: &Shared,
+    place: &Place,
+    endpoint: &Endpoint,
+    end: Instant,
+) -> Result<Option<Stream>, String> {
+    let tls = place.security(shared.port.tls())?;
+    loop {
+        let error = match attempt(shared, place, endpoint, tls, end) {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let left = end.saturating_duration_since(Instant::now());
+        let why = match error.kind() {
+            // Every rank listens before it says where.
+            io::ErrorKind::ConnectionRefused => "its process has ended".to_owned(),
+            io::ErrorKind::PermissionDenied => error.to_string(),
+            _ if left < RETRY || shared.has_ended() => error.to_string(),
+            _ => {
+                std::thread::sleep(RETRY);
+                continue;
+            }
+        };
+        return Err(format!("no connection to {}: {why}", place.address));
+    }
+}
+
+fn attempt(
+    shared: &Shared,
+    place: &Place,
+    endpoint: &Endpoint,
+    tls: Option<&TensorTls>,
+    end: Instant,
+) -> io::Result<Option<Stream>> {
+    let left = end.saturating_duration_since(Instant::now()).max(RETRY);
+    let addresses = place.address.to_socket_addrs()?.next();
+    let address = addresses.ok_or_else(|| io::Error::other("the address is none"))?;
+    let socket = TcpStream::connect_timeout(&address, left)?;
+    prepare(&socket)?;
+    let hello = Hello::new(endpoint.id, shared.rank)?;
+    let mut timed = Timed { socket: &socket, end };
+    let Some(tls) = tls else {
+        let taken = hello::connect(&mut timed, &hello, &endpoint.secret, &[0; 32])?;
+        return taken.then(|| Stream::new(socket, None)).transpose();
+    };
+    // Which worker it is, the proof says; its certificate says that it is one of the cluster.
+    let name = ServerName::from(address.ip());
+    let mut connection = ClientConnection::new(tls.client.clone(), name).map_err(io::Error::other)?;
+    while connection.is_handshaking() {
+        connection.complete_io(&mut timed)?;
+    }
+    let channel = channel(&connection)?;
+    let mut stream = rustls::Stream::new(&mut connection, &mut timed);
+    let taken = hello::connect(&mut stream, &hello, &endpoint.secret, &channel)?;
+    taken.then(|| Stream::new(socket, Some(connection.into()))).transpose()
+}
+
+/// Has the system find out when the other end is gone without a word.
+pub(crate) fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let socket = SockRef::from(socket);
+    socket.set_tcp_user_timeout(Some(UNANSWERED))?;
+    let probes = TcpKeepalive::new().with_time(UNANSWERED / 2).with_interval(UNANSWERED / 10).with_retries(5);
+    socket.set_tcp_keepalive(&probes)
+}
+
+/// What the proof is bound to.
+pub(crate) fn channel<Side>(connection: &ConnectionCommon<Side>) -> io::Result<[u8; 32]> {
+    connection.export_keying_material([0; 32], CHANNEL, None).map_err(io::Error::other)
+}
+
+/// A socket whose reads and writes all end at one time.
+pub(crate) struct Timed<'a> {
+    pub(crate) socket: &'a TcpStream,
+    pub(crate) end: Instant,
+}
+
+impl Timed<'_> {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        match self.end.saturating_duration_since(Instant::now()) {
+            left if left.is_zero() => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer")),
+            left => Ok(Some(left)),
+        }
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(self.left()?)?;
+        self.socket.read(buffer)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.socket.set_write_timeout(self.left()?)?;
+        self.socket.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

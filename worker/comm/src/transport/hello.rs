@@ -1,0 +1,183 @@
+//! How the two ends of a connection prove to each other that they are ranks of one generation.
+//!
+//! A rank publishes its [`Endpoint`] to the ranks of its generation, by the coordinator, which hands it to nobody else.
+//! Whoever connects names the endpoint, and both show that they know its secret: by a keyed hash over all that was
+//! said, over fresh random bytes of both, and over the TLS session, where there is one. So what one connection has
+//! heard proves nothing on another, and an endpoint of an older generation is not there any more.
+
+use std::io::{self, Read, Write};
+
+use rustls::crypto::ring;
+
+/// The first bytes of a connection in plain text; a TLS connection begins with 0x16.
+const MAGIC: [u8; 4] = *b"CXW1";
+/// Bytes of what is said first.
+const HELLO_BYTES: usize = 4 + 16 + 4 + 16 + 32;
+
+/// Answers of the end that was connected to.
+const GOES_ON: u8 = 0;
+const UNKNOWN: u8 = 1;
+const TAKEN: u8 = 2;
+
+/// Where a rank is found, and what proves that somebody was told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    /// Its name, which is no secret.
+    pub(crate) id: [u8; 16],
+    /// What only the ranks of the generation know.
+    pub(crate) secret: [u8; 32],
+}
+
+impl Endpoint {
+    /// A new one.
+    pub(crate) fn random() -> io::Result<Endpoint> {
+        Ok(Endpoint { id: random()?, secret: random()? })
+    }
+}
+
+fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let filled = ring::default_provider().secure_random.fill(&mut bytes);
+    filled.map_err(|_| io::Error::other("the system has no random bytes"))?;
+    Ok(bytes)
+}
+
+/// What the end that connects says first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hello {
+    /// The endpoint that it looks for.
+    pub(crate) endpoint: [u8; 16],
+    /// Its own rank.
+    pub(crate) from: u32,
+    /// Its machine: [`host`].
+    pub(crate) host: [u8; 16],
+    nonce: [u8; 32],
+}
+
+impl Hello {
+    /// The hello of rank `from` for an endpoint.
+    pub(crate) fn new(endpoint: [u8; 16], from: u32) -> io::Result<Hello> {
+        Ok(Hello { endpoint, from, host: host(), nonce: random()? })
+    }
+
+    fn encode(&self) -> [u8; HELLO_BYTES] {
+        let mut bytes = [0; HELLO_BYTES];
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4..20].copy_from_slice(&self.endpoint);
+        bytes[20..24].copy_from_slice(&self.from.to_le_bytes());
+        bytes[24..40].copy_from_slice(&self.host);
+        bytes[40..].copy_from_slice(&self.nonce);
+        bytes
+    }
+
+    fn decode(bytes: &[u8; HELLO_BYTES]) -> Option<Hello> {
+        let part = |range: std::ops::Range<usize>| bytes[range].try_into().ok();
+        let from = u32::from_le_bytes(bytes[20..24].try_into().ok()?);
+        let hello =
+            Hello { endpoint: part(4..20)?, from, host: part(24..40)?, nonce: bytes[40..].try_into().ok()? };
+        (bytes[..4] == MAGIC).then_some(hello)
+    }
+}
+
+/// This machine, as long as it is up: processes with the same one reach each other without a network.
+pub(crate) fn host() -> [u8; 16] {
+    let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let mut host = [0; 16];
+    host.copy_from_slice(&blake3::hash(&boot).as_bytes()[..16]);
+    host
+}
+
+/// One of the two ends.
+#[derive(Clone, Copy)]
+enum End {
+    Connects = 1,
+    Listens = 2,
+}
+
+/// What an end shows. `channel` is bound to the TLS session; all zeros where there is none.
+fn proof(
+    secret: &[u8; 32],
+    end: End,
+    said: &[u8; HELLO_BYTES],
+    answered: &[u8; 32],
+    channel: &[u8; 32],
+) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new_keyed(secret);
+    hasher.update(&[end as u8]).update(said).update(answered).update(channel);
+    hasher.finalize()
+}
+
+fn refused(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, why.to_owned())
+}
+
+/// The end that connects. `false` where the ranks have another connection already.
+///
+/// # Errors
+/// Of kind `PermissionDenied` where the other end refuses or cannot prove that it is the one; all others may pass.
+pub(crate) fn connect(
+    stream: &mut (impl Read + Write),
+    hello: &Hello,
+    secret: &[u8; 32],
+    channel: &[u8; 32],
+) -> io::Result<bool> {
+    let said = hello.encode();
+    stream.write_all(&said)?;
+    stream.flush()?;
+    let mut status = [0];
+    stream.read_exact(&mut status)?;
+    if status[0] != GOES_ON {
+        return Err(refused("it takes no part in this generation any more"));
+    }
+    let (mut nonce, mut shown) = ([0; 32], [0; 32]);
+    stream.read_exact(&mut nonce)?;
+    stream.read_exact(&mut shown)?;
+    // Hashes are compared in constant time.
+    if blake3::Hash::from_bytes(shown) != proof(secret, End::Listens, &said, &nonce, channel) {
+        return Err(refused("what answers at its address is another program"));
+    }
+    stream.write_all(proof(secret, End::Connects, &said, &nonce, channel).as_bytes())?;
+    stream.flush()?;
+    stream.read_exact(&mut status)?;
+    match status[0] {
+        GOES_ON => Ok(true),
+        TAKEN => Ok(false),
+        _ => Err(refused("it takes no connection of this rank")),
+    }
+}
+
+/// The end that is connected to. `find` has the endpoint's secret, if it is here and this caller may come so; `take`
+/// decides, once the other end has proved who it is, whether the connection is wanted.
+///
+/// # Errors
+/// Where the other end is a stranger, or goes.
+pub(crate) fn listen<E>(
+    stream: &mut (impl Read + Write),
+    channel: &[u8; 32],
+    find: impl FnOnce(&Hello) -> Option<(E, [u8; 32])>,
+    take: impl FnOnce(&E, &Hello) -> bool,
+) -> io::Result<Option<(E, u32)>> {
+    let mut said = [0; HELLO_BYTES];
+    stream.read_exact(&mut said)?;
+    let hello = Hello::decode(&said).ok_or_else(|| refused("it speaks another protocol"))?;
+    let Some((endpoint, secret)) = find(&hello) else {
+        stream.write_all(&[UNKNOWN])?;
+        stream.flush()?;
+        return Err(refused("it asks for an endpoint that is not here"));
+    };
+    let nonce = random()?;
+    let mut answer = vec![GOES_ON];
+    answer.extend(nonce);
+    answer.extend(proof(&secret, End::Listens, &said, &nonce, channel).as_bytes());
+    stream.write_all(&answer)?;
+    stream.flush()?;
+    let mut shown = [0; 32];
+    stream.read_exact(&mut shown)?;
+    if blake3::Hash::from_bytes(shown) != proof(&secret, End::Connects, &said, &nonce, channel) {
+        return Err(refused("it does not know the secret of the endpoint"));
+    }
+    let taken = take(&endpoint, &hello);
+    stream.write_all(&[if taken { GOES_ON } else { TAKEN }])?;
+    stream.flush()?;
+    Ok(taken.then_some((endpoint, hello.from)))
+}

@@ -1,0 +1,202 @@
+//! The one port of a worker at which its peers connect. It stays open while the worker lives; whoever connects has a
+//! few seconds to prove that it is a rank of a generation that this worker takes part in, and costs nothing after.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use rustls::{ClientConfig, Connection, ServerConfig, ServerConnection};
+use socket2::SockRef;
+
+use super::dial::{Timed, channel, prepare};
+use super::hello;
+use super::locked;
+use super::mesh::Shared;
+use super::stream::Stream;
+
+/// How long somebody who connects has to prove who it is.
+const PROOF: Duration = Duration::from_secs(5);
+/// How many may be at it at once. One more, and the oldest of them has to go: a rank is done within milliseconds.
+const STRANGERS: usize = 256;
+/// After the system had no descriptor for a connection.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The first byte of a connection over TLS.
+const TLS: u8 = 0x16;
+
+/// By what tensors are encrypted: TLS 1.3 with the worker's certificate on both ends.
+#[derive(Clone, Debug)]
+pub struct TensorTls {
+    /// For connections to others.
+    pub client: Arc<ClientConfig>,
+    /// For connections of others.
+    pub server: Arc<ServerConfig>,
+}
+
+/// A worker's port for tensors.
+pub struct DataPort {
+    address: SocketAddr,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    listener: TcpListener,
+    tls: Option<TensorTls>,
+    endpoints: Mutex<HashMap<[u8; 16], Weak<Shared>>>,
+    strangers: Mutex<VecDeque<Arc<TcpStream>>>,
+    closed: AtomicBool,
+}
+
+impl std::fmt::Debug for DataPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DataPort({})", self.address)
+    }
+}
+
+impl DataPort {
+    /// Listens on `listen`; port 0 is one that the system chooses. Others reach a port of all addresses at `seen_as`.
+    /// With `tls`, connections of other machines have to be encrypted.
+    ///
+    /// # Errors
+    /// Where the address is taken, or is none of this machine.
+    pub fn open(listen: SocketAddr, seen_as: IpAddr, tls: Option<TensorTls>) -> io::Result<Arc<DataPort>> {
+        let listener = TcpListener::bind(listen)?;
+        let mut address = listener.local_addr()?;
+        if address.ip().is_unspecified() {
+            address.set_ip(seen_as);
+        }
+        let inner = Arc::new(Inner {
+            listener,
+            tls,
+            endpoints: Mutex::default(),
+            strangers: Mutex::default(),
+            closed: AtomicBool::new(false),
+        });
+        let accepting = inner.clone();
+        std::thread::Builder::new().name("data-port".to_owned()).spawn(move || accept(&accepting))?;
+        Ok(Arc::new(DataPort { address, inner }))
+    }
+
+    /// A port of this machine for ranks that are its threads or processes.
+    ///
+    /// # Errors
+    /// As [`DataPort::open`].
+    pub fn local() -> io::Result<Arc<DataPort>> {
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        DataPort::open(SocketAddr::new(loopback, 0), loopback, None)
+    }
+
+    /// Where others reach it.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn tls(&self) -> Option<&TensorTls> {
+        self.inner.tls.as_ref()
+    }
+
+    pub(crate) fn add(&self, shared: &Arc<Shared>) {
+        locked(&self.inner.endpoints).insert(shared.endpoint.id, Arc::downgrade(shared));
+    }
+
+    pub(crate) fn remove(&self, id: &[u8; 16]) {
+        locked(&self.inner.endpoints).remove(id);
+    }
+}
+
+impl Drop for DataPort {
+    fn drop(&mut self) {
+        self.inner.closed.store(true, Ordering::SeqCst);
+        // Ends the wait of the thread, which alone holds the listener then.
+        let _ = SockRef::from(&self.inner.listener).shutdown(Shutdown::Both);
+    }
+}
+
+/// The thread that accepts connections.
+fn accept(inner: &Arc<Inner>) {
+    loop {
+        let accepted = inner.listener.accept();
+        if inner.closed.load(Ordering::SeqCst) {
+            return;
+        }
+        match accepted {
+            Ok((socket, _)) => admit(inner, socket),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The one who connected has gone, or descriptors are short: those of strangers come back.
+            Err(_) => {
+                evict(inner, 0);
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+}
+
+/// Lets the oldest strangers go until there are at most so many.
+fn evict(inner: &Inner, most: usize) {
+    let mut strangers = locked(&inner.strangers);
+    while strangers.len() > most {
+        if let Some(oldest) = strangers.pop_front() {
+            let _ = oldest.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Gives one who connects a thread in which to prove who it is.
+fn admit(inner: &Arc<Inner>, socket: TcpStream) {
+    let socket = Arc::new(socket);
+    locked(&inner.strangers).push_back(socket.clone());
+    evict(inner, STRANGERS);
+    let which = Arc::as_ptr(&socket);
+    let (own, stranger) = (inner.clone(), socket);
+    let thread = std::thread::Builder::new().name("hello".to_owned()).stack_size(256 << 10);
+    let started = thread.spawn(move || {
+        let known = meet(&own, &stranger);
+        locked(&own.strangers).retain(|other| !Arc::ptr_eq(other, &stranger));
+        let Ok(Some((shared, from, connection))) = known else { return };
+        // Another holder is about to end this connection.
+        let stream = Arc::into_inner(stranger)
+            .ok_or_else(|| io::Error::other("strangers took its place; their number is at the bound"))
+            .and_then(|socket| Stream::new(socket, connection));
+        shared.connected(from, stream);
+    });
+    if started.is_err() {
+        locked(&inner.strangers).retain(|other| Arc::as_ptr(other) != which);
+    }
+}
+
+/// What one who connects turns out to be: a rank of a generation, or nothing that is wanted.
+type Met = Option<(Arc<Shared>, u32, Option<Connection>)>;
+
+fn meet(inner: &Inner, socket: &TcpStream) -> io::Result<Met> {
+    prepare(socket)?;
+    let mut timed = Timed { socket, end: Instant::now() + PROOF };
+    let mut first = [0];
+    socket.set_read_timeout(Some(PROOF))?;
+    if socket.peek(&mut first)? == 0 {
+        return Ok(None);
+    }
+    let find = |encrypted: bool| {
+        move |hello: &hello::Hello| {
+            let shared = locked(&inner.endpoints).get(&hello.endpoint)?.upgrade()?;
+            let secret = shared.endpoint.secret;
+            (encrypted || inner.tls.is_none() || hello.host == hello::host()).then_some((shared, secret))
+        }
+    };
+    let take = |shared: &Arc<Shared>, hello: &hello::Hello| shared.takes(hello);
+    let (found, connection) = match (&inner.tls, first[0]) {
+        (Some(tls), TLS) => {
+            let mut connection = ServerConnection::new(tls.server.clone()).map_err(io::Error::other)?;
+            while connection.is_handshaking() {
+                connection.complete_io(&mut timed)?;
+            }
+            let channel = channel(&connection)?;
+            let mut stream = rustls::Stream::new(&mut connection, &mut timed);
+            (hello::listen(&mut stream, &channel, find(true), take)?, Some(connection.into()))
+        }
+        _ => (hello::listen(&mut timed, &[0; 32], find(false), take)?, None),
+    };
+    Ok(found.map(|(shared, from)| (shared, from, connection)))
+}
