@@ -284,7 +284,7 @@ fn assignments(folder: &Folder, directory: &Path, sets: &[(&str, &str)]) -> Resu
 }
 
 /// Phases of a step, by what a rank does in them. Of the held-out loss see "What is not there yet" in ARCHITECTURE.md.
-const PHASES: [&str; 6] = ["F", "B", "adding gradients", "closing the step", TAKEN, "writing"];
+const PHASES: [&str; 7] = ["F", "B", "adding gradients", "closing the step", TAKEN, "writing", "held-out"];
 
 /// A layout: its name, the phases in which a rank is lost, and what it changes in the job.
 type Row<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)]);

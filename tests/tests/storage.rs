@@ -167,11 +167,17 @@ fn lose_one(run: &Run, child: &mut std::process::Child) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// What a process has read so far, from files and sockets.
+/// What the threads of a process have read so far. What is told of the process itself has the reads of its children
+/// that have ended.
 fn read_bytes(pid: u32) -> Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/io")).context("what the process has read")?;
-    let bytes = text.lines().find_map(|line| line.strip_prefix("rchar: ")?.trim().parse().ok());
-    bytes.context("rchar")
+    let mut bytes = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).context("the threads of the process")? {
+        // One that has ended meanwhile tells nothing.
+        let Ok(text) = fs::read_to_string(thread?.path().join("io")) else { continue };
+        let read = text.lines().find_map(|line| line.strip_prefix("rchar: ")?.trim().parse::<u64>().ok());
+        bytes += read.context("rchar")?;
+    }
+    Ok(bytes)
 }
 
 /// What ranks had hashed when they were ready: the generation and the bytes of each.
@@ -199,7 +205,7 @@ fn an_interruption_reads_neither_the_checkpoint_nor_the_corpus() -> Result<()> {
     ensure!(next_step(&run, &mut child, before + 2)?, "the run ended");
     let read_before = read_bytes(child.id())?;
     lose_one(&run, &mut child)?;
-    let read = read_bytes(child.id())? - read_before;
+    let read = read_bytes(child.id())?.saturating_sub(read_before);
     signal(child.id(), "INT")?;
     run.wait(child, PATIENCE)?;
     let hashed = hashed(&run)?;

@@ -113,7 +113,7 @@ impl Identity {
         let tls = match &self.transport {
             Transport::Tls(tls) if !work.trust_network => {
                 let (client, server) = tls.between_workers().context("TLS between workers")?;
-                Some(TensorTls { client, server })
+                Some(TensorTls { client, server, on_one_host: false })
             }
             _ => None,
         };

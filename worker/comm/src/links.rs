@@ -295,9 +295,10 @@ impl Links {
             }
         };
         let message = Tensor::from_slice(&result);
-        let sends: Vec<_> =
-            children.map(|rank| self.send(&message, rank, Axis::World)).collect::<Result<_, _>>()?;
-        sends.into_iter().try_for_each(Transfer::wait)?;
+        // One that is gone keeps none of the others from what was decided.
+        let sends: Vec<_> = children.map(|rank| self.send(&message, rank, Axis::World)).collect();
+        let ends: Vec<_> = sends.into_iter().map(|send| send.and_then(Transfer::wait)).collect();
+        ends.into_iter().collect::<Result<(), _>>()?;
         Ok(result)
     }
 

@@ -60,6 +60,9 @@ fn reach(
             // Every rank listens before it says where.
             io::ErrorKind::ConnectionRefused => "its process has ended".to_owned(),
             io::ErrorKind::PermissionDenied => error.to_string(),
+            io::ErrorKind::InvalidData => {
+                format!("TLS failed ({error}); are the certificates of both workers by one CA, and good now?")
+            }
             _ if left < RETRY || shared.has_ended() => error.to_string(),
             _ => {
                 std::thread::sleep(RETRY);

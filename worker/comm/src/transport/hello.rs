@@ -79,11 +79,15 @@ impl Hello {
     }
 }
 
-/// This machine, as long as it is up: processes with the same one reach each other without a network.
+/// This machine, as long as it is up, and the network namespace of this process: what goes between two processes with
+/// the same one leaves neither.
 pub(crate) fn host() -> [u8; 16] {
     let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let namespace = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&boot).update(namespace.as_os_str().as_encoded_bytes());
     let mut host = [0; 16];
-    host.copy_from_slice(&blake3::hash(&boot).as_bytes()[..16]);
+    hasher.finalize_xof().fill(&mut host);
     host
 }
 
@@ -180,4 +184,75 @@ pub(crate) fn listen<E>(
     stream.write_all(&[if taken { GOES_ON } else { TAKEN }])?;
     stream.flush()?;
     Ok(taken.then_some((endpoint, hello.from)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// What both ends come to: the one that connects with `says` and `secret` over a session `channels.0`, and one that
+    /// has `here` over a session `channels.1` and wants the connection or not.
+    fn met(
+        says: [u8; 16],
+        secret: [u8; 32],
+        here: Endpoint,
+        channels: ([u8; 32], [u8; 32]),
+        wanted: bool,
+    ) -> (Result<bool, io::ErrorKind>, Result<Option<u32>, io::ErrorKind>) {
+        let (mut one, mut other) = UnixStream::pair().unwrap();
+        std::thread::scope(|scope| {
+            let listens = scope.spawn(move || {
+                let find = |hello: &Hello| (hello.endpoint == here.id).then_some(((), here.secret));
+                listen(&mut other, &channels.1, find, |(), _| wanted)
+                    .map(|met| met.map(|((), from)| from))
+                    .map_err(|error| error.kind())
+            });
+            let hello = Hello::new(says, 3).unwrap();
+            let connects = connect(&mut one, &hello, &secret, &channels.0).map_err(|error| error.kind());
+            // Who is refused goes.
+            drop(one);
+            (connects, listens.join().unwrap())
+        })
+    }
+
+    #[test]
+    fn only_those_who_know_the_secret_of_this_very_endpoint_meet() {
+        use io::ErrorKind::{PermissionDenied, UnexpectedEof};
+        let here = Endpoint::random().unwrap();
+        let older = Endpoint::random().unwrap();
+        let same = ([0; 32], [0; 32]);
+        assert_eq!(met(here.id, here.secret, here, same, true), (Ok(true), Ok(Some(3))));
+        assert_eq!(met(here.id, here.secret, here, same, false), (Ok(false), Ok(None)), "has one already");
+        let refused = (Err(PermissionDenied), Err(PermissionDenied));
+        assert_eq!(met(older.id, older.secret, here, same, true), refused, "an older generation");
+        // The one that connects finds out first, and goes.
+        let found_out = (Err(PermissionDenied), Err(UnexpectedEof));
+        assert_eq!(met(here.id, older.secret, here, same, true), found_out, "another secret");
+        let relayed = ([1; 32], [2; 32]);
+        assert_eq!(met(here.id, here.secret, here, relayed, true), found_out, "somebody between them");
+    }
+
+    #[test]
+    fn one_who_answers_without_the_secret_is_refused() {
+        let here = Endpoint::random().unwrap();
+        let (mut one, mut other) = UnixStream::pair().unwrap();
+        // A stranger that took the address: it says back whatever it heard.
+        other.write_all(&[GOES_ON; 65]).unwrap();
+        let error = connect(&mut one, &Hello::new(here.id, 0).unwrap(), &here.secret, &[0; 32]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        let (mut one, mut other) = UnixStream::pair().unwrap();
+        // One that connects and cannot prove anything.
+        one.write_all(&Hello::new(here.id, 0).unwrap().encode()).unwrap();
+        one.write_all(&[7; 32]).unwrap();
+        let error = listen(&mut other, &[0; 32], |_| Some(((), here.secret)), |(), _| true).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        let (mut one, mut other) = UnixStream::pair().unwrap();
+        one.write_all(&[b'G'; HELLO_BYTES]).unwrap();
+        let error = listen(&mut other, &[0; 32], |_| Some(((), here.secret)), |(), _| true).unwrap_err();
+        assert_eq!(error.to_string(), "it speaks another protocol");
+    }
 }

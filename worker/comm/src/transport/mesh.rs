@@ -40,8 +40,36 @@ pub(crate) struct Place {
     id: String,
     secret: String,
     host: String,
-    /// Whether it takes only encrypted connections from other machines.
-    encrypted: bool,
+    encrypts: Encrypts,
+}
+
+/// Which connections a rank encrypts. Two ranks have to agree about theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Encrypts {
+    None,
+    BetweenHosts,
+    All,
+}
+
+impl Encrypts {
+    /// What a port encrypts.
+    pub(crate) fn of(tls: Option<&TensorTls>) -> Encrypts {
+        match tls {
+            None => Encrypts::None,
+            Some(tls) if tls.on_one_host => Encrypts::All,
+            Some(_) => Encrypts::BetweenHosts,
+        }
+    }
+
+    /// Whether it encrypts a connection with a rank of `host`.
+    pub(crate) fn with(self, host: &[u8; 16]) -> bool {
+        match self {
+            Encrypts::None => false,
+            Encrypts::BetweenHosts => *host != hello::host(),
+            Encrypts::All => true,
+        }
+    }
 }
 
 impl Place {
@@ -51,7 +79,7 @@ impl Place {
             id: hex(&endpoint.id),
             secret: hex(&endpoint.secret),
             host: hex(&hello::host()),
-            encrypted: port.tls().is_some(),
+            encrypts: Encrypts::of(port.tls()),
         }
     }
 
@@ -65,23 +93,20 @@ impl Place {
     /// # Errors
     /// In words, where one of the two encrypts and the other does not.
     pub(crate) fn security<'a>(&self, own: Option<&'a TensorTls>) -> Result<Option<&'a TensorTls>, String> {
-        if self.host == hex(&hello::host()) {
-            return Ok(None);
-        }
-        match (self.encrypted, own) {
-            (true, Some(tls)) => Ok(Some(tls)),
-            (false, None) => Ok(None),
-            (true, None) => {
-                Err("it takes encrypted tensors only, and this worker was started with --trust-network, \
-                                 or without a certificate"
-                    .to_owned())
+        let host = unhex(&self.host).ok_or("its machine was told in another form; is it another version?")?;
+        let text = match (self.encrypts.with(&host), Encrypts::of(own).with(&host)) {
+            (false, false) => return Ok(None),
+            (true, true) => return Ok(own),
+            (true, false) => {
+                "it takes encrypted tensors only, and this worker was started with --trust-network, or without a \
+                 certificate"
             }
-            (false, Some(_)) => {
-                Err("it was started with --trust-network, or without a certificate, and this worker \
-                                     sends encrypted tensors only"
-                    .to_owned())
+            (false, true) => {
+                "it was started with --trust-network, or without a certificate, and this worker sends encrypted \
+                 tensors only"
             }
-        }
+        };
+        Err(text.to_owned())
     }
 }
 

@@ -9,18 +9,21 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use rustls::{ClientConfig, Connection, ServerConfig, ServerConnection};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::dial::{Timed, channel, prepare};
 use super::hello;
 use super::locked;
-use super::mesh::Shared;
+use super::mesh::{Encrypts, Shared};
 use super::stream::Stream;
 
 /// How long somebody who connects has to prove who it is.
 const PROOF: Duration = Duration::from_secs(5);
 /// How many may be at it at once. One more, and the oldest of them has to go: a rank is done within milliseconds.
 const STRANGERS: usize = 256;
+/// How many connections may wait to be accepted, where the system allows it. Past it, one who connects tries again
+/// after a second.
+const BACKLOG: i32 = 4096;
 /// After the system had no descriptor for a connection.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -34,6 +37,8 @@ pub struct TensorTls {
     pub client: Arc<ClientConfig>,
     /// For connections of others.
     pub server: Arc<ServerConfig>,
+    /// Whether tensors between ranks of one machine are encrypted too, though they do not leave it.
+    pub on_one_host: bool,
 }
 
 /// A worker's port for tensors.
@@ -58,12 +63,13 @@ impl std::fmt::Debug for DataPort {
 
 impl DataPort {
     /// Listens on `listen`; port 0 is one that the system chooses. Others reach a port of all addresses at `seen_as`.
-    /// With `tls`, connections of other machines have to be encrypted.
+    /// With `tls`, connections of other machines
+    /// have to be encrypted.
     ///
     /// # Errors
     /// Where the address is taken, or is none of this machine.
     pub fn open(listen: SocketAddr, seen_as: IpAddr, tls: Option<TensorTls>) -> io::Result<Arc<DataPort>> {
-        let listener = TcpListener::bind(listen)?;
+        let listener = listener(listen)?;
         let mut address = listener.local_addr()?;
         if address.ip().is_unspecified() {
             address.set_ip(seen_as);
@@ -113,6 +119,15 @@ impl Drop for DataPort {
         // Ends the wait of the thread, which alone holds the listener then.
         let _ = SockRef::from(&self.inner.listener).shutdown(Shutdown::Both);
     }
+}
+
+fn listener(listen: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(listen), Type::STREAM, None)?;
+    // A port that connections of an earlier process still name is free.
+    socket.set_reuse_address(true)?;
+    socket.bind(&listen.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// The thread that accepts connections.
@@ -182,7 +197,7 @@ fn meet(inner: &Inner, socket: &TcpStream) -> io::Result<Met> {
         move |hello: &hello::Hello| {
             let shared = locked(&inner.endpoints).get(&hello.endpoint)?.upgrade()?;
             let secret = shared.endpoint.secret;
-            (encrypted || inner.tls.is_none() || hello.host == hello::host()).then_some((shared, secret))
+            (encrypted || !Encrypts::of(inner.tls.as_ref()).with(&hello.host)).then_some((shared, secret))
         }
     };
     let take = |shared: &Arc<Shared>, hello: &hello::Hello| shared.takes(hello);
