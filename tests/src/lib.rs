@@ -6,6 +6,7 @@
 //! - [`Site`]: a coordinator and workers, each started by the test.
 //! - [`chaos`]: losses of workers, thrown at a run.
 //! - [`threads`]: ranks as threads of this process.
+//! - [`nodes`]: two nodes on this machine, and a cluster on them.
 //! - [`random`]: small random jobs, held to one process.
 //! - [`process`]: processes as the operating system sees them.
 //!
@@ -17,6 +18,7 @@
 pub mod chaos;
 mod corpus;
 mod folder;
+pub mod nodes;
 pub mod process;
 pub mod random;
 mod run;

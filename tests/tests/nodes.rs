@@ -2,120 +2,109 @@
 //!
 //! Needs root and `ip`; where they are missing the test says so and passes.
 
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::collections::HashSet;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use coxswain_tests::process::system;
-use coxswain_tests::{Folder, Run, programs, wait_until};
+use coxswain_tests::nodes::{Cluster, Nodes};
+use coxswain_tests::{Folder, Run};
 
-const NODES: [(&str, &str); 2] = [("coxswain-a", "10.213.77.1"), ("coxswain-b", "10.213.77.2")];
-
-/// The namespaces, joined by a pair of interfaces; removed when it is dropped.
-struct Network;
-
-impl Network {
-    fn new() -> Result<Network> {
-        let network = Network;
-        network.remove();
-        for (node, _) in NODES {
-            system(&["ip", "netns", "add", node])?;
-        }
-        system(&[
-            "ip", "link", "add", "cox0", "netns", NODES[0].0, "type", "veth", "peer", "name", "cox0",
-            "netns", NODES[1].0,
-        ])?;
-        for (node, address) in NODES {
-            system(&["ip", "-n", node, "addr", "add", &format!("{address}/24"), "dev", "cox0"])?;
-            system(&["ip", "-n", node, "link", "set", "cox0", "up"])?;
-            system(&["ip", "-n", node, "link", "set", "lo", "up"])?;
-        }
-        Ok(network)
-    }
-
-    fn remove(&self) {
-        for (node, _) in NODES {
-            // It may not be there.
-            drop(system(&["ip", "netns", "del", node]));
-        }
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        self.remove();
-    }
-}
-
-/// Ends its processes when dropped.
-struct Processes(Vec<Child>);
-
-impl Drop for Processes {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            drop(child.kill());
-            drop(child.wait());
-        }
-    }
-}
-
-fn on(node: &str, program: &str) -> Result<Command> {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", node]).arg(programs(program)?);
-    command.stdin(Stdio::null());
-    Ok(command)
+/// The nodes, or none where this machine has none.
+fn nodes(name: &str) -> Option<Nodes> {
+    Nodes::new(name)
+        .map_err(|why| println!("skipped, for two network namespaces cannot be made: {why:#}"))
+        .ok()
 }
 
 #[test]
 fn two_nodes_give_the_bits_of_one() -> Result<()> {
-    let network = match Network::new() {
-        Ok(network) => network,
-        Err(why) => {
-            println!("skipped, for two network namespaces cannot be made: {why:#}");
-            return Ok(());
-        }
-    };
+    let Some(nodes) = nodes("plain") else { return Ok(()) };
     let folder = Folder::new()?;
     let one = folder.run("one").summary()?;
-
-    let (node, address) = NODES[0];
-    let url = format!("http://{address}:7070");
-    let log = |name: &str| std::fs::File::create(folder.path().join(name)).context("a log");
-    let data = folder.path().join("coordinator");
-    let mut serve = on(node, "coxswain")?;
-    serve
-        .args(["serve", "--listen", &format!("{address}:7070"), "--insecure-network", "--data-dir"])
-        .arg(&data);
-    let mut processes = Processes(vec![serve.stderr(log("serve.log")?).stdout(Stdio::null()).spawn()?]);
-    for (node, _) in NODES {
-        let mut worker = on(node, "coxswain-worker")?;
-        worker.args(["--coordinator", &url, "--name", node]);
-        processes.0.push(worker.stderr(log(&format!("{node}.log"))?).stdout(Stdio::null()).spawn()?);
-    }
-    let run = Run::new(&folder.job(), folder.path().join("two"));
-    // The coordinator answers once it listens.
-    wait_until("an answer of the coordinator", Duration::from_secs(20), || {
-        on(NODES[1].0, "coxswain")
-            .and_then(|mut status| Ok(status.args(["status", "--coordinator", &url]).output()?))
-            .is_ok_and(|output| output.status.success())
-    })?;
-    let mut submit = on(NODES[1].0, "coxswain")?;
-    submit.arg("submit").arg(folder.job()).args(["--coordinator", &url, "--set", "layout.pipeline=2"]);
-    let output = submit.arg("--directory").arg(run.out()).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let job = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-
-    let output = on(NODES[1].0, "coxswain")?.args(["watch", &job, "--coordinator", &url]).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "watch: {said}");
-    ensure!(String::from_utf8_lossy(&output.stdout).lines().count() >= 20, "a line for each step: {said}");
-    let two = run.read()?;
+    let cluster = Cluster::plain(&nodes, &folder, "two")?;
+    let (_, two) = cluster.train(&["layout.pipeline=2"])?;
     ensure!(two.bits_differ(&one).is_none(), "{:?}", two.bits_differ(&one));
-    for (node, address) in NODES {
-        let log = std::fs::read_to_string(folder.path().join(format!("{node}.log")))?;
-        ensure!(log.contains(&format!("joining from {address}")), "{node} did not use {address}:\n{log}");
+    for at in 0..2 {
+        let (log, address) = (cluster.log(at)?, nodes.address(at));
+        ensure!(
+            log.contains(&format!("joining from {address}")),
+            "worker {at} did not use {address}:\n{log}"
+        );
     }
-    drop(processes);
-    drop(network);
+    Ok(())
+}
+
+/// Writes what a node's interface sees, until its stdin is closed.
+const CAPTURE: &str = "
+import select, socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(3))
+s.bind(('cox0', 0))
+s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE if hasattr(socket, 'SO_RCVBUFFORCE') else 33, 64 << 20)
+sys.stdout.write('ready\\n')
+sys.stdout.flush()
+out = open(sys.argv[1], 'wb')
+while True:
+    ready, _, _ = select.select([s, sys.stdin], [], [])
+    if s in ready:
+        out.write(s.recv(1 << 17))
+    elif sys.stdin in ready:
+        break
+";
+
+fn capture(nodes: &Nodes, file: &Path) -> Result<Child> {
+    let mut python = nodes.on(1, Path::new("python3"));
+    python.args(["-c", CAPTURE]).arg(file).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = python.spawn().context("starting python3")?;
+    let mut ready = [0; 6];
+    child.stdout.as_mut().context("stdout")?.read_exact(&mut ready).context("the capture did not start")?;
+    Ok(child)
+}
+
+/// A piece of a tensor that nothing else looks like.
+const WINDOW_BYTES: usize = 32;
+
+/// How many windows of the run's newest weights are in a file, and how many there are.
+fn windows_seen(run: &Run, captured: &Path) -> Result<(usize, usize)> {
+    let (_, checkpoint) = coxswain_files::folders::locate(run.out())?.context("a checkpoint")?;
+    let mut windows = HashSet::new();
+    for entry in std::fs::read_dir(checkpoint)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            let bytes = std::fs::read(path)?;
+            let varied = |window: &&[u8]| window.iter().collect::<HashSet<_>>().len() > WINDOW_BYTES / 2;
+            windows.extend(bytes.chunks_exact(WINDOW_BYTES).filter(varied).step_by(16).map(<[u8]>::to_vec));
+        }
+    }
+    let bytes = std::fs::read(captured)?;
+    ensure!(bytes.len() > 1 << 20, "only {} bytes were captured", bytes.len());
+    let seen: HashSet<_> = bytes.windows(WINDOW_BYTES).filter(|window| windows.contains(*window)).collect();
+    Ok((seen.len(), windows.len()))
+}
+
+#[test]
+fn a_capture_holds_no_tensor_unless_the_network_is_trusted() -> Result<()> {
+    let Some(nodes) = nodes("tls") else { return Ok(()) };
+    let folder = Folder::new()?;
+    let one = folder.run("one").summary()?;
+    // Each rank sends the other the weights that it has brought up to date.
+    let sets = ["layout.data=2", "layout.zero=1"];
+    for (name, options) in [("encrypted", &[][..]), ("trusted", &["--trust-network"][..])] {
+        let captured = folder.path().join(format!("{name}.capture"));
+        let cluster = Cluster::secure(&nodes, &folder, name, options)?;
+        let mut capturing = capture(&nodes, &captured)?;
+        let (run, two) = cluster.train(&sets)?;
+        drop(capturing.stdin.take());
+        capturing.wait()?;
+        ensure!(two.bits_differ(&one).is_none(), "{name}: {:?}", two.bits_differ(&one));
+        let (seen, all) = windows_seen(&run, &captured)?;
+        ensure!(all > 100, "{name}: only {all} windows to look for");
+        println!("{name}: {seen} of {all} windows");
+        ensure!(
+            (seen > 0) == (name == "trusted"),
+            "{name}: {seen} of {all} windows of the weights were seen"
+        );
+    }
     Ok(())
 }
