@@ -77,7 +77,7 @@ pub const MAX_PARAMETER_NORMS: usize = 48 << 10;
 /// at once, but always one.
 pub const MAX_STATUS_NORMS: usize = MAX_PARAMETER_NORMS;
 
-/// The most bytes of a key of the rendezvous. Gloo's keys are short texts.
+/// The most bytes of a key of the rendezvous. Keys are short texts.
 pub const MAX_STORE_KEY_BYTES: usize = 1 << 10;
 
 /// The most bytes of a value of the rendezvous: a rank's host and address, some 400 bytes.

@@ -1,5 +1,5 @@
 //! A generation that breaks anywhere in a step is followed by one that goes on from what its ranks hold in
-//! memory, to the same bits. Ranks are threads of this process, over real Gloo, so that a test can choose
+//! memory, to the same bits. Ranks are threads of this process, over real sockets, so that a test can choose
 //! the moment; losses of real processes are those of `recovery`.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
@@ -198,7 +198,7 @@ fn live(assignments: &[Assignment], moments: &[Moment]) -> Result<(End, Vec<u64>
             }
             told.over.store(true, Ordering::Relaxed);
             barrier.wait();
-            // A broken network that is kept open busies Gloo's own threads.
+            // The next generation begins without what is left of this one.
             told.links.lock().unwrap().clear();
             if let Some(Moment::Gone { rank, .. }) = moment
                 && *rank == at
@@ -283,7 +283,7 @@ fn assignments(folder: &Folder, directory: &Path, sets: &[(&str, &str)]) -> Resu
     Ok(assignments)
 }
 
-/// Phases of a step, by what a rank does in them. Of the held-out loss see "What is not there yet" in ARCHITECTURE.md.
+/// Phases of a step, by what a rank does in them.
 const PHASES: [&str; 7] = ["F", "B", "adding gradients", "closing the step", TAKEN, "writing", "held-out"];
 
 /// A layout: its name, the phases in which a rank is lost, and what it changes in the job.

@@ -1,6 +1,6 @@
 //! A slow neighbour does not stop a stage from computing what it can.
 //!
-//! Two stages as threads of this process, over real Gloo: the second dawdles before its first
+//! Two stages as threads of this process, over real sockets: the second dawdles before its first
 //! forward, and the first must be well into its second micro-batch by then.
 
 use std::sync::Mutex;

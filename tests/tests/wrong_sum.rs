@@ -1,4 +1,4 @@
-//! A sum in the wrong order is caught: data ranks as threads of this process, over real Gloo, with
+//! A sum in the wrong order is caught: data ranks as threads of this process, over real sockets, with
 //! the real plan and with one whose tree of sums was tampered with. So is a sum that lacks a gradient.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! The rendezvous of a generation over the coordinator's gRPC, for c10d.
+//! The rendezvous of a generation over the coordinator's gRPC.
 
 use std::time::{Duration, Instant};
 

@@ -194,9 +194,8 @@ fn init(args: &Init) -> Result<(), Failure> {
          \n    coxswain serve --data-dir DIR --tls-dir {dir} --listen HOST:7070\
          \n    export COXSWAIN_TLS_DIR={people} COXSWAIN_COORDINATOR=https://HOST:7070\
          \n    coxswain token create --role worker --uses 8 > token\
-         \n    coxswain-worker --coordinator https://HOST:7070 --join-file token --plain-tensors\n\
+         \n    coxswain-worker --coordinator https://HOST:7070 --join-file token\n\
          \n\
-         Tensors between workers are not encrypted, which --plain-tensors says is known.\n\
          HOST is one of: {}. Other names need `--host`.",
         hosts.join(", ")
     ));

@@ -49,7 +49,7 @@ fn reductions_give_all_ranks_the_bits_of_the_tree() {
     }
 }
 
-/// Gloo connects each rank with each, before anything is exchanged. `cargo xtask test --long` runs it.
+/// `cargo xtask test --long` runs it.
 #[test]
 fn a_hundred_and_twenty_eight_ranks_meet_and_close_a_step() {
     if std::env::var_os("COXSWAIN_LONG_TESTS").is_none() {

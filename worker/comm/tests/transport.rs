@@ -214,7 +214,7 @@ fn come(address: SocketAddr, kind: usize) -> Option<TcpStream> {
     };
     // It may be gone already.
     let _ = stream.write_all(said);
-    (kind % 7 == 0).then_some(stream)
+    kind.is_multiple_of(7).then_some(stream)
 }
 
 #[test]

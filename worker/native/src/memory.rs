@@ -44,8 +44,7 @@ pub fn reset_peak() {
 /// Has this thread, and those that it starts, wake up without taking a core from other batch threads (`SCHED_BATCH`).
 /// `false` where the system does not allow it.
 ///
-/// Gloo's own thread polls while a thread that sends holds a connection's lock. On shared cores the sender is often
-/// put aside in the middle, by a thread that its message wakes, and the poll then takes a core for nothing.
+/// On shared cores a thread that sends is otherwise often put aside in the middle, by a thread that its message wakes.
 pub fn share_cores() -> bool {
     // SAFETY: changes how the calling thread is scheduled, and no memory.
     unsafe { ffi::cx_share_cores() != 0 }
