@@ -100,29 +100,47 @@ fn fault_to_wire(phase: &status::Phase) -> wire::Fault {
         status::Phase::Failed { fault: status::Fault::Leaving, .. } => wire::Fault::Leaving,
         status::Phase::Failed { fault: status::Fault::Device, .. } => wire::Fault::Device,
         status::Phase::Failed { fault: status::Fault::Checkpoint, .. } => wire::Fault::Checkpoint,
+        status::Phase::Failed { fault: status::Fault::Path { .. }, .. } => wire::Fault::Path,
         _ => wire::Fault::Unspecified,
     }
 }
 
-fn fault_from_wire(fault: i32) -> Result<status::Fault, WireError> {
+fn unreachable_to_wire(phase: &status::Phase) -> Option<u32> {
+    match phase {
+        status::Phase::Failed { fault: status::Fault::Path { peer }, .. } => Some(peer.0),
+        _ => None,
+    }
+}
+
+fn fault_from_wire(fault: i32, unreachable: Option<u32>) -> Result<status::Fault, WireError> {
     match wire::Fault::try_from(fault) {
         Ok(wire::Fault::Own | wire::Fault::Unspecified) => Ok(status::Fault::Own),
         Ok(wire::Fault::Peer) => Ok(status::Fault::Peer),
         Ok(wire::Fault::Leaving) => Ok(status::Fault::Leaving),
         Ok(wire::Fault::Device) => Ok(status::Fault::Device),
         Ok(wire::Fault::Checkpoint) => Ok(status::Fault::Checkpoint),
+        Ok(wire::Fault::Path) => match unreachable {
+            Some(peer) => Ok(status::Fault::Path { peer: Rank(peer) }),
+            None => Err(WireError::Missing("WorkerStatus.unreachable")),
+        },
         Err(_) => Err(WireError::Unknown { field: "WorkerStatus.fault", found: fault }),
     }
 }
 
-fn phase_from_wire(phase: i32, message: String, fault: i32) -> Result<status::Phase, WireError> {
+fn phase_from_wire(
+    phase: i32,
+    message: String,
+    (fault, unreachable): (i32, Option<u32>),
+) -> Result<status::Phase, WireError> {
     let field = "WorkerStatus.phase";
     match wire::Phase::try_from(phase) {
         Ok(wire::Phase::Idle) => Ok(status::Phase::Idle),
         Ok(wire::Phase::Preparing) => Ok(status::Phase::Preparing),
         Ok(wire::Phase::Running) => Ok(status::Phase::Running),
         Ok(wire::Phase::Done) => Ok(status::Phase::Done),
-        Ok(wire::Phase::Failed) => Ok(status::Phase::Failed { message, fault: fault_from_wire(fault)? }),
+        Ok(wire::Phase::Failed) => {
+            Ok(status::Phase::Failed { message, fault: fault_from_wire(fault, unreachable)? })
+        }
         Ok(wire::Phase::Unspecified) => Err(WireError::Missing(field)),
         Err(_) => Err(WireError::Unknown { field, found: phase }),
     }
@@ -130,6 +148,7 @@ fn phase_from_wire(phase: i32, message: String, fault: i32) -> Result<status::Ph
 
 impl From<status::WorkerStatus> for wire::WorkerStatus {
     fn from(status: status::WorkerStatus) -> Self {
+        let unreachable = unreachable_to_wire(&status.phase);
         let fault = fault_to_wire(&status.phase).into();
         let (phase, failure) = phase_to_wire(status.phase);
         wire::WorkerStatus {
@@ -148,6 +167,7 @@ impl From<status::WorkerStatus> for wire::WorkerStatus {
             activity: status.activity.map(Into::into),
             pace: status.pace.map(Into::into),
             begun: status.begun.map(Into::into),
+            unreachable,
         }
     }
 }
@@ -232,7 +252,7 @@ impl TryFrom<wire::WorkerStatus> for status::WorkerStatus {
             info: status.info.ok_or(WireError::Missing("WorkerStatus.info"))?.try_into()?,
             generation: Generation(status.generation),
             assignment_digest: status.assignment_digest,
-            phase: phase_from_wire(status.phase, status.failure, status.fault)?,
+            phase: phase_from_wire(status.phase, status.failure, (status.fault, status.unreachable))?,
             step: Step(status.step),
             reports: status.reports.into_iter().map(Into::into).collect(),
             saved: status.saved.map(TryInto::try_into).transpose()?,

@@ -55,6 +55,7 @@ fn status() -> wire::WorkerStatus {
         }),
         pace: Some(wire::Pace { step: 12, busy_us: 5 }),
         begun: Some(wire::Begun { step: 9, origin: wire::Origin::Memory.into() }),
+        unreachable: None,
     }
 }
 

@@ -93,7 +93,8 @@ fn carried<M: Message + Default>(message: &M) -> M {
 #[test]
 fn a_status_comes_back_the_same() {
     let failed = |fault| Phase::Failed { message: "no space left".into(), fault };
-    let faults = [Fault::Own, Fault::Peer, Fault::Leaving, Fault::Device, Fault::Checkpoint];
+    let path = Fault::Path { peer: Rank(3) };
+    let faults = [Fault::Own, Fault::Peer, path, Fault::Leaving, Fault::Device, Fault::Checkpoint];
     let failures = faults.map(failed);
     for phase in [Phase::Idle, Phase::Preparing, Phase::Running, Phase::Done].into_iter().chain(failures) {
         let sent = status(phase);

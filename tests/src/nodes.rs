@@ -1,4 +1,4 @@
-//! Two nodes: network namespaces with an interface each, so that no address is the loopback's, and a cluster on them
+//! Nodes: network namespaces with interfaces of their own, so that no address is the loopback's, and a cluster on them
 //! with its coordinator on the first.
 //!
 //! Needs root and `ip`.
@@ -19,55 +19,101 @@ const LINK: &str = "cox0";
 const PORT: u16 = 7070;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Two namespaces, joined by a pair of interfaces; removed when it is dropped.
+/// Namespaces with a cluster's processes; removed when it is dropped.
 #[derive(Debug)]
 pub struct Nodes {
-    names: [String; 2],
+    /// The name and the address of each.
+    nodes: Vec<(String, String)>,
+    /// Where workers run. The coordinator is on the first node.
+    workers: [usize; 2],
 }
 
 impl Nodes {
-    /// Two nodes that nobody else calls by `name`, of a few letters.
+    /// Two nodes that nobody else calls by `name`, of a few letters, on one network.
     ///
     /// # Errors
     /// Where this machine does not let one make them.
-    pub fn new(name: &str) -> Result<Nodes> {
-        let nodes = Nodes { names: ["a", "b"].map(|end| format!("coxswain-{name}-{end}")) };
-        nodes.remove();
-        for node in &nodes.names {
-            system(&["ip", "netns", "add", node])?;
+    pub fn pair(name: &str) -> Result<Nodes> {
+        let nodes = Nodes::named(name, &["10.213.77.1", "10.213.77.2"], [0, 1])?;
+        nodes.wire((0, LINK, "10.213.77.1"), (1, LINK, "10.213.77.2"))?;
+        Ok(nodes)
+    }
+
+    /// A node with the coordinator, and one on each side of it with a worker, which reach each other by way of it.
+    ///
+    /// # Errors
+    /// As [`Nodes::pair`].
+    pub fn routed(name: &str) -> Result<Nodes> {
+        let nodes = Nodes::named(name, &["10.213.78.1", "10.213.78.2", "10.213.79.2"], [1, 2])?;
+        nodes.wire((0, "cox1", "10.213.78.1"), (1, LINK, "10.213.78.2"))?;
+        nodes.wire((0, "cox2", "10.213.79.1"), (2, LINK, "10.213.79.2"))?;
+        for (at, way) in [(1, "10.213.78.1"), (2, "10.213.79.1")] {
+            system(&["ip", "-n", nodes.name(at), "route", "add", "default", "via", way])?;
         }
-        let [first, second] = &nodes.names;
-        system(&[
-            "ip", "link", "add", LINK, "netns", first, "type", "veth", "peer", "name", LINK, "netns", second,
-        ])?;
-        for at in 0..2 {
-            let node = &nodes.names[at];
-            system(&["ip", "-n", node, "addr", "add", &format!("{}/24", nodes.address(at)), "dev", LINK])?;
-            system(&["ip", "-n", node, "link", "set", LINK, "up"])?;
+        let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
+        system(&["ip", "netns", "exec", nodes.name(0), "sh", "-c", forward])?;
+        Ok(nodes)
+    }
+
+    fn named(name: &str, addresses: &[&str], workers: [usize; 2]) -> Result<Nodes> {
+        let node = |(at, address): (usize, &&str)| (format!("coxswain-{name}-{at}"), (*address).to_owned());
+        let nodes = Nodes { nodes: addresses.iter().enumerate().map(node).collect(), workers };
+        nodes.remove();
+        for (node, _) in &nodes.nodes {
+            system(&["ip", "netns", "add", node])?;
             system(&["ip", "-n", node, "link", "set", "lo", "up"])?;
         }
         Ok(nodes)
     }
 
+    /// Joins two nodes by an interface on each.
+    fn wire(&self, one: (usize, &str, &str), other: (usize, &str, &str)) -> Result<()> {
+        let (first, second) = (self.name(one.0), self.name(other.0));
+        system(&[
+            "ip", "link", "add", one.1, "netns", first, "type", "veth", "peer", "name", other.1, "netns",
+            second,
+        ])?;
+        for (at, interface, address) in [one, other] {
+            let node = self.name(at);
+            system(&["ip", "-n", node, "addr", "add", &format!("{address}/24"), "dev", interface])?;
+            system(&["ip", "-n", node, "link", "set", interface, "up"])?;
+        }
+        Ok(())
+    }
+
+    /// Has nothing pass from the first worker's node to the second's, and back where `both`; what was refused passes
+    /// again where `heal`.
+    ///
+    /// # Errors
+    /// Where it cannot be done.
+    pub fn cut(&self, both: bool, heal: bool) -> Result<()> {
+        let what = if heal { "del" } else { "add" };
+        let ways = [("cox1", "10.213.79.0/24"), ("cox2", "10.213.78.2/32")];
+        for (from, to) in ways.into_iter().take(if both { 2 } else { 1 }) {
+            system(&["ip", "-n", self.name(0), "rule", what, "iif", from, "to", to, "blackhole"])?;
+        }
+        Ok(())
+    }
+
     /// A node's name.
     pub fn name(&self, at: usize) -> &str {
-        &self.names[at]
+        &self.nodes[at].0
     }
 
     /// A node's address.
-    pub fn address(&self, at: usize) -> String {
-        format!("10.213.77.{}", at + 1)
+    pub fn address(&self, at: usize) -> &str {
+        &self.nodes[at].1
     }
 
     /// A command for a node.
     pub fn on(&self, at: usize, program: &Path) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.names[at]]).arg(program).stdin(Stdio::null());
+        command.args(["netns", "exec", self.name(at)]).arg(program).stdin(Stdio::null());
         command
     }
 
     fn remove(&self) {
-        for node in &self.names {
+        for (node, _) in &self.nodes {
             // It may not be there.
             drop(system(&["ip", "netns", "del", node]));
         }
@@ -92,7 +138,7 @@ impl Drop for Processes {
     }
 }
 
-/// A coordinator on the first node, and a worker on each.
+/// A coordinator on the first node, and two workers.
 pub struct Cluster<'a> {
     nodes: &'a Nodes,
     folder: &'a Folder,
@@ -120,7 +166,7 @@ impl<'a> Cluster<'a> {
     pub fn secure(nodes: &'a Nodes, folder: &'a Folder, name: &str, options: &[&str]) -> Result<Cluster<'a>> {
         let tls = folder.path().join(format!("{name}-tls"));
         let mut init = Command::new(programs("coxswain")?);
-        init.args(["certs", "init", "--host", &nodes.address(0), "--dir"]).arg(&tls);
+        init.args(["certs", "init", "--host", nodes.address(0), "--dir"]).arg(&tls);
         ensure!(init.output()?.status.success(), "no certificates");
         let path = |path: &Path| path.to_string_lossy().into_owned();
         let url = format!("https://{}:{PORT}", nodes.address(0));
@@ -162,7 +208,7 @@ impl<'a> Cluster<'a> {
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             fs::write(folder.path().join(format!("{name}-token")), output.stdout)?;
         }
-        for at in 0..2 {
+        for at in nodes.workers {
             let mut command = nodes.on(at, &programs("coxswain-worker")?);
             command.args(worker).args(["--name", nodes.name(at)]).stdout(Stdio::null());
             processes.0.push(command.stderr(log(nodes.name(at))?).spawn()?);
@@ -178,6 +224,14 @@ impl<'a> Cluster<'a> {
         let mut command = self.nodes.on(1, &programs("coxswain")?);
         command.args(words).args(&self.caller);
         Ok(command)
+    }
+
+    /// What has happened, as the coordinator's journal has it.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn events(&self) -> Result<Vec<serde_json::Value>> {
+        crate::events(&self.folder.path().join(format!("{}-state", self.name)))
     }
 
     /// What a worker has logged.

@@ -6,21 +6,34 @@ use std::collections::HashSet;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use coxswain_tests::nodes::{Cluster, Nodes};
-use coxswain_tests::{Folder, Run};
+use coxswain_tests::process::lines;
+use coxswain_tests::{Folder, Run, wait_until};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it may take until it is certain that two workers do not reach each other: ten seconds without an answer,
+/// and the news of it.
+const CERTAIN: Duration = Duration::from_secs(15);
+/// The longest until workers that were kept apart are tried again, and a step is taken.
+const HEALED: Duration = Duration::from_secs(90);
+
+/// Why generations ended.
+fn interruptions(cluster: &Cluster<'_>) -> Vec<String> {
+    let events = cluster.events().unwrap_or_default();
+    events.iter().filter(|event| event["kind"] == "interrupted").map(ToString::to_string).collect()
+}
 
 /// The nodes, or none where this machine has none.
-fn nodes(name: &str) -> Option<Nodes> {
-    Nodes::new(name)
-        .map_err(|why| println!("skipped, for two network namespaces cannot be made: {why:#}"))
-        .ok()
+fn here(nodes: Result<Nodes>) -> Option<Nodes> {
+    nodes.map_err(|why| println!("skipped, for network namespaces cannot be made: {why:#}")).ok()
 }
 
 #[test]
 fn two_nodes_give_the_bits_of_one() -> Result<()> {
-    let Some(nodes) = nodes("plain") else { return Ok(()) };
+    let Some(nodes) = here(Nodes::pair("plain")) else { return Ok(()) };
     let folder = Folder::new()?;
     let one = folder.run("one").summary()?;
     let cluster = Cluster::plain(&nodes, &folder, "two")?;
@@ -85,7 +98,7 @@ fn windows_seen(run: &Run, captured: &Path) -> Result<(usize, usize)> {
 
 #[test]
 fn a_capture_holds_no_tensor_unless_the_network_is_trusted() -> Result<()> {
-    let Some(nodes) = nodes("tls") else { return Ok(()) };
+    let Some(nodes) = here(Nodes::pair("tls")) else { return Ok(()) };
     let folder = Folder::new()?;
     let one = folder.run("one").summary()?;
     // Each rank sends the other the weights that it has brought up to date.
@@ -105,6 +118,57 @@ fn a_capture_holds_no_tensor_unless_the_network_is_trusted() -> Result<()> {
             (seen > 0) == (name == "trusted"),
             "{name}: {seen} of {all} windows of the weights were seen"
         );
+    }
+    Ok(())
+}
+
+/// Two workers reach the coordinator and not each other: the run is interrupted once that is certain, waits and says for
+/// what, and goes on with the same bits when they reach each other again. `cargo xtask test --long` runs it.
+#[test]
+fn a_network_that_parts_two_workers_interrupts_the_run_until_it_is_whole_again() -> Result<()> {
+    if std::env::var_os("COXSWAIN_LONG_TESTS").is_none() {
+        println!("skipped, `cargo xtask test --long` runs it");
+        return Ok(());
+    }
+    for (name, both) in [("parted", true), ("oneway", false)] {
+        let Some(nodes) = here(Nodes::routed(name)) else { return Ok(()) };
+        let folder = Folder::new()?;
+        let cluster = Cluster::plain(&nodes, &folder, name)?;
+        let sets = ["layout.pipeline=2", "train.steps=2000", "checkpoint.every=0", "train.evaluate_every=0"];
+        let (job, run) = cluster.submit(&sets)?;
+        let metrics = run.out().join("metrics.jsonl");
+        wait_until("the first steps", PATIENCE, || lines(&metrics) > 20)?;
+        nodes.cut(both, false)?;
+        let told = wait_until("the interruption", PATIENCE, || !interruptions(&cluster).is_empty())?;
+        let why = interruptions(&cluster).remove(0);
+        println!("{name}: {told:.1?} until: {why}");
+        ensure!(told < CERTAIN, "{name}: it took {told:.1?}");
+        ensure!(why.contains("does not answer"), "{name}: {why}");
+        let status = || -> Result<String> {
+            let output = cluster.call(&["status"])?.output()?;
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let waits = "workers that reach each other: the network between";
+        wait_until("the reason why it waits", PATIENCE, || status().is_ok_and(|text| text.contains(waits)))?;
+        nodes.cut(both, true)?;
+        let before = lines(&metrics);
+        let took = wait_until("a step", HEALED, || lines(&metrics) > before + 1)?;
+        println!("{name}: {took:.1?} from the whole network to a step");
+        ensure!(cluster.call(&["cancel", &job])?.output()?.status.success(), "cancel");
+        wait_until("its end", PATIENCE, || status().is_ok_and(|text| text.contains("cancelled")))?;
+        let alone = folder.run("alone").set("train.steps=2000").set("checkpoint.every=0");
+        let mut child = alone.set("train.evaluate_every=0").start()?;
+        let other = folder.path().join("alone").join("metrics.jsonl");
+        wait_until("as many steps of one process", HEALED, || lines(&other) > lines(&metrics))?;
+        child.kill()?;
+        child.wait()?;
+        let losses = |path: &Path| -> Result<Vec<String>> {
+            let text = std::fs::read_to_string(path)?;
+            let loss = |line: &str| line.split("\"loss\":").nth(1)?.split(',').next().map(str::to_owned);
+            Ok(text.lines().filter_map(loss).collect())
+        };
+        let (found, expected) = (losses(&metrics)?, losses(&other)?);
+        ensure!(found.len() > 20 && found[..] == expected[..found.len()], "{name}: the losses differ");
     }
     Ok(())
 }

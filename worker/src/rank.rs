@@ -11,6 +11,7 @@ use coxswain_comm::{DataPort, Links};
 use coxswain_engine::{Engine, EngineError, State};
 use coxswain_files::atomic::hashed_bytes;
 use coxswain_types::Assignment;
+use coxswain_types::ids::Rank as RankId;
 use coxswain_types::status::{Fault, Phase};
 use tokio::sync::watch;
 
@@ -129,7 +130,9 @@ pub(crate) fn work(order: Order, remains: &mut Option<State>) {
     match &phase {
         Phase::Failed { message, .. } if dismissed => tracing::info!(step, "ended as told: {message}"),
         // What went wrong there its peer or the coordinator says.
-        Phase::Failed { message, fault: Fault::Peer } => tracing::warn!(step, "{message}"),
+        Phase::Failed { message, fault: Fault::Peer | Fault::Path { .. } } => {
+            tracing::warn!(step, "{message}")
+        }
         Phase::Failed { message, .. } => tracing::error!(step, "{message}"),
         Phase::Idle | Phase::Preparing | Phase::Running | Phase::Done => tracing::info!(
             step,
@@ -147,15 +150,21 @@ pub(crate) fn work(order: Order, remains: &mut Option<State>) {
     });
 }
 
-/// A checkpoint that is damaged is nobody's fault here. A rank whose exchange failed has most likely lost a peer, and
+/// A checkpoint that is damaged is nobody's fault here. A rank whose exchange failed has most likely lost a peer or the
+/// way to it, and
 /// one where libtorch fails otherwise, its device; all else is its own fault.
 fn fault(error: &EngineError, shared: &Shared) -> Fault {
-    let broken = shared.lock().links.as_ref().is_some_and(Links::is_broken);
-    match error {
-        EngineError::Damaged(_) => Fault::Checkpoint,
+    let (broken, unreachable) = {
+        let state = shared.lock();
+        let links = state.links.as_ref();
+        (links.is_some_and(Links::is_broken), links.and_then(Links::unreachable))
+    };
+    match (error, unreachable) {
+        (EngineError::Damaged(_), _) => Fault::Checkpoint,
+        (_, Some(peer)) => Fault::Path { peer: RankId(peer) },
         _ if broken => Fault::Peer,
-        EngineError::Joining { .. } => Fault::Peer,
-        EngineError::Torch { .. } => Fault::Device,
+        (EngineError::Joining { .. }, _) => Fault::Peer,
+        (EngineError::Torch { .. }, _) => Fault::Device,
         _ => Fault::Own,
     }
 }

@@ -71,6 +71,11 @@ pub enum Fault {
     Own,
     /// A peer's: an exchange with it failed.
     Peer,
+    /// The network's between this rank and that one: nothing came back. Both may be well.
+    Path {
+        /// The rank that did not answer.
+        peer: Rank,
+    },
     /// Nobody's: it was asked to stop, and leaves.
     Leaving,
     /// Its device's or its memory's: libtorch failed. The process ends, since neither can be trusted any more.

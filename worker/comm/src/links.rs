@@ -181,6 +181,11 @@ impl Links {
         self.network.as_ref().is_some_and(Network::is_broken)
     }
 
+    /// The first rank from which nothing came back, though its process may be well.
+    pub fn unreachable(&self) -> Option<u32> {
+        self.network.as_ref().and_then(Network::unreachable)
+    }
+
     /// Fails once aborted. For stretches of work without a wait, which would end a rank as well.
     pub fn expect_wanted(&self) -> Result<(), TorchError> {
         let now = Instant::now();

@@ -80,21 +80,37 @@ impl Drop for Lease {
     }
 }
 
+/// Why a message did not arrive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What happened.
+    pub why: String,
+    /// Whether nothing came back from the other rank: it may be well, and the network between may not.
+    pub no_answer: bool,
+}
+
+impl Failure {
+    /// One that the other rank, or this one, has brought about.
+    pub fn new(why: impl Into<String>) -> Failure {
+        Failure { why: why.into(), no_answer: false }
+    }
+}
+
 /// What carries messages between the ranks of a generation. Messages of one tag from one rank to another arrive in
 /// order; those of different tags do not wait for each other.
 pub trait Transport: Send + Sync + 'static {
     /// Starts sending a message to rank `peer`. It ends once the peer has a place for it and it is on its way.
-    fn send(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, String>;
+    fn send(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, Failure>;
     /// Starts receiving a message of rank `peer`, of as many bytes.
-    fn recv(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, String>;
+    fn recv(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, Failure>;
     /// Ends everything that is pending, and what is started from now on.
     fn abort(&self);
 }
 
 /// A message on its way.
 pub trait Pending: Send {
-    /// Waits for its end, and gives up after `limit`. The error says why it failed.
-    fn wait(&mut self, limit: Duration) -> Result<(), String>;
+    /// Waits for its end, and gives up after `limit`.
+    fn wait(&mut self, limit: Duration) -> Result<(), Failure>;
 }
 
 /// Waits in progress and those that have ended.
@@ -119,17 +135,22 @@ struct State {
     /// Set once an exchange fails without an abort. Kept here because most exchanges run inside a tensor
     /// operation, whose error does not say so.
     broken: AtomicBool,
+    /// The first rank that did not answer.
+    unreachable: Mutex<Option<u32>>,
 }
 
 impl State {
     /// A failed exchange: aborted by this rank, or failed with its peer.
-    fn failed(&self, sending: bool, peer: u32, error: &str) -> TorchError {
+    fn failed(&self, sending: bool, peer: u32, failure: &Failure) -> TorchError {
         if self.aborted.load(Ordering::SeqCst) {
             return TorchError("the exchange was aborted".to_owned());
         }
         self.broken.store(true, Ordering::SeqCst);
+        if failure.no_answer {
+            locked(&self.unreachable).get_or_insert(peer);
+        }
         let doing = if sending { "sending to" } else { "receiving from" };
-        TorchError(format!("{doing} rank {peer} failed: {error}"))
+        TorchError(format!("{doing} rank {peer} failed: {}", failure.why))
     }
 }
 
@@ -206,6 +227,7 @@ impl Network {
             waits: Mutex::default(),
             aborted: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            unreachable: Mutex::default(),
         }))
     }
 
@@ -219,6 +241,11 @@ impl Network {
     /// slow. Any operation that exchanges tensors can fail this way.
     pub fn is_broken(&self) -> bool {
         self.0.broken.load(Ordering::SeqCst)
+    }
+
+    /// The first rank from which nothing came back, though its process may be well.
+    pub fn unreachable(&self) -> Option<u32> {
+        *locked(&self.0.unreachable)
     }
 
     /// A rank without which this one cannot go on, if there is one now.

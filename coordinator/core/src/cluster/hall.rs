@@ -86,15 +86,27 @@ impl<'a> Hall<'a> {
     /// As many workers as the job's layout needs that compute alike, in the order in which they take ranks,
     /// or why there are none. Those that the job had go first, for they hold what it can go on from, and
     /// those that another job had go last; behind them those that are known to be slow, where the job wants that,
-    /// and those that broke.
+    /// and those that broke. No two are chosen between which the network does not answer.
     pub(super) fn choose(&self, index: usize) -> Choice {
         let job = &self.cluster.jobs[index];
         let spec = &job.submission.spec;
         let world = spec.layout.world() as usize;
         let open = self.open_to(index);
+        let slow = job.slow_for_plans();
+        let wanted = |info: &WorkerInfo| {
+            let distrusted = (job.broke.contains(&info.id), slow.get(&info.id).copied());
+            (distrusted, !job.had(&info.id), self.had.contains_key(&info.id))
+        };
         let mut alike: BTreeMap<Compute, Vec<&WorkerInfo>> = BTreeMap::new();
         for &info in &open {
             alike.entry(Compute::of(info)).or_default().push(info);
+        }
+        let now_ms = self.cluster.now_ms;
+        let apart = alike.values().filter(|group| group.len() >= world);
+        let apart = apart.filter_map(|group| job.apart.why(now_ms, group)).next();
+        for group in alike.values_mut() {
+            group.sort_by_key(|info| (wanted(info), natural(&info.host), natural(&info.id.0)));
+            *group = job.apart.together(now_ms, std::mem::take(group));
         }
         // The largest group; of equal ones the first, since max_by_key would take the last.
         let best = alike.values().rev().max_by_key(|group| group.len());
@@ -113,15 +125,13 @@ impl<'a> Hall<'a> {
         match (best, fit) {
             (Some(group), Some(fit)) => {
                 let mut group = group.clone();
-                let slow = job.slow_for_plans();
-                let wanted = |info: &WorkerInfo| {
-                    let distrusted = (job.broke.contains(&info.id), slow.get(&info.id).copied());
-                    (distrusted, !job.had(&info.id), self.had.contains_key(&info.id))
-                };
-                group.sort_by_key(|info| (wanted(info), natural(&info.host), natural(&info.id.0)));
                 group.truncate(fit.layout.world() as usize);
                 group.sort_by_key(|info| (natural(&info.host), natural(&info.id.0)));
                 Choice::Form(group.into_iter().cloned().collect(), fit)
+            }
+            _ if apart.is_some() => {
+                let why = apart.unwrap_or_default();
+                Choice::Wait(format!("waiting for {world} workers that reach each other: {why}"))
             }
             _ if open.len() >= world => {
                 let groups: Vec<_> =
@@ -156,7 +166,11 @@ impl<'a> Hall<'a> {
         let first = run.seats.first().and_then(|seat| self.cluster.members.get(&seat.info.id));
         let Some(like) = first.map(|member| Compute::of(&member.status.info)) else { return Vec::new() };
         let alike = |info: &&WorkerInfo| Compute::of(info) == like;
-        self.open_to(index).into_iter().filter(alike).collect()
+        let job = &self.cluster.jobs[index];
+        let apart =
+            |info: &WorkerInfo, seat: &Seat| job.apart.parts(self.cluster.now_ms, &info.id, &seat.info.id);
+        let reached = |info: &&WorkerInfo| !run.seats.iter().any(|seat| apart(info, seat));
+        self.open_to(index).into_iter().filter(alike).filter(reached).collect()
     }
 
     /// How many workers wait that could join the run of a job that shrank, and what it could be with them.

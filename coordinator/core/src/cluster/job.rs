@@ -7,6 +7,7 @@ use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{Layout, OnLoss};
 use coxswain_types::status::{Begun, Publish, Published, StepReport};
 
+use super::apart::Apart;
 use super::cancel::Cancelling;
 use super::event::{Compute, FormedRank, Prepared, Submission};
 use super::planning::Sizes;
@@ -88,6 +89,8 @@ pub(super) struct Job {
     pub(super) setbacks: u32,
     /// Workers whose device broke and that have not worked for it since.
     pub(super) broke: BTreeSet<WorkerId>,
+    /// Workers between which the network did not answer.
+    pub(super) apart: Apart,
     /// Workers that are slow, in percent of their peers' time: as ranks told, and after a restart as far as work was
     /// divided by it.
     pub(super) slow: BTreeMap<WorkerId, u32>,
@@ -128,6 +131,7 @@ impl Job {
             told_slow: BTreeMap::new(),
             setbacks: 0,
             broke: BTreeSet::new(),
+            apart: Apart::default(),
             slow: BTreeMap::new(),
             reliefs: 0,
             taken: BTreeMap::new(),
@@ -277,7 +281,9 @@ impl Job {
             None => {
                 self.setbacks = 0;
                 let formed = &self.formed;
-                self.broke.retain(|worker| !formed.iter().any(|rank| rank.worker == *worker));
+                let here = |worker: &WorkerId| formed.iter().any(|rank| rank.worker == *worker);
+                self.broke.retain(|worker| !here(worker));
+                self.apart.met(here);
             }
             Some((loss, norm)) if is_same(loss, bits.0) && is_same(norm, bits.1) => {}
             Some((loss, norm)) => {

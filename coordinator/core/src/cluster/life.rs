@@ -233,6 +233,10 @@ impl Cluster {
             return self.interrupt(&job, cause, out);
         }
         if let Some(complaint) = run.verdict(now_ms, &self.members) {
+            let apart: Vec<_> = run.apart().collect();
+            if let Some(job) = self.job_mut(&job) {
+                job.apart.keep(now_ms, apart);
+            }
             return match complaint.of_peer {
                 true => self.interrupt(&job, complaint.text, out),
                 false => self.end(&job, Ending::Failed, complaint.text, out),

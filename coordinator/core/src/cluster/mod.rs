@@ -11,6 +11,7 @@
 //! - `saving`: when a checkpoint is decided.
 //! - `job`, `life`: a job from its submission to its end; `replay`: what a restart makes of it.
 //! - [`fn@compact`]: a journal in fewer entries.
+//! - `apart`: workers between which the network does not answer.
 //! - `queue`, `hall`: whose turn it is, and which workers it can have: those that compute as the job began.
 //! - [`Planning`]: a plan that is asked for, and made beside the cluster; `form`: idle workers become the ranks of a
 //!   generation; `regroup`: one ends at a step's boundary.
@@ -22,6 +23,7 @@
 //! The core has no clock: `now_ms` is the shell's monotonic time. What is written down survives a
 //! restart ([`Cluster::replay`]); what workers say again by themselves is not written down.
 
+mod apart;
 mod cancel;
 mod compact;
 mod desired;
@@ -60,6 +62,7 @@ pub use member::{LEASE_MS, MAX_WORKERS, PAUSE_MS};
 pub use run::{GRACE_MS, RETURN_MS};
 pub use summary::{Ending, JobState, JobSummary, Numbers, WorkerSummary, duration};
 
+pub use apart::APART_MS;
 pub use hang::HANG_MS;
 pub use happening::Happening;
 use happening::NoteKind;

@@ -114,7 +114,9 @@ impl Cluster {
             let relieves = run.filter(|_| self.is_unbalanced(index)).map(|run| run.improves_ms(job.reliefs));
             grows.into_iter().chain(relieves)
         });
-        shrinks.filter_map(|job| job.shrinks_ms()).chain(improves).chain(holds)
+        let met = self.jobs.iter().filter(|job| job.waits() || job.is_shrunk());
+        let met = met.filter_map(|job| job.apart.ends_ms(self.now_ms));
+        shrinks.filter_map(|job| job.shrinks_ms()).chain(improves).chain(holds).chain(met)
     }
 
     /// The first job in the queue that can go on, and why those before it wait.

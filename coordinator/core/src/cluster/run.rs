@@ -4,12 +4,13 @@
 //! the news of the death. The cause that people are told is the first worker that was lost; a
 //! complaint is believed only when nobody turns out to be lost within [`GRACE_MS`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Activity, Fault, Phase, Publish, StepReport, WorkerInfo, WorkerStatus};
 
+use super::apart::Pair;
 use super::event::FormedRank;
 use super::job::{Asked, Job};
 use super::member::{LEASE_MS, Members};
@@ -143,6 +144,8 @@ pub(super) struct Run {
     pub(super) hang_looked_ms: u64,
     /// What is complained of.
     failure: Option<Complaint>,
+    /// Ranks between which the network does not answer.
+    apart: BTreeSet<Pair>,
     /// Until when its workers have time to report back, and after what.
     back: Option<(u64, After)>,
 }
@@ -207,6 +210,7 @@ impl Run {
             sync_asked: from,
             saving,
             failure: None,
+            apart: BTreeSet::new(),
             back: None,
         }
     }
@@ -274,8 +278,11 @@ impl Run {
             self.complain(
                 now_ms,
                 format!("{} failed: {message}", self.describe(rank)),
-                *fault == Fault::Peer,
+                matches!(fault, Fault::Peer | Fault::Path { .. }),
             );
+            if let Fault::Path { peer } = fault {
+                self.parted(rank, peer.index());
+            }
         }
         let first = self.seats[rank].phase.replace(status.phase.clone()).is_none();
         let seat = &mut self.seats[rank];
@@ -364,6 +371,16 @@ impl Run {
         }
     }
 
+    /// The network between two ranks does not answer.
+    fn parted(&mut self, rank: usize, peer: usize) {
+        let id = |rank: usize| self.seats.get(rank).map(|seat| seat.info.id.clone());
+        if let (Some(one), Some(other)) = (id(rank), id(peer))
+            && one != other
+        {
+            self.apart.insert(Pair::of(one, other));
+        }
+    }
+
     /// The cause to name now that the worker of `rank` is lost; `None` if it had complained before,
     /// since then its end explains nothing.
     pub(super) fn lost(&self, now_ms: u64, rank: usize, why: &str) -> Option<String> {
@@ -383,6 +400,11 @@ impl Run {
         let seen = running.filter_map(|seat| members.get(&seat.info.id)).map(|member| member.seen_ms);
         let silent = seen.filter(|seen_ms| seen_ms + SILENT_MS <= grace_ms).min();
         Some(silent.map_or(grace_ms, |seen_ms| grace_ms.max(seen_ms + LEASE_MS)))
+    }
+
+    /// Workers between which the network does not answer.
+    pub(super) fn apart(&self) -> impl Iterator<Item = Pair> {
+        self.apart.iter().cloned()
     }
 
     /// The first complaint, once it is to be believed.

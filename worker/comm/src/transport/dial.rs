@@ -6,11 +6,13 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coxswain_native::net::Failure;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ConnectionCommon};
 use socket2::{SockRef, TcpKeepalive};
 
 use super::hello::{self, Endpoint, Hello};
+use super::link::words;
 use super::mesh::{Place, Shared, place_key};
 use super::port::TensorTls;
 use super::stream::Stream;
@@ -30,16 +32,16 @@ pub(crate) fn dial(shared: &Arc<Shared>, peer: u32) {
         Ok(Some(stream)) => shared.connected(peer, Ok(stream)),
         // Its own connection is on its way.
         Ok(None) => {}
-        Err(why) => shared.unreachable(peer, &why),
+        Err(failure) => shared.unreachable(peer, failure),
     }
 }
 
-fn find(shared: &Shared, peer: u32) -> Result<(Place, Endpoint), String> {
-    let told =
-        shared.store.get(&place_key(peer)).map_err(|error| format!("where it is cannot be told: {error}"))?;
-    let place: Place = serde_json::from_slice(&told)
-        .map_err(|error| format!("where it is was told in another form: {error}; is it another version?"))?;
-    let endpoint = place.endpoint().ok_or("where it is was told in another form; is it another version?")?;
+fn find(shared: &Shared, peer: u32) -> Result<(Place, Endpoint), Failure> {
+    let told = shared.store.get(&place_key(peer));
+    let told = told.map_err(|error| Failure::new(format!("where it is cannot be told: {error}")))?;
+    let other = || Failure::new("where it is was told in another form; is it another version?");
+    let place: Place = serde_json::from_slice(&told).map_err(|_| other())?;
+    let endpoint = place.endpoint().ok_or_else(other)?;
     Ok((place, endpoint))
 }
 
@@ -48,28 +50,28 @@ fn reach(
     place: &Place,
     endpoint: &Endpoint,
     end: Instant,
-) -> Result<Option<Stream>, String> {
-    let tls = place.security(shared.port.tls())?;
+) -> Result<Option<Stream>, Failure> {
+    let tls = place.security(shared.port.tls()).map_err(Failure::new)?;
     loop {
         let error = match attempt(shared, place, endpoint, tls, end) {
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
         let left = end.saturating_duration_since(Instant::now());
-        let why = match error.kind() {
+        let Failure { why, no_answer } = match error.kind() {
             // Every rank listens before it says where.
-            io::ErrorKind::ConnectionRefused => "its process has ended".to_owned(),
-            io::ErrorKind::PermissionDenied => error.to_string(),
-            io::ErrorKind::InvalidData => {
-                format!("TLS failed ({error}); are the certificates of both workers by one CA, and good now?")
-            }
-            _ if left < RETRY || shared.has_ended() => error.to_string(),
+            io::ErrorKind::ConnectionRefused => Failure::new("its process has ended"),
+            io::ErrorKind::PermissionDenied => Failure::new(error.to_string()),
+            io::ErrorKind::InvalidData => Failure::new(format!(
+                "TLS failed ({error}); are the certificates of both workers by one CA, and good now?"
+            )),
+            _ if left < RETRY || shared.has_ended() => words(&error),
             _ => {
                 std::thread::sleep(RETRY);
                 continue;
             }
         };
-        return Err(format!("no connection to {}: {why}", place.address));
+        return Err(Failure { why: format!("no connection to {}: {why}", place.address), no_answer });
     }
 }
 

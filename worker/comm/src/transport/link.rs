@@ -10,7 +10,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use coxswain_native::net::{Memory, Pending};
+use coxswain_native::net::{Failure, Memory, Pending};
 
 use super::locked;
 use super::stream::Stream;
@@ -29,12 +29,12 @@ const READ_BYTES: usize = 16 << 10;
 /// The end of a message, which one thread brings about and another waits for.
 #[derive(Debug, Default)]
 pub(crate) struct Ended {
-    result: Mutex<Option<Result<(), Arc<str>>>>,
+    result: Mutex<Option<Result<(), Failure>>>,
     told: Condvar,
 }
 
 impl Ended {
-    fn tell(&self, result: Result<(), Arc<str>>) {
+    fn tell(&self, result: Result<(), Failure>) {
         locked(&self.result).get_or_insert(result);
         self.told.notify_all();
     }
@@ -44,16 +44,16 @@ impl Ended {
 pub(crate) struct Ticket(Arc<Ended>);
 
 impl Pending for Ticket {
-    fn wait(&mut self, limit: Duration) -> Result<(), String> {
+    fn wait(&mut self, limit: Duration) -> Result<(), Failure> {
         let end = Instant::now() + limit;
         let mut result = locked(&self.0.result);
         loop {
             if let Some(result) = &*result {
-                return result.clone().map_err(|why| why.to_string());
+                return result.clone();
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(format!("nothing came of it in {} s", limit.as_secs()));
+                return Err(Failure::new(format!("nothing came of it in {} s", limit.as_secs())));
             }
             result = self
                 .0
@@ -94,7 +94,7 @@ pub(crate) enum Phase {
     /// They are connected.
     Up,
     /// They were, or could not be; why.
-    Down(Arc<str>),
+    Down(Failure),
 }
 
 /// Whether there is more to do at once.
@@ -129,7 +129,7 @@ impl Link {
     }
 
     /// Starts sending.
-    pub(crate) fn send(&mut self, memory: Memory, tag: u32) -> Result<Ticket, String> {
+    pub(crate) fn send(&mut self, memory: Memory, tag: u32) -> Result<Ticket, Failure> {
         self.expect_alive()?;
         let (message, ticket) = Message::new(memory);
         self.out.add(message, tag);
@@ -137,7 +137,7 @@ impl Link {
     }
 
     /// Starts receiving.
-    pub(crate) fn recv(&mut self, memory: Memory, tag: u32) -> Result<Ticket, String> {
+    pub(crate) fn recv(&mut self, memory: Memory, tag: u32) -> Result<Ticket, Failure> {
         self.expect_alive()?;
         let (message, ticket) = Message::new(memory);
         self.out.announce(tag, message.memory.bytes());
@@ -145,9 +145,9 @@ impl Link {
         Ok(ticket)
     }
 
-    fn expect_alive(&self) -> Result<(), String> {
+    fn expect_alive(&self) -> Result<(), Failure> {
         match &self.phase {
-            Phase::Down(why) => Err(why.to_string()),
+            Phase::Down(failure) => Err(failure.clone()),
             _ => Ok(()),
         }
     }
@@ -178,7 +178,7 @@ impl Link {
             Ok((Then::Wait, Then::Wait)) => Then::Wait,
             Ok(_) => Then::Again,
             Err(error) => {
-                self.fail(&words(&error));
+                self.fail(words(&error));
                 Then::Wait
             }
         }
@@ -187,7 +187,7 @@ impl Link {
     /// Takes in no more messages and starts none. What was sent last is brought to its end by [`Link::drain`].
     pub(crate) fn end(&mut self) {
         let stream = self.stream.take();
-        self.fail("this rank has left");
+        self.fail(Failure::new("this rank has left"));
         self.stream = stream;
     }
 
@@ -209,31 +209,32 @@ impl Link {
     }
 
     /// Ends all that is pending, and what is started from now on.
-    pub(crate) fn fail(&mut self, why: &str) {
-        let why: Arc<str> = why.into();
+    pub(crate) fn fail(&mut self, failure: Failure) {
         if !matches!(self.phase, Phase::Down(_)) {
-            self.phase = Phase::Down(why.clone());
+            self.phase = Phase::Down(failure.clone());
         }
         if let Some(stream) = self.stream.take() {
             stream.cut();
         }
         let sends = self.out.queues.drain().flat_map(|(_, queue)| queue.messages);
         let receives = self.inbox.messages.drain().flat_map(|(_, messages)| messages);
-        sends.chain(receives).for_each(|message| message.ended.tell(Err(why.clone())));
+        sends.chain(receives).for_each(|message| message.ended.tell(Err(failure.clone())));
         (self.out, self.inbox) = (Outbox::default(), Inbox::default());
     }
 }
 
 /// What an error of a connection means here.
-fn words(error: &io::Error) -> String {
+pub(crate) fn words(error: &io::Error) -> Failure {
     use io::ErrorKind as Kind;
     match error.kind() {
-        Kind::UnexpectedEof => "it closed the connection".to_owned(),
-        Kind::ConnectionReset | Kind::BrokenPipe => "its connection broke off".to_owned(),
-        Kind::TimedOut | Kind::HostUnreachable | Kind::NetworkUnreachable => {
-            format!("its machine, or the network to it, does not answer ({error})")
-        }
-        _ => error.to_string(),
+        Kind::UnexpectedEof => Failure::new("it closed the connection"),
+        Kind::ConnectionReset | Kind::BrokenPipe => Failure::new("its connection broke off"),
+        // A socket with a time-out calls its end the last of these.
+        Kind::TimedOut | Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::WouldBlock => Failure {
+            why: format!("its machine, or the network to it, does not answer ({error})"),
+            no_answer: true,
+        },
+        _ => Failure::new(error.to_string()),
     }
 }
 

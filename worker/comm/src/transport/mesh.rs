@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use coxswain_native::net::{Memory, Pending, Transport};
+use coxswain_native::net::{Failure, Memory, Pending, Transport};
 use mio::{Events, Poll, Registry, Token, Waker};
 use serde::{Deserialize, Serialize};
 
 use super::dial::dial;
 use super::hello::{self, Endpoint, Hello};
-use super::link::{Link, Phase, Then};
+use super::link::{Link, Phase, Then, Ticket, words};
 use super::port::DataPort;
 use super::stream::Stream;
 use super::{TensorTls, locked};
@@ -148,10 +148,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn link(&self, peer: u32) -> Result<&Mutex<Link>, String> {
-        self.links
-            .get(peer as usize)
-            .ok_or_else(|| format!("there is no rank {peer} of {}", self.links.len()))
+    fn link(&self, peer: u32) -> Result<&Mutex<Link>, Failure> {
+        let link = self.links.get(peer as usize);
+        link.ok_or_else(|| Failure::new(format!("there is no rank {peer} of {}", self.links.len())))
     }
 
     /// Whether this rank has ended what it has with the others.
@@ -192,16 +191,16 @@ impl Shared {
                 link.up(stream);
                 self.keep(peer, link.advance(AT_ONCE_BYTES));
             }
-            Err(error) => link.fail(&error.to_string()),
+            Err(error) => link.fail(words(&error)),
         }
     }
 
     /// There is no way to `peer`, unless it has come by itself meanwhile.
-    pub(crate) fn unreachable(&self, peer: u32, why: &str) {
+    pub(crate) fn unreachable(&self, peer: u32, failure: Failure) {
         let Ok(link) = self.link(peer) else { return };
         let mut link = locked(link);
         if link.phase == Phase::Dialing {
-            link.fail(why);
+            link.fail(failure);
         }
     }
 
@@ -228,7 +227,7 @@ impl Shared {
     }
 
     fn fail_all(&self, why: &str) {
-        self.links.iter().for_each(|link| locked(link).fail(why));
+        self.links.iter().for_each(|link| locked(link).fail(Failure::new(why)));
     }
 }
 
@@ -276,19 +275,19 @@ impl Mesh {
     fn start(
         &self,
         peer: u32,
-        start: impl FnOnce(&mut Link) -> Result<super::link::Ticket, String>,
-    ) -> Result<Box<dyn Pending>, String> {
+        start: impl FnOnce(&mut Link) -> Result<Ticket, Failure>,
+    ) -> Result<Box<dyn Pending>, Failure> {
         let shared = &self.0;
         let mut link = locked(shared.link(peer)?);
         let ticket = start(&mut link)?;
         match link.phase {
-            Phase::Idle if peer == shared.rank => return Err("a rank sends itself nothing".to_owned()),
+            Phase::Idle if peer == shared.rank => return Err(Failure::new("a rank sends itself nothing")),
             Phase::Idle => {
                 link.phase = Phase::Dialing;
                 let dialing = shared.clone();
                 let thread = std::thread::Builder::new().name("dial".to_owned());
                 if let Err(error) = thread.spawn(move || dial(&dialing, peer)) {
-                    link.fail(&format!("no thread to connect to it: {error}"));
+                    link.fail(Failure::new(format!("no thread to connect to it: {error}")));
                 }
             }
             _ => shared.keep(peer, link.flush(AT_ONCE_BYTES)),
@@ -311,11 +310,11 @@ impl Mesh {
 }
 
 impl Transport for Mesh {
-    fn send(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, String> {
+    fn send(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, Failure> {
         self.start(peer, |link| link.send(message, tag))
     }
 
-    fn recv(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, String> {
+    fn recv(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, Failure> {
         self.start(peer, |link| link.recv(message, tag))
     }
 

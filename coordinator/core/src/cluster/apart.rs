@@ -1,0 +1,155 @@
+//! Workers between which the network does not answer, though both reach the coordinator. They are not put together
+//! again for a while; the next time for twice as long.
+
+use std::collections::BTreeMap;
+
+use coxswain_types::ids::WorkerId;
+use coxswain_types::status::WorkerInfo;
+
+/// How long two workers are kept apart the first time, in milliseconds: a formation that fails costs half of it.
+pub const APART_MS: u64 = 30_000;
+
+/// How often that time doubles: up to eight minutes.
+const MAX_DOUBLINGS: u32 = 4;
+
+/// Two workers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Pair(WorkerId, WorkerId);
+
+impl Pair {
+    /// The pair, in whichever order they are named.
+    pub(super) fn of(one: WorkerId, other: WorkerId) -> Pair {
+        if one < other { Pair(one, other) } else { Pair(other, one) }
+    }
+
+    fn has(&self, worker: &WorkerId) -> bool {
+        self.0 == *worker || self.1 == *worker
+    }
+}
+
+/// Pairs of workers that are kept apart.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Apart(BTreeMap<Pair, Kept>);
+
+/// Until when a pair is kept apart, and how often it had to be since it worked together.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    until_ms: u64,
+    times: u32,
+}
+
+impl Apart {
+    /// The network between these did not answer.
+    pub(super) fn keep(&mut self, now_ms: u64, pairs: impl IntoIterator<Item = Pair>) {
+        for pair in pairs {
+            let kept = self.0.entry(pair).or_insert(Kept { until_ms: 0, times: 0 });
+            kept.until_ms = now_ms + (APART_MS << kept.times.min(MAX_DOUBLINGS));
+            kept.times += 1;
+        }
+    }
+
+    /// These have taken a step together.
+    pub(super) fn met(&mut self, here: impl Fn(&WorkerId) -> bool) {
+        self.0.retain(|pair, _| !(here(&pair.0) && here(&pair.1)));
+    }
+
+    /// When the next pair may be tried again.
+    pub(super) fn ends_ms(&self, now_ms: u64) -> Option<u64> {
+        self.0.values().map(|kept| kept.until_ms).filter(|until_ms| *until_ms > now_ms).min()
+    }
+
+    /// Whether these two are kept apart.
+    pub(super) fn parts(&self, now_ms: u64, one: &WorkerId, other: &WorkerId) -> bool {
+        self.now(now_ms).any(|pair| pair.has(one) && pair.has(other))
+    }
+
+    fn now(&self, now_ms: u64) -> impl Iterator<Item = &Pair> {
+        self.0.iter().filter(move |(_, kept)| kept.until_ms > now_ms).map(|(pair, _)| pair)
+    }
+
+    /// Those of `group` that may all work together, as many as are found by leaving out first who is kept apart from
+    /// the most others. They keep their order.
+    pub(super) fn together<'a>(&self, now_ms: u64, group: Vec<&'a WorkerInfo>) -> Vec<&'a WorkerInfo> {
+        let mut group = group;
+        loop {
+            let here = |worker: &WorkerId| group.iter().any(|info| info.id == *worker);
+            let apart: Vec<_> = self.now(now_ms).filter(|pair| here(&pair.0) && here(&pair.1)).collect();
+            let count = |info: &WorkerInfo| apart.iter().filter(|pair| pair.has(&info.id)).count();
+            // Of equal ones the last, which the job wants least.
+            let worst = (0..group.len()).max_by_key(|&at| count(group[at]));
+            match worst.filter(|&at| count(group[at]) > 0) {
+                Some(at) => group.remove(at),
+                None => return group,
+            };
+        }
+    }
+
+    /// Two of `group` that keep it from working together, in words.
+    pub(super) fn why(&self, now_ms: u64, group: &[&WorkerInfo]) -> Option<String> {
+        let here = |worker: &WorkerId| group.iter().any(|info| info.id == *worker);
+        let pair = self.now(now_ms).find(|pair| here(&pair.0) && here(&pair.1))?;
+        let left_ms = self.0.get(pair)?.until_ms.saturating_sub(now_ms);
+        Some(format!(
+            "the network between {} and {} does not answer, and they are tried again in {} s",
+            pair.0,
+            pair.1,
+            left_ms.div_ceil(1000)
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workers(names: &[&str]) -> Vec<WorkerInfo> {
+        let worker = |name: &&str| WorkerInfo {
+            id: WorkerId((*name).to_owned()),
+            incarnation: 1,
+            host: "h".to_owned(),
+            pid: 1,
+            cores: 1,
+            device: "cpu".to_owned(),
+            runtime: "r".to_owned(),
+            serves: None,
+        };
+        names.iter().map(worker).collect()
+    }
+
+    fn pair(one: &str, other: &str) -> Pair {
+        Pair::of(WorkerId(one.to_owned()), WorkerId(other.to_owned()))
+    }
+
+    fn names(apart: &Apart, now_ms: u64, all: &[WorkerInfo]) -> Vec<String> {
+        apart.together(now_ms, all.iter().collect()).iter().map(|info| info.id.0.clone()).collect()
+    }
+
+    #[test]
+    fn who_is_apart_from_the_most_others_is_left_out() {
+        let all = workers(&["a", "b", "c", "d"]);
+        let mut apart = Apart::default();
+        assert_eq!(names(&apart, 0, &all), ["a", "b", "c", "d"]);
+        apart.keep(0, [pair("d", "c")]);
+        assert_eq!(names(&apart, 0, &all), ["a", "b", "c"], "of two, who is wanted less");
+        apart.keep(0, [pair("b", "a"), pair("b", "c"), pair("b", "d")]);
+        assert_eq!(names(&apart, 0, &all), ["a", "c"]);
+        assert_eq!(names(&apart, APART_MS, &all), ["a", "b", "c", "d"]);
+    }
+
+    #[test]
+    fn each_time_they_are_kept_apart_for_twice_as_long_until_they_work_together() {
+        let mut apart = Apart::default();
+        let ends = |apart: &Apart| apart.ends_ms(0).unwrap_or(0) / 1000;
+        let mut seen = Vec::new();
+        for _ in 0..6 {
+            apart.keep(0, [pair("a", "b")]);
+            seen.push(ends(&apart));
+        }
+        assert_eq!(seen, [30, 60, 120, 240, 480, 480]);
+        apart.met(|worker| worker.0 == "a");
+        assert_eq!(ends(&apart), 480, "a alone took a step");
+        apart.met(|_| true);
+        apart.keep(0, [pair("a", "b")]);
+        assert_eq!(ends(&apart), 30);
+    }
+}
