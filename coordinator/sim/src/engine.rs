@@ -66,7 +66,7 @@ pub(crate) struct Closing {
 
 /// A rank at work.
 pub(crate) struct Engine {
-    generation: Generation,
+    pub(crate) generation: Generation,
     job: String,
     /// The processes by rank, once all have met.
     pub(crate) peers: Vec<usize>,

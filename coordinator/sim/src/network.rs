@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use coxswain_types::status::{Desired, WorkerStatus};
+use coxswain_types::ids::{Generation, Rank};
+use coxswain_types::status::{Desired, Fault, WorkerStatus};
 
 use crate::engine::Letter;
 use crate::faults::Family;
@@ -15,6 +16,9 @@ const HELD_MAX: usize = 4;
 /// When a link over which nothing passes is given up, at the earliest and at the latest: the interval and
 /// the time-out of the keep-alive that both sides send.
 const KEEPALIVE_US: (u64, u64) = (3 * SECOND_US, 5 * SECOND_US);
+
+/// When a rank gives up another that answers nothing.
+const UNANSWERED_US: u64 = 10 * SECOND_US;
 
 /// How late a message can be that was under way when its connection broke.
 const LATE_US: u64 = 3 * SECOND_US;
@@ -218,8 +222,12 @@ impl World {
     /// Sends a message to another rank.
     pub(crate) fn post(&mut self, from: usize, to: usize, letter: Letter) {
         let (one, other) = (self.processes[from].slot, self.processes[to].slot);
-        let cut = self.network.cut_peers.get(&(one.min(other), one.max(other)));
-        if cut.is_some_and(|until_us| self.now_us < *until_us) {
+        let cut = self.network.cut_peers.get(&(one.min(other), one.max(other))).copied();
+        if let Some(until_us) = cut.filter(|until_us| self.now_us < *until_us) {
+            if let Some(engine) = &self.processes[from].engine {
+                let generation = engine.generation;
+                self.after(UNANSWERED_US, Happening::Unanswered { from, to, until_us, generation });
+            }
             self.network.held_letters.push((from, to, letter));
             return;
         }
@@ -228,6 +236,19 @@ impl World {
         *last_us = arrival_us.max(*last_us);
         let arrival_us = *last_us;
         self.at(arrival_us, Happening::Letter { from, to, letter });
+    }
+
+    /// A rank has had no answer of another for long, unless the way is free by now.
+    pub(crate) fn unanswered(&mut self, from: usize, to: usize, until_us: u64, generation: Generation) {
+        let Some(engine) = &self.processes[from].engine else { return };
+        let peer = engine.peers.iter().position(|peer| *peer == to);
+        if self.now_us >= until_us || engine.generation != generation {
+            return;
+        }
+        if let Some(peer) = peer {
+            let fault = Fault::Path { peer: Rank(peer as u32) };
+            self.fail(from, "a peer does not answer".to_owned(), fault);
+        }
     }
 
     /// What was held up and is no more passes.

@@ -33,6 +33,8 @@ pub(crate) enum Happening {
     Work { process: usize, stint: u32, work: Work },
     /// A message from another rank has come.
     Letter { from: usize, to: usize, letter: Letter },
+    /// A rank has had no answer of another for long.
+    Unanswered { from: usize, to: usize, until_us: u64, generation: Generation },
     /// A manifest is written.
     Publish { process: usize, stint: u32, publish: Box<Publishing> },
     /// A status has come to the coordinator.
@@ -197,6 +199,9 @@ impl World {
             Happening::Reach { process } => self.reach(process),
             Happening::Work { process, stint, work } => self.work(process, stint, work),
             Happening::Letter { from, to, letter } => self.letter(from, to, letter),
+            Happening::Unanswered { from, to, until_us, generation } => {
+                self.unanswered(from, to, until_us, generation);
+            }
             Happening::Publish { process, stint, publish } => self.published(process, stint, *publish),
             Happening::Status { connection, status } => self.status_arrives(connection, status),
             Happening::Desired { connection, desired } => self.desired_arrives(connection, *desired),

@@ -151,16 +151,19 @@ fn status(cluster: &Cluster, name: &str, words: &[&str], line: &str) -> WorkerSt
         Some("preparing") => Phase::Preparing,
         Some("running") => Phase::Running,
         Some("done") => Phase::Done,
-        Some(word @ ("failed:" | "cut-off:" | "leaving:" | "broken:" | "damaged:")) => Phase::Failed {
-            message: line.split_once(": ").unwrap().1.to_owned(),
-            fault: match word {
-                "failed:" => Fault::Own,
-                "leaving:" => Fault::Leaving,
-                "broken:" => Fault::Device,
-                "damaged:" => Fault::Checkpoint,
-                _ => Fault::Peer,
-            },
-        },
+        Some(word @ ("failed:" | "cut-off:" | "leaving:" | "broken:" | "damaged:" | "parted:")) => {
+            Phase::Failed {
+                message: line.split_once(": ").unwrap().1.to_owned(),
+                fault: match word {
+                    "failed:" => Fault::Own,
+                    "leaving:" => Fault::Leaving,
+                    "broken:" => Fault::Device,
+                    "damaged:" => Fault::Checkpoint,
+                    "parted:" => Fault::Path { peer: Rank(number(words, "from").unwrap() as u32) },
+                    _ => Fault::Peer,
+                },
+            }
+        }
         other => panic!("{other:?} in `{line}`"),
     };
     let reports = value(words, "reports").map_or(vec![], |range| {
