@@ -253,7 +253,15 @@ impl World {
         };
         let start = match start {
             Ok(start) => start,
-            Err(why) => return self.fail(process, why, Fault::Own),
+            Err(why) => {
+                // A generation that was given up may still publish the same step anew: a worker that finds another
+                // manifest than it was told of calls the checkpoint damaged, and the folder is looked at again.
+                let folder = self.folders.entry(assignment.directory.clone()).or_default();
+                let whole =
+                    assignment.resume.as_ref().is_some_and(|resume| folder.read(resume.step, None).is_ok());
+                let fault = if whole { Fault::Checkpoint } else { Fault::Own };
+                return self.fail(process, why, fault);
+            }
         };
         let me = &mut self.processes[process];
         me.remains = None;

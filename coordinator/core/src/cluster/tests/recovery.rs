@@ -616,7 +616,8 @@ fn workers_that_do_not_reach_each_other_are_kept_apart_while_another_is_there() 
             info: runs on w0, w2 with 1 thread each (as before)
             wake w0
             wake w2
-    "#]].assert_eq(&print);
+    "#]]
+    .assert_eq(&print);
 }
 
 /// With no other worker they are tried again after a while, and the wait says so.
