@@ -242,7 +242,9 @@ impl World {
     pub(crate) fn unanswered(&mut self, from: usize, to: usize, until_us: u64, generation: Generation) {
         let Some(engine) = &self.processes[from].engine else { return };
         let peer = engine.peers.iter().position(|peer| *peer == to);
-        if self.now_us >= until_us || engine.generation != generation {
+        let (one, other) = (self.processes[from].slot, self.processes[to].slot);
+        let cut = self.network.cut_peers.get(&(one.min(other), one.max(other)));
+        if self.now_us >= until_us || cut != Some(&until_us) || engine.generation != generation {
             return;
         }
         if let Some(peer) = peer {

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use coxswain_types::ids::WorkerId;
 use coxswain_types::status::WorkerInfo;
 
-/// How long two workers are kept apart the first time, in milliseconds: a formation that fails costs half of it.
-pub const APART_MS: u64 = 30_000;
+/// How long two workers are kept apart the first time, in milliseconds: about as long as it takes them to find out that
+/// they still do not reach each other.
+pub const APART_MS: u64 = 10_000;
 
-/// How often that time doubles: up to eight minutes.
+/// How often that time doubles: up to 160 seconds.
 const MAX_DOUBLINGS: u32 = 4;
 
 /// Two workers.
@@ -56,6 +57,11 @@ impl Apart {
     /// When the next pair may be tried again.
     pub(super) fn ends_ms(&self, now_ms: u64) -> Option<u64> {
         self.0.values().map(|kept| kept.until_ms).filter(|until_ms| *until_ms > now_ms).min()
+    }
+
+    /// When all may be tried again.
+    pub(super) fn last_ms(&self) -> Option<u64> {
+        self.0.values().map(|kept| kept.until_ms).max()
     }
 
     /// Whether these two are kept apart.
@@ -145,11 +151,11 @@ mod tests {
             apart.keep(0, [pair("a", "b")]);
             seen.push(ends(&apart));
         }
-        assert_eq!(seen, [30, 60, 120, 240, 480, 480]);
+        assert_eq!(seen, [10, 20, 40, 80, 160, 160]);
         apart.met(|worker| worker.0 == "a");
-        assert_eq!(ends(&apart), 480, "a alone took a step");
+        assert_eq!(ends(&apart), 160, "a alone took a step");
         apart.met(|_| true);
         apart.keep(0, [pair("a", "b")]);
-        assert_eq!(ends(&apart), 30);
+        assert_eq!(ends(&apart), 10);
     }
 }

@@ -69,6 +69,11 @@ impl Cluster {
         self.jobs.iter().map(Job::summary).collect()
     }
 
+    /// Until when workers of a job that is not over are kept apart, since they did not reach each other.
+    pub fn apart_until_ms(&self) -> Option<u64> {
+        self.jobs.iter().filter(|job| !job.state.is_over()).filter_map(|job| job.apart.last_ms()).max()
+    }
+
     /// One job as it is now.
     pub fn summary(&self, job: &str) -> Option<JobSummary> {
         self.job(job).map(Job::summary)

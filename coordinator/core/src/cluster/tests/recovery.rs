@@ -634,23 +634,23 @@ fn workers_that_do_not_reach_each_other_are_tried_again() {
         3100 w1 idle
         3100 prepared demo-1
         3100 jobs
-        31000 w0 idle
-        31000 w1 idle
-        32900 w0 idle
-        32900 w1 idle
-        33200 tick",
+        11000 w0 idle
+        11000 w1 idle
+        12900 w0 idle
+        12900 w1 idle
+        13200 tick",
     );
     expect![[r#"
         3100 w0 idle
         3100 w1 idle
         3100 prepared demo-1
         3100 jobs
-            demo-1 Gathering step 0: waiting for 2 workers that reach each other: the network between w0 and w1 does not answer, and they are tried again in 30 s, since worker w0 (rank 0, stage 0, pid 100 on alpha) failed: rank 1 does not answer
-        31000 w0 idle
-        31000 w1 idle
-        32900 w0 idle
-        32900 w1 idle
-        33200 tick
+            demo-1 Gathering step 0: waiting for 2 workers that reach each other: the network between w0 and w1 does not answer, and they are tried again in 10 s, since worker w0 (rank 0, stage 0, pid 100 on alpha) failed: rank 1 does not answer
+        11000 w0 idle
+        11000 w1 idle
+        12900 w0 idle
+        12900 w1 idle
+        13200 tick
             record formed demo-1 g2 [w0 w1] threads 1 from 0
             info: runs on w0, w1 with 1 thread each (as before)
             wake w0
