@@ -126,6 +126,11 @@ impl Drop for Nodes {
     }
 }
 
+/// The nodes, or none where this machine has none; then it says so.
+pub fn here(nodes: Result<Nodes>) -> Option<Nodes> {
+    nodes.map_err(|why| println!("skipped, for network namespaces cannot be made: {why:#}")).ok()
+}
+
 /// Ends its processes when dropped.
 struct Processes(Vec<Child>);
 

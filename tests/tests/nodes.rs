@@ -9,7 +9,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coxswain_tests::nodes::{Cluster, Nodes};
+use coxswain_tests::nodes::{self, Cluster, Nodes};
 use coxswain_tests::process::lines;
 use coxswain_tests::{Folder, Run, wait_until};
 
@@ -26,14 +26,9 @@ fn interruptions(cluster: &Cluster<'_>) -> Vec<String> {
     events.iter().filter(|event| event["kind"] == "interrupted").map(ToString::to_string).collect()
 }
 
-/// The nodes, or none where this machine has none.
-fn here(nodes: Result<Nodes>) -> Option<Nodes> {
-    nodes.map_err(|why| println!("skipped, for network namespaces cannot be made: {why:#}")).ok()
-}
-
 #[test]
 fn two_nodes_give_the_bits_of_one() -> Result<()> {
-    let Some(nodes) = here(Nodes::pair("plain")) else { return Ok(()) };
+    let Some(nodes) = nodes::here(Nodes::pair("plain")) else { return Ok(()) };
     let folder = Folder::new()?;
     let one = folder.run("one").summary()?;
     let cluster = Cluster::plain(&nodes, &folder, "two")?;
@@ -98,7 +93,7 @@ fn windows_seen(run: &Run, captured: &Path) -> Result<(usize, usize)> {
 
 #[test]
 fn a_capture_holds_no_tensor_unless_the_network_is_trusted() -> Result<()> {
-    let Some(nodes) = here(Nodes::pair("tls")) else { return Ok(()) };
+    let Some(nodes) = nodes::here(Nodes::pair("tls")) else { return Ok(()) };
     let folder = Folder::new()?;
     let one = folder.run("one").summary()?;
     // Each rank sends the other the weights that it has brought up to date.
@@ -131,7 +126,7 @@ fn a_network_that_parts_two_workers_interrupts_the_run_until_it_is_whole_again()
         return Ok(());
     }
     for (name, both) in [("parted", true), ("oneway", false)] {
-        let Some(nodes) = here(Nodes::routed(name)) else { return Ok(()) };
+        let Some(nodes) = nodes::here(Nodes::routed(name)) else { return Ok(()) };
         let folder = Folder::new()?;
         let cluster = Cluster::plain(&nodes, &folder, name)?;
         let sets = ["layout.pipeline=2", "train.steps=2000", "checkpoint.every=0", "train.evaluate_every=0"];
