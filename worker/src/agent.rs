@@ -104,11 +104,13 @@ pub(crate) fn run(work: &Work) -> Result<End> {
 async fn work_for(work: &Work, info: WorkerInfo) -> Result<End> {
     let mut signals = Signals::listen()?;
     let proof = Proof::of(work).map_err(|error| BadArgument(format!("{error:#}")))?;
+    // Before a token is used up.
+    let port = proof.data_port(work).map_err(|error| BadArgument(format!("{error:#}")))?;
     let (identity, channel) = tokio::select! {
         reached = proof.reach(work, &info.id.0) => reached?,
         stop = signals.next() => return Ok(End::Asked(stop)),
     };
-    let port = identity.data_port(work)?;
+    identity.encrypt(&port, work)?;
     let renewing = tokio::spawn(identity.keep(channel.clone()));
     let agent = Agent::new(info, work, port, coxswain_proto::cluster_client(channel))?;
     let result = stay(work, agent, signals).await;

@@ -55,6 +55,24 @@ impl Proof {
         }
     }
 
+    /// The port for tensors.
+    ///
+    /// # Errors
+    /// Where it is taken, or where others would reach a worker whose calls are neither encrypted nor of this network.
+    pub(crate) fn data_port(&self, work: &Work) -> Result<Arc<DataPort>> {
+        let seen_as = address_towards(&work.coordinator)?;
+        let listen = work.data_listen.unwrap_or(SocketAddr::new(seen_as, 0));
+        let plain = matches!(self, Proof::Transport(Transport::Plain));
+        if plain && seen_as.is_loopback() && !listen.ip().is_loopback() {
+            bail!(
+                "--data-listen {listen}: without a certificate, and with a coordinator on this machine, tensors stay \
+                 on this machine; leave it out, or give a loopback address"
+            );
+        }
+        DataPort::open(listen, seen_as)
+            .with_context(|| format!("listening for tensors on {listen} (--data-listen)"))
+    }
+
     /// Tries to connect for as long as the user's patience lasts: workers may start first.
     pub(crate) async fn reach(&self, work: &Work, name: &str) -> Result<(Identity, Channel)> {
         let end = tokio::time::Instant::now() + Duration::from_secs(u64::from(work.patience_s));
@@ -106,18 +124,16 @@ impl Proof {
 }
 
 impl Identity {
-    /// The port for tensors, encrypted by this worker's certificate where it has one and the network is not trusted.
-    pub(crate) fn data_port(&self, work: &Work) -> Result<Arc<DataPort>> {
-        let seen_as = address_towards(&work.coordinator)?;
-        let listen = work.data_listen.unwrap_or(SocketAddr::new(seen_as, 0));
-        let tls = match &self.transport {
-            Transport::Tls(tls) if !work.trust_network => {
-                let (client, server) = tls.between_workers().context("TLS between workers")?;
-                Some(TensorTls { client, server, on_one_host: false })
-            }
-            _ => None,
-        };
-        DataPort::open(listen, seen_as, tls).with_context(|| format!("listening for tensors on {listen}"))
+    /// Has the port's connections to other machines encrypted by this worker's certificate, where it has one and the
+    /// network is not trusted.
+    pub(crate) fn encrypt(&self, port: &DataPort, work: &Work) -> Result<()> {
+        if let Transport::Tls(tls) = &self.transport
+            && !work.trust_network
+        {
+            let (client, server) = tls.between_workers().context("TLS between workers")?;
+            port.encrypt(TensorTls { client, server, on_one_host: false });
+        }
+        Ok(())
     }
 
     /// Renews the certificate at half of its life, again and again. Ends at once where there is none to

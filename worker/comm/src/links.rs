@@ -9,7 +9,7 @@ use coxswain_native::net::{Group, Network, Transfer};
 use tch::{Device, Kind, Tensor};
 
 use crate::rendezvous::Store;
-use crate::transport::{DataPort, Mesh, place_key};
+use crate::transport::{DataPort, Mesh};
 use crate::tree::{below, children, parent};
 
 /// What traffic is for. Messages of one purpose between two ranks arrive in order; those of
@@ -118,9 +118,6 @@ impl Now {
 /// thousand slices.
 pub const SHARED_MAX_BYTES: usize = 16 << 20;
 
-/// The key by which the lead rank says that all ranks are there.
-const ALL_HERE: &[u8] = b"here/all";
-
 fn add(sums: &mut [f64], list: &[f64]) {
     sums.iter_mut().zip(list).for_each(|(sum, value)| *sum += value);
 }
@@ -139,20 +136,8 @@ impl Links {
         forming_ms: u64,
         operation_ms: u64,
     ) -> Result<Links, TorchError> {
-        let text = |error: String| TorchError(error);
         let connect = Duration::from_millis(forming_ms.min(CONNECT_MS));
-        let mesh = Mesh::new(store, rank, world, port, connect);
-        let mesh = mesh.map_err(|error| TorchError(format!("opening this rank's network: {error}")))?;
-        // All are there before the first connects, and connecting to one that is there takes milliseconds.
-        // Only the lead rank asks for every other rank; the others wait for one key. So requests grow with the
-        // number of ranks, not with its square.
-        let store = mesh.store();
-        if rank == 0 {
-            (1..world).try_for_each(|other| store.get(&place_key(other)).map(drop)).map_err(text)?;
-            store.set(ALL_HERE, b"here").map_err(text)?;
-        } else {
-            store.get(ALL_HERE).map_err(|error| TorchError(format!("not all ranks are here: {error}")))?;
-        }
+        let mesh = Mesh::join(&store, rank, world, port, connect).map_err(TorchError)?;
         let network = Network::new(mesh, Duration::from_millis(operation_ms));
         Ok(Links { network: Some(network), now: Now::of(rank, world), rank, world })
     }

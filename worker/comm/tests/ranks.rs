@@ -67,7 +67,7 @@ fn a_hundred_and_twenty_eight_ranks_meet_and_close_a_step() {
             continue;
         }
         let start = Instant::now();
-        let sums = ranks_within(60_000, world, |links| {
+        let sums = ranks_within(60_000, 60_000, world, |links| {
             let met = start.elapsed();
             let sum = |lists: Vec<Vec<f64>>| vec![lists.iter().map(|list| list[0]).sum()];
             (met, links.close(&[f64::from(links.rank())], sum).unwrap())
@@ -108,7 +108,7 @@ fn all_ranks_get_what_each_brings() {
 
 #[test]
 fn a_wait_may_take_longer_than_forming_a_group() {
-    // Connecting is given three seconds, a peer that computes is not.
+    // Connecting is given two seconds, a peer that computes is given more.
     let values = ranks(2, |links| {
         if links.rank() == 1 {
             std::thread::sleep(Duration::from_millis(3_400));

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
+use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
@@ -35,12 +36,6 @@ struct At(*mut u8);
 unsafe impl Send for At {}
 
 impl Memory {
-    /// A message of its own, for whoever tries a transport: the bytes are never given back.
-    pub fn leaked(bytes: Vec<u8>) -> Memory {
-        let bytes = bytes.leak();
-        Memory { bytes: bytes.len(), at: Arc::new(Mutex::new(Some(At(bytes.as_mut_ptr())))) }
-    }
-
     /// How many there are.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -48,25 +43,22 @@ impl Memory {
 
     /// What `look` makes of the bytes from `start` on; `None` once the exchange has ended.
     pub fn read<T>(&self, start: usize, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
-        self.reach(start, |bytes| look(bytes))
+        let at = locked(&self.at);
+        let At(memory) = (*at)?;
+        // SAFETY: the tensor lives until its `Lease` has taken the pointer away, under the same lock, and nobody writes
+        // to one that is being sent. One tensor may be on its way to several ranks.
+        let bytes = if self.bytes == 0 { &[] } else { unsafe { slice::from_raw_parts(memory, self.bytes) } };
+        bytes.get(start..).map(look)
     }
 
     /// As [`Memory::read`], for one that writes.
     pub fn write<T>(&self, start: usize, fill: impl FnOnce(&mut [u8]) -> T) -> Option<T> {
-        self.reach(start, fill)
-    }
-
-    fn reach<T>(&self, start: usize, call: impl FnOnce(&mut [u8]) -> T) -> Option<T> {
         let at = locked(&self.at);
         let At(memory) = (*at)?;
-        // SAFETY: the tensor lives until its `Lease` has taken the pointer away, under the same lock. Nobody writes
-        // to a tensor that is being sent, and nobody reads one that is being received.
-        let bytes = if self.bytes == 0 {
-            &mut []
-        } else {
-            unsafe { std::slice::from_raw_parts_mut(memory, self.bytes) }
-        };
-        bytes.get_mut(start..).map(call)
+        // SAFETY: as above, and nobody else reaches a tensor that is being received.
+        let bytes =
+            if self.bytes == 0 { &mut [] } else { unsafe { slice::from_raw_parts_mut(memory, self.bytes) } };
+        bytes.get_mut(start..).map(fill)
     }
 }
 

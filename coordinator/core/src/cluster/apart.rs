@@ -13,6 +13,12 @@ pub const APART_MS: u64 = 10_000;
 /// How often that time doubles: up to 160 seconds.
 const MAX_DOUBLINGS: u32 = 4;
 
+/// How long after that it is remembered how often they were kept apart.
+const REMEMBERED_MS: u64 = 3_600_000;
+
+/// How many pairs are kept apart at most; looking at them is a part of each choice of workers.
+const MAX_PAIRS: usize = 256;
+
 /// Two workers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Pair(WorkerId, WorkerId);
@@ -42,7 +48,11 @@ struct Kept {
 impl Apart {
     /// The network between these did not answer.
     pub(super) fn keep(&mut self, now_ms: u64, pairs: impl IntoIterator<Item = Pair>) {
+        self.0.retain(|_, kept| now_ms < kept.until_ms + REMEMBERED_MS);
         for pair in pairs {
+            if self.0.len() >= MAX_PAIRS && !self.0.contains_key(&pair) {
+                return;
+            }
             let kept = self.0.entry(pair).or_insert(Kept { until_ms: 0, times: 0 });
             kept.until_ms = now_ms + (APART_MS << kept.times.min(MAX_DOUBLINGS));
             kept.times += 1;

@@ -170,7 +170,8 @@ impl<'a> Hall<'a> {
         let apart =
             |info: &WorkerInfo, seat: &Seat| job.apart.parts(self.cluster.now_ms, &info.id, &seat.info.id);
         let reached = |info: &&WorkerInfo| !run.seats.iter().any(|seat| apart(info, seat));
-        self.open_to(index).into_iter().filter(alike).filter(reached).collect()
+        let reached = self.open_to(index).into_iter().filter(alike).filter(reached).collect();
+        job.apart.together(self.cluster.now_ms, reached)
     }
 
     /// How many workers wait that could join the run of a job that shrank, and what it could be with them.

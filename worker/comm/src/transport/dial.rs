@@ -13,7 +13,8 @@ use socket2::{SockRef, TcpKeepalive};
 
 use super::hello::{self, Endpoint, Hello};
 use super::link::words;
-use super::mesh::{Place, Shared, place_key};
+use super::mesh::Shared;
+use super::place::Place;
 use super::port::TensorTls;
 use super::stream::Stream;
 
@@ -28,21 +29,24 @@ const CHANNEL: &[u8] = b"EXPORTER-coxswain-tensors";
 /// Connects to `peer`, and says in its link how that went.
 pub(crate) fn dial(shared: &Arc<Shared>, peer: u32) {
     let end = Instant::now() + shared.patience;
-    match find(shared, peer).and_then(|(place, endpoint)| reach(shared, &place, &endpoint, end)) {
-        Ok(Some(stream)) => shared.connected(peer, Ok(stream)),
-        // Its own connection is on its way.
-        Ok(None) => {}
+    let unknown = || Failure::new("where it is was told in another form; is it another version?");
+    let found = shared.place(peer).and_then(|place| Some((place, place.endpoint()?))).ok_or_else(unknown);
+    match found.and_then(|(place, endpoint)| reach(shared, place, &endpoint, end)) {
+        Ok(Some(stream)) => shared.connected(peer, None, Ok(stream)),
+        Ok(None) => await_other(shared, peer, end),
         Err(failure) => shared.unreachable(peer, failure),
     }
 }
 
-fn find(shared: &Shared, peer: u32) -> Result<(Place, Endpoint), Failure> {
-    let told = shared.store.get(&place_key(peer));
-    let told = told.map_err(|error| Failure::new(format!("where it is cannot be told: {error}")))?;
-    let other = || Failure::new("where it is was told in another form; is it another version?");
-    let place: Place = serde_json::from_slice(&told).map_err(|_| other())?;
-    let endpoint = place.endpoint().ok_or_else(other)?;
-    Ok((place, endpoint))
+/// The other end has another connection for this pair, which is on its way; unless that one breaks off.
+fn await_other(shared: &Shared, peer: u32, end: Instant) {
+    while shared.dials(peer) {
+        if Instant::now() >= end {
+            let why = "it refused this connection for another one, which did not come";
+            return shared.unreachable(peer, Failure::new(why));
+        }
+        std::thread::sleep(RETRY);
+    }
 }
 
 fn reach(

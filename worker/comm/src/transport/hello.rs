@@ -6,6 +6,7 @@
 //! heard proves nothing on another, and an endpoint of an older generation is not there any more.
 
 use std::io::{self, Read, Write};
+use std::sync::OnceLock;
 
 use rustls::crypto::ring;
 
@@ -20,7 +21,7 @@ const UNKNOWN: u8 = 1;
 const TAKEN: u8 = 2;
 
 /// Where a rank is found, and what proves that somebody was told.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(crate) struct Endpoint {
     /// Its name, which is no secret.
     pub(crate) id: [u8; 16],
@@ -80,15 +81,23 @@ impl Hello {
 }
 
 /// This machine, as long as it is up, and the network namespace of this process: what goes between two processes with
-/// the same one leaves neither.
+/// the same one leaves neither. Where the system does not tell, no other process has the same.
 pub(crate) fn host() -> [u8; 16] {
-    let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let namespace = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&boot).update(namespace.as_os_str().as_encoded_bytes());
-    let mut host = [0; 16];
-    hasher.finalize_xof().fill(&mut host);
-    host
+    static HOST: OnceLock<[u8; 16]> = OnceLock::new();
+    *HOST.get_or_init(|| {
+        let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let namespace = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
+        let namespace = namespace.as_os_str().as_encoded_bytes();
+        let mut hasher = blake3::Hasher::new();
+        if boot.is_empty() || namespace.is_empty() {
+            // Without random bytes a rank has no endpoint either.
+            hasher.update(&random::<32>().unwrap_or_default()).update(&std::process::id().to_le_bytes());
+        }
+        hasher.update(&boot).update(namespace);
+        let mut host = [0; 16];
+        hasher.finalize_xof().fill(&mut host);
+        host
+    })
 }
 
 /// One of the two ends.
@@ -150,8 +159,8 @@ pub(crate) fn connect(
     }
 }
 
-/// The end that is connected to. `find` has the endpoint's secret, if it is here and this caller may come so; `take`
-/// decides, once the other end has proved who it is, whether the connection is wanted.
+/// The end that is connected to: who came, once it has proved that. `find` has the endpoint's secret, if it is here and
+/// this caller may come so. [`answer`] has to follow.
 ///
 /// # Errors
 /// Where the other end is a stranger, or goes.
@@ -159,8 +168,7 @@ pub(crate) fn listen<E>(
     stream: &mut (impl Read + Write),
     channel: &[u8; 32],
     find: impl FnOnce(&Hello) -> Option<(E, [u8; 32])>,
-    take: impl FnOnce(&E, &Hello) -> bool,
-) -> io::Result<Option<(E, u32)>> {
+) -> io::Result<(E, Hello)> {
     let mut said = [0; HELLO_BYTES];
     stream.read_exact(&mut said)?;
     let hello = Hello::decode(&said).ok_or_else(|| refused("it speaks another protocol"))?;
@@ -180,10 +188,13 @@ pub(crate) fn listen<E>(
     if blake3::Hash::from_bytes(shown) != proof(&secret, End::Connects, &said, &nonce, channel) {
         return Err(refused("it does not know the secret of the endpoint"));
     }
-    let taken = take(&endpoint, &hello);
+    Ok((endpoint, hello))
+}
+
+/// Tells one who has proved who it is whether its connection is taken.
+pub(crate) fn answer(stream: &mut impl Write, taken: bool) -> io::Result<()> {
     stream.write_all(&[if taken { GOES_ON } else { TAKEN }])?;
-    stream.flush()?;
-    Ok(taken.then_some((endpoint, hello.from)))
+    stream.flush()
 }
 
 #[cfg(test)]
@@ -207,9 +218,9 @@ mod tests {
         std::thread::scope(|scope| {
             let listens = scope.spawn(move || {
                 let find = |hello: &Hello| (hello.endpoint == here.id).then_some(((), here.secret));
-                listen(&mut other, &channels.1, find, |(), _| wanted)
-                    .map(|met| met.map(|((), from)| from))
-                    .map_err(|error| error.kind())
+                let met = listen(&mut other, &channels.1, find);
+                let told = met.and_then(|((), hello)| answer(&mut other, wanted).map(|()| hello.from));
+                told.map(|from| wanted.then_some(from)).map_err(|error| error.kind())
             });
             let hello = Hello::new(says, 3).unwrap();
             let connects = connect(&mut one, &hello, &secret, &channels.0).map_err(|error| error.kind());
@@ -248,11 +259,11 @@ mod tests {
         // One that connects and cannot prove anything.
         one.write_all(&Hello::new(here.id, 0).unwrap().encode()).unwrap();
         one.write_all(&[7; 32]).unwrap();
-        let error = listen(&mut other, &[0; 32], |_| Some(((), here.secret)), |(), _| true).unwrap_err();
+        let error = listen(&mut other, &[0; 32], |_| Some(((), here.secret))).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
         let (mut one, mut other) = UnixStream::pair().unwrap();
         one.write_all(&[b'G'; HELLO_BYTES]).unwrap();
-        let error = listen(&mut other, &[0; 32], |_| Some(((), here.secret)), |(), _| true).unwrap_err();
+        let error = listen(&mut other, &[0; 32], |_| Some(((), here.secret))).unwrap_err();
         assert_eq!(error.to_string(), "it speaks another protocol");
     }
 }

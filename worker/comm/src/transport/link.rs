@@ -89,8 +89,8 @@ pub(crate) enum Phase {
     Idle,
     /// This end connects to the other.
     Dialing,
-    /// The other end's connection is about to be taken.
-    Taking,
+    /// The other end's connection is about to be taken, at this attempt.
+    Taking(u64),
     /// They are connected.
     Up,
     /// They were, or could not be; why.
@@ -143,6 +143,12 @@ impl Link {
         self.out.announce(tag, message.memory.bytes());
         self.inbox.messages.entry(tag).or_default().push_back(message);
         Ok(ticket)
+    }
+
+    /// Whether something waits for a connection.
+    pub(crate) fn has_work(&self) -> bool {
+        let sends = self.out.queues.values().any(|queue| !queue.messages.is_empty());
+        sends || self.inbox.messages.values().any(|messages| !messages.is_empty())
     }
 
     fn expect_alive(&self) -> Result<(), Failure> {

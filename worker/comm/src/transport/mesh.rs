@@ -5,21 +5,20 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use coxswain_native::net::{Failure, Memory, Pending, Transport};
 use mio::{Events, Poll, Registry, Token, Waker};
-use serde::{Deserialize, Serialize};
 
 use super::dial::dial;
-use super::hello::{self, Endpoint, Hello};
+use super::hello::{Endpoint, Hello};
 use super::link::{Link, Phase, Then, Ticket, words};
+use super::locked;
+use super::place::{Place, meet};
 use super::port::DataPort;
 use super::stream::Stream;
-use super::{TensorTls, locked};
 use crate::rendezvous::Store;
 
 /// How many bytes a link moves each way before the next has its turn.
@@ -27,115 +26,20 @@ const TURN_BYTES: usize = 4 << 20;
 /// How many bytes the thread that starts a send moves itself: a short message is on its way at once, and a long one
 /// leaves the thread to its work.
 const AT_ONCE_BYTES: usize = 256 << 10;
-/// How long a rank that leaves reads what the others still send, so that they get what it sent last.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long a rank that leaves reads what the others still send, so that they get what it sent last. Only its thread
+/// waits for that.
+const LINGER: Duration = Duration::from_secs(20);
 
 /// The token that wakes the thread.
 const WAKE: Token = Token(usize::MAX);
-
-/// Where a rank is found, as it tells the others.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Place {
-    pub(crate) address: SocketAddr,
-    id: String,
-    secret: String,
-    host: String,
-    encrypts: Encrypts,
-}
-
-/// Which connections a rank encrypts. Two ranks have to agree about theirs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Encrypts {
-    None,
-    BetweenHosts,
-    All,
-}
-
-impl Encrypts {
-    /// What a port encrypts.
-    pub(crate) fn of(tls: Option<&TensorTls>) -> Encrypts {
-        match tls {
-            None => Encrypts::None,
-            Some(tls) if tls.on_one_host => Encrypts::All,
-            Some(_) => Encrypts::BetweenHosts,
-        }
-    }
-
-    /// Whether it encrypts a connection with a rank of `host`.
-    pub(crate) fn with(self, host: &[u8; 16]) -> bool {
-        match self {
-            Encrypts::None => false,
-            Encrypts::BetweenHosts => *host != hello::host(),
-            Encrypts::All => true,
-        }
-    }
-}
-
-impl Place {
-    fn of(endpoint: &Endpoint, port: &DataPort) -> Place {
-        Place {
-            address: port.address(),
-            id: hex(&endpoint.id),
-            secret: hex(&endpoint.secret),
-            host: hex(&hello::host()),
-            encrypts: Encrypts::of(port.tls()),
-        }
-    }
-
-    /// The endpoint; `None` where the text is of another version.
-    pub(crate) fn endpoint(&self) -> Option<Endpoint> {
-        Some(Endpoint { id: unhex(&self.id)?, secret: unhex(&self.secret)? })
-    }
-
-    /// By what this process connects to it: `None` is plain text.
-    ///
-    /// # Errors
-    /// In words, where one of the two encrypts and the other does not.
-    pub(crate) fn security<'a>(&self, own: Option<&'a TensorTls>) -> Result<Option<&'a TensorTls>, String> {
-        let host = unhex(&self.host).ok_or("its machine was told in another form; is it another version?")?;
-        let text = match (self.encrypts.with(&host), Encrypts::of(own).with(&host)) {
-            (false, false) => return Ok(None),
-            (true, true) => return Ok(own),
-            (true, false) => {
-                "it takes encrypted tensors only, and this worker was started with --trust-network, or without a \
-                 certificate"
-            }
-            (false, true) => {
-                "it was started with --trust-network, or without a certificate, and this worker sends encrypted \
-                 tensors only"
-            }
-        };
-        Err(text.to_owned())
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    if text.len() != 2 * N || !text.is_ascii() {
-        return None;
-    }
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
-    }
-    Some(bytes)
-}
-
-/// The key under which a rank tells its place.
-pub(crate) fn place_key(rank: u32) -> Vec<u8> {
-    format!("place/{rank}").into_bytes()
-}
 
 /// What the threads of a rank share.
 pub(crate) struct Shared {
     pub(crate) rank: u32,
     pub(crate) endpoint: Endpoint,
     pub(crate) port: Arc<DataPort>,
-    pub(crate) store: Box<dyn Store>,
+    /// Where all ranks are found, once they are there.
+    places: OnceLock<Vec<Place>>,
     /// How long connecting may take.
     pub(crate) patience: Duration,
     links: Vec<Mutex<Link>>,
@@ -158,28 +62,65 @@ impl Shared {
         self.ended.load(Ordering::SeqCst)
     }
 
-    /// Whether a connection of another rank is wanted, which has proved who it is.
-    pub(crate) fn takes(&self, hello: &Hello) -> bool {
-        let Ok(link) = self.link(hello.from) else { return false };
-        let mut link = locked(link);
-        let wanted = match link.phase {
-            Phase::Idle => true,
-            Phase::Dialing => hello.from > self.rank,
-            Phase::Taking | Phase::Up | Phase::Down(_) => false,
-        };
-        if wanted {
-            link.phase = Phase::Taking;
-        }
-        wanted
+    /// How many ranks there are.
+    pub(crate) fn world(&self) -> usize {
+        self.links.len()
     }
 
-    /// The connection to `peer` stands.
-    pub(crate) fn connected(&self, peer: u32, stream: io::Result<Stream>) {
+    /// Where a rank is found.
+    pub(crate) fn place(&self, peer: u32) -> Option<&Place> {
+        self.places.get()?.get(peer as usize)
+    }
+
+    /// Whether a connection of another rank is wanted, which has proved who it is; then the number of this attempt. One
+    /// that comes while an earlier one of the same rank is still being taken counts in its place: the rank has given
+    /// that one up.
+    pub(crate) fn takes(&self, hello: &Hello) -> Option<u64> {
+        let mut link = locked(self.link(hello.from).ok()?);
+        let attempt = match link.phase {
+            Phase::Idle => 1,
+            Phase::Dialing if hello.from > self.rank => 1,
+            Phase::Taking(before) => before + 1,
+            Phase::Dialing | Phase::Up | Phase::Down(_) => return None,
+        };
+        link.phase = Phase::Taking(attempt);
+        Some(attempt)
+    }
+
+    /// The connection that was to be taken broke off before the other end knew. It comes again, or else this end
+    /// connects if it has something for the other.
+    pub(crate) fn gives_back(self: &Arc<Self>, peer: u32, attempt: u64) {
+        let Ok(link) = self.link(peer) else { return };
+        let mut link = locked(link);
+        if link.phase == Phase::Taking(attempt) {
+            link.phase = Phase::Idle;
+            if link.has_work() {
+                self.begin_dialing(&mut link, peer);
+            }
+        }
+    }
+
+    fn begin_dialing(self: &Arc<Self>, link: &mut Link, peer: u32) {
+        link.phase = Phase::Dialing;
+        let dialing = self.clone();
+        let thread = std::thread::Builder::new().name("dial".to_owned());
+        if let Err(error) = thread.spawn(move || dial(&dialing, peer)) {
+            link.fail(Failure::new(format!("no thread to connect to it: {error}")));
+        }
+    }
+
+    /// Whether this end still looks for a connection to `peer`.
+    pub(crate) fn dials(&self, peer: u32) -> bool {
+        self.link(peer).is_ok_and(|link| matches!(locked(link).phase, Phase::Dialing | Phase::Taking(_)))
+    }
+
+    /// The connection to `peer` stands: the one that was taken as this attempt, or the one that this end has made.
+    pub(crate) fn connected(&self, peer: u32, attempt: Option<u64>, stream: io::Result<Stream>) {
         let Ok(link) = self.link(peer) else { return };
         // Under the lock, for the thread may be told of the first bytes at once.
         let mut link = locked(link);
-        if !matches!(link.phase, Phase::Dialing | Phase::Taking) {
-            // It was aborted meanwhile.
+        if link.phase != attempt.map_or(Phase::Dialing, Phase::Taking) {
+            // It was aborted meanwhile, or the other end has come again.
             return;
         }
         let registered = stream.and_then(|mut stream| {
@@ -199,7 +140,7 @@ impl Shared {
     pub(crate) fn unreachable(&self, peer: u32, failure: Failure) {
         let Ok(link) = self.link(peer) else { return };
         let mut link = locked(link);
-        if link.phase == Phase::Dialing {
+        if matches!(link.phase, Phase::Dialing | Phase::Taking(_)) {
             link.fail(failure);
         }
     }
@@ -235,21 +176,34 @@ impl Shared {
 pub(crate) struct Mesh(Arc<Shared>);
 
 impl Mesh {
-    /// The mesh of rank `rank` of `world`, which is told to the others by `store`. Connecting to one of them may take
-    /// as long as `patience`.
-    pub(crate) fn new(
-        store: impl Store,
+    /// The mesh of rank `rank` of `world`, once all ranks are there, which find each other by `store`. Connecting to one
+    /// of them may take as long as `patience`.
+    ///
+    /// # Errors
+    /// In words: what this system lacks, or who is not there.
+    pub(crate) fn join(
+        store: &dyn Store,
         rank: u32,
         world: u32,
         port: &Arc<DataPort>,
         patience: Duration,
-    ) -> io::Result<Mesh> {
+    ) -> Result<Mesh, String> {
+        let mesh = Mesh::alone(rank, world, port, patience);
+        let mesh = mesh.map_err(|error| format!("opening this rank's network: {error}"))?;
+        let places = meet(store, rank, world, &Place::of(&mesh.0.endpoint, port))?;
+        // It is set once, here.
+        let _ = mesh.0.places.set(places);
+        Ok(mesh)
+    }
+
+    /// A mesh that knows of no other rank yet.
+    fn alone(rank: u32, world: u32, port: &Arc<DataPort>, patience: Duration) -> io::Result<Mesh> {
         let poll = Poll::new()?;
         let shared = Arc::new(Shared {
             rank,
             endpoint: Endpoint::random()?,
             port: port.clone(),
-            store: Box::new(store),
+            places: OnceLock::new(),
             patience,
             links: (0..world).map(|_| Mutex::new(Link::new())).collect(),
             registry: poll.registry().try_clone()?,
@@ -263,13 +217,7 @@ impl Mesh {
         // From here on the thread ends with the mesh.
         let mesh = Mesh(shared);
         port.add(&mesh.0);
-        let place = serde_json::to_vec(&Place::of(&mesh.0.endpoint, port)).map_err(io::Error::other)?;
-        mesh.0.store.set(&place_key(rank), &place).map_err(io::Error::other)?;
         Ok(mesh)
-    }
-
-    pub(crate) fn store(&self) -> &dyn Store {
-        &*self.0.store
     }
 
     fn start(
@@ -282,14 +230,7 @@ impl Mesh {
         let ticket = start(&mut link)?;
         match link.phase {
             Phase::Idle if peer == shared.rank => return Err(Failure::new("a rank sends itself nothing")),
-            Phase::Idle => {
-                link.phase = Phase::Dialing;
-                let dialing = shared.clone();
-                let thread = std::thread::Builder::new().name("dial".to_owned());
-                if let Err(error) = thread.spawn(move || dial(&dialing, peer)) {
-                    link.fail(Failure::new(format!("no thread to connect to it: {error}")));
-                }
-            }
+            Phase::Idle => shared.begin_dialing(&mut link, peer),
             _ => shared.keep(peer, link.flush(AT_ONCE_BYTES)),
         }
         Ok(Box::new(ticket))
@@ -365,4 +306,71 @@ fn linger(shared: &Shared, poll: &mut Poll, events: &mut Events) {
         }
     }
     shared.fail_all("this rank has left");
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+    use coxswain_native::TorchError;
+    use coxswain_native::net::Network;
+    use tch::{Device, Kind, Tensor};
+
+    use super::*;
+    use crate::MemoryStore;
+
+    /// Two ranks that know of each other, and what is behind them.
+    fn pair(patience: Duration) -> [(Network, Arc<Shared>); 2] {
+        let store = MemoryStore::default();
+        let join = |rank: u32| {
+            let (store, port) = (store.clone(), DataPort::local().unwrap());
+            std::thread::spawn(move || Mesh::join(&store, rank, 2, &port, patience).unwrap())
+        };
+        [join(0), join(1)].map(|mesh| {
+            let mesh = mesh.join().unwrap();
+            let shared = mesh.0.clone();
+            (Network::new(mesh, Duration::from_secs(10)), shared)
+        })
+    }
+
+    /// What `from` sends to `to`.
+    fn sent(ranks: &[(Network, Arc<Shared>); 2], from: usize, to: usize) -> Result<(), TorchError> {
+        let (x, y) = (Tensor::from_slice(&[7.0_f32]), Tensor::zeros([1], (Kind::Float, Device::Cpu)));
+        let receives = ranks[to].0.recv(&y, from as u32, 1)?;
+        ranks[from].0.send(&x, to as u32, 1)?.wait()?;
+        receives.wait()?;
+        assert_eq!(y, x);
+        Ok(())
+    }
+
+    fn hello(ranks: &[(Network, Arc<Shared>); 2], from: u32, to: usize) -> Hello {
+        Hello::new(ranks[to].1.endpoint.id, from).unwrap()
+    }
+
+    #[test]
+    fn a_connection_that_broke_off_while_it_was_taken_comes_again() {
+        for (from, to) in [(0, 1), (1, 0)] {
+            // The other end never heard that it was taken.
+            let ranks = pair(Duration::from_secs(5));
+            assert_eq!(ranks[to].1.takes(&hello(&ranks, from as u32, to)), Some(1));
+            sent(&ranks, from, to).unwrap();
+            // And where this end noticed that, and has something for the other meanwhile.
+            let ranks = pair(Duration::from_secs(5));
+            assert_eq!(ranks[to].1.takes(&hello(&ranks, from as u32, to)), Some(1));
+            let y = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+            let receives = ranks[to].0.recv(&y, from as u32, 1).unwrap();
+            ranks[to].1.gives_back(from as u32, 1);
+            ranks[from].0.send(&Tensor::from_slice(&[7.0_f32]), to as u32, 1).unwrap().wait().unwrap();
+            receives.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_connection_that_is_refused_for_another_is_not_awaited_for_ever() {
+        let ranks = pair(Duration::from_millis(300));
+        // Its link is down, and it has told nobody.
+        locked(ranks[0].1.link(1).unwrap()).fail(Failure::new("it broke off"));
+        let error = ranks[1].0.send(&Tensor::from_slice(&[1.0_f32]), 0, 1).unwrap().wait().unwrap_err();
+        assert!(error.0.contains("for another one, which did not come"), "{error}");
+    }
 }

@@ -3,6 +3,7 @@
 //!
 //! - [`port`]: the one port at which a worker's peers connect, and strangers with them.
 //! - [`hello`]: how the two ends of a connection prove to each other that they are ranks of one generation.
+//! - [`place`]: where ranks are found.
 //! - [`dial`]: the end that connects.
 //! - [`stream`]: bytes in plain text or over TLS, without waiting.
 //! - [`link`]: what two ranks have for each other, as frames on one connection.
@@ -14,10 +15,11 @@ mod dial;
 mod hello;
 mod link;
 mod mesh;
+mod place;
 mod port;
 mod stream;
 
-pub(crate) use mesh::{Mesh, place_key};
+pub(crate) use mesh::Mesh;
 pub use port::{DataPort, TensorTls};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -2,19 +2,20 @@
 //! few seconds to prove that it is a rank of a generation that this worker takes part in, and costs nothing after.
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
+use std::io::{self, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use rustls::{ClientConfig, Connection, ServerConfig, ServerConnection};
+use rustls::{ClientConfig, ServerConfig, ServerConnection};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::dial::{Timed, channel, prepare};
-use super::hello;
+use super::hello::{self, Hello};
 use super::locked;
-use super::mesh::{Encrypts, Shared};
+use super::mesh::Shared;
+use super::place::Encrypts;
 use super::stream::Stream;
 
 /// How long somebody who connects has to prove who it is.
@@ -26,6 +27,9 @@ const STRANGERS: usize = 256;
 const BACKLOG: i32 = 4096;
 /// After the system had no descriptor for a connection.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// The errors of Linux for too few descriptors (ENFILE, EMFILE) and too little memory (ENOMEM, ENOBUFS).
+const SHORT: [i32; 4] = [23, 24, 12, 105];
 
 /// The first byte of a connection over TLS.
 const TLS: u8 = 0x16;
@@ -49,7 +53,7 @@ pub struct DataPort {
 
 struct Inner {
     listener: TcpListener,
-    tls: Option<TensorTls>,
+    tls: OnceLock<TensorTls>,
     endpoints: Mutex<HashMap<[u8; 16], Weak<Shared>>>,
     strangers: Mutex<VecDeque<Arc<TcpStream>>>,
     closed: AtomicBool,
@@ -63,12 +67,10 @@ impl std::fmt::Debug for DataPort {
 
 impl DataPort {
     /// Listens on `listen`; port 0 is one that the system chooses. Others reach a port of all addresses at `seen_as`.
-    /// With `tls`, connections of other machines
-    /// have to be encrypted.
     ///
     /// # Errors
     /// Where the address is taken, or is none of this machine.
-    pub fn open(listen: SocketAddr, seen_as: IpAddr, tls: Option<TensorTls>) -> io::Result<Arc<DataPort>> {
+    pub fn open(listen: SocketAddr, seen_as: IpAddr) -> io::Result<Arc<DataPort>> {
         let listener = listener(listen)?;
         let mut address = listener.local_addr()?;
         if address.ip().is_unspecified() {
@@ -76,7 +78,7 @@ impl DataPort {
         }
         let inner = Arc::new(Inner {
             listener,
-            tls,
+            tls: OnceLock::new(),
             endpoints: Mutex::default(),
             strangers: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -92,7 +94,13 @@ impl DataPort {
     /// As [`DataPort::open`].
     pub fn local() -> io::Result<Arc<DataPort>> {
         let loopback = IpAddr::from([127, 0, 0, 1]);
-        DataPort::open(SocketAddr::new(loopback, 0), loopback, None)
+        DataPort::open(SocketAddr::new(loopback, 0), loopback)
+    }
+
+    /// From now on connections with other machines are encrypted, and those that are not are refused. To be called
+    /// before a rank joins; a second call changes nothing.
+    pub fn encrypt(&self, tls: TensorTls) {
+        let _ = self.inner.tls.set(tls);
     }
 
     /// Where others reach it.
@@ -101,7 +109,7 @@ impl DataPort {
     }
 
     pub(crate) fn tls(&self) -> Option<&TensorTls> {
-        self.inner.tls.as_ref()
+        self.inner.tls.get()
     }
 
     pub(crate) fn add(&self, shared: &Arc<Shared>) {
@@ -140,11 +148,13 @@ fn accept(inner: &Arc<Inner>) {
         match accepted {
             Ok((socket, _)) => admit(inner, socket),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // The one who connected has gone, or descriptors are short: those of strangers come back.
-            Err(_) => {
+            // Where descriptors or memory are short, those of strangers come back.
+            Err(error) if error.raw_os_error().is_some_and(|code| SHORT.contains(&code)) => {
                 evict(inner, 0);
                 std::thread::sleep(PAUSE);
             }
+            // The one who connected has gone.
+            Err(_) => {}
         }
     }
 }
@@ -163,45 +173,60 @@ fn evict(inner: &Inner, most: usize) {
 fn admit(inner: &Arc<Inner>, socket: TcpStream) {
     let socket = Arc::new(socket);
     locked(&inner.strangers).push_back(socket.clone());
-    evict(inner, STRANGERS);
+    // All ranks of the generations here may come at once.
+    let endpoints = locked(&inner.endpoints);
+    let ranks: usize = endpoints.values().filter_map(Weak::upgrade).map(|shared| shared.world()).sum();
+    drop(endpoints);
+    evict(inner, STRANGERS + ranks);
     let which = Arc::as_ptr(&socket);
     let (own, stranger) = (inner.clone(), socket);
     let thread = std::thread::Builder::new().name("hello".to_owned()).stack_size(256 << 10);
     let started = thread.spawn(move || {
-        let known = meet(&own, &stranger);
-        locked(&own.strangers).retain(|other| !Arc::ptr_eq(other, &stranger));
-        let Ok(Some((shared, from, connection))) = known else { return };
-        // Another holder is about to end this connection.
-        let stream = Arc::into_inner(stranger)
-            .ok_or_else(|| io::Error::other("strangers took its place; their number is at the bound"))
-            .and_then(|socket| Stream::new(socket, connection));
-        shared.connected(from, stream);
+        // Who is a stranger goes.
+        let _ = meet(&own, stranger);
     });
     if started.is_err() {
-        locked(&inner.strangers).retain(|other| Arc::as_ptr(other) != which);
+        known(inner, which);
     }
 }
 
-/// What one who connects turns out to be: a rank of a generation, or nothing that is wanted.
-type Met = Option<(Arc<Shared>, u32, Option<Connection>)>;
+/// Takes one off the list of those who may have to go.
+fn known(inner: &Inner, which: *const TcpStream) {
+    locked(&inner.strangers).retain(|other| Arc::as_ptr(other) != which);
+}
 
-fn meet(inner: &Inner, socket: &TcpStream) -> io::Result<Met> {
-    prepare(socket)?;
-    let mut timed = Timed { socket, end: Instant::now() + PROOF };
+/// Takes one off the list of strangers when it is dropped.
+struct Stranger<'a> {
+    inner: &'a Inner,
+    which: *const TcpStream,
+}
+
+impl Drop for Stranger<'_> {
+    fn drop(&mut self) {
+        known(self.inner, self.which);
+    }
+}
+
+/// Finds out who connects, and takes its connection where it is a rank of a generation and that is wanted.
+fn meet(inner: &Inner, socket: Arc<TcpStream>) -> io::Result<()> {
+    let stranger = Stranger { inner, which: Arc::as_ptr(&socket) };
+    prepare(&socket)?;
+    let mut timed = Timed { socket: &socket, end: Instant::now() + PROOF };
     let mut first = [0];
     socket.set_read_timeout(Some(PROOF))?;
     if socket.peek(&mut first)? == 0 {
-        return Ok(None);
+        return Ok(());
     }
+    let address = socket.peer_addr()?.ip();
     let find = |encrypted: bool| {
-        move |hello: &hello::Hello| {
+        move |hello: &Hello| {
             let shared = locked(&inner.endpoints).get(&hello.endpoint)?.upgrade()?;
             let secret = shared.endpoint.secret;
-            (encrypted || !Encrypts::of(inner.tls.as_ref()).with(&hello.host)).then_some((shared, secret))
+            let plain = !Encrypts::of(inner.tls.get()).with(&hello.host, address);
+            (encrypted || plain).then_some((shared, secret))
         }
     };
-    let take = |shared: &Arc<Shared>, hello: &hello::Hello| shared.takes(hello);
-    let (found, connection) = match (&inner.tls, first[0]) {
+    let (shared, from, attempt, connection) = match (inner.tls.get(), first[0]) {
         (Some(tls), TLS) => {
             let mut connection = ServerConnection::new(tls.server.clone()).map_err(io::Error::other)?;
             while connection.is_handshaking() {
@@ -209,9 +234,36 @@ fn meet(inner: &Inner, socket: &TcpStream) -> io::Result<Met> {
             }
             let channel = channel(&connection)?;
             let mut stream = rustls::Stream::new(&mut connection, &mut timed);
-            (hello::listen(&mut stream, &channel, find(true), take)?, Some(connection.into()))
+            let (shared, hello) = hello::listen(&mut stream, &channel, find(true))?;
+            let attempt = decide(stranger, &mut stream, &shared, &hello)?;
+            (shared, hello.from, attempt, Some(connection.into()))
         }
-        _ => (hello::listen(&mut timed, &[0; 32], find(false), take)?, None),
+        _ => {
+            let (shared, hello) = hello::listen(&mut timed, &[0; 32], find(false))?;
+            let attempt = decide(stranger, &mut timed, &shared, &hello)?;
+            (shared, hello.from, attempt, None)
+        }
     };
-    Ok(found.map(|(shared, from)| (shared, from, connection)))
+    if attempt.is_some() {
+        let socket = Arc::into_inner(socket).ok_or_else(|| io::Error::other("it is being sent away"));
+        shared.connected(from, attempt, socket.and_then(|socket| Stream::new(socket, connection)));
+    }
+    Ok(())
+}
+
+/// Tells a rank whether its connection is taken; then the number of the attempt.
+fn decide(
+    stranger: Stranger<'_>,
+    stream: &mut impl Write,
+    shared: &Arc<Shared>,
+    hello: &Hello,
+) -> io::Result<Option<u64>> {
+    // It is none any more, so it cannot be sent away to make room.
+    drop(stranger);
+    let attempt = shared.takes(hello);
+    let answered = hello::answer(stream, attempt.is_some());
+    if let (Err(_), Some(attempt)) = (&answered, attempt) {
+        shared.gives_back(hello.from, attempt);
+    }
+    answered.map(|()| attempt)
 }
