@@ -1,5 +1,6 @@
 //! What a cluster does, told as stories.
 
+mod apart;
 mod cancel;
 mod compact;
 mod compute;
