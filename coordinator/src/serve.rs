@@ -7,7 +7,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::Failure;
-use crate::service::{Port, Secure};
+use crate::service::{Access, Port, Secure};
 use crate::{driver, service};
 
 #[derive(Debug, Args)]
@@ -25,6 +25,9 @@ pub(crate) struct Serve {
     /// authenticated.
     #[arg(long, conflicts_with = "tls_dir")]
     insecure_network: bool,
+    /// Take calls of all users of this machine, who then act with this user's rights.
+    #[arg(long, conflicts_with_all = ["tls_dir", "insecure_network"])]
+    any_user: bool,
 }
 
 pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
@@ -42,7 +45,12 @@ pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
     if args.insecure_network {
         tracing::warn!("--insecure-network: whoever reaches {address} can read and stop every run");
     }
-    let port = Port { listener, secure };
+    let access = match secure {
+        Some(secure) => Access::Secure(secure),
+        None if args.any_user => Access::Open,
+        None => Access::without_certificates(&listener),
+    };
+    let port = Port { listener, access };
     tokio::select! {
         served = service::serve_on(port, handle, store, std::future::pending()) => served?,
         ended = &mut driver => ended.context("the coordinator's own task")??,

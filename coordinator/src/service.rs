@@ -30,7 +30,7 @@ use crate::events;
 use crate::handle::{Ending, Handle, Request as Ask, Times};
 use crate::job;
 use crate::store::{Store, StoreError};
-use crate::tls::accept::{Bounds, Gate, connections};
+use crate::tls::accept::{Bounds, Door, Gate, connections};
 use crate::tls::config::Folder;
 use crate::views;
 
@@ -67,18 +67,38 @@ impl Secure {
 /// Where calls come in.
 pub(crate) struct Port {
     pub(crate) listener: TcpListener,
-    /// Without it, whoever reaches the port may do everything.
-    pub(crate) secure: Option<Secure>,
+    pub(crate) access: Access,
 }
 
-/// Serves all services on `listener`, in plain text, until `end` is ready.
+/// Who may use a port.
+pub(crate) enum Access {
+    /// Whoever reaches it may do everything.
+    Open,
+    /// The user who started this process, and root, may do everything.
+    Owner,
+    /// By certificates.
+    Secure(Secure),
+}
+
+impl Access {
+    /// Of a port without certificates: a port of this machine is its owner's.
+    pub(crate) fn without_certificates(listener: &TcpListener) -> Access {
+        match listener.local_addr() {
+            Ok(address) if address.ip().is_loopback() => Access::Owner,
+            _ => Access::Open,
+        }
+    }
+}
+
+/// Serves all services on `listener`, in plain text, for its owner where it is a port of this machine, until `end` is ready.
 pub(crate) async fn serve(
     listener: TcpListener,
     handle: Handle,
     store: Arc<Store>,
     end: impl Future<Output = ()>,
 ) -> Result<()> {
-    serve_on(Port { listener, secure: None }, handle, store, end).await
+    let access = Access::without_certificates(&listener);
+    serve_on(Port { listener, access }, handle, store, end).await
 }
 
 /// Serves all services on `port` until `end` is ready.
@@ -89,8 +109,12 @@ pub(crate) async fn serve_on(
     end: impl Future<Output = ()>,
 ) -> Result<()> {
     let cluster = ClusterService { handle: handle.clone(), store, connections: AtomicU64::new(0) };
-    let (tls, security) = port.secure.map(|secure| (secure.tls, secure.security)).unzip();
-    let incoming = connections(port.listener, tls, Gate::new(Bounds::of_system()));
+    let (door, security) = match port.access {
+        Access::Open => (Door::Open, None),
+        Access::Owner => (Door::Owner, None),
+        Access::Secure(secure) => (Door::Tls(secure.tls), Some(secure.security)),
+    };
+    let incoming = connections(port.listener, door, Gate::new(Bounds::of_system()));
     let access = AccessService { security };
     let server = Server::builder()
         .layer(Authorize::new())

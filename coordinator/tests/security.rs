@@ -10,6 +10,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -338,4 +339,47 @@ async fn strangers_without_end_cost_no_heartbeat_and_leave_nothing_behind() {
     }
     assert_eq!(jobs.list(wire::ListRequest {}).await.unwrap().into_inner().workers.len(), 1);
     worker.abort();
+}
+
+/// Ends a process when dropped.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A port of 127.0.0.1 is open to all users of a machine, and a coordinator without certificates is its owner's.
+#[test]
+fn another_user_of_the_machine_is_refused_unless_all_are_taken() {
+    const OTHER: u32 = 65_534;
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped, for only root can be another user");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = folder.path().join("coxswain");
+    fs::copy(env!("CARGO_BIN_EXE_coxswain"), &program).unwrap();
+    for (options, taken) in [(&[][..], false), (&["--any-user"][..], true)] {
+        let mut serve = command(folder.path());
+        serve.args(["serve", "--data-dir", "data", "--listen", "127.0.0.1:0"]).args(options);
+        let mut serve = Ends(serve.stderr(Stdio::piped()).spawn().unwrap());
+        let mut lines = BufReader::new(serve.0.stderr.take().unwrap()).lines();
+        let first = lines.find(|line| line.as_ref().unwrap().contains("listening on")).unwrap().unwrap();
+        let address = first.split("listening on ").nth(1).unwrap().split(';').next().unwrap().to_owned();
+        let status = |user: u32| {
+            let mut status = Command::new(&program);
+            status.args(["status", "--coordinator", &address]).uid(user).gid(user).current_dir("/");
+            status.output().unwrap()
+        };
+        let own = status(0);
+        assert!(own.status.success(), "{}", text(&own.stderr));
+        let other = status(OTHER);
+        let said = text(&other.stderr);
+        assert_eq!(other.status.success(), taken, "{options:?}: {said}");
+        assert!(taken || said.contains("of user 65534"), "{said}");
+    }
 }

@@ -51,7 +51,7 @@ impl Authorize {
         let (who, rate) = match &peer.caller {
             // Whoever reaches a port without certificates can do worse than call often.
             Caller::Trusted => return Ok(()),
-            Caller::Nobody => (Who::Address(peer.address), NOBODY),
+            Caller::Nobody | Caller::OtherUser(_) => (Who::Address(peer.address), NOBODY),
             Caller::Known(known) => (Who::Name(known.identity.uri()), KNOWN),
         };
         let mut rates = lock(&self.rates);

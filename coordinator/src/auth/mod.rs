@@ -5,6 +5,7 @@
 //! - [`table`]: which role may make which call; what is not in it is denied.
 //! - [`layer`]: holds every call to the table and to its caller's rate.
 //! - [`rates`]: how often a caller may call.
+//! - [`user`]: which user of this machine a loopback connection comes from.
 //! - [`tokens`]: join tokens that are open, and names that are taken.
 
 pub(crate) mod identity;
@@ -12,6 +13,7 @@ pub(crate) mod layer;
 pub(crate) mod rates;
 pub(crate) mod table;
 pub(crate) mod tokens;
+pub(crate) mod user;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -44,6 +46,8 @@ pub(crate) enum Caller {
     Trusted,
     /// Someone without a certificate.
     Nobody,
+    /// A user of this machine (the number that Linux knows them by), whose port it is not.
+    OtherUser(u32),
     /// The holder of a certificate of the cluster's CA.
     Known(Arc<Known>),
 }
@@ -81,7 +85,7 @@ impl Caller {
     pub(crate) fn sees(&self, job: &str) -> bool {
         match self {
             Caller::Trusted => true,
-            Caller::Nobody => false,
+            Caller::Nobody | Caller::OtherUser(_) => false,
             Caller::Known(known) => known.identity.jobs.matches(job),
         }
     }
@@ -95,7 +99,7 @@ impl Caller {
     pub(crate) fn all_jobs(&self, what: &str) -> Result<(), Status> {
         let may = match self {
             Caller::Trusted => true,
-            Caller::Nobody => false,
+            Caller::Nobody | Caller::OtherUser(_) => false,
             Caller::Known(known) => known.identity.jobs == Jobs::all(),
         };
         if may { Ok(()) } else { Err(self.other_job(what)) }
@@ -105,7 +109,7 @@ impl Caller {
     pub(crate) fn submits(&self, name: &str) -> Result<(), Status> {
         let may = match self {
             Caller::Trusted => true,
-            Caller::Nobody => false,
+            Caller::Nobody | Caller::OtherUser(_) => false,
             Caller::Known(known) => known.identity.jobs.covers(name),
         };
         if may { Ok(()) } else { Err(self.other_job(&format!("jobs of the name {name}"))) }
@@ -117,7 +121,7 @@ impl Caller {
             Caller::Known(known) if known.identity.jobs != Jobs::all() => {
                 Some(known.identity.jobs.to_string())
             }
-            Caller::Trusted | Caller::Nobody | Caller::Known(_) => None,
+            Caller::Trusted | Caller::Nobody | Caller::OtherUser(_) | Caller::Known(_) => None,
         }
     }
 
@@ -142,6 +146,7 @@ impl Caller {
         match self {
             Caller::Trusted => None,
             Caller::Nobody => Some("it shows no certificate".to_owned()),
+            Caller::OtherUser(user) => Some(format!("it is of user {user}, whose coordinator this is not")),
             Caller::Known(known) => {
                 let identity = &known.identity;
                 let is_it = identity.role == Role::Worker && identity.name == worker;
@@ -153,6 +158,7 @@ impl Caller {
     fn other_job(&self, what: &str) -> Status {
         let who = match self {
             Caller::Known(known) => known.identity.to_string(),
+            Caller::OtherUser(user) => format!("user {user}"),
             Caller::Trusted | Caller::Nobody => "a caller without a certificate".to_owned(),
         };
         Status::permission_denied(format!("{what}: {who} may not touch it"))

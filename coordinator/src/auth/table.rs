@@ -47,6 +47,14 @@ pub(crate) fn decide(rpc: &str, caller: &Caller, now_s: u64) -> Result<(), Denie
     let rule = TABLE.iter().find(|(path, _)| *path == rpc).map(|(_, rule)| *rule);
     let denied = |code, message: String| Err(Denied { code, message });
     match (caller, rule) {
+        (Caller::OtherUser(user), _) => denied(
+            Code::PermissionDenied,
+            format!(
+                "this coordinator takes calls of the user who started it and of root only, and this one is of user \
+                 {user}; with certificates it knows other callers (docs/security.md), and `serve --any-user` takes \
+                 calls of all users of its machine"
+            ),
+        ),
         (Caller::Trusted, _) | (_, Some(Rule::Anyone)) => Ok(()),
         (Caller::Nobody, _) => denied(
             Code::Unauthenticated,

@@ -44,7 +44,7 @@ impl Secured {
             driver::start(&folder.path().join("coordinator"), driver::LeftOver::Continue).unwrap();
         let listener = service::listen("127.0.0.1:0", true).await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
-        let port = service::Port { listener, secure: Some(secure) };
+        let port = service::Port { listener, access: service::Access::Secure(secure) };
         let served = tokio::spawn(service::serve_on(port, handle, store, std::future::pending()));
         Secured { authority, url, folder, _tasks: [driver, served] }
     }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Once};
 use std::time::Duration;
 
 use rustls::ServerConfig;
@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::authority::identity_of;
 use super::connection::Connection;
+use crate::auth::user::{self, User};
 use crate::auth::{Caller, Known, Peer};
 use crate::lock::lock;
 
@@ -150,20 +151,31 @@ impl Drop for Pass {
     }
 }
 
-/// The connections of a port; over TLS where there is a configuration for it.
+/// Who may use a port.
+#[derive(Clone)]
+pub(crate) enum Door {
+    /// Whoever reaches it.
+    Open,
+    /// The user who started this process, and root; it is a port of this machine.
+    Owner,
+    /// Who shows a certificate, and others as far as the table goes.
+    Tls(Arc<ServerConfig>),
+}
+
+/// The connections of a port.
 pub(crate) fn connections(
     listener: TcpListener,
-    tls: Option<Arc<ServerConfig>>,
+    door: Door,
     gate: Arc<Gate>,
 ) -> ReceiverStream<std::io::Result<Connection>> {
     let (accepted, connections) = mpsc::channel(MAX_ACCEPTED);
-    tokio::spawn(accept(listener, tls.map(TlsAcceptor::from), gate, accepted));
+    tokio::spawn(accept(listener, door, gate, accepted));
     ReceiverStream::new(connections)
 }
 
 type Accepted = mpsc::Sender<std::io::Result<Connection>>;
 
-async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, gate: Arc<Gate>, accepted: Accepted) {
+async fn accept(listener: TcpListener, door: Door, gate: Arc<Gate>, accepted: Accepted) {
     loop {
         let (stream, address) = tokio::select! {
             connection = listener.accept() => match connection {
@@ -178,25 +190,26 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, gate: Arc<Gate>
             () = accepted.closed() => return,
         };
         // Dropping the stream closes it, which costs nothing more.
-        let Some(pass) = gate.enter(address.ip(), tls.is_some()) else { continue };
-        tokio::spawn(establish(stream, address, tls.clone(), pass, accepted.clone()));
+        let Some(pass) = gate.enter(address.ip(), !matches!(door, Door::Open)) else { continue };
+        tokio::spawn(establish(stream, address, door.clone(), pass, accepted.clone()));
     }
 }
 
-async fn establish(
-    stream: TcpStream,
-    address: SocketAddr,
-    tls: Option<TlsAcceptor>,
-    mut pass: Pass,
-    accepted: Accepted,
-) {
+async fn establish(stream: TcpStream, address: SocketAddr, door: Door, mut pass: Pass, accepted: Accepted) {
     // An error means that the connection is gone, which reading it will show.
     let _ = stream.set_nodelay(true);
-    let address = address.ip();
-    let connection = match tls {
-        None => Connection::plain(stream, Peer { address, caller: Caller::Trusted }, pass),
-        Some(tls) => {
-            let stream = match timeout(HANDSHAKE, tls.accept(stream)).await {
+    let (peer, address) = (address, address.ip());
+    let connection = match door {
+        Door::Open => Connection::plain(stream, Peer { address, caller: Caller::Trusted }, pass),
+        Door::Owner => {
+            let Some(caller) = local_caller(peer, &stream).await else { return };
+            if matches!(caller, Caller::Trusted) {
+                pass.known();
+            }
+            Connection::plain(stream, Peer { address, caller }, pass)
+        }
+        Door::Tls(config) => {
+            let stream = match timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return tracing::debug!(%address, "a TLS handshake failed: {error}"),
                 Err(_) => return tracing::debug!(%address, "a TLS handshake took too long"),
@@ -218,6 +231,25 @@ async fn establish(
     };
     // An error means that the server has ended.
     let _ = accepted.send(Ok(connection)).await;
+}
+
+/// Who of this machine's users calls; `None` where the connection is gone.
+async fn local_caller(peer: SocketAddr, stream: &TcpStream) -> Option<Caller> {
+    static TOLD: Once = Once::new();
+    let own = stream.local_addr().ok()?;
+    match tokio::task::spawn_blocking(move || user::of(peer, own)).await.ok()? {
+        Ok(User::Owner) => Some(Caller::Trusted),
+        Ok(User::Other(user)) => Some(Caller::OtherUser(user)),
+        Ok(User::Gone) => None,
+        Err(error) => {
+            TOLD.call_once(|| {
+                tracing::warn!(
+                    "this system does not tell which user calls ({error}): calls of all its users are taken"
+                );
+            });
+            Some(Caller::Trusted)
+        }
+    }
 }
 
 #[cfg(test)]

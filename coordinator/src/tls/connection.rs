@@ -66,7 +66,7 @@ impl Connection {
         let begin = if self.begun < PREFACE_BYTES { BEGIN.saturating_sub(since) } else { NO_END };
         let life = match &self.peer.caller {
             Caller::Trusted => NO_END,
-            Caller::Nobody => NOBODY_LIFE.saturating_sub(since),
+            Caller::Nobody | Caller::OtherUser(_) => NOBODY_LIFE.saturating_sub(since),
             Caller::Known(known) => Duration::from_secs(known.expires_s().saturating_sub(now_s())),
         };
         begin.min(life).min(NO_END)
