@@ -20,6 +20,9 @@ use crate::service::unknown;
 /// The most events that are told of the past, the newest of them; some 200 bytes each.
 const MAX_PAST: usize = 100_000;
 
+/// How many of them are compared with what is told from then on. A follower holds no more.
+const RECENT: usize = 1000;
+
 /// An event as it is written out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Line {
@@ -113,7 +116,9 @@ pub(crate) async fn tell(
         let _ = out.send(Err(unknown(&job))).await;
         return;
     }
-    for line in past.iter().cloned() {
+    // What was read may have been heard of as well, for as long as reading took.
+    let recent: Vec<Line> = past.iter().rev().take(RECENT).cloned().collect();
+    for line in past {
         if out.send(Ok(line.into())).await.is_err() {
             return;
         }
@@ -122,13 +127,18 @@ pub(crate) async fn tell(
         return;
     }
     loop {
-        let line = match news.recv().await {
+        let heard = tokio::select! {
+            heard = news.recv() => heard,
+            // Whoever has gone holds nothing until the next event.
+            () = out.closed() => return,
+        };
+        let line = match heard {
             Ok(line) => line,
             // Too slow for all of them: go on with the newest.
             Err(RecvError::Lagged(_)) => continue,
             Err(RecvError::Closed) => return,
         };
-        let told = past.back().is_some_and(|last| line.at_ms <= last.at_ms) && past.contains(&line);
+        let told = recent.first().is_some_and(|last| line.at_ms <= last.at_ms) && recent.contains(&line);
         if line.is_of(&job) && !told && out.send(Ok(line.into())).await.is_err() {
             return;
         }

@@ -11,6 +11,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use coxswain_core::cluster::{Entry, compact};
 use coxswain_files::atomic::{create_folder, sync_folder};
@@ -40,6 +42,12 @@ const KEPT_BYTES: u64 = 8 << 20;
 /// How often the file under the journal's name may change while it is being locked: each compaction by
 /// another coordinator changes it once, and it holds the lock of the new one.
 const LOCKS_TRIED: u32 = 8;
+
+/// How long a lock is tried again: a child process that is just being started holds what its parent has let go of,
+/// until it runs its own program.
+const LET_GO: Duration = Duration::from_millis(200);
+/// Between two tries.
+const TRY_AGAIN: Duration = Duration::from_millis(5);
 
 /// What can be wrong with a journal.
 #[derive(Debug, thiserror::Error)]
@@ -158,10 +166,16 @@ impl Journal {
 fn lock(path: &Path) -> Result<File, JournalError> {
     let io = |cause| JournalError::Io { path: path.to_owned(), cause };
     let in_use = || JournalError::InUse { path: path.to_owned() };
-    for _ in 0..LOCKS_TRIED {
+    let start = Instant::now();
+    let mut tried = 0;
+    while tried < LOCKS_TRIED {
         let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(io)?;
         match file.try_lock() {
-            Ok(()) => {}
+            Ok(()) => tried += 1,
+            Err(TryLockError::WouldBlock) if start.elapsed() < LET_GO => {
+                thread::sleep(TRY_AGAIN);
+                continue;
+            }
             Err(TryLockError::WouldBlock) => return Err(in_use()),
             Err(TryLockError::Error(source)) => return Err(io(source)),
         }

@@ -25,6 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::access::{AccessService, Security};
 use crate::auth::layer::Authorize;
 use crate::auth::rates::{Bucket, Rate};
+use crate::auth::streams::{Kind, Streams};
 use crate::auth::{Caller, shown};
 use crate::events;
 use crate::handle::{Ending, Handle, Request as Ask, Times};
@@ -108,7 +109,13 @@ pub(crate) async fn serve_on(
     store: Arc<Store>,
     end: impl Future<Output = ()>,
 ) -> Result<()> {
-    let cluster = ClusterService { handle: handle.clone(), store, connections: AtomicU64::new(0) };
+    let streams = Streams::default();
+    let cluster = ClusterService {
+        handle: handle.clone(),
+        store,
+        connections: AtomicU64::new(0),
+        streams: streams.clone(),
+    };
     let (door, security) = match port.access {
         Access::Open => (Door::Open, None),
         Access::Owner => (Door::Owner, None),
@@ -124,7 +131,7 @@ pub(crate) async fn serve_on(
         .max_concurrent_streams(MAX_CALLS)
         .http2_max_header_list_size(Some(limits::MAX_HEADER_BYTES))
         .add_service(cluster_server(cluster))
-        .add_service(jobs_server(JobsService { handle }))
+        .add_service(jobs_server(JobsService { handle, streams }))
         .add_service(access_server(access))
         .serve_with_incoming(incoming);
     // Workers keep their streams open, so waiting for them to end would never end.
@@ -160,6 +167,7 @@ struct ClusterService {
     store: Arc<Store>,
     /// Streams ever opened; each has a number of its own.
     connections: AtomicU64,
+    streams: Streams,
 }
 
 #[tonic::async_trait]
@@ -172,9 +180,14 @@ impl wire::cluster_server::Cluster for ClusterService {
     ) -> Result<Response<Self::SyncStream>, Status> {
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let caller = Caller::of(&request);
+        let place = self.streams.enter(&caller, Kind::Sync)?;
         let (desired, changes) = watch::channel(Desired::default());
         let statuses = request.into_inner();
-        tokio::spawn(listen_to(connection, caller.clone(), statuses, self.handle.clone(), desired));
+        let listening = listen_to(connection, caller.clone(), statuses, self.handle.clone(), desired);
+        tokio::spawn(async move {
+            listening.await;
+            drop(place);
+        });
         let replies = WatchStream::from_changes(changes)
             .map(move |desired| caller.assigned(&desired).map(|()| desired.into()));
         Ok(Response::new(Box::pin(replies)))
@@ -265,6 +278,7 @@ async fn listen_to(
 
 struct JobsService {
     handle: Handle,
+    streams: Streams,
 }
 
 #[tonic::async_trait]
@@ -376,9 +390,14 @@ impl wire::jobs_server::Jobs for JobsService {
             "" => caller.all_jobs("the journal of all jobs")?,
             job => caller.job(job)?,
         }
+        let place = self.streams.enter(&caller, Kind::Follow)?;
         // One event on its way: a slow reader holds up its own stream.
         let (sender, events) = tokio::sync::mpsc::channel(1);
-        tokio::spawn(events::tell(self.handle.clone(), request.into_inner(), sender));
+        let telling = events::tell(self.handle.clone(), request.into_inner(), sender);
+        tokio::spawn(async move {
+            telling.await;
+            drop(place);
+        });
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(events))))
     }
 
@@ -386,13 +405,22 @@ impl wire::jobs_server::Jobs for JobsService {
         &self,
         request: Request<wire::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        Caller::of(&request).job(&request.get_ref().job)?;
+        let caller = Caller::of(&request);
+        caller.job(&request.get_ref().job)?;
+        let place = self.streams.enter(&caller, Kind::Follow)?;
         let wire::WatchRequest { job } = request.into_inner();
         let mut watcher = self.handle.watch(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
         // One event on its way: a slow reader holds up its own watcher, which then skips reports.
         let (sender, events) = tokio::sync::mpsc::channel(1);
         tokio::spawn(async move {
-            while let Some(news) = watcher.next().await {
+            let _place = place;
+            loop {
+                let news = tokio::select! {
+                    news = watcher.next() => news,
+                    // Whoever has gone holds nothing until the next step.
+                    () = sender.closed() => None,
+                };
+                let Some(news) = news else { return };
                 if sender.send(Ok(views::news_to_wire(news))).await.is_err() {
                     return;
                 }

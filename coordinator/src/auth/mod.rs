@@ -5,12 +5,14 @@
 //! - [`table`]: which role may make which call; what is not in it is denied.
 //! - [`layer`]: holds every call to the table and to its caller's rate.
 //! - [`rates`]: how often a caller may call.
+//! - [`streams`]: how many streams a caller may hold open.
 //! - [`user`]: which user of this machine a loopback connection comes from.
 //! - [`tokens`]: join tokens that are open, and names that are taken.
 
 pub(crate) mod identity;
 pub(crate) mod layer;
 pub(crate) mod rates;
+pub(crate) mod streams;
 pub(crate) mod table;
 pub(crate) mod tokens;
 pub(crate) mod user;
