@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_of_this_process_is_its_owners_and_one_that_is_not_there_nobodys() {
+    fn a_connection_of_this_process_is_its_owners_and_one_that_was_closed_is_gone() {
         for bind in ["127.0.0.1:0", "[::1]:0"] {
             // A machine may have no IPv6.
             let Ok(listener) = TcpListener::bind(bind) else { continue };

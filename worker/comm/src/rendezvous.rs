@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-/// Keys and values that all ranks of a generation see, and nobody else.
+/// Keys and values that the ranks of a generation see, and they alone.
 pub trait Store: Send + Sync + 'static {
     /// Makes a value visible to all ranks.
     fn set(&self, key: &[u8], value: &[u8]) -> Result<(), String>;

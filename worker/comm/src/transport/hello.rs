@@ -1,6 +1,6 @@
 //! How the two ends of a connection prove to each other that they are ranks of one generation.
 //!
-//! A rank publishes its [`Endpoint`] to the ranks of its generation, by the coordinator, which hands it to nobody else.
+//! A rank publishes its [`Endpoint`] to the ranks of its generation, by the coordinator, which tells it to them alone.
 //! Whoever connects names the endpoint, and both show that they know its secret: by a keyed hash over all that was
 //! said, over fresh random bytes of both, and over the TLS session, where there is one. So what one connection has
 //! heard proves nothing on another, and an endpoint of an older generation is not there any more.
