@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{
-    CancelWhen, Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, Notice, PAUSE_MS,
-    Planning, Submission, Weight,
+    CancelWhen, Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, MAX_ASSIGNMENT_BYTES,
+    Notice, PAUSE_MS, Planning, Submission, Weight,
 };
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
@@ -34,6 +34,9 @@ const MAX_NEWS: usize = 1024;
 
 /// How often the driver checks for folders that do not answer, and whether it was stopped itself.
 const LOOK: Duration = Duration::from_secs(1);
+
+// What is wanted of a worker beside its assignment is a few short texts.
+const _: () = assert!(MAX_ASSIGNMENT_BYTES + (64 << 10) < coxswain_proto::limits::MAX_MESSAGE_BYTES);
 
 /// What the task does next.
 #[expect(clippy::large_enum_variant, reason = "one is alive at a time, on the stack")]
