@@ -356,7 +356,7 @@ impl Drop for Ends {
 fn another_user_of_the_machine_is_refused_unless_all_are_taken() {
     const OTHER: u32 = 65_534;
     if !rustix::process::geteuid().is_root() {
-        println!("skipped, for only root can be another user");
+        coxswain_console::say("skipped, for only root can be another user");
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use coxswain_console::say;
+
 use crate::process::system;
 use crate::{Folder, Run, Summary, programs, wait_until};
 
@@ -29,7 +31,7 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Two nodes that nobody else calls by `name`, of a few letters, on one network.
+    /// Two nodes on one network. `name` is a few letters that no other test uses.
     ///
     /// # Errors
     /// Where this machine does not let one make them.
@@ -128,7 +130,7 @@ impl Drop for Nodes {
 
 /// The nodes, or none where this machine has none; then it says so.
 pub fn here(nodes: Result<Nodes>) -> Option<Nodes> {
-    nodes.map_err(|why| println!("skipped, for network namespaces cannot be made: {why:#}")).ok()
+    nodes.map_err(|why| say(&format!("skipped, for network namespaces cannot be made: {why:#}"))).ok()
 }
 
 /// Ends its processes when dropped.

@@ -9,6 +9,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use coxswain_console::say;
 use coxswain_tests::nodes::{self, Cluster, Nodes};
 use coxswain_tests::process::lines;
 use coxswain_tests::{Folder, Run, wait_until};
@@ -108,7 +109,7 @@ fn a_capture_holds_no_tensor_unless_the_network_is_trusted() -> Result<()> {
         ensure!(two.bits_differ(&one).is_none(), "{name}: {:?}", two.bits_differ(&one));
         let (seen, all) = windows_seen(&run, &captured)?;
         ensure!(all > 100, "{name}: only {all} windows to look for");
-        println!("{name}: {seen} of {all} windows");
+        say(&format!("{name}: {seen} of {all} windows of the weights were captured"));
         ensure!(
             (seen > 0) == (name == "trusted"),
             "{name}: {seen} of {all} windows of the weights were seen"
@@ -122,7 +123,7 @@ fn a_capture_holds_no_tensor_unless_the_network_is_trusted() -> Result<()> {
 #[test]
 fn a_network_that_parts_two_workers_interrupts_the_run_until_it_is_whole_again() -> Result<()> {
     if std::env::var_os("COXSWAIN_LONG_TESTS").is_none() {
-        println!("skipped, `cargo xtask test --long` runs it");
+        say("skipped, `cargo xtask test --long` runs it");
         return Ok(());
     }
     for (name, both) in [("parted", true), ("oneway", false)] {
@@ -136,7 +137,7 @@ fn a_network_that_parts_two_workers_interrupts_the_run_until_it_is_whole_again()
         nodes.cut(both, false)?;
         let told = wait_until("the interruption", PATIENCE, || !interruptions(&cluster).is_empty())?;
         let why = interruptions(&cluster).remove(0);
-        println!("{name}: {told:.1?} until: {why}");
+        say(&format!("{name}: {told:.1?} until: {why}"));
         ensure!(told < CERTAIN, "{name}: it took {told:.1?}");
         ensure!(why.contains("does not answer"), "{name}: {why}");
         let status = || -> Result<String> {
@@ -148,7 +149,7 @@ fn a_network_that_parts_two_workers_interrupts_the_run_until_it_is_whole_again()
         nodes.cut(both, true)?;
         let before = lines(&metrics);
         let took = wait_until("a step", HEALED, || lines(&metrics) > before + 1)?;
-        println!("{name}: {took:.1?} from the whole network to a step");
+        say(&format!("{name}: {took:.1?} from the whole network to a step"));
         ensure!(cluster.call(&["cancel", &job])?.output()?.status.success(), "cancel");
         wait_until("its end", PATIENCE, || status().is_ok_and(|text| text.contains("cancelled")))?;
         let alone = folder.run("alone").set("train.steps=2000").set("checkpoint.every=0");

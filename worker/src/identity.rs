@@ -162,3 +162,23 @@ impl Identity {
 fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("--join-file {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Args;
+
+    #[test]
+    fn without_a_certificate_tensors_stay_on_the_coordinators_machine() {
+        let port = |options: &[&str]| {
+            let work = Args::parse_from(["coxswain-worker"].iter().chain(options)).work;
+            Proof::Transport(Transport::Plain).data_port(&work)
+        };
+        assert!(port(&[]).unwrap().address().ip().is_loopback());
+        assert!(port(&["--data-listen", "127.0.0.1:0"]).unwrap().address().ip().is_loopback());
+        let error = port(&["--data-listen", "0.0.0.0:0"]).unwrap_err().to_string();
+        assert!(error.contains("tensors stay on this machine"), "{error}");
+    }
+}

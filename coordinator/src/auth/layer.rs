@@ -18,8 +18,8 @@ use super::{Caller, Peer, now_s, table};
 
 use crate::lock::lock;
 
-/// What a caller with a certificate may do. A worker makes a few hundred calls of the rendezvous when a
-/// generation is formed, two for each other rank, and none while it runs.
+/// What a caller with a certificate may do. When a generation is formed, the lead rank's worker makes a call of the
+/// rendezvous for each other rank, and the others one for each ten. They make none while it runs.
 const KNOWN: Rate = Rate { per_s: 200.0, burst: 4000.0 };
 
 /// What callers without a certificate may do, all of one address together: join. Machines that start

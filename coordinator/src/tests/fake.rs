@@ -291,7 +291,7 @@ fn take_note(given: &Given, assignment: &Assignment, digest: Option<&str>) -> Re
     }
 }
 
-/// Meets the other ranks as a c10d Store would; the inner error is why it cannot.
+/// Meets the other ranks by the rendezvous; the inner error is why it cannot.
 async fn meet(
     client: &mut ClusterClient<Channel>,
     assignment: &Assignment,

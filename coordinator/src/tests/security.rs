@@ -274,3 +274,27 @@ fn no_secret_is_printed() {
     assert!(!shown.contains(token.secret().expose()), "{shown}");
     assert!(!shown.contains("PRIVATE KEY"), "{shown}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_follows_so_many_streams_and_gets_their_places_back() {
+    let site = Secured::start().await;
+    let viewer = jobs_client(site.channel("coxswain://viewer/vic/job/*").await);
+    let follow = async || {
+        let request = wire::EventsRequest { job: String::new(), follow: true };
+        viewer.clone().events(request).await.map(tonic::Response::into_inner)
+    };
+    let mut followed = Vec::new();
+    let refused = loop {
+        match follow().await {
+            Ok(stream) if followed.len() < 100 => followed.push(stream),
+            other => break other.map(drop).unwrap_err(),
+        }
+    };
+    assert_eq!((followed.len(), refused.code()), (16, Code::ResourceExhausted), "{refused}");
+    followed.pop();
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while follow().await.is_err() {
+        assert!(std::time::Instant::now() < end, "the place of one that has gone is not given back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

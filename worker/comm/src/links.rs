@@ -2,14 +2,14 @@
 
 use coxswain_native::TorchError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use coxswain_native::net::{Group, Network, Transfer};
 use tch::{Device, Kind, Tensor};
 
 use crate::rendezvous::Store;
-use crate::transport::{DataPort, Mesh};
+use crate::transport::{DataPort, Mesh, locked};
 use crate::tree::{below, children, parent};
 
 /// What traffic is for. Messages of one purpose between two ranks arrive in order; those of
@@ -196,9 +196,8 @@ impl Links {
         now.saturating_duration_since(looks.at).saturating_sub(waited)
     }
 
-    /// As for [`Links::doing_now`].
     fn looks(&self) -> MutexGuard<'_, Looks> {
-        self.now.looks.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.now.looks)
     }
 
     /// Says what this rank does from now on, for those who ask while it does.
@@ -220,9 +219,8 @@ impl Links {
         self.doing_now().clone()
     }
 
-    /// Nothing panics while it holds the lock, so what it guards is whole.
     fn doing_now(&self) -> MutexGuard<'_, Doing> {
-        self.now.doing.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.now.doing)
     }
 
     /// A rank without which this one cannot go on, if there is one now.

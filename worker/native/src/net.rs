@@ -157,8 +157,11 @@ struct Exchange {
 }
 
 impl Exchange {
-    /// Starts one. The memory stays where it is until this is dropped, which is the caller's to see to.
-    fn start(
+    /// Starts one.
+    ///
+    /// # Safety
+    /// `memory` points to so many bytes, which stay where they are until this is dropped.
+    unsafe fn start(
         state: &Arc<State>,
         memory: *mut u8,
         bytes: usize,
@@ -280,7 +283,9 @@ impl Network {
             return Err(TorchError("a transfer takes a contiguous tensor".to_owned()));
         }
         let bytes = host.numel() * host.kind().elt_size_in_bytes();
-        let exchange = Exchange::start(&self.0, host.data_ptr().cast(), bytes, target.is_none(), peer, tag)?;
+        // SAFETY: the transfer drops the exchange before the tensor.
+        let exchange =
+            unsafe { Exchange::start(&self.0, host.data_ptr().cast(), bytes, target.is_none(), peer, tag) }?;
         Ok(Transfer { exchange, host, target: target.flatten() })
     }
 }
@@ -345,7 +350,9 @@ extern "C" fn exchange_start(
     answer(|| {
         // SAFETY: what `Group::new` handed over, on loan for this call.
         let state = std::mem::ManuallyDrop::new(unsafe { Arc::from_raw(state.cast::<State>()) });
-        let exchange = Exchange::start(&state, memory.cast(), bytes, sending, peer as u32, tag as u32)?;
+        // SAFETY: the shim drops a message before its tensor.
+        let exchange =
+            unsafe { Exchange::start(&state, memory.cast(), bytes, sending, peer as u32, tag as u32) }?;
         // SAFETY: `out` is a variable of the caller.
         unsafe { *out = Box::into_raw(Box::new(exchange)).cast() };
         Ok(())

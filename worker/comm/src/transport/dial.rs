@@ -2,7 +2,7 @@
 //! why there is none.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ConnectionCommon};
 use socket2::{SockRef, TcpKeepalive};
 
-use super::hello::{self, Endpoint, Hello};
+use super::hello::{self, Hello};
 use super::link::words;
 use super::mesh::Shared;
 use super::place::Place;
@@ -29,9 +29,8 @@ const CHANNEL: &[u8] = b"EXPORTER-coxswain-tensors";
 /// Connects to `peer`, and says in its link how that went.
 pub(crate) fn dial(shared: &Arc<Shared>, peer: u32) {
     let end = Instant::now() + shared.patience;
-    let unknown = || Failure::new("where it is was told in another form; is it another version?");
-    let found = shared.place(peer).and_then(|place| Some((place, place.endpoint()?))).ok_or_else(unknown);
-    match found.and_then(|(place, endpoint)| reach(shared, place, &endpoint, end)) {
+    let place = shared.place(peer).ok_or_else(|| Failure::new("where it is was not told yet"));
+    match place.and_then(|place| reach(shared, place, end)) {
         Ok(Some(stream)) => shared.connected(peer, None, Ok(stream)),
         Ok(None) => await_other(shared, peer, end),
         Err(failure) => shared.unreachable(peer, failure),
@@ -49,15 +48,10 @@ fn await_other(shared: &Shared, peer: u32, end: Instant) {
     }
 }
 
-fn reach(
-    shared: &Shared,
-    place: &Place,
-    endpoint: &Endpoint,
-    end: Instant,
-) -> Result<Option<Stream>, Failure> {
+fn reach(shared: &Shared, place: &Place, end: Instant) -> Result<Option<Stream>, Failure> {
     let tls = place.security(shared.port.tls()).map_err(Failure::new)?;
     loop {
-        let error = match attempt(shared, place, endpoint, tls, end) {
+        let error = match attempt(shared, place, tls, end) {
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
@@ -82,30 +76,27 @@ fn reach(
 fn attempt(
     shared: &Shared,
     place: &Place,
-    endpoint: &Endpoint,
     tls: Option<&TensorTls>,
     end: Instant,
 ) -> io::Result<Option<Stream>> {
     let left = end.saturating_duration_since(Instant::now()).max(RETRY);
-    let addresses = place.address.to_socket_addrs()?.next();
-    let address = addresses.ok_or_else(|| io::Error::other("the address is none"))?;
-    let socket = TcpStream::connect_timeout(&address, left)?;
+    let socket = TcpStream::connect_timeout(&place.address, left)?;
     prepare(&socket)?;
-    let hello = Hello::new(endpoint.id, shared.rank)?;
+    let hello = Hello::new(place.endpoint.id, shared.rank)?;
     let mut timed = Timed { socket: &socket, end };
     let Some(tls) = tls else {
-        let taken = hello::connect(&mut timed, &hello, &endpoint.secret, &[0; 32])?;
+        let taken = hello::connect(&mut timed, &hello, &place.endpoint.secret, &[0; 32])?;
         return taken.then(|| Stream::new(socket, None)).transpose();
     };
     // Which worker it is, the proof says; its certificate says that it is one of the cluster.
-    let name = ServerName::from(address.ip());
+    let name = ServerName::from(place.address.ip());
     let mut connection = ClientConnection::new(tls.client.clone(), name).map_err(io::Error::other)?;
     while connection.is_handshaking() {
         connection.complete_io(&mut timed)?;
     }
     let channel = channel(&connection)?;
     let mut stream = rustls::Stream::new(&mut connection, &mut timed);
-    let taken = hello::connect(&mut stream, &hello, &endpoint.secret, &channel)?;
+    let taken = hello::connect(&mut stream, &hello, &place.endpoint.secret, &channel)?;
     taken.then(|| Stream::new(socket, Some(connection.into()))).transpose()
 }
 

@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::sync::OnceLock;
 
 use rustls::crypto::ring;
+use serde::{Deserialize, Serialize};
 
 /// The first bytes of a connection in plain text; a TLS connection begins with 0x16.
 const MAGIC: [u8; 4] = *b"CXW1";
@@ -21,7 +22,7 @@ const UNKNOWN: u8 = 1;
 const TAKEN: u8 = 2;
 
 /// Where a rank is found, and what proves that somebody was told.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Endpoint {
     /// Its name, which is no secret.
     pub(crate) id: [u8; 16],

@@ -3,7 +3,6 @@
 //! Two ranks are connected once one of them has a message for the other. Whichever comes first connects; where both
 //! do at once, the connection of the higher rank counts.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -296,10 +295,10 @@ fn move_all(shared: &Shared, mut poll: Poll) {
 /// Ends each link in order: a socket that is closed with something unread takes back what was sent last.
 fn linger(shared: &Shared, poll: &mut Poll, events: &mut Events) {
     let end = Instant::now() + LINGER;
-    let mut open: HashMap<u32, &Mutex<Link>> = (0..).zip(&shared.links).collect();
-    open.values().for_each(|link| locked(link).end());
+    let mut open: Vec<_> = shared.links.iter().collect();
+    open.iter().for_each(|link| locked(link).end());
     loop {
-        open.retain(|_, link| locked(link).drain());
+        open.retain(|link| locked(link).drain());
         let left = end.saturating_duration_since(Instant::now());
         if open.is_empty() || left.is_zero() || poll.poll(events, Some(left)).is_err() {
             break;
@@ -368,7 +367,7 @@ mod tests {
     #[test]
     fn a_connection_that_is_refused_for_another_is_not_awaited_for_ever() {
         let ranks = pair(Duration::from_millis(300));
-        // Its link is down, and it has told nobody.
+        // Its link is down, and no other rank knows.
         locked(ranks[0].1.link(1).unwrap()).fail(Failure::new("it broke off"));
         let error = ranks[1].0.send(&Tensor::from_slice(&[1.0_f32]), 0, 1).unwrap().wait().unwrap_err();
         assert!(error.0.contains("for another one, which did not come"), "{error}");

@@ -25,6 +25,6 @@ pub use port::{DataPort, TensorTls};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Nothing panics while it holds one of these locks, so what they guard is whole.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

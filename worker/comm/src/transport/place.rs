@@ -10,8 +10,8 @@ use super::hello::{self, Endpoint};
 use super::port::DataPort;
 use crate::rendezvous::Store;
 
-/// How many places one value of the rendezvous holds; they are some 250 bytes each, and a value 4 KiB.
-const PLACES_EACH: usize = 12;
+/// How many places one value of the rendezvous holds; they are at most 400 bytes each, and a value 4 KiB.
+const PLACES_EACH: usize = 10;
 
 /// The key by which the lead rank says that all ranks are there, and all places can be read.
 const ALL_HERE: &[u8] = b"here/all";
@@ -20,9 +20,8 @@ const ALL_HERE: &[u8] = b"here/all";
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Place {
     pub(crate) address: SocketAddr,
-    id: String,
-    secret: String,
-    host: String,
+    pub(crate) endpoint: Endpoint,
+    host: [u8; 16],
     encrypts: Encrypts,
 }
 
@@ -72,16 +71,10 @@ impl Place {
     pub(crate) fn of(endpoint: &Endpoint, port: &DataPort) -> Place {
         Place {
             address: port.address(),
-            id: hex(&endpoint.id),
-            secret: hex(&endpoint.secret),
-            host: hex(&hello::host()),
+            endpoint: *endpoint,
+            host: hello::host(),
             encrypts: Encrypts::of(port.tls()),
         }
-    }
-
-    /// The endpoint; `None` where the text is of another version.
-    pub(crate) fn endpoint(&self) -> Option<Endpoint> {
-        Some(Endpoint { id: unhex(&self.id)?, secret: unhex(&self.secret)? })
     }
 
     /// By what this process connects to it: `None` is plain text.
@@ -89,8 +82,7 @@ impl Place {
     /// # Errors
     /// In words, where one of the two encrypts and the other does not.
     pub(crate) fn security<'a>(&self, own: Option<&'a TensorTls>) -> Result<Option<&'a TensorTls>, String> {
-        let host = unhex(&self.host).ok_or("its machine was told in another form; is it another version?")?;
-        let with = |encrypts: Encrypts| encrypts.with(&host, self.address.ip());
+        let with = |encrypts: Encrypts| encrypts.with(&self.host, self.address.ip());
         let text = match (with(self.encrypts), with(Encrypts::of(own))) {
             (false, false) => return Ok(None),
             (true, true) => return Ok(own),
@@ -148,21 +140,6 @@ fn key(what: &str, number: usize) -> Vec<u8> {
     format!("{what}/{number}").into_bytes()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    if text.len() != 2 * N || !text.is_ascii() {
-        return None;
-    }
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
-    }
-    Some(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests may panic")]
@@ -175,8 +152,8 @@ mod tests {
         const WORLD: u32 = 40;
         let (store, port) = (MemoryStore::default(), DataPort::local().unwrap());
         let ends: Vec<_> = (0..WORLD).map(|_| Endpoint::random().unwrap()).collect();
-        let ids = |places: &[Place]| places.iter().map(|place| place.id.clone()).collect::<Vec<_>>();
-        let expected: Vec<_> = ends.iter().map(|end| hex(&end.id)).collect();
+        let ids = |places: &[Place]| places.iter().map(|place| place.endpoint.id).collect::<Vec<_>>();
+        let expected: Vec<_> = ends.iter().map(|end| end.id).collect();
         std::thread::scope(|scope| {
             for rank in 0..WORLD {
                 let (store, own, expected) = (&store, Place::of(&ends[rank as usize], &port), &expected);
@@ -185,8 +162,12 @@ mod tests {
                 });
             }
         });
-        let longest = SocketAddr::from(([0xffff; 8], 65_535));
-        let place = Place { address: longest, ..Place::of(&ends[0], &port) };
+        let place = Place {
+            address: SocketAddr::from(([0xffff; 8], 65_535)),
+            endpoint: Endpoint { id: [0xff; 16], secret: [0xff; 32] },
+            host: [0xff; 16],
+            encrypts: Encrypts::BetweenHosts,
+        };
         assert!(serde_json::to_vec(&vec![place; PLACES_EACH]).unwrap().len() <= 4096);
     }
 

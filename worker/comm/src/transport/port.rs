@@ -25,7 +25,7 @@ const STRANGERS: usize = 256;
 /// How many connections may wait to be accepted, where the system allows it. Past it, one who connects tries again
 /// after a second.
 const BACKLOG: i32 = 4096;
-/// After the system had no descriptor for a connection.
+/// After a connection could not be accepted: it does not help to ask at once.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The errors of Linux for too few descriptors (ENFILE, EMFILE) and too little memory (ENOMEM, ENOBUFS).
@@ -148,13 +148,13 @@ fn accept(inner: &Arc<Inner>) {
         match accepted {
             Ok((socket, _)) => admit(inner, socket),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Where descriptors or memory are short, those of strangers come back.
-            Err(error) if error.raw_os_error().is_some_and(|code| SHORT.contains(&code)) => {
-                evict(inner, 0);
+            Err(error) => {
+                // Where descriptors or memory are short, those of strangers come back.
+                if error.raw_os_error().is_some_and(|code| SHORT.contains(&code)) {
+                    evict(inner, 0);
+                }
                 std::thread::sleep(PAUSE);
             }
-            // The one who connected has gone.
-            Err(_) => {}
         }
     }
 }

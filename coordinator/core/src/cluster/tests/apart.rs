@@ -1,9 +1,12 @@
 //! Workers that reach the coordinator and not each other.
 
+use coxswain_types::ids::WorkerId;
+use coxswain_types::status::WorkerInfo;
 use expect_test::expect;
 
-use super::tell_to;
+use super::story::{info, tell_to};
 use crate::cluster::Cluster;
+use crate::cluster::apart::{APART_MS, Apart, Pair};
 
 /// Both workers are well, and what is between them is not: another takes the place of one of them.
 #[test]
@@ -81,3 +84,40 @@ const PARTED: &str = "0 submit demo wait pp=2 steps=4
     1000 w0 g1 from=1 parted: rank 1 does not answer
     1000 w1 g1 from=0 parted: rank 0 does not answer
     3000 tick";
+
+fn pair(one: &str, other: &str) -> Pair {
+    Pair::of(WorkerId(one.to_owned()), WorkerId(other.to_owned()))
+}
+
+fn names(apart: &Apart, now_ms: u64, all: &[WorkerInfo]) -> Vec<String> {
+    apart.together(now_ms, all.iter().collect()).iter().map(|info| info.id.0.clone()).collect()
+}
+
+#[test]
+fn who_is_apart_from_the_most_others_is_left_out() {
+    let all = ["w0", "w1", "w2", "w3"].map(info);
+    let mut apart = Apart::default();
+    assert_eq!(names(&apart, 0, &all), ["w0", "w1", "w2", "w3"]);
+    apart.keep(0, [pair("w3", "w2")]);
+    assert_eq!(names(&apart, 0, &all), ["w0", "w1", "w2"], "of two, who is wanted less");
+    apart.keep(0, [pair("w1", "w0"), pair("w1", "w2"), pair("w1", "w3")]);
+    assert_eq!(names(&apart, 0, &all), ["w0", "w2"]);
+    assert_eq!(names(&apart, APART_MS, &all), ["w0", "w1", "w2", "w3"]);
+}
+
+#[test]
+fn each_time_they_are_kept_apart_for_twice_as_long_until_they_work_together() {
+    let mut apart = Apart::default();
+    let ends = |apart: &Apart| apart.ends_ms(0).unwrap_or(0) / 1000;
+    let mut seen = Vec::new();
+    for _ in 0..6 {
+        apart.keep(0, [pair("w0", "w1")]);
+        seen.push(ends(&apart));
+    }
+    assert_eq!(seen, [10, 20, 40, 80, 160, 160]);
+    apart.met(|worker| worker.0 == "w0");
+    assert_eq!(ends(&apart), 160, "w0 alone took a step");
+    apart.met(|_| true);
+    apart.keep(0, [pair("w0", "w1")]);
+    assert_eq!(ends(&apart), 10);
+}

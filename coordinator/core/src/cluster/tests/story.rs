@@ -127,7 +127,7 @@ fn number(words: &[&str], key: &str) -> Option<u64> {
 }
 
 /// A worker named `wN`, or `wN'` for a newer process of that name, or `wN*` with another libtorch.
-fn info(name: &str) -> WorkerInfo {
+pub(super) fn info(name: &str) -> WorkerInfo {
     let id = name.trim_end_matches(['\'', '*']);
     let place: u32 = id[1..].parse().unwrap();
     WorkerInfo {
