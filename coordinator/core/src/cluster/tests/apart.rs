@@ -121,3 +121,51 @@ fn each_time_they_are_kept_apart_for_twice_as_long_until_they_work_together() {
     apart.keep(0, [pair("w0", "w1")]);
     assert_eq!(ends(&apart), 10);
 }
+
+/// Two spares that could only join a run that shrank one at a time are no reason to form it anew.
+#[test]
+fn spares_that_do_not_reach_each_other_stop_no_run_until_they_are_tried_again() {
+    let mut cluster = Cluster::default();
+    tell_to(
+        &mut cluster,
+        "0 submit demo shrink pp=2 dp=2 steps=9
+        0 prepared demo-1
+        0 w0 idle
+        0 w1 idle
+        0 w2 idle
+        0 w3 idle
+        100 w0 g1 running
+        100 w1 g1 running
+        100 w2 g1 running
+        100 w3 g1 running",
+    );
+    // It is their third time, so they are kept apart for 40 s from 3000 on.
+    let job = cluster.job_mut("demo-1").unwrap();
+    (0..2).for_each(|_| job.apart.keep(0, [pair("w2", "w3")]));
+    tell_to(
+        &mut cluster,
+        "1000 w2 g1 from=3 parted: rank 3 does not answer
+        1000 w3 g1 from=2 parted: rank 2 does not answer
+        3000 tick
+        3100 w0 idle
+        3100 w1 idle
+        3100 w2 idle
+        3100 w3 idle
+        3100 prepared demo-1
+        5100 tick",
+    );
+    let mut until = |first: u64, end: u64| -> String {
+        let beat = |now: u64| {
+            format!("{now} w0 g2 running\n{now} w1 g2 running\n{now} w2 idle\n{now} w3 idle\n{now} tick")
+        };
+        let beats: Vec<_> = (first..end).step_by(2000).map(beat).collect();
+        tell_to(&mut cluster, &beats.join("\n")).0
+    };
+    let apart = until(5200, 43_000);
+    assert!(!apart.contains("goes on in another formation"), "{apart}");
+    let tried = until(43_200, 60_000);
+    assert!(
+        tried.contains("2 more workers are here, enough for all of its layout; the run saves"),
+        "{tried}"
+    );
+}
