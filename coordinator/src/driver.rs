@@ -9,9 +9,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{
-    CancelWhen, Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, MAX_ASSIGNMENT_BYTES,
-    Notice, PAUSE_MS, Planning, Submission, Weight,
+    CancelWhen, Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, Notice, PAUSE_MS,
+    Planning, Submission, Weight,
 };
+use coxswain_core::plan::MAX_ASSIGNMENT_BYTES;
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
 use tokio::sync::{broadcast, mpsc, watch};

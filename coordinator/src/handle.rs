@@ -4,13 +4,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coxswain_core::cluster::{Event, JobSummary, Look, SubmitError, WorkerSummary};
+use coxswain_core::plan::sketch;
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Step, WorkerId};
 use coxswain_types::status::{Desired, Published, StepReport, WorkerStatus};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::task::spawn_blocking;
 
 use crate::events::Line;
+
+/// How many submitted jobs are planned at once. A plan takes milliseconds, and seconds where it is as large as one may
+/// be: others wait, and the cores are left to the rest of the coordinator.
+const MAX_SKETCHES: usize = 2;
 
 /// What the driver is asked to do.
 pub(crate) enum Request {
@@ -90,6 +96,8 @@ pub(crate) struct Handle {
     news: broadcast::Sender<News>,
     happened: broadcast::Sender<Line>,
     folder: Arc<Path>,
+    /// Turns of those who plan a job that is submitted.
+    sketches: Arc<Semaphore>,
 }
 
 impl Handle {
@@ -99,7 +107,13 @@ impl Handle {
         happened: broadcast::Sender<Line>,
         folder: &Path,
     ) -> Handle {
-        Handle { requests, news, happened, folder: folder.into() }
+        Handle {
+            requests,
+            news,
+            happened,
+            folder: folder.into(),
+            sketches: Arc::new(Semaphore::new(MAX_SKETCHES)),
+        }
     }
 
     /// The coordinator's folder.
@@ -126,13 +140,20 @@ impl Handle {
         answer.await.map_err(|_| Ending)
     }
 
-    /// Submits a job; returns its id.
+    /// Submits a job; returns its id. It is planned for workers that do not exist first, so that one that cannot be
+    /// planned is refused.
     pub(crate) async fn submit(
         &self,
         spec: JobSpec,
         directory: String,
     ) -> Result<Result<String, SubmitError>, Ending> {
-        self.ask(|reply| Request::Submit { spec: Box::new(spec), directory, reply }).await
+        let turn = self.sketches.acquire().await.map_err(|_| Ending)?;
+        let sketched = spawn_blocking(move || sketch(&spec, spec.layout.world()).map(|_| spec)).await;
+        drop(turn);
+        match sketched.map_err(|_| Ending)? {
+            Ok(spec) => self.ask(|reply| Request::Submit { spec: Box::new(spec), directory, reply }).await,
+            Err(error) => Ok(Err(error.into())),
+        }
     }
 
     /// Handles an event and waits until all that follows is done.

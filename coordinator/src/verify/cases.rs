@@ -107,7 +107,7 @@ impl Case {
         let sets = [input.sets.as_slice(), &layout.sets, common].concat();
         let spec = crate::job::parse(&input.text, &input.source, &input.base, &sets).map_err(refuse)?;
         let plan = sketch(&spec, spec.layout.world()).map_err(|error| refuse(error.to_string()))?;
-        let needed = plan.memory.iter().map(|memory| *memory.resident_bytes().end()).sum();
+        let needed = plan.memory().iter().map(|memory| *memory.resident_bytes().end()).sum();
         Ok(Case { name: layout.name, sets, spec, needed, parameters: plan.parameters() })
     }
 

@@ -98,30 +98,41 @@ impl Layout {
         self.class.muon == other.class.muon && slices(self) == slices(other)
     }
 
-    /// The slices that `parts` data ranks own: borders lie between blocks of squared norms, and
-    /// between matrices where a matrix must stay whole, whose logical shards here are neighbours.
+    /// The slices that `parts` data ranks own, as [`Layout::slice`] cuts them.
     pub fn slices(&self, parts: usize) -> Vec<Range<i64>> {
+        (0..parts).map(|part| self.slice((part, parts))).collect()
+    }
+
+    /// The slice that data rank `index` of `parts` owns: borders lie between blocks of squared norms, and
+    /// between matrices where a matrix must stay whole, whose logical shards here are neighbours.
+    pub fn slice(&self, (index, parts): (usize, usize)) -> Range<i64> {
+        let (index, parts) = (index as i64, parts as i64);
+        let wanted = |part: i64| self.elements() * part / parts;
+        self.border(wanted(index))..self.border(wanted(index + 1))
+    }
+
+    /// The first border at or after an element.
+    fn border(&self, wanted: i64) -> i64 {
         let together =
             |a: &(ParameterRow, i64), b: &(ParameterRow, i64)| self.class.muon && a.0.name == b.0.name;
-        let mut borders = vec![0];
+        let mut start = 0;
         for rows in self.rows.chunk_by(together) {
-            let (start, end) = (rows[0].1, end(rows));
-            let step = if self.class.muon { i64::MAX } else { NORM_BLOCK as i64 };
-            let inner = std::iter::successors(start.checked_add(step), |at| at.checked_add(step));
-            borders.extend(inner.take_while(|at| *at < end));
-            borders.push(end);
+            if wanted <= start {
+                break;
+            }
+            let end = end(rows);
+            if wanted <= end {
+                let block = if self.class.muon { end - start } else { NORM_BLOCK as i64 };
+                return (start + (wanted - start + block - 1) / block * block).min(end);
+            }
+            start = end;
         }
-        let (parts, elements) = (parts as i64, self.elements());
-        let border = |part: i64| {
-            let wanted = elements * part / parts;
-            borders.iter().copied().find(|at| *at >= wanted).unwrap_or(elements)
-        };
-        (0..parts).map(|part| border(part)..border(part + 1)).collect()
+        start
     }
 
     /// The slice of the weights that is number `index` of `parts`.
     pub fn part(&self, (index, parts): (usize, usize)) -> Range<i64> {
-        let own = self.slices(parts).get(index).cloned().unwrap_or(0..0);
+        let own = if index < parts { self.slice((index, parts)) } else { 0..0 };
         own.start.min(self.weight_elements())..own.end.min(self.weight_elements())
     }
 }

@@ -10,6 +10,7 @@ use super::job::Job;
 use super::run::Commit;
 use super::summary::{Ending, JobState, JobSummary};
 use super::{Cluster, notice};
+use crate::plan::PlanError;
 
 /// The most jobs that may wait. A longer queue is a mistake of whoever fills it, and each job costs
 /// memory until it ends.
@@ -38,6 +39,9 @@ pub enum SubmitError {
         /// The folder.
         directory: String,
     },
+    /// It cannot be planned, whichever workers come.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
 }
 
 impl Cluster {

@@ -70,7 +70,7 @@ use job::Job;
 pub use job::SHRINK_AFTER_MS;
 pub use life::{MAX_SETBACKS, MAX_WAITING, SubmitError};
 use member::{Admission, Members};
-pub use planning::{MAX_ASSIGNMENT_BYTES, Planned, Planning};
+pub use planning::{Planned, Planning};
 pub use queue::MAX_TRIES;
 use regroup::Drain;
 pub use regroup::GROW_AFTER_MS;

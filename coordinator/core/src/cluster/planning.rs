@@ -18,10 +18,6 @@ use crate::plan::{Fit, KEEPS_UP, PlanRequest, counted, encode, fitting, plan, th
 /// How many layouts a job remembers. A search takes as long as a plan, so what is forgotten costs seconds at most.
 const MAX_FITS: usize = 64;
 
-/// The most bytes of an assignment: a message to a worker has at most 16 MiB, and what else is wanted of it fits into
-/// the rest.
-pub const MAX_ASSIGNMENT_BYTES: usize = 15 << 20;
-
 const OTHER_QUESTION: &str = "the planner answered another question; please report this";
 
 /// A question to the planner.
@@ -136,32 +132,17 @@ impl Formation {
         .map_err(|error| error.to_string())?;
         let ranks = planned.assignments.into_iter().map(|assignment| {
             let (json, digest) = encode(&assignment);
-            expect_sendable(assignment.rank.index(), json.len())?;
             let slow_percent = slow_percent.get(&assignment.worker).copied().unwrap_or(KEEPS_UP);
-            Ok(PlannedRank {
+            PlannedRank {
                 stage: assignment.pipeline_index,
                 worker: assignment.worker,
                 slow_percent,
                 json,
                 digest,
-            })
+            }
         });
-        ranks.collect()
+        Ok(ranks.collect())
     }
-}
-
-/// Refuses an assignment that no message can carry, of so many bytes.
-fn expect_sendable(rank: usize, bytes: usize) -> Result<(), String> {
-    if bytes <= MAX_ASSIGNMENT_BYTES {
-        return Ok(());
-    }
-    Err(format!(
-        "the assignment of rank {rank} has {} MiB, and at most {} can be sent; it names each slice of each layer and \
-         each action of a step, so give the job more pipeline or tensor ranks, fewer train.tensor_shards or fewer \
-         train.micro_batches",
-        bytes.div_ceil(1 << 20),
-        MAX_ASSIGNMENT_BYTES >> 20
-    ))
 }
 
 impl Cluster {
@@ -284,19 +265,4 @@ fn formation(
         workers,
         fit,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_assignment_that_no_message_carries_is_refused_with_what_to_change() {
-        assert_eq!(expect_sendable(3, MAX_ASSIGNMENT_BYTES), Ok(()));
-        let refused = expect_sendable(3, MAX_ASSIGNMENT_BYTES + 1).unwrap_err();
-        assert!(
-            refused.starts_with("the assignment of rank 3 has 16 MiB, and at most 15 can be sent"),
-            "{refused}"
-        );
-    }
 }

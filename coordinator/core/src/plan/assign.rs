@@ -176,10 +176,16 @@ impl Shared<'_> {
         for place in places {
             for &(index, use_of) in self.used_at.get(&place).into_iter().flatten() {
                 let (parameter, first_slot) = (&self.table[index], self.first_slots[index]);
+                let mut shared: Option<(u32, Vec<u32>, Vec<u32>)> = None;
                 for shard in self.shards_of(parameter, at.tensor) {
                     let slice = slice_of(parameter, shard, self.shard_count);
-                    let first_here = held.insert((&parameter.name, slice.offset));
-                    let (uses, holders) = self.sharing(parameter, &slice, at);
+                    let first_here = held.insert((index, slice.ordinal));
+                    // Neighbours are often uses of one slice.
+                    let known = shared.take_if(|(ordinal, ..)| *ordinal == slice.ordinal);
+                    let (_, uses, holders) = known.unwrap_or_else(|| {
+                        let (uses, holders) = self.sharing(parameter, &slice, at);
+                        (slice.ordinal, uses, holders)
+                    });
                     // One of the ranks that hold a slice speaks for it: the first of the first data rank.
                     let speaks = first_here
                         && at.data == 0
@@ -190,12 +196,13 @@ impl Shared<'_> {
                     rows.push(ParameterRow {
                         place,
                         use_index: use_of as u32 * sharers + shard - slice.holders.start,
-                        uses: if alone { Vec::new() } else { uses },
-                        holders: if alone { Vec::new() } else { holders },
+                        uses: if alone { Vec::new() } else { uses.clone() },
+                        holders: if alone { Vec::new() } else { holders.clone() },
                         norm_slot: speaks.then_some(first_slot + slice.ordinal),
                         saves: speaks,
                         ..parameter.row(&slice, shard)
                     });
+                    shared = Some((slice.ordinal, uses, holders));
                 }
             }
         }

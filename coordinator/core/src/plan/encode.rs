@@ -2,6 +2,12 @@
 
 use coxswain_types::Assignment;
 
+use super::PlanError;
+
+/// The most bytes of an assignment: a message to a worker has at most 16 MiB, and what else is wanted of it fits into
+/// the rest.
+pub const MAX_ASSIGNMENT_BYTES: usize = 15 << 20;
+
 /// The assignment's JSON and its digest: blake3, in hex, the identity of the assignment on both
 /// sides.
 ///
@@ -12,9 +18,16 @@ pub fn encode(assignment: &Assignment) -> (String, String) {
     (json, digest)
 }
 
-/// Whether the assignment is the same after it has been encoded and read back. JSON has no NaN, for
-/// one.
-pub(super) fn survives(assignment: &Assignment) -> bool {
+/// Refuses an assignment that no message carries, or that is another one once it has been encoded and read back: JSON
+/// has no NaN, for one.
+pub(super) fn check(assignment: &Assignment) -> Result<(), PlanError> {
     let (json, _) = encode(assignment);
-    serde_json::from_str::<Assignment>(&json).is_ok_and(|read| read == *assignment)
+    let rank = assignment.rank.0;
+    if json.len() > MAX_ASSIGNMENT_BYTES {
+        return Err(PlanError::TooLong { rank, bytes: json.len() });
+    }
+    match serde_json::from_str::<Assignment>(&json) {
+        Ok(read) if read == *assignment => Ok(()),
+        _ => Err(PlanError::Encoding(rank)),
+    }
 }

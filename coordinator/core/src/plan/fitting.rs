@@ -8,6 +8,10 @@ use coxswain_types::job::{Layout, Reduction, Schedule};
 
 use super::sketch;
 
+/// How many layouts are tried. One with fewer ranks needs more memory of each, so where a budget keeps these from
+/// working, smaller ones do not work either; each try is a plan.
+const MAX_TRIES: usize = 8;
+
 /// A layout for the workers at hand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fit {
@@ -44,7 +48,7 @@ pub fn fitting(spec: &JobSpec, available: u32, least: u32) -> Option<Fit> {
         (fewest..=own.data).rev().map(move |data| Layout { pipeline, data, ..own })
     });
     let fits = |layout: &Layout| layout.world() <= available && layout.world() > least;
-    layouts.filter(fits).find_map(|layout| {
+    layouts.filter(fits).take(MAX_TRIES).find_map(|layout| {
         let kept = Fit { layout, reason: describe(&own, &layout, None) };
         if layout == own {
             return Some(kept);

@@ -71,13 +71,13 @@ impl Plan {
             parameters: self.parameters(),
             makespan: self.makespan(),
             bubble: self.bubble(),
-            ranks: self.assignments.iter().zip(&self.memory).map(rank).collect(),
+            ranks: self.assignments.iter().zip(self.memory()).map(rank).collect(),
             spares: &self.spares,
         })
     }
 }
 
-fn rank<'a>((a, memory): (&'a Assignment, &Memory)) -> RankJson<'a> {
+fn rank<'a>((a, memory): (&'a Assignment, Memory)) -> RankJson<'a> {
     let range = micro_batches(a);
     RankJson {
         rank: a.rank,
@@ -88,7 +88,7 @@ fn rank<'a>((a, memory): (&'a Assignment, &Memory)) -> RankJson<'a> {
         holds: holds(a),
         stages: &a.stages,
         parameters: held_parameters(a),
-        memory: *memory,
+        memory,
         tensor_bytes: memory.tensor_bytes(),
         runtime_bytes: ends(&RUNTIME),
         resident_bytes: ends(&memory.resident_bytes()),

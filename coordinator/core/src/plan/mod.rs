@@ -10,6 +10,7 @@
 //! - `check`: an independent reader that refuses a plan which would hang or leave work out.
 //! - `memory`, `activations`, `reduction`: what a rank needs.
 //! - `timeline`: who waits for whom.
+//! - `cost`: how long planning takes, before it begins.
 //! - `fitting`: the largest part of a layout that fewer workers can take.
 //! - `print`, `breakdown`, `grid`, `svg`, `json`: a plan as people and programs read it.
 //!
@@ -20,6 +21,7 @@ mod assign;
 mod balance;
 mod breakdown;
 pub mod check;
+mod cost;
 mod divide;
 mod encode;
 mod fitting;
@@ -44,7 +46,8 @@ use coxswain_types::status::WorkerInfo;
 use coxswain_types::{Assignment, Generation, JobSpec, WorkerId};
 
 pub use balance::{KEEPS_UP, relief, shares};
-pub use encode::encode;
+pub use cost::Cost;
+pub use encode::{MAX_ASSIGNMENT_BYTES, encode};
 pub use fitting::{Fit, fitting};
 pub use memory::{Memory, RUNTIME};
 pub use placement::threads_for;
@@ -86,8 +89,6 @@ pub struct PlanRequest<'a> {
 pub struct Plan {
     /// One for each rank, in order.
     pub assignments: Vec<Assignment>,
-    /// What each rank needs at its peak, in order.
-    pub memory: Vec<Memory>,
     /// Workers that the layout has no rank for, in order.
     pub spares: Vec<WorkerId>,
 }
@@ -143,6 +144,22 @@ pub enum PlanError {
         /// The bytes that it may have.
         bytes: u64,
     },
+    /// Planning would take too long.
+    #[error("planning this job would take too long: {0}")]
+    TooLarge(Cost),
+    /// No message carries an assignment.
+    #[error(
+        "the assignment of rank {rank} has {} MiB, and at most {} can be sent; it names each slice of each layer and \
+         each action of a step, so give the job more pipeline or tensor ranks, fewer train.tensor_shards or fewer \
+         train.micro_batches",
+        bytes.div_ceil(1 << 20), MAX_ASSIGNMENT_BYTES >> 20
+    )]
+    TooLong {
+        /// The rank.
+        rank: u32,
+        /// Its bytes.
+        bytes: usize,
+    },
     /// An assignment does not survive its encoding.
     #[error("the assignment of rank {0} changes when it is encoded; please report this")]
     Encoding(u32),
@@ -156,6 +173,7 @@ pub enum PlanError {
 pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     let spec = request.spec;
     check_layout(spec)?;
+    Cost::of(spec).expect_bounded()?;
     let (seated, spares) = placement::place(request.workers, &spec.layout)?;
     let seated = placement::keep(seated, request.before);
     let mesh = Mesh::new(spec.layout);
@@ -170,11 +188,15 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     })?;
     // Ranks of one pipeline index differ only in integers and worker names, which JSON keeps.
     let first_of_stage = |a: &&Assignment| (a.data_index, a.tensor_index) == (0, 0);
-    if let Some(changed) = assignments.iter().filter(first_of_stage).find(|a| !encode::survives(a)) {
-        return Err(PlanError::Encoding(changed.rank.0));
+    assignments.iter().filter(first_of_stage).try_for_each(encode::check)?;
+    Ok(Plan { assignments, spares })
+}
+
+impl Plan {
+    /// What each rank needs at its peak, in order.
+    pub fn memory(&self) -> Vec<Memory> {
+        self.assignments.iter().map(memory::memory).collect()
     }
-    let memory = assignments.iter().map(memory::memory).collect();
-    Ok(Plan { assignments, memory, spares })
 }
 
 /// Plans for workers that do not exist yet, all on one machine, with tokens that do not exist

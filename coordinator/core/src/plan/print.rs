@@ -21,9 +21,10 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(first) = self.assignments.first() else { return f.write_str("a plan without ranks") };
         head_line(f, first)?;
-        let rows = self.assignments.iter().zip(&self.memory).map(|(a, memory)| rank_row(a, memory));
+        let memory = self.memory();
+        let rows = self.assignments.iter().zip(&memory).map(|(a, memory)| rank_row(a, memory));
         table(f, &rows.collect::<Vec<_>>())?;
-        super::breakdown::print(f, &self.memory)?;
+        super::breakdown::print(f, &memory)?;
         if !self.spares.is_empty() {
             let names: Vec<_> = self.spares.iter().map(|WorkerId(name)| name.as_str()).collect();
             writeln!(f, "spare: {} (every rank is taken)", names.join(", "))?;

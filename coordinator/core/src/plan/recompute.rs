@@ -1,8 +1,8 @@
 //! Which layers compute again in their backward pass what they did not keep.
 
-use coxswain_types::Assignment;
 use coxswain_types::assignment::Recompute;
 use coxswain_types::job::Checkpointing;
+use coxswain_types::{Assignment, WorkerId};
 
 use super::PlanError;
 use super::memory::memory;
@@ -35,22 +35,38 @@ pub(super) fn choose(assignments: &mut [Assignment]) -> Result<(), PlanError> {
 fn fit(assignments: &mut [Assignment], rank: usize, bytes: u64) -> Result<(), PlanError> {
     let group: Vec<usize> = assignments[rank].tensor_group.iter().map(|rank| *rank as usize).collect();
     let layers: usize = assignments[rank].stages.iter().map(|stage| stage.recompute.len()).sum();
-    // At most as many tries as there are layers.
-    let mut least: Option<PlanError> = None;
-    for count in 0..=layers {
-        let mut worst = None;
-        for &member in &group {
-            let Some(assignment) = assignments.get_mut(member) else { continue };
-            set(assignment, Recompute::Layer, count);
-            let needed = memory(assignment).tensor_bytes();
-            if worst.as_ref().is_none_or(|(most, _)| needed > *most) {
-                worst = Some((needed, assignment.worker.clone()));
-            }
-        }
-        let Some((needed, worker)) = worst.filter(|(needed, _)| *needed > bytes) else { return Ok(()) };
-        least = Some(PlanError::Budget { worker, needed, bytes });
+    if needed(assignments, &group, 0).is_none_or(|(needed, _)| needed <= bytes) {
+        return Ok(());
     }
-    least.map_or(Ok(()), Err)
+    if let Some((needed, worker)) = needed(assignments, &group, layers).filter(|(needed, _)| *needed > bytes)
+    {
+        return Err(PlanError::Budget { worker, needed, bytes });
+    }
+    // Between a count that is too small and one that is enough: another layer that is computed again takes no more.
+    let (mut little, mut enough) = (0, layers);
+    while little + 1 < enough {
+        let count = little.midpoint(enough);
+        match needed(assignments, &group, count) {
+            Some((needed, _)) if needed > bytes => little = count,
+            _ => enough = count,
+        }
+    }
+    needed(assignments, &group, enough);
+    Ok(())
+}
+
+/// The most bytes that a rank of the group needs with `count` layers computed again, which are set, and its worker.
+fn needed(assignments: &mut [Assignment], group: &[usize], count: usize) -> Option<(u64, WorkerId)> {
+    let mut worst: Option<(u64, WorkerId)> = None;
+    for &member in group {
+        let Some(assignment) = assignments.get_mut(member) else { continue };
+        set(assignment, Recompute::Layer, count);
+        let needed = memory(assignment).tensor_bytes();
+        if worst.as_ref().is_none_or(|(most, _)| needed > *most) {
+            worst = Some((needed, assignment.worker.clone()));
+        }
+    }
+    worst
 }
 
 /// Computes the first `count` layers of a rank again, and no others.

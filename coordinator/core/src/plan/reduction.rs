@@ -35,8 +35,8 @@ fn peers(a: &Assignment) -> u64 {
 
 /// Elements of a bucket whose sum this rank finishes.
 fn own(a: &Assignment, bucket: &Layout) -> u64 {
-    let slices = bucket.slices(a.data_group.len().max(1));
-    slices.get(a.data_index as usize).map_or(0, |slice| (slice.end - slice.start) as u64)
+    let slice = bucket.slice((a.data_index as usize, a.data_group.len().max(1)));
+    (slice.end - slice.start) as u64
 }
 
 /// The most bytes at once after the last backward: while sums are finished, weights are updated, and a

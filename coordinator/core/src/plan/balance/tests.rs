@@ -74,7 +74,8 @@ fn work_goes_to_those_who_keep_up() {
 fn a_plan_that_no_budget_allows_relieves_nobody() {
     let mut spec = spec("{pipeline: 2}");
     assert!(relief(&spec, &[], &[300, 100], &[300, 100]) > 1.2);
-    let kept = super::super::sketch(&spec, 2).unwrap().memory.iter().map(|m| m.tensor_bytes()).max().unwrap();
+    let kept =
+        super::super::sketch(&spec, 2).unwrap().memory().iter().map(|m| m.tensor_bytes()).max().unwrap();
     spec.train.checkpointing = coxswain_types::job::Checkpointing::Budget { bytes: kept };
     assert_eq!(relief(&spec, &[], &[300, 100], &[300, 100]), 1.0);
 }

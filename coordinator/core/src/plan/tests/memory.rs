@@ -15,7 +15,7 @@ fn planned(change: impl FnOnce(&mut JobSpec)) -> Plan {
 
 /// The first rank's memory.
 fn memory(change: impl FnOnce(&mut JobSpec)) -> Memory {
-    planned(change).memory[0]
+    planned(change).memory()[0]
 }
 
 fn pipeline(spec: &mut JobSpec, pipeline: u32, micro_batches: u32, schedule: Schedule) {
@@ -32,7 +32,7 @@ fn the_first_stage_holds_as_many_micro_batches_as_the_schedule_says() {
     assert!(bytes(4, 40, Schedule::GPipe) > 9 * one);
     assert!(bytes(4, 40, Schedule::GPipe) > 9 * many, "GPipe holds m");
     // From I to W about as much is held as from F to I: up to p micro-batches' worth, and the gradients beside.
-    let last = |schedule| planned(|spec| pipeline(spec, 4, 8, schedule)).memory[3];
+    let last = |schedule| planned(|spec| pipeline(spec, 4, 8, schedule)).memory()[3];
     assert!(last(Schedule::ZbH1).activations_bytes > last(Schedule::OneFOneB).activations_bytes);
     let (zero, plain) = (last(Schedule::ZbH1).activations_bytes, last(Schedule::OneFOneB).activations_bytes);
     assert!(zero < 5 * plain, "{zero} {plain}");
@@ -58,7 +58,8 @@ fn a_low_precision_halves_activations_and_keeps_masters() {
 #[test]
 fn optimizer_state_is_shared_by_data_ranks() {
     let whole = |spec: &mut JobSpec| spec.layout.data = 4;
-    let optimizer = |plan: &Plan| plan.memory.iter().map(|memory| memory.optimizer_bytes).collect::<Vec<_>>();
+    let optimizer =
+        |plan: &Plan| plan.memory().iter().map(|memory| memory.optimizer_bytes).collect::<Vec<_>>();
     for (kind, vocab) in
         [(OptimizerKind::AdamW, 515), (OptimizerKind::AdamW, 1 << 14), (OptimizerKind::Muon, 515)]
     {
@@ -119,7 +120,7 @@ fn recomputed(plan: &Plan, rank: usize) -> Vec<bool> {
 #[test]
 fn a_budget_recomputes_the_fewest_layers_that_fit() {
     let with = |mode| planned(|spec| spec.train.checkpointing = mode);
-    let peak = |plan: &Plan| plan.memory[0].tensor_bytes();
+    let peak = |plan: &Plan| plan.memory()[0].tensor_bytes();
     let (none, full) = (peak(&with(Checkpointing::None)), peak(&with(Checkpointing::Full)));
     let budget = |bytes| with(Checkpointing::Budget { bytes });
     let count = |plan: &Plan| recomputed(plan, 0).iter().filter(|again| **again).count();
@@ -141,7 +142,7 @@ fn a_budget_recomputes_the_fewest_layers_that_fit() {
 #[test]
 fn each_pipeline_rank_fits_by_itself_and_a_tensor_group_together() {
     let least =
-        |ranks: &[usize], plan: &Plan| ranks.iter().map(|r| plan.memory[*r].tensor_bytes()).max().unwrap();
+        |ranks: &[usize], plan: &Plan| ranks.iter().map(|r| plan.memory()[*r].tensor_bytes()).max().unwrap();
     let layout = |spec: &mut JobSpec| (spec.layout.pipeline, spec.layout.tensor) = (2, 2);
     let none = planned(layout);
     let bytes = least(&[0, 1], &none) - 1;

@@ -1,6 +1,7 @@
 //! Many jobs: each comes back from its resolved text, and no text makes the door panic.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use coxswain_types::params::parameter_table;
 use proptest::prelude::*;
@@ -143,5 +144,36 @@ proptest! {
     fn no_text_makes_the_door_panic(text in "[a-z:\\[\\]{}&*!|>'\" \\n\\t0-9.,#-]{0,80}") {
         let _ = read_with(&text, &[("model.heads", &text)]);
         let _ = read_with(LEAST, &[(&text, "1")]);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    /// Each number is drawn by its size, up to the most that its key takes.
+    #[test]
+    fn a_job_of_any_size_is_refused_or_planned_within_a_time(
+        (layers, heads, shards, micro_batches) in (0_u32..=10, 0_u32..=10, 0_u32..=6, 0_u32..=12),
+        (pipeline, tensor, data, chunks) in (0_u32..=6, 0_u32..=6, 0_u32..=6, 1_u32..=4),
+        (schedule, checkpointing, flags) in (0_usize..4, 0_usize..3, any::<[bool; 3]>()),
+    ) {
+        let schedule = ["schedule: 1f1b", "schedule: gpipe", "schedule: zb-h1", "schedule: interleaved"][schedule];
+        let chunks = if schedule.ends_with("interleaved") { format!(", chunks: {}", 1 << chunks) } else { String::new() };
+        let checkpointing = ["none", "full", "{budget: 3GiB}"][checkpointing];
+        let runs = 1 << micro_batches.min(data.max(3));
+        let text = format!(
+            "name: p\nmodel: {{layers: {}, dim: {}, heads: {}, vocab: 2000, tied_embeddings: {}}}\n\
+             data: {{synthetic: {{tokens: 9999999}}}}\n\
+             train: {{steps: 2, sequence: 16, micro_batches: {}, reduction_runs: {runs}, tensor_shards: {}, \
+             checkpointing: {checkpointing}}}\n\
+             layout: {{pipeline: {}, tensor: {}, data: {}, sequence_parallel: {}, zero: {}, {schedule}{chunks}}}\n",
+            1 << layers, 4 << heads, 1 << heads, flags[0], 1 << micro_batches, 1 << shards,
+            1 << pipeline, 1 << tensor, 1 << data, flags[1], u8::from(flags[2]),
+        );
+        let began = Instant::now();
+        let planned = look(&JobText { source: "job.yaml", text: &text, sets: &[], base: Path::new("/") })
+            .map(|job| sketch(&job, job.layout.world()).map(|plan| plan.assignments.len()));
+        // Some ten times as long as the bound on a plan, since cores are shared and builds differ.
+        prop_assert!(began.elapsed() < Duration::from_secs(100), "{text}{planned:?}");
     }
 }

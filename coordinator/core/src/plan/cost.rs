@@ -1,0 +1,177 @@
+//! How long a plan takes to make, told from the job alone. A job that would keep the planner for longer than
+//! [`MOST_NS`] is refused before anything is planned: what is planned after it would wait.
+
+use std::fmt;
+
+use coxswain_types::JobSpec;
+use coxswain_types::job::Checkpointing;
+use coxswain_types::params::{Parameter, Split, parameter_table};
+
+use super::PlanError;
+
+/// The longest plan, in nanoseconds of one core by the rates below. The largest models on 4096 workers take a third.
+const MOST_NS: u64 = 10_000_000_000;
+
+/// Nanoseconds for a row of a rank's parameters, one of the ranks that share it, an action, and a part of a layer when
+/// the memory of an action is counted. Measured on x86-64 with programs built for release.
+const ROW_NS: u64 = 2_000;
+const USE_NS: u64 = 20;
+const ACTION_NS: u64 = 500;
+const PART_NS: u64 = 10;
+
+/// Actions of a micro-batch on a stage, at most: forward, input and weight gradients with four messages in training,
+/// and three in validation.
+const ACTIONS: u64 = 10;
+
+/// What a plan has to list and to look at, over all ranks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Rows of the ranks' parts of the parameter table.
+    rows: u64,
+    /// The ranks that rows name, since they share a slice.
+    uses: u64,
+    /// Actions.
+    actions: u64,
+    /// Parts of layers that the search for a budget of memory goes over.
+    parts: u64,
+}
+
+impl Cost {
+    /// What the job's plan costs.
+    pub(super) fn of(spec: &JobSpec) -> Cost {
+        let table = parameter_table(&spec.model);
+        let layout = &spec.layout;
+        let (tensor, data) = (u64::from(layout.tensor), u64::from(layout.data));
+        let copies = if spec.recovery.buddy && (layout.data == 1 || layout.zero) { 2 } else { 1 };
+        let (mut rows, mut uses) = (0_u64, 0_u64);
+        for parameter in &table {
+            let (of_parameter, named) = rows_of(spec, parameter);
+            rows = rows.saturating_add(of_parameter.saturating_mul(copies * data));
+            uses = uses.saturating_add(of_parameter.saturating_mul(copies * data * named));
+        }
+        let layers = u64::from(spec.model.all_layers());
+        let micro_batches = u64::from(spec.train.micro_batches);
+        let passes = match spec.train.checkpointing {
+            // Without any, with all, and by halves between.
+            Checkpointing::Budget { .. } => 3 + u64::from(layers.max(1).ilog2()),
+            _ => 0,
+        };
+        Cost {
+            rows,
+            uses,
+            actions: ACTIONS * micro_batches * u64::from(layout.stages()) * tensor,
+            parts: passes * 2 * micro_batches * layers * tensor,
+        }
+    }
+
+    /// Refuses what would take too long.
+    pub(super) fn expect_bounded(self) -> Result<(), PlanError> {
+        if self.ns() <= MOST_NS { Ok(()) } else { Err(PlanError::TooLarge(self)) }
+    }
+
+    fn ns(&self) -> u64 {
+        [(self.rows, ROW_NS), (self.uses, USE_NS), (self.actions, ACTION_NS), (self.parts, PART_NS)]
+            .into_iter()
+            .fold(0, |sum, (count, each)| sum.saturating_add(count.saturating_mul(each)))
+    }
+}
+
+/// How many rows the ranks of a data replica have of a parameter, and how many ranks each of them names.
+fn rows_of(spec: &JobSpec, parameter: &Parameter) -> (u64, u64) {
+    let shards = spec.train.shards(spec.layout.tensor);
+    let places = parameter.places.len() as u64;
+    let whole = parameter.split == Split::Replicated && !spec.layout.sequence_parallel;
+    let rows = places * u64::from(shards) * if whole { u64::from(spec.layout.tensor) } else { 1 };
+    let uses = places * u64::from(shards / parameter.slices(shards));
+    // A use alone names no rank; else each is named, and its holder.
+    (rows, if uses < 2 { 0 } else { 2 * uses })
+}
+
+impl fmt::Display for Cost {
+    /// What takes most of the time, and how to have less of it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = self.rows.saturating_mul(ROW_NS).saturating_add(self.uses.saturating_mul(USE_NS));
+        let causes = [
+            (rows, self.rows, "rows of parameters", "train.tensor_shards, layout.tensor or layout.data"),
+            (self.actions * ACTION_NS, self.actions, "actions", "train.micro_batches or layout.chunks"),
+            (
+                self.parts * PART_NS,
+                self.parts,
+                "layers whose memory is counted",
+                "train.micro_batches, or set train.checkpointing to full",
+            ),
+        ];
+        let Some((_, count, what, lower)) = causes.into_iter().max_by_key(|(ns, ..)| *ns) else {
+            return Ok(());
+        };
+        write!(f, "its ranks have {count} {what} in all; lower {lower}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coxswain_types::Assignment;
+    use coxswain_types::job::Schedule;
+    use expect_test::expect;
+
+    use super::*;
+    use crate::plan::tests::changed;
+
+    #[test]
+    fn what_is_counted_is_what_plans_list() {
+        let zero_bubble = |spec: &mut JobSpec| {
+            (spec.layout.pipeline, spec.layout.tensor, spec.layout.schedule) = (4, 2, Schedule::ZbH1);
+        };
+        let split = |spec: &mut JobSpec| {
+            (spec.layout.tensor, spec.layout.sequence_parallel, spec.model.tied_embeddings) = (4, true, true);
+        };
+        let shards = |spec: &mut JobSpec| {
+            (spec.layout.data, spec.layout.zero, spec.train.tensor_shards) = (2, true, Some(8));
+        };
+        let rows: [(&str, &dyn Fn(&mut JobSpec)); 4] = [
+            ("alone", &|_| ()),
+            ("zero bubble", &zero_bubble),
+            ("split sequence", &split),
+            ("shards", &shards),
+        ];
+        for (name, change) in rows {
+            let plan = changed(4, change).unwrap();
+            let cost = Cost::of(&plan.assignments[0].spec);
+            let sum = |of: fn(&Assignment) -> usize| plan.assignments.iter().map(of).sum::<usize>() as u64;
+            let rows =
+                sum(|a| a.parameters.len() + a.buddy.as_ref().map_or(0, |buddy| buddy.parameters.len()));
+            let uses = sum(|a| a.parameters.iter().map(|row| row.uses.len() + row.holders.len()).sum());
+            let actions = sum(|a| a.train.len() + a.evaluate.len());
+            // A rank that has a twin keeps no copy.
+            assert!(rows <= cost.rows && cost.rows <= 2 * rows, "{name}: {rows} rows, {cost:?}");
+            assert!(uses <= cost.uses, "{name}: {uses} uses, {cost:?}");
+            assert!(
+                actions <= cost.actions && cost.actions <= 6 * actions,
+                "{name}: {actions} actions, {cost:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_plan_that_would_take_minutes_is_refused_with_what_to_lower() {
+        let large = |spec: &mut JobSpec| {
+            (spec.model.heads, spec.model.kv_heads, spec.model.head_dim) = (1024, 1024, 4);
+            (spec.train.micro_batches, spec.train.reduction_runs) = (4096, 8);
+            spec.train.tensor_shards = Some(64);
+        };
+        let refusal = |change: &dyn Fn(&mut JobSpec)| {
+            let error = changed(1024, |spec| {
+                large(spec);
+                change(spec);
+            });
+            error.unwrap_err().to_string()
+        };
+        let budget = Checkpointing::Budget { bytes: 1 << 31 };
+        expect!["planning this job would take too long: its ranks have 8851584 rows of parameters in all; lower train.tensor_shards, layout.tensor or layout.data"]
+            .assert_eq(&refusal(&|spec| spec.layout.tensor = 64));
+        expect!["planning this job would take too long: its ranks have 167772160 actions in all; lower train.micro_batches or layout.chunks"].assert_eq(&refusal(&|spec| (spec.layout.pipeline, spec.layout.tensor) = (64, 64)));
+        expect!["planning this job would take too long: its ranks have 3489660928 layers whose memory is counted in all; lower train.micro_batches, or set train.checkpointing to full"].assert_eq(&refusal(&|spec| {
+            (spec.layout.tensor, spec.train.checkpointing) = (32, budget);
+        }));
+    }
+}
