@@ -193,6 +193,11 @@ impl Driver {
                 }
                 let _ = reply.send(job);
             }
+            Request::Register { reply } => {
+                if let Some(incarnation) = self.cluster.register() {
+                    let _ = reply.send(incarnation);
+                }
+            }
             Request::Seen { connection, status, desired } => self.seen(connection, *status, desired)?,
             Request::Closed { connection, worker, incarnation, why } => {
                 let key = (worker.clone(), incarnation);

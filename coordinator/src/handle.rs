@@ -22,6 +22,8 @@ const MAX_SKETCHES: usize = 2;
 pub(crate) enum Request {
     /// Take a job.
     Submit { spec: Box<JobSpec>, directory: String, reply: oneshot::Sender<Result<String, SubmitError>> },
+    /// Number a worker's process.
+    Register { reply: oneshot::Sender<u64> },
     /// A worker said this on the stream `connection`, which sends what `desired` holds.
     Seen { connection: u64, status: Box<WorkerStatus>, desired: watch::Sender<Desired> },
     /// The stream ended.
@@ -154,6 +156,11 @@ impl Handle {
             Ok(spec) => self.ask(|reply| Request::Submit { spec: Box::new(spec), directory, reply }).await,
             Err(error) => Ok(Err(error.into())),
         }
+    }
+
+    /// The number of a worker's process.
+    pub(crate) async fn register(&self) -> Result<u64, Ending> {
+        self.ask(|reply| Request::Register { reply }).await
     }
 
     /// Handles an event and waits until all that follows is done.

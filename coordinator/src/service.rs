@@ -174,6 +174,17 @@ struct ClusterService {
 impl wire::cluster_server::Cluster for ClusterService {
     type SyncStream = Replies<wire::Desired>;
 
+    async fn register(
+        &self,
+        request: Request<wire::RegisterRequest>,
+    ) -> Result<Response<wire::RegisterReply>, Status> {
+        if let Some(why) = Caller::of(&request).not_worker(&request.get_ref().worker) {
+            return Err(Status::permission_denied(why));
+        }
+        let incarnation = self.handle.register().await.map_err(ending)?;
+        Ok(Response::new(wire::RegisterReply { incarnation }))
+    }
+
     async fn sync(
         &self,
         request: Request<Streaming<wire::WorkerStatus>>,

@@ -6,7 +6,6 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::limits;
 use crate::tls::client::{Transport, explain, tls_error};
 use crate::wire::access_client::AccessClient;
 use crate::wire::access_server::{Access, AccessServer};
@@ -14,6 +13,7 @@ use crate::wire::cluster_client::ClusterClient;
 use crate::wire::cluster_server::{Cluster, ClusterServer};
 use crate::wire::jobs_client::JobsClient;
 use crate::wire::jobs_server::{Jobs, JobsServer};
+use crate::{PROTOCOL, limits};
 
 /// The coordinator could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +79,9 @@ pub async fn connect_over(url: &str, transport: &Transport) -> Result<Channel, C
         .http2_keep_alive_interval(limits::KEEPALIVE_INTERVAL)
         .keep_alive_timeout(limits::KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        .tcp_nodelay(true);
+        .tcp_nodelay(true)
+        .user_agent(agent())
+        .map_err(|error| address(error.to_string()))?;
     let connected = match transport {
         Transport::Plain => endpoint.connect().await,
         Transport::Tls(tls) => {
@@ -99,6 +101,35 @@ pub async fn connect_over(url: &str, transport: &Transport) -> Result<Channel, C
         Some(error) => ConnectError::Insecure { url: url.to_owned(), why: explain(error) },
         None => ConnectError::Unreachable { url: url.to_owned(), why: innermost(&source) },
     })
+}
+
+/// What each call begins its user agent with, before the number of the [`PROTOCOL`].
+const AGENT: &str = "coxswain-protocol/";
+
+/// What this program says of itself with each call.
+fn agent() -> String {
+    format!("{AGENT}{PROTOCOL} coxswain/{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// Refuses a program of another protocol, from the user agent of its call. Programs that are not of Coxswain name no
+/// protocol, and speak for themselves.
+///
+/// # Errors
+/// Which versions both have, and what to do.
+pub fn expect_protocol(user_agent: &str) -> Result<(), String> {
+    let Some(said) = user_agent.strip_prefix(AGENT) else { return Ok(()) };
+    let (protocol, program) = said.split_once(' ').unwrap_or((said, ""));
+    if protocol == PROTOCOL.to_string() {
+        return Ok(());
+    }
+    let program = program.split(' ').next().unwrap_or_default();
+    Err(format!(
+        "this program ({}) speaks protocol {} and the coordinator (coxswain/{}) speaks {PROTOCOL}; use the same \
+         version of Coxswain on all machines",
+        program.escape_debug(),
+        protocol.escape_debug(),
+        env!("CARGO_PKG_VERSION")
+    ))
 }
 
 /// The port of an address that names none.
@@ -158,4 +189,26 @@ pub fn jobs_server<T: Jobs>(service: T) -> JobsServer<T> {
     JobsServer::new(service)
         .max_decoding_message_size(limits::MAX_REQUEST_BYTES)
         .max_encoding_message_size(limits::MAX_MESSAGE_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_protocol_is_refused_with_both_versions() {
+        // As tonic appends its own name.
+        for agent in [format!("{} tonic/0.14", agent()), "grpcurl/1.9".to_owned(), String::new()] {
+            assert_eq!(expect_protocol(&agent), Ok(()), "{agent}");
+        }
+        let newer = format!("{AGENT}{} coxswain/9.1.0 tonic/0.14", PROTOCOL + 1);
+        let refused = expect_protocol(&newer).unwrap_err();
+        let expected = format!(
+            "this program (coxswain/9.1.0) speaks protocol 2 and the coordinator (coxswain/{}) speaks 1; use the \
+             same version of Coxswain on all machines",
+            env!("CARGO_PKG_VERSION")
+        );
+        assert_eq!(refused, expected);
+        assert!(expect_protocol(AGENT).is_err());
+    }
 }

@@ -25,8 +25,12 @@ pub mod wire {
 /// The path of every call of the .proto files, such as `/coxswain.v1.Jobs/List`.
 pub const RPCS: &[&str] = include!(concat!(env!("OUT_DIR"), "/rpcs.rs"));
 
+/// The version of the protocol between programs: what the calls of the .proto files and the documents in them mean.
+/// A change that an older program would misread raises it.
+pub const PROTOCOL: u32 = 1;
+
 pub use channel::{
     ConnectError, access_client, access_server, cluster_client, cluster_server, connect, connect_over,
-    jobs_client, jobs_server,
+    expect_protocol, jobs_client, jobs_server,
 };
 pub use convert::WireError;

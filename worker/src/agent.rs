@@ -218,6 +218,17 @@ fn time_to_end(longest: Duration) -> Duration {
 impl Agent {
     /// One stream with the coordinator, to its end.
     async fn converse(&mut self, signals: &mut Signals) -> Result<Conversation> {
+        if self.info.incarnation == 0 {
+            let request = wire::RegisterRequest { worker: self.info.id.0.clone() };
+            let registered = tokio::select! {
+                registered = self.client.register(request) => registered,
+                stop = signals.next() => return Ok(Conversation::Over(End::Asked(stop))),
+            };
+            match registered {
+                Ok(reply) => self.info.incarnation = reply.into_inner().incarnation,
+                Err(status) => return Ok(Conversation::Refused(status.message().to_owned())),
+            }
+        }
         let (outbox, messages) = mpsc::channel(OUTBOX);
         outbox.send(self.message()).await.ok();
         let mut client = self.client.clone();

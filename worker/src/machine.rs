@@ -3,7 +3,6 @@
 use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result};
 use coxswain_proto::device::DeviceName;
@@ -32,13 +31,13 @@ pub(crate) fn set_environment(device: DeviceName) -> Result<()> {
     Err(anew.exec()).context("starting anew with the environment that libtorch needs")
 }
 
-/// Says who this worker is.
+/// Says who this worker is, without the incarnation, which its coordinator gives it.
 pub(crate) fn info(name: Option<&str>, device: &str) -> WorkerInfo {
     let host = host();
     let pid = std::process::id();
     WorkerInfo {
         id: WorkerId(name.map_or_else(|| format!("{host}-{pid}"), str::to_owned)),
-        incarnation: UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64),
+        incarnation: 0,
         host,
         pid,
         cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),

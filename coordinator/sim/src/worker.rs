@@ -133,8 +133,8 @@ impl World {
         };
         let info = WorkerInfo {
             id: WorkerId(format!("w{slot}")),
-            // The clock of its start, as the real one; processes of one name never start at once.
-            incarnation: self.now_us * 1000 + process as u64 + 1,
+            // The coordinator gives it one when it is reached.
+            incarnation: 0,
             host: format!("h{}", slot as u64 % self.swarm.hosts),
             pid: process as u32 + 100,
             cores: 8,
@@ -223,6 +223,10 @@ impl World {
         }
         let slot = self.processes[process].slot;
         if self.coordinator.serves(self.now_us) && self.reaches(slot) {
+            if self.processes[process].status.info.incarnation == 0 {
+                let given = self.coordinator.cluster.register();
+                self.processes[process].status.info.incarnation = given.unwrap_or_default();
+            }
             let connection = self.connect(process);
             let me = &mut self.processes[process];
             me.connection = Some(connection);

@@ -18,6 +18,7 @@ use Role::{Admin, Submitter, Viewer, Worker};
 
 /// Every call and who may make it. Which jobs a call may be about is checked by the call itself.
 pub(crate) const TABLE: &[(&str, Rule)] = &[
+    ("/coxswain.v1.Cluster/Register", Rule::Roles(&[Worker])),
     ("/coxswain.v1.Cluster/Sync", Rule::Roles(&[Worker])),
     ("/coxswain.v1.Cluster/StoreSet", Rule::Roles(&[Worker])),
     ("/coxswain.v1.Cluster/StoreGet", Rule::Roles(&[Worker])),

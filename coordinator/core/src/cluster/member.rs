@@ -43,6 +43,8 @@ pub(super) struct Members {
     silence: BTreeSet<(u64, WorkerId)>,
     /// The newest process of each name, whether it is here or not: an older one never has its place again.
     newest: BTreeMap<WorkerId, u64>,
+    /// The newest number that a process was given. Those of earlier starts are below those of this one.
+    issued: u64,
 }
 
 /// What became of a status.
@@ -64,9 +66,26 @@ pub(super) enum Admission {
 }
 
 impl Members {
+    /// Numbers of processes are above this one from now on.
+    pub(super) fn issue_above(&mut self, number: u64) {
+        self.issued = number;
+    }
+
+    /// The number of a process that has just started: of two with one name, the greater one is the newer process.
+    pub(super) fn issue(&mut self) -> u64 {
+        self.issued += 1;
+        self.issued
+    }
+
     /// Takes in what a worker says.
     pub(super) fn admit(&mut self, now_ms: u64, status: WorkerStatus) -> Admission {
         let info = &status.info;
+        if info.incarnation > self.issued {
+            return Admission::Refused(
+                "it has its number from another coordinator, or from one whose journal is lost; start it again"
+                    .to_owned(),
+            );
+        }
         let admission = match self.members.get(&info.id) {
             Some(member) if member.status.info.incarnation > info.incarnation => {
                 let other = &member.status.info;

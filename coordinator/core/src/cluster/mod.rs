@@ -121,6 +121,7 @@ impl Cluster {
         // Before anything else, so that whatever is said from here on is above what an earlier start said.
         if let Some(epoch) = self.revisions.open() {
             out.push(Effect::Record(Entry::Started { epoch }));
+            self.members.issue_above(self.revisions.newest());
         }
         let mut steady = None;
         match event {
@@ -143,6 +144,12 @@ impl Cluster {
         // this state follows from is on disk.
         out.sort_by_key(|effect| matches!(effect, Effect::Wake(_)));
         out
+    }
+
+    /// Gives a worker process its incarnation. There is none before the first event, with which this start is in the
+    /// journal: an earlier start could have given the same.
+    pub fn register(&mut self) -> Option<u64> {
+        self.revisions.is_open().then(|| self.members.issue())
     }
 
     /// Grows with every event after which a job may be shown in another way, beside its steps.

@@ -37,6 +37,11 @@ impl Revisions {
         Some(self.epoch)
     }
 
+    /// Whether this start has a number.
+    pub(super) fn is_open(self) -> bool {
+        self.open
+    }
+
     /// What is wanted changed.
     pub(super) fn grow(&mut self) {
         self.count = (self.count + 1).min((1 << COUNT_BITS) - 1);

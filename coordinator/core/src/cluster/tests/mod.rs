@@ -16,11 +16,12 @@ mod saving;
 mod shrink;
 mod story;
 
-use coxswain_types::ids::WorkerId;
+use coxswain_types::ids::{Generation, WorkerId};
+use coxswain_types::status::{WorkerInfo, WorkerStatus};
 use expect_test::expect;
 use story::{tell, tell_to};
 
-use super::Cluster;
+use super::{Cluster, Effect, Event};
 
 /// Two workers at work on a job of two stages and four steps.
 const AT_WORK: &str = "
@@ -560,4 +561,26 @@ fn two_jobs_do_not_share_a_folder() {
     .assert_eq(&cluster.next_job("other", "/runs/0").unwrap_err().to_string());
     tell_to(&mut cluster, "0 cancel-now demo-1 enough");
     assert_eq!(cluster.next_job("other", "/runs/0").unwrap(), "other-2");
+}
+
+#[test]
+fn processes_are_numbered_by_their_coordinator_over_its_starts() {
+    let mut first = Cluster::default();
+    assert_eq!(first.register(), None, "an earlier start could have given the same");
+    let (_, entries) = tell_to(&mut first, "0 tick");
+    let numbers = [first.register().unwrap(), first.register().unwrap()];
+    let mut second = Cluster::replay(entries);
+    second.handle(0, Event::Tick);
+    let later = second.register().unwrap();
+    assert!(numbers[0] < numbers[1] && numbers[1] < later, "{numbers:?} {later}");
+
+    // A process of another coordinator, which numbered more of them.
+    let mut seen = |incarnation| {
+        let info = WorkerInfo { incarnation, ..story::info("w0") };
+        let status = WorkerStatus::idle(info, Generation(0));
+        let effects = second.handle(1, Event::Seen { status });
+        effects.iter().any(|effect| matches!(effect, Effect::Refuse { .. }))
+    };
+    assert!(seen(later + 1) && seen(u64::MAX));
+    assert!(!seen(later));
 }
