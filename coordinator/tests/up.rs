@@ -263,12 +263,11 @@ fn a_second_signal_ends_the_run_at_once_and_says_what_is_lost() {
 #[test]
 fn a_signal_before_the_run_ends_it_at_once() {
     let place = Place::new();
-    let child = place.start(
-        "",
-        &["--set", "layout.pipeline=1", "--set", "layout.data=2", "--set", "data.synthetic.tokens=400000000"],
-    );
+    // 32 MiB take seconds to tokenize.
+    fs::write(place.path("book.txt"), "the boat goes on\n".repeat((32 << 20) / 17)).unwrap();
+    let child = place.start("", &["--set", "data={text: book.txt}"]);
     let until = Instant::now() + Duration::from_secs(20);
-    // The tokens are being written.
+    // The text is being tokenized.
     while !place.path("out/tiny/data").exists() {
         assert!(Instant::now() < until, "nothing is prepared");
         std::thread::sleep(Duration::from_millis(20));

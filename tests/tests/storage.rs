@@ -19,7 +19,7 @@ use coxswain_files::{Checkpoint, Digests, Header, ShardTensor, latest, prepare, 
 use coxswain_tests::chaos::{at_work, interruptions, next_step};
 use coxswain_tests::process::{lines, signal, system};
 use coxswain_tests::threads::assignments_of;
-use coxswain_tests::{Folder, JOB, Run, wait_until};
+use coxswain_tests::{Folder, JOB, Run, text, wait_until};
 use coxswain_types::status::Wish;
 
 /// How long ranks wait for each other to join, and how long the files of one take to check.
@@ -28,7 +28,7 @@ const CHECKING: Duration = Duration::from_millis(2500);
 
 /// What the files of the small run weigh, and what may be read after a loss: statuses, manifests, lists of digests.
 const BALLAST_BYTES: u64 = 32 << 20;
-const CORPUS_TOKENS: u64 = 8 << 20;
+const CORPUS_BYTES: usize = 8 << 20;
 const READ_MAX_BYTES: u64 = 4 << 20;
 
 /// After this long a file that changes again shows it.
@@ -139,10 +139,12 @@ fn weigh_down(run: &Run, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// A run of two data ranks that goes on, without an end, from a checkpoint that weighs so much.
-fn heavy(folder: &Folder, name: &str, ballast_bytes: u64, tokens: u64) -> Result<Run> {
-    let job = folder.path().join(format!("{name}.yaml"));
-    let text = JOB.replace("text: text.txt", &format!("synthetic: {{tokens: {tokens}}}"));
+/// A run of two data ranks that goes on, without an end, from a checkpoint and a text that weigh so much.
+fn heavy(folder: &Folder, name: &str, ballast_bytes: u64, corpus_bytes: usize) -> Result<Run> {
+    let [job, corpus] = ["yaml", "txt"].map(|ending| folder.path().join(format!("{name}.{ending}")));
+    let part = text(900);
+    fs::write(&corpus, part.repeat(corpus_bytes.div_ceil(part.len())))?;
+    let text = JOB.replace("text: text.txt", &format!("text: {name}.txt, held_out: 0"));
     fs::write(&job, text.replace("evaluate_every: 7", "evaluate_every: 0"))?;
     let run = Run::new(&job, folder.path().join(name)).layout(1, 1, 2);
     let first = run.clone().set("train.steps=5");
@@ -199,7 +201,7 @@ fn hashed(run: &Run) -> Result<Vec<(u64, u64)>> {
 #[test]
 fn an_interruption_reads_neither_the_checkpoint_nor_the_corpus() -> Result<()> {
     let folder = Folder::new()?;
-    let run = heavy(&folder, "heavy", BALLAST_BYTES, CORPUS_TOKENS)?;
+    let run = heavy(&folder, "heavy", BALLAST_BYTES, CORPUS_BYTES)?;
     let before = lines(&run.out().join("metrics.jsonl"));
     let mut child = run.start()?;
     ensure!(next_step(&run, &mut child, before + 2)?, "the run ended");
@@ -264,7 +266,7 @@ fn recovery(run: &Run) -> Result<f64> {
     Ok(took[took.len() / 2] - steps[steps.len() / 2])
 }
 
-/// Minutes, and 10 GiB of disk: `cargo xtask test --long` runs it.
+/// Minutes, and 5 GiB of disk: `cargo xtask test --long` runs it.
 #[test]
 fn a_loss_takes_as_long_whatever_the_files_weigh() -> Result<()> {
     if std::env::var_os("COXSWAIN_LONG_TESTS").is_none() {
@@ -272,9 +274,9 @@ fn a_loss_takes_as_long_whatever_the_files_weigh() -> Result<()> {
         return Ok(());
     }
     let folder = Folder::new()?;
-    let small = recovery(&heavy(&folder, "small", 0, 1 << 13)?)?;
-    let large = recovery(&heavy(&folder, "large", 2 << 30, 1 << 30)?)?;
-    let figures = format!("{small:.2} s, and {large:.2} s of 6 GiB");
+    let small = recovery(&heavy(&folder, "small", 0, 1 << 14)?)?;
+    let large = recovery(&heavy(&folder, "large", 2 << 30, 128 << 20)?)?;
+    let figures = format!("{small:.2} s, and {large:.2} s of 2.4 GiB");
     drop(writeln!(std::io::stdout(), "from kill -9 to the first new step, over a step's time: {figures}"));
     ensure!(large <= SLOWER_MAX * small, "{large:.2} s is more than {SLOWER_MAX} times {small:.2} s");
     Ok(())

@@ -7,6 +7,7 @@
 //! - [`hash`]: the counter-based hash behind every pseudo-random choice here.
 //! - [`tokenizer`], [`tokens`], [`mod@prepare`]: from text to a token file, once for a job; [`progress`]: how far
 //!   that is, and whether it goes on.
+//! - [`source`]: tokens that are ready to be read, from a file or computed.
 //! - [`samples`]: which tokens the n-th sample holds, a pure function.
 //! - [`region`]: slabs of a tensor and what two of them share, pure arithmetic.
 //! - [`shards`]: one rank's part of a checkpoint, a safetensors file that explains itself.
@@ -35,6 +36,7 @@ pub mod region;
 pub mod regular;
 pub mod samples;
 pub mod shards;
+pub mod source;
 pub mod tokenizer;
 pub mod tokens;
 
@@ -48,5 +50,6 @@ pub use prepare::{PrepareError, prepare};
 pub use progress::{Progress, Stopped};
 pub use samples::{Samples, sample_index};
 pub use shards::{ShardTensor, SlabWriter, write_shard};
+pub use source::OpenTokens;
 pub use tokenizer::{TextStream, Tokenizer, TokenizerError};
 pub use tokens::{TokenFile, TokensError, write_tokens};

@@ -1,5 +1,6 @@
 //! From a job's text to its token files, once: `DIR/data/` then holds `tokenizer.json`,
-//! `train.tokens`, and of the text that is held out `held_out.tokens` and `held_out.txt`.
+//! `train.tokens`, and of the text that is held out `held_out.tokens` and `held_out.txt`. Synthetic tokens
+//! ([`crate::source`]) have no file.
 //!
 //! `prepared.json` is written last and says what all this was made from. A second call with the
 //! same inputs finds it, checks the files by their digests, and makes nothing anew. With the [`Digests`] of the
@@ -10,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use coxswain_types::JobSpec;
-use coxswain_types::assignment::{self, PreparedData};
+use coxswain_types::assignment::{self, PreparedData, SyntheticTokens};
 use coxswain_types::framing::Framing;
 use coxswain_types::job::{Corruption, DataSpec, Lengths, reserved_tokens};
 use coxswain_types::model::{Architecture, Head};
@@ -20,10 +21,9 @@ pub use crate::hash::mix;
 
 use crate::atomic::{create_folder, digest_bytes, write_atomic};
 use crate::digests::Digests;
-use crate::hash::draw_below;
 use crate::progress::{Phase, Progress, Stopped, Watch};
 use crate::tokenizer::{END_OF_TEXT_ID, Tokenizer, TokenizerError};
-use crate::tokens::{TokenFile, TokensError, list_of, write_token_stream, write_tokens};
+use crate::tokens::{TokenFile, TokensError, list_of, write_tokens};
 
 /// The tokenizer, below the run's folder.
 pub const TOKENIZER: &str = "data/tokenizer.json";
@@ -46,9 +46,6 @@ pub use texts::{Looked, TextFault, look};
 
 /// Grows when the same inputs come to give other tokens.
 const RECIPE: u32 = 5;
-
-/// Sets the stream of synthetic tokens apart from the other uses of the job's seed.
-const SYNTHETIC: u64 = 0x7379_6e74_6865_7469;
 
 /// What can be wrong with a job's data.
 #[derive(Debug, thiserror::Error)]
@@ -172,11 +169,7 @@ enum Inputs {
         /// The framing of texts.
         framing: Box<Framing>,
     },
-    Synthetic {
-        tokens: u64,
-        seed: u64,
-        vocab: u32,
-    },
+    Synthetic(SyntheticTokens),
 }
 
 /// Prepares the data of a job below the run's folder `dir`, or finds it prepared. `digests` caches digests
@@ -248,7 +241,7 @@ impl Inputs {
                 }
             }
             DataSpec::Synthetic { tokens } => {
-                Inputs::Synthetic { tokens: *tokens, seed: spec.train.seed, vocab }
+                Inputs::Synthetic(SyntheticTokens { tokens: *tokens, seed: spec.train.seed, vocab })
             }
         })
     }
@@ -262,8 +255,9 @@ fn stored(dir: &Path) -> Option<Prepared> {
 /// Whether there is enough to train on, and to measure on where something is held out.
 fn check(data: &PreparedData, sequence: u32) -> Result<(), PrepareError> {
     let needed = u64::from(sequence) + 1;
-    if data.train.tokens < needed {
-        return Err(PrepareError::TooFewTokens { tokens: data.train.tokens, needed });
+    let tokens = data.train.tokens();
+    if tokens < needed {
+        return Err(PrepareError::TooFewTokens { tokens, needed });
     }
     match data.held_out.as_ref().map(|file| file.tokens) {
         Some(tokens) if tokens < 2 => Err(PrepareError::HeldOutTooSmall { tokens }),
@@ -284,14 +278,17 @@ fn reusable(dir: &Path, inputs: &Inputs, digests: &Digests) -> Option<Prepared> 
             && same(&list_of(&file.path), &file.digest)
             && TokenFile::open(dir, file).is_ok()
     };
-    let PreparedData { tokenizer_digest, train, held_out, .. } = &prepared.data;
     let intact = prepared.recipe == RECIPE
         && prepared.inputs == *inputs
-        && has(TOKENIZER, tokenizer_digest)
+        && has(TOKENIZER, &prepared.data.tokenizer_digest)
         && has(HELD_OUT_TEXT, &prepared.held_out_text)
-        && holds(train)
-        && held_out.as_ref().is_none_or(holds);
+        && token_files(&prepared.data).all(holds);
     intact.then_some(prepared)
+}
+
+/// The files of the tokens.
+fn token_files(data: &PreparedData) -> impl Iterator<Item = &assignment::TokenFile> {
+    data.train.file().into_iter().chain(&data.held_out)
 }
 
 fn make(
@@ -307,7 +304,8 @@ fn make(
     let inputs = Inputs::of(spec, start, |_| Ok(read.next().unwrap_or_default()))?;
     create_folder(&dir.join("data")).map_err(write_error(dir, "data"))?;
     // What this run will not have must not lie about from an earlier one.
-    for stale in [PREPARED, TOKENIZER, HELD_OUT, &list_of(HELD_OUT), HELD_OUT_TEXT] {
+    let [train_list, held_out_list] = [TRAIN, HELD_OUT].map(list_of);
+    for stale in [PREPARED, TOKENIZER, TRAIN, &train_list, HELD_OUT, &held_out_list, HELD_OUT_TEXT] {
         match fs::remove_file(dir.join(stale)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(write_error(dir, stale)(e)),
             _ => {}
@@ -317,14 +315,12 @@ fn make(
         Inputs::Text { held_out, vocab, lines, framing, .. } => {
             make_text(dir, spec, &texts, (*held_out, *vocab, lines.as_ref(), framing.as_ref()), start, watch)?
         }
-        &Inputs::Synthetic { tokens, seed, vocab } => {
-            let ids = (0..tokens).map(|i| draw_below(seed ^ SYNTHETIC, i, vocab));
-            let train = write_token_stream(dir, TRAIN, ids)?;
+        Inputs::Synthetic(synthetic) => {
             let framing = framing_of(spec, None)?;
-            (PreparedData { framing, ..PreparedData::of_tokens(train) }, None)
+            (PreparedData { framing, ..PreparedData::of_tokens(synthetic.clone()) }, None)
         }
     };
-    for file in [Some(&data.train), data.held_out.as_ref()].into_iter().flatten() {
+    for file in token_files(&data) {
         digests.wrote_blocks(&dir.join(&file.path), &file.digest);
         digests.wrote(&dir.join(list_of(&file.path)), &file.digest);
     }

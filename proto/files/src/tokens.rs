@@ -76,6 +76,16 @@ pub enum TokensError {
         /// The last one.
         last: u64,
     },
+    /// Tokens were asked for that the job does not have.
+    #[error("the job has {tokens} synthetic tokens, but {len} from {start} on were asked for")]
+    SyntheticRange {
+        /// The first token asked for.
+        start: u64,
+        /// How many were asked for.
+        len: u64,
+        /// How many there are.
+        tokens: u64,
+    },
     /// Tokens were asked for that the file does not have.
     #[error("token file {path} has {tokens} tokens, but {len} from {start} on were asked for", path = path.display())]
     Range {
@@ -264,20 +274,8 @@ pub fn digest_blocks(path: &Path) -> io::Result<String> {
 /// # Errors
 /// [`TokensError::Io`] and [`TokensError::Path`].
 pub fn write_tokens(dir: &Path, name: &str, tokens: &[u32]) -> Result<assignment::TokenFile, TokensError> {
-    write_token_stream(dir, name, tokens.iter().copied())
-}
-
-/// Like [`write_tokens`], for tokens that are never in memory all at once.
-///
-/// # Errors
-/// [`TokensError::Io`] and [`TokensError::Path`].
-pub fn write_token_stream(
-    dir: &Path,
-    name: &str,
-    tokens: impl Iterator<Item = u32>,
-) -> Result<assignment::TokenFile, TokensError> {
     let (path, list_path) = (below(dir, name)?, below(dir, &list_of(name))?);
-    let (bytes, list) = write_stream(&path, tokens).map_err(|cause| TokensError::Io { path, cause })?;
+    let (bytes, list) = write_chunks(&path, tokens).map_err(|cause| TokensError::Io { path, cause })?;
     write_atomic(&list_path, &list).map_err(|cause| TokensError::Io { path: list_path, cause })?;
     Ok(assignment::TokenFile {
         path: name.to_owned(),
@@ -287,17 +285,16 @@ pub fn write_token_stream(
 }
 
 /// Writes the tokens; returns how many bytes they are, and the digests of their blocks.
-fn write_stream(path: &Path, tokens: impl Iterator<Item = u32>) -> io::Result<(u64, Vec<u8>)> {
+fn write_chunks(path: &Path, tokens: &[u32]) -> io::Result<(u64, Vec<u8>)> {
     if let Some(parent) = path.parent() {
         create_folder(parent)?;
     }
     let mut file = AtomicFile::create(path)?;
     let (mut blocks, mut chunk) =
         (Blocks::default(), Vec::with_capacity(CHUNK_TOKENS * TOKEN_BYTES as usize));
-    let mut tokens = tokens.peekable();
-    while tokens.peek().is_some() {
+    for tokens in tokens.chunks(CHUNK_TOKENS) {
         chunk.clear();
-        chunk.extend(tokens.by_ref().take(CHUNK_TOKENS).flat_map(u32::to_le_bytes));
+        chunk.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
         blocks.update(&chunk);
         file.write_all(&chunk)?;
     }

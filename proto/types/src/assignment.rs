@@ -124,13 +124,13 @@ pub enum Recompute {
     Layer,
 }
 
-/// Tokens on disk, prepared once for a job. A worker whose files have other digests refuses.
+/// A job's tokens, prepared once. A worker whose files have other digests refuses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PreparedData {
     /// Digest of `tokenizer.json`; `None` where tokens are synthetic.
     pub tokenizer_digest: Option<String>,
     /// The tokens to train on.
-    pub train: TokenFile,
+    pub train: TokenSource,
     /// The held-out tokens; `None` where nothing is held out.
     pub held_out: Option<TokenFile>,
     /// Bytes of the held-out text, for bits per byte.
@@ -154,16 +154,67 @@ pub struct Weights {
 
 impl PreparedData {
     /// Data whose only tokens are to train on, made by nobody's tokenizer.
-    pub fn of_tokens(train: TokenFile) -> PreparedData {
+    pub fn of_tokens(train: impl Into<TokenSource>) -> PreparedData {
         PreparedData {
             tokenizer_digest: None,
-            train,
+            train: train.into(),
             held_out: None,
             held_out_bytes: 0,
             framing: Framing::default(),
             weights: None,
         }
     }
+}
+
+/// Where tokens come from. In JSON each variant has fields that the other lacks, and these tell them apart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TokenSource {
+    /// A file holds them.
+    File(TokenFile),
+    /// Each reader computes them.
+    Synthetic(SyntheticTokens),
+}
+
+impl TokenSource {
+    /// How many tokens there are.
+    pub fn tokens(&self) -> u64 {
+        match self {
+            TokenSource::File(file) => file.tokens,
+            TokenSource::Synthetic(synthetic) => synthetic.tokens,
+        }
+    }
+
+    /// The file that holds them, if one does.
+    pub fn file(&self) -> Option<&TokenFile> {
+        match self {
+            TokenSource::File(file) => Some(file),
+            TokenSource::Synthetic(_) => None,
+        }
+    }
+}
+
+impl From<TokenFile> for TokenSource {
+    fn from(file: TokenFile) -> TokenSource {
+        TokenSource::File(file)
+    }
+}
+
+impl From<SyntheticTokens> for TokenSource {
+    fn from(synthetic: SyntheticTokens) -> TokenSource {
+        TokenSource::Synthetic(synthetic)
+    }
+}
+
+/// Uniformly random tokens: each is a function of the seed and of its place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyntheticTokens {
+    /// How many there are.
+    pub tokens: u64,
+    /// The job's seed.
+    pub seed: u64,
+    /// Each is below this.
+    pub vocab: u32,
 }
 
 /// A file of tokens, little-endian `u32`s.

@@ -70,7 +70,7 @@ pub enum DataSpec {
         #[serde(default)]
         weights: bool,
     },
-    /// Uniformly random tokens, for measurements of speed.
+    /// Uniformly random tokens, for measurements of speed. Readers compute them; no file holds them.
     Synthetic {
         /// How many tokens.
         tokens: u64,

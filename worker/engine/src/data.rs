@@ -1,12 +1,12 @@
-//! Micro-batches from token files: which tokens, as a pure function of (seed, step, micro-batch).
+//! Micro-batches from a job's tokens: which tokens, as a pure function of (seed, step, micro-batch).
 
 use std::path::Path;
 use std::sync::Arc;
 
 use coxswain_files::hash::draw;
-use coxswain_files::{Samples, TokenFile, Tokenizer, sample_index};
+use coxswain_files::{OpenTokens, Samples, Tokenizer, sample_index};
 use coxswain_types::JobSpec;
-use coxswain_types::assignment::{self, PreparedData};
+use coxswain_types::assignment::{PreparedData, TokenSource};
 use coxswain_types::job::Lengths;
 use coxswain_types::model::Head;
 use tch::{Device, Tensor};
@@ -136,9 +136,9 @@ impl Masking {
 /// The tokens of a job.
 #[derive(Debug)]
 pub struct Tokens {
-    train: TokenFile,
+    train: OpenTokens,
     samples: Samples,
-    held_out: Option<TokenFile>,
+    held_out: Option<OpenTokens>,
     lengths: Lengths,
     rows: u32,
     micro_batches: u32,
@@ -164,7 +164,7 @@ impl Tokens {
                 )));
             }
         }
-        let open = |file: &assignment::TokenFile| TokenFile::open(directory, file);
+        let open = |source: &TokenSource| OpenTokens::open(directory, source);
         let lengths = Lengths::of(&spec.model, train);
         let (vocab, framing) = (spec.model.vocab, &data.framing);
         let end_of_text = framing.end;
@@ -179,8 +179,8 @@ impl Tokens {
         let key = draw(train.seed, u64::from(b'm'));
         let tokens = Tokens {
             train: open(&data.train)?,
-            samples: Samples::new(data.train.tokens, lengths.window, train.seed),
-            held_out: data.held_out.as_ref().map(open).transpose()?,
+            samples: Samples::new(data.train.tokens(), lengths.window, train.seed),
+            held_out: data.held_out.clone().map(|file| open(&file.into())).transpose()?,
             lengths,
             rows: train.micro_batch,
             micro_batches: train.micro_batches,
@@ -209,8 +209,9 @@ impl Tokens {
         };
         if tokens.samples.windows() == 0 {
             return Err(EngineError::Other(format!(
-                "{} has {} tokens, fewer than one sample of {} and its last target",
-                data.train.path, data.train.tokens, lengths.window
+                "the job has {} tokens to train on, fewer than one sample of {} and its last target",
+                data.train.tokens(),
+                lengths.window
             )));
         }
         Ok(tokens)
@@ -232,31 +233,31 @@ impl Tokens {
     }
 
     fn held_out_windows(&self) -> u64 {
-        let tokens = self.held_out.as_ref().map_or(0, TokenFile::len);
+        let tokens = self.held_out.as_ref().map_or(0, OpenTokens::len);
         tokens.saturating_sub(1).div_ceil(self.lengths.window.into())
     }
 
     /// A micro-batch of a round over the held-out text: consecutive windows, the last one short,
     /// rows past the end empty.
     pub fn held_out(&self, round: u64, micro_batch: u32) -> Result<MicroBatchData, EngineError> {
-        let file = self
+        let tokens = self
             .held_out
             .as_ref()
             .ok_or_else(|| EngineError::Other("there is no held-out text".to_owned()))?;
         let first = (round * u64::from(self.micro_batches) + u64::from(micro_batch)) * u64::from(self.rows);
         let windows = (first..first + u64::from(self.rows)).map(|window| {
             let start = window * u64::from(self.lengths.window);
-            let targets = (file.len() - 1).saturating_sub(start).min(self.lengths.window.into());
+            let targets = (tokens.len() - 1).saturating_sub(start).min(self.lengths.window.into());
             // Samples of training count up from 0, windows of the held-out text down from the end.
             (targets > 0).then_some((!window, start, targets as usize))
         });
-        self.read(file, windows)
+        self.read(tokens, windows)
     }
 
     /// Reads rows of `(sample, start, number of targets)`; a row of `None` has no targets at all.
     fn read(
         &self,
-        file: &TokenFile,
+        from: &OpenTokens,
         rows: impl Iterator<Item = Option<(u64, u64, usize)>>,
     ) -> Result<MicroBatchData, EngineError> {
         let [source_len, sequence] = [self.lengths.source, self.lengths.target].map(|n| n as usize);
@@ -267,7 +268,7 @@ impl Tokens {
         for row in rows {
             let mut window = vec![0; row.map_or(0, |(_, _, len)| len + 1)];
             if let Some((_, start, _)) = row {
-                file.read(start, &mut window)?;
+                from.read(start, &mut window)?;
             }
             let (sample, len) = row.map_or((0, 0), |(sample, _, len)| (sample, len));
             let of =

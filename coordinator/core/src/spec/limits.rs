@@ -47,7 +47,7 @@ pub(super) const BUDGET: Limit = up_to(1 << 50, "no worker has more bytes to giv
 pub(super) const THREADS: Limit = up_to(1024, "no machine has more cores to give");
 pub(super) const EVERY_MINUTES: Limit = Limit { least: 0, most: 525_600, reason: "this is a year" };
 pub(super) const KEEP: Limit = up_to(1_000_000, "no disk holds more checkpoints");
-pub(super) const SYNTHETIC_TOKENS: Limit = up_to(1 << 36, "the token file takes 4 bytes for each");
+pub(super) const SYNTHETIC_TOKENS: Limit = up_to(1 << 36, "no measurement of speed draws more");
 /// Layout values, and their product.
 pub(super) const WORLD: Limit = up_to(4096, "each step closes with one exchange over all workers");
 /// Text files. Each has its own held-out end, and their paths travel in every assignment.

@@ -1,10 +1,12 @@
 //! Data prepared, found again, and refused.
 
+use coxswain_types::assignment::TokenSource;
 use proptest::prelude::*;
 
 use super::*;
 use crate::atomic::digest_file;
 use crate::fixture;
+use crate::source::OpenTokens;
 use crate::tokens::list_of;
 
 /// As a first start of the job does.
@@ -25,9 +27,11 @@ fn run() -> (tempfile::TempDir, JobSpec) {
     (dir, fixture::spec(DataSpec::Text { files, held_out: 0.1 }))
 }
 
-fn tokens(dir: &Path, file: &coxswain_types::assignment::TokenFile) -> Vec<u32> {
-    let file = TokenFile::open(dir, file).unwrap();
-    file.window(0, file.len()).unwrap().collect()
+fn tokens(dir: &Path, source: impl Into<TokenSource>) -> Vec<u32> {
+    let tokens = OpenTokens::open(dir, &source.into()).unwrap();
+    let mut ids = vec![0; tokens.len() as usize];
+    tokens.read(0, &mut ids).unwrap();
+    ids.into_iter().map(|id| id as u32).collect()
 }
 
 fn set_held_out(spec: &mut JobSpec, share: f64) {
@@ -44,11 +48,11 @@ fn text_becomes_tokens_and_a_part_is_held_out() {
     assert_eq!(data.tokenizer_digest.clone().unwrap(), digest_bytes(&tokenizer.to_bytes()));
     assert!(tokenizer.vocab_size() <= spec.model.vocab);
 
-    let train = tokenizer.decode(&tokens(dir.path(), &data.train));
+    let train = tokenizer.decode(&tokens(dir.path(), data.train.clone()));
     let (a, b) = train.split_once("<|endoftext|>").unwrap();
     assert_eq!(a, "the boat goes on and on\n".repeat(18));
     assert_eq!(b, "the oars go in and out\r\n".repeat(27));
-    let held_out = tokens(dir.path(), data.held_out.as_ref().unwrap());
+    let held_out = tokens(dir.path(), data.held_out.clone().unwrap());
     let text = fs::read_to_string(dir.path().join(HELD_OUT_TEXT)).unwrap();
     assert_eq!(text, "the boat goes on and on\n".repeat(2) + &"the oars go in and out\r\n".repeat(3));
     assert_eq!(tokenizer.decode(&held_out).replace("<|endoftext|>", ""), text);
@@ -96,9 +100,9 @@ fn what_is_prepared_is_found_until_something_changes() {
     assert_eq!(written(), before);
     fs::write(at("c.txt"), "another text\n".repeat(40)).unwrap();
     let changed = prepare(dir.path(), &spec).unwrap();
-    assert_ne!(changed.train.digest, data.train.digest);
+    assert_ne!(changed.train, data.train);
     spec.model.vocab = 258;
-    assert_ne!(prepare(dir.path(), &spec).unwrap().train.digest, changed.train.digest);
+    assert_ne!(prepare(dir.path(), &spec).unwrap().train, changed.train);
 }
 
 #[test]
@@ -134,14 +138,46 @@ fn synthetic_tokens_are_uniform_and_of_the_seed() {
     let mut spec = fixture::spec(DataSpec::Synthetic { tokens: 30_000 });
     let data = prepare(dir.path(), &spec).unwrap();
     assert_eq!((data.tokenizer_digest.clone(), data.held_out.clone()), (None, None));
-    let ids = tokens(dir.path(), &data.train);
+    let ids = tokens(dir.path(), data.train.clone());
     assert_eq!(ids.len(), 30_000);
     let mut seen = [0u32; 300];
     ids.iter().for_each(|&id| seen[id as usize] += 1);
     assert!(seen.iter().all(|n| (50..160).contains(n)), "{seen:?}");
     assert_eq!(prepare(dir.path(), &spec).unwrap(), data);
     spec.train.seed += 1;
-    assert_ne!(prepare(dir.path(), &spec).unwrap().train.digest, data.train.digest);
+    assert_ne!(tokens(dir.path(), prepare(dir.path(), &spec).unwrap().train), ids);
+}
+
+#[test]
+fn synthetic_tokens_take_no_disk_whatever_their_number() {
+    let (dir, text) = run();
+    prepare(dir.path(), &text).unwrap();
+    let spec = fixture::spec(DataSpec::Synthetic { tokens: 1 << 36 });
+    let data = prepare(dir.path(), &spec).unwrap();
+    // Of the text's files none is left.
+    let names = fs::read_dir(dir.path().join("data")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(names.collect::<Vec<_>>(), ["prepared.json"]);
+    let tokens = OpenTokens::open(dir.path(), &data.train).unwrap();
+    tokens.read((1 << 36) - 4096, &mut [0; 4096]).unwrap();
+    // A run that goes on finds the same ones, and refuses those of another number.
+    let again = |spec| super::prepare(dir.path(), spec, Some(&data), &Digests::default(), &|_| Ok(()));
+    assert_eq!(again(&spec).unwrap(), data);
+    let fewer = fixture::spec(DataSpec::Synthetic { tokens: 1 << 35 });
+    assert!(matches!(again(&fewer), Err(PrepareError::Changed { .. })));
+}
+
+#[test]
+fn a_token_source_is_told_by_its_fields() {
+    let file = r#"{"path":"data/t","tokens":3,"digest":"d"}"#;
+    let synthetic = r#"{"tokens":3,"seed":18446744073709551615,"vocab":9}"#;
+    for json in [file, synthetic] {
+        let source: TokenSource = serde_json::from_str(json).unwrap();
+        assert_eq!(source.file().is_some(), json == file);
+        assert_eq!((source.tokens(), serde_json::to_string(&source).unwrap()), (3, json.to_owned()));
+    }
+    for json in [r#"{"tokens":3}"#, r#"{"tokens":-3,"seed":1,"vocab":9}"#, r#"{"path":"t","tokens":3}"#] {
+        serde_json::from_str::<TokenSource>(json).unwrap_err();
+    }
 }
 
 #[test]
