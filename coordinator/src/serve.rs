@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+use coxswain_proto::file_mode::FileModeArgs;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::Failure;
@@ -28,9 +29,12 @@ pub(crate) struct Serve {
     /// Take calls of all users of this machine, who then act with this user's rights.
     #[arg(long, conflicts_with_all = ["tls_dir", "insecure_network"])]
     any_user: bool,
+    #[command(flatten)]
+    file_mode: FileModeArgs,
 }
 
 pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
+    args.file_mode.apply();
     let secure = match &args.tls_dir {
         Some(folder) => Some(Secure::open(folder).map_err(|error| Failure::Input(format!("{error:#}")))?),
         None => None,

@@ -12,6 +12,7 @@ use coxswain_core::plan::threads_for;
 use coxswain_core::spec::resolved_yaml;
 use coxswain_files::atomic::write_atomic;
 use coxswain_files::folders::step_folder;
+use coxswain_proto::file_mode::FileModeArgs;
 use coxswain_proto::parent::ParentArgs;
 use coxswain_types::JobSpec;
 use coxswain_types::ids::WorkerId;
@@ -59,11 +60,14 @@ pub(crate) struct Up {
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = coxswain_proto::device::device)]
     device: String,
     #[command(flatten)]
+    file_mode: FileModeArgs,
+    #[command(flatten)]
     parent: ParentArgs,
 }
 
 pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     args.parent.follow().context("following the process that started this one")?;
+    args.file_mode.apply();
     let spec = local::read_job(&args.job)?.spec()?;
     let count = job::workers(&spec, args.workers).map_err(Failure::Input)?;
     texts::texts(&spec)?;

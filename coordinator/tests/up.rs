@@ -5,6 +5,7 @@
 #[path = "../src/tests/fake.rs"]
 mod fake;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -281,6 +282,72 @@ fn a_signal_before_the_run_ends_it_at_once() {
         "{err}"
     );
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+/// The modes of what is in a folder, and of the folder itself: of files and of folders.
+fn modes(folder: &Path) -> (BTreeSet<u32>, BTreeSet<u32>) {
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let (mut files, mut folders) = (BTreeSet::new(), BTreeSet::from([mode(folder)]));
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            let (more_files, more_folders) = modes(&path);
+            files.extend(more_files);
+            folders.extend(more_folders);
+        } else {
+            files.insert(mode(&path));
+        }
+    }
+    (files, folders)
+}
+
+#[test]
+fn files_are_their_owners_alone_unless_the_operator_says_otherwise() {
+    // The mask of the shell, the variable, the option, and the modes of files and folders.
+    let rows = [
+        ("022", "", "", [0o600, 0o700]),
+        ("027", "umask", "", [0o640, 0o750]),
+        ("007", "", "--file-mode=umask", [0o660, 0o770]),
+        ("002", "umask", "--file-mode=private", [0o600, 0o700]),
+    ];
+    let place = Place::new();
+    fs::write(place.path("book.txt"), "the boat goes on\n".repeat(200)).unwrap();
+    for (mask, variable, option, [file, folder]) in rows {
+        let start = |arguments: &[&str]| {
+            let mut shell = Command::new("sh");
+            shell.current_dir(place.folder.path()).args(["-c", "umask $0; exec \"$@\"", mask, "./coxswain"]);
+            shell.args(arguments).args(Some(option).filter(|option| !option.is_empty()));
+            if !variable.is_empty() {
+                shell.env("COXSWAIN_FILE_MODE", variable);
+            }
+            shell.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        };
+        let out = format!("out-{mask}");
+        let arguments =
+            ["up", "job.yaml", "--workers=2", "--out", &out, "--set", "data={text: book.txt, held_out: 0.2}"];
+        assert!(start(&arguments).wait().unwrap().success());
+        let data = format!("data-{mask}");
+        let mut serve = start(&["serve", "--data-dir", &data, "--listen", "127.0.0.1:0"]);
+        let until = Instant::now() + Duration::from_secs(20);
+        while !place.path(&data).join("journal").exists() {
+            assert!(Instant::now() < until, "the coordinator does not start");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        serve.kill().unwrap();
+        serve.wait().unwrap();
+        for made in [&out, &data] {
+            let found = modes(&place.path(made));
+            assert_eq!(
+                found,
+                (BTreeSet::from([file]), BTreeSet::from([folder])),
+                "{mask} {made}: {found:o?}"
+            );
+        }
+        // What was looked at is what a run makes.
+        for path in ["run.lock", "metrics.jsonl", "loss.svg", "logs/worker-0.log", "data/held_out.txt"] {
+            assert!(place.path(&out).join(path).exists(), "{path}");
+        }
+    }
 }
 
 #[test]

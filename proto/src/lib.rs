@@ -6,12 +6,14 @@
 //! - [`limits`]: the bounds that both ends of a call must share.
 //! - [`channel`]: how a client reaches the coordinator, with those bounds in place.
 //! - [`device`]: what `--device` may be.
+//! - [`file_mode`]: who may use the files that a program makes.
 //! - [`parent`]: processes that end with the one that started them.
 //! - [`tls`]: transport security as those who call see it.
 
 pub mod channel;
 pub mod convert;
 pub mod device;
+pub mod file_mode;
 pub mod limits;
 pub mod parent;
 pub mod tls;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use coxswain_console::logs::LogFormat;
+use coxswain_proto::file_mode::FileModeArgs;
 use coxswain_proto::parent::ParentArgs;
 use coxswain_proto::tls::{Secret, TlsArgs};
 
@@ -86,6 +87,8 @@ pub(crate) struct Work {
     /// Give way to other workers on the same cores
     #[arg(long, hide = true)]
     pub(crate) shares_cores: bool,
+    #[command(flatten)]
+    pub(crate) file_mode: FileModeArgs,
 }
 
 /// What a worker does beside working.

@@ -46,6 +46,10 @@ fn main() -> ExitCode {
         tracing::error!("{error}");
         return ExitCode::FAILURE;
     }
+    // `up` has set the umask of its workers.
+    if args.command.is_none() && !args.work.tied {
+        args.work.file_mode.apply();
+    }
     let result = match &args.command {
         Some(Command::Generate(generate)) => write::run(generate).map(|()| 0),
         Some(Command::Classify(args)) => classify::run(args).map(|()| 0),
