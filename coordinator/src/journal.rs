@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use coxswain_core::cluster::{Entry, compact};
 use coxswain_files::atomic::{create_folder, sync_folder};
+use coxswain_files::regular;
 
 use line::encode;
 use read::read;
@@ -169,7 +170,9 @@ fn lock(path: &Path) -> Result<File, JournalError> {
     let start = Instant::now();
     let mut tried = 0;
     while tried < LOCKS_TRIED {
-        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(io)?;
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true);
+        let file = regular::open_own(path, &mut options).map_err(io)?;
         match file.try_lock() {
             Ok(()) => tried += 1,
             Err(TryLockError::WouldBlock) if start.elapsed() < LET_GO => {

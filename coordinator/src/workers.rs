@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use coxswain_files::atomic::create_folder;
+use coxswain_files::regular;
 use coxswain_proto::tls::args::TLS_DIR;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -80,7 +81,8 @@ impl Workers {
         for index in 0..launch.count {
             // What an earlier run wrote is not this one's.
             let log = log(launch, index);
-            File::create(&log).with_context(|| format!("{} cannot be written", log.display()))?;
+            regular::open_own(&log, File::options().write(true).create(true).truncate(true))
+                .with_context(|| format!("{} cannot be written", log.display()))?;
         }
         let workers = (0..launch.count).map(|index| start_one(launch, index)).collect::<Result<_>>()?;
         Ok(Workers { workers })
@@ -180,7 +182,7 @@ fn log(launch: &Launch<'_>, index: u32) -> PathBuf {
 
 fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
     let (name, log) = (name(launch, index), log(launch, index));
-    let out = File::options().append(true).create(true).open(&log);
+    let out = regular::open_own(&log, File::options().append(true).create(true));
     let out = out.with_context(|| format!("{} cannot be written", log.display()))?;
     let err = out.try_clone().with_context(|| format!("{} cannot be written", log.display()))?;
     // A worker that has the cores to itself spins for about a millisecond before its threads sleep:

@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use coxswain_engine::{Control, Engine, Event};
 use coxswain_files::folders::step_folder;
 use coxswain_files::{Checkpoint, Digests, Header, ShardTensor, latest, prepare, publish, write_shard};
 use coxswain_tests::chaos::{at_work, interruptions, next_step};
-use coxswain_tests::process::{lines, signal, system};
+use coxswain_tests::process::{lines, signal};
 use coxswain_tests::threads::assignments_of;
 use coxswain_tests::{Folder, JOB, Run, text, wait_until};
 use coxswain_types::status::Wish;
@@ -41,9 +40,13 @@ const SLOWER_MAX: f64 = 1.5;
 /// To write or read some gigabytes.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Remembers the links, so that others can look at what a rank does.
+/// Remembers the links, so that others can look at what a rank does, and keeps the rank for a while before it looks at
+/// its files, as slow storage would.
 #[derive(Default)]
-struct Watch(Mutex<Option<Links>>);
+struct Watch {
+    links: Mutex<Option<Links>>,
+    checking: Duration,
+}
 
 impl Control for Watch {
     fn wish(&self) -> Wish {
@@ -52,41 +55,27 @@ impl Control for Watch {
 
     fn tell(&self, event: Event) {
         if let Event::Linked(links) = event {
-            *self.0.lock().unwrap() = Some(links);
+            *self.links.lock().unwrap() = Some(links);
+            std::thread::sleep(self.checking);
         }
     }
-}
-
-/// A folder that shows what is in `run`, but for the list of digests, which comes as slowly as its writer.
-fn slow_view(run: &Path, view: &Path) -> Result<()> {
-    fs::create_dir_all(view.join("data"))?;
-    symlink(run.join(".shared-1"), view.join(".shared-1"))?;
-    for entry in fs::read_dir(run.join("data"))? {
-        let name = entry?.file_name();
-        let (from, to) = (run.join("data").join(&name), view.join("data").join(&name));
-        match name.to_str() {
-            Some("train.tokens.digests") => system(&["mkfifo", &to.to_string_lossy()])?,
-            _ => symlink(from, to)?,
-        }
-    }
-    Ok(())
 }
 
 #[test]
 fn a_rank_that_checks_its_files_for_long_is_waited_for() -> Result<()> {
     let folder = Folder::new()?;
-    let [run, view, store] = ["run", "view", "store"].map(|name| folder.path().join(name));
+    let [run, store] = ["run", "store"].map(|name| folder.path().join(name));
     let text = JOB.replace("text: text.txt", &format!("text: {}", folder.path().join("text.txt").display()));
     let mut assignments = assignments_of(&text, &[("layout.data".to_owned(), "2".to_owned())])?;
     let data = prepare(&run, &assignments[0].spec, None, &Digests::default(), &|_| Ok(()))?;
-    slow_view(&run, &view)?;
     fs::create_dir_all(&store)?;
-    for (a, directory) in assignments.iter_mut().zip([&run, &view]) {
-        a.directory = directory.to_string_lossy().into_owned();
+    for a in &mut assignments {
+        a.directory = run.to_string_lossy().into_owned();
         a.data = data.clone();
         (a.generation.0, a.forming_ms) = (1, JOINING_MS);
     }
-    let watches = [Watch::default(), Watch::default()];
+    let slow = Watch { checking: CHECKING, ..Watch::default() };
+    let watches = [Watch::default(), slow];
     let built = std::thread::scope(|scope| {
         let ranks: Vec<_> = assignments
             .iter()
@@ -101,11 +90,11 @@ fn a_rank_that_checks_its_files_for_long_is_waited_for() -> Result<()> {
                 })
             })
             .collect();
-        std::thread::sleep(CHECKING);
+        // The slow rank has joined by then, and looks at no file yet.
+        std::thread::sleep(Duration::from_millis(JOINING_MS));
         // What it does is there to be told.
-        let links = watches[1].0.lock().unwrap().clone();
+        let links = watches[1].links.lock().unwrap().clone();
         let doing = links.map(|links| links.doing().what);
-        fs::write(view.join("data/train.tokens.digests"), fs::read(run.join("data/train.tokens.digests"))?)?;
         for rank in ranks {
             rank.join().map_err(|_| anyhow!("a rank panicked"))??;
         }

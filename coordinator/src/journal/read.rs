@@ -7,6 +7,7 @@ use std::path::Path;
 use std::{panic, thread};
 
 use coxswain_core::cluster::{Entry, compact};
+use coxswain_files::regular;
 
 use super::line::decode;
 use super::{HEADER, JournalError, NAME};
@@ -129,7 +130,7 @@ fn any_entry(reader: &mut impl BufRead) -> io::Result<bool> {
 pub(crate) fn each(folder: &Path, mut take: impl FnMut(u64, &Entry)) -> Result<(), JournalError> {
     let path = folder.join(NAME);
     let io = |cause| JournalError::Io { path: path.clone(), cause };
-    let mut reader = BufReader::new(File::open(&path).map_err(io)?);
+    let mut reader = BufReader::new(regular::open(&path).map_err(io)?.0);
     let mut line = Vec::new();
     reader.read_until(b'\n', &mut line).map_err(io)?;
     if line != HEADER {

@@ -9,6 +9,8 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::regular;
+
 /// Bytes that are read and hashed at a time: large enough for the disk, small beside tensors.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -37,10 +39,10 @@ pub fn digest_bytes(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
-/// The blake3 digest of a file, in hex, read in pieces.
+/// The blake3 digest of a regular file, in hex, read in pieces.
 ///
 /// # Errors
-/// Those of opening and reading the file.
+/// Those of opening and reading the file; `InvalidInput` if it is not a regular file.
 pub fn digest_file(path: &Path) -> io::Result<String> {
     match digest_file_while::<Infallible>(path, || Ok(())) {
         Ok(digest) => digest,
@@ -57,8 +59,8 @@ pub fn digest_file_while<E>(
 ) -> Result<io::Result<String>, E> {
     let mut hasher = blake3::Hasher::new();
     let mut chunk = vec![0; CHUNK_BYTES];
-    let mut file = match File::open(path) {
-        Ok(file) => file,
+    let mut file = match regular::open(path) {
+        Ok((file, _)) => file,
         Err(error) => return Ok(Err(error)),
     };
     loop {

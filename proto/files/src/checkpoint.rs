@@ -41,7 +41,7 @@ impl Checkpoint {
         let manifest = Manifest::read(dir_of_step, expected_digest)?;
         for file in &manifest.files {
             let path = dir_of_step.join(&file.name);
-            let found = own_file(&path)?;
+            let (_, found) = own_file(&path)?;
             if found != file.bytes {
                 return Err(CheckpointError::Size { path, expected: file.bytes, found });
             }

@@ -28,6 +28,8 @@ mod tokens;
 use architecture::{Architecture, theirs};
 use header::{Header, TensorInfo};
 
+use crate::regular;
+
 /// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {
@@ -109,8 +111,8 @@ impl Gguf {
     /// [`GgufError`], naming the key or the tensor.
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
         let io = |cause| GgufError::Io { path: path.to_owned(), cause };
-        let file = File::open(path).map_err(io)?;
-        let bytes = file.metadata().map_err(io)?.len();
+        let (file, metadata) = regular::open(path).map_err(io)?;
+        let bytes = metadata.len();
         let Header { meta, mut tensors, data_start } =
             Header::read(&file, bytes).map_err(|what| GgufError::Damaged { path: path.to_owned(), what })?;
         let data = Data { path: path.to_owned(), file, start: data_start };

@@ -4,8 +4,8 @@
 //! it alone to know all. Whether a checkpoint is to be published is decided by the coordinator.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::path::{Component, Path};
 
 use coxswain_types::JobSpec;
@@ -19,6 +19,7 @@ pub use crate::folders::{latest, prune};
 use crate::atomic::{digest_bytes, parent_of, sync_folder, write_atomic};
 use crate::error::CheckpointError;
 use crate::region::{CoverError, Cut, cover, elements};
+use crate::regular;
 use crate::shards::{ELEMENT_BYTES, ShardFile};
 
 /// The name of the manifest in a checkpoint's folder.
@@ -219,13 +220,15 @@ fn plain_name<'a>(folder: &Path, name: &'a str) -> Result<&'a str, CheckpointErr
     }
 }
 
-/// The bytes of a file of a checkpoint, which lies in its folder: what a link leads to may be anything.
-pub(crate) fn own_file(path: &Path) -> Result<u64, CheckpointError> {
-    let found = fs::symlink_metadata(path).map_err(CheckpointError::io(path))?;
-    match found.is_file() {
-        true => Ok(found.len()),
-        false => Err(CheckpointError::damaged(path, "it is no plain file; a checkpoint has no links")),
-    }
+/// Opens a file of a checkpoint, and its bytes. It lies in the checkpoint's folder: what a link leads to may be
+/// anything.
+pub(crate) fn own_file(path: &Path) -> Result<(File, u64), CheckpointError> {
+    let opened = regular::open_own(path, OpenOptions::new().read(true))
+        .and_then(|file| file.metadata().map(|metadata| (file, metadata.len())));
+    opened.map_err(|cause| match cause.kind() {
+        io::ErrorKind::InvalidInput => CheckpointError::damaged(path, cause),
+        _ => CheckpointError::Io { path: path.to_owned(), cause },
+    })
 }
 
 /// What every manifest says, in whatever format.
@@ -270,9 +273,10 @@ impl Manifest {
     pub fn read(folder: &Path, expected_digest: Option<&str>) -> Result<Manifest, CheckpointError> {
         let path = folder.join(MANIFEST);
         let mut bytes = Vec::new();
-        own_file(&path)?;
-        File::open(&path)
-            .and_then(|file| file.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut bytes))
+        own_file(&path)?
+            .0
+            .take(MAX_MANIFEST_BYTES + 1)
+            .read_to_end(&mut bytes)
             .map_err(CheckpointError::io(&path))?;
         if bytes.len() as u64 > MAX_MANIFEST_BYTES {
             return Err(CheckpointError::damaged(&path, format!("more than {MAX_MANIFEST_BYTES} bytes")));

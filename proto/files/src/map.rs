@@ -1,10 +1,11 @@
 //! A file as memory: the crate's only unsafe code.
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::io;
 use std::ops::Deref;
 use std::path::Path;
+
+use crate::regular;
 
 /// A file that was written once, mapped for reading.
 #[derive(Debug)]
@@ -16,7 +17,7 @@ impl Map {
     /// # Errors
     /// Those of opening and mapping the file.
     pub(crate) fn open(path: &Path) -> io::Result<Map> {
-        let file = File::open(path)?;
+        let (file, _) = regular::open(path)?;
         // SAFETY: a mapping is sound as long as nobody changes or cuts the file beneath it. This one
         // is opened for reading and mapped read-only, and the files that this is used for are written
         // under another name and appear by rename (`crate::atomic`): what is prepared anew is another

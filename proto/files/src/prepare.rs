@@ -22,6 +22,7 @@ pub use crate::hash::mix;
 use crate::atomic::{create_folder, digest_bytes, write_atomic};
 use crate::digests::Digests;
 use crate::progress::{Phase, Progress, Stopped, Watch};
+use crate::regular;
 use crate::tokenizer::{END_OF_TEXT_ID, Tokenizer, TokenizerError};
 use crate::tokens::{TokenFile, TokensError, list_of, write_tokens};
 
@@ -46,6 +47,9 @@ pub use texts::{Looked, TextFault, look};
 
 /// Grows when the same inputs come to give other tokens.
 const RECIPE: u32 = 5;
+
+/// The most bytes of `prepared.json`: with 1024 texts, each with a digest, it takes less than 100 KiB.
+const MAX_PREPARED_BYTES: u64 = 4 << 20;
 
 /// What can be wrong with a job's data.
 #[derive(Debug, thiserror::Error)]
@@ -249,7 +253,7 @@ impl Inputs {
 
 /// What an earlier call made, if it can be read.
 fn stored(dir: &Path) -> Option<Prepared> {
-    serde_json::from_slice(&fs::read(dir.join(PREPARED)).ok()?).ok()
+    serde_json::from_slice(&regular::read(&dir.join(PREPARED), MAX_PREPARED_BYTES).ok()?).ok()
 }
 
 /// Whether there is enough to train on, and to measure on where something is held out.

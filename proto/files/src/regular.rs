@@ -1,8 +1,8 @@
-//! Opens files whose names come from users. Opening a pipe may block and reading a device may never end, so only
-//! regular files are opened, without blocking.
+//! Opens files whose names come from users, and files in folders that others may write to. Opening a pipe may block
+//! and reading a device may never end, so only regular files are opened, without blocking.
 
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -60,6 +60,24 @@ pub fn open(path: &Path) -> io::Result<(File, Metadata)> {
     opened(named, path, OpenOptions::new().read(true), 0)
 }
 
+/// The bytes of a regular file, through symbolic links.
+///
+/// # Errors
+/// Those of opening and reading it; `FileTooLarge` if it has more than `most_bytes`.
+pub fn read(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
+    let (file, metadata) = open(path)?;
+    let mut bytes = Vec::with_capacity(metadata.len().min(most_bytes) as usize);
+    // One byte more shows that there are too many.
+    file.take(most_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most_bytes {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it has more than {most_bytes} bytes"),
+        ));
+    }
+    Ok(bytes)
+}
+
 /// Opens a file of this program with these `options`. A symbolic link is refused, because it may lead to a file of
 /// another owner.
 ///
@@ -109,16 +127,87 @@ fn regular(metadata: &Metadata) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
 
+    use coxswain_types::assignment::PreparedData;
+    use coxswain_types::job::DataSpec;
     use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     use super::*;
+    use crate::folders::step_folder;
+    use crate::prepare::{HELD_OUT_TEXT, PREPARED, TOKENIZER};
+    use crate::{Checkpoint, Digests, OpenTokens, TokenFile, Tokenizer, atomic, fixture, publish};
+
+    /// To read small files; a pipe would keep a reader for ever.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn make_pipe(path: &Path) {
+        mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    }
+
+    /// What `work` gives, in time.
+    fn in_time<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || sender.send(work()));
+        receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{name} keeps its reader"))
+    }
+
+    /// What is found wrong by those who read a run's files.
+    fn faults(dir: &Path, data: &PreparedData) -> String {
+        let text = atomic::digest_file(&dir.join(HELD_OUT_TEXT));
+        let found = [
+            Tokenizer::load(&dir.join(TOKENIZER)).err().map(|error| error.to_string()),
+            OpenTokens::open(dir, &data.train).err().map(|error| error.to_string()),
+            TokenFile::open(dir, data.held_out.as_ref().unwrap()).err().map(|error| error.to_string()),
+            text.err().map(|error| format!("held_out.txt: {error}")),
+            Checkpoint::open(&step_folder(dir, 7), None).err().map(|error| error.to_string()),
+        ];
+        found.into_iter().flatten().collect()
+    }
+
+    #[test]
+    fn a_pipe_in_place_of_any_file_of_a_run_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().to_owned();
+        let text = dir.join("book.txt");
+        fs::write(&text, "the boat goes on\n".repeat(200)).unwrap();
+        let files = vec![text.to_str().unwrap().to_owned()];
+        let spec = fixture::spec(DataSpec::Text { files, held_out: 0.2 });
+        let prepare = move |dir: &Path| {
+            crate::prepare(dir, &spec, None, &Digests::default(), &|_| Ok(()))
+                .map_err(|error| error.to_string())
+        };
+        let data = prepare(&dir).unwrap();
+        let step = step_folder(&dir, 7);
+        let shard = fixture::write(&step, "a", &[fixture::slab("w", &[4, 2], 0, 0, 4)]);
+        publish(&step, &[shard], fixture::header(7)).unwrap();
+        assert_eq!(faults(&dir, &data), "");
+        let names =
+            |of: &Path| fs::read_dir(of).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+        let paths = [names(&dir.join("data")), names(&step)].concat();
+        assert_eq!(paths.len(), 9, "{paths:?}");
+        for path in paths {
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            fs::rename(&path, dir.join("kept")).unwrap();
+            make_pipe(&path);
+            let (run, of) = (dir.clone(), data.clone());
+            let found = in_time(&name, move || faults(&run, &of));
+            let named = found.contains(&name) && found.contains("it is a named pipe");
+            assert!(named || path.ends_with(PREPARED), "{name}: {found}");
+            // What is prepared is made anew.
+            let (run, prepare) = (dir.clone(), prepare.clone());
+            assert_eq!(in_time(&name, move || prepare(&run)).unwrap(), data, "{name}");
+            fs::rename(dir.join("kept"), &path).unwrap();
+        }
+    }
 
     #[test]
     fn what_is_no_regular_file_is_refused_without_waiting() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        mknodat(CWD, at("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        make_pipe(&at("pipe"));
         fs::write(at("text"), "x").unwrap();
         symlink("/dev/zero", at("zero")).unwrap();
         symlink(at("text"), at("link")).unwrap();
@@ -135,6 +224,9 @@ mod tests {
             assert_eq!(error, format!("it is {kind}, and has to be a regular file"));
         }
         assert_eq!(open(&at("link")).unwrap().1.len(), 1);
+        assert_eq!(read(&at("link"), 1).unwrap(), b"x");
+        assert_eq!(read(&at("text"), 0).unwrap_err().to_string(), "it has more than 0 bytes");
+        read(&at("pipe"), 1).unwrap_err();
         open_own(&at("new"), &mut append).unwrap();
         open_own(&at("text"), &mut append).unwrap();
     }

@@ -199,8 +199,7 @@ struct Slab {
 impl ShardFile {
     /// Opens a shard that was recorded to have `bytes` bytes, and reads its header.
     pub(crate) fn open(path: &Path, bytes: u64) -> Result<ShardFile, CheckpointError> {
-        let found = own_file(path)?;
-        let mut file = File::open(path).map_err(CheckpointError::io(path))?;
+        let (mut file, found) = own_file(path)?;
         if found != bytes {
             return Err(CheckpointError::Size { path: path.to_owned(), expected: bytes, found });
         }

@@ -22,6 +22,7 @@ use tokenizers::{
 
 use crate::atomic::write_atomic;
 use crate::progress::{Phase, Progress, Stopped, Watch};
+use crate::regular;
 
 mod merges;
 mod stream;
@@ -176,12 +177,9 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Io`] and [`TokenizerError::Unreadable`].
     pub fn load(path: &Path) -> Result<Tokenizer, TokenizerError> {
-        let failed = |cause| TokenizerError::Io { path: path.to_owned(), cause };
-        let bytes = std::fs::metadata(path).map_err(failed)?.len();
-        if bytes > MAX_JSON_BYTES {
-            return Err(TokenizerError::Unreadable(format!("{bytes} bytes are too many")));
-        }
-        Tokenizer::of_any(&std::fs::read(path).map_err(failed)?)
+        let bytes = regular::read(path, MAX_JSON_BYTES)
+            .map_err(|cause| TokenizerError::Io { path: path.to_owned(), cause })?;
+        Tokenizer::of_any(&bytes)
     }
 
     /// Reads the bytes of any `tokenizer.json`.

@@ -6,7 +6,6 @@
 //!
 //! Where tokens come from is [`mod@crate::prepare`]'s matter; which are read when, [`crate::samples`]'.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +14,7 @@ use coxswain_types::assignment;
 
 use crate::atomic::{AtomicFile, count_hashed, create_folder, digest_bytes, write_atomic};
 use crate::map::Map;
+use crate::regular;
 
 /// Bytes of a token.
 const TOKEN_BYTES: u64 = 4;
@@ -197,13 +197,8 @@ pub(crate) fn list_of(path: &str) -> String {
 fn read_list(dir: &Path, file: &assignment::TokenFile, blocks: usize) -> Result<Vec<u8>, TokensError> {
     let path = below(dir, &list_of(&file.path))?;
     let expected = (blocks * blake3::OUT_LEN) as u64;
-    let read = || {
-        let mut list = Vec::new();
-        // A byte more shows that there are too many.
-        File::open(&path)?.take(expected + 1).read_to_end(&mut list)?;
-        io::Result::Ok(list)
-    };
-    let list = read().map_err(|cause| TokensError::Io { path: path.clone(), cause })?;
+    let list =
+        regular::read(&path, expected).map_err(|cause| TokensError::Io { path: path.clone(), cause })?;
     count_hashed(list.len());
     let found = digest_bytes(&list);
     if found != file.digest || list.len() as u64 != expected {
@@ -254,7 +249,7 @@ impl Blocks {
 /// # Errors
 /// Those of opening and reading the file.
 pub fn digest_blocks(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
+    let (mut file, _) = regular::open(path)?;
     let (mut blocks, mut chunk) = (Blocks::default(), vec![0; BLOCK_BYTES]);
     loop {
         match file.read(&mut chunk) {

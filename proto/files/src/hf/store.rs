@@ -2,7 +2,7 @@
 //! a file at once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::HfError;
 use crate::atomic::{AtomicFile, write_atomic};
 use crate::region::elements;
+use crate::regular;
 
 /// The largest header or index that is read; one of a hundred thousand tensors takes less.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
@@ -83,8 +84,8 @@ impl Store {
     }
 
     fn add(&mut self, path: &Path) -> Result<(), HfError> {
-        let mut file = File::open(path).map_err(HfError::io(path))?;
-        let bytes = file.metadata().map_err(HfError::io(path))?.len();
+        let (mut file, metadata) = regular::open(path).map_err(HfError::io(path))?;
+        let bytes = metadata.len();
         let mut length = [0; LENGTH_BYTES as usize];
         file.read_exact(&mut length).map_err(HfError::io(path))?;
         let length = u64::from_le_bytes(length);
@@ -175,11 +176,7 @@ fn expect_safetensors(folder: &Path, single: &Path) -> Result<(), HfError> {
 }
 
 pub(super) fn read_limited(path: &Path) -> Result<Vec<u8>, HfError> {
-    let bytes = fs::metadata(path).map_err(HfError::io(path))?.len();
-    if bytes > MAX_HEADER_BYTES {
-        return Err(HfError::damaged(path, format!("{bytes} bytes are too many")));
-    }
-    fs::read(path).map_err(HfError::io(path))
+    regular::read(path, MAX_HEADER_BYTES).map_err(HfError::io(path))
 }
 
 /// Bytes of a number of the types that weights have.

@@ -105,8 +105,8 @@ impl Engine {
                     cause,
                 }
             })?;
-        control.tell(Event::Linked(links.clone()));
         links.enter(0, "checking the files of its run".to_owned());
+        control.tell(Event::Linked(links.clone()));
         expect_shared(&directory, &links, a)?;
         let tokens = Tokens::open(&directory, &a.data, &a.spec)?;
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use coxswain_comm::Links;
+use coxswain_files::atomic::write_atomic;
 use coxswain_types::assignment::Assignment;
 
 use crate::EngineError;
@@ -15,7 +16,7 @@ pub(super) fn expect_shared(directory: &Path, links: &Links, a: &Assignment) -> 
     // The word need not be secret, only new: a file left by another run must not pass for it.
     let word = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64) & ((1 << 52) - 1);
     if links.rank() == 0 {
-        std::fs::write(&path, word.to_string()).map_err(file)?;
+        write_atomic(&path, word.to_string().as_bytes()).map_err(file)?;
     }
     let own = if links.rank() == 0 { word as f64 } else { 0.0 };
     let agreed = links.close_sum(&[own]).doing(|| "agreeing on the run's folder".to_owned())?;
