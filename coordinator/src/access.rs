@@ -1,37 +1,48 @@
 //! The service that gives certificates: wire -> a token or a certificate -> a newer certificate.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use coxswain_proto::tls::JoinToken;
-use coxswain_proto::tls::client::provider;
+use coxswain_proto::tls::client::{certificates, provider};
 use coxswain_proto::tls::token::{ID_BYTES, SECRET_BYTES};
 use coxswain_proto::wire;
+use rcgen::PublicKeyData;
 use tonic::{Request, Response, Status};
 
-use crate::auth::identity::{Identity, Role};
-use crate::auth::tokens::{Grant, TokenError, Tokens};
-use crate::auth::{Caller, Known, now_s};
-use crate::lock::lock;
-use crate::tls::authority::{Authority, DAY, requested_key};
-
-/// How long a worker's certificate lives. It is renewed at half of that, so a coordinator may be away for
-/// half an hour, and a stolen one is good for an hour.
-pub(crate) const WORKER_LIFE: Duration = Duration::from_secs(3600);
+use crate::auth::chains::{Made, RenewError, WORKER_LIFE};
+use crate::auth::digest::Digest;
+use crate::auth::identity::{Identity, Malformed, Role};
+use crate::auth::members::{MemberError, Members, Signed};
+use crate::auth::record::RecordError;
+use crate::auth::register::Refusal;
+use crate::auth::revocations::RevokeError;
+use crate::auth::tokens::{Grant, TokenError};
+use crate::auth::{Caller, Known};
+use crate::tls::authority::{Authority, DAY, requested_key, shown};
 
 /// How long a person's certificate by a token lives; nobody renews it by itself.
 pub(crate) const PERSON_LIFE: Duration = Duration::from_secs(30 * DAY.as_secs());
 
-/// The cluster's CA and what it remembers.
+/// The cluster's CA and those who may call.
 #[derive(Debug)]
 pub(crate) struct Security {
     authority: Authority,
-    tokens: Mutex<Tokens>,
+    pub(crate) members: Arc<Members>,
 }
 
 impl Security {
-    pub(crate) fn new(authority: Authority) -> Security {
-        Security { authority, tokens: Mutex::default() }
+    /// Remembers in the coordinator's `folder` who may call. A worker joins anew after `chain_life`.
+    ///
+    /// # Errors
+    /// What is remembered there cannot be read or written.
+    pub(crate) fn open(
+        authority: Authority,
+        folder: &Path,
+        chain_life: Duration,
+    ) -> Result<Security, RecordError> {
+        Ok(Security { authority, members: Arc::new(Members::open(folder, chain_life)?) })
     }
 
     /// Makes a token and remembers it.
@@ -41,28 +52,27 @@ impl Security {
         let filled = random.secure_random.fill(&mut id).and_then(|()| random.secure_random.fill(&mut secret));
         filled.map_err(|_| Status::internal("the system gives no random bytes"))?;
         let token = JoinToken::new(id, secret, self.authority.der());
-        self.tokens().add(&token, grant, now_s()).map_err(refused)?;
+        self.members.grant(&token, grant).map_err(refused)?;
         Ok(token)
     }
 
-    /// Signs a certificate; returns it and its end.
-    fn certificate(
-        &self,
-        identity: &Identity,
-        request: &str,
-        life: Duration,
-    ) -> Result<(wire::CertificateReply, u64), Status> {
-        let key = requested_key(request).map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
-        let chain = self.authority.client(identity, &key, life).map_err(broken)?;
-        let until_s = now_s() + life.as_secs();
-        self.tokens().holds(identity, until_s, now_s());
-        let ca = self.authority.pem().to_owned();
-        Ok((wire::CertificateReply { chain, ca, lives_s: life.as_secs() }, until_s))
+    /// Signs a certificate for this key.
+    fn sign(&self, identity: &Identity, key: &impl PublicKeyData) -> anyhow::Result<Signed> {
+        let pem = self.authority.client(identity, key, life(identity.role))?;
+        let der = certificates("the certificate", &pem)?.swap_remove(0);
+        let shown = shown(&der)?;
+        Ok(Signed { pem, made: Made { digest: shown.digest, ends_s: shown.ends_s } })
     }
 
-    fn tokens(&self) -> MutexGuard<'_, Tokens> {
-        lock(&self.tokens)
+    fn reply(&self, identity: &Identity, chain: String) -> Response<wire::CertificateReply> {
+        let lives_s = life(identity.role).as_secs();
+        Response::new(wire::CertificateReply { chain, ca: self.authority.pem().to_owned(), lives_s })
     }
+}
+
+/// How long a certificate lives.
+fn life(role: Role) -> Duration {
+    if role == Role::Worker { WORKER_LIFE } else { PERSON_LIFE }
 }
 
 /// The service; without [`Security`] it says that there are no certificates here.
@@ -89,13 +99,12 @@ impl wire::access_server::Access for AccessService {
     ) -> Result<Response<wire::CertificateReply>, Status> {
         let security = self.security()?;
         let wire::JoinRequest { token, name, request } = request.into_inner();
-        // Looked at first, so that a request that makes no sense uses no token up.
-        requested_key(&request).map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
-        let identity = security.tokens().redeem(&token, &name, now_s()).map_err(refused)?;
-        let life = if identity.role == Role::Worker { WORKER_LIFE } else { PERSON_LIFE };
-        let (reply, _) = security.certificate(&identity, &request, life)?;
+        // Looked at first, so that a request that cannot be used does not use a token up.
+        let key = requested_key(&request).map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
+        let sign = |identity: &Identity| security.sign(identity, &key);
+        let (identity, chain) = security.members.join(&token, &name, sign).map_err(refused)?;
         tracing::info!("{identity} joins by the token {}", token.split('.').next().unwrap_or_default());
-        Ok(Response::new(reply))
+        Ok(security.reply(&identity, chain))
     }
 
     async fn renew(
@@ -104,11 +113,13 @@ impl wire::access_server::Access for AccessService {
     ) -> Result<Response<wire::CertificateReply>, Status> {
         let security = self.security()?;
         let known = known(&request)?;
-        let (reply, until_s) =
-            security.certificate(&known.identity, &request.get_ref().request, WORKER_LIFE)?;
-        known.renewed(until_s);
+        let wire::RenewRequest { request, by } = request.into_inner();
+        let key = requested_key(&request).map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
+        let by = held(&known, by)?;
+        let sign = |identity: &Identity| security.sign(identity, &key);
+        let chain = security.members.renew(&known, by, sign).map_err(refused)?;
         tracing::debug!("{} renews its certificate", known.identity);
-        Ok(Response::new(reply))
+        Ok(security.reply(&known.identity, chain))
     }
 
     async fn create_token(
@@ -118,16 +129,53 @@ impl wire::access_server::Access for AccessService {
         let security = self.security()?;
         let by = known(&request)?.identity.to_string();
         let wire::CreateTokenRequest { role, jobs, ttl_s, uses } = request.into_inner();
-        let malformed = |error: crate::auth::identity::Malformed| Status::invalid_argument(error.to_string());
         let grant = Grant {
             role: role.parse().map_err(malformed)?,
             jobs: jobs.parse().map_err(malformed)?,
             ttl_s,
             uses,
         };
-        tracing::info!("{by} makes a token for {uses} x {role} of jobs {jobs}, good for {ttl_s} s");
+        tracing::info!(
+            "{by} makes a token for {uses} x {} of jobs {}, good for {ttl_s} s",
+            grant.role.word(),
+            grant.jobs
+        );
         let token = security.token(grant)?;
         Ok(Response::new(wire::CreateTokenReply { token: token.text().expose().to_owned() }))
+    }
+
+    async fn revoke(
+        &self,
+        request: Request<wire::RevokeRequest>,
+    ) -> Result<Response<wire::RevokeReply>, Status> {
+        let security = self.security()?;
+        let known = known(&request)?;
+        let wire::RevokeRequest { name, role, undo } = request.into_inner();
+        let roles = match role.as_str() {
+            "" => Role::ALL.to_vec(),
+            role => vec![role.parse().map_err(malformed)?],
+        };
+        let (members, by) = (&security.members, &known.identity);
+        let done = if undo { members.lift(&roles, &name, by) } else { members.revoke(&roles, &name, by) };
+        done.map_err(refused)?;
+        let what = if undo { "lets have certificates again" } else { "revokes the certificates of" };
+        let words: Vec<_> = roles.iter().map(|role| role.word()).collect();
+        tracing::warn!("{by} {what} {name} ({})", words.join(", "));
+        Ok(Response::new(wire::RevokeReply {}))
+    }
+
+    async fn revoked(
+        &self,
+        _: Request<wire::RevokedRequest>,
+    ) -> Result<Response<wire::RevokedReply>, Status> {
+        let revoked = self.security()?.members.revoked().into_iter();
+        let revoked = revoked.map(|(role, name, revocation)| wire::Revocation {
+            role: role.word().to_owned(),
+            name,
+            at_s: revocation.at_s,
+            by: revocation.by,
+        });
+        Ok(Response::new(wire::RevokedReply { revoked: revoked.collect() }))
     }
 }
 
@@ -141,19 +189,50 @@ fn known<T>(request: &Request<T>) -> Result<Arc<Known>, Status> {
     }
 }
 
-fn refused(error: TokenError) -> Status {
+/// The certificate that a caller wants renewed: the one it showed, or a newer one that it got over this connection.
+fn held(known: &Known, by: String) -> Result<Digest, Status> {
+    if by.is_empty() {
+        return Ok(known.shown().digest);
+    }
+    let digest = Digest::try_from(by).map_err(|error| Status::invalid_argument(format!("by: {error}")))?;
+    let other =
+        || Status::permission_denied("by: this connection is of another certificate; connect by that one");
+    if known.holds(digest) { Ok(digest) } else { Err(other()) }
+}
+
+fn malformed(error: Malformed) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn refused(error: MemberError) -> Status {
     let message = error.to_string();
     match error {
-        TokenError::Unknown | TokenError::Expired(_) | TokenError::UsedUp(_) => {
-            Status::unauthenticated(message)
+        MemberError::Refused(refusal) => Status::new(code(&refusal), message),
+        MemberError::Record(_) => {
+            tracing::error!("{message}");
+            Status::unavailable(
+                "what the coordinator remembers of certificates cannot be written; its log says why",
+            )
         }
-        TokenError::Name(_) | TokenError::Grant(_) => Status::invalid_argument(message),
-        TokenError::Taken { .. } => Status::permission_denied(message),
-        TokenError::TooMany(_) => Status::resource_exhausted(message),
+        MemberError::Sign(_) => {
+            tracing::error!("{message}");
+            Status::internal("a certificate cannot be made; the coordinator's log says why")
+        }
     }
 }
 
-fn broken(error: anyhow::Error) -> Status {
-    tracing::error!("a certificate cannot be made: {error:#}");
-    Status::internal("a certificate cannot be made; the coordinator's log says why")
+fn code(refusal: &Refusal) -> tonic::Code {
+    use tonic::Code;
+    match refusal {
+        Refusal::Token(TokenError::Unknown | TokenError::Expired(_) | TokenError::UsedUp(_)) => {
+            Code::Unauthenticated
+        }
+        Refusal::Name(_) | Refusal::Token(TokenError::Grant(_)) => Code::InvalidArgument,
+        Refusal::Token(TokenError::TooMany(_))
+        | Refusal::Renew(RenewError::TooMany)
+        | Refusal::Revoke(RevokeError::TooMany) => Code::ResourceExhausted,
+        Refusal::Renew(_) | Refusal::Revoked(..) => Code::PermissionDenied,
+        Refusal::Revoke(RevokeError::NotRevoked(_)) => Code::NotFound,
+        Refusal::Revoke(RevokeError::Own(_)) => Code::FailedPrecondition,
+    }
 }

@@ -22,7 +22,7 @@ use line::encode;
 use read::read;
 pub(crate) use read::{Replayed, each};
 
-mod line;
+pub(crate) mod line;
 mod read;
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::Failure;
 use crate::service::{Access, Port, Secure};
+use crate::tls::authority::DAY;
+use crate::tls::config::Folder;
 use crate::{driver, service};
 
 #[derive(Debug, Args)]
@@ -22,6 +24,10 @@ pub(crate) struct Serve {
     /// The folder that `coxswain certs init` made: calls are encrypted, and need a certificate of its CA.
     #[arg(long, value_name = "DIR")]
     tls_dir: Option<PathBuf>,
+    /// How many days a worker can renew its certificate after it joined. Then it has to join again.
+    #[arg(long, value_name = "N", default_value_t = 30, requires = "tls_dir")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=3650))]
+    join_days: u32,
     /// Allow an address that other machines can reach, though calls are neither encrypted nor
     /// authenticated.
     #[arg(long, conflicts_with = "tls_dir")]
@@ -35,11 +41,9 @@ pub(crate) struct Serve {
 
 pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
     args.file_mode.apply();
-    let secure = match &args.tls_dir {
-        Some(folder) => Some(Secure::open(folder).map_err(|error| Failure::Input(format!("{error:#}")))?),
-        None => None,
-    };
-    let listener = service::listen(&args.listen, args.insecure_network || secure.is_some())
+    let folder = args.tls_dir.as_deref().map(|folder| Folder::open(folder).context("--tls-dir")).transpose();
+    let folder = folder.map_err(|error| Failure::Input(format!("{error:#}")))?;
+    let listener = service::listen(&args.listen, args.insecure_network || folder.is_some())
         .await
         .map_err(|error| Failure::Input(format!("{error:#}")))?;
     let address = listener.local_addr().context("the listening address")?;
@@ -49,8 +53,9 @@ pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
     if args.insecure_network {
         tracing::warn!("--insecure-network: whoever reaches {address} can read and stop every run");
     }
-    let access = match secure {
-        Some(secure) => Access::Secure(secure),
+    let access = match folder {
+        // The journal's lock is held: what is remembered of certificates has no other writer.
+        Some(folder) => Access::Secure(Secure::open(folder, &args.data_dir, DAY * args.join_days)?),
         None if args.any_user => Access::Open,
         None => Access::without_certificates(&listener),
     };

@@ -54,14 +54,17 @@ pub(crate) struct Secure {
 }
 
 impl Secure {
-    /// Opens what `coxswain certs init` made.
-    pub(crate) fn open(folder: &Path) -> Result<Secure> {
-        Secure::of(Folder::open(folder).context("--tls-dir")?)
+    /// With what `coxswain certs init` made, and what is remembered in the coordinator's `data_dir`, which has to be
+    /// this process's alone. A worker joins anew after `chain_life`.
+    pub(crate) fn open(folder: Folder, data_dir: &Path, chain_life: Duration) -> Result<Secure> {
+        let tls = folder.server_config()?;
+        let security = Security::open(folder.authority, data_dir, chain_life)?;
+        Ok(Secure { tls, security: Arc::new(security) })
     }
 
-    pub(crate) fn of(folder: Folder) -> Result<Secure> {
-        let tls = folder.server_config()?;
-        Ok(Secure { tls, security: Arc::new(Security::new(folder.authority)) })
+    #[cfg(test)]
+    pub(crate) fn members(&self) -> &Arc<crate::auth::members::Members> {
+        &self.security.members
     }
 }
 
@@ -119,7 +122,9 @@ pub(crate) async fn serve_on(
     let (door, security) = match port.access {
         Access::Open => (Door::Open, None),
         Access::Owner => (Door::Owner, None),
-        Access::Secure(secure) => (Door::Tls(secure.tls), Some(secure.security)),
+        Access::Secure(secure) => {
+            (Door::Tls(secure.tls, secure.security.members.clone()), Some(secure.security))
+        }
     };
     let incoming = connections(port.listener, door, Gate::new(Bounds::of_system()));
     let access = AccessService { security };

@@ -143,14 +143,11 @@ impl Identity {
         loop {
             tokio::time::sleep(lives / 2).await;
             loop {
-                match enroll::renew(channel.clone()).await {
-                    Ok(renewed) => match tls.replace(&renewed.credentials.chain, &renewed.credentials.key) {
-                        Ok(()) => {
-                            lives = renewed.lives;
-                            break;
-                        }
-                        Err(error) => tracing::warn!("a renewed certificate cannot be used: {error}"),
-                    },
+                match enroll::renew(channel.clone(), &tls).await {
+                    Ok(renewed) => {
+                        lives = renewed.lives;
+                        break;
+                    }
                     Err(error) => tracing::warn!("the certificate cannot be renewed: {error}"),
                 }
                 tokio::time::sleep(RENEW_RETRY).await;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use coxswain_types::status::id_matches;
+use serde::{Deserialize, Serialize};
 
 /// The longest name. Names are in certificates, logs and messages.
 const MAX_NAME: usize = 63;
@@ -12,7 +13,10 @@ const MAX_NAME: usize = 63;
 const MAX_JOBS: usize = 128;
 
 /// What a caller is there for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
     /// Does everything that people do, and makes tokens.
     Admin,
@@ -52,8 +56,23 @@ impl FromStr for Role {
 pub(crate) struct Malformed(String);
 
 /// The jobs that a caller may touch: one id, all ids with one beginning (`demo-*`), or all (`*`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub(crate) struct Jobs(String);
+
+impl TryFrom<String> for Jobs {
+    type Error = Malformed;
+
+    fn try_from(text: String) -> Result<Jobs, Malformed> {
+        text.parse()
+    }
+}
+
+impl From<Jobs> for String {
+    fn from(jobs: Jobs) -> String {
+        jobs.0
+    }
+}
 
 impl Jobs {
     /// All of them.
@@ -101,17 +120,26 @@ pub(crate) struct Identity {
     pub(crate) jobs: Jobs,
 }
 
+/// Refuses a text that cannot be the name of a caller.
+pub(crate) fn check_name(name: &str) -> Result<(), Malformed> {
+    let starts = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if starts && name.len() <= MAX_NAME && name.chars().all(is_plain) {
+        return Ok(());
+    }
+    Err(Malformed(format!(
+        "the name `{}` has to be of letters, digits, `.`, `_` and `-`, begin with a letter or digit, and have at \
+         most {MAX_NAME} of them",
+        super::shown(name)
+    )))
+}
+
 const SCHEME: &str = "coxswain://";
 
 impl Identity {
+    /// # Errors
+    /// The name cannot be one ([`check_name`]).
     pub(crate) fn new(role: Role, name: &str, jobs: Jobs) -> Result<Identity, Malformed> {
-        let starts = name.starts_with(|c: char| c.is_ascii_alphanumeric());
-        if !starts || name.len() > MAX_NAME || !name.chars().all(is_plain) {
-            return Err(Malformed(format!(
-                "the name `{name}` has to be of letters, digits, `.`, `_` and `-`, begin with a letter or \
-                 digit, and have at most {MAX_NAME} of them"
-            )));
-        }
+        check_name(name)?;
         Ok(Identity { role, name: name.to_owned(), jobs })
     }
 

@@ -7,26 +7,38 @@
 //! - [`rates`]: how often a caller may call.
 //! - [`streams`]: how many streams a caller may hold open.
 //! - [`user`]: which user of this machine a loopback connection comes from.
-//! - [`tokens`]: join tokens that are open, and names that are taken.
+//! - [`register`]: what is remembered of those who may call: [`tokens`] to join by, the [`chains`] of workers'
+//!   certificates, [`revocations`].
+//! - [`members`]: the register with its file ([`record`]) and its open connections.
 
+pub(crate) mod chains;
+pub(crate) mod digest;
 pub(crate) mod identity;
 pub(crate) mod layer;
+pub(crate) mod members;
 pub(crate) mod rates;
+pub(crate) mod record;
+pub(crate) mod register;
+pub(crate) mod revocations;
 pub(crate) mod streams;
 pub(crate) mod table;
 pub(crate) mod tokens;
 pub(crate) mod user;
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::UNIX_EPOCH;
 
 use coxswain_proto::limits;
 use coxswain_types::status::Desired;
 use serde::Deserialize;
+use tokio::sync::watch;
 use tonic::{Request, Status};
 
+use crate::lock::lock;
+use chains::Made;
+use digest::Digest;
 use identity::{Identity, Jobs, Role};
 
 /// The beginning of a caller's text, as much as a message repeats.
@@ -54,26 +66,73 @@ pub(crate) enum Caller {
     Known(Arc<Known>),
 }
 
-/// The holder of a certificate.
+/// What a certificate says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shown {
+    pub(crate) identity: Identity,
+    /// Of the whole certificate.
+    pub(crate) digest: Digest,
+    /// When it was made, in seconds of Unix time.
+    pub(crate) made_s: u64,
+    /// Until when it is good, in seconds of Unix time.
+    pub(crate) ends_s: u64,
+}
+
+/// The holder of a certificate, on one connection.
 #[derive(Debug)]
 pub(crate) struct Known {
     pub(crate) identity: Identity,
-    expires_s: AtomicU64,
+    shown: Shown,
+    /// The newest certificate that was given out over this connection.
+    given: Mutex<Option<Digest>>,
+    ends_s: AtomicU64,
+    revoked: watch::Sender<bool>,
 }
 
 impl Known {
-    pub(crate) fn new(identity: Identity, expires_s: u64) -> Known {
-        Known { identity, expires_s: AtomicU64::new(expires_s) }
+    pub(crate) fn new(shown: Shown) -> Known {
+        Known {
+            identity: shown.identity.clone(),
+            given: Mutex::new(None),
+            ends_s: AtomicU64::new(shown.ends_s),
+            revoked: watch::Sender::new(false),
+            shown,
+        }
+    }
+
+    /// The certificate that was shown when the connection was made.
+    pub(crate) fn shown(&self) -> &Shown {
+        &self.shown
     }
 
     /// Until when the caller's newest certificate is good, in seconds of Unix time.
     pub(crate) fn expires_s(&self) -> u64 {
-        self.expires_s.load(Ordering::Relaxed)
+        self.ends_s.load(Ordering::Relaxed)
+    }
+
+    /// Whether this is a certificate that the caller showed or was given over this connection.
+    pub(crate) fn holds(&self, digest: Digest) -> bool {
+        digest == self.shown.digest || *lock(&self.given) == Some(digest)
     }
 
     /// The caller was given a newer certificate over this connection.
-    pub(crate) fn renewed(&self, expires_s: u64) {
-        self.expires_s.fetch_max(expires_s, Ordering::Relaxed);
+    pub(crate) fn renewed(&self, made: Made) {
+        *lock(&self.given) = Some(made.digest);
+        self.ends_s.fetch_max(made.ends_s, Ordering::Relaxed);
+    }
+
+    /// The caller's certificates are good no more.
+    pub(crate) fn revoke(&self) {
+        self.revoked.send_replace(true);
+    }
+
+    pub(crate) fn is_revoked(&self) -> bool {
+        *self.revoked.borrow()
+    }
+
+    /// Has something to say once the caller is revoked.
+    pub(crate) fn revocation(&self) -> watch::Receiver<bool> {
+        self.revoked.subscribe()
     }
 }
 
@@ -170,4 +229,11 @@ impl Caller {
 /// Now, in seconds of Unix time.
 pub(crate) fn now_s() -> u64 {
     UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
+}
+
+/// What a certificate for this identity (as a URI) says, made at 0 and good until then.
+#[cfg(test)]
+pub(crate) fn shown_by(uri: &str, ends_s: u64) -> Shown {
+    let identity = Identity::from_uri(uri).unwrap();
+    Shown { identity, digest: Digest::of(uri.as_bytes()), made_s: 0, ends_s }
 }

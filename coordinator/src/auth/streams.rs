@@ -72,14 +72,15 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::Known;
-    use crate::auth::identity::{Identity, Jobs, Role};
+    use crate::auth::{Known, shown_by};
 
     #[test]
     fn each_caller_has_so_many_of_each_kind_and_gets_them_back() {
         let caller = |name: &str| {
-            let identity = Identity::new(Role::Worker, name, Jobs::all()).unwrap();
-            Caller::Known(Arc::new(Known::new(identity, u64::MAX)))
+            Caller::Known(Arc::new(Known::new(shown_by(
+                &format!("coxswain://worker/{name}/job/*"),
+                u64::MAX,
+            ))))
         };
         let streams = Streams::default();
         let mut places: Vec<_> =

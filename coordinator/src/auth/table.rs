@@ -34,6 +34,8 @@ pub(crate) const TABLE: &[(&str, Rule)] = &[
     ("/coxswain.v1.Access/Join", Rule::Anyone),
     ("/coxswain.v1.Access/Renew", Rule::Roles(&[Worker])),
     ("/coxswain.v1.Access/CreateToken", Rule::Roles(&[Admin])),
+    ("/coxswain.v1.Access/Revoke", Rule::Roles(&[Admin])),
+    ("/coxswain.v1.Access/Revoked", Rule::Roles(&[Admin])),
 ];
 
 /// Why a call is refused.
@@ -63,6 +65,14 @@ pub(crate) fn decide(rpc: &str, caller: &Caller, now_s: u64) -> Result<(), Denie
              by a join token"
                 .to_owned(),
         ),
+        (Caller::Known(known), _) if known.is_revoked() => denied(
+            Code::PermissionDenied,
+            format!(
+                "the certificate of {} was revoked; whoever runs the cluster can let the name have a new one \
+                 (`coxswain certs revoke --undo`)",
+                known.identity
+            ),
+        ),
         (Caller::Known(known), _) if known.expires_s() <= now_s => denied(
             Code::Unauthenticated,
             format!("the certificate of {} has expired; get a new one", known.identity),
@@ -83,7 +93,10 @@ pub(crate) fn decide(rpc: &str, caller: &Caller, now_s: u64) -> Result<(), Denie
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::auth::{Known, shown_by};
 
     /// A call that is new in the .proto files needs a row before it can be made.
     #[test]
@@ -99,12 +112,16 @@ mod tests {
     fn what_is_in_no_row_is_denied() {
         let denied = decide("/coxswain.v1.Jobs/Drop", &Caller::Nobody, 0).unwrap_err();
         assert_eq!(denied.code, Code::Unauthenticated);
-        let identity = super::super::identity::Identity::from_uri("coxswain://admin/a/job/*").unwrap();
-        let admin = Caller::Known(std::sync::Arc::new(super::super::Known::new(identity, 10)));
+        let known = Arc::new(Known::new(shown_by("coxswain://admin/a/job/*", 10)));
+        let admin = Caller::Known(known.clone());
         let denied = decide("/coxswain.v1.Jobs/Drop", &admin, 9).unwrap_err();
         assert_eq!(denied.message, "admin a may not call Drop: nobody may");
         assert_eq!(decide("/coxswain.v1.Jobs/List", &admin, 9), Ok(()));
         let denied = decide("/coxswain.v1.Jobs/List", &admin, 10).unwrap_err();
         assert_eq!(denied.message, "the certificate of admin a has expired; get a new one");
+        known.revoke();
+        let denied = decide("/coxswain.v1.Jobs/List", &admin, 9).unwrap_err();
+        assert_eq!(denied.code, Code::PermissionDenied);
+        assert!(denied.message.starts_with("the certificate of admin a was revoked"), "{}", denied.message);
     }
 }

@@ -24,8 +24,12 @@ struct Stamp {
 }
 
 pub(super) fn encode(entry: &Entry, at_ms: u64) -> io::Result<Vec<u8>> {
-    let json = serde_json::to_vec(&Stamped { at_ms, entry })?;
-    let mut line = format!("{} {:08x} ", json.len(), crc32fast::hash(&json)).into_bytes();
+    frame(&serde_json::to_vec(&Stamped { at_ms, entry })?)
+}
+
+/// A line that holds this JSON.
+pub(crate) fn frame(json: &[u8]) -> io::Result<Vec<u8>> {
+    let mut line = format!("{} {:08x} ", json.len(), crc32fast::hash(json)).into_bytes();
     line.extend(json);
     line.push(b'\n');
     if line.len() > MAX_LINE_BYTES {
@@ -39,6 +43,14 @@ pub(super) fn encode(entry: &Entry, at_ms: u64) -> io::Result<Vec<u8>> {
 
 /// The time and the entry of a line, or what is wrong with it.
 pub(super) fn decode(line: &[u8]) -> Result<(u64, Entry), String> {
+    let json = framed(line)?;
+    let stamp: serde_json::Result<Stamp> = serde_json::from_str(json);
+    let stamped = stamp.and_then(|stamp| Ok((stamp.at_ms, serde_json::from_str(json)?)));
+    stamped.map_err(|error| format!("its entry is not understood: {error}"))
+}
+
+/// The JSON that a line holds, or what is wrong with the line.
+pub(crate) fn framed(line: &[u8]) -> Result<&str, String> {
     let text = std::str::from_utf8(line).map_err(|_| "the line is no text".to_owned())?;
     let mut parts = text.trim_end_matches('\n').splitn(3, ' ');
     let (Some(length), Some(crc), Some(json)) = (parts.next(), parts.next(), parts.next()) else {
@@ -51,7 +63,5 @@ pub(super) fn decode(line: &[u8]) -> Result<(u64, Entry), String> {
     if crc != found {
         return Err(format!("its checksum should be {crc} and is {found}"));
     }
-    let stamp: serde_json::Result<Stamp> = serde_json::from_str(json);
-    let stamped = stamp.and_then(|stamp| Ok((stamp.at_ms, serde_json::from_str(json)?)));
-    stamped.map_err(|error| format!("its entry is not understood: {error}"))
+    Ok(json)
 }

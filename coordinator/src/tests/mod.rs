@@ -1,8 +1,10 @@
 //! The coordinator in this process, with its real network and workers that compute nothing.
 
+mod certificates;
 mod fake;
 mod network;
 mod proxy;
+mod secured;
 mod security;
 mod tunnel;
 

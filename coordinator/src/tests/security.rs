@@ -2,90 +2,18 @@
 
 use std::time::Duration;
 
-use coxswain_proto::tls::enroll;
 use coxswain_proto::tls::token::ca_hash;
-use coxswain_proto::tls::{ClientTls, Credentials, Secret, Transport};
+use coxswain_proto::tls::{ClientTls, Credentials, Transport};
 use coxswain_proto::{RPCS, access_client, cluster_client, connect_over, jobs_client, wire};
 use expect_test::expect;
-use rcgen::KeyPair;
-use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use super::fake::{Faults, work};
-use super::tunnel::tunnel;
-use super::{JOB, Site};
+use super::Site;
+use super::secured::Secured;
 use crate::access::Security;
-use crate::auth::identity::Identity;
 use crate::auth::tokens::Grant;
-use crate::tls::authority::{Authority, DAY, identity_of};
-use crate::tls::config::Folder;
-use crate::{driver, service};
-
-/// A coordinator with certificates, and the CA that makes more.
-struct Secured {
-    authority: Authority,
-    url: String,
-    folder: tempfile::TempDir,
-    _tasks: [JoinHandle<anyhow::Result<()>>; 2],
-}
-
-impl Secured {
-    async fn start() -> Secured {
-        let folder = tempfile::tempdir().unwrap();
-        let authority = Authority::new("test", DAY).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let chain = authority.server(&["127.0.0.1".to_owned()], &key, DAY).unwrap();
-        let ca = authority.pem().to_owned();
-        let server = Credentials { ca: ca.clone(), chain, key: Secret::new(key.serialize_pem()) };
-        let own = Authority::open(ca, &authority.key()).unwrap();
-        let secure = service::Secure::of(Folder { authority: own, server }).unwrap();
-        let (handle, store, driver) =
-            driver::start(&folder.path().join("coordinator"), driver::LeftOver::Continue).unwrap();
-        let listener = service::listen("127.0.0.1:0", true).await.unwrap();
-        let url = format!("https://{}", listener.local_addr().unwrap());
-        let port = service::Port { listener, access: service::Access::Secure(secure) };
-        let served = tokio::spawn(service::serve_on(port, handle, store, std::future::pending()));
-        Secured { authority, url, folder, _tasks: [driver, served] }
-    }
-
-    /// The transport of someone with a certificate of this CA.
-    fn transport(&self, uri: &str) -> Transport {
-        Transport::Tls(self.tls(uri))
-    }
-
-    fn tls(&self, uri: &str) -> ClientTls {
-        ClientTls::new(&self.credentials(&self.authority, uri, DAY)).unwrap()
-    }
-
-    /// Credentials by any CA, of someone who trusts this one.
-    fn credentials(&self, by: &Authority, uri: &str, life: Duration) -> Credentials {
-        let key = KeyPair::generate().unwrap();
-        let chain = by.client(&Identity::from_uri(uri).unwrap(), &key, life).unwrap();
-        Credentials { ca: self.authority.pem().to_owned(), chain, key: Secret::new(key.serialize_pem()) }
-    }
-
-    async fn channel(&self, uri: &str) -> Channel {
-        connect_over(&self.url, &self.transport(uri)).await.unwrap()
-    }
-
-    async fn submit(&self, sets: &[&str]) -> String {
-        let request = wire::SubmitRequest {
-            manifest: JOB.to_owned(),
-            origin: "job.yaml".to_owned(),
-            base: "/".to_owned(),
-            directory: self.folder.path().join("run").to_str().unwrap().to_owned(),
-            sets: sets.iter().map(|set| (*set).to_owned()).collect(),
-        };
-        let channel = self.channel("coxswain://submitter/sue/job/tiny-*").await;
-        jobs_client(channel).submit(request).await.unwrap().into_inner().job
-    }
-
-    fn work(&self, uri: &str, name: &str) -> JoinHandle<Result<String, String>> {
-        let (url, tls, name) = (self.url.clone(), self.tls(uri), name.to_owned());
-        tokio::spawn(async move { work(&tunnel(&url, tls).await, &name, Faults::default()).await })
-    }
-}
+use crate::tls::authority::{Authority, DAY};
 
 /// Makes the call at `path` about the job tiny-1, which is the first field of all messages that name one.
 async fn call(channel: Channel, path: &'static str) -> Result<(), Status> {
@@ -168,6 +96,8 @@ async fn every_call_by_every_caller() {
         Access/Join             yes       yes       yes       yes       yes       yes       yes       tls       tls
         Access/Renew            role      role      role      role      yes       yes       cert      tls       tls
         Access/CreateToken      yes       role      role      role      role      role      cert      tls       tls
+        Access/Revoke           yes       role      role      role      role      role      cert      tls       tls
+        Access/Revoked          yes       role      role      role      role      role      cert      tls       tls
     "#]].assert_eq(&table);
 }
 
@@ -237,36 +167,10 @@ async fn a_worker_is_who_its_certificate_says_and_keeps_to_its_jobs() {
     assert_eq!(refused.message(), "job tiny-1: worker w0 (jobs huge-*) may not touch it");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_is_renewed_over_its_own_connection() {
-    let site = Secured::start().await;
-    let uri = "coxswain://worker/w0/job/tiny-*";
-    let short = site.credentials(&site.authority, uri, Duration::from_secs(2));
-    let tls = ClientTls::new(&short).unwrap();
-    let channel = connect_over(&site.url, &Transport::Tls(tls.clone())).await.unwrap();
-    let without = connect_over(&site.url, &Transport::Tls(tls.clone())).await.unwrap();
-    let enrolled = enroll::renew(channel.clone()).await.unwrap();
-    let chain = coxswain_proto::tls::client::certificates("it", &enrolled.credentials.chain).unwrap();
-    assert_eq!(identity_of(&chain[0]).unwrap().0.uri(), uri);
-    assert_eq!(enrolled.lives.as_secs(), 3600);
-    tokio::time::sleep(Duration::from_millis(3200)).await;
-    let get = wire::StoreGetRequest { job: "tiny-1".to_owned(), generation: 1, key: vec![1], wait_ms: 0 };
-    // No such generation: the caller is let through. The other connection has ended with its certificate.
-    let answer = cluster_client(channel).store_get(get.clone()).await.unwrap_err();
-    assert_eq!(answer.code(), Code::FailedPrecondition, "{answer}");
-    cluster_client(without.clone()).store_get(get.clone()).await.unwrap_err();
-    tls.replace(&enrolled.credentials.chain, &enrolled.credentials.key).unwrap();
-    let answer = cluster_client(without).store_get(get).await.unwrap_err();
-    assert_eq!(
-        answer.code(),
-        Code::FailedPrecondition,
-        "a channel connects again by the newer one: {answer}"
-    );
-}
-
 #[test]
 fn no_secret_is_printed() {
-    let security = Security::new(Authority::new("test", DAY).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let security = Security::open(Authority::new("test", DAY).unwrap(), folder.path(), DAY).unwrap();
     let grant =
         Grant { role: crate::auth::identity::Role::Worker, jobs: "*".parse().unwrap(), ttl_s: 60, uses: 1 };
     let token = security.token(grant).unwrap();

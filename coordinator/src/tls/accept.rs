@@ -13,10 +13,11 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::authority::identity_of;
+use super::authority::shown;
 use super::connection::Connection;
+use crate::auth::members::Members;
 use crate::auth::user::{self, User};
-use crate::auth::{Caller, Known, Peer};
+use crate::auth::{Caller, Peer};
 use crate::lock::lock;
 
 /// How long a TLS handshake may take. On one network it takes milliseconds.
@@ -159,7 +160,7 @@ pub(crate) enum Door {
     /// The user who started this process, and root; it is a port of this machine.
     Owner,
     /// Who shows a certificate, and others as far as the table goes.
-    Tls(Arc<ServerConfig>),
+    Tls(Arc<ServerConfig>, Arc<Members>),
 }
 
 /// The connections of a port.
@@ -208,7 +209,7 @@ async fn establish(stream: TcpStream, address: SocketAddr, door: Door, mut pass:
             }
             Connection::plain(stream, Peer { address, caller }, pass)
         }
-        Door::Tls(config) => {
+        Door::Tls(config, members) => {
             let stream = match timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return tracing::debug!(%address, "a TLS handshake failed: {error}"),
@@ -216,14 +217,14 @@ async fn establish(stream: TcpStream, address: SocketAddr, door: Door, mut pass:
             };
             let caller = match stream.get_ref().1.peer_certificates().and_then(<[_]>::first) {
                 None => Caller::Nobody,
-                Some(certificate) => match identity_of(certificate) {
-                    Ok((identity, until_s)) => Caller::Known(Arc::new(Known::new(identity, until_s))),
+                Some(certificate) => match shown(certificate) {
+                    Ok(shown) => Caller::Known(members.met(shown)),
                     Err(error) => {
                         return tracing::warn!(%address, "a certificate of ours that says not who: {error:#}");
                     }
                 },
             };
-            if matches!(caller, Caller::Known(_)) {
+            if matches!(&caller, Caller::Known(known) if !known.is_revoked()) {
                 pass.known();
             }
             Connection::tls(stream, Peer { address, caller }, pass)

@@ -14,8 +14,10 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
+use crate::auth::Shown;
+use crate::auth::digest::Digest;
 use crate::auth::identity::Identity;
 
 /// How much the clocks of machines may differ: a certificate is good that long before it was made.
@@ -125,10 +127,10 @@ pub(crate) fn requested_key(request: &str) -> Result<impl PublicKeyData> {
     Ok(request.public_key)
 }
 
-/// Who a certificate is for, and until when in seconds of Unix time. That the certificate is by the CA
-/// has been checked before.
-pub(crate) fn identity_of(certificate: &CertificateDer<'_>) -> Result<(Identity, u64)> {
-    let (_, certificate) = X509Certificate::from_der(certificate).context("a certificate that is none")?;
+/// Who a caller's certificate is for, and since and until when. That the certificate is by the CA has been checked
+/// before.
+pub(crate) fn shown(der: &CertificateDer<'_>) -> Result<Shown> {
+    let (_, certificate) = X509Certificate::from_der(der).context("a certificate that is none")?;
     let names = certificate.subject_alternative_name().context("its names")?.context("it has no name")?;
     let uris: Vec<&str> = names
         .value
@@ -137,8 +139,14 @@ pub(crate) fn identity_of(certificate: &CertificateDer<'_>) -> Result<(Identity,
         .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
         .collect();
     let [uri] = uris[..] else { bail!("it names {} identities, not one", uris.len()) };
-    let until = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
-    Ok((Identity::from_uri(uri)?, until))
+    let seconds = |time: ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+    let validity = certificate.validity();
+    Ok(Shown {
+        identity: Identity::from_uri(uri)?,
+        digest: Digest::of(der),
+        made_s: seconds(validity.not_before) + SKEW.as_secs(),
+        ends_s: seconds(validity.not_after),
+    })
 }
 
 /// The names and addresses that a server's certificate (PEM) is for.
@@ -188,13 +196,13 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let pem = again.client(&identity, &key, DAY).unwrap();
         let der = certificates("it", &pem).unwrap().swap_remove(0);
-        let (found, until) = identity_of(&der).unwrap();
-        assert_eq!(found, identity);
-        assert!(until.abs_diff(now_s() + 24 * 3600) < 60);
+        let found = shown(&der).unwrap();
+        assert_eq!(found.identity, identity);
+        assert!(found.ends_s.abs_diff(now_s() + 24 * 3600) < 60 && found.made_s.abs_diff(now_s()) < 60);
         let server = authority.server(&["localhost".to_owned()], &key, DAY).unwrap();
         assert_eq!(hosts_of(&server).unwrap(), ["localhost"]);
         assert!(hosts_of(&pem).is_err());
-        assert!(identity_of(&certificates("it", &server).unwrap().swap_remove(0)).is_err());
+        assert!(shown(&certificates("it", &server).unwrap().swap_remove(0)).is_err());
         let other = Authority::new("other", DAY).unwrap();
         assert!(Authority::open(other.pem().to_owned(), &authority.key()).is_err());
         assert!(!format!("{authority:?}").contains("PRIVATE"));

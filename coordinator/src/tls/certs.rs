@@ -12,6 +12,7 @@ use coxswain_proto::tls::{Credentials, JoinToken, Secret, enroll};
 use coxswain_proto::wire;
 use rcgen::KeyPair;
 use rustls::pki_types::ServerName;
+use time::OffsetDateTime;
 
 use super::authority::{Authority, DAY, hosts_of};
 use super::config::{CA_KEY, open_authority};
@@ -44,6 +45,8 @@ enum Command {
     Renew(Init),
     /// Exchange a join token for a person's certificate.
     Join(Join),
+    /// Refuse a name's certificates from now on and end its connections, or list the names that are revoked.
+    Revoke(Revoke),
 }
 
 #[derive(Debug, Args)]
@@ -112,6 +115,24 @@ struct Join {
 }
 
 #[derive(Debug, Args)]
+struct Revoke {
+    #[command(flatten)]
+    coordinator: Coordinator,
+    /// The worker's or person's name.
+    #[arg(required_unless_present = "list", conflicts_with = "list")]
+    name: Option<String>,
+    /// Only their certificates of this role; without it those of all roles.
+    #[arg(long, conflicts_with = "list")]
+    role: Option<Role>,
+    /// Let the name have new certificates again. Those of before stay refused.
+    #[arg(long, conflicts_with = "list")]
+    undo: bool,
+    /// List the names that are revoked: role, name, when and by whom.
+    #[arg(long)]
+    list: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Token {
     #[command(subcommand)]
     command: TokenCommand,
@@ -147,6 +168,7 @@ pub(crate) async fn certs(args: Certs) -> Result<(), Failure> {
         Command::Issue(args) => issue(&args),
         Command::Renew(args) => Ok(renew(&args)?),
         Command::Join(args) => join(args).await,
+        Command::Revoke(args) => revoke(args).await,
     }
 }
 
@@ -264,6 +286,32 @@ async fn join(args: Join) -> Result<(), Failure> {
         args.out.display()
     ));
     Ok(())
+}
+
+async fn revoke(args: Revoke) -> Result<(), Failure> {
+    let mut access = client::access(&args.coordinator).await?;
+    let refused = |status| client::refused(&args.coordinator, status);
+    let Some(name) = args.name else {
+        let revoked = access.revoked(wire::RevokedRequest {}).await.map_err(refused)?.into_inner().revoked;
+        return output::write(&revoked.iter().map(revoked_line).collect::<String>());
+    };
+    let role = args.role.map(|role| role.word().to_owned()).unwrap_or_default();
+    let request = wire::RevokeRequest { name: name.clone(), role, undo: args.undo };
+    access.revoke(request).await.map_err(refused)?;
+    say(&if args.undo {
+        format!("{name} can have new certificates; those of before stay refused")
+    } else {
+        format!("{name} is refused from now on, and its connections have ended")
+    });
+    Ok(())
+}
+
+fn revoked_line(revoked: &wire::Revocation) -> String {
+    let at = i64::try_from(revoked.at_s).ok().and_then(|at_s| OffsetDateTime::from_unix_timestamp(at_s).ok());
+    // Without the time where there is none; it is for people.
+    let at = at.map(|at| format!("{}T{:02}:{:02}:{:02}Z", at.date(), at.hour(), at.minute(), at.second()));
+    let wire::Revocation { role, name, by, .. } = revoked;
+    format!("{role} {name} since {} by {by}\n", at.unwrap_or_default())
 }
 
 fn read_token(path: &Path) -> Result<JoinToken, Failure> {

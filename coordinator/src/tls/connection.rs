@@ -11,6 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
+use tokio_stream::Stream as _;
+use tokio_stream::wrappers::WatchStream;
 use tonic::transport::server::Connected;
 
 use super::accept::Pass;
@@ -41,6 +43,8 @@ pub(crate) struct Connection {
     /// Bytes read so far, as far as they matter.
     begun: usize,
     alarm: Pin<Box<Sleep>>,
+    /// Has an item once the caller is revoked.
+    revoked: Option<WatchStream<bool>>,
     /// Its place among the connections.
     _pass: Pass,
 }
@@ -57,7 +61,11 @@ impl Connection {
     fn new(stream: Stream, peer: Peer, pass: Pass) -> Connection {
         let opened = Instant::now();
         let alarm = Box::pin(tokio::time::sleep_until(opened));
-        Connection { stream, peer, opened, begun: 0, alarm, _pass: pass }
+        let revoked = match &peer.caller {
+            Caller::Known(known) => Some(WatchStream::from_changes(known.revocation())),
+            Caller::Trusted | Caller::Nobody | Caller::OtherUser(_) => None,
+        };
+        Connection { stream, peer, opened, begun: 0, alarm, revoked, _pass: pass }
     }
 
     /// How long it may still be used.
@@ -67,6 +75,8 @@ impl Connection {
         let life = match &self.peer.caller {
             Caller::Trusted => NO_END,
             Caller::Nobody | Caller::OtherUser(_) => NOBODY_LIFE.saturating_sub(since),
+            // Long enough to be told why.
+            Caller::Known(known) if known.is_revoked() => NOBODY_LIFE.saturating_sub(since),
             Caller::Known(known) => Duration::from_secs(known.expires_s().saturating_sub(now_s())),
         };
         begin.min(life).min(NO_END)
@@ -74,10 +84,16 @@ impl Connection {
 
     /// Ready when its time is over.
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let ended = |why: &'static str| io::Error::new(io::ErrorKind::TimedOut, why);
+        if let Some(revoked) = &mut self.revoked
+            && Pin::new(revoked).poll_next(context).is_ready()
+        {
+            return Poll::Ready(ended("the caller's certificate was revoked"));
+        }
         while self.alarm.as_mut().poll(context).is_ready() {
             let left = self.left();
             if left.is_zero() {
-                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the connection's time is over"));
+                return Poll::Ready(ended("the connection's time is over"));
             }
             self.alarm.as_mut().reset(Instant::now() + left);
         }

@@ -112,6 +112,13 @@ impl ClientTls {
         Ok(())
     }
 
+    /// The BLAKE3 hash, in hexadecimal, of the certificate that connections show from now on, if there is one.
+    pub fn digest(&self) -> Option<String> {
+        let current = self.current.0.read().unwrap_or_else(PoisonError::into_inner);
+        let certificate = current.as_ref().and_then(|certified| certified.cert.first());
+        certificate.map(|der| blake3::hash(der).to_hex().to_string())
+    }
+
     /// A connection; the name or address of the other end has to be in its certificate.
     pub async fn connect(&self, host: &str, port: u16) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(host.to_owned())

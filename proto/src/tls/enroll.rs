@@ -95,10 +95,13 @@ pub async fn join(url: &str, token: &JoinToken, name: &str) -> Result<Enrolled, 
     Ok(asking.take(reply))
 }
 
-/// A newer certificate for the one that `channel` shows.
-pub async fn renew(channel: Channel) -> Result<Enrolled, EnrollError> {
+/// A newer certificate for the newest that `tls` has, over a channel of it. From then on `tls` shows the newer one.
+pub async fn renew(channel: Channel, tls: &ClientTls) -> Result<Enrolled, EnrollError> {
     let asking = Asking::new()?;
-    let request = wire::RenewRequest { request: asking.request.clone() };
+    let by = tls.digest().unwrap_or_default();
+    let request = wire::RenewRequest { request: asking.request.clone(), by };
     let reply = access_client(channel).renew(request).await?.into_inner();
-    Ok(asking.take(reply))
+    let enrolled = asking.take(reply);
+    tls.replace(&enrolled.credentials.chain, &enrolled.credentials.key)?;
+    Ok(enrolled)
 }

@@ -1,0 +1,213 @@
+//! The file of what the coordinator remembers of those who may call: `access` in its folder, its owner's alone.
+//!
+//! A line holds some changes, and is framed as those of the journal are. An answer goes out once its line is synced. What
+//! a crash tore off at the end had no answer and is cut off; damage anywhere else is refused. A file that has grown is
+//! written anew, shorter.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use coxswain_proto::tls::credentials::{FileError, replace};
+
+use super::register::{Change, Register};
+use crate::journal::line::{frame, framed};
+
+/// The file's name in the coordinator's folder.
+pub(crate) const NAME: &str = "access";
+
+/// The first line: the format. A later program that writes another one changes the number.
+const HEADER: &str = "coxswain access 1\n";
+
+/// How large the file may become before it is written anew. The names of a large cluster's workers take that much.
+const LEAST_BYTES: u64 = 8 << 20;
+
+/// What can be wrong with the file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{path}: {cause}", path = path.display())]
+    Io { path: PathBuf, cause: io::Error },
+    #[error("{path} is not a file of tokens and certificates that this version can read", path = path.display())]
+    Foreign { path: PathBuf },
+    #[error(
+        "{path} is damaged at line {line}: {what}. Bring it back from a backup; or move it away: then join tokens are \
+         void, workers have to join again, and names that were revoked are let in again",
+        path = path.display()
+    )]
+    Damaged { path: PathBuf, line: usize, what: String },
+    #[error("{path}: an earlier write failed; start the coordinator again once its disk is well", path = path.display())]
+    Broken { path: PathBuf },
+}
+
+/// Whether a line has to survive a power loss before anything else is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sync {
+    Now,
+    /// A crash of this process does not lose it.
+    Later,
+}
+
+/// The open file.
+#[derive(Debug)]
+pub(crate) struct Record {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    /// How large it was when it was written anew.
+    short_bytes: u64,
+    broken: bool,
+}
+
+impl Record {
+    /// Opens the file in `folder`, and makes it if there is none.
+    ///
+    /// # Errors
+    /// It cannot be read or written, or is damaged.
+    pub(crate) fn open(folder: &Path, now_s: u64) -> Result<(Record, Register), RecordError> {
+        let path = folder.join(NAME);
+        let register = read(&path, now_s)?;
+        let (file, bytes) = write_anew(&path, &register, now_s)?;
+        Ok((Record { path, file, bytes, short_bytes: bytes, broken: false }, register))
+    }
+
+    /// Writes changes down, all or none of them.
+    ///
+    /// # Errors
+    /// The disk fails. Nothing is written from then on.
+    pub(crate) fn append(&mut self, changes: &[Change], sync: Sync) -> Result<(), RecordError> {
+        if self.broken {
+            return Err(RecordError::Broken { path: self.path.clone() });
+        }
+        let path = self.path.clone();
+        let io = |cause| RecordError::Io { path, cause };
+        let line = match serde_json::to_vec(changes).map_err(io::Error::from).and_then(|json| frame(&json)) {
+            Ok(line) => line,
+            Err(error) => return Err(io(error)),
+        };
+        let written = self.file.write_all(&line);
+        let written = written.and_then(|()| if sync == Sync::Now { self.file.sync_data() } else { Ok(()) });
+        if let Err(error) = written {
+            self.broken = true;
+            // No answer went out, and the next start shall not know of it.
+            let _ = self.file.set_len(self.bytes);
+            return Err(io(error));
+        }
+        self.bytes += line.len() as u64;
+        Ok(())
+    }
+
+    /// Writes the file anew if that is worth it.
+    ///
+    /// # Errors
+    /// The disk fails. The file stays as long as it is.
+    pub(crate) fn shorten(&mut self, register: &Register, now_s: u64) -> Result<(), RecordError> {
+        if self.broken || self.bytes < LEAST_BYTES.max(2 * self.short_bytes) {
+            return Ok(());
+        }
+        // If this fails, it is tried again after as many bytes more.
+        self.short_bytes = self.bytes;
+        (self.file, self.bytes) = write_anew(&self.path, register, now_s)?;
+        self.short_bytes = self.bytes;
+        Ok(())
+    }
+}
+
+fn write_anew(path: &Path, register: &Register, now_s: u64) -> Result<(File, u64), RecordError> {
+    let io = |cause| RecordError::Io { path: path.to_owned(), cause };
+    let mut text = HEADER.to_owned();
+    for change in register.snapshot(now_s) {
+        let line = serde_json::to_vec(&[change]).map_err(io::Error::from).and_then(|json| frame(&json));
+        text.push_str(&String::from_utf8_lossy(&line.map_err(io)?));
+    }
+    replace(path, &text)?;
+    let file = OpenOptions::new().append(true).open(path).map_err(io)?;
+    Ok((file, text.len() as u64))
+}
+
+fn read(path: &Path, now_s: u64) -> Result<Register, RecordError> {
+    let mut register = Register::default();
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(register),
+        Err(cause) => return Err(RecordError::Io { path: path.to_owned(), cause }),
+    };
+    let Some(lines) = bytes.strip_prefix(HEADER.as_bytes()) else {
+        return Err(RecordError::Foreign { path: path.to_owned() });
+    };
+    for (number, line) in lines.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        if !line.ends_with(b"\n") {
+            tracing::warn!(
+                "cut {} bytes off {} that a crash had left incomplete",
+                line.len(),
+                path.display()
+            );
+            break;
+        }
+        let changes = framed(line).and_then(|json| {
+            serde_json::from_str::<Vec<Change>>(json)
+                .map_err(|error| format!("it is not understood: {error}"))
+        });
+        // The header is line 1.
+        let damaged = |what| RecordError::Damaged { path: path.to_owned(), line: number + 2, what };
+        changes.map_err(damaged)?.into_iter().for_each(|change| register.apply(change, now_s));
+    }
+    Ok(register)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::auth::identity::{Identity, Role};
+
+    fn revoke(record: &mut Record, register: &mut Register, name: &str) {
+        let by = Identity::from_uri("coxswain://admin/ann/job/*").unwrap();
+        let changes = register.revoke(&[Role::Worker, Role::Viewer], name, &by, 7).unwrap();
+        record.append(&changes, Sync::Now).unwrap();
+        changes.into_iter().for_each(|change| register.apply(change, 7));
+    }
+
+    #[test]
+    fn what_was_written_is_known_again_and_damage_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(NAME);
+        let (mut record, mut register) = Record::open(folder.path(), 7).unwrap();
+        revoke(&mut record, &mut register, "w0");
+        revoke(&mut record, &mut register, "w1");
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let whole = std::fs::read(&path).unwrap();
+        let reopened = || Record::open(folder.path(), 8).map(|(_, register)| register);
+        assert_eq!(reopened().unwrap(), register);
+        // Written anew, it says the same.
+        assert_eq!(reopened().unwrap(), register);
+        // A crash tore off the last line: its two changes are lost together.
+        std::fs::write(&path, &whole[..whole.len() - 9]).unwrap();
+        assert_eq!(reopened().unwrap().revoked().count(), 2);
+        let mut damaged = whole.clone();
+        damaged[HEADER.len() + 30] ^= 1;
+        for (bytes, says) in [
+            (damaged.as_slice(), "is damaged at line 2: its checksum"),
+            (b"{}\n".as_slice(), "is not a file"),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            let error = reopened().unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_has_grown_is_written_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut record, mut register) = Record::open(folder.path(), 7).unwrap();
+        revoke(&mut record, &mut register, "w0");
+        record.bytes = LEAST_BYTES;
+        record.shorten(&register, 7).unwrap();
+        assert!(record.bytes < 1000 && record.short_bytes == record.bytes);
+        revoke(&mut record, &mut register, "w1");
+        assert_eq!(Record::open(folder.path(), 7).unwrap().1, register);
+    }
+}
