@@ -9,17 +9,19 @@ use coxswain_proto::tls::client::{certificates, provider};
 use coxswain_proto::tls::token::{ID_BYTES, SECRET_BYTES};
 use coxswain_proto::wire;
 use rcgen::PublicKeyData;
+use tokio::task::block_in_place;
 use tonic::{Request, Response, Status};
 
 use crate::auth::chains::{Made, RenewError, WORKER_LIFE};
 use crate::auth::digest::Digest;
 use crate::auth::identity::{Identity, Malformed, Role};
 use crate::auth::members::{MemberError, Members, Signed};
+use crate::auth::pods::{PodError, Pods};
 use crate::auth::record::RecordError;
 use crate::auth::register::Refusal;
 use crate::auth::revocations::RevokeError;
 use crate::auth::tokens::{Grant, TokenError};
-use crate::auth::{Caller, Known};
+use crate::auth::{Caller, Known, now_s};
 use crate::tls::authority::{Authority, DAY, requested_key, shown};
 
 /// How long a person's certificate by a token lives; nobody renews it by itself.
@@ -30,19 +32,31 @@ pub(crate) const PERSON_LIFE: Duration = Duration::from_secs(30 * DAY.as_secs())
 pub(crate) struct Security {
     authority: Authority,
     pub(crate) members: Arc<Members>,
+    /// Whose service accounts' tokens are taken.
+    pods: Option<Pods>,
+}
+
+/// How workers join and go on.
+#[derive(Clone, Debug)]
+pub(crate) struct Joining {
+    /// How long a worker can renew its certificate after it joined.
+    pub(crate) chain_life: Duration,
+    /// Whose service accounts' tokens are taken.
+    pub(crate) pods: Option<Pods>,
 }
 
 impl Security {
-    /// Remembers in the coordinator's `folder` who may call. A worker joins anew after `chain_life`.
+    /// Remembers in the coordinator's `folder` who may call.
     ///
     /// # Errors
     /// What is remembered there cannot be read or written.
     pub(crate) fn open(
         authority: Authority,
         folder: &Path,
-        chain_life: Duration,
+        joining: Joining,
     ) -> Result<Security, RecordError> {
-        Ok(Security { authority, members: Arc::new(Members::open(folder, chain_life)?) })
+        let members = Arc::new(Members::open(folder, joining.chain_life)?);
+        Ok(Security { authority, members, pods: joining.pods })
     }
 
     /// Makes a token and remembers it.
@@ -54,6 +68,28 @@ impl Security {
         let token = JoinToken::new(id, secret, self.authority.der());
         self.members.grant(&token, grant).map_err(refused)?;
         Ok(token)
+    }
+
+    /// Who a pod is.
+    fn pod(&self, token: &str, name: &str) -> Result<Identity, Status> {
+        let identity = match &self.pods {
+            Some(pods) => pods.identity(token, name, now_s()),
+            None => Err(PodError::NotTaken),
+        };
+        identity.map_err(|error| {
+            let message = error.to_string();
+            match error {
+                PodError::Keys { .. } => {
+                    tracing::error!("{message}");
+                    Status::unavailable(
+                        "the keys of service accounts cannot be read; the coordinator's log says why",
+                    )
+                }
+                PodError::NotTaken => Status::failed_precondition(message),
+                PodError::Name(_) | PodError::Pod { .. } => Status::invalid_argument(message),
+                _ => Status::unauthenticated(message),
+            }
+        })
     }
 
     /// Signs a certificate for this key.
@@ -98,10 +134,16 @@ impl wire::access_server::Access for AccessService {
         request: Request<wire::JoinRequest>,
     ) -> Result<Response<wire::CertificateReply>, Status> {
         let security = self.security()?;
-        let wire::JoinRequest { token, name, request } = request.into_inner();
+        let wire::JoinRequest { token, name, request, service_account } = request.into_inner();
         // Looked at first, so that a request that cannot be used does not use a token up.
         let key = requested_key(&request).map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
         let sign = |identity: &Identity| security.sign(identity, &key);
+        if !service_account.is_empty() {
+            let identity = block_in_place(|| security.pod(&service_account, &name))?;
+            let chain = security.members.join_as(&identity, sign).map_err(refused)?;
+            tracing::info!("{identity} joins by its service account");
+            return Ok(security.reply(&identity, chain));
+        }
         let (identity, chain) = security.members.join(&token, &name, sign).map_err(refused)?;
         tracing::info!("{identity} joins by the token {}", token.split('.').next().unwrap_or_default());
         Ok(security.reply(&identity, chain))

@@ -7,6 +7,8 @@ use clap::Args;
 use coxswain_proto::file_mode::FileModeArgs;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::access::Joining;
+use crate::auth::pods::{PodError, Pods, Subject};
 use crate::cli::Failure;
 use crate::service::{Access, Port, Secure};
 use crate::tls::authority::DAY;
@@ -28,6 +30,8 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "N", default_value_t = 30, requires = "tls_dir")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=3650))]
     join_days: u32,
+    #[command(flatten)]
+    pods: PodArgs,
     /// Allow an address that other machines can reach, though calls are neither encrypted nor
     /// authenticated.
     #[arg(long, conflicts_with = "tls_dir")]
@@ -39,10 +43,44 @@ pub(crate) struct Serve {
     file_mode: FileModeArgs,
 }
 
+/// Whose service accounts' tokens are taken.
+#[derive(Debug, Args)]
+struct PodArgs {
+    /// A file with the keys (a JWK set) by which Kubernetes signs the tokens of service accounts: pods can join by them.
+    #[arg(long, value_name = "FILE", requires_all = ["tls_dir", "join_issuer", "join_audience", "join_subject"])]
+    join_jwks: Option<PathBuf>,
+    /// The issuer of these tokens, as `kubectl get --raw /.well-known/openid-configuration` tells.
+    #[arg(long, value_name = "URL", requires = "join_jwks")]
+    join_issuer: Option<String>,
+    /// The audience of these tokens, as the pods' projected volume asks for it.
+    #[arg(long, value_name = "NAME", requires = "join_jwks")]
+    join_audience: Option<String>,
+    /// A service account whose pods become workers, as system:serviceaccount:NAMESPACE:NAME, with `=JOBS` behind it
+    /// for some jobs only: an id, or a beginning such as demo-* (repeatable).
+    #[arg(long, value_name = "SUBJECT[=JOBS]", requires = "join_jwks")]
+    join_subject: Vec<Subject>,
+}
+
+impl PodArgs {
+    fn pods(&self) -> Result<Option<Pods>, PodError> {
+        let (Some(keys), Some(issuer), Some(audience)) =
+            (&self.join_jwks, &self.join_issuer, &self.join_audience)
+        else {
+            return Ok(None);
+        };
+        let (issuer, audience, subjects) = (issuer.clone(), audience.clone(), self.join_subject.clone());
+        let pods = Pods { keys: keys.clone(), issuer, audience, subjects };
+        pods.check()?;
+        Ok(Some(pods))
+    }
+}
+
 pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
     args.file_mode.apply();
     let folder = args.tls_dir.as_deref().map(|folder| Folder::open(folder).context("--tls-dir")).transpose();
     let folder = folder.map_err(|error| Failure::Input(format!("{error:#}")))?;
+    let pods = args.pods.pods().map_err(|error| Failure::Input(format!("--join-jwks: {error}")))?;
+    let joining = Joining { chain_life: DAY * args.join_days, pods };
     let listener = service::listen(&args.listen, args.insecure_network || folder.is_some())
         .await
         .map_err(|error| Failure::Input(format!("{error:#}")))?;
@@ -55,7 +93,7 @@ pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
     }
     let access = match folder {
         // The journal's lock is held: what is remembered of certificates has no other writer.
-        Some(folder) => Access::Secure(Secure::open(folder, &args.data_dir, DAY * args.join_days)?),
+        Some(folder) => Access::Secure(Secure::open(folder, &args.data_dir, joining)?),
         None if args.any_user => Access::Open,
         None => Access::without_certificates(&listener),
     };

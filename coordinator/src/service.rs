@@ -22,7 +22,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::access::{AccessService, Security};
+use crate::access::{AccessService, Joining, Security};
 use crate::auth::layer::Authorize;
 use crate::auth::rates::{Bucket, Rate};
 use crate::auth::streams::{Kind, Streams};
@@ -55,10 +55,10 @@ pub(crate) struct Secure {
 
 impl Secure {
     /// With what `coxswain certs init` made, and what is remembered in the coordinator's `data_dir`, which has to be
-    /// this process's alone. A worker joins anew after `chain_life`.
-    pub(crate) fn open(folder: Folder, data_dir: &Path, chain_life: Duration) -> Result<Secure> {
+    /// this process's alone.
+    pub(crate) fn open(folder: Folder, data_dir: &Path, joining: Joining) -> Result<Secure> {
         let tls = folder.server_config()?;
-        let security = Security::open(folder.authority, data_dir, chain_life)?;
+        let security = Security::open(folder.authority, data_dir, joining)?;
         Ok(Secure { tls, security: Arc::new(security) })
     }
 

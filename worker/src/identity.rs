@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use coxswain_comm::{DataPort, TensorTls};
 use coxswain_proto::ConnectError;
-use coxswain_proto::tls::enroll::{EnrollError, Enrolled};
-use coxswain_proto::tls::{ClientTls, JoinToken, Transport, enroll};
+use coxswain_proto::tls::enroll::{EnrollError, Enrolled, Ticket};
+use coxswain_proto::tls::{ClientTls, Transport, enroll};
 use tonic::transport::Channel;
 
 use crate::args::Work;
@@ -33,8 +33,8 @@ pub(crate) struct Identity {
 pub(crate) enum Proof {
     /// Nothing, for a coordinator on this machine; or a certificate.
     Transport(Transport),
-    /// A token.
-    Token(JoinToken),
+    /// A join token, or a pod's token.
+    Ticket(Ticket),
 }
 
 impl Proof {
@@ -45,13 +45,15 @@ impl Proof {
             (None, Some(path)) => Some((read(path)?, "--join-file")),
             (None, None) => None,
         };
-        let transport = work.tls.transport().context("--tls-dir")?;
-        match (token, transport) {
-            (Some(_), Transport::Tls(_)) => {
+        match token {
+            Some(_) if work.tls.names_certificate() => {
                 bail!("there are a join token and a certificate; leave one of them out")
             }
-            (Some((token, option)), Transport::Plain) => Ok(Proof::Token(token.parse().context(option)?)),
-            (None, transport) => Ok(Proof::Transport(transport)),
+            Some((token, option)) => {
+                let ticket = Ticket::read(&token, work.tls.tls_ca.as_deref()).context(option)?;
+                Ok(Proof::Ticket(ticket))
+            }
+            None => Ok(Proof::Transport(work.tls.transport().context("--tls-dir")?)),
         }
     }
 
@@ -113,8 +115,8 @@ impl Proof {
     async fn identity(&self, url: &str, name: &str) -> Result<Identity, EnrollError> {
         match self {
             Proof::Transport(transport) => Ok(Identity { transport: transport.clone(), lives: None }),
-            Proof::Token(token) => {
-                let Enrolled { credentials, lives } = enroll::join(url, token, name).await?;
+            Proof::Ticket(ticket) => {
+                let Enrolled { credentials, lives } = ticket.join(url, name).await?;
                 let transport = Transport::Tls(ClientTls::new(&credentials)?);
                 tracing::info!(worker = name, "joined; the certificate is good for {} s", lives.as_secs());
                 Ok(Identity { transport, lives: Some(lives) })

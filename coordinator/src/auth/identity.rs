@@ -55,6 +55,13 @@ impl FromStr for Role {
 #[error("{0}")]
 pub(crate) struct Malformed(String);
 
+impl Malformed {
+    /// What is wrong with a text, and what it should be.
+    pub(crate) fn new(why: String) -> Malformed {
+        Malformed(why)
+    }
+}
+
 /// The jobs that a caller may touch: one id, all ids with one beginning (`demo-*`), or all (`*`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -112,6 +112,21 @@ impl Members {
         })
     }
 
+    /// A first certificate for somebody who has proved to be this identity.
+    pub(crate) fn join_as(
+        &self,
+        identity: &Identity,
+        sign: impl FnOnce(&Identity) -> anyhow::Result<Signed>,
+    ) -> Result<String, MemberError> {
+        self.with(|inner, now_s| {
+            inner.register.may_join(identity, now_s)?;
+            let signed = sign(identity).map_err(MemberError::Sign)?;
+            let joined = inner.register.joined(identity, signed.made, now_s);
+            inner.change(joined.into_iter().collect(), Sync::Now, now_s)?;
+            Ok(signed.pem)
+        })
+    }
+
     /// A newer certificate for the caller, in place of the one that `by` names: of those on this connection.
     pub(crate) fn renew(
         &self,

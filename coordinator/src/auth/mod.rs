@@ -9,6 +9,7 @@
 //! - [`user`]: which user of this machine a loopback connection comes from.
 //! - [`register`]: what is remembered of those who may call: [`tokens`] to join by, the [`chains`] of workers'
 //!   certificates, [`revocations`].
+//! - [`pods`]: the tokens of Kubernetes' service accounts, by which pods join.
 //! - [`members`]: the register with its file ([`record`]) and its open connections.
 
 pub(crate) mod chains;
@@ -16,6 +17,7 @@ pub(crate) mod digest;
 pub(crate) mod identity;
 pub(crate) mod layer;
 pub(crate) mod members;
+pub(crate) mod pods;
 pub(crate) mod rates;
 pub(crate) mod record;
 pub(crate) mod register;

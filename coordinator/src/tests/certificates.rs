@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coxswain_proto::tls::enroll::{self, EnrollError, Enrolled};
+use coxswain_proto::tls::enroll::{self, EnrollError, Enrolled, Ticket};
 use coxswain_proto::tls::{ClientTls, Credentials, JoinToken, Secret, Transport};
 use coxswain_proto::{access_client, cluster_client, connect_over, jobs_client, wire};
 use rcgen::KeyPair;
@@ -13,6 +13,8 @@ use super::secured::Secured;
 use crate::auth::chains::Made;
 use crate::auth::identity::Identity;
 use crate::auth::members::Signed;
+use crate::auth::now_s;
+use crate::auth::pods::tests::{Signer, claims, header};
 use crate::tls::authority::shown;
 
 const ADMIN: &str = "coxswain://admin/ann/job/*";
@@ -162,4 +164,31 @@ async fn a_job_goes_on_without_a_worker_that_is_revoked_and_a_person_is_refused(
     assert_eq!(error.code(), Code::PermissionDenied, "{error}");
     let error = site.revoke("ann", "", false).await.unwrap_err();
     assert!(error.message().contains("lock itself out"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_joins_by_its_service_account_and_again_after_a_restart() {
+    let site = Secured::start().await;
+    let signer = Signer::new();
+    let ca = site.folder.path().join("ca.pem");
+    std::fs::write(&ca, site.authority.pem()).unwrap();
+    let ticket = |exp| Ticket::read(&signer.sign(&header(), &claims(exp)), Some(&ca)).unwrap();
+    let good = ticket(now_s() + 600);
+    let (code, why) = refused(good.join(&site.url, "worker-1").await);
+    assert!(code == Code::Unavailable && why.contains("log says why"), "{why}");
+    std::fs::write(site.folder.path().join("jwks.json"), signer.keys().to_string()).unwrap();
+    for _ in 0..2 {
+        let credentials = good.join(&site.url, "worker-1").await.unwrap().credentials;
+        let (tls, channel) = site.by(&credentials).await;
+        enroll::renew(channel, &tls).await.unwrap();
+    }
+    let (code, why) = refused(ticket(now_s()).join(&site.url, "worker-1").await);
+    assert!(code == Code::Unauthenticated && why.contains("has expired"), "{why}");
+    site.revoke("worker-1", "", false).await.unwrap();
+    assert_eq!(refused(good.join(&site.url, "worker-1").await).0, Code::PermissionDenied);
+    let error = Ticket::read("eyJh.b.c", None).unwrap_err().to_string();
+    assert!(error.contains("--tls-ca"), "{error}");
+    // The CA of another coordinator.
+    let other = Secured::start().await;
+    assert!(matches!(good.join(&other.url, "worker-1").await, Err(EnrollError::Connect(_))));
 }

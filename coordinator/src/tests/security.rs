@@ -11,7 +11,7 @@ use tonic::{Code, Request, Status};
 
 use super::Site;
 use super::secured::Secured;
-use crate::access::Security;
+use crate::access::{Joining, Security};
 use crate::auth::tokens::Grant;
 use crate::tls::authority::{Authority, DAY};
 
@@ -170,7 +170,8 @@ async fn a_worker_is_who_its_certificate_says_and_keeps_to_its_jobs() {
 #[test]
 fn no_secret_is_printed() {
     let folder = tempfile::tempdir().unwrap();
-    let security = Security::open(Authority::new("test", DAY).unwrap(), folder.path(), DAY).unwrap();
+    let joining = Joining { chain_life: DAY, pods: None };
+    let security = Security::open(Authority::new("test", DAY).unwrap(), folder.path(), joining).unwrap();
     let grant =
         Grant { role: crate::auth::identity::Role::Worker, jobs: "*".parse().unwrap(), ttl_s: 60, uses: 1 };
     let token = security.token(grant).unwrap();

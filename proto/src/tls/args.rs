@@ -16,7 +16,7 @@ pub struct TlsArgs {
     #[arg(long, env = TLS_DIR, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
     /// The cluster's CA, in place of ca.pem in that folder
-    #[arg(long, value_name = "FILE", requires_all = ["tls_cert", "tls_key"])]
+    #[arg(long, value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
     /// The caller's certificate
     #[arg(long, value_name = "FILE", requires_all = ["tls_ca", "tls_key"])]
@@ -31,9 +31,15 @@ impl TlsArgs {
     pub fn credentials(&self) -> Result<Option<Credentials>, TlsError> {
         match (&self.tls_ca, &self.tls_cert, &self.tls_key, &self.tls_dir) {
             (Some(ca), Some(cert), Some(key), _) => Ok(Some(Credentials::read_files(ca, cert, key)?)),
+            (Some(_), ..) => Err(TlsError::OnlyCa),
             (.., Some(folder)) => Ok(Some(Credentials::read(folder).map_err(TlsError::Folder)?)),
             _ => Ok(None),
         }
+    }
+
+    /// Whether a certificate is named.
+    pub fn names_certificate(&self) -> bool {
+        self.tls_dir.is_some() || self.tls_cert.is_some()
     }
 
     /// How the coordinator is called with them.

@@ -45,6 +45,12 @@ pub enum TlsError {
         /// What is wrong with it.
         why: String,
     },
+    /// There is a CA, and nothing to show.
+    #[error(
+        "--tls-ca without --tls-cert and --tls-key is for a worker that joins by its service account's token \
+         (--join-file)"
+    )]
+    OnlyCa,
     /// The parts do not fit, or are of a kind that is not taken.
     #[error("the certificate, its key and its CA cannot be used: {0}")]
     Unfit(Error),
@@ -103,6 +109,16 @@ impl ClientTls {
         let current = Arc::new(Current(RwLock::new(None)));
         let config = h2(builder.with_client_cert_resolver(current.clone()));
         Ok(ClientTls { config, current, roots: Arc::new(RootCertStore::empty()) })
+    }
+
+    /// Connections without a certificate, to a coordinator whose certificate is by this CA (PEM).
+    pub fn trusting(ca: &str) -> Result<ClientTls, TlsError> {
+        let roots = Arc::new(roots(ca)?);
+        let builder = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&version::TLS13])?
+            .with_root_certificates(roots.clone());
+        let current = Arc::new(Current(RwLock::new(None)));
+        Ok(ClientTls { config: h2(builder.with_client_cert_resolver(current.clone())), current, roots })
     }
 
     /// Connections from now on show this certificate.

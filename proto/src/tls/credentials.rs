@@ -88,6 +88,11 @@ impl Credentials {
     }
 }
 
+/// The text of a CA's file.
+pub(super) fn read_ca(path: &Path) -> Result<String, FileError> {
+    fs::read_to_string(path).map_err(at(path))
+}
+
 /// Makes a folder that only its owner can enter; one that is there stays as it is.
 pub fn private_folder(folder: &Path) -> Result<(), FileError> {
     let missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();

@@ -1,6 +1,7 @@
 //! A token, or an older certificate, for a certificate. The key is made here and stays here: what
 //! travels is a request that holds its public half.
 
+use std::path::Path;
 use std::time::Duration;
 
 use rcgen::{CertificateParams, KeyPair};
@@ -8,8 +9,8 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::client::{ClientTls, TlsError, Transport, why};
-use super::credentials::{Credentials, Secret};
-use super::token::{JoinToken, ca_hash};
+use super::credentials::{Credentials, FileError, Secret, read_ca};
+use super::token::{JoinToken, NoToken, ca_hash};
 use crate::{ConnectError, access_client, connect_over, wire};
 
 /// Why there is no certificate.
@@ -76,6 +77,74 @@ impl Asking {
     }
 }
 
+/// What a worker joins by.
+#[derive(Clone, Debug)]
+pub enum Ticket {
+    /// A join token.
+    Token(JoinToken),
+    /// The token of its pod's service account, and the cluster's CA (PEM), which that token does not name.
+    ServiceAccount {
+        /// The token, a JWT.
+        token: Secret,
+        /// The CA.
+        ca: String,
+    },
+}
+
+/// Why a text is not a ticket.
+#[derive(Debug, thiserror::Error)]
+pub enum TicketError {
+    /// It is no token.
+    #[error(transparent)]
+    Token(#[from] NoToken),
+    /// A service account's token has no CA with it.
+    #[error(
+        "this is a service account's token, which does not name the cluster's CA; give ca.pem by --tls-ca"
+    )]
+    NoCa,
+    /// The CA cannot be read.
+    #[error("--tls-ca: {0}")]
+    Ca(#[from] FileError),
+}
+
+impl Ticket {
+    /// Reads a join token, or a service account's token, for which `ca` is the file of the CA.
+    ///
+    /// # Errors
+    /// The text is neither, or the CA cannot be read.
+    pub fn read(text: &str, ca: Option<&Path>) -> Result<Ticket, TicketError> {
+        let text = text.trim();
+        // A JWT begins with a JSON object in base64.
+        if !text.starts_with("eyJ") {
+            return Ok(Ticket::Token(text.parse()?));
+        }
+        let ca = read_ca(ca.ok_or(TicketError::NoCa)?)?;
+        Ok(Ticket::ServiceAccount { token: Secret::new(text), ca })
+    }
+
+    /// Exchanges it for a certificate for `name`.
+    ///
+    /// # Errors
+    /// The coordinator cannot be reached, or refuses.
+    pub async fn join(&self, url: &str, name: &str) -> Result<Enrolled, EnrollError> {
+        match self {
+            Ticket::Token(token) => join(url, token, name).await,
+            Ticket::ServiceAccount { token, ca } => {
+                let channel = connect_over(url, &Transport::Tls(ClientTls::trusting(ca)?)).await?;
+                let asking = Asking::new()?;
+                let request = wire::JoinRequest {
+                    name: name.to_owned(),
+                    request: asking.request.clone(),
+                    service_account: token.expose().to_owned(),
+                    ..wire::JoinRequest::default()
+                };
+                let reply = access_client(channel).join(request).await?.into_inner();
+                Ok(asking.take(wire::CertificateReply { ca: ca.clone(), ..reply }))
+            }
+        }
+    }
+}
+
 /// Exchanges a token for a certificate for `name`.
 pub async fn join(url: &str, token: &JoinToken, name: &str) -> Result<Enrolled, EnrollError> {
     let tls = ClientTls::pinned(token.ca_hash())?;
@@ -85,6 +154,7 @@ pub async fn join(url: &str, token: &JoinToken, name: &str) -> Result<Enrolled, 
         token: token.spoken().expose().to_owned(),
         name: name.to_owned(),
         request: asking.request.clone(),
+        ..wire::JoinRequest::default()
     };
     let reply = access_client(channel).join(request).await?.into_inner();
     let ca = super::client::certificates("the CA", &reply.ca)?;
