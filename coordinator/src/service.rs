@@ -30,6 +30,7 @@ use crate::auth::{Caller, shown};
 use crate::events;
 use crate::handle::{Ending, Handle, Request as Ask, Times};
 use crate::job;
+use crate::scoped::Scoped;
 use crate::store::{Store, StoreError};
 use crate::tls::accept::{Bounds, Door, Gate, connections};
 use crate::tls::config::Folder;
@@ -136,7 +137,7 @@ pub(crate) async fn serve_on(
         .max_concurrent_streams(MAX_CALLS)
         .http2_max_header_list_size(Some(limits::MAX_HEADER_BYTES))
         .add_service(cluster_server(cluster))
-        .add_service(jobs_server(JobsService { handle, streams }))
+        .add_service(jobs_server(Scoped { jobs: JobsService { handle: handle.clone(), streams }, handle }))
         .add_service(access_server(access))
         .serve_with_incoming(incoming);
     // Workers keep their streams open, so waiting for them to end would never end.

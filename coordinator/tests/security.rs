@@ -42,21 +42,16 @@ impl Place {
         let folder = tempfile::tempdir().unwrap();
         let init = coxswain(folder.path(), &["certs", "init", "--dir", "tls"]);
         assert!(init.status.success(), "{}", text(&init.stderr));
-        let mut serve = command(folder.path());
-        serve.args(["serve", "--data-dir", "data", "--tls-dir", "tls", "--listen", "127.0.0.1:0"]);
-        let mut serve = serve.env("RUST_LOG", "debug").stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(serve.stderr.take().unwrap()).lines();
-        let first = lines.find(|line| line.as_ref().unwrap().contains("listening on")).unwrap().unwrap();
-        let place = first.split("listening on 127.0.0.1:").nth(1).unwrap();
-        let port = place.split(';').next().unwrap().parse().unwrap();
-        let log = Arc::new(std::sync::Mutex::new(String::new()));
-        let copy = log.clone();
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                copy.lock().unwrap().push_str(&(line + "\n"));
-            }
-        });
+        let log = Arc::default();
+        let (serve, port) = start(folder.path(), &log);
         Place { folder, serve, port, log }
+    }
+
+    /// Kills the coordinator and starts another one on its folder.
+    fn restart(&mut self) {
+        self.serve.kill().unwrap();
+        self.serve.wait().unwrap();
+        (self.serve, self.port) = start(self.folder.path(), &self.log);
     }
 
     fn url(&self) -> String {
@@ -92,6 +87,24 @@ impl Place {
     fn open_files(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.serve.id())).unwrap().count()
     }
+}
+
+/// Starts a coordinator; returns its process and its port.
+fn start(folder: &Path, log: &Arc<std::sync::Mutex<String>>) -> (Child, u16) {
+    let mut serve = command(folder);
+    serve.args(["serve", "--data-dir", "data", "--tls-dir", "tls", "--listen", "127.0.0.1:0"]);
+    let mut serve = serve.env("RUST_LOG", "debug").stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(serve.stderr.take().unwrap()).lines();
+    let first = lines.find(|line| line.as_ref().unwrap().contains("listening on")).unwrap().unwrap();
+    let place = first.split("listening on 127.0.0.1:").nth(1).unwrap();
+    let port = place.split(';').next().unwrap().parse().unwrap();
+    let copy = log.clone();
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            copy.lock().unwrap().push_str(&(line + "\n"));
+        }
+    });
+    (serve, port)
 }
 
 fn command(folder: &Path) -> Command {
@@ -234,6 +247,44 @@ async fn a_token_makes_a_worker_and_nothing_else_gets_in() {
         }
         assert!(!shown.contains("PRIVATE KEY"), "{shown}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_chains_and_revocations_outlive_the_coordinator() {
+    let mut place = Place::new();
+    let days = (90 * 24 * 3600).to_string();
+    let token = place.token(&["--role", "worker", "--uses", "3", "--ttl-s", &days]);
+    let credentials = place.join(&token, "w0").await.unwrap();
+    place.join(&token, "w1").await.unwrap();
+    let revoked = place.admin(&["certs", "revoke", "w1", "--role", "worker"]);
+    assert!(revoked.status.success(), "{}", text(&revoked.stderr));
+    place.restart();
+    let tls = ClientTls::new(&credentials).unwrap();
+    let channel = connect_over(&place.url(), &Transport::Tls(tls.clone())).await.unwrap();
+    enroll::renew(channel, &tls).await.unwrap();
+    let list = place.admin(&["certs", "revoke", "--list"]);
+    let (list, line) = (text(&list.stdout), "worker w1 since 20");
+    assert!(list.starts_with(line) && list.ends_with("Z by admin admin\n"), "{list}");
+    let refused = place.join(&token, "w1").await.unwrap_err();
+    assert!(refused.contains("worker w1 was revoked"), "{refused}");
+    assert!(place.admin(&["certs", "revoke", "w1", "--undo"]).status.success());
+    assert_eq!(text(&place.admin(&["certs", "revoke", "--list"]).stdout), "");
+    place.join(&token, "w1").await.unwrap();
+    let used = place.join(&token, "w2").await.unwrap_err();
+    assert!(used.contains("is used up"), "{used}");
+    assert_eq!(place.admin(&["certs", "revoke", "w1", "--undo"]).status.code(), Some(2));
+
+    // What it remembers is damaged.
+    place.serve.kill().unwrap();
+    place.serve.wait().unwrap();
+    let access = place.path("data/access");
+    let mut bytes = fs::read(&access).unwrap();
+    bytes[40] ^= 1;
+    fs::write(&access, bytes).unwrap();
+    let serve = ["serve", "--data-dir", "data", "--tls-dir", "tls", "--listen", "127.0.0.1:0"];
+    let serve = coxswain(place.folder.path(), &serve);
+    let said = text(&serve.stderr);
+    assert!(serve.status.code() == Some(1) && said.contains("data/access is damaged at line 2"), "{said}");
 }
 
 /// What a stranger sends.

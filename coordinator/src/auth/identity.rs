@@ -171,7 +171,8 @@ impl fmt::Display for Identity {
     }
 }
 
-fn is_plain(c: char) -> bool {
+/// Whether a name of a caller or of a job can have this letter.
+pub(super) fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
 }
 

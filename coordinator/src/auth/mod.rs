@@ -5,6 +5,7 @@
 //! - [`table`]: which role may make which call; what is not in it is denied.
 //! - [`layer`]: holds every call to the table and to its caller's rate.
 //! - [`rates`]: how often a caller may call.
+//! - [`scope`]: hides the names of jobs from callers that may not see them.
 //! - [`streams`]: how many streams a caller may hold open.
 //! - [`user`]: which user of this machine a loopback connection comes from.
 //! - [`register`]: what is remembered of those who may call: [`tokens`] to join by, the [`chains`] of workers'
@@ -22,6 +23,7 @@ pub(crate) mod rates;
 pub(crate) mod record;
 pub(crate) mod register;
 pub(crate) mod revocations;
+pub(crate) mod scope;
 pub(crate) mod streams;
 pub(crate) mod table;
 pub(crate) mod tokens;

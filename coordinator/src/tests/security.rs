@@ -203,3 +203,68 @@ async fn a_caller_follows_so_many_streams_and_gets_their_places_back() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+/// What a caller is told in answer to all its calls about `job`.
+async fn texts(jobs: &mut Jobs, job: &str, directory: &str) -> Vec<String> {
+    let job = job.to_owned();
+    let get = jobs.get(wire::GetRequest { job: job.clone() }).await.unwrap().into_inner();
+    let list = jobs.list(wire::ListRequest {}).await.unwrap().into_inner();
+    let explain = jobs.explain(wire::ExplainRequest { job: job.clone() }).await.unwrap().into_inner();
+    let mut watch = jobs.watch(wire::WatchRequest { job: job.clone() }).await.unwrap().into_inner();
+    let watched = watch.message().await.unwrap();
+    let events = wire::EventsRequest { job: job.clone(), follow: false };
+    let mut events = jobs.events(events).await.unwrap().into_inner();
+    let mut happened = Vec::new();
+    while let Some(event) = events.message().await.unwrap() {
+        happened.push(event);
+    }
+    let taken = jobs.submit(submission("tiny", directory, 1)).await.unwrap_err();
+    let foreign = jobs.get(wire::GetRequest { job: "tiny-77".to_owned() }).await.unwrap_err();
+    vec![
+        get.reason,
+        format!("{list:?}"),
+        explain.text,
+        format!("{watched:?}"),
+        format!("{happened:?}"),
+        taken.message().to_owned(),
+        foreign.message().to_owned(),
+    ]
+}
+
+type Jobs = wire::jobs_client::JobsClient<Channel>;
+
+fn submission(name: &str, directory: &str, priority: i32) -> wire::SubmitRequest {
+    wire::SubmitRequest {
+        manifest: super::JOB.to_owned(),
+        origin: "job.yaml".to_owned(),
+        base: "/".to_owned(),
+        directory: directory.to_owned(),
+        sets: vec![format!("name={name}"), format!("train.steps={}", 100_000 + priority)],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_bound_to_jobs_reads_no_name_of_another() {
+    let site = Secured::start().await;
+    let mut admin = jobs_client(site.channel("coxswain://admin/ann/job/*").await);
+    let directory = |name: &str| site.folder.path().join(name).to_str().unwrap().to_owned();
+    let secret = admin.submit(submission("secret", &directory("a"), 0)).await.unwrap().into_inner().job;
+    let job = admin.submit(submission("tiny", &directory("b"), 0)).await.unwrap().into_inner().job;
+    let _worker = site.work("coxswain://worker/w0/job/*", "w0");
+    let get = wire::GetRequest { job: job.clone() };
+    while !admin.get(get.clone()).await.unwrap().into_inner().reason.contains(&secret) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let told = texts(&mut admin, &job, &directory("a")).await;
+    let named = told.iter().filter(|text| text.contains(&secret)).count();
+    assert!(named >= 4, "an admin reads all names: {told:?}");
+    for uri in ["coxswain://submitter/sue/job/tiny-*", "coxswain://submitter/sam/job/tiny*"] {
+        let mut jobs = jobs_client(site.channel(uri).await);
+        let told = texts(&mut jobs, &job, &directory("a")).await;
+        assert!(!told.iter().any(|text| text.contains("secret")), "{told:?}");
+        assert!(told[0].contains("another job"), "{told:?}");
+        assert!(told[5].starts_with("another job writes to"), "{told:?}");
+        let cancelled = jobs.cancel(wire::CancelRequest { job: "secret-1".to_owned(), ..Default::default() });
+        assert_eq!(cancelled.await.unwrap_err().code(), Code::PermissionDenied);
+    }
+}
