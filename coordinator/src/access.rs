@@ -186,6 +186,18 @@ impl wire::access_server::Access for AccessService {
         Ok(Response::new(wire::CreateTokenReply { token: token.text().expose().to_owned() }))
     }
 
+    async fn void_token(
+        &self,
+        request: Request<wire::VoidTokenRequest>,
+    ) -> Result<Response<wire::VoidTokenReply>, Status> {
+        let security = self.security()?;
+        let by = known(&request)?.identity.to_string();
+        let wire::VoidTokenRequest { id } = request.into_inner();
+        security.members.void(&id).map_err(refused)?;
+        tracing::warn!("{by} revokes the join token {}", crate::auth::shown(&id));
+        Ok(Response::new(wire::VoidTokenReply {}))
+    }
+
     async fn revoke(
         &self,
         request: Request<wire::RevokeRequest>,
@@ -274,7 +286,9 @@ fn code(refusal: &Refusal) -> tonic::Code {
         | Refusal::Renew(RenewError::TooMany)
         | Refusal::Revoke(RevokeError::TooMany) => Code::ResourceExhausted,
         Refusal::Renew(_) | Refusal::Revoked(..) => Code::PermissionDenied,
-        Refusal::Revoke(RevokeError::NotRevoked(_)) => Code::NotFound,
+        Refusal::Revoke(RevokeError::NotRevoked(_)) | Refusal::Token(TokenError::NoToken(_)) => {
+            Code::NotFound
+        }
         Refusal::Revoke(RevokeError::Own(_)) => Code::FailedPrecondition,
     }
 }

@@ -142,7 +142,7 @@ Exit codes:
     /// Make and get certificates: who may call the coordinator.
     #[command(after_help = EXIT_CODES)]
     Certs(certs::Certs),
-    /// Make a join token: who may get a certificate.
+    /// Make or end a join token: who may get a certificate.
     #[command(after_help = EXIT_CODES)]
     Token(certs::Token),
     /// Show who would do what, and start nothing.

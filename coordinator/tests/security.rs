@@ -273,6 +273,12 @@ async fn tokens_chains_and_revocations_outlive_the_coordinator() {
     let used = place.join(&token, "w2").await.unwrap_err();
     assert!(used.contains("is used up"), "{used}");
     assert_eq!(place.admin(&["certs", "revoke", "w1", "--undo"]).status.code(), Some(2));
+    let stolen = place.token(&["--role", "worker"]);
+    let revoked = place.admin(&["token", "revoke", stolen.id()]);
+    assert!(revoked.status.success(), "{}", text(&revoked.stderr));
+    let refused = place.join(&stolen, "w2").await.unwrap_err();
+    assert!(refused.contains("was revoked"), "{refused}");
+    assert_eq!(place.admin(&["token", "revoke", "00"]).status.code(), Some(2));
 
     // What it remembers is damaged.
     place.serve.kill().unwrap();

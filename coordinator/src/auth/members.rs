@@ -96,6 +96,14 @@ impl Members {
         })
     }
 
+    /// Ends the token of this id.
+    pub(crate) fn void(&self, id: &str) -> Result<(), MemberError> {
+        self.with(|inner, now_s| {
+            let change = inner.register.void(id)?;
+            Ok(inner.change(vec![change], Sync::Now, now_s)?)
+        })
+    }
+
     /// A first certificate for somebody of this name, by a token given as `id.secret`.
     pub(crate) fn join(
         &self,

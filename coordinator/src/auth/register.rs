@@ -77,6 +77,11 @@ impl Register {
         Ok(Change::Token { id: token.id().to_owned(), token: open })
     }
 
+    /// The token of this id gives nothing from now on.
+    pub(crate) fn void(&self, id: &str) -> Result<Change, Refusal> {
+        Ok(Change::Token { id: id.to_owned(), token: self.tokens.void(id)? })
+    }
+
     /// Who somebody of this name is by a token, given as `id.secret`, and how the token is after this use.
     pub(crate) fn redeem(&self, spoken: &str, name: &str, now_s: u64) -> Result<(Identity, Change), Refusal> {
         let (id, token) = self.tokens.redeem(spoken, now_s)?;

@@ -34,6 +34,7 @@ pub(crate) const TABLE: &[(&str, Rule)] = &[
     ("/coxswain.v1.Access/Join", Rule::Anyone),
     ("/coxswain.v1.Access/Renew", Rule::Roles(&[Worker])),
     ("/coxswain.v1.Access/CreateToken", Rule::Roles(&[Admin])),
+    ("/coxswain.v1.Access/VoidToken", Rule::Roles(&[Admin])),
     ("/coxswain.v1.Access/Revoke", Rule::Roles(&[Admin])),
     ("/coxswain.v1.Access/Revoked", Rule::Roles(&[Admin])),
 ];

@@ -27,7 +27,9 @@ pub(crate) enum TokenError {
     Unknown,
     #[error("the join token {0} has expired; {ANOTHER}")]
     Expired(String),
-    #[error("the join token {0} is used up; {ANOTHER}")]
+    #[error("there is no join token {0}; its id is the first part of a token")]
+    NoToken(String),
+    #[error("the join token {0} is used up or was revoked; {ANOTHER}")]
     UsedUp(String),
     #[error("there are {0} join tokens open, which is the most; wait until some have expired")]
     TooMany(usize),
@@ -104,6 +106,12 @@ impl Tokens {
         Ok((id.to_owned(), Open { left, ..open.clone() }))
     }
 
+    /// How the token of this id is once it is void.
+    pub(crate) fn void(&self, id: &str) -> Result<Open, TokenError> {
+        let open = self.0.get(id).ok_or_else(|| TokenError::NoToken(super::shown(id)))?;
+        Ok(Open { left: 0, ..open.clone() })
+    }
+
     /// The token is like this from now on.
     pub(crate) fn set(&mut self, id: String, open: Open, now_s: u64) {
         if self.0.len() >= MAX_TOKENS {
@@ -162,6 +170,11 @@ mod tests {
         let error = tokens.redeem(spoken.expose(), 999).unwrap_err();
         assert_eq!(error, TokenError::UsedUp("01010101".to_owned()));
         assert!(error.to_string().contains("coxswain token create"), "{error}");
+        add(&mut tokens, &token(2), grant("*", 900, 9), 0).unwrap();
+        tokens.set(token(2).id().to_owned(), tokens.void(token(2).id()).unwrap(), 0);
+        let void = tokens.redeem(token(2).spoken().expose(), 0);
+        assert_eq!(void, Err(TokenError::UsedUp("02020202".to_owned())));
+        assert_eq!(tokens.void("03"), Err(TokenError::NoToken("03".to_owned())));
         assert!(!format!("{tokens:?}").contains(token(1).secret().expose()));
     }
 

@@ -96,6 +96,7 @@ async fn every_call_by_every_caller() {
         Access/Join             yes       yes       yes       yes       yes       yes       yes       tls       tls
         Access/Renew            role      role      role      role      yes       yes       cert      tls       tls
         Access/CreateToken      yes       role      role      role      role      role      cert      tls       tls
+        Access/VoidToken        yes       role      role      role      role      role      cert      tls       tls
         Access/Revoke           yes       role      role      role      role      role      cert      tls       tls
         Access/Revoked          yes       role      role      role      role      role      cert      tls       tls
     "#]].assert_eq(&table);

@@ -142,6 +142,16 @@ pub(crate) struct Token {
 enum TokenCommand {
     /// Make a join token; prints it. Whoever has it can join, so keep it out of command lines and logs.
     Create(Create),
+    /// End a join token: nobody joins by it any more. Those who have joined by it keep their certificates.
+    Revoke(Void),
+}
+
+#[derive(Debug, Args)]
+struct Void {
+    #[command(flatten)]
+    coordinator: Coordinator,
+    /// The first part of the token.
+    id: String,
 }
 
 #[derive(Debug, Args)]
@@ -173,7 +183,10 @@ pub(crate) async fn certs(args: Certs) -> Result<(), Failure> {
 }
 
 pub(crate) async fn token(args: Token) -> Result<(), Failure> {
-    let TokenCommand::Create(args) = args.command;
+    let args = match args.command {
+        TokenCommand::Create(args) => args,
+        TokenCommand::Revoke(args) => return void(args).await,
+    };
     let request = wire::CreateTokenRequest {
         role: args.role.word().to_owned(),
         jobs: args.job.to_string(),
@@ -184,6 +197,14 @@ pub(crate) async fn token(args: Token) -> Result<(), Failure> {
     let reply =
         access.create_token(request).await.map_err(|status| client::refused(&args.coordinator, status))?;
     output::write(&format!("{}\n", reply.into_inner().token))
+}
+
+async fn void(args: Void) -> Result<(), Failure> {
+    let mut access = client::access(&args.coordinator).await?;
+    let request = wire::VoidTokenRequest { id: args.id.clone() };
+    access.void_token(request).await.map_err(|status| client::refused(&args.coordinator, status))?;
+    say(&format!("the join token {} is void", args.id));
+    Ok(())
 }
 
 fn init(args: &Init) -> Result<(), Failure> {
