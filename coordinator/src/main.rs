@@ -4,7 +4,8 @@
 //! The thin shell around `coxswain-core`, which decides everything:
 //! - [`cli`]: the commands; [`serve`], [`up`], [`client`], [`local`], [`verify`]: what each of
 //!   them does.
-//! - [`service`]: gRPC in and out; [`scoped`]: answers as their callers may read them; [`views`]: jobs and workers as they are shown.
+//! - [`service`]: gRPC in and out; [`scoped`]: answers as their callers may read
+//!   them; [`views`]: jobs and workers as they are shown.
 //! - [`auth`]: who calls and what they may do; [`tls`]: certificates and connections; [`access`]: the
 //!   service that gives certificates.
 //! - [`driver`]: the one task that owns the cluster's state; [`handle`]: the way to it.

@@ -1,4 +1,5 @@
-//! The answers about jobs as a caller may read them: what leaves the service names no job that is not the caller's.
+//! The answers about jobs as a caller may read them: what leaves the service names no job that is not the
+//! caller's.
 
 use std::pin::Pin;
 

@@ -46,7 +46,8 @@ pub(crate) struct Serve {
 /// Whose service accounts' tokens are taken.
 #[derive(Debug, Args)]
 struct PodArgs {
-    /// A file with the keys (a JWK set) by which Kubernetes signs the tokens of service accounts: pods can join by them.
+    /// A file with the keys (a JWK set) by which Kubernetes signs the tokens of service accounts: pods can
+    /// join by them.
     #[arg(long, value_name = "FILE", requires_all = ["tls_dir", "join_issuer", "join_audience", "join_subject"])]
     join_jwks: Option<PathBuf>,
     /// The issuer of these tokens, as `kubectl get --raw /.well-known/openid-configuration` tells.
@@ -55,8 +56,8 @@ struct PodArgs {
     /// The audience of these tokens, as the pods' projected volume asks for it.
     #[arg(long, value_name = "NAME", requires = "join_jwks")]
     join_audience: Option<String>,
-    /// A service account whose pods become workers, as system:serviceaccount:NAMESPACE:NAME, with `=JOBS` behind it
-    /// for some jobs only: an id, or a beginning such as demo-* (repeatable).
+    /// A service account whose pods become workers, as system:serviceaccount:NAMESPACE:NAME, with `=JOBS`
+    /// behind it for some jobs only: an id, or a beginning such as demo-* (repeatable).
     #[arg(long, value_name = "SUBJECT[=JOBS]", requires = "join_jwks")]
     join_subject: Vec<Subject>,
 }

@@ -55,8 +55,8 @@ pub(crate) struct Secure {
 }
 
 impl Secure {
-    /// With what `coxswain certs init` made, and what is remembered in the coordinator's `data_dir`, which has to be
-    /// this process's alone.
+    /// With what `coxswain certs init` made, and what is remembered in the coordinator's `data_dir`, which
+    /// has to be this process's alone.
     pub(crate) fn open(folder: Folder, data_dir: &Path, joining: Joining) -> Result<Secure> {
         let tls = folder.server_config()?;
         let security = Security::open(folder.authority, data_dir, joining)?;

@@ -53,7 +53,8 @@ pub(crate) struct Work {
     /// it by the variable or --join-file
     #[arg(long, env = "COXSWAIN_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub(crate) join: Option<Secret>,
-    /// A file with the join token, or with the token of a pod's service account, which needs --tls-ca beside it
+    /// A file with the join token, or with the token of a pod's service account, which needs --tls-ca beside
+    /// it
     #[arg(long, value_name = "FILE", conflicts_with = "join")]
     pub(crate) join_file: Option<PathBuf>,
     #[command(flatten)]

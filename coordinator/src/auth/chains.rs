@@ -1,8 +1,8 @@
-//! The certificates of workers: each name has one chain of them, from its join on. A renewal is for the newest of the
-//! chain. If two certificates of one chain are renewed, one of them is in the wrong hands.
+//! The certificates of workers: each name has one chain of them, from its join on. A renewal is for the
+//! newest of the chain. If two certificates of one chain are renewed, one of them is in the wrong hands.
 //!
-//! An answer can get lost: then the worker renews the certificate that it has once more. So the one before the newest
-//! can be renewed as well, until somebody shows the newest.
+//! An answer can get lost: then the worker renews the certificate that it has once more. So the one before
+//! the newest can be renewed as well, until somebody shows the newest.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,7 +13,8 @@ use super::Shown;
 use super::digest::Digest;
 use super::identity::Jobs;
 
-/// How long a worker's certificate lives. It is renewed at half of that, so a coordinator may be away for half an hour.
+/// How long a worker's certificate lives. It is renewed at half of that, so a coordinator may be away for
+/// half an hour.
 pub(crate) const WORKER_LIFE: Duration = Duration::from_secs(3600);
 
 /// Renewals for each that the life of a chain needs: one more for each whose answer got lost.
@@ -31,13 +32,15 @@ pub(crate) enum RenewError {
     #[error("this coordinator remembers no join of worker {0}; {JOIN_AGAIN}")]
     Unknown(String),
     #[error(
-        "worker {0} has joined again since this certificate was made, and the newer process has the name; if none was \
-         started, somebody else has joined under its name: `coxswain certs revoke {0} --role worker` ends it"
+        "worker {0} has joined again since this certificate was made, and the newer process has the name; \
+         if none was started, somebody else has joined under its name: `coxswain certs revoke {0} --role \
+         worker` ends it"
     )]
     JoinedAgain(String),
     #[error(
-        "two certificates of worker {0} were renewed, so one of them is in the wrong hands, and neither is renewed any \
-         more: `coxswain certs revoke {0} --role worker` ends both at once, and `--undo` lets the name join again"
+        "two certificates of worker {0} were renewed, so one of them is in the wrong hands, and neither is \
+         renewed any more: `coxswain certs revoke {0} --role worker` ends both at once, and `--undo` lets \
+         the name join again"
     )]
     Split(String),
     #[error("worker {name} joined {days} days ago, and renewals end then; {JOIN_AGAIN}")]
@@ -49,7 +52,8 @@ pub(crate) enum RenewError {
     )]
     TooMany,
     #[error(
-        "the name {name} is held by a worker for other jobs ({jobs}) until its certificate expires; take another"
+        "the name {name} is held by a worker for other jobs ({jobs}) until its certificate expires; take \
+         another"
     )]
     Taken { name: String, jobs: Jobs },
 }
@@ -129,8 +133,8 @@ impl Chain {
 pub(crate) struct Chains(BTreeMap<String, Chain>);
 
 impl Chains {
-    /// Whether a worker of this name may join for these jobs: while a name is held for some jobs, no process with others
-    /// takes it and ends its run.
+    /// Whether a worker of this name may join for these jobs: while a name is held for some jobs, no process
+    /// with others takes it and ends its run.
     pub(crate) fn may_join(&self, name: &str, jobs: &Jobs, now_s: u64) -> Result<(), RenewError> {
         match self.0.get(name) {
             Some(chain) if chain.jobs != *jobs && chain.ends_s > now_s => {
@@ -143,8 +147,8 @@ impl Chains {
         }
     }
 
-    /// The chain of `shown`, whose holder asks for a newer one than the certificate `by`. A chain lives `life_s` from its
-    /// join on.
+    /// The chain of `shown`, whose holder asks for a newer one than the certificate `by`. A chain lives
+    /// `life_s` from its join on.
     pub(crate) fn may_renew(
         &self,
         shown: &Shown,

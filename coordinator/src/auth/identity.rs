@@ -134,8 +134,8 @@ pub(crate) fn check_name(name: &str) -> Result<(), Malformed> {
         return Ok(());
     }
     Err(Malformed(format!(
-        "the name `{}` has to be of letters, digits, `.`, `_` and `-`, begin with a letter or digit, and have at \
-         most {MAX_NAME} of them",
+        "the name `{}` has to be of letters, digits, `.`, `_` and `-`, begin with a letter or digit, and \
+         have at most {MAX_NAME} of them",
         super::shown(name)
     )))
 }

@@ -1,5 +1,5 @@
-//! Those who may call: the register behind its lock, with its file and the connections that are open. What a call leads to
-//! is on the disk before the call is answered.
+//! Those who may call: the register behind its lock, with its file and the connections that are open. What a
+//! call leads to is on the disk before the call is answered.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,8 +19,8 @@ use super::tokens::Grant;
 use super::{Known, Shown, now_s};
 use crate::lock::lock;
 
-/// The most names with connections that are kept apart: twice as many as there can be connections, so that half of them
-/// are over whenever they are looked through.
+/// The most names with connections that are kept apart: twice as many as there can be connections, so that
+/// half of them are over whenever they are looked through.
 const MAX_OPEN: usize = 2 * 16_384;
 
 /// Why a call about certificates is not done.

@@ -1,8 +1,9 @@
-//! Pods prove who they are by the token of their service account, a JWT that Kubernetes signs and renews in a file. Which
-//! service accounts become workers, and for which jobs, the coordinator is told at its start.
+//! Pods prove who they are by the token of their service account, a JWT that Kubernetes signs and renews in a
+//! file. Which service accounts become workers, and for which jobs, the coordinator is told at its start.
 //!
-//! A token is taken if its signature is by one of the cluster's keys (RS256 or ES256), it is good now, and its audience,
-//! issuer and subject are those that were configured. Where it names a pod, the worker's name has to be the pod's.
+//! A token is taken if its signature is by one of the cluster's keys (RS256 or ES256), it is good now, and
+//! its audience, issuer and subject are those that were configured. Where it names a pod, the worker's name
+//! has to be the pod's.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -66,18 +67,22 @@ pub(crate) struct Pods {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PodError {
     #[error(
-        "this coordinator takes no tokens of service accounts: `serve --join-jwks` names the keys that sign them"
+        "this coordinator takes no tokens of service accounts: `serve --join-jwks` names the keys that sign \
+         them"
     )]
     NotTaken,
-    #[error("the keys that sign the tokens of service accounts cannot be read: {path}: {why}", path = path.display())]
+    #[error(
+        "the keys that sign the tokens of service accounts cannot be read: {path}: {why}",
+        path = path.display()
+    )]
     Keys { path: PathBuf, why: String },
     #[error("this is not a service account's token: {0}")]
     Malformed(&'static str),
     #[error("the token is signed by `{0}`; only RS256 and ES256 are taken")]
     Algorithm(String),
     #[error(
-        "the token's signature is not by a key in the coordinator's --join-jwks: is that file of this Kubernetes, and \
-         does it have its newest keys?"
+        "the token's signature is not by a key in the coordinator's --join-jwks: is that file of this \
+         Kubernetes, and does it have its newest keys?"
     )]
     Signature,
     #[error("the token has expired, or is not good yet; mount it as a projected volume, which renews it")]

@@ -1,8 +1,9 @@
-//! The file of what the coordinator remembers of those who may call: `access` in its folder, its owner's alone.
+//! The file of what the coordinator remembers of those who may call: `access` in its folder, its owner's
+//! alone.
 //!
-//! A line holds some changes, and is framed as those of the journal are. An answer goes out once its line is synced. What
-//! a crash tore off at the end had no answer and is cut off; damage anywhere else is refused. A file that has grown is
-//! written anew, shorter.
+//! A line holds some changes, and is framed as those of the journal are. An answer goes out once its line is
+//! synced. What a crash tore off at the end had no answer and is cut off; damage anywhere else is refused. A
+//! file that has grown is written anew, shorter.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -19,7 +20,8 @@ pub(crate) const NAME: &str = "access";
 /// The first line: the format. A later program that writes another one changes the number.
 const HEADER: &str = "coxswain access 1\n";
 
-/// How large the file may become before it is written anew. The names of a large cluster's workers take that much.
+/// How large the file may become before it is written anew. The names of a large cluster's workers take that
+/// much.
 const LEAST_BYTES: u64 = 8 << 20;
 
 /// What can be wrong with the file.
@@ -32,12 +34,15 @@ pub(crate) enum RecordError {
     #[error("{path} is not a file of tokens and certificates that this version can read", path = path.display())]
     Foreign { path: PathBuf },
     #[error(
-        "{path} is damaged at line {line}: {what}. Bring it back from a backup; or move it away: then join tokens are \
-         void, workers have to join again, and names that were revoked are let in again",
+        "{path} is damaged at line {line}: {what}. Bring it back from a backup; or move it away: then join \
+         tokens are void, workers have to join again, and names that were revoked are let in again",
         path = path.display()
     )]
     Damaged { path: PathBuf, line: usize, what: String },
-    #[error("{path}: an earlier write failed; start the coordinator again once its disk is well", path = path.display())]
+    #[error(
+        "{path}: an earlier write failed; start the coordinator again once its disk is well",
+        path = path.display()
+    )]
     Broken { path: PathBuf },
 }
 

@@ -1,6 +1,6 @@
-//! What the coordinator remembers of those who may call: join tokens, the certificates of workers, names that are
-//! revoked. A question changes nothing; what it leads to is a list of [`Change`]s, which are written down before they
-//! are applied ([`super::members`]).
+//! What the coordinator remembers of those who may call: join tokens, the certificates of workers, names that
+//! are revoked. A question changes nothing; what it leads to is a list of [`Change`]s, which are written down
+//! before they are applied ([`super::members`]).
 
 use coxswain_proto::tls::JoinToken;
 use serde::{Deserialize, Serialize};
@@ -33,7 +33,12 @@ pub(crate) enum Refusal {
     Name(#[from] Malformed),
     #[error(transparent)]
     Renew(#[from] RenewError),
-    #[error("{role} {name} was revoked; an admin can let the name join again: `coxswain certs revoke {name} --role {role} --undo`", role = .0.word(), name = .1)]
+    #[error(
+        "{role} {name} was revoked; an admin can let the name join again: `coxswain certs revoke {name} \
+         --role {role} --undo`",
+        role = .0.word(),
+        name = .1
+    )]
     Revoked(Role, String),
     #[error(transparent)]
     Revoke(#[from] RevokeError),

@@ -1,7 +1,7 @@
 //! Names whose certificates are refused before they expire.
 //!
-//! A revocation refuses every certificate that was made until then, also after it is lifted: lifting lets the name have
-//! new ones.
+//! A revocation refuses every certificate that was made until then, also after it is lifted: lifting lets the
+//! name have new ones.
 
 use std::collections::BTreeMap;
 
@@ -32,8 +32,8 @@ pub(crate) enum RevokeError {
     #[error("{0} is not revoked; `coxswain certs revoke --list` shows who is")]
     NotRevoked(String),
     #[error(
-        "{MAX_REVOKED} names are revoked, which is the most; a new CA (`coxswain certs init`) refuses all certificates \
-         of before"
+        "{MAX_REVOKED} names are revoked, which is the most; a new CA (`coxswain certs init`) refuses all \
+         certificates of before"
     )]
     TooMany,
 }

@@ -1,5 +1,5 @@
-//! Hides the names of jobs from callers that may not see them. Texts name other jobs: those that a job waits behind, that
-//! have its workers, that write to its folder.
+//! Hides the names of jobs from callers that may not see them. Texts name other jobs: those that a job waits
+//! behind, that have its workers, that write to its folder.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,8 @@ use crate::handle::Handle;
 /// What stands in place of a name.
 const ANOTHER: &str = "another job";
 
-/// The most words that are remembered not to be jobs, while one stream is read. They are asked for again then.
+/// The most words that are remembered not to be jobs, while one stream is read. They are asked for again
+/// then.
 const MAX_PLAIN: usize = 1024;
 
 /// What one caller may read.

@@ -128,7 +128,8 @@ impl ClientTls {
         Ok(())
     }
 
-    /// The BLAKE3 hash, in hexadecimal, of the certificate that connections show from now on, if there is one.
+    /// The BLAKE3 hash, in hexadecimal, of the certificate that connections show from now on, if there is
+    /// one.
     pub fn digest(&self) -> Option<String> {
         let current = self.current.0.read().unwrap_or_else(PoisonError::into_inner);
         let certificate = current.as_ref().and_then(|certified| certified.cert.first());

@@ -165,7 +165,8 @@ pub async fn join(url: &str, token: &JoinToken, name: &str) -> Result<Enrolled, 
     Ok(asking.take(reply))
 }
 
-/// A newer certificate for the newest that `tls` has, over a channel of it. From then on `tls` shows the newer one.
+/// A newer certificate for the newest that `tls` has, over a channel of it. From then on `tls` shows the
+/// newer one.
 pub async fn renew(channel: Channel, tls: &ClientTls) -> Result<Enrolled, EnrollError> {
     let asking = Asking::new()?;
     let by = tls.digest().unwrap_or_default();

@@ -28,7 +28,8 @@ impl Signer {
         let (x, y) = self.pair.public_key().as_ref()[1..].split_at(32);
         json!({"keys": [
             {"kty": "oct", "kid": "1", "k": encoded("secret")},
-            {"kty": "EC", "kid": "1", "crv": "P-256", "alg": "ES256", "use": "sig", "x": encoded(x), "y": encoded(y)},
+            {"kty": "EC", "kid": "1", "crv": "P-256", "alg": "ES256", "use": "sig",
+             "x": encoded(x), "y": encoded(y)},
         ]})
     }
 
