@@ -110,13 +110,14 @@ pub(crate) async fn submit(args: Submit) -> Result<(), Failure> {
     let job = local::read_job(&args.job)?;
     // Checked here first, so that a mistake is found without a coordinator.
     job.spec()?;
-    let directory = std::path::absolute(&args.directory).context("the current folder cannot be told")?;
+    let folder = std::env::current_dir().context("the current folder cannot be told")?;
     let request = wire::SubmitRequest {
         manifest: job.text,
         origin: job.source,
         base: path_text(&job.base)?,
-        directory: path_text(&directory)?,
+        directory: path_text(&args.directory)?,
         sets: job.sets,
+        folder: path_text(&folder)?,
     };
     let reply = jobs(&args.coordinator).await?.submit(request).await;
     let reply = reply.map_err(|status| refused(&args.coordinator, status))?;

@@ -39,6 +39,7 @@ mod models;
 mod output;
 mod preparation;
 mod progress;
+mod roots;
 mod scoped;
 mod serve;
 mod service;

@@ -10,6 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::access::Joining;
 use crate::auth::pods::{PodError, Pods, Subject};
 use crate::cli::Failure;
+use crate::roots::RootArgs;
 use crate::service::{Access, Port, Secure};
 use crate::tls::authority::DAY;
 use crate::tls::config::Folder;
@@ -32,6 +33,8 @@ pub(crate) struct Serve {
     join_days: u32,
     #[command(flatten)]
     pods: PodArgs,
+    #[command(flatten)]
+    roots: RootArgs,
     /// Allow an address that other machines can reach, though calls are neither encrypted nor
     /// authenticated.
     #[arg(long, conflicts_with = "tls_dir")]
@@ -76,10 +79,18 @@ impl PodArgs {
     }
 }
 
+/// With certificates, those who submit are others than the one who started the coordinator.
+const NO_ROOTS: &str = "--tls-dir: name the folders below which jobs of certificate holders may read and write, by \
+                        --data-root and --runs-root; `/` allows all that this process may";
+
 pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
     args.file_mode.apply();
     let folder = args.tls_dir.as_deref().map(|folder| Folder::open(folder).context("--tls-dir")).transpose();
     let folder = folder.map_err(|error| Failure::Input(format!("{error:#}")))?;
+    let roots = args.roots.roots().map_err(|error| Failure::Input(error.to_string()))?;
+    if folder.is_some() && roots.is_none() {
+        return Err(Failure::Input(NO_ROOTS.to_owned()));
+    }
     let pods = args.pods.pods().map_err(|error| Failure::Input(format!("--join-jwks: {error}")))?;
     let joining = Joining { chain_life: DAY * args.join_days, pods };
     let listener = service::listen(&args.listen, args.insecure_network || folder.is_some())
@@ -98,7 +109,7 @@ pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
         None if args.any_user => Access::Open,
         None => Access::without_certificates(&listener),
     };
-    let port = Port { listener, access };
+    let port = Port { listener, access, roots };
     tokio::select! {
         served = service::serve_on(port, handle, store, std::future::pending()) => served?,
         ended = &mut driver => ended.context("the coordinator's own task")??,

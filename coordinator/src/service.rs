@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{self, CancelWhen, Event};
 use coxswain_proto::{access_server, cluster_server, convert, jobs_server, limits, wire};
+use coxswain_types::JobSpec;
 use coxswain_types::ids::{Generation, WorkerId};
 use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
 use rustls::ServerConfig;
@@ -30,6 +31,7 @@ use crate::auth::{Caller, shown};
 use crate::events;
 use crate::handle::{Ending, Handle, Request as Ask, Times};
 use crate::job;
+use crate::roots::Roots;
 use crate::scoped::Scoped;
 use crate::store::{Store, StoreError};
 use crate::tls::accept::{Bounds, Door, Gate, connections};
@@ -73,6 +75,8 @@ impl Secure {
 pub(crate) struct Port {
     pub(crate) listener: TcpListener,
     pub(crate) access: Access,
+    /// Where jobs read and write; anywhere where there are none.
+    pub(crate) roots: Option<Roots>,
 }
 
 /// Who may use a port.
@@ -103,7 +107,7 @@ pub(crate) async fn serve(
     end: impl Future<Output = ()>,
 ) -> Result<()> {
     let access = Access::without_certificates(&listener);
-    serve_on(Port { listener, access }, handle, store, end).await
+    serve_on(Port { listener, access, roots: None }, handle, store, end).await
 }
 
 /// Serves all services on `port` until `end` is ready.
@@ -129,6 +133,7 @@ pub(crate) async fn serve_on(
     };
     let incoming = connections(port.listener, door, Gate::new(Bounds::of_system()));
     let access = AccessService { security };
+    let jobs = JobsService { handle: handle.clone(), streams, roots: port.roots.map(Arc::new) };
     let server = Server::builder()
         .layer(Authorize::new())
         .timeout(limits::RPC_DEADLINE)
@@ -137,7 +142,7 @@ pub(crate) async fn serve_on(
         .max_concurrent_streams(MAX_CALLS)
         .http2_max_header_list_size(Some(limits::MAX_HEADER_BYTES))
         .add_service(cluster_server(cluster))
-        .add_service(jobs_server(Scoped { jobs: JobsService { handle: handle.clone(), streams }, handle }))
+        .add_service(jobs_server(Scoped { jobs, handle }))
         .add_service(access_server(access))
         .serve_with_incoming(incoming);
     // Workers keep their streams open, so waiting for them to end would never end.
@@ -296,6 +301,26 @@ async fn listen_to(
 struct JobsService {
     handle: Handle,
     streams: Streams,
+    /// Where jobs read and write.
+    roots: Option<Arc<Roots>>,
+}
+
+impl JobsService {
+    /// The job, if it reads and writes below the roots.
+    async fn below_roots(&self, spec: JobSpec, directory: PathBuf) -> Result<(JobSpec, String), Status> {
+        let roots = self.roots.clone();
+        let check = move || {
+            if let Some(roots) = roots {
+                roots.check(&spec, &directory).map_err(|error| error.to_string())?;
+            }
+            let directory = directory.into_os_string().into_string();
+            directory
+                .map(|directory| (spec, directory))
+                .map_err(|path| format!("{}: not UTF-8", path.display()))
+        };
+        let checked = tokio::task::spawn_blocking(check).await;
+        checked.map_err(|error| Status::internal(error.to_string()))?.map_err(Status::invalid_argument)
+    }
 }
 
 #[tonic::async_trait]
@@ -308,20 +333,31 @@ impl wire::jobs_server::Jobs for JobsService {
         request: Request<wire::SubmitRequest>,
     ) -> Result<Response<wire::SubmitReply>, Status> {
         let caller = Caller::of(&request);
-        let wire::SubmitRequest { manifest, origin, base, directory, sets } = request.into_inner();
-        let paths =
-            [("the job file's name", &origin), ("the job file's folder", &base), ("directory", &directory)];
+        let wire::SubmitRequest { manifest, origin, base, directory, sets, folder } = request.into_inner();
+        let paths = [
+            ("the job file's name", &origin),
+            ("the job file's folder", &base),
+            ("directory", &directory),
+            ("the caller's folder", &folder),
+        ];
         for (what, path) in paths {
             bounded(what, path, limits::MAX_PATH_BYTES)?;
         }
-        let spec = job::parse(&manifest, &origin, base.as_ref(), &sets).map_err(Status::invalid_argument)?;
+        let base = self.roots.as_ref().map_or(Path::new(&base), |roots| roots.base());
+        let spec = job::parse(&manifest, &origin, base, &sets).map_err(Status::invalid_argument)?;
         caller.submits(&spec.name)?;
-        if !std::path::Path::new(&directory).is_absolute() {
+        let directory = match &self.roots {
+            Some(roots) => roots.run(&directory),
+            None => Path::new(&folder).join(&directory),
+        };
+        if !directory.is_absolute() {
             return Err(Status::invalid_argument(format!(
-                "directory: `{directory}` is no absolute path; coordinator and workers must all see the folder \
-                 under the same one"
+                "directory: `{}` is not an absolute path; coordinator and workers must all see the folder under the \
+                 same one",
+                directory.display()
             )));
         }
+        let (spec, directory) = self.below_roots(spec, directory).await?;
         let submitted = self.handle.submit(spec, directory).await.map_err(ending)?;
         let job = submitted.map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(Response::new(wire::SubmitReply { job }))

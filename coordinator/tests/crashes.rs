@@ -125,6 +125,7 @@ async fn submit(jobs: &mut JobsClient<Channel>, directory: &Path) -> Result<Stri
         base: "/".to_owned(),
         directory: directory.to_str().unwrap().to_owned(),
         sets: vec![],
+        ..Default::default()
     };
     Ok(jobs.submit(request).await?.into_inner().job)
 }

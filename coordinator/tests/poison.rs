@@ -46,6 +46,7 @@ async fn submit(jobs: &mut JobsClient<Channel>, manifest: String, directory: &Pa
         base: "/".to_owned(),
         directory: directory.to_str().unwrap().to_owned(),
         sets: Vec::new(),
+        ..Default::default()
     };
     jobs.submit(request).await.unwrap().into_inner().job
 }

@@ -92,7 +92,19 @@ impl Place {
 /// Starts a coordinator; returns its process and its port.
 fn start(folder: &Path, log: &Arc<std::sync::Mutex<String>>) -> (Child, u16) {
     let mut serve = command(folder);
-    serve.args(["serve", "--data-dir", "data", "--tls-dir", "tls", "--listen", "127.0.0.1:0"]);
+    serve.args([
+        "serve",
+        "--data-dir",
+        "data",
+        "--tls-dir",
+        "tls",
+        "--listen",
+        "127.0.0.1:0",
+        "--data-root",
+        ".",
+        "--runs-root",
+        ".",
+    ]);
     let mut serve = serve.env("RUST_LOG", "debug").stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(serve.stderr.take().unwrap()).lines();
     let first = lines.find(|line| line.as_ref().unwrap().contains("listening on")).unwrap().unwrap();
@@ -287,7 +299,19 @@ async fn tokens_chains_and_revocations_outlive_the_coordinator() {
     let mut bytes = fs::read(&access).unwrap();
     bytes[40] ^= 1;
     fs::write(&access, bytes).unwrap();
-    let serve = ["serve", "--data-dir", "data", "--tls-dir", "tls", "--listen", "127.0.0.1:0"];
+    let serve = [
+        "serve",
+        "--data-dir",
+        "data",
+        "--tls-dir",
+        "tls",
+        "--listen",
+        "127.0.0.1:0",
+        "--data-root",
+        ".",
+        "--runs-root",
+        ".",
+    ];
     let serve = coxswain(place.folder.path(), &serve);
     let said = text(&serve.stderr);
     assert!(serve.status.code() == Some(1) && said.contains("data/access is damaged at line 2"), "{said}");

@@ -182,7 +182,14 @@ impl<'a> Cluster<'a> {
         let token = folder.path().join(format!("{name}-token"));
         let mut worker = vec!["--coordinator".to_owned(), url, "--join-file".to_owned(), path(&token)];
         worker.extend(options.iter().map(|option| (*option).to_owned()));
-        Cluster::start(nodes, folder, name, caller, &["--tls-dir".to_owned(), path(&tls)], &worker)
+        Cluster::start(
+            nodes,
+            folder,
+            name,
+            caller,
+            &["--tls-dir", &path(&tls), "--data-root", "/", "--runs-root", "/"].map(str::to_owned),
+            &worker,
+        )
     }
 
     fn start(

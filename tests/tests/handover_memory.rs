@@ -146,7 +146,7 @@ fn a_handover_to_another_cut_stays_within_the_plan() -> Result<()> {
     let directory = folder.path().join("lived");
     let (four, three) = (plan(&folder, &directory, 4)?, plan(&folder, &directory, 3)?);
     let peak = live(&four, &three, &lived)?;
-    let planned: u64 = three.memory.iter().map(|memory| memory.tensor_bytes()).sum();
+    let planned: u64 = three.memory().iter().map(|memory| memory.tensor_bytes()).sum();
     ensure!(peak <= planned, "a handover takes {peak} bytes where the plan has {planned}");
     let (calm, lived) = (calm.into_inner(), lived.into_inner());
     let (calm, lived) = calm.ok().zip(lived.ok()).context("a rank panicked")?;

@@ -78,6 +78,7 @@ impl Site {
             base: "/".to_owned(),
             directory: self.folder.path().join(run).to_str().unwrap().to_owned(),
             sets: sets.iter().map(|set| (*set).to_owned()).collect(),
+            ..Default::default()
         };
         Ok(self.jobs.submit(request).await?.into_inner().job)
     }

@@ -46,7 +46,7 @@ impl Secured {
         let members = secure.members().clone();
         let listener = service::listen("127.0.0.1:0", true).await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
-        let port = service::Port { listener, access: service::Access::Secure(secure) };
+        let port = service::Port { listener, access: service::Access::Secure(secure), roots: None };
         let served = tokio::spawn(service::serve_on(port, handle, store, std::future::pending()));
         Secured { authority, members, url, folder, _tasks: [driver, served] }
     }
@@ -78,6 +78,7 @@ impl Secured {
             base: "/".to_owned(),
             directory: self.folder.path().join("run").to_str().unwrap().to_owned(),
             sets: sets.iter().map(|set| (*set).to_owned()).collect(),
+            ..Default::default()
         };
         let channel = self.channel("coxswain://submitter/sue/job/tiny-*").await;
         jobs_client(channel).submit(request).await.unwrap().into_inner().job

@@ -82,6 +82,7 @@ async fn every_call_by_every_caller() {
     let table: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
     expect![[r#"
                                 admin     submitter sub.other viewer    worker    wk. other nobody    other CA  expired
+        Cluster/Register        role      role      role      role      yes       yes       cert      tls       tls
         Cluster/Sync            role      role      role      role      yes       yes       cert      tls       tls
         Cluster/StoreSet        role      role      role      role      yes       job       cert      tls       tls
         Cluster/StoreGet        role      role      role      role      yes       job       cert      tls       tls
@@ -241,6 +242,7 @@ fn submission(name: &str, directory: &str, priority: i32) -> wire::SubmitRequest
         base: "/".to_owned(),
         directory: directory.to_owned(),
         sets: vec![format!("name={name}"), format!("train.steps={}", 100_000 + priority)],
+        ..Default::default()
     }
 }
 
