@@ -176,8 +176,8 @@ fn measure(folder: &Folder, (name, [pipeline, tensor, data], changes): &Row) -> 
     let plan = sketch(&spec(&sets)?, pipeline * tensor * data)?;
     let (tensors, resident) =
         (run.logged_by_rank("peak_tensor_bytes")?, run.logged_by_rank("peak_rss_bytes")?);
-    ensure!(tensors.len() == plan.memory.len(), "{} ranks have logged", tensors.len());
-    let ranks = plan.memory.iter().zip(tensors.iter().zip(&resident));
+    ensure!(tensors.len() == plan.memory().len(), "{} ranks have logged", tensors.len());
+    let ranks = plan.memory().iter().zip(tensors.iter().zip(&resident));
     let measured = |(said, (&tensors, &resident)): (&Memory, (&u64, &u64))| Measured {
         said: *said,
         tensors,

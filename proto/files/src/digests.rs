@@ -63,6 +63,20 @@ impl Stamp {
     }
 }
 
+/// What a file looked like at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    stamp: Stamp,
+    at: SystemTime,
+}
+
+impl Seen {
+    fn of(path: &Path) -> io::Result<Seen> {
+        let stamp = Stamp::of(&fs::metadata(path)?);
+        Ok(Seen { stamp, at: SystemTime::now() })
+    }
+}
+
 /// Digests as one process hands them to another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remembered(Vec<(PathBuf, Kind, Stamp, String)>);
@@ -129,20 +143,36 @@ impl Digests {
     }
 
     fn get(&self, path: &Path, kind: Kind) -> io::Result<String> {
-        let before = Stamp::of(&fs::metadata(path)?);
-        if let Some(digest) = self.known(path, kind, before) {
+        let seen = Seen::of(path)?;
+        if let Some(digest) = self.known(path, kind, seen.stamp) {
             return Ok(digest);
         }
-        let now = SystemTime::now();
         let digest = match kind {
             Kind::Bytes => digest_file(path)?,
             Kind::Blocks => digest_blocks(path)?,
         };
-        self.read_bytes.fetch_add(before.bytes, Ordering::Relaxed);
-        if before.is_settled(now) && Stamp::of(&fs::metadata(path)?) == before {
-            self.remember(path, kind, before, &digest);
-        }
+        self.read_bytes.fetch_add(seen.stamp.bytes, Ordering::Relaxed);
+        self.remember_unchanged(path, kind, seen, &digest);
         Ok(digest)
+    }
+
+    /// What a file looks like before it is read for another reason than its digest; `None` if the system does not say.
+    pub(crate) fn see(&self, path: &Path) -> Option<Seen> {
+        Seen::of(path).ok()
+    }
+
+    /// Remembers the digest of the bytes of a file that was `seen` before it was read, if it still looks the same.
+    pub(crate) fn saw(&self, path: &Path, seen: Option<Seen>, digest: &str) {
+        if let Some(seen) = seen {
+            self.remember_unchanged(path, Kind::Bytes, seen, digest);
+        }
+    }
+
+    fn remember_unchanged(&self, path: &Path, kind: Kind, seen: Seen, digest: &str) {
+        let same = || Seen::of(path).is_ok_and(|now| now.stamp == seen.stamp);
+        if seen.stamp.is_settled(seen.at) && same() {
+            self.remember(path, kind, seen.stamp, digest);
+        }
     }
 
     fn known(&self, path: &Path, kind: Kind, stamp: Stamp) -> Option<String> {

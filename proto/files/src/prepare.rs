@@ -23,8 +23,8 @@ use crate::atomic::{create_folder, digest_bytes, write_atomic};
 use crate::digests::Digests;
 use crate::progress::{Phase, Progress, Stopped, Watch};
 use crate::regular;
-use crate::tokenizer::{END_OF_TEXT_ID, Tokenizer, TokenizerError};
-use crate::tokens::{TokenFile, TokensError, list_of, write_tokens};
+use crate::tokenizer::{END_OF_TEXT_ID, TokenizerError};
+use crate::tokens::{TokenFile, TokensError, list_of};
 
 /// The tokenizer, below the run's folder.
 pub const TOKENIZER: &str = "data/tokenizer.json";
@@ -38,15 +38,19 @@ pub const HELD_OUT_TEXT: &str = "data/held_out.txt";
 pub const PREPARED: &str = "data/prepared.json";
 
 mod lines;
+mod passes;
+mod read;
+mod split;
 mod start;
 mod texts;
 
-use lines::{Lines, Part};
+use lines::Lines;
+use passes::{How, Texts};
 use start::Start;
 pub use texts::{Looked, TextFault, look};
 
 /// Grows when the same inputs come to give other tokens.
-const RECIPE: u32 = 5;
+const RECIPE: u32 = 6;
 
 /// The most bytes of `prepared.json`: with 1024 texts, each with a digest, it takes less than 100 KiB.
 const MAX_PREPARED_BYTES: u64 = 4 << 20;
@@ -70,7 +74,7 @@ pub enum PrepareError {
         /// The key that names none.
         key: &'static str,
     },
-    /// There is more text than fits in memory.
+    /// There is more text than can be prepared.
     #[error("{key}: more than {most} bytes of text; give fewer or smaller files")]
     TooMuchText {
         /// The key that names it.
@@ -153,7 +157,16 @@ struct Prepared {
     inputs: Inputs,
     /// The digest of the held-out text; `None` where nothing is held out.
     held_out_text: Option<String>,
+    /// By how much the counts of words that the tokenizer was learned from may be too low. They are exact where the
+    /// text has no more different words than fit in memory.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    word_counts_low_by: u64,
     data: PreparedData,
+}
+
+/// Whether nothing is to be said.
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What decides the tokens. Texts count by their contents and order, not by where they lie.
@@ -194,16 +207,23 @@ pub fn prepare(
     // Before anything is read: what is no regular file may have no end.
     let total = look(&spec.data)?.map_or(0, |looked| looked.bytes);
     let start = Start::of(spec, digests)?;
-    let inputs = Inputs::of(spec, start.as_ref(), |file| {
-        watch(Progress { phase: Phase::Reading, done: 0, total })?;
-        texts::digest(&spec.data, file, digests)
-    })?;
     let changed = || PrepareError::Changed { dir: dir.to_owned() };
-    if wanted.is_some() && stored(dir).is_some_and(|stored| stored.inputs != inputs) {
-        return Err(changed());
-    }
     let weights = start.as_ref().map(|start| start.weights.clone());
-    let reusable = reusable(dir, &inputs, digests).filter(|prepared| prepared.data.weights == weights);
+    let reusable = match stored(dir) {
+        // The texts are read once, while their tokens are made.
+        None => None,
+        Some(stored) => {
+            let inputs = Inputs::of(spec, start.as_ref(), |file| {
+                watch(Progress { phase: Phase::Reading, done: 0, total })?;
+                texts::digest(&spec.data, file, digests)
+            })?;
+            if wanted.is_some() && stored.inputs != inputs {
+                return Err(changed());
+            }
+            let intact = is_intact(&stored, dir, &inputs, digests) && stored.data.weights == weights;
+            intact.then_some(stored)
+        }
+    };
     let prepared = match reusable {
         Some(prepared) => prepared,
         None => {
@@ -269,10 +289,9 @@ fn check(data: &PreparedData, sequence: u32) -> Result<(), PrepareError> {
     }
 }
 
-/// What an earlier call made of the same inputs, so long as all its files are still the same. What
+/// Whether what an earlier call made is of the same inputs, and all its files are still the same. What
 /// cannot be read is as good as absent: it is made anew.
-fn reusable(dir: &Path, inputs: &Inputs, digests: &Digests) -> Option<Prepared> {
-    let prepared = stored(dir)?;
+fn is_intact(prepared: &Prepared, dir: &Path, inputs: &Inputs, digests: &Digests) -> bool {
     let same = |path: &str, digest: &str| digests.of(&dir.join(path)).is_ok_and(|found| found == digest);
     let has = |path: &str, digest: &Option<String>| digest.as_ref().is_none_or(|digest| same(path, digest));
     // The digest of a token file is that of its list of digests.
@@ -282,12 +301,11 @@ fn reusable(dir: &Path, inputs: &Inputs, digests: &Digests) -> Option<Prepared> 
             && same(&list_of(&file.path), &file.digest)
             && TokenFile::open(dir, file).is_ok()
     };
-    let intact = prepared.recipe == RECIPE
+    prepared.recipe == RECIPE
         && prepared.inputs == *inputs
         && has(TOKENIZER, &prepared.data.tokenizer_digest)
         && has(HELD_OUT_TEXT, &prepared.held_out_text)
-        && token_files(&prepared.data).all(holds);
-    intact.then_some(prepared)
+        && token_files(&prepared.data).all(holds)
 }
 
 /// The files of the tokens.
@@ -302,10 +320,12 @@ fn make(
     digests: &Digests,
     watch: Watch<'_>,
 ) -> Result<Prepared, PrepareError> {
-    let (texts, read): (Vec<String>, Vec<String>) = texts::read(&spec.data, watch)?.into_iter().unzip();
+    let share = held_out_share(&spec.data);
+    let of_lines = Lines::of(spec);
+    let texts = Texts::look_through(&spec.data, of_lines.as_ref(), share, digests, watch)?;
     // Of what was read: a text may have changed since it was looked at.
-    let mut read = read.into_iter();
-    let inputs = Inputs::of(spec, start, |_| Ok(read.next().unwrap_or_default()))?;
+    let mut read = texts.digests();
+    let inputs = Inputs::of(spec, start, |_| Ok(read.next().unwrap_or_default().to_owned()))?;
     create_folder(&dir.join("data")).map_err(write_error(dir, "data"))?;
     // What this run will not have must not lie about from an earlier one.
     let [train_list, held_out_list] = [TRAIN, HELD_OUT].map(list_of);
@@ -315,13 +335,18 @@ fn make(
             _ => {}
         }
     }
-    let (data, held_out_text) = match &inputs {
-        Inputs::Text { held_out, vocab, lines, framing, .. } => {
-            make_text(dir, spec, &texts, (*held_out, *vocab, lines.as_ref(), framing.as_ref()), start, watch)?
+    let (data, held_out_text, word_counts_low_by) = match &inputs {
+        Inputs::Text { vocab, lines, framing, .. } => {
+            let brought = start.and_then(|start| start.tokenizer.clone());
+            let (tokenizer, low_by) =
+                brought.map_or_else(|| texts.learn(*vocab), |brought| Ok((brought, 0)))?;
+            let how = How { tokenizer: &tokenizer, framing, lines: lines.as_ref() };
+            let (data, held_out_text) = make_text(dir, &texts, &how, share > 0.0)?;
+            (data, held_out_text, low_by)
         }
         Inputs::Synthetic(synthetic) => {
             let framing = framing_of(spec, None)?;
-            (PreparedData { framing, ..PreparedData::of_tokens(synthetic.clone()) }, None)
+            (PreparedData { framing, ..PreparedData::of_tokens(synthetic.clone()) }, None, 0)
         }
     };
     for file in token_files(&data) {
@@ -333,56 +358,37 @@ fn make(
             digests.wrote(&dir.join(path), digest);
         }
     }
-    Ok(Prepared { recipe: RECIPE, inputs, held_out_text, data })
+    Ok(Prepared { recipe: RECIPE, inputs, held_out_text, word_counts_low_by, data })
 }
 
-fn make_text<'a>(
+/// Makes the files of texts; also returns the digest of the held-out text.
+fn make_text(
     dir: &Path,
-    spec: &JobSpec,
-    texts: &'a [String],
-    (share, vocab, lines, framing): (f64, u32, Option<&Lines>, &Framing),
-    start: Option<&Start>,
-    watch: Watch<'_>,
+    texts: &Texts<'_>,
+    how: &How<'_>,
+    holds_out: bool,
 ) -> Result<(PreparedData, Option<String>), PrepareError> {
-    let split = |text: &'a String| match lines {
-        None => {
-            let (train, held_out) = text.split_at(held_out_start(text, share));
-            (Part::of_text(train), Part::of_text(held_out))
-        }
-        Some(lines) => lines.split(text, share),
-    };
-    let (train, held_out): (Vec<Part<'a>>, Vec<Part<'a>>) = texts.iter().map(split).unzip();
-    let brought = start.and_then(|start| start.tokenizer.clone());
-    let tokenizer = match brought {
-        Some(tokenizer) => tokenizer,
-        None => {
-            let texts: Vec<&str> = train.iter().map(|part| &*part.text).collect();
-            Tokenizer::train_watched(&texts, vocab, watch)?
-        }
-    };
-    tokenizer.save(&dir.join(TOKENIZER))?;
-    let total = texts.iter().map(|text| text.len() as u64).sum();
-    let encoding = |done| watch(Progress { phase: Phase::Encoding, done, total });
-    let tokens = |parts: &[Part<'_>]| match (lines, spec.data.files()) {
-        (Some(lines), Some((_, files))) => {
-            let parts = files.iter().map(String::as_str).zip(parts);
-            lines.rows(&tokenizer, parts, framing, &encoding)
-        }
-        _ => join(&tokenizer, parts.iter().map(|part| &*part.text), framing, &encoding),
-    };
+    how.tokenizer.save(&dir.join(TOKENIZER))?;
+    let made = texts.encode(dir, how, holds_out)?;
     let mut data = PreparedData {
-        tokenizer_digest: Some(digest_bytes(&tokenizer.to_bytes())),
-        framing: framing.clone(),
-        ..PreparedData::of_tokens(write_tokens(dir, TRAIN, &tokens(&train)?)?)
+        tokenizer_digest: Some(digest_bytes(&how.tokenizer.to_bytes())),
+        framing: how.framing.clone(),
+        ..PreparedData::of_tokens(made.train)
     };
-    if share == 0.0 {
-        return Ok((data, None));
+    let Some((tokens, text)) = made.held_out else { return Ok((data, None)) };
+    data.held_out = Some(tokens);
+    data.held_out_bytes = text.bytes;
+    Ok((data, Some(text.digest)))
+}
+
+/// The share of the text that is held out.
+fn held_out_share(data: &DataSpec) -> f64 {
+    match data {
+        DataSpec::Text { held_out, .. }
+        | DataSpec::Labelled { held_out, .. }
+        | DataSpec::Pairs { held_out, .. } => *held_out,
+        DataSpec::Synthetic { .. } => 0.0,
     }
-    data.held_out = Some(write_tokens(dir, HELD_OUT, &tokens(&held_out)?)?);
-    let text: String = held_out.iter().map(|part| &*part.text).collect();
-    data.held_out_bytes = text.len() as u64;
-    write_atomic(&dir.join(HELD_OUT_TEXT), text.as_bytes()).map_err(write_error(dir, HELD_OUT_TEXT))?;
-    Ok((data, Some(digest_bytes(text.as_bytes()))))
 }
 
 /// How the job's texts are framed: as the model that it starts from frames them, where that brings a tokenizer
@@ -407,50 +413,6 @@ fn framing_of(spec: &JobSpec, start: Option<&Start>) -> Result<Framing, PrepareE
         )));
     }
     Ok(Framing { longest: longest.or(framing.longest), ..framing })
-}
-
-/// Gets the number of bytes encoded; an error stops the work.
-type Encoding<'a> = &'a dyn Fn(u64) -> Result<(), Stopped>;
-
-/// The tokens of documents. Two documents are separated by `close`, `end` and `begin`.
-fn join<'a>(
-    tokenizer: &Tokenizer,
-    documents: impl Iterator<Item = &'a str>,
-    framing: &Framing,
-    encoding: Encoding<'_>,
-) -> Result<Vec<u32>, PrepareError> {
-    let (mut tokens, mut done) = (Vec::new(), 0);
-    for document in documents.filter(|document| !document.is_empty()) {
-        if !tokens.is_empty() {
-            tokens.extend(&framing.close);
-            if framing.close.last() != Some(&framing.end) {
-                tokens.push(framing.end);
-            }
-        }
-        tokens.extend(&framing.begin);
-        for piece in tokenizer.pieces(document) {
-            encoding(done)?;
-            tokens.extend(tokenizer.encode(piece)?);
-            done += piece.len() as u64;
-        }
-    }
-    Ok(tokens)
-}
-
-/// Where the held-out part of a text starts: `share` of its bytes from the end, moved on to the
-/// start of a letter, and to the start of a line where one starts in the first half of the part.
-/// The other half bounds what a text of very long lines would lose.
-fn held_out_start(text: &str, share: f64) -> usize {
-    let held_out = (text.len() as f64 * share) as usize;
-    let mut start = text.len() - held_out.min(text.len());
-    while !text.is_char_boundary(start) {
-        start += 1;
-    }
-    // The byte before counts too: a part that starts with a line stays as it is.
-    match text.as_bytes()[start.saturating_sub(1)..].iter().position(|&byte| byte == b'\n') {
-        Some(skipped) if skipped <= held_out / 2 => start + skipped,
-        _ => start,
-    }
 }
 
 fn write_error(dir: &Path, name: &str) -> impl FnOnce(io::Error) -> PrepareError {

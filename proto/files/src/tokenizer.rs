@@ -7,29 +7,32 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::json;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::BPE;
-use tokenizers::parallelism::MaybeParallelBridge as _;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{
-    AddedToken, Encoding, Model as _, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _,
-    Token,
-};
+use tokenizers::{AddedToken, Encoding, Model as _, Token};
 
 use crate::atomic::write_atomic;
 use crate::progress::{Phase, Progress, Stopped, Watch};
 use crate::regular;
 
 mod merges;
+mod pieces;
 mod stream;
 mod template;
+mod threads;
+mod words;
 
+use pieces::{Cut, pieces};
+use words::byte_level;
+
+pub(crate) use pieces::Cutter;
 pub use stream::TextStream;
 pub(crate) use template::template;
+pub(crate) use threads::{Batch, Threads};
+pub(crate) use words::{Counter, Words};
 
 /// The token between documents, as text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -42,16 +45,6 @@ pub const SMALLEST_VOCAB: u32 = 257;
 
 /// A pair of tokens must be seen so often to become a token: what is seen once is only remembered.
 const MIN_FREQUENCY: u64 = 2;
-
-/// Text is encoded in pieces of about this size, as the library keeps some 50 bytes for each byte.
-const PIECE_BYTES: usize = 1 << 16;
-
-/// The largest piece: a text is cut here even where there is no place whose tokens do not depend on it.
-const MAX_PIECE_BYTES: usize = 1 << 20;
-
-/// Tokens are learned from words of at most this many bytes; longer ones are cut. It bounds the length of a token, and
-/// so of `tokenizer.json`, where a text is one letter a million times.
-const MAX_WORD_BYTES: usize = 1 << 10;
 
 /// The largest `tokenizer.json` that is read; one of a million tokens takes less.
 const MAX_JSON_BYTES: u64 = 1 << 28;
@@ -146,9 +139,21 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::train`], and [`TokenizerError::Stopped`] where `watch` asks for the end.
     pub fn train_watched(texts: &[&str], vocab: u32, watch: Watch<'_>) -> Result<Tokenizer, TokenizerError> {
-        if vocab < SMALLEST_VOCAB {
-            return Err(TokenizerError::VocabTooSmall(vocab));
+        expect_room(vocab)?;
+        let mut counter = Counter::new(texts.iter().map(|text| text.len() as u64).sum(), watch);
+        for text in texts {
+            counter.push(text)?;
+            counter.end_text()?;
         }
+        Tokenizer::learn(counter.finish()?, vocab, watch)
+    }
+
+    /// Trains a tokenizer of at most `vocab` tokens on words.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::train_watched`].
+    pub(crate) fn learn(words: Words, vocab: u32, watch: Watch<'_>) -> Result<Tokenizer, TokenizerError> {
+        expect_room(vocab)?;
         let mut letters = byte_letters();
         letters.sort_unstable();
         let special = AddedToken::from(END_OF_TEXT, true);
@@ -156,7 +161,7 @@ impl Tokenizer {
         let total = u64::from(vocab);
         let merged = |tokens| Ok(watch(Progress { phase: Phase::Merges, done: tokens as u64, total })?);
         let size = (vocab as usize, MIN_FREQUENCY);
-        let learned = merges::learn(words_of(texts, watch)?, tokens.collect(), size, merged)?;
+        let learned = merges::learn(words.counts, tokens.collect(), size, merged)?;
 
         let failed = |e: tokenizers::Error| TokenizerError::Training(e.to_string());
         let spelled = |id: u32| learned.tokens[id as usize].as_str();
@@ -305,11 +310,11 @@ impl Tokenizer {
         Ok((ids[..at].to_vec(), ids[at + 1..].to_vec()))
     }
 
-    /// A text in pieces that encode to the tokens of the whole. A tokenizer from elsewhere may look at all of a
-    /// text at once, which is one piece.
-    pub fn pieces<'a>(&self, text: &'a str) -> impl Iterator<Item = &'a str> + use<'a> {
-        let (own, whole) = if self.own.is_some() { (text, "") } else { ("", text) };
-        pieces(own).chain((!whole.is_empty()).then_some(whole))
+    /// What cuts a text that comes bit by bit into pieces to encode. A tokenizer that was trained here gives the
+    /// tokens of the whole text; another may look at a text as a whole, so one of more than a mebibyte may get a few
+    /// other tokens where it is cut.
+    pub(crate) fn cutter(&self) -> Cutter {
+        Cutter::new(if self.is_own() { Cut::OWN } else { Cut::ELSEWHERE })
     }
 
     /// The text of tokens. Bytes that are no UTF-8 become U+FFFD; ids that the tokenizer does not
@@ -374,6 +379,11 @@ impl Tokenizer {
     }
 }
 
+/// Refuses a vocabulary that is too small.
+pub(crate) fn expect_room(vocab: u32) -> Result<(), TokenizerError> {
+    if vocab < SMALLEST_VOCAB { Err(TokenizerError::VocabTooSmall(vocab)) } else { Ok(()) }
+}
+
 /// The library gives an added token the id of its place, whatever the file says.
 fn expect_added_ids(inner: &tokenizers::Tokenizer, bytes: &[u8]) -> Result<(), TokenizerError> {
     #[derive(serde::Deserialize)]
@@ -404,57 +414,6 @@ impl Own {
     }
 }
 
-/// How words are found: by GPT-2's pattern, in letters that stand for bytes.
-fn byte_level() -> ByteLevel {
-    ByteLevel::new(false, false, true)
-}
-
-/// The words of texts, and how often each occurs.
-fn words_of(texts: &[&str], watch: Watch<'_>) -> Result<HashMap<String, u64>, TokenizerError> {
-    let total = texts.iter().map(|text| text.len() as u64).sum();
-    let done = AtomicU64::new(0);
-    let count = |piece: &str| -> Result<HashMap<String, u64>, TokenizerError> {
-        let before = done.fetch_add(piece.len() as u64, Ordering::Relaxed);
-        watch(Progress { phase: Phase::Words, done: before, total })?;
-        let mut split = PreTokenizedString::from(piece);
-        byte_level().pre_tokenize(&mut split).map_err(|e| TokenizerError::Training(e.to_string()))?;
-        let mut words = HashMap::new();
-        for (word, _, _) in split.get_splits(OffsetReferential::Original, OffsetType::Byte) {
-            for part in parts(word, MAX_WORD_BYTES) {
-                match words.get_mut(part) {
-                    Some(count) => *count += 1,
-                    None => {
-                        words.insert(part.to_owned(), 1);
-                    }
-                }
-            }
-        }
-        Ok(words)
-    };
-    texts.iter().flat_map(|text| pieces(text)).maybe_par_bridge().map(count).reduce(
-        || Ok(HashMap::new()),
-        |a, b| {
-            let (a, b) = (a?, b?);
-            let (mut most, least) = if a.len() < b.len() { (b, a) } else { (a, b) };
-            for (word, count) in least {
-                *most.entry(word).or_default() += count;
-            }
-            Ok(most)
-        },
-    )
-}
-
-/// A word of letters that stand for bytes, cut into parts of at most `most` of them.
-fn parts(word: &str, most: usize) -> impl Iterator<Item = &str> {
-    let mut rest = word;
-    std::iter::from_fn(move || {
-        let cut = rest.char_indices().nth(most).map_or(rest.len(), |(at, _)| at);
-        let (part, after) = rest.split_at(cut);
-        rest = after;
-        (!part.is_empty()).then_some(part)
-    })
-}
-
 /// The letters that stand for bytes in a vocabulary: printable bytes stand for themselves, the
 /// others for the letters from U+0100 on, in order. All programs that read such files agree on it.
 fn byte_letters() -> Vec<char> {
@@ -477,36 +436,6 @@ fn spelling_of(model: &BPE) -> Option<Vec<Vec<u8>>> {
     (0..model.get_vocab_size() as u32)
         .map(|id| model.id_to_token(id)?.chars().map(|letter| bytes.get(&letter).copied()).collect())
         .collect()
-}
-
-/// Cuts a text into pieces that encode to the same tokens as the whole.
-///
-/// A cut lies before white space that follows something else: no token reaches across such a place,
-/// because a token holds white space only in front or nothing else, and nothing looks back over it.
-/// Where there is no such place for [`MAX_PIECE_BYTES`] the cut is made anyway, and a token less reaches across it.
-fn pieces(text: &str) -> impl Iterator<Item = &str> + Send {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let (piece, after) = rest.split_at(piece_len(rest, PIECE_BYTES, MAX_PIECE_BYTES));
-        rest = after;
-        Some(piece)
-    })
-}
-
-/// The length of the first piece of at least `least` bytes, and of at most `most` and a letter.
-fn piece_len(text: &str, least: usize, most: usize) -> usize {
-    let start = text.floor_char_boundary(least.saturating_sub(4));
-    let mut blank = true;
-    for (at, letter) in text[start..].char_indices().map(|(at, letter)| (start + at, letter)) {
-        if at >= most || (letter.is_whitespace() && !blank && at >= least) {
-            return at;
-        }
-        blank = letter.is_whitespace();
-    }
-    text.len()
 }
 
 #[cfg(test)]

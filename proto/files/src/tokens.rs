@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use coxswain_types::assignment;
 
-use crate::atomic::{AtomicFile, count_hashed, create_folder, digest_bytes, write_atomic};
+use crate::atomic::{AtomicFile, count_hashed, create_folder, digest_bytes};
 use crate::map::Map;
 use crate::regular;
 
@@ -207,40 +207,46 @@ fn read_list(dir: &Path, file: &assignment::TokenFile, blocks: usize) -> Result<
     Ok(list)
 }
 
-/// The digests of the blocks of what is written to it.
-#[derive(Default)]
-struct Blocks {
+/// Hands the digests of the blocks of what is written to it to `list`.
+#[derive(Debug)]
+struct Blocks<L> {
     hasher: blake3::Hasher,
     /// Bytes of the block at hand.
     filled: usize,
-    list: Vec<u8>,
+    list: L,
 }
 
-impl Blocks {
-    fn update(&mut self, mut bytes: &[u8]) {
+impl<L: Write> Blocks<L> {
+    fn new(list: L) -> Blocks<L> {
+        Blocks { hasher: blake3::Hasher::new(), filled: 0, list }
+    }
+
+    fn update(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let (now, rest) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.filled));
             self.hasher.update(now);
             self.filled += now.len();
             if self.filled == BLOCK_BYTES {
-                self.end();
+                self.end()?;
             }
             bytes = rest;
         }
+        Ok(())
     }
 
-    fn end(&mut self) {
-        self.list.extend_from_slice(self.hasher.finalize().as_bytes());
+    fn end(&mut self) -> io::Result<()> {
+        self.list.write_all(self.hasher.finalize().as_bytes())?;
         self.hasher.reset();
         self.filled = 0;
+        Ok(())
     }
 
-    /// The list.
-    fn finish(mut self) -> Vec<u8> {
+    /// The whole list.
+    fn finish(mut self) -> io::Result<L> {
         if self.filled > 0 {
-            self.end();
+            self.end()?;
         }
-        self.list
+        Ok(self.list)
     }
 }
 
@@ -250,13 +256,13 @@ impl Blocks {
 /// Those of opening and reading the file.
 pub fn digest_blocks(path: &Path) -> io::Result<String> {
     let (mut file, _) = regular::open(path)?;
-    let (mut blocks, mut chunk) = (Blocks::default(), vec![0; BLOCK_BYTES]);
+    let (mut blocks, mut chunk) = (Blocks::new(blake3::Hasher::new()), vec![0; BLOCK_BYTES]);
     loop {
         match file.read(&mut chunk) {
-            Ok(0) => return Ok(digest_bytes(&blocks.finish())),
+            Ok(0) => return Ok(blocks.finish()?.finalize().to_hex().to_string()),
             Ok(n) => {
                 count_hashed(n);
-                blocks.update(&chunk[..n]);
+                blocks.update(&chunk[..n])?;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(e),
@@ -269,31 +275,85 @@ pub fn digest_blocks(path: &Path) -> io::Result<String> {
 /// # Errors
 /// [`TokensError::Io`] and [`TokensError::Path`].
 pub fn write_tokens(dir: &Path, name: &str, tokens: &[u32]) -> Result<assignment::TokenFile, TokensError> {
-    let (path, list_path) = (below(dir, name)?, below(dir, &list_of(name))?);
-    let (bytes, list) = write_chunks(&path, tokens).map_err(|cause| TokensError::Io { path, cause })?;
-    write_atomic(&list_path, &list).map_err(|cause| TokensError::Io { path: list_path, cause })?;
-    Ok(assignment::TokenFile {
-        path: name.to_owned(),
-        tokens: bytes / TOKEN_BYTES,
-        digest: digest_bytes(&list),
-    })
+    let mut writer = TokenWriter::create(dir, name)?;
+    writer.write(tokens)?;
+    writer.finish()
 }
 
-/// Writes the tokens; returns how many bytes they are, and the digests of their blocks.
-fn write_chunks(path: &Path, tokens: &[u32]) -> io::Result<(u64, Vec<u8>)> {
-    if let Some(parent) = path.parent() {
-        create_folder(parent)?;
+/// A token file on its way, with its list of digests. Neither is there before [`TokenWriter::finish`].
+#[derive(Debug)]
+pub(crate) struct TokenWriter {
+    name: String,
+    path: PathBuf,
+    file: AtomicFile,
+    list_path: PathBuf,
+    blocks: Blocks<AtomicFile>,
+    /// Tokens as bytes that are not written yet.
+    chunk: Vec<u8>,
+    tokens: u64,
+}
+
+impl TokenWriter {
+    /// Begins the file `name`, a path below the run's folder `dir`.
+    ///
+    /// # Errors
+    /// [`TokensError::Io`] and [`TokensError::Path`].
+    pub(crate) fn create(dir: &Path, name: &str) -> Result<TokenWriter, TokensError> {
+        let (path, list_path) = (below(dir, name)?, below(dir, &list_of(name))?);
+        let create = |path: &Path| {
+            path.parent()
+                .map_or(Ok(()), create_folder)
+                .and_then(|()| AtomicFile::create(path))
+                .map_err(failed(path))
+        };
+        let (file, list) = (create(&path)?, create(&list_path)?);
+        let (blocks, chunk) = (Blocks::new(list), Vec::with_capacity(CHUNK_TOKENS * TOKEN_BYTES as usize));
+        Ok(TokenWriter { name: name.to_owned(), path, file, list_path, blocks, chunk, tokens: 0 })
     }
-    let mut file = AtomicFile::create(path)?;
-    let (mut blocks, mut chunk) =
-        (Blocks::default(), Vec::with_capacity(CHUNK_TOKENS * TOKEN_BYTES as usize));
-    for tokens in tokens.chunks(CHUNK_TOKENS) {
-        chunk.clear();
-        chunk.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
-        blocks.update(&chunk);
-        file.write_all(&chunk)?;
+
+    /// How many tokens were written.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.tokens
     }
-    Ok((file.commit()?.bytes, blocks.finish()))
+
+    /// Adds tokens.
+    ///
+    /// # Errors
+    /// [`TokensError::Io`].
+    pub(crate) fn write(&mut self, tokens: &[u32]) -> Result<(), TokensError> {
+        for tokens in tokens.chunks(CHUNK_TOKENS) {
+            self.chunk.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
+            self.tokens += tokens.len() as u64;
+            if self.chunk.len() >= CHUNK_TOKENS * TOKEN_BYTES as usize {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), TokensError> {
+        self.blocks.update(&self.chunk).map_err(failed(&self.list_path))?;
+        self.file.write_all(&self.chunk).map_err(failed(&self.path))?;
+        self.chunk.clear();
+        Ok(())
+    }
+
+    /// Gives the file and its list their names.
+    ///
+    /// # Errors
+    /// [`TokensError::Io`].
+    pub(crate) fn finish(mut self) -> Result<assignment::TokenFile, TokensError> {
+        self.flush()?;
+        self.file.commit().map_err(failed(&self.path))?;
+        let list = self.blocks.finish().and_then(AtomicFile::commit).map_err(failed(&self.list_path))?;
+        Ok(assignment::TokenFile { path: self.name, tokens: self.tokens, digest: list.digest })
+    }
+}
+
+/// Adds the path to an error.
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> TokensError {
+    let path = path.to_owned();
+    move |cause| TokensError::Io { path, cause }
 }
 
 /// A path below the run's folder. The text comes from another process and must not lead elsewhere.

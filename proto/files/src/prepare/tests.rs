@@ -1,5 +1,7 @@
 //! Data prepared, found again, and refused.
 
+mod memory;
+
 use coxswain_types::assignment::TokenSource;
 use proptest::prelude::*;
 
@@ -7,6 +9,7 @@ use super::*;
 use crate::atomic::digest_file;
 use crate::fixture;
 use crate::source::OpenTokens;
+use crate::tokenizer::Tokenizer;
 use crate::tokens::list_of;
 
 /// As a first start of the job does.
@@ -191,7 +194,7 @@ fn bad_data_is_refused_by_name() {
     let rows = [
         (
             text(vec![file("bad", b"good \xff")], 0.0),
-            "bad is not valid UTF-8 (invalid byte at offset 5); convert",
+            "bad is not valid UTF-8 (line 1, invalid byte at offset 5); convert",
         ),
         (text(vec![file("none", b"")], 0.0), "none is empty"),
         (text(vec![], 0.0), "no file is named"),
@@ -240,28 +243,4 @@ fn a_byte_order_mark_changes_no_token() {
     let marked = ["\u{feff}".as_bytes(), &fs::read(&path).unwrap()].concat();
     fs::write(&path, marked).unwrap();
     assert_eq!(prepare(dir.path(), &spec).unwrap(), data);
-}
-
-#[test]
-fn a_part_is_cut_off_at_a_line_where_one_is_near() {
-    let rows = [
-        ("aaaa\nbbbb\ncccc\n", 0.4, "cccc\n"),
-        ("aaaa\nbbbb\ncccc\n", 0.34, "cccc\n"),
-        ("aaaabbbbccccdddd", 0.25, "dddd"),
-        ("aaaaaaaaaaaaaaa\n", 0.25, "aaa\n"),
-        ("äöüäöü", 0.25, "ü"),
-        ("aaaa\nbbbb\n", 0.0, ""),
-    ];
-    for (text, share, expected) in rows {
-        assert_eq!(&text[held_out_start(text, share)..], expected, "{text:?} {share}");
-    }
-}
-
-proptest! {
-    #[test]
-    fn about_the_share_is_held_out(text in "[a\u{e4}\u{1F6A3}\n]{0,80}", share in 0.0f64..0.5) {
-        let held_out = text.len() - held_out_start(&text, share);
-        let wanted = (text.len() as f64 * share) as usize;
-        prop_assert!(held_out <= wanted && held_out + 4 >= wanted / 2, "{} of {}", held_out, wanted);
-    }
 }

@@ -1,4 +1,4 @@
-//! The files of a job's text: what they are, looked at before anything is made, and what they hold.
+//! The files of a job's text: what they are, looked at before anything is made.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -7,22 +7,18 @@ use std::path::{Path, PathBuf};
 use coxswain_types::job::DataSpec;
 
 use super::PrepareError;
-use crate::atomic::digest_bytes;
 use crate::digests::Digests;
-use crate::progress::{Phase, Progress, Watch};
 use crate::regular::{self, Other};
 
-/// The most text that is read: it is held in memory, with its tokens, on the coordinator's machine.
-const MAX_TEXT_BYTES: u64 = 4 << 30;
-
-/// How much is read between two looks at whether to go on.
-const CHUNK_BYTES: u64 = 8 << 20;
+/// The most text that is read: about what one machine tokenizes in the two days that the coordinator gives it. Each
+/// rank holds the digests of the blocks of its tokens, which are then a gigabyte.
+pub(super) const MAX_TEXT_BYTES: u64 = 1 << 40;
 
 /// How much of the beginning of a file is looked at.
 const HEAD_BYTES: u64 = 64 << 10;
 
 /// The mark with which some programs begin a text; it is no part of it.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// What is wrong with a file of text.
 #[derive(Debug, thiserror::Error)]
@@ -43,9 +39,18 @@ pub enum TextFault {
     },
     /// It holds bytes that are no text.
     #[error(
-        "is not valid UTF-8 (invalid byte at offset {0}); convert it first, such as with `iconv -f LATIN1 -t UTF-8`"
+        "is not valid UTF-8 (line {line}, invalid byte at offset {offset}); convert it first, such as with `iconv -f \
+         LATIN1 -t UTF-8`"
     )]
-    NotUtf8(usize),
+    NotUtf8 {
+        /// The first byte that belongs to no letter, from the beginning of the file.
+        offset: u64,
+        /// Its line, from 1 on.
+        line: u64,
+    },
+    /// Its contents are others than a moment ago.
+    #[error("changed while it was read; submit the job again once nothing writes to the file")]
+    Changed,
     /// It holds nothing.
     #[error("is empty; leave it out")]
     Empty,
@@ -71,14 +76,15 @@ pub fn look(data: &DataSpec) -> Result<Option<Looked>, PrepareError> {
     look_at(key, files).map(Some)
 }
 
-fn look_at(key: &'static str, files: &[String]) -> Result<Looked, PrepareError> {
+/// As [`look`], of the files that `key` names.
+pub(super) fn look_at(key: &'static str, files: &[String]) -> Result<Looked, PrepareError> {
     if files.is_empty() {
         return Err(PrepareError::NoFile { key });
     }
     let mut looked = Looked { files: files.len(), ..Looked::default() };
     for file in files {
         let path = Path::new(file);
-        let (_, bytes, head) = open(path).map_err(|fault| of(key, path, fault))?;
+        let (_, bytes, head) = open(path).map_err(|fault| text_error(key, path, fault))?;
         let newlines = head.iter().filter(|byte| **byte == b'\n').count() as f64;
         looked.bytes = looked.bytes.saturating_add(bytes);
         looked.lines += (newlines * bytes as f64 / head.len().max(1) as f64).ceil() as u64;
@@ -93,45 +99,17 @@ fn look_at(key: &'static str, files: &[String]) -> Result<Looked, PrepareError> 
 pub(super) fn digest(data: &DataSpec, file: &str, digests: &Digests) -> Result<String, PrepareError> {
     let path = Path::new(file);
     let key = data.files().map_or("data", |(key, _)| key);
-    digests.of(path).map_err(|error| of(key, path, TextFault::Read(error)))
+    digests.of(path).map_err(|error| text_error(key, path, TextFault::Read(error)))
 }
 
-/// The text of each file, and the digest of its bytes; none where tokens come from no file.
-pub(super) fn read(data: &DataSpec, watch: Watch<'_>) -> Result<Vec<(String, String)>, PrepareError> {
-    let Some((key, files)) = data.files() else { return Ok(Vec::new()) };
-    let total = look_at(key, files)?.bytes;
-    let mut done = 0;
-    let mut texts = Vec::new();
-    for file in files {
-        let path = Path::new(file);
-        let told = |fault| of(key, path, fault);
-        let (mut open, bytes, _) = open(path).map_err(told)?;
-        let mut text = Vec::with_capacity(bytes.min(MAX_TEXT_BYTES) as usize);
-        loop {
-            watch(Progress { phase: Phase::Reading, done, total })?;
-            let read = open.by_ref().take(CHUNK_BYTES).read_to_end(&mut text);
-            let read = read.map_err(|error| told(TextFault::Read(error)))? as u64;
-            done += read;
-            if done > MAX_TEXT_BYTES {
-                return Err(PrepareError::TooMuchText { key, most: MAX_TEXT_BYTES });
-            }
-            if read == 0 {
-                break;
-            }
-        }
-        let digest = digest_bytes(&text);
-        texts.push((text_of(text).map_err(told)?, digest));
-    }
-    Ok(texts)
-}
-
-fn of(key: &'static str, path: &Path, fault: TextFault) -> PrepareError {
+/// Says which file has a fault, and which key names it.
+pub(super) fn text_error(key: &'static str, path: &Path, fault: TextFault) -> PrepareError {
     PrepareError::Text { key, path: PathBuf::from(path), fault }
 }
 
 /// A regular file whose beginning may be one of a text, with its length and that beginning. Nothing here waits:
 /// opening a pipe for reading would, until somebody writes to it.
-fn open(path: &Path) -> Result<(File, u64, Vec<u8>), TextFault> {
+pub(super) fn open(path: &Path) -> Result<(File, u64, Vec<u8>), TextFault> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => TextFault::Missing,
         _ => TextFault::Read(error),
@@ -190,14 +168,6 @@ fn plain(head: &[u8]) -> Result<(), TextFault> {
         return kind("UTF-16 text without a byte-order mark", order);
     }
     Ok(())
-}
-
-/// The text of a file's bytes, without the mark at its beginning.
-fn text_of(mut bytes: Vec<u8>) -> Result<String, TextFault> {
-    let mark = if bytes.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
-    bytes.drain(..mark);
-    let text = String::from_utf8(bytes);
-    text.map_err(|error| TextFault::NotUtf8(mark + error.utf8_error().valid_up_to()))
 }
 
 #[cfg(test)]
@@ -271,13 +241,5 @@ mod tests {
         fs::write(&path, "0\ta line\n".repeat(100_000)).unwrap();
         let lines = looked(&path).unwrap().unwrap().lines;
         assert!(lines.abs_diff(100_000) < 100, "{lines}");
-    }
-
-    #[test]
-    fn a_mark_is_no_part_of_a_text() {
-        assert_eq!(text_of(b"\xef\xbb\xbfa".to_vec()).unwrap(), "a");
-        assert_eq!(text_of("a\u{feff}".into()).unwrap(), "a\u{feff}");
-        let fault = text_of(b"\xef\xbb\xbfab\xff".to_vec()).unwrap_err();
-        assert!(fault.to_string().starts_with("is not valid UTF-8 (invalid byte at offset 5)"), "{fault}");
     }
 }

@@ -41,7 +41,7 @@ struct Candidate {
 /// occurs `least` times. The vocabulary starts with `tokens`, which have every letter. `merged` hears of the number of
 /// tokens after each merge.
 pub(super) fn learn(
-    words: HashMap<String, u64>,
+    words: HashMap<Box<str>, u64>,
     mut tokens: Vec<String>,
     (vocab, least): (usize, u64),
     mut merged: impl FnMut(usize) -> Result<(), TokenizerError>,
@@ -94,7 +94,7 @@ struct Symbols {
 }
 
 impl Symbols {
-    fn of(words: HashMap<String, u64>, ids: &HashMap<String, u32>) -> Result<Symbols, TokenizerError> {
+    fn of(words: HashMap<Box<str>, u64>, ids: &HashMap<String, u32>) -> Result<Symbols, TokenizerError> {
         let letters: usize = words.keys().map(|word| word.chars().count()).sum();
         if letters >= NONE as usize {
             let what = format!("its different words have {letters} bytes together, and {NONE} are too many");
@@ -228,7 +228,8 @@ mod tests {
 
     fn learned(words: &HashMap<String, u64>, vocab: usize, least: u64) -> Learned {
         let letters = LETTERS.map(str::to_owned).to_vec();
-        learn(words.clone(), letters, (vocab, least), |_| Ok(())).unwrap()
+        let words = words.iter().map(|(word, count)| (word.as_str().into(), *count)).collect();
+        learn(words, letters, (vocab, least), |_| Ok(())).unwrap()
     }
 
     /// What the library learns: its tokens by id, and its merges.
@@ -273,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_caller_ends_it_between_two_merges() {
-        let words = HashMap::from([("abababcdcd".to_owned(), 3)]);
+        let words = HashMap::from([("abababcdcd".into(), 3)]);
         let letters = LETTERS.map(str::to_owned).to_vec();
         let stop = |tokens| if tokens < 6 { Ok(()) } else { Err(Stopped.into()) };
         assert!(matches!(learn(words, letters, (100, 1), stop), Err(TokenizerError::Stopped(Stopped))));

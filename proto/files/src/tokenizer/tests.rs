@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::BpeTrainer;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
+use super::pieces::piece_len;
+use super::words::MAX_WORD_BYTES;
 use super::*;
 
 /// Text with the statistics of words: few frequent ones, many rare ones.
