@@ -6,6 +6,7 @@
 //! two merges.
 
 use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::mem::take;
@@ -37,6 +38,42 @@ struct Candidate {
     places: Vec<u32>,
 }
 
+/// All pairs that may become a token.
+#[derive(Default)]
+struct Candidates {
+    several: BinaryHeap<Candidate>,
+    /// Those that occur once, with their place. Of a text without blanks these are millions, and most are never looked
+    /// at.
+    once: BinaryHeap<(Reverse<Pair>, u32)>,
+}
+
+impl Candidates {
+    fn push(&mut self, candidate: Candidate) {
+        match candidate {
+            Candidate { count: 1, pair, places } if places.len() == 1 => {
+                self.once.extend(places.first().map(|place| (pair, *place)));
+            }
+            candidate => self.several.push(candidate),
+        }
+    }
+
+    /// The greatest.
+    fn pop(&mut self) -> Option<Candidate> {
+        let once = |(pair, place)| Candidate { count: 1, pair, places: vec![place] };
+        match (self.several.peek(), self.once.peek().copied().map(once)) {
+            (Some(several), Some(one)) if *several < one => {
+                self.once.pop();
+                Some(one)
+            }
+            (None, Some(one)) => {
+                self.once.pop();
+                Some(one)
+            }
+            _ => self.several.pop(),
+        }
+    }
+}
+
 /// Merges the most frequent pair of `words` into a new token, until there are `vocab` tokens or no pair is left that
 /// occurs `least` times. The vocabulary starts with `tokens`, which have every letter. `merged` hears of the number of
 /// tokens after each merge.
@@ -54,7 +91,7 @@ pub(super) fn learn(
             pairs.add(pair, symbols.weight(place), place);
         }
     }
-    let mut candidates = BinaryHeap::new();
+    let mut candidates = Candidates::default();
     pairs.hand_over(&mut candidates);
     let least = i64::try_from(least.max(1)).unwrap_or(i64::MAX);
     let mut merges = Vec::new();
@@ -183,11 +220,14 @@ impl Pairs {
     }
 
     fn subtract(&mut self, pair: Pair, weight: i64) {
-        let count = self.counts.entry(pair).or_default();
-        *count = count.saturating_sub(weight);
+        let Entry::Occupied(mut count) = self.counts.entry(pair) else { return };
+        *count.get_mut() = count.get().saturating_sub(weight);
+        if *count.get() == 0 {
+            count.remove();
+        }
     }
 
-    fn hand_over(&mut self, candidates: &mut BinaryHeap<Candidate>) {
+    fn hand_over(&mut self, candidates: &mut Candidates) {
         for (pair, places) in take(&mut self.places) {
             let count = self.count(pair);
             if count > 0 {

@@ -75,15 +75,18 @@ fn one_preparation() {
     let file = path.to_str().unwrap().to_owned();
     let mut spec = fixture::spec(DataSpec::Text { files: vec![file], held_out: 0.01 });
     spec.model.vocab = 8000;
-    let (start, before) = (Instant::now(), peak_bytes());
-    let data = prepare(dir.path(), &spec).unwrap();
+    let (start, phase) = (Instant::now(), std::sync::Mutex::new(Phase::Reading));
+    let watch = |now: Progress| {
+        let mut phase = phase.lock().unwrap();
+        if std::mem::replace(&mut *phase, now.phase) != now.phase {
+            println!("{now}: after {:.1} s, {} MB", start.elapsed().as_secs_f64(), peak_bytes() / 1_000_000);
+        }
+        Ok(())
+    };
+    let data = super::super::prepare(dir.path(), &spec, None, &Digests::default(), &watch).unwrap();
     let seconds = start.elapsed().as_secs_f64();
-    println!(
-        "before {before} peak {} bytes, {seconds:.2} s, {} tokens {}",
-        peak_bytes(),
-        data.train.tokens,
-        data.train.digest
-    );
+    println!("peak {} bytes, {seconds:.1} s, {:?}", peak_bytes(), data.train);
+    println!("{}", fs::read_to_string(dir.path().join(PREPARED)).unwrap());
 }
 
 /// The peak memory of one preparation, in bytes.
@@ -92,7 +95,7 @@ fn peak_of(kind: &str, bytes: u64) -> u64 {
     command.args(["--exact", "prepare::tests::memory::one_preparation", "--ignored", "--nocapture"]);
     let output = command.env(BYTES, bytes.to_string()).env(KIND, kind).output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
-    let peak = said.split_once(" peak ").and_then(|(_, rest)| rest.split_once(' '));
+    let peak = said.split_once("peak ").and_then(|(_, rest)| rest.split_once(' '));
     peak.unwrap_or_else(|| panic!("{said}")).0.parse().unwrap()
 }
 
