@@ -1,5 +1,5 @@
-//! How much memory a preparation may take: most of what the machine has, or the container that this runs in, or this
-//! process.
+//! How much memory a preparation may take: a fixed amount, or most of what the machine has, or the container that this
+//! runs in, or this process.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,9 @@ use rustix::process::{Resource, getrlimit};
 /// The share of the memory, in quarters.
 const QUARTERS: u64 = 3;
 
-/// What a preparation may take where nothing tells how much there is.
-const UNKNOWN_BYTES: u64 = 8 << 30;
+/// The most that a preparation may take. A text of any size takes less than half a GiB; the rest is for the
+/// `tokenizer.json` and the manifest of a model that a job starts from. Several preparations run at once.
+const MOST_BYTES: u64 = 2 << 30;
 
 /// The memory that one preparation may take, in bytes.
 pub(super) fn share_bytes() -> u64 {
@@ -19,7 +20,12 @@ pub(super) fn share_bytes() -> u64 {
     let group = read(Path::new("/proc/self/cgroup")).map_or(Vec::new(), |text| limits_of(&text));
     let group = group.iter().filter_map(|path| read(path)?.trim().parse().ok());
     let own = getrlimit(Resource::Data).maximum;
-    machine.into_iter().chain(group).chain(own).min().map_or(UNKNOWN_BYTES, |bytes| bytes / 4 * QUARTERS)
+    machine
+        .into_iter()
+        .chain(group)
+        .chain(own)
+        .min()
+        .map_or(MOST_BYTES, |bytes| MOST_BYTES.min(bytes / 4 * QUARTERS))
 }
 
 /// `MemTotal` of `/proc/meminfo`.
@@ -48,6 +54,6 @@ mod tests {
             limits_of("0::/kube/pod\n").iter().map(|path| path.display().to_string()).collect();
         let expected = ["kube/pod/memory.max", "kube/memory.max", "memory.max"];
         assert_eq!(files, expected.map(|file| format!("/sys/fs/cgroup/{file}")));
-        assert!(share_bytes() > 100 << 20);
+        assert!((100 << 20..=MOST_BYTES).contains(&share_bytes()));
     }
 }

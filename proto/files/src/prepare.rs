@@ -6,6 +6,7 @@
 //! same inputs finds it, checks the files by their digests, and makes nothing anew. With the [`Digests`] of the
 //! first call it hashes no text or token file that still looks the same.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

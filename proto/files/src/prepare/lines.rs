@@ -84,17 +84,14 @@ impl Lines {
         framing: &Framing,
     ) -> Result<Vec<u32>, TokenizerError> {
         let mut numbers = vec![sample.weight];
-        match (sample.of, self) {
-            (
-                Of::Class { class, text },
-                &(Lines::Classes { sequence, .. } | Lines::Pairs { sequence, .. }),
-            ) => {
+        let (Lines::Classes { sequence, .. } | Lines::Pairs { sequence, .. }) = *self;
+        match sample.of {
+            Of::Class { class, text } => {
                 let tokens = framing.whole(&tokenizer.encode(text)?, Some(sequence));
                 numbers.extend([class, tokens.len() as u32]);
                 field(&mut numbers, &tokens, sequence);
             }
-            (Of::Pair { prompt, answer }, _) => {
-                let (Lines::Classes { sequence, .. } | Lines::Pairs { sequence, .. }) = *self;
+            Of::Pair { prompt, answer } => {
                 let apart = matches!(self, Lines::Pairs { apart: true, .. });
                 let (prompt, answer) = (tokenizer.encode(prompt)?, tokenizer.encode(answer)?);
                 pair(&mut numbers, &prompt, answer, (apart, sequence), framing);

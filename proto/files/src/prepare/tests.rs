@@ -244,3 +244,56 @@ fn a_byte_order_mark_changes_no_token() {
     fs::write(&path, marked).unwrap();
     assert_eq!(prepare(dir.path(), &spec).unwrap(), data);
 }
+
+/// A text of lines that start with a class or prompt, some of them blank.
+fn lines_of(count: u64, ends: &[&str]) -> String {
+    let word = |n: u64| {
+        ["boat", "gr\u{f6}\u{df}e", "\u{1F6A3}", "oar's", "12", "  tide", "x\u{20ac}"][n as usize % 7]
+    };
+    let line = |n: u64| {
+        let words: Vec<&str> =
+            (0..crate::hash::mix(n) % 40).map(|i| word(crate::hash::mix(n * 64 + i))).collect();
+        let end = ends[n as usize % ends.len()];
+        format!("{}\ta {}{end}", crate::hash::mix(n + 7) % 3, words.join(" "))
+    };
+    (0..count).map(line).collect::<String>() + "2\tthe end"
+}
+
+/// What was trained on so far must not change: these digests are of a program that held texts in memory.
+#[test]
+fn small_texts_give_the_tokens_that_they_always_gave() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: String| {
+        fs::write(dir.path().join(name), text).unwrap();
+        dir.path().join(name).to_str().unwrap().to_owned()
+    };
+    let marked = "\u{feff}".to_owned() + &lines_of(2000, &["\n", "\r\n", "\n\n", ""]);
+    let files = vec![file("a", marked), file("b", "no blank".repeat(30_000)), file("c", "\n".into())];
+    let lines = vec![file("d", lines_of(900, &["\n", "\r\n", "\n \n"])), file("e", lines_of(90, &["\n"]))];
+    let rows = [
+        (
+            DataSpec::Text { files, held_out: 0.07 },
+            ["377e2c8fef16e514", "109422fe38287a69", "0c7ad8877975f3b1", "391f507756ad088e"],
+        ),
+        (
+            DataSpec::Pairs { files: lines.clone(), held_out: 0.2, weights: false },
+            ["9cbf257175469c50", "2f9ec975ab27236f", "3c76be7bc000c377", "90032334ee78038d"],
+        ),
+        (
+            DataSpec::Labelled { files: lines, classes: Vec::new(), held_out: 0.1, weights: false },
+            ["42e22ca2ec3be6ae", "8761c2e12ba18402", "425e5ffe4ce1b6a3", "9ce3abde7f09ec00"],
+        ),
+    ];
+    for (data, expected) in rows {
+        let mut spec = fixture::spec(data);
+        spec.model.vocab = 700;
+        if let DataSpec::Labelled { .. } = spec.data {
+            spec.model.head = Head::Pooled { classes: 3 };
+        }
+        let data = prepare(dir.path(), &spec).unwrap();
+        let held_out = data.held_out.unwrap();
+        let text = digest_file(&dir.path().join(HELD_OUT_TEXT)).unwrap();
+        let found = [&data.tokenizer_digest.unwrap(), &data.train.digest, &held_out.digest, &text];
+        assert_eq!(found.map(|digest| &digest[..16]), expected);
+    }
+}

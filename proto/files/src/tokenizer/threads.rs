@@ -5,7 +5,7 @@ use std::thread::available_parallelism;
 
 use rayon::prelude::*;
 
-/// The most threads: each keeps memory of the library's between two pieces of work, some 10 MB.
+/// The most threads: each keeps some 10 MB of what the library took for its last piece of text.
 const MAX_THREADS: usize = 8;
 
 /// How much text is worked on at once, on all threads together. The library takes some 50 bytes for each.
@@ -28,8 +28,11 @@ impl Threads {
 
     fn map<T: Sync, R: Send>(&self, items: &[T], work: impl Fn(&T) -> R + Sync + Send) -> Vec<R> {
         match &self.pool {
-            Some(pool) => pool.install(|| items.par_iter().with_max_len(1).map(work).collect()),
-            None => items.iter().map(work).collect(),
+            Some(pool) if items.len() > 1 => {
+                pool.install(|| items.par_iter().with_max_len(1).map(work).collect())
+            }
+            // A large piece alone stays on this thread, so that the others keep no memory of its size.
+            _ => items.iter().map(work).collect(),
         }
     }
 }

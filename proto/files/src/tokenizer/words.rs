@@ -18,9 +18,9 @@ use crate::progress::{Phase, Progress, Watch};
 /// so of `tokenizer.json`, where a text is one letter a million times.
 pub(super) const MAX_WORD_BYTES: usize = 1 << 10;
 
-/// The memory that words may take while tokens are learned from them. Half a million words of a natural language; the
-/// rest of a preparation takes some 100 MB more.
-const MAX_BYTES: usize = 160 << 20;
+/// The memory that words may take while tokens are learned from them, as [`cost_bytes`] estimates it: half a million
+/// words of a natural language. The whole preparation then takes less than 300 MiB.
+const MAX_BYTES: usize = 208 << 20;
 
 /// What a word takes: a place in the map, and its own allocation.
 const WORD_BYTES: usize = 80;
