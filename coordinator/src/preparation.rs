@@ -218,15 +218,15 @@ fn cause(status: ExitStatus, errors: &str, memory_bytes: u64) -> String {
     let mebibytes = memory_bytes >> 20;
     if errors.contains("memory allocation of") {
         return format!(
-            "it takes more than the {mebibytes} MiB of memory that it may have, and a text of any size takes some 300 MiB; \
-             look at the model that train.start_from names, or give the coordinator more memory"
+            "it takes more than the {mebibytes} MiB of memory that it may have, and a text of any size takes some \
+             300 MiB; look at the model that train.start_from names, or give the coordinator more memory"
         );
     }
     let said = errors.lines().filter(|line| !line.trim().is_empty()).take(2).collect::<Vec<_>>().join(" ");
     match (status.signal(), said.is_empty()) {
         (Some(9), _) => {
-            "its process was killed, most likely since the machine has no memory left; give the coordinator a machine with \
-             more free memory"
+            "its process was killed, most likely since the machine has no memory left; give the coordinator a \
+             machine with more free memory"
                 .to_owned()
         }
         (Some(signal), _) => format!("its process was ended by signal {signal}: {said}"),

@@ -1,5 +1,5 @@
-//! How much memory a preparation may take: a fixed amount, or most of what the machine has, or the container that this
-//! runs in, or this process.
+//! How much memory a preparation may take: a fixed amount, or most of what the machine has, or the container
+//! that this runs in, or this process.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,8 @@ fn total_bytes(text: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The files with the limits of a process's group and those around it, by its `/proc/self/cgroup` (version 2).
+/// The files with the limits of a process's group and those around it, by its `/proc/self/cgroup` (version
+/// 2).
 fn limits_of(text: &str) -> Vec<PathBuf> {
     let group = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
     let inner = Path::new("/sys/fs/cgroup").join(group);

@@ -338,9 +338,10 @@ fn make(
     }
     let (data, held_out_text, word_counts_low_by) = match &inputs {
         Inputs::Text { vocab, lines, framing, .. } => {
-            let brought = start.and_then(|start| start.tokenizer.clone());
-            let (tokenizer, low_by) =
-                brought.map_or_else(|| texts.learn(*vocab), |brought| Ok((brought, 0)))?;
+            let (tokenizer, low_by) = match start.and_then(|start| start.tokenizer.as_ref()) {
+                Some(brought) => (Cow::Borrowed(brought), 0),
+                None => texts.learn(*vocab).map(|(learned, low_by)| (Cow::Owned(learned), low_by))?,
+            };
             let how = How { tokenizer: &tokenizer, framing, lines: lines.as_ref() };
             let (data, held_out_text) = make_text(dir, &texts, &how, share > 0.0)?;
             (data, held_out_text, low_by)

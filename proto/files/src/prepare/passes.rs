@@ -1,4 +1,5 @@
-//! Texts, read three times: looked through, counted, and tokenized. None of it keeps more of a text than a batch.
+//! Texts, read three times: looked through, counted, and tokenized. None of it keeps more of a text than a
+//! batch.
 //!
 //! What a later pass reads must be what the first one did, by its digest.
 
@@ -29,8 +30,8 @@ pub(super) struct Texts<'a> {
 }
 
 impl<'a> Texts<'a> {
-    /// Reads each text once: that it is one, its digest, and how it is split. There are none where tokens come from
-    /// no file.
+    /// Reads each text once: that it is one, its digest, and how it is split. There are none where tokens
+    /// come from no file.
     ///
     /// # Errors
     /// [`PrepareError`], naming the file and the place.
@@ -89,8 +90,8 @@ impl<'a> Texts<'a> {
         Ok(())
     }
 
-    /// A tokenizer of at most `vocab` tokens, learned from what is not held out; and by how much the count of a word
-    /// may have been too low.
+    /// A tokenizer of at most `vocab` tokens, learned from what is not held out; and by how much the count of
+    /// a word may have been too low.
     ///
     /// # Errors
     /// [`PrepareError`].

@@ -91,9 +91,9 @@ fn newlines(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
-/// Where the held-out part of a text starts, of a file of `len` bytes of text: `share` of its bytes from the end,
-/// moved on to the start of a letter, and to the start of a line where one starts in the first half of the part.
-/// The other half bounds what a text of very long lines would lose.
+/// Where the held-out part of a text starts, of a file of `len` bytes of text: `share` of its bytes from the
+/// end, moved on to the start of a letter, and to the start of a line where one starts in the first half of
+/// the part. The other half bounds what a text of very long lines would lose.
 ///
 /// # Errors
 /// [`PrepareError::Text`] where the file cannot be read.

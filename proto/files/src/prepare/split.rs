@@ -1,5 +1,5 @@
-//! Which parts of a text are trained on and which are held out, decided from positions and counts, and found again
-//! while the text is read chunk by chunk.
+//! Which parts of a text are trained on and which are held out, decided from positions and counts, and found
+//! again while the text is read chunk by chunk.
 
 use std::collections::BTreeMap;
 use std::mem::take;
@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use super::PrepareError;
 use super::lines::Lines;
 
-/// The longest line that is a sample. It is in memory while it is tokenized, at about 50 bytes for each of its bytes.
+/// The longest line that is a sample. It is in memory while it is tokenized, at about 50 bytes for each of
+/// its bytes.
 const MAX_LINE_BYTES: usize = 4 << 20;
 
-/// The memory for the classes of all files, as they are spelled: `1` and `01` are one class and counted apart.
+/// The memory for the classes of all files, as they are spelled: `1` and `01` are one class and counted
+/// apart.
 const MAX_CLASSES_BYTES: usize = 32 << 20;
 
 /// What a class takes beside its spelling.
@@ -142,8 +144,9 @@ impl<'a> LineCounter<'a> {
         reader.push(chunk, &mut |line, number| count(lines, classes, room, (line, number), path))
     }
 
-    /// How the text is split: `share` of its lines, rounded down, are held out. For pairs these are the last lines; for
-    /// classes the last lines of each class, so that a file that is sorted by class keeps some of each on both sides.
+    /// How the text is split: `share` of its lines, rounded down, are held out. For pairs these are the last
+    /// lines; for classes the last lines of each class, so that a file that is sorted by class keeps some of
+    /// each on both sides.
     ///
     /// # Errors
     /// [`PrepareError::Line`].
@@ -191,8 +194,8 @@ fn count(
     Ok(())
 }
 
-/// How many lines of each class are to train on. The share that is held out is one of all lines, rounded down once and
-/// not for each class.
+/// How many lines of each class are to train on. The share that is held out is one of all lines, rounded down
+/// once and not for each class.
 fn kept(classes: BTreeMap<String, u64>, share: f64) -> BTreeMap<String, u64> {
     let (mut seen, mut held_out) = (0, 0);
     let kept = |(class, count)| {
@@ -204,8 +207,8 @@ fn kept(classes: BTreeMap<String, u64>, share: f64) -> BTreeMap<String, u64> {
     classes.into_iter().map(kept).collect()
 }
 
-/// How many lines are to train on, of a text with so many newlines and maybe a line after the last. A text without a
-/// newline is not split.
+/// How many lines are to train on, of a text with so many newlines and maybe a line after the last. A text
+/// without a newline is not split.
 fn kept_lines(newlines: u64, unended: bool, share: f64) -> Option<u64> {
     let lines = newlines + u64::from(unended && newlines > 0);
     let held_out = (lines as f64 * share) as u64;
@@ -236,8 +239,8 @@ impl<'a> Divider<'a> {
         }
     }
 
-    /// Adds the next chunk of the text. `each` gets the parts in the order of the text; blank lines between those of
-    /// classes are left out.
+    /// Adds the next chunk of the text. `each` gets the parts in the order of the text; blank lines between
+    /// those of classes are left out.
     ///
     /// # Errors
     /// [`PrepareError::Line`], and those of `each`.
@@ -245,7 +248,8 @@ impl<'a> Divider<'a> {
         match self {
             Divider::Bytes(left) => {
                 let at = usize::try_from(*left).map_or(chunk.len(), |left| left.min(chunk.len()));
-                // The place lies between two letters, but in a file that has changed since; that is seen at its end.
+                // The place lies between two letters, but in a file that has changed since; that is seen at
+                // its end.
                 let (train, held_out) = chunk.split_at(chunk.floor_char_boundary(at));
                 *left -= at as u64;
                 for (side, text) in [(Side::Train, train), (Side::HeldOut, held_out)] {

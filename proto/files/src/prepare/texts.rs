@@ -10,8 +10,8 @@ use super::PrepareError;
 use crate::digests::Digests;
 use crate::regular::{self, Other};
 
-/// The most text that is read: about what one machine tokenizes in the two days that the coordinator gives it. Each
-/// rank holds the digests of the blocks of its tokens, which are then a gigabyte.
+/// The most text that is read: about what one machine tokenizes in the two days that the coordinator gives it.
+/// Each rank holds the digests of the blocks of its tokens, which are then up to a gigabyte.
 pub(super) const MAX_TEXT_BYTES: u64 = 1 << 40;
 
 /// How much of the beginning of a file is looked at.
@@ -39,8 +39,8 @@ pub enum TextFault {
     },
     /// It holds bytes that are no text.
     #[error(
-        "is not valid UTF-8 (line {line}, invalid byte at offset {offset}); convert it first, such as with `iconv -f \
-         LATIN1 -t UTF-8`"
+        "is not valid UTF-8 (line {line}, invalid byte at offset {offset}); convert it first, such as with \
+         `iconv -f LATIN1 -t UTF-8`"
     )]
     NotUtf8 {
         /// The first byte that belongs to no letter, from the beginning of the file.

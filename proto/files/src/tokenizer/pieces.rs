@@ -6,15 +6,15 @@ const PIECE_BYTES: usize = 1 << 16;
 /// The largest piece: a text is cut here even where there is no place whose tokens do not depend on it.
 const MAX_PIECE_BYTES: usize = 1 << 20;
 
-/// A tokenizer from elsewhere may look at a whole text at once, so a text of at most this size is one piece. The
-/// library takes about 100 MB for one.
+/// A tokenizer from elsewhere may look at a whole text at once, so a text of at most this size is one piece.
+/// The library takes about 100 MB for one.
 const MAX_WHOLE_BYTES: usize = 1 << 20;
 
 /// Where a text is cut.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Cut {
-    /// Where the words of a byte-level tokenizer end: into pieces of at least so many bytes, and of at most so many
-    /// and a letter.
+    /// Where the words of a byte-level tokenizer end: into pieces of at least so many bytes, and of at most
+    /// so many and a letter.
     Words { least: usize, most: usize },
     /// Before the start of a line, where the text is longer than this.
     Lines { most: usize },
@@ -76,9 +76,9 @@ impl Cutter {
 
 /// Cuts a text into pieces that encode to the same tokens as the whole.
 ///
-/// A cut lies before white space that follows something else: no token reaches across such a place,
-/// because a token holds white space only in front or nothing else, and nothing looks back over it.
-/// Where there is no such place for [`MAX_PIECE_BYTES`] the cut is made anyway, and a token less reaches across it.
+/// A cut lies before white space that follows something else: no token reaches across such a place, because a
+/// token holds white space only in front or nothing else, and nothing looks back over it. Where there is no
+/// such place for [`MAX_PIECE_BYTES`] the cut is made anyway, and a token less reaches across it.
 pub(super) fn pieces(text: &str) -> impl Iterator<Item = &str> + Send {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -104,8 +104,8 @@ pub(super) fn piece_len(text: &str, least: usize, most: usize) -> usize {
     text.len()
 }
 
-/// The length of the first piece of at most `most` bytes: all of the text; else up to the last line that starts with a
-/// letter; else up to the last blank.
+/// The length of the first piece of at most `most` bytes: all of the text; else up to the last line that
+/// starts with a letter; else up to the last blank.
 fn line_len(text: &str, most: usize) -> usize {
     if text.len() <= most {
         return text.len();
@@ -170,15 +170,11 @@ mod tests {
         for (text, pieces) in [
             ("ab\ncd\n", &["ab\ncd\n"][..]),
             ("ab\ncd\nefg", &["ab\ncd\n", "efg"]),
-            ("ab\ncd\n\n\nefg", &["ab\n", "cd\n\n\nefg"[..6].trim_end_matches('x'), "efg"]),
+            ("ab\ncd\n\n\nefg", &["ab\n", "cd\n\n\n", "efg"]),
             ("abcd efgh", &["abcd", " efgh"]),
             ("abcdefghi", &["abcdef", "ghi"]),
         ] {
-            let found = cut(Cut::Lines { most: 6 }, text, 100);
-            assert_eq!(found.concat(), text);
-            if !text.contains("\n\n") {
-                assert_eq!(found, pieces, "{text:?}");
-            }
+            assert_eq!(cut(Cut::Lines { most: 6 }, text, 100), pieces, "{text:?}");
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The words of texts, and how often each occurs, in bounded memory.
 //!
-//! Natural texts have ever more different words, so the rarest are forgotten when there are too many: lossy counting
-//! (Manku and Motwani, 2002). Which are depends on the texts and their order alone: the words of one piece after the
-//! other are added up, in the order of the text, whatever threads counted them.
+//! Natural texts have ever more different words, so the rarest are forgotten when there are too many: lossy
+//! counting (Manku and Motwani, 2002). Which are depends on the texts and their order alone: the words of one
+//! piece after the other are added up, in the order of the text, whatever threads counted them.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,12 +14,12 @@ use super::pieces::{Cut, Cutter};
 use super::threads::{Batch, Threads};
 use crate::progress::{Phase, Progress, Watch};
 
-/// Tokens are learned from words of at most this many bytes; longer ones are cut. It bounds the length of a token, and
-/// so of `tokenizer.json`, where a text is one letter a million times.
+/// Tokens are learned from words of at most this many bytes; longer ones are cut. It bounds the length of a
+/// token, and so of `tokenizer.json`, where a text is one letter a million times.
 pub(super) const MAX_WORD_BYTES: usize = 1 << 10;
 
-/// The memory that words may take while tokens are learned from them, as [`cost_bytes`] estimates it: half a million
-/// words of a natural language. The whole preparation then takes less than 300 MiB.
+/// The memory that words may take while tokens are learned from them, as [`cost_bytes`] estimates it: half a
+/// million words of a natural language. The whole preparation then takes less than 300 MiB.
 const MAX_BYTES: usize = 208 << 20;
 
 /// What a word takes: a place in the map, and its own allocation.

@@ -1,5 +1,5 @@
-//! The memory that a preparation takes does not grow with the text. Measured in processes of their own, by the
-//! highest mark that the system keeps.
+//! The memory that a preparation takes does not grow with the text. Measured in processes of their own, by
+//! the highest mark that the system keeps.
 
 use std::io::{BufWriter, Write};
 use std::process::Command;
@@ -56,8 +56,8 @@ fn peak_bytes() -> u64 {
     line.trim().strip_suffix("kB").unwrap().trim().parse::<u64>().unwrap() << 10
 }
 
-/// By hand: `COXSWAIN_TEST_TEXT_BYTES=2000000000 cargo test --release -p coxswain-files one_preparation -- --ignored
-/// --nocapture`.
+/// By hand: `COXSWAIN_TEST_TEXT_BYTES=2000000000 cargo test --release -p coxswain-files one_preparation --
+/// --ignored --nocapture`.
 #[test]
 #[ignore = "a process of its own, which other tests start"]
 fn one_preparation() {
@@ -99,7 +99,8 @@ fn peak_of(kind: &str, bytes: u64) -> u64 {
     peak.unwrap_or_else(|| panic!("{said}")).0.parse().unwrap()
 }
 
-/// A text eight times as long takes no more memory. A preparation that holds the text takes six times its size.
+/// A text eight times as long takes no more memory. A preparation that holds the text takes six times its
+/// size.
 #[test]
 fn memory_does_not_grow_with_the_text() {
     let [small, large] = [1, 8].map(|mebibytes| peak_of("same", mebibytes << 20));
