@@ -300,6 +300,8 @@ impl Manifest {
     fn check(&self, path: &Path) -> Result<(), CheckpointError> {
         let damaged = |what: String| Err(CheckpointError::damaged(path, what));
         check_format(path, self.format)?;
+        // Whoever reads a manifest, coordinator or worker, plans and allocates by the numbers of its job.
+        self.spec.check_bounds().map_err(|e| CheckpointError::damaged(path, format!("its job says {e}")))?;
         let mut names = BTreeSet::new();
         let mut file_bytes = 0u64;
         for file in &self.files {
@@ -342,87 +344,4 @@ impl ManifestTensor {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixture::{header, slab, write};
-
-    #[test]
-    fn publishing_again_changes_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let a = write(dir.path(), "a", &[slab("w", &[4, 2], 0, 0, 2)]);
-        let b = write(dir.path(), "b", &[slab("w", &[4, 2], 0, 2, 2), slab("n", &[3], 0, 0, 3)]);
-        let digest = publish(dir.path(), &[a.clone(), b.clone()], header(7)).unwrap();
-        let first = std::fs::read(dir.path().join(MANIFEST)).unwrap();
-        assert_eq!(publish(dir.path(), &[b, a], header(7)).unwrap(), digest);
-        assert_eq!(std::fs::read(dir.path().join(MANIFEST)).unwrap(), first);
-        assert_eq!(digest_bytes(&first), digest);
-
-        let manifest = Manifest::read(dir.path(), Some(&digest)).unwrap();
-        assert_eq!((manifest.step, manifest.spec), (7, header(7).spec));
-        let pieces: Vec<_> = manifest
-            .tensors
-            .iter()
-            .flat_map(|t| t.pieces.iter().map(|p| format!("{} {} {}+{}", t.name, p.file, p.offset, p.len)))
-            .collect();
-        assert_eq!(pieces, ["n b 0+3", "w a 0+2", "w b 2+2"]);
-        let error = Manifest::read(dir.path(), Some("00")).unwrap_err();
-        assert!(matches!(error, CheckpointError::Digest { .. }), "{error}");
-    }
-
-    #[test]
-    fn what_makes_up_no_checkpoint_is_not_published() {
-        let dir = tempfile::tempdir().unwrap();
-        let save = |name: &str, cuts: &[(u8, u64, u64)]| {
-            let slabs: Vec<_> =
-                cuts.iter().map(|&(dim, offset, len)| slab("w", &[4, 2], dim, offset, len)).collect();
-            write(dir.path(), name, &slabs)
-        };
-        let (low, high, all) =
-            (save("low", &[(0, 0, 2)]), save("high", &[(0, 2, 2)]), save("all", &[(0, 0, 4)]));
-        let column = save("column", &[(1, 1, 1)]);
-        let other = write(dir.path(), "other", &[slab("w", &[4, 3], 0, 2, 2)]);
-        let absent = SavedFile { name: "absent".into(), ..low.clone() };
-        let short = SavedFile { bytes: low.bytes + 1, ..low.clone() };
-        let outside = SavedFile { name: "../low".into(), ..low.clone() };
-        let rows = [
-            (vec![&low], "tensor `w`: a gap: 2..4 along dimension 0 is in no file"),
-            (vec![&high], "tensor `w`: a gap: 0..2 along dimension 0 is in no file"),
-            (vec![&low, &all], "tensor `w`: an overlap: 0..2 along dimension 0 is in more than one file"),
-            (vec![&low, &column], "tensor `w`: an overlap: slabs along dimension"),
-            (vec![&low, &low, &high], "is named twice"),
-            (vec![&low, &other], "tensor `w` has shape [4, 2] in one file and [4, 3] in other"),
-            (vec![&low, &absent], "absent"),
-            (vec![&short, &high], "bytes where the checkpoint recorded"),
-            (vec![&outside, &high], "`../low` can be no shard file"),
-        ];
-        for (files, expected) in rows {
-            let files: Vec<SavedFile> = files.into_iter().cloned().collect();
-            let error = publish(dir.path(), &files, header(1)).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
-            assert!(!dir.path().join(MANIFEST).exists());
-        }
-        publish(dir.path(), &[low, high], header(1)).unwrap();
-    }
-
-    #[test]
-    fn fingerprints_say_what_differs() {
-        let one = header(0).fingerprint;
-        assert!(one.differences(&one).is_empty());
-        let other = Fingerprint {
-            threads: 9,
-            precision: "bf16".into(),
-            reduction_runs: 0,
-            tensor_shards: 4,
-            ..one.clone()
-        };
-        assert_eq!(
-            one.differences(&other),
-            [
-                "train.threads: the checkpoint has 1, this run 9",
-                "train.precision: the checkpoint has fp32, this run bf16",
-                "train.reduction_runs: the checkpoint has 2, this run one for each data rank (fast)",
-                "train.tensor_shards: the checkpoint has none, this run 4",
-            ]
-        );
-    }
-}
+mod tests;

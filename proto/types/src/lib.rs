@@ -4,6 +4,7 @@
 //! - [`ids`]: what is counted: ranks, steps, micro-batches, generations.
 //! - [`job`]: what the user asked for, after every check has passed.
 //! - [`model`]: the transformer of a job, composed of the parts that families share.
+//! - [`bounds`]: what a job's numbers lie within, wherever the job was read.
 //! - [`framing`]: the tokens around a text.
 //! - [`mask`]: which keys a query sees, exactly and in tiles.
 //! - [`params`]: the parameter table, one pure function of the model.
@@ -17,6 +18,7 @@
 //! The text form of a job (YAML) belongs to `coxswain-core`, the wire form to `coxswain-proto`.
 
 pub mod assignment;
+pub mod bounds;
 pub mod buckets;
 pub mod framing;
 pub mod ids;

@@ -301,12 +301,6 @@ pub enum Head {
     },
 }
 
-/// The most layers of a stack: every rank's plan lists its layers one by one.
-pub const MAX_LAYERS: u32 = 1024;
-
-/// The longest sequence, and so the most rows of a table of positions.
-pub const MAX_LENGTH: u32 = 1 << 20;
-
 impl ModelSpec {
     /// Layers of both stacks. They are counted through: the encoder's come first.
     pub fn all_layers(&self) -> u32 {

@@ -28,13 +28,10 @@ impl Faults {
 
     /// Checks a count; says whether later rules may rely on it.
     fn count(&mut self, path: &str, found: impl Into<u64>, limit: &Limit) -> bool {
-        let found = found.into();
-        let Limit { least, most, reason } = *limit;
-        let fits = (least..=most).contains(&found);
-        if found < least {
-            self.add(path, format!("found {found}; must be {least} or more"));
-        } else if !fits {
-            self.add(path, format!("found {found}; must be {most} or less ({reason})"));
+        let checked = limit.check(found.into());
+        let fits = checked.is_ok();
+        if let Err(message) = checked {
+            self.add(path, message);
         }
         fits
     }

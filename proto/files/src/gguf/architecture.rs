@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::f64::consts::TAU;
 
-use coxswain_types::model::{Biases, MAX_LAYERS, ModelSpec, NormSpec, Positions, RopeScaling};
+use coxswain_types::bounds::limits::{self, Limit};
+use coxswain_types::model::{Biases, ModelSpec, NormSpec, Positions, RopeScaling};
 
 use super::header::{Meta, TensorInfo};
 
@@ -38,11 +39,14 @@ impl Architecture {
         })?;
         one_whole_model(meta)?;
         let key = |key: &str| format!("{name}.{key}");
-        let need = |of: &str| {
-            let count = meta.count(&key(of))?.filter(|n| *n > 0);
-            count.ok_or_else(|| format!("{name}.{of} is missing"))
+        // Checked before anything is allocated for each layer, row or column.
+        let need = |of: &str, limit: &Limit| {
+            let found = meta.count(&key(of))?.ok_or_else(|| format!("{name}.{of} is missing"))?;
+            limit.check(found.into()).map_err(|what| format!("{name}.{of}: {what}"))?;
+            Ok::<u32, String>(found)
         };
-        let (dim, heads) = (need("embedding_length")?, need("attention.head_count")?);
+        let dim = need("embedding_length", &limits::DIM)?;
+        let heads = need("attention.head_count", &limits::DIM)?;
         let kv_heads = meta.count(&key("attention.head_count_kv"))?.unwrap_or(heads);
         let head_dim = meta.count(&key("attention.key_length"))?.unwrap_or(dim / heads);
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || head_dim == 0 || head_dim % 2 == 1 {
@@ -77,12 +81,9 @@ impl Architecture {
             Some(factors) => llama3(factors, theta, head_dim)?,
         };
         let has = |tensor: &str| tensors.contains_key(tensor);
-        let layers = need("block_count")?;
-        // Checked before anything is allocated for each of them.
-        if layers > MAX_LAYERS {
-            return Err(format!("{} is {layers}; at most {MAX_LAYERS} are supported", key("block_count")));
-        }
-        let plain = ModelSpec::llama(layers, dim, heads, kv_heads, need("feed_forward_length")?, vocab);
+        let layers = need("block_count", &limits::LAYERS)?;
+        let ffn = need("feed_forward_length", &limits::FFN)?;
+        let plain = ModelSpec::llama(layers, dim, heads, kv_heads, ffn, vocab);
         let eps = meta.number(&key("attention.layer_norm_rms_epsilon"))?;
         let model = ModelSpec {
             head_dim,
@@ -100,6 +101,8 @@ impl Architecture {
             tied_embeddings: !has("output.weight"),
             ..plain
         };
+        let bounds = model.check_bounds();
+        bounds.map_err(|e| format!("the model that it describes is not supported: {e}"))?;
         Ok(Architecture { model, paired, longest })
     }
 }

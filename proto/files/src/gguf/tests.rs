@@ -364,7 +364,23 @@ fn what_is_not_followed_is_named() {
     for (key, value, told) in [
         ("llama.logit_scale", Key::Number(2.0), "unsupported key llama.logit_scale"),
         ("llama.attention.sliding_window", Key::Count(8), "llama.attention.sliding_window"),
-        ("llama.block_count", Key::Count(u32::MAX), "llama.block_count is 4294967295; at most 1024"),
+        (
+            "llama.block_count",
+            Key::Count(u32::MAX),
+            "llama.block_count: found 4294967295; must be 1024 or less",
+        ),
+        (
+            "llama.embedding_length",
+            Key::Count(u32::MAX),
+            "llama.embedding_length: found 4294967295; must be 65536",
+        ),
+        ("llama.feed_forward_length", Key::Count(u32::MAX), "llama.feed_forward_length: found 4294967295"),
+        (
+            "llama.attention.head_count",
+            Key::Count(0),
+            "llama.attention.head_count: found 0; must be 1 or more",
+        ),
+        ("llama.attention.key_length", Key::Count(1 << 20), "model.head_dim: found 1048576; must be 65536"),
         ("llama.expert_count", Key::Count(8), "llama.expert_count is 8, and this program follows 0"),
         ("llama.attention.value_length", Key::Count(4), "llama.attention.value_length is 4"),
         ("llama.rope.dimension_count", Key::Count(4), "llama.rope.dimension_count is 4"),

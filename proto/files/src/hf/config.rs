@@ -2,8 +2,8 @@
 //! ours can follow is an error; keys that change none are passed over, and kept for export.
 
 use coxswain_types::model::{
-    Activation, Architecture, Attention, Biases, EmbeddingSpec, Head, MAX_LAYERS, MAX_LENGTH, ModelSpec,
-    NormKind, NormPlacement, NormSpec, Positions, RopeScaling,
+    Activation, Architecture, Attention, Biases, EmbeddingSpec, Head, ModelSpec, NormKind, NormPlacement,
+    NormSpec, Positions, RopeScaling,
 };
 use serde_json::{Map, Value};
 
@@ -88,21 +88,9 @@ pub(super) fn read(config: &Map<String, Value>) -> Result<(Family, ModelSpec), H
             format!("a class with an output head: {title}Model has none, and `tie_word_embeddings` is false");
         return Err(keys.wrong("architectures", &must));
     }
-    let sizes =
-        [model.dim, model.heads, model.kv_heads, model.head_dim, model.layers, model.vocab, model.ffn];
-    if sizes.contains(&0) || !model.heads.is_multiple_of(model.kv_heads) {
-        return Err(HfError::Config("a size is 0, or heads are no multiple of key/value heads".to_owned()));
-    }
-    // Checked before anything is allocated for each of them.
-    let layers = model.layers.max(model.encoder_layers);
-    if layers > MAX_LAYERS {
-        return Err(HfError::Config(format!("it has {layers} layers; at most {MAX_LAYERS} are supported")));
-    }
-    if let Positions::Learned { max, offset } = model.positions
-        && max.max(offset) > MAX_LENGTH
-    {
-        return Err(HfError::Config(format!("it has {max} positions; at most {MAX_LENGTH} are supported")));
-    }
+    // Checked before anything is allocated for each layer, row or column.
+    let bounds = model.check_bounds();
+    bounds.map_err(|e| HfError::Config(format!("the model that it describes is not supported: {e}")))?;
     Ok((*family, model))
 }
 

@@ -136,7 +136,7 @@ fn models_find_their_family() {
 #[test]
 fn what_cannot_be_followed_is_refused_by_name() {
     let quantized = json!({"quant_method": "gptq", "bits": 4});
-    let rows: [(&str, &str, Value, &str); 33] = [
+    let rows: [(&str, &str, Value, &str); 45] = [
         (
             "llama",
             "original_max_position_embeddings",
@@ -189,10 +189,37 @@ fn what_cannot_be_followed_is_refused_by_name() {
             "`rope_type` is \"dynamic\"; must be default",
         ),
         ("llama", "hidden_size", Value::Null, "`hidden_size` is null; must be a count"),
-        ("llama", "num_key_value_heads", json!(3), "heads are no multiple of key/value heads"),
-        ("llama", "num_hidden_layers", json!(u32::MAX), "it has 4294967295 layers; at most 1024"),
-        ("albert", "num_hidden_layers", json!(u32::MAX), "layers; at most 1024"),
-        ("bart", "max_position_embeddings", json!(u32::MAX), "positions; at most 1048576"),
+        ("llama", "num_key_value_heads", json!(3), "model.kv_heads: found 3; must divide model.heads (4)"),
+        (
+            "llama",
+            "num_hidden_layers",
+            json!(u32::MAX),
+            "`num_hidden_layers`: found 4294967295; must be 1024 or less",
+        ),
+        (
+            "albert",
+            "num_hidden_layers",
+            json!(u32::MAX),
+            "`num_hidden_layers`: found 4294967295; must be 1024",
+        ),
+        (
+            "albert",
+            "num_hidden_groups",
+            json!(u32::MAX),
+            "`num_hidden_groups`: found 4294967295; must be 1024",
+        ),
+        ("albert", "embedding_size", json!(1 << 17), "`embedding_size`: found 131072; must be 65536"),
+        ("bart", "max_position_embeddings", json!(u32::MAX), "`max_position_embeddings`: found 4294967295"),
+        ("bart", "encoder_layers", json!(1 << 20), "`encoder_layers`: found 1048576; must be 1024"),
+        ("t5", "relative_attention_num_buckets", json!(u32::MAX), "`relative_attention_num_buckets`: found"),
+        ("t5", "d_kv", json!(u64::MAX), "`d_kv`: found 18446744073709551615; must be 65536 or less"),
+        ("gpt2", "n_inner", json!(u32::MAX), "`n_inner`: found 4294967295; must be 262144 or less"),
+        ("bert", "type_vocab_size", json!(u32::MAX), "`type_vocab_size`: found 4294967295; must be 1024"),
+        ("bert", "vocab_size", json!(u32::MAX), "`vocab_size`: found 4294967295; must be 1048576 or less"),
+        ("llama", "num_attention_heads", json!(0), "`num_attention_heads`: found 0; must be 1 or more"),
+        ("roberta", "pad_token_id", json!(5000), "must be above 5001"),
+        ("longformer", "attention_window", json!(1_u64 << 32), "model.attention.window: found 2147483648"),
+        ("llama", "rms_norm_eps", json!(2.0), "model.norm_eps: found 2.0"),
         (
             "llama",
             "architectures",

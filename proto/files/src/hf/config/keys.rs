@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+use coxswain_types::bounds::limits::{self, Limit};
 use coxswain_types::model::Activation;
 use serde_json::{Map, Value};
 
@@ -23,6 +24,46 @@ pub(in super::super) fn class_default(config: &Map<String, Value>, key: &str) ->
     let family = config.get("model_type").and_then(Value::as_str).filter(|_| !config.contains_key(key))?;
     DEFAULTS.get(family)?.get(key).filter(|value| !value.is_null())
 }
+
+/// What counts lie within, by their keys: memory is taken for each layer, row and column. Sizes of ours that follow
+/// from several keys are checked with the whole model.
+const LIMITS: [(&str, &Limit); 35] = [
+    ("num_hidden_layers", &limits::LAYERS),
+    ("num_hidden_groups", &limits::LAYERS),
+    ("num_layers", &limits::LAYERS),
+    ("num_decoder_layers", &limits::LAYERS),
+    ("n_layer", &limits::LAYERS),
+    ("encoder_layers", &limits::LAYERS),
+    ("decoder_layers", &limits::LAYERS),
+    ("num_attention_heads", &limits::DIM),
+    ("num_key_value_heads", &limits::DIM),
+    ("num_heads", &limits::DIM),
+    ("n_head", &limits::DIM),
+    ("decoder_attention_heads", &limits::DIM),
+    ("encoder_attention_heads", &limits::DIM),
+    ("hidden_size", &limits::DIM),
+    ("head_dim", &limits::DIM),
+    ("embedding_size", &limits::DIM),
+    ("n_embd", &limits::DIM),
+    ("d_model", &limits::DIM),
+    ("d_kv", &limits::DIM),
+    ("intermediate_size", &limits::FFN),
+    ("n_inner", &limits::FFN),
+    ("d_ff", &limits::FFN),
+    ("decoder_ffn_dim", &limits::FFN),
+    ("encoder_ffn_dim", &limits::FFN),
+    ("vocab_size", &limits::VOCAB),
+    ("type_vocab_size", &limits::TOKEN_TYPES),
+    ("num_labels", &limits::CLASSES),
+    ("n_positions", &limits::LENGTH),
+    ("max_position_embeddings", &limits::LENGTH),
+    ("original_max_position_embeddings", &limits::LENGTH),
+    ("block_size", &limits::LENGTH),
+    ("num_random_blocks", &limits::GLOBAL),
+    ("relative_attention_num_buckets", &limits::BUCKETS),
+    ("relative_attention_max_distance", &limits::LENGTH),
+    ("sliding_window", &limits::LENGTH),
+];
 
 /// The keys of a configuration.
 pub(super) struct Keys<'a> {
@@ -56,8 +97,12 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn count(&self, key: &str) -> Result<u32, HfError> {
-        let number = self.value(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
-        number.ok_or_else(|| self.wrong(key, "a count"))
+        let number = self.value(key).and_then(Value::as_u64);
+        let number = number.ok_or_else(|| self.wrong(key, "a count"))?;
+        if let Some((_, limit)) = LIMITS.iter().find(|(of, _)| *of == key) {
+            limit.check(number).map_err(|what| HfError::Config(format!("`{key}`: {what}")))?;
+        }
+        u32::try_from(number).map_err(|_| self.wrong(key, "a count"))
     }
 
     /// A count, or another one where the key is null.
