@@ -14,6 +14,7 @@ use coxswain_files::folders::{locate, model_file, step_folder};
 use coxswain_files::gguf::Gguf;
 use coxswain_files::hf::{self, Form, HfError, HfModel, Kept, Said};
 use coxswain_files::prepare::TOKENIZER;
+use coxswain_files::regular;
 use coxswain_files::tokenizer::END_OF_TEXT_ID;
 use coxswain_files::{Checkpoint, Fingerprint, Header, ShardTensor, Tokenizer, publish, write_shard};
 use coxswain_types::assignment::{PreparedData, TokenFile};
@@ -33,6 +34,10 @@ const KEPT: &str = "hf.json";
 const JOB: &str = "job.yaml";
 /// The most bytes of a file of an imported checkpoint, unless one tensor is larger.
 const MAX_SHARD_BYTES: u64 = 1 << 30;
+/// The largest `tokenizer.json` that is copied: that of a million tokens takes less.
+const MAX_TOKENIZER_BYTES: u64 = 1 << 28;
+/// The largest file of what was kept of an import: a configuration, its neighbours, and a line for each tensor.
+const MAX_KEPT_BYTES: u64 = 1 << 28;
 /// The longest samples of the job that an import writes.
 const SEQUENCE: u32 = 512;
 
@@ -96,10 +101,12 @@ impl Source {
         match self {
             Source::Hf(_) => {
                 let file = path.join("tokenizer.json");
-                if !file.is_file() {
+                if !file.exists() {
                     return Ok(None);
                 }
-                fs::read(&file).map(Some).with_context(|| format!("reading {}", file.display()))
+                regular::read(&file, MAX_TOKENIZER_BYTES)
+                    .map(Some)
+                    .with_context(|| format!("reading {}", file.display()))
             }
             Source::Gguf(file) => Ok(Some(file.tokenizer_json().as_bytes().to_vec())),
         }
@@ -323,6 +330,7 @@ pub(crate) fn export(args: &Export) -> Result<(), Failure> {
 fn bring_out(args: &Export, run: &Path, folder: &Path) -> Result<String> {
     let checkpoint = Checkpoint::open(folder, None)?;
     checkpoint.verify()?;
+    checkpoint.expect_model()?;
     let manifest = checkpoint.manifest();
     let (spec, data) = (&manifest.spec, &manifest.data);
     create_folder(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
@@ -368,7 +376,8 @@ fn kept(run: Option<&Path>, spec: &JobSpec) -> Result<Option<Kept>> {
     let Some(path) = folders.map(|folder| folder.join(KEPT)).find(|path| path.is_file()) else {
         return Ok(None);
     };
-    let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    let bytes =
+        regular::read(&path, MAX_KEPT_BYTES).with_context(|| format!("reading {}", path.display()))?;
     Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?))
 }
 

@@ -10,9 +10,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use coxswain_types::params::parameter_table;
+
 use crate::atomic::{digest_file, digest_file_while};
 use crate::error::CheckpointError;
-use crate::manifest::{Manifest, ManifestTensor, own_file};
+use crate::manifest::{MANIFEST, Manifest, ManifestTensor, own_file};
 use crate::region::{Cut, elements, runs};
 use crate::shards::{ELEMENT_BYTES, ShardFile};
 
@@ -104,6 +106,25 @@ impl Checkpoint {
         for tensor in &self.manifest.tensors {
             for piece in tensor.pieces.iter().filter(|piece| listed(&piece.file)) {
                 self.shard(tensor, &piece.file, piece.cut())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the model of its job has all its parameters here, in their shapes. Whoever makes that model
+    /// takes memory for them: no more than lies in its files.
+    ///
+    /// # Errors
+    /// [`CheckpointError`], naming the parameter.
+    pub fn expect_model(&self) -> Result<(), CheckpointError> {
+        for parameter in parameter_table(&self.manifest.spec.model) {
+            let found = self.shape(&parameter.name)?;
+            if found != parameter.shape {
+                let what = format!(
+                    "its tensor `{}` has the shape {found:?}, and the model of its job has {:?}",
+                    parameter.name, parameter.shape
+                );
+                return Err(CheckpointError::damaged(&self.folder.join(MANIFEST), what));
             }
         }
         Ok(())

@@ -18,6 +18,8 @@ use coxswain_types::framing::Framing;
 use coxswain_types::model::ModelSpec;
 use coxswain_types::params::{Parameter, parameter_table};
 
+use crate::regular;
+
 mod architecture;
 mod blocks;
 mod header;
@@ -112,9 +114,8 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
         let io = |cause| GgufError::Io { path: path.to_owned(), cause };
         let (file, metadata) = regular::open(path).map_err(io)?;
-        let bytes = metadata.len();
-        let Header { meta, mut tensors, data_start } =
-            Header::read(&file, bytes).map_err(|what| GgufError::Damaged { path: path.to_owned(), what })?;
+        let Header { meta, mut tensors, data_start } = Header::read(&file, metadata.len())
+            .map_err(|what| GgufError::Damaged { path: path.to_owned(), what })?;
         let data = Data { path: path.to_owned(), file, start: data_start };
         let unknown = |what: String| GgufError::Unknown { path: path.to_owned(), what };
         let frequencies = match tensors.remove("rope_freqs.weight") {

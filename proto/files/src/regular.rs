@@ -60,20 +60,24 @@ pub fn open(path: &Path) -> io::Result<(File, Metadata)> {
     opened(named, path, OpenOptions::new().read(true), 0)
 }
 
-/// The bytes of a regular file, through symbolic links.
+/// The bytes of a regular file of at most `most_bytes`, through symbolic links.
 ///
 /// # Errors
-/// Those of opening and reading it; `FileTooLarge` if it has more than `most_bytes`.
+/// Those of [`open`] and of reading; `FileTooLarge` if it has more bytes, of which none are kept.
 pub fn read(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
     let (file, metadata) = open(path)?;
-    let mut bytes = Vec::with_capacity(metadata.len().min(most_bytes) as usize);
-    // One byte more shows that there are too many.
+    let too_large = |found: u64| {
+        let text = format!("it has {found} bytes, and may have {most_bytes} at most");
+        io::Error::new(io::ErrorKind::FileTooLarge, text)
+    };
+    if metadata.len() > most_bytes {
+        return Err(too_large(metadata.len()));
+    }
+    let mut bytes = Vec::with_capacity(metadata.len() as usize);
+    // It may have grown since; a byte more shows it.
     file.take(most_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most_bytes {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            format!("it has more than {most_bytes} bytes"),
-        ));
+        return Err(too_large(bytes.len() as u64));
     }
     Ok(bytes)
 }
@@ -225,8 +229,9 @@ mod tests {
         }
         assert_eq!(open(&at("link")).unwrap().1.len(), 1);
         assert_eq!(read(&at("link"), 1).unwrap(), b"x");
-        assert_eq!(read(&at("text"), 0).unwrap_err().to_string(), "it has more than 0 bytes");
+        assert_eq!(read(&at("text"), 0).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
         read(&at("pipe"), 1).unwrap_err();
+        assert_eq!(read(&at("zero"), 9).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         open_own(&at("new"), &mut append).unwrap();
         open_own(&at("text"), &mut append).unwrap();
     }

@@ -63,6 +63,7 @@ impl Generator {
     ) -> Result<Generator, EngineError> {
         let checkpoint = Checkpoint::open(folder, None)?;
         checkpoint.verify()?;
+        checkpoint.expect_model()?;
         let spec = &checkpoint.manifest().spec;
         let (model, seed) = (spec.model.clone(), spec.train.seed);
         if model.architecture == Architecture::Encoder {

@@ -242,3 +242,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_model_is_made_only_of_what_its_checkpoint_holds() {
+    let table = parameter_table(&header(1).spec.model);
+    let written = |change: &dyn Fn(&mut Vec<(String, Vec<u64>)>)| {
+        let mut tensors: Vec<_> = table.iter().map(|row| (row.name.clone(), row.shape.clone())).collect();
+        change(&mut tensors);
+        let dir = tempfile::tempdir().unwrap();
+        let tensors: Vec<_> = tensors.iter().map(|(name, shape)| (name.as_str(), &shape[..], 0)).collect();
+        checkpoint(dir.path(), &tensors, 1);
+        Checkpoint::open(dir.path(), None).unwrap().expect_model().map_err(|error| error.to_string())
+    };
+    assert_eq!(written(&|_| {}), Ok(()));
+    let error = written(&|tensors| drop(tensors.pop())).unwrap_err();
+    assert!(error.contains("has no tensor"), "{error}");
+    let error = written(&|tensors| tensors[0].1 = vec![2, 2]).unwrap_err();
+    assert!(error.contains("has the shape [2, 2], and the model of its job has [300, 8]"), "{error}");
+}

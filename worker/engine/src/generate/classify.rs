@@ -47,6 +47,7 @@ impl Classifier {
     pub fn load(directory: &Path, folder: &Path) -> Result<Classifier, EngineError> {
         let checkpoint = Checkpoint::open(folder, None)?;
         checkpoint.verify()?;
+        checkpoint.expect_model()?;
         let manifest = checkpoint.manifest();
         let (model, train) = (&manifest.spec.model, &manifest.spec.train);
         if !matches!(model.head, Head::Pooled { .. }) {
