@@ -7,6 +7,7 @@
 //! - [`tidy`]: `tidy`, rules of the tree that no compiler checks;
 //! - [`bench`]: `bench`, our training step beside PyTorch's own;
 //! - [`chaos`]: `chaos`, runs whose workers are killed at random;
+//! - [`fuzz`]: `fuzz`, what reads formats of others, under libfuzzer;
 //! - [`sim`]: `sim`, whole clusters in simulated time;
 //! - [`gpu`]: `kernels`, the library of GPU kernels, `gpu-kit`, what a machine with a GPU runs, and the emulated GPU of
 //!   the tests;
@@ -24,6 +25,7 @@
 mod bench;
 mod chaos;
 mod demo;
+mod fuzz;
 mod gpu;
 mod libtorch;
 mod parity;
@@ -70,6 +72,8 @@ enum Command {
     Chaos(chaos::Args),
     /// Simulate whole clusters with faults, by the thousand.
     Sim(sim::Args),
+    /// Try inputs of every format that others write, and keep those that reach new code.
+    Fuzz(fuzz::Args),
     /// Compile the GPU kernels that --device cuda needs; fetches nvcc (104 MB), needs no GPU.
     Kernels,
     /// Pack target/gpu-kit: checks and measurements of this tree for a machine with a GPU and PyTorch, without Rust.
@@ -98,6 +102,7 @@ fn dispatch(command: Command, repo: &Repo) -> Result<()> {
         Command::Bench(args) => bench::bench(repo, &args),
         Command::Chaos(args) => chaos::chaos(repo, &args),
         Command::Sim(args) => sim::sim(repo, &args),
+        Command::Fuzz(args) => fuzz::fuzz(repo, &args),
         Command::Kernels => gpu::kernels(repo),
         Command::GpuKit => gpu::kit(repo),
         Command::Parity(args) => parity::parity(repo, &args),

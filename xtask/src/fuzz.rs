@@ -1,0 +1,182 @@
+//! `fuzz`: what reads formats of others, under libfuzzer; `tests/fuzz` has the formats.
+//!
+//! The toolchain of the tree is enough: coverage is an LLVM pass, and the address sanitizer, which only a nightly one
+//! has, would find nothing here, for these crates have no unsafe code of their own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::repo::Repo;
+use crate::run::{capture, cargo, human, run, say};
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cargo xtask fuzz                                 every format for ten minutes
+  cargo xtask fuzz --target gguf --seconds 60      one of them for a minute")]
+pub(crate) struct Args {
+    /// A format: one of the folders in tests/fuzz/corpus. Every format unless given.
+    #[arg(long, value_name = "NAME")]
+    target: Option<String>,
+    /// How long each format is tried.
+    #[arg(long, value_name = "N", default_value_t = 600)]
+    seconds: u32,
+}
+
+/// What makes the compiler count edges and note comparisons, as `cargo fuzz` asks it to.
+const COVERAGE: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+                        -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+                        -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
+                        -Ccodegen-units=1";
+
+/// The longest input: more bytes are slower, and say the same again. A GGUF file begins with a whole vocabulary.
+const INPUT_BYTES_MAX: u32 = 16_384;
+
+/// The most memory in MiB that an input may make a program take, in all and at once. What 16 KiB of input pay for is far
+/// below.
+const MEMORY_MAX_MIB: [u32; 2] = [1024, 256];
+
+/// An input that takes so many seconds is a finding: others take less than a millisecond.
+const INPUT_SECONDS_MAX: u32 = 5;
+
+/// Inputs that are kept have at most so many bytes, for they are part of the repository; larger ones are tried while
+/// they are found.
+const KEPT_BYTES_MAX: u64 = 4096;
+
+/// Where the kept inputs are, a folder for each format.
+const CORPUS: &str = "tests/fuzz/corpus";
+
+/// Runs each format, and keeps the inputs that reach new code.
+///
+/// # Errors
+/// Names the first format with a finding, and the file of its input.
+pub(crate) fn fuzz(repo: &Repo, args: &Args) -> Result<()> {
+    let all = targets(&repo.path(CORPUS))?;
+    let chosen = match &args.target {
+        None => all,
+        Some(name) if all.contains(name) => vec![name.clone()],
+        Some(name) => bail!("unknown format `{name}`; must be one of {}", all.join(", ")),
+    };
+    let triple = host()?;
+    build(repo, &triple)?;
+    for name in chosen {
+        let format =
+            Format { corpus: repo.path(CORPUS).join(&name), program: program(repo, &triple, &name), name };
+        format.run(&repo.target("fuzz").join(&format.name), args.seconds)?;
+    }
+    Ok(())
+}
+
+/// The formats, by the names of the folders of their inputs.
+fn targets(corpus: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(corpus).with_context(|| format!("reading {}", corpus.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.with_context(|| format!("reading {}", corpus.display()))?.file_name();
+        names.push(name.to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The machine's own triple. With a triple named, cargo leaves build scripts and macros uninstrumented.
+fn host() -> Result<String> {
+    let told = capture(Command::new("rustc").args(["--print", "host-tuple"]))?;
+    Ok(String::from_utf8_lossy(&told).trim().to_owned())
+}
+
+/// Where these programs are built; the rest of the tree is compiled otherwise, and stays as it is.
+fn built(repo: &Repo) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| repo.target("fuzz/build"), |dir| PathBuf::from(dir).join("fuzz"))
+}
+
+fn build(repo: &Repo, triple: &str) -> Result<()> {
+    let mut command = cargo();
+    command.current_dir(repo.path("tests/fuzz/targets")).args(["build", "--release", "--target", triple]);
+    run(command.env("RUSTFLAGS", COVERAGE).env("CARGO_TARGET_DIR", built(repo)))
+}
+
+fn program(repo: &Repo, triple: &str, name: &str) -> PathBuf {
+    built(repo).join(triple).join("release").join(name)
+}
+
+/// A format, its program, and its kept inputs.
+struct Format {
+    name: String,
+    program: PathBuf,
+    corpus: PathBuf,
+}
+
+impl Format {
+    /// Tries inputs for so long; `work` holds what is found.
+    fn run(&self, work: &Path, seconds: u32) -> Result<()> {
+        let (found, findings) = (work.join("found"), work.join("findings"));
+        for folder in [&found, &findings] {
+            fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        }
+        say(&format!("fuzz: {} for {}", self.name, human(Duration::from_secs(seconds.into()))));
+        let limits = [
+            format!("-max_total_time={seconds}"),
+            format!("-max_len={INPUT_BYTES_MAX}"),
+            format!("-rss_limit_mb={}", MEMORY_MAX_MIB[0]),
+            format!("-malloc_limit_mb={}", MEMORY_MAX_MIB[1]),
+            format!("-timeout={INPUT_SECONDS_MAX}"),
+            format!("-artifact_prefix={}/", findings.display()),
+            "-print_final_stats=1".to_owned(),
+            "-verbosity=0".to_owned(),
+        ];
+        let tried = run(self.command().args(limits).arg(&found).arg(&self.corpus));
+        // What was found before a finding is kept as well.
+        self.keep(&found)?;
+        tried.with_context(|| {
+            format!(
+                "{}: a finding lies in {}; mend its cause, and move the file to {}",
+                self.name,
+                findings.display(),
+                self.corpus.display()
+            )
+        })
+    }
+
+    /// Moves inputs that reach new code, and are small, to the kept ones.
+    fn keep(&self, found: &Path) -> Result<()> {
+        let longest = format!("-max_len={KEPT_BYTES_MAX}");
+        run(self.command().args(["-merge=1", "-verbosity=0", &longest]).arg(&self.corpus).arg(found))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        // Each input is a folder of files; memory is faster than a disk.
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() {
+            command.env("TMPDIR", memory);
+        }
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_format_has_a_program_and_kept_inputs() {
+        let repo = Repo::find(None).unwrap();
+        let names = targets(&repo.path(CORPUS)).unwrap();
+        let manifest = fs::read_to_string(repo.path("tests/fuzz/targets/Cargo.toml")).unwrap();
+        let listed: Vec<_> = manifest
+            .lines()
+            .filter_map(|line| line.strip_prefix("path = \"src/")?.strip_suffix(".rs\""))
+            .collect();
+        let mut sorted = listed.clone();
+        sorted.sort_unstable();
+        assert_eq!(names, sorted);
+        for name in names {
+            assert!(repo.path(&format!("tests/fuzz/src/{name}.rs")).is_file(), "{name}");
+        }
+    }
+}
