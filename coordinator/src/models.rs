@@ -4,6 +4,7 @@
 //! One tensor is in memory at a time.
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -156,7 +157,7 @@ fn bring_in(args: &Import, source: &Source) -> Result<String> {
     }
     let folder = step_folder(out, 0);
     create_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    let data = tokens(args, source, &spec)?;
+    let data = unpanicked(&args.source, || tokens(args, source, &spec))?;
     let job = job_of(&spec, &data.framing)?;
     let files = shards(&folder, source)?;
     if let Source::Hf(hf) = source {
@@ -205,6 +206,16 @@ fn told(args: &Import, source: &Source, tokenizer: bool) -> Result<String> {
     text.push_str(&format!("next: set data and train in {out}/{JOB}, then coxswain up {out}/{JOB}"));
     text.push_str(" --workers 1 --out DIR\n");
     Ok(text)
+}
+
+/// Runs what reads a tokenizer. The library that does so panics at some files, among them one that ends in its middle.
+fn unpanicked<T>(folder: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        let folder = folder.display();
+        Err(anyhow!(
+            "the tokenizer of {folder} cannot be read: it is damaged, or of a kind that is not supported"
+        ))
+    })
 }
 
 /// Copies the tokenizer, and says what is known of its tokens.
@@ -334,7 +345,8 @@ fn bring_out(args: &Export, run: &Path, folder: &Path) -> Result<String> {
     let manifest = checkpoint.manifest();
     let (spec, data) = (&manifest.spec, &manifest.data);
     create_folder(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
-    let (kept, tokenizer) = (kept(Some(run), spec)?, tokenizer_of(run, data)?);
+    let kept = kept(Some(run), spec)?;
+    let tokenizer = unpanicked(run, || tokenizer_of(run, data))?;
     let said = Said {
         model: &spec.model,
         framing: &data.framing,
@@ -388,4 +400,44 @@ pub(crate) fn form(spec: &JobSpec) -> Result<Result<Form, HfError>> {
     let own = spec.train.start_from.is_none() && spec.data.files().is_some();
     let framing = own.then(|| Framing::own(&spec.model, &spec.train, END_OF_TEXT_ID));
     Ok(hf::form(&spec.model, kept.as_ref(), framing.as_ref()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The weights of a model whose configuration is [`CONFIG`].
+    const WEIGHTS: &[u8] = include_bytes!("../../tests/fuzz/weights.safetensors");
+    const CONFIG: &str = r#"{"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1,
+        "num_key_value_heads": 1, "intermediate_size": 8, "vocab_size": 9, "tie_word_embeddings": true,
+        "bos_token_id": 1, "eos_token_id": 2}"#;
+
+    /// What comes of an import, and whether its folder is there then.
+    fn imported(config: &str, tokenizer: Option<&str>) -> (Result<(), String>, bool) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config.json"), config).unwrap();
+        fs::write(dir.path().join("model.safetensors"), WEIGHTS).unwrap();
+        if let Some(json) = tokenizer {
+            fs::write(dir.path().join("tokenizer.json"), json).unwrap();
+        }
+        let out = dir.path().join("out");
+        let done = import(&Import { source: dir.path().to_owned(), out: out.clone() });
+        (done.map_err(|failure| format!("{failure:?}")), out.exists())
+    }
+
+    #[test]
+    fn a_foreign_model_is_imported_or_refused_and_leaves_nothing() {
+        assert_eq!(imported(CONFIG, None), (Ok(()), true));
+        let layers = CONFIG.replace(r#""num_hidden_layers": 1"#, r#""num_hidden_layers": 4294967295"#);
+        let rows = [
+            (layers.as_str(), None, "num_hidden_layers"),
+            // The library panics at this one.
+            (CONFIG, Some(r#"{"decoder": {"type": "ByteLevel", "use_reg"#), "the tokenizer of"),
+        ];
+        for (config, tokenizer, told) in rows {
+            let (done, left) = imported(config, tokenizer);
+            let error = done.unwrap_err();
+            assert!(error.contains(told) && !left, "{error}");
+        }
+    }
 }

@@ -57,10 +57,10 @@ impl Format {
         cols.is_multiple_of(self.unit().0)
     }
 
-    /// Bytes of a row of so many numbers.
-    pub(super) fn bytes(self, cols: u64) -> u64 {
-        let (numbers, bytes) = self.unit();
-        cols / numbers * bytes
+    /// Bytes of so many numbers. A file claims any number; as many bytes as can be counted lie in no file.
+    pub(super) fn bytes(self, numbers: u64) -> u64 {
+        let (unit, bytes) = self.unit();
+        (numbers / unit).saturating_mul(bytes)
     }
 
     /// The numbers of whole units.

@@ -439,6 +439,10 @@ fn what_is_no_model_of_ours_is_told() {
         assert!(error.contains(told), "{error}");
     }
     assert!(opened(&good[..good.len() - 40]).unwrap_err().to_string().contains("does not lie in the file"));
+    // A size in bytes that wraps around would lie in any file.
+    let mut large = parts(KINDS[0]);
+    large.tensors[0].1 = vec![1 << 62, 1];
+    assert!(large.refused().contains("does not lie in the file"), "{}", large.refused());
 }
 
 proptest! {

@@ -135,6 +135,8 @@ fn a_foreign_job_out_of_bounds_is_refused_before_memory_is_taken() {
         ("layout/pipeline", &huge, "layout.pipeline"),
         ("layout/tensor", &json!(0), "layout.tensor"),
         ("layout/schedule", &json!({"interleaved": {"chunks": u32::MAX}}), "layout.chunks"),
+        ("layout/data", &json!(3), "layout.data: found 3; must be 2 or less"),
+        ("layout/tensor", &json!(3), "layout.tensor: found 3, which does not split 2 heads"),
         ("checkpoint/keep", &huge, "checkpoint.keep"),
     ];
     for (place, value, told) in rows {

@@ -2,7 +2,9 @@
 
 use super::limits;
 use super::{OutOfBounds, count, expect, number};
-use crate::job::{Checkpointing, DataSpec, JobSpec, Layout, OptimizerSpec, Reduction, Schedule, TrainSpec};
+use crate::job::{
+    Checkpointing, DataSpec, JobSpec, Layout, Lengths, OptimizerSpec, Reduction, Schedule, TrainSpec,
+};
 
 pub(super) fn check(spec: &JobSpec) -> Result<(), OutOfBounds> {
     let most = limits::NAME_LEN;
@@ -105,7 +107,32 @@ fn layout(spec: &JobSpec) -> Result<(), OutOfBounds> {
     expect(chunks >= least && stages <= u64::from(layers), "layout.chunks", || {
         format!("{chunks} on each of {pipeline} pipeline ranks make {stages} stages of {layers} layers")
     })?;
+    shares_of(spec)?;
     let (actions, most) = (spec.actions.iter().map(Vec::len).sum::<usize>(), limits::ACTIONS);
     let fits = actions <= most && spec.actions.len() as u64 <= limits::WORLD.most;
     expect(fits, "layout.actions", || format!("names {actions} actions; at most {most} may be"))
+}
+
+/// Each rank has a share of the work: of the micro-batches, of the runs, and of what the tensor axis splits.
+fn shares_of(spec: &JobSpec) -> Result<(), OutOfBounds> {
+    let (layout, train, model) = (&spec.layout, &spec.train, &spec.model);
+    let canonical = train.reduction == Reduction::Canonical;
+    let most = if canonical { train.reduction_runs } else { u32::MAX }.min(train.micro_batches);
+    expect(layout.data <= most, "layout.data", || format!("found {}; must be {most} or less", layout.data))?;
+    let (heads, kv_heads, shards) = (model.heads, model.kv_heads, train.shards(layout.tensor));
+    for (key, ways) in [("layout.tensor", layout.tensor), ("train.tensor_shards", shards)] {
+        let split = heads.is_multiple_of(ways) && ways <= model.ffn && ways <= model.vocab;
+        let shared = kv_heads.is_multiple_of(ways) || ways.is_multiple_of(kv_heads);
+        expect(split && shared, key, || {
+            format!("found {ways}, which does not split {heads} heads and {kv_heads} key/value heads")
+        })?;
+    }
+    expect(shards.is_multiple_of(layout.tensor), "layout.tensor", || {
+        format!("found {}; must divide train.tensor_shards ({shards})", layout.tensor)
+    })?;
+    let Lengths { source, target, .. } = Lengths::of(model, train);
+    let split = source.is_multiple_of(shards) && target.is_multiple_of(shards);
+    expect(!layout.sequence_parallel || split, "layout.sequence_parallel", || {
+        format!("needs a train.sequence that {shards} divides, and finds {}", train.sequence)
+    })
 }
