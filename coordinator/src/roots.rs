@@ -6,7 +6,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use coxswain_types::JobSpec;
-use coxswain_types::job::DataSpec;
 
 /// `--data-root` and `--runs-root`.
 #[derive(Clone, Debug, Default, clap::Args)]

@@ -34,8 +34,9 @@ use crate::job;
 use crate::roots::Roots;
 use crate::scoped::Scoped;
 use crate::store::{Store, StoreError};
-use crate::tls::accept::{Bounds, Door, Gate, connections};
+use crate::tls::accept::{Door, connections};
 use crate::tls::config::Folder;
+use crate::tls::gate::{Bounds, Gate};
 use crate::views;
 
 // Both sides of the network must mean the same by a lease.

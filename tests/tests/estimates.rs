@@ -176,8 +176,9 @@ fn measure(folder: &Folder, (name, [pipeline, tensor, data], changes): &Row) -> 
     let plan = sketch(&spec(&sets)?, pipeline * tensor * data)?;
     let (tensors, resident) =
         (run.logged_by_rank("peak_tensor_bytes")?, run.logged_by_rank("peak_rss_bytes")?);
-    ensure!(tensors.len() == plan.memory().len(), "{} ranks have logged", tensors.len());
-    let ranks = plan.memory().iter().zip(tensors.iter().zip(&resident));
+    let memory = plan.memory();
+    ensure!(tensors.len() == memory.len(), "{} ranks have logged", tensors.len());
+    let ranks = memory.iter().zip(tensors.iter().zip(&resident));
     let measured = |(said, (&tensors, &resident)): (&Memory, (&u64, &u64))| Measured {
         said: *said,
         tensors,

@@ -15,7 +15,7 @@ use tokio_stream::Stream as _;
 use tokio_stream::wrappers::WatchStream;
 use tonic::transport::server::Connected;
 
-use super::accept::Pass;
+use super::gate::Pass;
 use crate::auth::{Caller, Peer, now_s};
 
 /// How long a connection may take to begin: to send HTTP/2's preface, which a client does at once.
@@ -43,8 +43,8 @@ pub(crate) struct Connection {
     /// Bytes read so far, as far as they matter.
     begun: usize,
     alarm: Pin<Box<Sleep>>,
-    /// Has an item once the caller is revoked.
-    revoked: Option<WatchStream<bool>>,
+    /// Has an item once the caller is revoked, or another stranger has its place.
+    ended: WatchStream<bool>,
     /// Its place among the connections.
     _pass: Pass,
 }
@@ -61,11 +61,11 @@ impl Connection {
     fn new(stream: Stream, peer: Peer, pass: Pass) -> Connection {
         let opened = Instant::now();
         let alarm = Box::pin(tokio::time::sleep_until(opened));
-        let revoked = match &peer.caller {
-            Caller::Known(known) => Some(WatchStream::from_changes(known.revocation())),
-            Caller::Trusted | Caller::Nobody | Caller::OtherUser(_) => None,
-        };
-        Connection { stream, peer, opened, begun: 0, alarm, revoked, _pass: pass }
+        let ended = WatchStream::from_changes(match &peer.caller {
+            Caller::Known(known) => known.revocation(),
+            Caller::Trusted | Caller::Nobody | Caller::OtherUser(_) => pass.dismissed(),
+        });
+        Connection { stream, peer, opened, begun: 0, alarm, ended, _pass: pass }
     }
 
     /// How long it may still be used.
@@ -85,10 +85,9 @@ impl Connection {
     /// Ready when its time is over.
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let ended = |why: &'static str| io::Error::new(io::ErrorKind::TimedOut, why);
-        if let Some(revoked) = &mut self.revoked
-            && Pin::new(revoked).poll_next(context).is_ready()
-        {
-            return Poll::Ready(ended("the caller's certificate was revoked"));
+        // A stream that is over has no item: whoever is known can not be dismissed any more.
+        if let Poll::Ready(Some(_)) = Pin::new(&mut self.ended).poll_next(context) {
+            return Poll::Ready(ended("the caller was revoked, or another stranger has its place"));
         }
         while self.alarm.as_mut().poll(context).is_ready() {
             let left = self.left();

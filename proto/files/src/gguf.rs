@@ -30,8 +30,6 @@ mod tokens;
 use architecture::{Architecture, theirs};
 use header::{Header, TensorInfo};
 
-use crate::regular;
-
 /// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {

@@ -243,11 +243,14 @@ proptest! {
     }
 }
 
+/// Names and shapes.
+type Tensors = Vec<(String, Vec<u64>)>;
+
 #[test]
 fn a_model_is_made_only_of_what_its_checkpoint_holds() {
     let table = parameter_table(&header(1).spec.model);
-    let written = |change: &dyn Fn(&mut Vec<(String, Vec<u64>)>)| {
-        let mut tensors: Vec<_> = table.iter().map(|row| (row.name.clone(), row.shape.clone())).collect();
+    let written = |change: &dyn Fn(&mut Tensors)| {
+        let mut tensors: Tensors = table.iter().map(|row| (row.name.clone(), row.shape.clone())).collect();
         change(&mut tensors);
         let dir = tempfile::tempdir().unwrap();
         let tensors: Vec<_> = tensors.iter().map(|(name, shape)| (name.as_str(), &shape[..], 0)).collect();

@@ -3,7 +3,6 @@
 mod memory;
 
 use coxswain_types::assignment::TokenSource;
-use proptest::prelude::*;
 
 use super::*;
 use crate::atomic::digest_file;
@@ -293,7 +292,8 @@ fn small_texts_give_the_tokens_that_they_always_gave() {
         let data = prepare(dir.path(), &spec).unwrap();
         let held_out = data.held_out.unwrap();
         let text = digest_file(&dir.path().join(HELD_OUT_TEXT)).unwrap();
-        let found = [&data.tokenizer_digest.unwrap(), &data.train.digest, &held_out.digest, &text];
+        let found =
+            [&data.tokenizer_digest.unwrap(), &data.train.file().unwrap().digest, &held_out.digest, &text];
         assert_eq!(found.map(|digest| &digest[..16]), expected);
     }
 }
