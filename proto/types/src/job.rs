@@ -1,7 +1,8 @@
 //! What the user asked for, after every check has passed.
 //!
-//! A [`JobSpec`] is made in one place only, `coxswain_core::spec`, from the text of a job file;
-//! that module owns the defaults, the limits and the messages.
+//! A [`JobSpec`] is made in one place only, `coxswain_core::spec`, from the text of a job file; that module owns the
+//! defaults and the messages. One that was written down, in a checkpoint's manifest, is read back from there and
+//! lies within [`crate::bounds`], or is refused.
 
 use serde::{Deserialize, Serialize};
 
