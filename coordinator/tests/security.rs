@@ -3,6 +3,8 @@
 
 #[path = "../src/tests/fake.rs"]
 mod fake;
+#[allow(dead_code, reason = "another test uses more of it")]
+mod place;
 #[path = "../src/tests/tunnel.rs"]
 mod tunnel;
 
@@ -11,128 +13,16 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use coxswain_proto::tls::{ClientTls, Credentials, JoinToken, Transport, enroll};
+use coxswain_proto::tls::{ClientTls, Credentials, Transport, enroll};
 use coxswain_proto::wire::jobs_client::JobsClient;
 use coxswain_proto::{connect_over, jobs_client, wire};
+use place::{Place, SERVE, command, coxswain, text};
 use tonic::transport::Channel;
-
-/// A folder with certificates, and a coordinator that uses them.
-struct Place {
-    folder: tempfile::TempDir,
-    serve: Child,
-    port: u16,
-    log: Arc<std::sync::Mutex<String>>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = self.serve.kill();
-        let _ = self.serve.wait();
-    }
-}
-
-impl Place {
-    fn new() -> Place {
-        let folder = tempfile::tempdir().unwrap();
-        let init = coxswain(folder.path(), &["certs", "init", "--dir", "tls"]);
-        assert!(init.status.success(), "{}", text(&init.stderr));
-        let log = Arc::default();
-        let (serve, port) = start(folder.path(), &log);
-        Place { folder, serve, port, log }
-    }
-
-    /// Kills the coordinator and starts another one on its folder.
-    fn restart(&mut self) {
-        self.serve.kill().unwrap();
-        self.serve.wait().unwrap();
-        (self.serve, self.port) = start(self.folder.path(), &self.log);
-    }
-
-    fn url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.port)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Runs a command as the holder of the credentials in `tls`.
-    fn run(&self, tls: &str, arguments: &[&str]) -> Output {
-        let mut command = command(self.folder.path());
-        command.env("COXSWAIN_TLS_DIR", self.path(tls)).env("COXSWAIN_COORDINATOR", self.url());
-        command.args(arguments).output().unwrap()
-    }
-
-    fn admin(&self, arguments: &[&str]) -> Output {
-        self.run("tls/people/admin", arguments)
-    }
-
-    fn token(&self, arguments: &[&str]) -> JoinToken {
-        let output = self.admin(&[&["token", "create"], arguments].concat());
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        text(&output.stdout).parse().unwrap()
-    }
-
-    async fn join(&self, token: &JoinToken, name: &str) -> Result<Credentials, String> {
-        let enrolled = enroll::join(&self.url(), token, name).await.map_err(|error| error.to_string())?;
-        Ok(enrolled.credentials)
-    }
-
-    fn open_files(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.serve.id())).unwrap().count()
-    }
-}
-
-/// Starts a coordinator; returns its process and its port.
-fn start(folder: &Path, log: &Arc<std::sync::Mutex<String>>) -> (Child, u16) {
-    let mut serve = command(folder);
-    serve.args([
-        "serve",
-        "--data-dir",
-        "data",
-        "--tls-dir",
-        "tls",
-        "--listen",
-        "127.0.0.1:0",
-        "--data-root",
-        ".",
-        "--runs-root",
-        ".",
-    ]);
-    let mut serve = serve.env("RUST_LOG", "debug").stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(serve.stderr.take().unwrap()).lines();
-    let first = lines.find(|line| line.as_ref().unwrap().contains("listening on")).unwrap().unwrap();
-    let place = first.split("listening on 127.0.0.1:").nth(1).unwrap();
-    let port = place.split(';').next().unwrap().parse().unwrap();
-    let copy = log.clone();
-    std::thread::spawn(move || {
-        for line in lines.map_while(Result::ok) {
-            copy.lock().unwrap().push_str(&(line + "\n"));
-        }
-    });
-    (serve, port)
-}
-
-fn command(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_coxswain"));
-    command.current_dir(folder).env_remove("COXSWAIN_COORDINATOR").env_remove("COXSWAIN_TLS_DIR");
-    command.stdin(Stdio::null());
-    command
-}
-
-fn coxswain(folder: &Path, arguments: &[&str]) -> Output {
-    command(folder).args(arguments).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).unwrap()
-}
 
 #[test]
 fn certificates_are_private_and_never_written_over() {
@@ -299,20 +189,7 @@ async fn tokens_chains_and_revocations_outlive_the_coordinator() {
     let mut bytes = fs::read(&access).unwrap();
     bytes[40] ^= 1;
     fs::write(&access, bytes).unwrap();
-    let serve = [
-        "serve",
-        "--data-dir",
-        "data",
-        "--tls-dir",
-        "tls",
-        "--listen",
-        "127.0.0.1:0",
-        "--data-root",
-        ".",
-        "--runs-root",
-        ".",
-    ];
-    let serve = coxswain(place.folder.path(), &serve);
+    let serve = coxswain(place.folder.path(), &SERVE);
     let said = text(&serve.stderr);
     assert!(serve.status.code() == Some(1) && said.contains("data/access is damaged at line 2"), "{said}");
 }

@@ -1,0 +1,309 @@
+//! Callers of every role who flood, stall and lie, against a real coordinator. Meanwhile an honest caller's answers come
+//! in time, and the coordinator's memory stays bounded.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+#[allow(dead_code, reason = "another test uses more of it")]
+mod place;
+
+use std::fs;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use coxswain_proto::tls::client::certificates;
+use coxswain_proto::tls::token::ca_hash;
+use coxswain_proto::tls::{ClientTls, Credentials, Transport};
+use coxswain_proto::{access_client, cluster_client, connect_over, jobs_client, wire};
+use place::{Place, coxswain, text};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+/// How long each of them goes on.
+const ATTACK: Duration = Duration::from_secs(2);
+
+/// How many do the same at once.
+const MANY: usize = 64;
+
+/// How long an honest call may take at its slowest. Attackers and coordinator share two cores with it.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// How much memory an attack may take beside what the coordinator had before.
+const MEMORY_MIB: u64 = 192;
+
+/// Memory that the coordinator has, in MiB.
+fn memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
+}
+
+/// What a caller does until it is stopped. Whatever it is answered, it goes on.
+type Attack = fn(Caller) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A caller and the way to the coordinator.
+#[derive(Clone)]
+struct Caller {
+    url: String,
+    transport: Transport,
+    number: usize,
+}
+
+impl Caller {
+    async fn channel(&self) -> Channel {
+        loop {
+            match connect_over(&self.url, &self.transport).await {
+                Ok(channel) => return channel,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+}
+
+macro_rules! attack {
+    ($caller:ident, $body:block) => {
+        |$caller: Caller| Box::pin(async move { loop $body })
+    };
+}
+
+/// Each row: who, what it does, and how.
+fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
+    vec![
+        (
+            "stranger",
+            "floods with connections of garbage",
+            attack!(caller, {
+                let address = caller.url.trim_start_matches("https://");
+                if let Ok(mut stream) = TcpStream::connect(address).await {
+                    let _ = stream.write_all(&[0x16, 3, 1, 0xff, 0xff, 7, 7, 7]).await;
+                }
+            }),
+        ),
+        (
+            "stranger",
+            "stalls in the handshake",
+            attack!(caller, {
+                let address = caller.url.trim_start_matches("https://");
+                let mut held = Vec::new();
+                for _ in 0..8 {
+                    held.extend(TcpStream::connect(address).await);
+                }
+                let mut byte = [0];
+                for stream in &mut held {
+                    let _ = stream.read(&mut byte).await;
+                }
+            }),
+        ),
+        (
+            "nobody",
+            "lies about a token",
+            attack!(caller, {
+                let mut access = access_client(caller.channel().await);
+                let request = wire::JoinRequest { token: "00000000.none".to_owned(), ..Default::default() };
+                let _ = access.join(request).await;
+            }),
+        ),
+        (
+            "viewer",
+            "floods with lists",
+            attack!(caller, {
+                let mut jobs = jobs_client(caller.channel().await);
+                for _ in 0..1000 {
+                    let _ = jobs.list(wire::ListRequest {}).await;
+                }
+            }),
+        ),
+        (
+            "viewer",
+            "stalls as a follower of events",
+            attack!(caller, {
+                let mut jobs = jobs_client(caller.channel().await);
+                let mut held = Vec::new();
+                for _ in 0..100 {
+                    let request = wire::EventsRequest { follow: true, ..Default::default() };
+                    held.push(jobs.events(request).await);
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }),
+        ),
+        (
+            "submitter",
+            "floods with jobs",
+            attack!(caller, {
+                let mut jobs = jobs_client(caller.channel().await);
+                let pad = "#".repeat(200 << 10);
+                for n in 0.. {
+                    let directory = format!("run-{}-{n}", caller.number);
+                    let manifest = format!("{JOB}\n{pad}");
+                    let _ =
+                        jobs.submit(wire::SubmitRequest { manifest, directory, ..Default::default() }).await;
+                }
+            }),
+        ),
+        (
+            "submitter",
+            "lies about paths, sizes and keys",
+            attack!(caller, {
+                let mut jobs = jobs_client(caller.channel().await);
+                let deep = format!("model.{}=1", "a.".repeat(100_000));
+                let large = "model={layers: 1024, dim: 4096, heads: 1024, head_dim: 4, vocab: 3000}";
+                let shards = "train={steps: 1, sequence: 16, micro_batches: 4096, tensor_shards: 64}";
+                for (directory, sets) in [
+                    ("../../etc", vec![]),
+                    ("run", vec![deep]),
+                    ("run", vec!["data={text: /dev/zero}".to_owned()]),
+                    ("run", vec![large.to_owned(), shards.to_owned()]),
+                ] {
+                    let manifest = JOB.to_owned();
+                    let request = wire::SubmitRequest {
+                        manifest,
+                        directory: directory.to_owned(),
+                        sets,
+                        ..Default::default()
+                    };
+                    let _ = jobs.submit(request).await;
+                }
+            }),
+        ),
+        (
+            "worker",
+            "floods with statuses",
+            attack!(caller, {
+                let mut cluster = cluster_client(caller.channel().await);
+                let (statuses, outgoing) = mpsc::channel(16);
+                let answers = cluster.sync(ReceiverStream::new(outgoing)).await;
+                while answers.is_ok() && statuses.send(status("w0", 1)).await.is_ok() {}
+            }),
+        ),
+        (
+            "worker",
+            "stalls after large statuses",
+            attack!(caller, {
+                let mut cluster = cluster_client(caller.channel().await);
+                let mut held = Vec::new();
+                for _ in 0..100 {
+                    let (statuses, outgoing) = mpsc::channel(1);
+                    let mut large = status("w0", 1);
+                    large.reports = vec![wire::StepReport { step: 1, ..Default::default() }; 50_000];
+                    let _ = statuses.send(large).await;
+                    held.push((cluster.sync(ReceiverStream::new(outgoing)).await, statuses));
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }),
+        ),
+        (
+            "worker",
+            "lies about its name and its run",
+            attack!(caller, {
+                let mut cluster = cluster_client(caller.channel().await);
+                for (name, incarnation) in [("w0", u64::MAX), ("other", 1), ("w0\n", 1), ("w0", 0)] {
+                    let (statuses, outgoing) = mpsc::channel(4);
+                    let mut said = status(name, incarnation);
+                    said.generation = u64::MAX;
+                    said.phase = wire::Phase::Done.into();
+                    said.assignment_digest = Some("0".repeat(64));
+                    let _ = statuses.send(said).await;
+                    if let Ok(answers) = cluster.sync(ReceiverStream::new(outgoing)).await {
+                        let _ = answers.into_inner().message().await;
+                    }
+                    let key = vec![7; 1024];
+                    let set = wire::StoreSetRequest {
+                        job: "demo-1".to_owned(),
+                        generation: 1,
+                        key,
+                        value: vec![7; 4096],
+                    };
+                    let _ = cluster.store_set(set).await;
+                }
+            }),
+        ),
+        (
+            "admin",
+            "floods with tokens",
+            attack!(caller, {
+                let mut access = access_client(caller.channel().await);
+                for _ in 0..1000 {
+                    let request = wire::CreateTokenRequest {
+                        role: "worker".to_owned(),
+                        jobs: "*".to_owned(),
+                        ttl_s: 1,
+                        uses: 1,
+                    };
+                    let _ = access.create_token(request).await;
+                }
+            }),
+        ),
+    ]
+}
+
+const JOB: &str = "
+name: demo
+model: {layers: 1, dim: 32, heads: 4, vocab: 300}
+data: {synthetic: {tokens: 4096}}
+train: {steps: 3, sequence: 16}
+";
+
+fn status(name: &str, incarnation: u64) -> wire::WorkerStatus {
+    let info = wire::WorkerInfo {
+        id: name.to_owned(),
+        incarnation,
+        host: "alpha".to_owned(),
+        pid: 1,
+        cores: 2,
+        device: "cpu".to_owned(),
+        runtime: "libtorch 2.11.0".to_owned(),
+    };
+    wire::WorkerStatus { info: Some(info), phase: wire::Phase::Idle.into(), ..Default::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_floods_stalls_or_lies_others_are_answered() {
+    let place = Place::new();
+    let (url, pid) = (place.url(), place.serve.id());
+    for role in ["viewer", "submitter"] {
+        let issued = coxswain(
+            place.folder.path(),
+            &["certs", "issue", "--dir", "tls", "--role", role, "--name", role],
+        );
+        assert!(issued.status.success(), "{}", text(&issued.stderr));
+    }
+    let by = |credentials: &Credentials| Transport::Tls(ClientTls::new(credentials).unwrap());
+    let of = |name: &str| by(&Credentials::read(&place.path(&format!("tls/people/{name}"))).unwrap());
+    let worker = place.join(&place.token(&["--role", "worker"]), "w0").await.unwrap();
+    let ca = certificates("the CA", &worker.ca).unwrap();
+    let transport = |who: &str| match who {
+        "worker" => by(&worker),
+        "stranger" | "nobody" => Transport::Tls(ClientTls::pinned(&ca_hash(&ca[0])).unwrap()),
+        name => of(name),
+    };
+    // The honest caller is of another name, and comes anew with each call, as commands do.
+    let issued = ["certs", "issue", "--dir", "tls", "--role", "viewer", "--name", "honest"];
+    assert!(coxswain(place.folder.path(), &issued).status.success());
+    let honest = of("honest");
+    for (who, what, attack) in attacks() {
+        let before = memory(pid);
+        let mut attackers = JoinSet::new();
+        for number in 0..MANY {
+            attackers.spawn(attack(Caller { url: url.clone(), transport: transport(who), number }));
+        }
+        let (start, mut answers, mut slowest, mut most) = (Instant::now(), 0, Duration::ZERO, before);
+        while start.elapsed() < ATTACK {
+            let asked = Instant::now();
+            let channel = connect_over(&url, &honest).await.unwrap();
+            let job = "none-1".to_owned();
+            let answer = jobs_client(channel).get(wire::GetRequest { job }).await;
+            assert_eq!(answer.unwrap_err().code(), tonic::Code::NotFound, "{who} {what}");
+            (answers, slowest, most) = (answers + 1, slowest.max(asked.elapsed()), most.max(memory(pid)));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        attackers.shutdown().await;
+        coxswain_console::say(&format!(
+            "{who} {what}: {answers} answers, the slowest after {slowest:?}; from {before} to {most} MiB"
+        ));
+        assert!(slowest < ANSWER, "{who} {what}: an answer took {slowest:?}");
+        assert!(most < before + MEMORY_MIB, "{who} {what}: from {before} to {most} MiB");
+    }
+}
