@@ -302,10 +302,20 @@ impl Desk {
                     Err(error) => self.broken(&error),
                 }
             }
-            Task::Sync(step) => match self.open.as_ref()?.1.sync() {
-                Ok(()) => self.written(Vec::new(), Some(step)),
-                Err(error) => self.broken(&error),
-            },
+            Task::Sync(step) => {
+                let metrics = &self.open.as_ref()?.1;
+                // A checkpoint is about to be committed.
+                let held = self.claim.as_ref().map_or(Ok(()), Claim::check);
+                if let Err(error) = held {
+                    let (job, _) = self.open.take()?;
+                    let reason = format!("the run's folder {}: {error}", self.directory.display());
+                    return Some(Request::Event(Event::Broken { job, reason }));
+                }
+                match metrics.sync() {
+                    Ok(()) => self.written(Vec::new(), Some(step)),
+                    Err(error) => self.broken(&error),
+                }
+            }
             Task::Close => {
                 (self.open, self.claim) = (None, None);
                 Some(Request::FolderClosed { directory: self.directory.clone() })

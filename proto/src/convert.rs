@@ -380,6 +380,7 @@ impl From<status::Activity> for wire::Activity {
             for_ms: activity.for_ms,
             waits_for: activity.waits_for.map(|rank| rank.0),
             last: activity.last.map(cut),
+            still_ms: activity.still_ms,
         }
     }
 }
@@ -392,6 +393,7 @@ impl From<wire::Activity> for status::Activity {
             for_ms: activity.for_ms,
             waits_for: activity.waits_for.map(Rank),
             last: activity.last,
+            still_ms: activity.still_ms,
         }
     }
 }

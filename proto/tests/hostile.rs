@@ -52,6 +52,7 @@ fn status() -> wire::WorkerStatus {
             for_ms: 3,
             waits_for: Some(1),
             last: None,
+            still_ms: 0,
         }),
         pace: Some(wire::Pace { step: 12, busy_us: 5 }),
         begun: Some(wire::Begun { step: 9, origin: wire::Origin::Memory.into() }),

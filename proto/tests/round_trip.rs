@@ -79,6 +79,7 @@ fn status(phase: Phase) -> WorkerStatus {
             for_ms: 31,
             waits_for: Some(Rank(0)),
             last: Some("0F11".into()),
+            still_ms: 30,
         }),
         pace: Some(Pace { step: Step(7), busy_us: 1234 }),
         begun: Some(Begun { step: Step(6), origin: Origin::Memory }),

@@ -539,6 +539,7 @@ fn activity(links: &Links) -> Activity {
         for_ms: u64::try_from(doing.since.elapsed().as_millis()).unwrap_or(u64::MAX),
         waits_for: links.waits_for().map(RankId),
         last: doing.last,
+        still_ms: u64::try_from(links.still_for().as_millis()).unwrap_or(u64::MAX),
     }
 }
 

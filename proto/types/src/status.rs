@@ -170,6 +170,8 @@ pub struct Activity {
     pub waits_for: Option<Rank>,
     /// The compute action that it ended last.
     pub last: Option<String>,
+    /// For how long no byte of a tensor has come from another rank or gone to one, in milliseconds.
+    pub still_ms: u64,
 }
 
 /// How long a step took a rank.

@@ -79,6 +79,8 @@ struct Now {
     aborted: AtomicBool,
     doing: Mutex<Doing>,
     looks: Mutex<Looks>,
+    /// The newest number of bytes that have moved, and since when it is that.
+    still: Mutex<(u64, Instant)>,
 }
 
 /// How long this rank works between two calls of [`Links::expect_wanted`].
@@ -110,7 +112,12 @@ impl Now {
         let what = format!("joining as rank {rank} of {world}");
         let doing = Mutex::new(Doing { step: 0, what, since: Instant::now(), last: None });
         let looks = Mutex::new(Looks { at: Instant::now(), waited_us: 0, longest: Duration::ZERO });
-        Arc::new(Now { aborted: AtomicBool::new(false), doing, looks })
+        Arc::new(Now {
+            aborted: AtomicBool::new(false),
+            doing,
+            looks,
+            still: Mutex::new((0, Instant::now())),
+        })
     }
 }
 
@@ -226,6 +233,16 @@ impl Links {
     /// A rank without which this one cannot go on, if there is one now.
     pub fn waits_for(&self) -> Option<u32> {
         self.network.as_ref().and_then(Network::waits_for)
+    }
+
+    /// For how long no byte of a tensor has come from another rank or gone to one, as far as the calls of this tell.
+    pub fn still_for(&self) -> Duration {
+        let moved = self.network.as_ref().map_or(0, Network::moved_bytes);
+        let mut still = locked(&self.now.still);
+        if still.0 != moved {
+            *still = (moved, Instant::now());
+        }
+        still.1.elapsed()
     }
 
     /// How long this rank could not go on without its peers, in microseconds.

@@ -97,6 +97,8 @@ pub trait Transport: Send + Sync + 'static {
     fn recv(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, Failure>;
     /// Ends everything that is pending, and what is started from now on.
     fn abort(&self);
+    /// Bytes of messages that have come or gone.
+    fn moved_bytes(&self) -> u64;
 }
 
 /// A message on its way.
@@ -246,6 +248,11 @@ impl Network {
     /// A rank without which this one cannot go on, if there is one now.
     pub fn waits_for(&self) -> Option<u32> {
         locked(&self.0.waits).now.values().find_map(|(peer, _)| *peer)
+    }
+
+    /// Bytes of tensors that have come from other ranks or gone to them.
+    pub fn moved_bytes(&self) -> u64 {
+        self.0.transport.moved_bytes()
     }
 
     /// How long this rank could not go on without its peers, in microseconds.

@@ -16,6 +16,10 @@ const HANG_STEPS: f64 = 4.0;
 /// The same where no step has been taken yet: the first one also loads tokens and builds kernels.
 const FIRST_STEP_MS: u64 = 30_000;
 
+/// A run in which every rank waits and no tensor moves for this long, and for [`patience_ms`], has come to a stop for
+/// good: a message on its way moves, and a network that answers nothing ends its connections within ten seconds.
+const STUCK_MS: u64 = 10_000;
+
 /// A rank as it was heard of.
 #[derive(Clone, Debug)]
 pub(super) struct Look<'a> {
@@ -49,6 +53,20 @@ pub(super) fn longest(ranks: &[Look<'_>]) -> Option<(usize, u64)> {
     let waits = ranks.iter().enumerate().filter(|(_, rank)| rank.waits_for().is_some() && !rank.is_silent());
     // Of equal ones the lower rank.
     waits.map(|(index, rank)| (index, rank.for_ms())).rev().max_by_key(|(_, for_ms)| *for_ms)
+}
+
+/// Who waits for whom, where nothing can go on any more by itself.
+pub(super) fn stuck(ranks: &[Look<'_>], patience_ms: u64) -> Option<String> {
+    let least_ms = STUCK_MS.max(patience_ms);
+    let rests = |rank: &Look<'_>| {
+        let waits = rank.activity.filter(|activity| activity.waits_for.is_some() && !rank.is_silent());
+        waits.is_some_and(|activity| activity.for_ms.min(activity.still_ms) >= least_ms)
+    };
+    if ranks.is_empty() || !ranks.iter().all(rests) {
+        return None;
+    }
+    let (rank, _) = longest(ranks)?;
+    Some(format!("every rank waits and no tensor moves: {}", chain(ranks, rank)?))
 }
 
 /// How long a rank may wait before it is told, where steps take this many seconds.
@@ -136,6 +154,7 @@ mod tests {
             for_ms,
             waits_for: waits_for.map(Rank),
             last: Some(last.to_owned()).filter(|last| !last.is_empty()),
+            still_ms: for_ms,
         }
     }
 
@@ -186,6 +205,29 @@ mod tests {
         }
         let computes = [(Some(activity("0F1", 9000, None, "")), 0)];
         assert_eq!((longest(&looks(&computes)), chain(&looks(&computes), 0)), (None, None));
+    }
+
+    #[test]
+    fn a_run_is_stuck_once_every_rank_waits_and_no_tensor_moves() {
+        let waits = |for_ms, on: u32| (Some(activity("0F1", for_ms, Some(on), "")), 100);
+        let moves = |mut rank: (Option<Activity>, u64)| {
+            rank.0.iter_mut().for_each(|activity| activity.still_ms = 200);
+            rank
+        };
+        let rows = [
+            (vec![waits(10_000, 1), waits(12_000, 0)], 3000, true),
+            (vec![waits(9900, 1), waits(12_000, 0)], 3000, false),
+            (vec![waits(10_000, 1), waits(12_000, 0)], 11_000, false),
+            (vec![waits(10_000, 1), moves(waits(12_000, 0))], 3000, false),
+            (vec![waits(10_000, 1), (Some(activity("0F1", 20_000, None, "")), 100)], 3000, false),
+            (vec![waits(10_000, 1), (Some(activity("0F1", 20_000, Some(0), "")), 3500)], 3000, false),
+            (vec![waits(10_000, 1), (None, 0)], 3000, false),
+            (vec![], 0, false),
+        ];
+        for (rows, patience_ms, expected) in rows {
+            let found = stuck(&looks(&rows), patience_ms);
+            assert_eq!(found.is_some(), expected, "{rows:?} {patience_ms}: {found:?}");
+        }
     }
 
     #[test]

@@ -238,7 +238,7 @@ impl Cluster {
             let about = notice(Weight::Warning, text).about_run(&job, generation);
             return self.note(NoteKind::Hang, about, out);
         }
-        if let Some(cause) = run.missing(now_ms) {
+        if let Some(cause) = run.missing(now_ms).or_else(|| run.stuck(now_ms)) {
             return self.interrupt(&job, cause, out);
         }
         if let Some(complaint) = run.verdict(now_ms, &self.members) {

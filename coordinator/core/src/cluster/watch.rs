@@ -118,6 +118,13 @@ impl Run {
         chain
     }
 
+    /// Who waits for whom, where the run cannot go on by itself.
+    pub(super) fn stuck(&self, now_ms: u64) -> Option<String> {
+        let runs = |seat: &Seat| seat.phase == Some(Phase::Running);
+        let all = self.hang_told == Some(self.reported) && self.seats.iter().all(runs);
+        all.then(|| hang::stuck(&self.looks(now_ms), self.patience_ms())).flatten()
+    }
+
     pub(super) fn describe(&self, rank: usize) -> String {
         let Seat { info, stage, .. } = &self.seats[rank];
         format!("worker {} (rank {rank}, stage {stage}, pid {} on {})", info.id, info.pid, info.host)

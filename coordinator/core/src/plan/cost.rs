@@ -117,6 +117,8 @@ mod tests {
     use super::*;
     use crate::plan::tests::changed;
 
+    type Change<'a> = &'a dyn Fn(&mut JobSpec);
+
     #[test]
     fn what_is_counted_is_what_plans_list() {
         let zero_bubble = |spec: &mut JobSpec| {
@@ -128,7 +130,7 @@ mod tests {
         let shards = |spec: &mut JobSpec| {
             (spec.layout.data, spec.layout.zero, spec.train.tensor_shards) = (2, true, Some(8));
         };
-        let rows: [(&str, &dyn Fn(&mut JobSpec)); 4] = [
+        let rows: [(&str, Change<'_>); 4] = [
             ("alone", &|_| ()),
             ("zero bubble", &zero_bubble),
             ("split sequence", &split),
@@ -159,7 +161,7 @@ mod tests {
             (spec.train.micro_batches, spec.train.reduction_runs) = (4096, 8);
             spec.train.tensor_shards = Some(64);
         };
-        let refusal = |change: &dyn Fn(&mut JobSpec)| {
+        let refusal = |change: Change<'_>| {
             let error = changed(1024, |spec| {
                 large(spec);
                 change(spec);

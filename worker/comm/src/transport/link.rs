@@ -145,6 +145,11 @@ impl Link {
         Ok(ticket)
     }
 
+    /// Bytes of messages that have come or gone.
+    pub(crate) fn moved_bytes(&self) -> u64 {
+        self.out.moved_bytes + self.inbox.moved_bytes
+    }
+
     /// Whether something waits for a connection.
     pub(crate) fn has_work(&self) -> bool {
         let sends = self.out.queues.values().any(|queue| !queue.messages.is_empty());
@@ -270,6 +275,7 @@ struct Outbox {
     /// Tags with a message that has a place.
     turns: VecDeque<u32>,
     frame: Option<Frame>,
+    moved_bytes: u64,
 }
 
 /// Messages of one tag, and the lengths of the places for them.
@@ -362,6 +368,7 @@ impl Outbox {
             frame.left -= wrote - of_header;
             if let Some(message) = message {
                 message.done += wrote - of_header;
+                self.moved_bytes += (wrote - of_header) as u64;
             }
             if frame.header_done == HEADER_BYTES && frame.left == 0 {
                 let tag = frame.tag;
@@ -395,6 +402,7 @@ struct Inbox {
     end: usize,
     /// The tag of the part that is being read, and its bytes that are still to come.
     part: Option<(u32, usize)>,
+    moved_bytes: u64,
 }
 
 impl Inbox {
@@ -490,6 +498,7 @@ impl Inbox {
         let Some(messages) = self.messages.get_mut(&tag) else { return };
         let Some(message) = messages.front_mut() else { return };
         message.done += read;
+        self.moved_bytes += read as u64;
         if message.left() == 0 {
             messages.pop_front().into_iter().for_each(|message| message.ended.tell(Ok(())));
         }

@@ -258,6 +258,10 @@ impl Transport for Mesh {
         self.start(peer, |link| link.recv(message, tag))
     }
 
+    fn moved_bytes(&self) -> u64 {
+        self.0.links.iter().map(|link| locked(link).moved_bytes()).sum()
+    }
+
     fn abort(&self) {
         self.end(true);
     }

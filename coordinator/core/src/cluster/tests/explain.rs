@@ -2,6 +2,7 @@
 
 use expect_test::expect;
 
+use super::at_work;
 use super::story::tell_to;
 use crate::cluster::{Cluster, Happening};
 
@@ -175,4 +176,16 @@ fn the_journal_is_told_as_events() {
         {"kind":"formed","job":"demo-1","generation":2,"text":"runs on w0, w1","ranks":[{"host":"alpha","pid":100,"stage":0,"worker":"w0"},{"host":"alpha","pid":101,"stage":1,"worker":"w1"}],"step":0}
         {"kind":"drained","worker":"w1","text":"a new disk"}
         {"kind":"ended","job":"demo-1","text":"cancelled: enough; 1 step lost: there is no checkpoint","ending":"cancelled"}"#]].assert_eq(&lines.join("\n"));
+}
+
+#[test]
+fn ranks_that_wait_for_each_other_are_interrupted_once_no_tensor_moves() {
+    let mut story = String::new();
+    for ms in [4000, 8000, 11_500] {
+        story += &format!(
+            "{ms} w0 g1 running step=1 doing=0B2 for={ms} waits=1 still={ms}
+             {ms} w1 g1 running step=1 doing=1F3 for={ms} waits=0 still={ms}\n"
+        );
+    }
+    expect![""].assert_eq(&at_work(&story));
 }

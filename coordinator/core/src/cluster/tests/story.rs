@@ -188,6 +188,7 @@ fn status(cluster: &Cluster, name: &str, words: &[&str], line: &str) -> WorkerSt
             for_ms: number(words, "for").unwrap_or(0),
             waits_for: number(words, "waits").map(|rank| Rank(rank as u32)),
             last: value(words, "last").map(str::to_owned),
+            still_ms: number(words, "still").unwrap_or(0),
         }),
         pace: number(words, "busy")
             .map(|busy_us| Pace { step: Step(number(words, "step").unwrap_or(0)), busy_us }),
