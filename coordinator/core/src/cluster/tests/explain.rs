@@ -187,5 +187,12 @@ fn ranks_that_wait_for_each_other_are_interrupted_once_no_tensor_moves() {
              {ms} w1 g1 running step=1 doing=1F3 for={ms} waits=0 still={ms}\n"
         );
     }
-    expect![""].assert_eq(&at_work(&story));
+    expect![[r#"
+        4000 w0 g1 running step=1 doing=0B2 for=4000 waits=1 still=4000
+        4000 w1 g1 running step=1 doing=1F3 for=4000 waits=0 still=4000
+        8000 w0 g1 running step=1 doing=0B2 for=8000 waits=1 still=8000
+        8000 w1 g1 running step=1 doing=1F3 for=8000 waits=0 still=8000
+        11500 w0 g1 running step=1 doing=0B2 for=11500 waits=1 still=11500
+        11500 w1 g1 running step=1 doing=1F3 for=11500 waits=0 still=11500
+    "#]].assert_eq(&at_work(&story));
 }
