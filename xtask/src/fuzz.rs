@@ -3,6 +3,7 @@
 //! The toolchain of the tree is enough: coverage is an LLVM pass, and the address sanitizer, which only a nightly one
 //! has, would find nothing here, for these crates have no unsafe code of their own.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -42,9 +43,9 @@ const MEMORY_MAX_MIB: [u32; 2] = [1024, 256];
 /// An input that takes so many seconds is a finding: others take less than a millisecond.
 const INPUT_SECONDS_MAX: u32 = 5;
 
-/// Inputs that are kept have at most so many bytes, for they are part of the repository; larger ones are tried while
-/// they are found.
-const KEPT_BYTES_MAX: u64 = 4096;
+/// Inputs that are kept have at most so many bytes each, and those of a format in all: they are part of the repository,
+/// and every run of the tests reads them.
+const KEPT_BYTES_MAX: [u64; 2] = [4096, 40 << 10];
 
 /// Where the kept inputs are, a folder for each format.
 const CORPUS: &str = "tests/fuzz/corpus";
@@ -90,8 +91,8 @@ fn host() -> Result<String> {
 
 /// Where these programs are built; the rest of the tree is compiled otherwise, and stays as it is.
 fn built(repo: &Repo) -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| repo.target("fuzz/build"), |dir| PathBuf::from(dir).join("fuzz"))
+    let given = std::env::var_os("CARGO_TARGET_DIR").map(|folder| repo.root().join(folder).join("fuzz"));
+    given.unwrap_or_else(|| repo.target("fuzz/build"))
 }
 
 fn build(repo: &Repo, triple: &str) -> Result<()> {
@@ -131,7 +132,7 @@ impl Format {
         ];
         let tried = run(self.command().args(limits).arg(&found).arg(&self.corpus));
         // What was found before a finding is kept as well.
-        self.keep(&found)?;
+        self.keep(work, &found)?;
         tried.with_context(|| {
             format!(
                 "{}: a finding lies in {}; mend its cause, and move the file to {}",
@@ -142,10 +143,24 @@ impl Format {
         })
     }
 
-    /// Moves inputs that reach new code, and are small, to the kept ones.
-    fn keep(&self, found: &Path) -> Result<()> {
-        let longest = format!("-max_len={KEPT_BYTES_MAX}");
-        run(self.command().args(["-merge=1", "-verbosity=0", &longest]).arg(&self.corpus).arg(found))
+    /// Copies found inputs that reach what no kept one does to the kept ones, small ones first.
+    fn keep(&self, work: &Path, found: &Path) -> Result<()> {
+        let merged = work.join("merged");
+        if merged.exists() {
+            fs::remove_dir_all(&merged).with_context(|| format!("removing {}", merged.display()))?;
+        }
+        fs::create_dir_all(&merged).with_context(|| format!("creating {}", merged.display()))?;
+        let kept = sizes(&self.corpus)?;
+        for name in kept.keys() {
+            copy(&self.corpus.join(name), &merged.join(name))?;
+        }
+        let longest = format!("-max_len={}", KEPT_BYTES_MAX[0]);
+        let options = ["-set_cover_merge=1", "-use_counters=0", "-verbosity=0", &longest];
+        run(self.command().args(options).arg(&merged).arg(found))?;
+        for name in chosen(&kept, &sizes(&merged)?) {
+            copy(&merged.join(name), &self.corpus.join(name))?;
+        }
+        Ok(())
     }
 
     fn command(&self) -> Command {
@@ -157,6 +172,36 @@ impl Format {
         }
         command
     }
+}
+
+/// The files of a folder, and their bytes.
+fn sizes(folder: &Path) -> Result<BTreeMap<String, u64>> {
+    let reading = || format!("reading {}", folder.display());
+    let mut sizes = BTreeMap::new();
+    for entry in fs::read_dir(folder).with_context(reading)? {
+        let entry = entry.with_context(reading)?;
+        let bytes = entry.metadata().with_context(reading)?.len();
+        sizes.insert(entry.file_name().to_string_lossy().into_owned(), bytes);
+    }
+    Ok(sizes)
+}
+
+/// The files of `merged` that are added to the kept ones: the smallest, as long as there is room.
+fn chosen<'a>(kept: &BTreeMap<String, u64>, merged: &'a BTreeMap<String, u64>) -> Vec<&'a String> {
+    let mut new: Vec<_> = merged.iter().filter(|(name, _)| !kept.contains_key(*name)).collect();
+    new.sort_by_key(|(name, bytes)| (**bytes, *name));
+    let mut room = KEPT_BYTES_MAX[1].saturating_sub(kept.values().sum());
+    let mut fits = |bytes: u64| {
+        let left = room.checked_sub(bytes);
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    new.into_iter().take_while(|(_, bytes)| fits(**bytes)).map(|(name, _)| name).collect()
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -178,5 +223,17 @@ mod tests {
         for name in names {
             assert!(repo.path(&format!("tests/fuzz/src/{name}.rs")).is_file(), "{name}");
         }
+    }
+
+    #[test]
+    fn small_inputs_are_kept_while_there_is_room() {
+        let files = |files: &[(&str, u64)]| -> BTreeMap<String, u64> {
+            files.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect()
+        };
+        let all = KEPT_BYTES_MAX[1];
+        let kept = files(&[("a", 10), ("b", all - 20)]);
+        let merged = files(&[("a", 10), ("b", all - 20), ("c", 7), ("d", 2), ("e", 3), ("f", 1)]);
+        assert_eq!(chosen(&kept, &merged), ["f", "d", "e"]);
+        assert_eq!(chosen(&files(&[("b", all + 1)]), &merged), Vec::<&str>::new());
     }
 }
