@@ -47,6 +47,9 @@ const INPUT_SECONDS_MAX: u32 = 5;
 /// and every run of the tests reads them.
 const KEPT_BYTES_MAX: [u64; 2] = [4096, 40 << 10];
 
+/// The most kept inputs of a format, for the same reason.
+const KEPT_FILES_MAX: usize = 64;
+
 /// Where the kept inputs are, a folder for each format.
 const CORPUS: &str = "tests/fuzz/corpus";
 
@@ -143,7 +146,7 @@ impl Format {
         })
     }
 
-    /// Copies found inputs that reach what no kept one does to the kept ones, small ones first.
+    /// Copies found inputs that reach what no kept one does to the kept ones, as far as there is room.
     fn keep(&self, work: &Path, found: &Path) -> Result<()> {
         let merged = work.join("merged");
         if merged.exists() {
@@ -186,17 +189,18 @@ fn sizes(folder: &Path) -> Result<BTreeMap<String, u64>> {
     Ok(sizes)
 }
 
-/// The files of `merged` that are added to the kept ones: the smallest, as long as there is room.
+/// The files of `merged` that are added to the kept ones, as far as there is room: in the order of their names, which
+/// are digests, so that no kind of input is preferred.
 fn chosen<'a>(kept: &BTreeMap<String, u64>, merged: &'a BTreeMap<String, u64>) -> Vec<&'a String> {
-    let mut new: Vec<_> = merged.iter().filter(|(name, _)| !kept.contains_key(*name)).collect();
-    new.sort_by_key(|(name, bytes)| (**bytes, *name));
+    let new = merged.iter().filter(|(name, _)| !kept.contains_key(*name));
     let mut room = KEPT_BYTES_MAX[1].saturating_sub(kept.values().sum());
     let mut fits = |bytes: u64| {
         let left = room.checked_sub(bytes);
-        room = left.unwrap_or(0);
+        room = left.unwrap_or(room);
         left.is_some()
     };
-    new.into_iter().take_while(|(_, bytes)| fits(**bytes)).map(|(name, _)| name).collect()
+    let files = KEPT_FILES_MAX.saturating_sub(kept.len());
+    new.filter(|(_, bytes)| fits(**bytes)).map(|(name, _)| name).take(files).collect()
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -226,14 +230,16 @@ mod tests {
     }
 
     #[test]
-    fn small_inputs_are_kept_while_there_is_room() {
+    fn new_inputs_are_kept_while_there_is_room() {
         let files = |files: &[(&str, u64)]| -> BTreeMap<String, u64> {
             files.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect()
         };
         let all = KEPT_BYTES_MAX[1];
         let kept = files(&[("a", 10), ("b", all - 20)]);
         let merged = files(&[("a", 10), ("b", all - 20), ("c", 7), ("d", 2), ("e", 3), ("f", 1)]);
-        assert_eq!(chosen(&kept, &merged), ["f", "d", "e"]);
+        assert_eq!(chosen(&kept, &merged), ["c", "d", "f"]);
         assert_eq!(chosen(&files(&[("b", all + 1)]), &merged), Vec::<&str>::new());
+        let many: Vec<_> = (0..2 * KEPT_FILES_MAX).map(|at| (format!("{at}"), 1)).collect();
+        assert_eq!(chosen(&files(&[("a", 1)]), &many.into_iter().collect()).len(), KEPT_FILES_MAX - 1);
     }
 }
