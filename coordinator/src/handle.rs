@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coxswain_core::cluster::{Event, JobSummary, Look, SubmitError, WorkerSummary};
-use coxswain_core::plan::sketch;
+use coxswain_core::plan::expect_plannable;
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Step, WorkerId};
 use coxswain_types::status::{Desired, Published, StepReport, WorkerStatus};
@@ -14,9 +14,9 @@ use tokio::task::spawn_blocking;
 
 use crate::events::Line;
 
-/// How many submitted jobs are planned at once. A plan takes milliseconds, and seconds where it is as large as one may
-/// be: others wait, and the cores are left to the rest of the coordinator.
-const MAX_SKETCHES: usize = 2;
+/// How many submitted jobs are planned at once. A plan takes milliseconds, and seconds where it is large: others wait,
+/// and the cores and the memory are left to the rest of the coordinator.
+const MAX_SKETCHES: usize = 1;
 
 /// What the driver is asked to do.
 pub(crate) enum Request {
@@ -149,13 +149,27 @@ impl Handle {
         spec: JobSpec,
         directory: String,
     ) -> Result<Result<String, SubmitError>, Ending> {
-        let turn = self.sketches.acquire().await.map_err(|_| Ending)?;
-        let sketched = spawn_blocking(move || sketch(&spec, spec.layout.world()).map(|_| spec)).await;
-        drop(turn);
-        match sketched.map_err(|_| Ending)? {
+        match self.plannable(spec).await? {
             Ok(spec) => self.ask(|reply| Request::Submit { spec: Box::new(spec), directory, reply }).await,
-            Err(error) => Ok(Err(error.into())),
+            Err(error) => Ok(Err(error)),
         }
+    }
+
+    /// The job, if it can be planned.
+    async fn plannable(&self, spec: JobSpec) -> Result<Result<JobSpec, SubmitError>, Ending> {
+        let turn = self.sketches.clone().acquire_owned().await.map_err(|_| Ending)?;
+        let plan = move || {
+            // The caller may be gone before this ends.
+            let _turn = turn;
+            expect_plannable(&spec).map(|()| spec)
+        };
+        Ok(match spawn_blocking(plan).await {
+            Ok(planned) => planned.map_err(SubmitError::Plan),
+            Err(error) => {
+                tracing::error!("planning a submitted job failed: {error}");
+                Err(SubmitError::Planner)
+            }
+        })
     }
 
     /// The number of a worker's process.

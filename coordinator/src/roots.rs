@@ -110,12 +110,16 @@ fn expect_below(
     roots: &[&[Root]],
     verb: &'static str,
 ) -> Result<(), RootError> {
-    let real = real(path).map_err(|cause| RootError::Path { what, path: path.to_owned(), cause })?;
-    let mut allowed = roots.iter().copied().flatten();
-    if allowed.any(|root| real.starts_with(&root.real)) {
-        return Ok(());
+    let every = || roots.iter().copied().flatten();
+    match real(path) {
+        Ok(real) if every().any(|root| real.starts_with(&root.real)) => return Ok(()),
+        // Of what lies elsewhere nothing is told, not even whether it is there.
+        Err(cause) if every().any(|root| path.starts_with(&root.path)) => {
+            return Err(RootError::Path { what, path: path.to_owned(), cause });
+        }
+        _ => {}
     }
-    let allowed = roots.iter().copied().flatten().map(|root| root.path.clone()).collect();
+    let allowed = every().map(|root| root.path.clone()).collect();
     Err(RootError::Outside { what, path: path.to_owned(), allowed, verb })
 }
 

@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use coxswain_core::cluster::{self, CancelWhen, Event};
+use coxswain_core::cluster::{self, CancelWhen, Event, SubmitError};
 use coxswain_proto::{access_server, cluster_server, convert, jobs_server, limits, wire};
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Generation, WorkerId};
 use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
@@ -48,6 +48,10 @@ const MAX_CALLS: u32 = 256;
 /// How often a worker says how it is: a step of the smallest models takes milliseconds. One that says more is
 /// read no faster; h2 ends a connection on which small frames pile up.
 const STATUSES: Rate = Rate { per_s: 500.0, burst: 1000.0 };
+
+/// How many submissions have their paths looked at at once. It takes microseconds, or for ever on a file server that is
+/// down.
+const MAX_LOOKS: usize = 8;
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -134,7 +138,12 @@ pub(crate) async fn serve_on(
     };
     let incoming = connections(port.listener, door, Gate::new(Bounds::of_system()));
     let access = AccessService { security };
-    let jobs = JobsService { handle: handle.clone(), streams, roots: port.roots.map(Arc::new) };
+    let jobs = JobsService {
+        handle: handle.clone(),
+        streams,
+        roots: port.roots.map(Arc::new),
+        looks: Arc::new(Semaphore::new(MAX_LOOKS)),
+    };
     let server = Server::builder()
         .layer(Authorize::new())
         .timeout(limits::RPC_DEADLINE)
@@ -190,7 +199,9 @@ impl wire::cluster_server::Cluster for ClusterService {
         &self,
         request: Request<wire::RegisterRequest>,
     ) -> Result<Response<wire::RegisterReply>, Status> {
-        if let Some(why) = Caller::of(&request).not_worker(&request.get_ref().worker) {
+        let worker = &request.get_ref().worker;
+        bounded("worker", worker, limits::MAX_INFO_BYTES[0])?;
+        if let Some(why) = Caller::of(&request).not_worker(worker) {
             return Err(Status::permission_denied(why));
         }
         let incarnation = self.handle.register().await.map_err(ending)?;
@@ -304,6 +315,8 @@ struct JobsService {
     streams: Streams,
     /// Where jobs read and write.
     roots: Option<Arc<Roots>>,
+    /// Turns of those who look where paths lead.
+    looks: Arc<Semaphore>,
 }
 
 impl JobsService {
@@ -319,7 +332,13 @@ impl JobsService {
                 .map(|directory| (spec, directory))
                 .map_err(|path| format!("{}: not UTF-8", path.display()))
         };
-        let checked = tokio::task::spawn_blocking(check).await;
+        // A file server that does not answer holds one thread, and not one for each call.
+        let turn = self.looks.clone().acquire_owned().await.map_err(|_| ending(Ending))?;
+        let checked = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            check()
+        });
+        let checked = checked.await;
         checked.map_err(|error| Status::internal(error.to_string()))?.map_err(Status::invalid_argument)
     }
 }
@@ -360,7 +379,15 @@ impl wire::jobs_server::Jobs for JobsService {
         }
         let (spec, directory) = self.below_roots(spec, directory).await?;
         let submitted = self.handle.submit(spec, directory).await.map_err(ending)?;
-        let job = submitted.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let job = submitted.map_err(|error| {
+            let text = error.to_string();
+            match error {
+                SubmitError::Full => Status::resource_exhausted(text),
+                SubmitError::Directory { .. } => Status::failed_precondition(text),
+                SubmitError::Plan(_) => Status::invalid_argument(text),
+                SubmitError::Planner => Status::internal(text),
+            }
+        })?;
         Ok(Response::new(wire::SubmitReply { job }))
     }
 

@@ -234,7 +234,7 @@ fn init(args: &Init) -> Result<(), Failure> {
          {people} is an admin's. Copy it to where that person works, and to nobody else.\n\
          \n\
          Start the coordinator, then make a token for its workers:\n\
-         \n    coxswain serve --data-dir DIR --tls-dir {dir} --listen HOST:7070\
+         \n    coxswain serve --data-dir DIR --tls-dir {dir} --listen HOST:7070 --data-root DATA --runs-root RUNS\
          \n    export COXSWAIN_TLS_DIR={people} COXSWAIN_COORDINATOR=https://HOST:7070\
          \n    coxswain token create --role worker --uses 8 > token\
          \n    coxswain-worker --coordinator https://HOST:7070 --join-file token\n\

@@ -44,7 +44,9 @@ pub(crate) struct Connection {
     begun: usize,
     alarm: Pin<Box<Sleep>>,
     /// Has an item once the caller is revoked, or another stranger has its place.
-    ended: WatchStream<bool>,
+    ended: Option<WatchStream<bool>>,
+    /// Whether its time is over.
+    over: bool,
     /// Its place among the connections.
     _pass: Pass,
 }
@@ -61,11 +63,14 @@ impl Connection {
     fn new(stream: Stream, peer: Peer, pass: Pass) -> Connection {
         let opened = Instant::now();
         let alarm = Box::pin(tokio::time::sleep_until(opened));
-        let ended = WatchStream::from_changes(match &peer.caller {
-            Caller::Known(known) => known.revocation(),
-            Caller::Trusted | Caller::Nobody | Caller::OtherUser(_) => pass.dismissed(),
-        });
-        Connection { stream, peer, opened, begun: 0, alarm, ended, _pass: pass }
+        let ended = match &peer.caller {
+            Caller::Known(known) if !known.is_revoked() => Some(known.revocation()),
+            // It is no stranger any more.
+            Caller::Trusted => None,
+            Caller::Known(_) | Caller::Nobody | Caller::OtherUser(_) => Some(pass.dismissed()),
+        };
+        let ended = ended.map(WatchStream::from_changes);
+        Connection { stream, peer, opened, begun: 0, alarm, ended, over: false, _pass: pass }
     }
 
     /// How long it may still be used.
@@ -82,11 +87,22 @@ impl Connection {
         begin.min(life).min(NO_END)
     }
 
-    /// Ready when its time is over.
+    /// Ready when its time is over, from then on. Each read and each write asks: a caller that reads nothing keeps its
+    /// connection busy with writes.
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        if self.over {
+            return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the connection's time is over"));
+        }
+        let end = self.poll_time(context);
+        self.over = end.is_ready();
+        end
+    }
+
+    fn poll_time(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let ended = |why: &'static str| io::Error::new(io::ErrorKind::TimedOut, why);
-        // A stream that is over has no item: whoever is known can not be dismissed any more.
-        if let Poll::Ready(Some(_)) = Pin::new(&mut self.ended).poll_next(context) {
+        if let Some(stream) = &mut self.ended
+            && let Poll::Ready(Some(_)) = Pin::new(stream).poll_next(context)
+        {
             return Poll::Ready(ended("the caller was revoked, or another stranger has its place"));
         }
         while self.alarm.as_mut().poll(context).is_ready() {
@@ -133,6 +149,9 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(over) = self.poll_end(context) {
+            return Poll::Ready(Err(over));
+        }
         match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
@@ -140,6 +159,9 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Poll::Ready(over) = self.poll_end(context) {
+            return Poll::Ready(Err(over));
+        }
         match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(context),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
@@ -158,6 +180,9 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(over) = self.poll_end(context) {
+            return Poll::Ready(Err(over));
+        }
         match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(context, parts),

@@ -170,7 +170,7 @@ pub struct Activity {
     pub waits_for: Option<Rank>,
     /// The compute action that it ended last.
     pub last: Option<String>,
-    /// For how long no byte of a tensor has come from another rank or gone to one, in milliseconds.
+    /// For how long it has waited for that rank while no byte of a tensor has come or gone, in milliseconds.
     pub still_ms: u64,
 }
 

@@ -235,14 +235,16 @@ impl Links {
         self.network.as_ref().and_then(Network::waits_for)
     }
 
-    /// For how long no byte of a tensor has come from another rank or gone to one, as far as the calls of this tell.
+    /// For how long this rank has waited for another while no byte of a tensor has come or gone, as far as the calls of
+    /// this tell.
     pub fn still_for(&self) -> Duration {
         let moved = self.network.as_ref().map_or(0, Network::moved_bytes);
         let mut still = locked(&self.now.still);
         if still.0 != moved {
             *still = (moved, Instant::now());
         }
-        still.1.elapsed()
+        let waits_since = self.network.as_ref().and_then(Network::waits_since);
+        waits_since.map_or(Duration::ZERO, |since| since.elapsed().min(still.1.elapsed()))
     }
 
     /// How long this rank could not go on without its peers, in microseconds.

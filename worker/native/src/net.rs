@@ -250,6 +250,11 @@ impl Network {
         locked(&self.0.waits).now.values().find_map(|(peer, _)| *peer)
     }
 
+    /// Since when this rank waits for the one that [`Network::waits_for`] names.
+    pub fn waits_since(&self) -> Option<Instant> {
+        locked(&self.0.waits).now.values().find(|(peer, _)| peer.is_some()).map(|(_, since)| *since)
+    }
+
     /// Bytes of tensors that have come from other ranks or gone to them.
     pub fn moved_bytes(&self) -> u64 {
         self.0.transport.moved_bytes()

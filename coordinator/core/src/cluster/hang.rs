@@ -17,8 +17,12 @@ const HANG_STEPS: f64 = 4.0;
 const FIRST_STEP_MS: u64 = 30_000;
 
 /// A run in which every rank waits and no tensor moves for this long, and for [`patience_ms`], has come to a stop for
-/// good: a message on its way moves, and a network that answers nothing ends its connections within ten seconds.
-const STUCK_MS: u64 = 10_000;
+/// good: a message on its way moves. A connection that answers nothing ends after ten seconds, and says between whom it
+/// was; that comes first.
+const STUCK_MS: u64 = 20_000;
+
+/// How long it has to be so: two heartbeats of every rank, since one that just began to wait may be about to hear.
+pub(super) const STUCK_STAYS_MS: u64 = 2500;
 
 /// A rank as it was heard of.
 #[derive(Clone, Debug)]
@@ -55,18 +59,9 @@ pub(super) fn longest(ranks: &[Look<'_>]) -> Option<(usize, u64)> {
     waits.map(|(index, rank)| (index, rank.for_ms())).rev().max_by_key(|(_, for_ms)| *for_ms)
 }
 
-/// Who waits for whom, where nothing can go on any more by itself.
-pub(super) fn stuck(ranks: &[Look<'_>], patience_ms: u64) -> Option<String> {
-    let least_ms = STUCK_MS.max(patience_ms);
-    let rests = |rank: &Look<'_>| {
-        let waits = rank.activity.filter(|activity| activity.waits_for.is_some() && !rank.is_silent());
-        waits.is_some_and(|activity| activity.for_ms.min(activity.still_ms) >= least_ms)
-    };
-    if ranks.is_empty() || !ranks.iter().all(rests) {
-        return None;
-    }
-    let (rank, _) = longest(ranks)?;
-    Some(format!("every rank waits and no tensor moves: {}", chain(ranks, rank)?))
+/// Whether a rank that does this has waited for another and moved no tensor for as long as a run has to be stuck.
+pub(super) fn rests(activity: &Activity, patience_ms: u64) -> bool {
+    activity.waits_for.is_some() && activity.for_ms.min(activity.still_ms) >= STUCK_MS.max(patience_ms)
 }
 
 /// How long a rank may wait before it is told, where steps take this many seconds.
@@ -208,25 +203,18 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_stuck_once_every_rank_waits_and_no_tensor_moves() {
-        let waits = |for_ms, on: u32| (Some(activity("0F1", for_ms, Some(on), "")), 100);
-        let moves = |mut rank: (Option<Activity>, u64)| {
-            rank.0.iter_mut().for_each(|activity| activity.still_ms = 200);
-            rank
-        };
+    fn a_rank_rests_that_waits_while_no_tensor_moves() {
         let rows = [
-            (vec![waits(10_000, 1), waits(12_000, 0)], 3000, true),
-            (vec![waits(9900, 1), waits(12_000, 0)], 3000, false),
-            (vec![waits(10_000, 1), waits(12_000, 0)], 11_000, false),
-            (vec![waits(10_000, 1), moves(waits(12_000, 0))], 3000, false),
-            (vec![waits(10_000, 1), (Some(activity("0F1", 20_000, None, "")), 100)], 3000, false),
-            (vec![waits(10_000, 1), (Some(activity("0F1", 20_000, Some(0), "")), 3500)], 3000, false),
-            (vec![waits(10_000, 1), (None, 0)], 3000, false),
-            (vec![], 0, false),
+            (20_000, Some(1), 3000, 20_000, true),
+            (19_900, Some(1), 3000, 20_000, false),
+            (20_000, Some(1), 3000, 200, false),
+            (20_000, None, 3000, 20_000, false),
+            (25_000, Some(1), 30_000, 25_000, false),
+            (30_000, Some(1), 30_000, 30_000, true),
         ];
-        for (rows, patience_ms, expected) in rows {
-            let found = stuck(&looks(&rows), patience_ms);
-            assert_eq!(found.is_some(), expected, "{rows:?} {patience_ms}: {found:?}");
+        for (for_ms, waits_for, patience_ms, still_ms, expected) in rows {
+            let activity = Activity { still_ms, ..activity("0F1", for_ms, waits_for, "") };
+            assert_eq!(rests(&activity, patience_ms), expected, "{activity:?} {patience_ms}");
         }
     }
 

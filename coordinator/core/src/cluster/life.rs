@@ -42,6 +42,9 @@ pub enum SubmitError {
     /// It cannot be planned, whichever workers come.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// A fault of the planner.
+    #[error("the planner failed; the coordinator's log says where, please report it")]
+    Planner,
 }
 
 impl Cluster {

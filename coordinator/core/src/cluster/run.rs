@@ -142,6 +142,8 @@ pub(super) struct Run {
     pub(super) hang_told: Option<Step>,
     /// When it was last looked for one.
     pub(super) hang_looked_ms: u64,
+    /// Since when every rank waits and no tensor moves.
+    pub(super) stuck_since_ms: Option<u64>,
     /// What is complained of.
     failure: Option<Complaint>,
     /// Ranks between which the network does not answer.
@@ -203,6 +205,7 @@ impl Run {
             step_seconds: VecDeque::new(),
             paces: Paces::default(),
             hang_told: None,
+            stuck_since_ms: None,
             hang_looked_ms: 0,
             reported: from,
             written: from,

@@ -8,7 +8,7 @@ use super::hang::{self, Look};
 use super::happening::NoteKind;
 use super::notice;
 use super::pace::Finding;
-use super::run::{Run, Seat};
+use super::run::{Run, SILENT_MS, Seat};
 use crate::plan::KEEPS_UP;
 
 /// Between two looks for a hang, which go over all ranks, while each rank's heartbeat may ask for one.
@@ -118,11 +118,29 @@ impl Run {
         chain
     }
 
-    /// Who waits for whom, where the run cannot go on by itself.
-    pub(super) fn stuck(&self, now_ms: u64) -> Option<String> {
-        let runs = |seat: &Seat| seat.phase == Some(Phase::Running);
-        let all = self.hang_told == Some(self.reported) && self.seats.iter().all(runs);
-        all.then(|| hang::stuck(&self.looks(now_ms), self.patience_ms())).flatten()
+    /// Who waits for whom, where the run cannot go on by itself: each rank has waited for long, no tensor moves, and it
+    /// stays so.
+    pub(super) fn stuck(&mut self, now_ms: u64) -> Option<String> {
+        // Whatever is stuck hangs first.
+        if self.hang_told != Some(self.reported) {
+            return None;
+        }
+        let patience_ms = self.patience_ms();
+        let rests = |seat: &Seat| {
+            let heard =
+                now_ms.saturating_sub(seat.heard_ms) < SILENT_MS && seat.phase == Some(Phase::Running);
+            heard && seat.activity.as_ref().is_some_and(|(activity, _)| hang::rests(activity, patience_ms))
+        };
+        if !self.seats.iter().all(rests) {
+            self.stuck_since_ms = None;
+            return None;
+        }
+        let since_ms = *self.stuck_since_ms.get_or_insert(now_ms);
+        if now_ms < since_ms + hang::STUCK_STAYS_MS {
+            return None;
+        }
+        let (_, chain) = self.longest_wait(now_ms)?;
+        Some(format!("every rank waits and no tensor moves: {}", chain.unwrap_or_default()))
     }
 
     pub(super) fn describe(&self, rank: usize) -> String {

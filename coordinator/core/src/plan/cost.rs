@@ -9,8 +9,18 @@ use coxswain_types::params::{Parameter, Split, parameter_table};
 
 use super::PlanError;
 
-/// The longest plan, in nanoseconds of one core by the rates below. The largest models on 4096 workers take a third.
-const MOST_NS: u64 = 10_000_000_000;
+/// The longest plan, in nanoseconds of one core by the rates below. Others wait for it; a model of 128 layers on 4096
+/// workers takes two seconds, one of 32 layers with 512 data ranks ten.
+const MOST_NS: u64 = 30_000_000_000;
+
+/// The most memory of a plan, in bytes by the sizes below.
+const MOST_BYTES: u64 = 4 << 30;
+
+/// The longest plan of a job that is being submitted, whose caller waits for eight seconds at most.
+const MOST_SUBMITTED_NS: u64 = 4_000_000_000;
+
+/// The most memory of such a plan.
+const MOST_SUBMITTED_BYTES: u64 = 1 << 30;
 
 /// Nanoseconds for a row of a rank's parameters, one of the ranks that share it, an action, and a part of a layer when
 /// the memory of an action is counted. Measured on x86-64 with programs built for release.
@@ -18,6 +28,14 @@ const ROW_NS: u64 = 2_000;
 const USE_NS: u64 = 20;
 const ACTION_NS: u64 = 500;
 const PART_NS: u64 = 10;
+/// Nanoseconds for a number, a path or an action that each rank's assignment repeats of the job.
+const REPEATED_NS: u64 = 10;
+
+/// Bytes of the same.
+const ROW_BYTES: u64 = 480;
+const USE_BYTES: u64 = 4;
+const ACTION_BYTES: u64 = 24;
+const REPEATED_BYTES: u64 = 40;
 
 /// Actions of a micro-batch on a stage, at most: forward, input and weight gradients with four messages in training,
 /// and three in validation.
@@ -34,6 +52,8 @@ pub struct Cost {
     actions: u64,
     /// Parts of layers that the search for a budget of memory goes over.
     parts: u64,
+    /// What each rank's assignment repeats of the job: a user's own actions, files, and who sums what.
+    repeated: u64,
 }
 
 impl Cost {
@@ -61,19 +81,57 @@ impl Cost {
             uses,
             actions: ACTIONS * micro_batches * u64::from(layout.stages()) * tensor,
             parts: passes * 2 * micro_batches * layers * tensor,
+            repeated: u64::from(layout.world()).saturating_mul(repeated(spec)),
         }
+    }
+
+    /// Whether a caller can wait for the plan.
+    pub(super) fn is_quick(&self) -> bool {
+        self.ns() <= MOST_SUBMITTED_NS && self.bytes() <= MOST_SUBMITTED_BYTES
     }
 
     /// Refuses what would take too long.
     pub(super) fn expect_bounded(self) -> Result<(), PlanError> {
-        if self.ns() <= MOST_NS { Ok(()) } else { Err(PlanError::TooLarge(self)) }
+        let bounded = self.ns() <= MOST_NS && self.bytes() <= MOST_BYTES;
+        if bounded { Ok(()) } else { Err(PlanError::TooLarge(self)) }
     }
 
     fn ns(&self) -> u64 {
-        [(self.rows, ROW_NS), (self.uses, USE_NS), (self.actions, ACTION_NS), (self.parts, PART_NS)]
-            .into_iter()
-            .fold(0, |sum, (count, each)| sum.saturating_add(count.saturating_mul(each)))
+        total([
+            (self.rows, ROW_NS),
+            (self.uses, USE_NS),
+            (self.actions, ACTION_NS),
+            (self.parts, PART_NS),
+            (self.repeated, REPEATED_NS),
+        ])
     }
+
+    fn bytes(&self) -> u64 {
+        total([
+            (self.rows, ROW_BYTES),
+            (self.uses, USE_BYTES),
+            (self.actions, ACTION_BYTES),
+            (self.repeated, REPEATED_BYTES),
+        ])
+    }
+}
+
+/// Counts, each times what one of it takes.
+fn total<const N: usize>(costs: [(u64, u64); N]) -> u64 {
+    costs.into_iter().fold(0, |sum, (count, each)| sum.saturating_add(count.saturating_mul(each)))
+}
+
+/// What each assignment repeats.
+fn repeated(spec: &JobSpec) -> u64 {
+    let files =
+        spec.data.files().map_or(0, |(_, files)| files.iter().map(|file| 1 + file.len() as u64 / 40).sum());
+    let nodes =
+        u64::from(spec.train.reduction_runs).min(2 * u64::from(spec.layout.data) * u64::from(u32::BITS));
+    spec.actions.len() as u64
+        + files
+        + u64::from(spec.train.reduction_runs)
+        + u64::from(spec.layout.data)
+        + nodes
 }
 
 /// How many rows the ranks of a data replica have of a parameter, and how many ranks each of them names.
@@ -94,6 +152,12 @@ impl fmt::Display for Cost {
         let causes = [
             (rows, self.rows, "rows of parameters", "train.tensor_shards, layout.tensor or layout.data"),
             (self.actions * ACTION_NS, self.actions, "actions", "train.micro_batches or layout.chunks"),
+            (
+                self.repeated.saturating_mul(REPEATED_NS),
+                self.repeated,
+                "copies of its files, actions and sums",
+                "layout.data, train.reduction_runs, or the number of files",
+            ),
             (
                 self.parts * PART_NS,
                 self.parts,
@@ -169,10 +233,10 @@ mod tests {
             error.unwrap_err().to_string()
         };
         let budget = Checkpointing::Budget { bytes: 1 << 31 };
-        expect!["planning this job would take too long: its ranks have 8851584 rows of parameters in all; lower train.tensor_shards, layout.tensor or layout.data"]
+        expect!["a plan of this job would be too large: its ranks have 8851584 rows of parameters in all; lower train.tensor_shards, layout.tensor or layout.data"]
             .assert_eq(&refusal(&|spec| spec.layout.tensor = 64));
-        expect!["planning this job would take too long: its ranks have 167772160 actions in all; lower train.micro_batches or layout.chunks"].assert_eq(&refusal(&|spec| (spec.layout.pipeline, spec.layout.tensor) = (64, 64)));
-        expect!["planning this job would take too long: its ranks have 3489660928 layers whose memory is counted in all; lower train.micro_batches, or set train.checkpointing to full"].assert_eq(&refusal(&|spec| {
+        expect!["a plan of this job would be too large: its ranks have 167772160 actions in all; lower train.micro_batches or layout.chunks"].assert_eq(&refusal(&|spec| (spec.layout.pipeline, spec.layout.tensor) = (64, 64)));
+        expect!["a plan of this job would be too large: its ranks have 3489660928 layers whose memory is counted in all; lower train.micro_batches, or set train.checkpointing to full"].assert_eq(&refusal(&|spec| {
             (spec.layout.tensor, spec.train.checkpointing) = (32, budget);
         }));
     }

@@ -8,8 +8,8 @@ use coxswain_types::job::{Layout, Reduction, Schedule};
 
 use super::sketch;
 
-/// How many layouts are tried. One with fewer ranks needs more memory of each, so where a budget keeps these from
-/// working, smaller ones do not work either; each try is a plan.
+/// How many of the largest layouts are tried, each of which takes a plan. Beside them those are tried that cut the
+/// pipeline evenly: where a budget keeps the largest from working, these may need less of each rank.
 const MAX_TRIES: usize = 8;
 
 /// A layout for the workers at hand.
@@ -48,7 +48,12 @@ pub fn fitting(spec: &JobSpec, available: u32, least: u32) -> Option<Fit> {
         (fewest..=own.data).rev().map(move |data| Layout { pipeline, data, ..own })
     });
     let fits = |layout: &Layout| layout.world() <= available && layout.world() > least;
-    layouts.filter(fits).take(MAX_TRIES).find_map(|layout| {
+    let layouts: Vec<Layout> = layouts.filter(fits).collect();
+    let (largest, others) = layouts.split_at(MAX_TRIES.min(layouts.len()));
+    // The first of each pipeline has the most data ranks.
+    let even = others.chunk_by(|a, b| a.pipeline == b.pipeline).filter_map(|same| same.first());
+    let even = even.filter(|layout| own.pipeline.is_multiple_of(layout.pipeline));
+    largest.iter().chain(even).find_map(|&layout| {
         let kept = Fit { layout, reason: describe(&own, &layout, None) };
         if layout == own {
             return Some(kept);

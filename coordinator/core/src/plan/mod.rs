@@ -144,8 +144,8 @@ pub enum PlanError {
         /// The bytes that it may have.
         bytes: u64,
     },
-    /// Planning would take too long.
-    #[error("planning this job would take too long: {0}")]
+    /// Planning would take too long, or too much memory.
+    #[error("a plan of this job would be too large: {0}")]
     TooLarge(Cost),
     /// No message carries an assignment.
     #[error(
@@ -206,6 +206,17 @@ impl Plan {
 /// As [`plan`].
 pub fn sketch(spec: &JobSpec, workers: u32) -> Result<Plan, PlanError> {
     sketch_of(spec, workers, &[])
+}
+
+/// Refuses a job that cannot be planned, as it is submitted. A plan that its caller cannot wait for is tried later, by
+/// the one who makes it.
+///
+/// # Errors
+/// As [`plan`].
+pub fn expect_plannable(spec: &JobSpec) -> Result<(), PlanError> {
+    check_layout(spec)?;
+    let cost = Cost::of(spec);
+    if cost.is_quick() { sketch(spec, spec.layout.world()).map(drop) } else { cost.expect_bounded() }
 }
 
 /// The same, of workers of which the first are this slow.

@@ -31,6 +31,10 @@ pub(super) fn choose(assignments: &mut [Assignment]) -> Result<(), PlanError> {
     Ok(())
 }
 
+/// How many of the last layers may each take more memory when they are computed again: one of an encoder, one of a
+/// decoder.
+const LAST_LAYERS: usize = 2;
+
 /// Fits the tensor group of `rank` into `bytes`.
 fn fit(assignments: &mut [Assignment], rank: usize, bytes: u64) -> Result<(), PlanError> {
     let group: Vec<usize> = assignments[rank].tensor_group.iter().map(|rank| *rank as usize).collect();
@@ -38,12 +42,16 @@ fn fit(assignments: &mut [Assignment], rank: usize, bytes: u64) -> Result<(), Pl
     if needed(assignments, &group, 0).is_none_or(|(needed, _)| needed <= bytes) {
         return Ok(());
     }
-    if let Some((needed, worker)) = needed(assignments, &group, layers).filter(|(needed, _)| *needed > bytes)
-    {
-        return Err(PlanError::Budget { worker, needed, bytes });
-    }
-    // Between a count that is too small and one that is enough: another layer that is computed again takes no more.
-    let (mut little, mut enough) = (0, layers);
+    // Another layer that is computed again takes less memory, except the last ones, where the largest is in its backward
+    // pass: that keeps its output too.
+    let mut fits = |count| needed(assignments, &group, count).is_none_or(|(needed, _)| needed <= bytes);
+    let Some(most) = (layers.saturating_sub(LAST_LAYERS)..=layers).rev().find(|count| fits(*count)) else {
+        return match needed(assignments, &group, layers) {
+            Some((needed, worker)) => Err(PlanError::Budget { worker, needed, bytes }),
+            None => Ok(()),
+        };
+    };
+    let (mut little, mut enough) = (0, most);
     while little + 1 < enough {
         let count = little.midpoint(enough);
         match needed(assignments, &group, count) {

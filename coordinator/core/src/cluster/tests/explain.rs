@@ -2,7 +2,6 @@
 
 use expect_test::expect;
 
-use super::at_work;
 use super::story::tell_to;
 use crate::cluster::{Cluster, Happening};
 
@@ -178,21 +177,30 @@ fn the_journal_is_told_as_events() {
         {"kind":"ended","job":"demo-1","text":"cancelled: enough; 1 step lost: there is no checkpoint","ending":"cancelled"}"#]].assert_eq(&lines.join("\n"));
 }
 
+/// What both ranks say every second, who wait for each other; `still` says for how long no tensor has moved at w1.
+fn both_wait(seconds: std::ops::RangeInclusive<u64>, still: impl Fn(u64) -> u64) -> String {
+    let mut cluster = Cluster::default();
+    tell_to(&mut cluster, AT_WORK);
+    let told = seconds.map(|second| {
+        let (ms, still) = (second * 1000, still(second * 1000));
+        let story = format!(
+            "{ms} w0 g1 running step=1 doing=0B2 for={ms} waits=1 still={ms}
+             {ms} w1 g1 running step=1 doing=1F3 for={ms} waits=0 still={still}"
+        );
+        tell_to(&mut cluster, &story).0
+    });
+    let told: String = told.collect();
+    told.lines().filter(|line| line.contains("warn:")).map(|line| format!("{}\n", line.trim())).collect()
+}
+
 #[test]
 fn ranks_that_wait_for_each_other_are_interrupted_once_no_tensor_moves() {
-    let mut story = String::new();
-    for ms in [4000, 8000, 11_500] {
-        story += &format!(
-            "{ms} w0 g1 running step=1 doing=0B2 for={ms} waits=1 still={ms}
-             {ms} w1 g1 running step=1 doing=1F3 for={ms} waits=0 still={ms}\n"
-        );
-    }
     expect![[r#"
-        4000 w0 g1 running step=1 doing=0B2 for=4000 waits=1 still=4000
-        4000 w1 g1 running step=1 doing=1F3 for=4000 waits=0 still=4000
-        8000 w0 g1 running step=1 doing=0B2 for=8000 waits=1 still=8000
-        8000 w1 g1 running step=1 doing=1F3 for=8000 waits=0 still=8000
-        11500 w0 g1 running step=1 doing=0B2 for=11500 waits=1 still=11500
-        11500 w1 g1 running step=1 doing=1F3 for=11500 waits=0 still=11500
-    "#]].assert_eq(&at_work(&story));
+        warn: the run hangs: worker w0 (stage 0) waits for the backward of micro-batch 2 from worker w1 (stage 1), which waits for the forward of micro-batch 3 from worker w0 (stage 0): they wait for each other
+        warn: every rank waits and no tensor moves: worker w0 (stage 0) waits for the backward of micro-batch 2 from worker w1 (stage 1), which waits for the forward of micro-batch 3 from worker w0 (stage 0): they wait for each other; workers are gathered to go on
+    "#]].assert_eq(&both_wait(1..=30, |ms| ms));
+    // A large tensor on a slow network; it moves.
+    expect![[r#"
+        warn: the run hangs: worker w0 (stage 0) waits for the backward of micro-batch 2 from worker w1 (stage 1), which waits for the forward of micro-batch 3 from worker w0 (stage 0): they wait for each other
+    "#]].assert_eq(&both_wait(1..=60, |_| 900));
 }
