@@ -39,6 +39,11 @@ pub(crate) enum ClaimError {
          look which of the two wrote the checkpoints there, and give one of them another folder"
     )]
     Taken(String),
+    /// The record is gone, and what others are held up by with it.
+    #[error(
+        "{LOCK} in it was removed, so another run may write there too; leave the file where it is, and submit again"
+    )]
+    Removed,
     /// The system says no.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -99,7 +104,10 @@ impl Claim {
 
     /// Whether the folder is still this claim's.
     pub(crate) fn check(&self) -> Result<(), ClaimError> {
-        let mut now = regular::open_own(&self.path, OpenOptions::new().read(true))?;
+        let mut now = match regular::open_own(&self.path, OpenOptions::new().read(true)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ClaimError::Removed),
+            opened => opened?,
+        };
         let (ours, there) = (self.file.metadata()?, now.metadata()?);
         let same = (ours.dev(), ours.ino()) == (there.dev(), there.ino());
         match record(&mut now) {
@@ -184,7 +192,7 @@ mod tests {
         first.check().unwrap();
         // The lock's file goes away, and with it what others are held up by.
         std::fs::remove_file(&lock).unwrap();
-        assert!(matches!(first.check(), Err(ClaimError::Io(_))));
+        assert!(matches!(first.check(), Err(ClaimError::Removed)));
         let second = Claim::of(folder.path(), "second-2", PATIENCE).unwrap();
         second.check().unwrap();
         let error = first.check().unwrap_err().to_string();

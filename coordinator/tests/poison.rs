@@ -75,13 +75,13 @@ fn is_over(summary: &JobSummary) -> bool {
 }
 
 /// Writes a text of at least so many bytes in which no word repeats.
-fn text(path: &Path, bytes: usize) {
+fn text(path: &Path, bytes: usize, between: &str) {
     let mut text = String::with_capacity(bytes + 16);
     let mut number: u64 = 1;
     while text.len() < bytes {
         number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         text.extend((0..8).map(|letter| char::from(b'a' + (number >> (8 * letter)) as u8 % 26)));
-        text.push(' ');
+        text.push_str(between);
     }
     fs::write(path, text).unwrap();
 }
@@ -143,22 +143,23 @@ async fn a_folder_that_cannot_be_written_fails_its_own_job() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_text_that_takes_all_memory_ends_its_own_job() {
     let folder = tempfile::tempdir().unwrap();
-    text(&folder.path().join("large"), 100 << 20);
-    // 256 MiB for each process, of which a preparation may take three quarters.
-    let serve = Serve::start_limited(folder.path(), free_port(), 256 << 10);
+    // A text without blanks, whose pairs of letters all have to be counted.
+    text(&folder.path().join("large"), 16 << 20, "");
+    // 128 MiB for each process, of which a preparation may take three quarters.
+    let serve = Serve::start_limited(folder.path(), free_port(), 128 << 10);
     let (_, mut jobs) = serve.first_answer().await;
     let data = format!("{{text: {}}}", folder.path().join("large").display());
     let large = submit(&mut jobs, job("large", &data), &folder.path().join("run")).await;
     let ended = until(&mut jobs, &large, is_over).await;
     assert_eq!(ended.state(), JobState::Failed);
-    let told = "its data cannot be prepared: it takes more than the 192 MiB of memory that it may have";
+    let told = "its data cannot be prepared: it takes more than the 96 MiB of memory that it may have";
     assert!(ended.reason.starts_with(told), "{}", ended.reason);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preparation_ends_with_its_job_and_with_its_coordinator() {
     let folder = tempfile::tempdir().unwrap();
-    text(&folder.path().join("large"), 60 << 20);
+    text(&folder.path().join("large"), 60 << 20, " ");
     let mut serve = Serve::start(folder.path(), free_port());
     let (_, mut jobs) = serve.first_answer().await;
     let data = format!("{{text: {}}}", folder.path().join("large").display());

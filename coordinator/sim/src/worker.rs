@@ -224,8 +224,10 @@ impl World {
         let slot = self.processes[process].slot;
         if self.coordinator.serves(self.now_us) && self.reaches(slot) {
             if self.processes[process].status.info.incarnation == 0 {
-                let given = self.coordinator.cluster.register();
-                self.processes[process].status.info.incarnation = given.unwrap_or_default();
+                let Some(given) = self.coordinator.cluster.register() else {
+                    return self.after(RETRY_US, Happening::Reach { process });
+                };
+                self.processes[process].status.info.incarnation = given;
             }
             let connection = self.connect(process);
             let me = &mut self.processes[process];

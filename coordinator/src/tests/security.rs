@@ -82,7 +82,7 @@ async fn every_call_by_every_caller() {
     let table: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
     expect![[r#"
                                 admin     submitter sub.other viewer    worker    wk. other nobody    other CA  expired
-        Cluster/Register        role      role      role      role      yes       yes       cert      tls       tls
+        Cluster/Register        role      role      role      role      job       job       cert      tls       tls
         Cluster/Sync            role      role      role      role      yes       yes       cert      tls       tls
         Cluster/StoreSet        role      role      role      role      yes       job       cert      tls       tls
         Cluster/StoreGet        role      role      role      role      yes       job       cert      tls       tls

@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use coxswain_types::JobSpec;
-use coxswain_types::assignment::{self, PreparedData, SyntheticTokens};
+use coxswain_types::assignment::{self, PreparedData, SyntheticTokens, TokenSource};
 use coxswain_types::framing::Framing;
 use coxswain_types::job::{Corruption, DataSpec, Lengths, reserved_tokens};
 use coxswain_types::model::{Architecture, Head};
@@ -302,7 +302,12 @@ fn is_intact(prepared: &Prepared, dir: &Path, inputs: &Inputs, digests: &Digests
             && same(&list_of(&file.path), &file.digest)
             && TokenFile::open(dir, file).is_ok()
     };
-    prepared.recipe == RECIPE
+    let from = match (&prepared.inputs, &prepared.data.train) {
+        (Inputs::Synthetic(asked), TokenSource::Synthetic(made)) => asked == made,
+        (Inputs::Text { .. }, TokenSource::File(_)) => true,
+        _ => false,
+    };
+    from && prepared.recipe == RECIPE
         && prepared.inputs == *inputs
         && has(TOKENIZER, &prepared.data.tokenizer_digest)
         && has(HELD_OUT_TEXT, &prepared.held_out_text)

@@ -7,7 +7,7 @@ use coxswain_types::JobSpec;
 use coxswain_types::job::Checkpointing;
 use coxswain_types::params::{Parameter, Split, parameter_table};
 
-use super::PlanError;
+use super::{MAX_ASSIGNMENT_BYTES, PlanError};
 
 /// The longest plan, in nanoseconds of one core by the rates below. Others wait for it; a model of 128 layers on 4096
 /// workers takes two seconds, one of 32 layers with 512 data ranks ten.
@@ -20,7 +20,7 @@ const MOST_BYTES: u64 = 4 << 30;
 const MOST_SUBMITTED_NS: u64 = 4_000_000_000;
 
 /// The most memory of such a plan.
-const MOST_SUBMITTED_BYTES: u64 = 1 << 30;
+const MOST_SUBMITTED_BYTES: u64 = 512 << 20;
 
 /// Nanoseconds for a row of a rank's parameters, one of the ranks that share it, an action, and a part of a layer when
 /// the memory of an action is counted. Measured on x86-64 with programs built for release.
@@ -36,6 +36,9 @@ const ROW_BYTES: u64 = 480;
 const USE_BYTES: u64 = 4;
 const ACTION_BYTES: u64 = 24;
 const REPEATED_BYTES: u64 = 40;
+
+/// The least bytes of a row in an assignment's JSON: its names alone have more.
+const ROW_JSON_BYTES: u64 = 150;
 
 /// Actions of a micro-batch on a stage, at most: forward, input and weight gradients with four messages in training,
 /// and three in validation.
@@ -54,6 +57,8 @@ pub struct Cost {
     parts: u64,
     /// What each rank's assignment repeats of the job: a user's own actions, files, and who sums what.
     repeated: u64,
+    /// How many ranks there are; rows count twice where ranks keep those of a neighbour, in the same assignment.
+    world: u64,
 }
 
 impl Cost {
@@ -82,6 +87,7 @@ impl Cost {
             actions: ACTIONS * micro_batches * u64::from(layout.stages()) * tensor,
             parts: passes * 2 * micro_batches * layers * tensor,
             repeated: u64::from(layout.world()).saturating_mul(repeated(spec)),
+            world: u64::from(layout.world()).max(1),
         }
     }
 
@@ -90,8 +96,12 @@ impl Cost {
         self.ns() <= MOST_SUBMITTED_NS && self.bytes() <= MOST_SUBMITTED_BYTES
     }
 
-    /// Refuses what would take too long.
+    /// Refuses what would take too long, or could not be sent.
     pub(super) fn expect_bounded(self) -> Result<(), PlanError> {
+        let bytes = self.rows.saturating_mul(ROW_JSON_BYTES) / self.world;
+        if bytes > MAX_ASSIGNMENT_BYTES as u64 {
+            return Err(PlanError::TooLong { bytes });
+        }
         let bounded = self.ns() <= MOST_NS && self.bytes() <= MOST_BYTES;
         if bounded { Ok(()) } else { Err(PlanError::TooLarge(self)) }
     }
@@ -210,7 +220,7 @@ mod tests {
             let actions = sum(|a| a.train.len() + a.evaluate.len());
             // A rank that has a twin keeps no copy.
             assert!(rows <= cost.rows && cost.rows <= 2 * rows, "{name}: {rows} rows, {cost:?}");
-            assert!(uses <= cost.uses, "{name}: {uses} uses, {cost:?}");
+            assert!(uses <= cost.uses && cost.uses <= 4 * uses.max(1), "{name}: {uses} uses, {cost:?}");
             assert!(
                 actions <= cost.actions && cost.actions <= 6 * actions,
                 "{name}: {actions} actions, {cost:?}"
@@ -233,10 +243,10 @@ mod tests {
             error.unwrap_err().to_string()
         };
         let budget = Checkpointing::Budget { bytes: 1 << 31 };
-        expect!["a plan of this job would be too large: its ranks have 8851584 rows of parameters in all; lower train.tensor_shards, layout.tensor or layout.data"]
+        expect!["a rank's assignment has over 19 MiB, and at most 15 can be sent; it names each slice of each layer and each action of a step, so give the job more pipeline or tensor ranks, fewer train.tensor_shards or fewer train.micro_batches"]
             .assert_eq(&refusal(&|spec| spec.layout.tensor = 64));
         expect!["a plan of this job would be too large: its ranks have 167772160 actions in all; lower train.micro_batches or layout.chunks"].assert_eq(&refusal(&|spec| (spec.layout.pipeline, spec.layout.tensor) = (64, 64)));
-        expect!["a plan of this job would be too large: its ranks have 3489660928 layers whose memory is counted in all; lower train.micro_batches, or set train.checkpointing to full"].assert_eq(&refusal(&|spec| {
+        expect!["a rank's assignment has over 20 MiB, and at most 15 can be sent; it names each slice of each layer and each action of a step, so give the job more pipeline or tensor ranks, fewer train.tensor_shards or fewer train.micro_batches"].assert_eq(&refusal(&|spec| {
             (spec.layout.tensor, spec.train.checkpointing) = (32, budget);
         }));
     }

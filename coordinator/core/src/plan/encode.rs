@@ -22,12 +22,11 @@ pub fn encode(assignment: &Assignment) -> (String, String) {
 /// has no NaN, for one.
 pub(super) fn check(assignment: &Assignment) -> Result<(), PlanError> {
     let (json, _) = encode(assignment);
-    let rank = assignment.rank.0;
     if json.len() > MAX_ASSIGNMENT_BYTES {
-        return Err(PlanError::TooLong { rank, bytes: json.len() });
+        return Err(PlanError::TooLong { bytes: json.len() as u64 });
     }
     match serde_json::from_str::<Assignment>(&json) {
         Ok(read) if read == *assignment => Ok(()),
-        _ => Err(PlanError::Encoding(rank)),
+        _ => Err(PlanError::Encoding(assignment.rank.0)),
     }
 }

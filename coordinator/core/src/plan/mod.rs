@@ -149,16 +149,14 @@ pub enum PlanError {
     TooLarge(Cost),
     /// No message carries an assignment.
     #[error(
-        "the assignment of rank {rank} has {} MiB, and at most {} can be sent; it names each slice of each layer and \
-         each action of a step, so give the job more pipeline or tensor ranks, fewer train.tensor_shards or fewer \
+        "a rank's assignment has over {} MiB, and at most {} can be sent; it names each slice of each layer and each \
+         action of a step, so give the job more pipeline or tensor ranks, fewer train.tensor_shards or fewer \
          train.micro_batches",
-        bytes.div_ceil(1 << 20), MAX_ASSIGNMENT_BYTES >> 20
+        bytes >> 20, MAX_ASSIGNMENT_BYTES >> 20
     )]
     TooLong {
-        /// The rank.
-        rank: u32,
-        /// Its bytes.
-        bytes: usize,
+        /// The bytes that it has at least.
+        bytes: u64,
     },
     /// An assignment does not survive its encoding.
     #[error("the assignment of rank {0} changes when it is encoded; please report this")]
@@ -216,7 +214,9 @@ pub fn sketch(spec: &JobSpec, workers: u32) -> Result<Plan, PlanError> {
 pub fn expect_plannable(spec: &JobSpec) -> Result<(), PlanError> {
     check_layout(spec)?;
     let cost = Cost::of(spec);
-    if cost.is_quick() { sketch(spec, spec.layout.world()).map(drop) } else { cost.expect_bounded() }
+    let quick = cost.is_quick();
+    cost.expect_bounded()?;
+    if quick { sketch(spec, spec.layout.world()).map(drop) } else { Ok(()) }
 }
 
 /// The same, of workers of which the first are this slow.

@@ -80,10 +80,16 @@ impl<'a> Texts<'a> {
         for (path, first, split) in &self.files {
             let mut divider = Divider::new(split, path);
             let mut part = |fragment: Fragment<'_>| each(path, Some(fragment));
-            let again = read(self.key, path, |chunk| divider.push(chunk, &mut part))?;
+            let changed = || text_error(self.key, path, TextFault::Changed);
+            let mut left = first.bytes;
+            let again = read(self.key, path, |chunk| {
+                // One that grows is not followed.
+                left = left.checked_sub(chunk.len() as u64).ok_or_else(changed)?;
+                divider.push(chunk, &mut part)
+            })?;
             divider.finish(&mut part)?;
             if again != *first {
-                return Err(text_error(self.key, path, TextFault::Changed));
+                return Err(changed());
             }
             each(path, None)?;
         }
