@@ -233,6 +233,9 @@ impl Driver {
                 let elapsed_s = self.times(&job).elapsed_s;
                 let _ = reply.send(self.cluster.explain(&job, elapsed_s));
             }
+            Request::Ids { reply } => {
+                let _ = reply.send(self.cluster.job_ids().map(str::to_owned).collect());
+            }
             Request::List { reply } => {
                 let jobs = self.cluster.jobs().into_iter();
                 let jobs = jobs

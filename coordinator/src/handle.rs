@@ -1,5 +1,6 @@
 //! What the rest of the coordinator says to the driver.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ pub(crate) enum Request {
     Get { job: String, reply: oneshot::Sender<Option<JobSummary>> },
     /// The story of a job.
     Explain { job: String, reply: oneshot::Sender<Option<String>> },
+    /// The ids of all jobs that are known.
+    Ids { reply: oneshot::Sender<BTreeSet<String>> },
     /// All jobs and workers as they are now.
     List { reply: oneshot::Sender<Listing> },
 }
@@ -184,6 +187,11 @@ impl Handle {
 
     pub(crate) async fn get(&self, job: &str) -> Result<Option<JobSummary>, Ending> {
         self.ask(|reply| Request::Get { job: job.to_owned(), reply }).await
+    }
+
+    /// The ids of all jobs that are known.
+    pub(crate) async fn ids(&self) -> Result<BTreeSet<String>, Ending> {
+        self.ask(|reply| Request::Ids { reply }).await
     }
 
     pub(crate) async fn list(&self) -> Result<Listing, Ending> {

@@ -78,14 +78,12 @@ impl Texts for wire::JobEvent {
 async fn fit<T: Texts>(scope: &mut Scope, answer: Result<T, Status>) -> Result<T, Status> {
     match answer {
         Ok(mut answer) => {
-            for text in answer.texts() {
-                scope.hide(text).await;
-            }
+            scope.hide(answer.texts()).await;
             Ok(answer)
         }
         Err(status) => {
             let mut message = status.message().to_owned();
-            scope.hide(&mut message).await;
+            scope.hide(vec![&mut message]).await;
             // What was made on the way to here stays as it is where it says nothing that is hidden.
             Err(if message == status.message() { status } else { Status::new(status.code(), message) })
         }

@@ -8,6 +8,8 @@ mod place;
 use std::fs;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use coxswain_proto::tls::client::certificates;
@@ -20,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 use tonic::transport::Channel;
 
 /// How long each of them goes on.
@@ -41,7 +44,7 @@ fn memory(pid: u32) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
 }
 
-/// What a caller does until it is stopped. Whatever it is answered, it goes on.
+/// What a caller does until it is stopped.
 type Attack = fn(Caller) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A caller and the way to the coordinator.
@@ -50,9 +53,24 @@ struct Caller {
     url: String,
     transport: Transport,
     number: usize,
+    /// How often the attack came as far as it means to.
+    hits: Arc<AtomicUsize>,
 }
 
 impl Caller {
+    fn hit(&self) {
+        self.hits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts what was answered in one of these ways.
+    fn expect<T>(&self, answer: Result<T, tonic::Status>, codes: &[Code]) -> Option<T> {
+        let code = answer.as_ref().err().map_or(Code::Ok, tonic::Status::code);
+        if codes.contains(&code) {
+            self.hit();
+        }
+        answer.ok()
+    }
+
     async fn channel(&self) -> Channel {
         loop {
             match connect_over(&self.url, &self.transport).await {
@@ -77,8 +95,10 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
             "floods with connections of garbage",
             attack!(caller, {
                 let address = caller.url.trim_start_matches("https://");
-                if let Ok(mut stream) = TcpStream::connect(address).await {
-                    let _ = stream.write_all(&[0x16, 3, 1, 0xff, 0xff, 7, 7, 7]).await;
+                if let Ok(mut stream) = TcpStream::connect(address).await
+                    && stream.write_all(&[0x16, 3, 1, 0xff, 0xff, 7, 7, 7]).await.is_ok()
+                {
+                    caller.hit();
                 }
             }),
         ),
@@ -93,7 +113,10 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
                 }
                 let mut byte = [0];
                 for stream in &mut held {
-                    let _ = stream.read(&mut byte).await;
+                    // It ends once another stranger has its place.
+                    if matches!(stream.read(&mut byte).await, Ok(0) | Err(_)) {
+                        caller.hit();
+                    }
                 }
             }),
         ),
@@ -103,7 +126,7 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
             attack!(caller, {
                 let mut access = access_client(caller.channel().await);
                 let request = wire::JoinRequest { token: "00000000.none".to_owned(), ..Default::default() };
-                let _ = access.join(request).await;
+                caller.expect(access.join(request).await, &[Code::Unauthenticated]);
             }),
         ),
         (
@@ -112,7 +135,7 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
             attack!(caller, {
                 let mut jobs = jobs_client(caller.channel().await);
                 for _ in 0..1000 {
-                    let _ = jobs.list(wire::ListRequest {}).await;
+                    caller.expect(jobs.list(wire::ListRequest {}).await, &[Code::Ok]);
                 }
             }),
         ),
@@ -124,7 +147,7 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
                 let mut held = Vec::new();
                 for _ in 0..100 {
                     let request = wire::EventsRequest { follow: true, ..Default::default() };
-                    held.push(jobs.events(request).await);
+                    held.push(caller.expect(jobs.events(request).await, &[Code::Ok]));
                 }
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }),
@@ -138,8 +161,8 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
                 for n in 0.. {
                     let directory = format!("run-{}-{n}", caller.number);
                     let manifest = format!("{JOB}\n{pad}");
-                    let _ =
-                        jobs.submit(wire::SubmitRequest { manifest, directory, ..Default::default() }).await;
+                    let request = wire::SubmitRequest { manifest, directory, ..Default::default() };
+                    caller.expect(jobs.submit(request).await, &[Code::Ok]);
                 }
             }),
         ),
@@ -164,7 +187,7 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
                         sets,
                         ..Default::default()
                     };
-                    let _ = jobs.submit(request).await;
+                    caller.expect(jobs.submit(request).await, &[Code::InvalidArgument]);
                 }
             }),
         ),
@@ -175,7 +198,9 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
                 let mut cluster = cluster_client(caller.channel().await);
                 let (statuses, outgoing) = mpsc::channel(16);
                 let answers = cluster.sync(ReceiverStream::new(outgoing)).await;
-                while answers.is_ok() && statuses.send(status("w0", 1)).await.is_ok() {}
+                while answers.is_ok() && statuses.send(status("w0", 1)).await.is_ok() {
+                    caller.hit();
+                }
             }),
         ),
         (
@@ -189,7 +214,8 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
                     let mut large = status("w0", 1);
                     large.reports = vec![wire::StepReport { step: 1, ..Default::default() }; 50_000];
                     let _ = statuses.send(large).await;
-                    held.push((cluster.sync(ReceiverStream::new(outgoing)).await, statuses));
+                    let answers = cluster.sync(ReceiverStream::new(outgoing)).await;
+                    held.push((caller.expect(answers, &[Code::Ok]), statuses));
                 }
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }),
@@ -207,7 +233,7 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
                     said.assignment_digest = Some("0".repeat(64));
                     let _ = statuses.send(said).await;
                     if let Ok(answers) = cluster.sync(ReceiverStream::new(outgoing)).await {
-                        let _ = answers.into_inner().message().await;
+                        caller.expect(answers.into_inner().message().await, &[Code::Ok]);
                     }
                     let key = vec![7; 1024];
                     let set = wire::StoreSetRequest {
@@ -232,7 +258,19 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
                         ttl_s: 1,
                         uses: 1,
                     };
-                    let _ = access.create_token(request).await;
+                    caller.expect(access.create_token(request).await, &[Code::Ok]);
+                }
+            }),
+        ),
+        (
+            "bound",
+            "floods with lists of others' jobs",
+            attack!(caller, {
+                let mut jobs = jobs_client(caller.channel().await);
+                for n in 0..1000 {
+                    let request = wire::GetRequest { job: format!("mine-{n}") };
+                    caller.expect(jobs.get(request).await, &[Code::NotFound]);
+                    caller.expect(jobs.list(wire::ListRequest {}).await, &[Code::Ok]);
                 }
             }),
         ),
@@ -263,11 +301,11 @@ fn status(name: &str, incarnation: u64) -> wire::WorkerStatus {
 async fn whoever_floods_stalls_or_lies_others_are_answered() {
     let place = Place::new();
     let (url, pid) = (place.url(), place.serve.id());
-    for role in ["viewer", "submitter"] {
-        let issued = coxswain(
-            place.folder.path(),
-            &["certs", "issue", "--dir", "tls", "--role", role, "--name", role],
-        );
+    for (role, name, jobs) in
+        [("viewer", "viewer", "*"), ("viewer", "bound", "mine-*"), ("submitter", "submitter", "*")]
+    {
+        let issue = ["certs", "issue", "--dir", "tls", "--role", role, "--name", name, "--job", jobs];
+        let issued = coxswain(place.folder.path(), &issue);
         assert!(issued.status.success(), "{}", text(&issued.stderr));
     }
     let by = |credentials: &Credentials| Transport::Tls(ClientTls::new(credentials).unwrap());
@@ -284,10 +322,11 @@ async fn whoever_floods_stalls_or_lies_others_are_answered() {
     assert!(coxswain(place.folder.path(), &issued).status.success());
     let honest = of("honest");
     for (who, what, attack) in attacks() {
-        let before = memory(pid);
+        let (before, hits) = (memory(pid), Arc::new(AtomicUsize::new(0)));
         let mut attackers = JoinSet::new();
         for number in 0..MANY {
-            attackers.spawn(attack(Caller { url: url.clone(), transport: transport(who), number }));
+            let hits = hits.clone();
+            attackers.spawn(attack(Caller { url: url.clone(), transport: transport(who), number, hits }));
         }
         let (start, mut answers, mut slowest, mut most) = (Instant::now(), 0, Duration::ZERO, before);
         while start.elapsed() < ATTACK {
@@ -300,9 +339,11 @@ async fn whoever_floods_stalls_or_lies_others_are_answered() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         attackers.shutdown().await;
+        let hits = hits.load(Ordering::Relaxed);
         coxswain_console::say(&format!(
-            "{who} {what}: {answers} answers, the slowest after {slowest:?}; from {before} to {most} MiB"
+            "{who} {what} ({hits} times): {answers} answers, the slowest after {slowest:?}; from {before} to {most} MiB"
         ));
+        assert!(hits > 0, "{who} {what}: nothing came through");
         assert!(slowest < ANSWER, "{who} {what}: an answer took {slowest:?}");
         assert!(most < before + MEMORY_MIB, "{who} {what}: from {before} to {most} MiB");
     }

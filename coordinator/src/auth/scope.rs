@@ -29,23 +29,27 @@ impl Scope {
         Scope { caller, handle, others: BTreeSet::new(), plain: BTreeSet::new() }
     }
 
-    /// Puts `another job` in place of each job in `text` that the caller may not see.
-    pub(crate) async fn hide(&mut self, text: &mut String) {
+    /// Puts `another job` in place of each job in the texts of an answer that the caller may not see. The driver is asked
+    /// once at most.
+    pub(crate) async fn hide(&mut self, mut texts: Vec<&mut String>) {
         if self.caller.all_jobs("").is_ok() {
             return;
         }
         let seen =
             |word: &&str| self.caller.sees(word) || self.others.contains(*word) || self.plain.contains(*word);
+        let all = texts.iter().flat_map(|text| words(text));
         let unknown: BTreeSet<String> =
-            words(text).filter(|word| is_id(word) && !seen(word)).map(str::to_owned).collect();
+            all.filter(|word| is_id(word) && !seen(word)).map(str::to_owned).collect();
         if !unknown.is_empty() {
-            match self.handle.list().await {
-                Ok((jobs, _)) => self.learn(jobs.into_iter().map(|(job, _)| job.job).collect(), unknown),
+            match self.handle.ids().await {
+                Ok(jobs) => self.learn(jobs, unknown),
                 // The coordinator is ending, and cannot tell which of them are jobs.
                 Err(_) => self.others.extend(unknown),
             }
         }
-        *text = hidden(text, |word| self.others.contains(word));
+        for text in &mut texts {
+            **text = hidden(text, |word| self.others.contains(word));
+        }
     }
 
     fn learn(&mut self, jobs: BTreeSet<String>, unknown: BTreeSet<String>) {

@@ -76,6 +76,11 @@ impl Cluster {
         self.jobs.iter().map(Job::summary).collect()
     }
 
+    /// The ids of all jobs that are known.
+    pub fn job_ids(&self) -> impl Iterator<Item = &str> {
+        self.jobs.iter().map(Job::id)
+    }
+
     /// Until when workers of a job that is not over are kept apart, since they did not reach each other.
     pub fn apart_until_ms(&self) -> Option<u64> {
         self.jobs.iter().filter(|job| !job.state.is_over()).filter_map(|job| job.apart.last_ms()).max()
