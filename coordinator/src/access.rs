@@ -243,8 +243,7 @@ fn known<T>(request: &Request<T>) -> Result<Arc<Known>, Status> {
     }
 }
 
-/// The certificate that a caller wants renewed: the one it showed, or a newer one that it got over this
-/// connection.
+/// The certificate that a caller wants renewed: the one it showed, or one of the last two of this connection.
 fn held(known: &Known, by: String) -> Result<Digest, Status> {
     if by.is_empty() {
         return Ok(known.shown().digest);

@@ -46,7 +46,7 @@ impl Authorize {
 
     fn check<B>(&self, request: &Request<B>) -> Result<(), Status> {
         let Some(peer) = request.extensions().get::<Peer>() else {
-            return Err(Status::internal("nobody knows where this call comes from"));
+            return Err(Status::internal("this call has no known peer address"));
         };
         let agent = request.headers().get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok());
         coxswain_proto::expect_protocol(agent.unwrap_or_default()).map_err(Status::failed_precondition)?;

@@ -155,7 +155,7 @@ impl Members {
             let Signed { pem, made } = sign(&known.identity).map_err(MemberError::Sign)?;
             let change = Change::Chain { name: known.identity.name.clone(), chain: chain.renewed(by, made) };
             inner.change(vec![change], Sync::Now, now_s)?;
-            known.renewed(made);
+            known.renewed(by, made);
             Ok(pem)
         })
     }

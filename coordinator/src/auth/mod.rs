@@ -87,8 +87,9 @@ pub(crate) struct Shown {
 pub(crate) struct Known {
     pub(crate) identity: Identity,
     shown: Shown,
-    /// The newest certificate that was given out over this connection.
-    given: Mutex<Option<Digest>>,
+    /// Given out over this connection: the certificate that was renewed last, and the newest. The answer with
+    /// the newest may be lost; then the caller still has the other.
+    given: Mutex<[Option<Made>; 2]>,
     ends_s: AtomicU64,
     revoked: watch::Sender<bool>,
 }
@@ -97,7 +98,7 @@ impl Known {
     pub(crate) fn new(shown: Shown) -> Known {
         Known {
             identity: shown.identity.clone(),
-            given: Mutex::new(None),
+            given: Mutex::new([None; 2]),
             ends_s: AtomicU64::new(shown.ends_s),
             revoked: watch::Sender::new(false),
             shown,
@@ -109,23 +110,34 @@ impl Known {
         &self.shown
     }
 
-    /// Until when the caller's newest certificate is good, in seconds of Unix time.
+    /// Until when the caller is let in, in seconds of Unix time: until the newest certificate ends that it
+    /// is known to have. It proves that it has one by renewing it.
     pub(crate) fn expires_s(&self) -> u64 {
         self.ends_s.load(Ordering::Relaxed)
     }
 
-    /// Whether this is a certificate that the caller showed or was given over this connection.
+    /// Whether this is a certificate that the caller showed, or one of the last two of this connection.
     pub(crate) fn holds(&self, digest: Digest) -> bool {
-        digest == self.shown.digest || *lock(&self.given) == Some(digest)
+        self.held(digest).is_some()
     }
 
-    /// The caller was given a newer certificate over this connection.
-    pub(crate) fn renewed(&self, made: Made) {
-        *lock(&self.given) = Some(made.digest);
-        self.ends_s.fetch_max(made.ends_s, Ordering::Relaxed);
+    fn held(&self, digest: Digest) -> Option<Made> {
+        let shown = Made { digest: self.shown.digest, ends_s: self.shown.ends_s };
+        let given = *lock(&self.given);
+        given.into_iter().flatten().chain([shown]).find(|made| made.digest == digest)
     }
 
-    /// The caller's certificates are good no more.
+    /// The caller was given a newer certificate for the one that `by` names. Whether the answer arrives is not
+    /// known, but the caller has the one that it renewed.
+    pub(crate) fn renewed(&self, by: Digest, made: Made) {
+        let held = self.held(by);
+        *lock(&self.given) = [held, Some(made)];
+        if let Some(held) = held {
+            self.ends_s.fetch_max(held.ends_s, Ordering::Relaxed);
+        }
+    }
+
+    /// The caller's certificates are revoked.
     pub(crate) fn revoke(&self) {
         self.revoked.send_replace(true);
     }
@@ -141,7 +153,7 @@ impl Known {
 }
 
 impl Caller {
-    /// Who makes this call. A call of which nobody knows where it comes from is nobody's.
+    /// Who makes this call. A call with no known peer address is unauthenticated.
     pub(crate) fn of<T>(request: &Request<T>) -> Caller {
         request.extensions().get::<Peer>().map_or(Caller::Nobody, |peer| peer.caller.clone())
     }
@@ -240,4 +252,33 @@ pub(crate) fn now_s() -> u64 {
 pub(crate) fn shown_by(uri: &str, ends_s: u64) -> Shown {
     let identity = Identity::from_uri(uri).unwrap();
     Shown { identity, digest: Digest::of(uri.as_bytes()), made_s: 0, ends_s }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_holds_the_last_two_and_lasts_as_long_as_what_was_renewed() {
+        let made = |n: u8, ends_s| Made { digest: Digest::of(&[n]), ends_s };
+        let known = Known::new(shown_by("coxswain://worker/w0/job/*", 60));
+        let shown = known.shown().digest;
+        let [second, third, lost, again] = [made(2, 80), made(3, 100), made(4, 120), made(5, 121)];
+        // What is renewed for what, which are held then, and until when the connection lasts.
+        for (by, newer, held, ends_s) in [
+            (shown, second, vec![second], 60),
+            (second.digest, third, vec![second, third], 80),
+            (third.digest, lost, vec![third, lost], 100),
+            (third.digest, again, vec![third, again], 100),
+        ] {
+            assert!(known.holds(by));
+            known.renewed(by, newer);
+            let holds: Vec<_> =
+                [second, third, lost, again].into_iter().filter(|of| known.holds(of.digest)).collect();
+            let digests = |all: Vec<Made>| all.into_iter().map(|made| made.digest).collect::<Vec<_>>();
+            assert_eq!(digests(holds), digests(held));
+            assert!(known.holds(shown));
+            assert_eq!(known.expires_s(), ends_s);
+        }
+    }
 }

@@ -71,6 +71,8 @@ async fn a_certificate_is_renewed_over_its_own_connection() {
     let der = coxswain_proto::tls::client::certificates("it", &enrolled.credentials.chain).unwrap();
     assert_eq!(shown(&der[0]).unwrap().identity, identity);
     assert_eq!(enrolled.lives.as_secs(), 3600);
+    // Whoever renews a certificate has it, so the connection lasts as long as that one.
+    let enrolled = enroll::renew(channel.clone(), &tls).await.unwrap();
     tokio::time::sleep(Duration::from_millis(3200)).await;
     assert_eq!(call(&channel).await.code(), Code::FailedPrecondition);
     // The other connection has ended with its certificate; a channel connects again by the newer one.
@@ -102,6 +104,20 @@ async fn a_stolen_certificate_is_found_out_and_a_lost_answer_is_not_a_theft() {
     // What another connection was given is not renewed over this one.
     let (_, why) = refused(enroll::renew(thief, &tls).await);
     assert!(why.contains("of another certificate"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_lost_on_a_connection_that_stays() {
+    let site = Secured::start().await;
+    let token = site.token("worker", 1).await;
+    let (tls, channel) = site.by(&enroll::join(&site.url, &token, "w0").await.unwrap().credentials).await;
+    let newer = enroll::renew(channel.clone(), &tls).await.unwrap().credentials;
+    // The answer is lost: the worker stays with the one that it has.
+    enroll::renew(channel.clone(), &tls).await.unwrap();
+    tls.replace(&newer.chain, &newer.key).unwrap();
+    for _ in 0..2 {
+        enroll::renew(channel.clone(), &tls).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
