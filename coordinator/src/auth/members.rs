@@ -206,8 +206,10 @@ impl Members {
 
     /// The names that are revoked.
     pub(crate) fn revoked(&self) -> Vec<(Role, String, Revocation)> {
-        let all = lock(&self.inner);
-        all.register.revoked().map(|(role, name, revoked)| (role, name.clone(), revoked.clone())).collect()
+        self.with(|inner, _| {
+            let revoked = inner.register.revoked();
+            revoked.map(|(role, name, revoked)| (role, name.clone(), revoked.clone())).collect()
+        })
     }
 
     /// Does something with the register, which may wait for the disk.
