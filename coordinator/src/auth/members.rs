@@ -54,7 +54,7 @@ impl Inner {
         if changes.is_empty() {
             return Ok(());
         }
-        self.record.append(&changes, sync)?;
+        self.record.append(&changes, sync, &self.register, now_s)?;
         changes.into_iter().for_each(|change| self.register.apply(change, now_s));
         if let Err(error) = self.record.shorten(&self.register, now_s) {
             tracing::warn!("the file of tokens and certificates stays as long as it is: {error}");

@@ -3,13 +3,14 @@
 //!
 //! A line holds some changes, and is framed as those of the journal are. An answer goes out once its line is
 //! synced. What a crash tore off at the end had no answer and is cut off; damage anywhere else is refused. A
-//! file that has grown is written anew, shorter.
+//! file that has grown is written anew, shorter. So is one of which a failed write or sync has left unknown what
+//! the disk holds: the register in memory has all that was answered.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use coxswain_proto::tls::credentials::{FileError, replace};
+use coxswain_proto::tls::credentials::{FileError, Replacement};
 
 use super::register::{Change, Register};
 use crate::journal::line::{frame, framed};
@@ -34,16 +35,13 @@ pub(crate) enum RecordError {
     #[error("{path} is not a file of tokens and certificates that this version can read", path = path.display())]
     Foreign { path: PathBuf },
     #[error(
-        "{path} is damaged at line {line}: {what}. Bring it back from a backup; or move it away: then join \
-         tokens are void, workers have to join again, and names that were revoked are let in again",
+        "{path} is damaged at line {line}: {what}. Move it away: then join tokens are void, workers have to join \
+         again, and names that were revoked are let in again until you revoke them again. An older copy of the file \
+         brings tokens and revocations back, but a worker that has renewed its certificate since looks like a thief, \
+         and has to join again",
         path = path.display()
     )]
     Damaged { path: PathBuf, line: usize, what: String },
-    #[error(
-        "{path}: an earlier write failed; start the coordinator again once its disk is well",
-        path = path.display()
-    )]
-    Broken { path: PathBuf },
 }
 
 /// Whether a line has to survive a power loss before anything else is done.
@@ -62,6 +60,7 @@ pub(crate) struct Record {
     bytes: u64,
     /// How large it was when it was written anew.
     short_bytes: u64,
+    /// A write or sync failed, so what the disk holds is not known.
     broken: bool,
 }
 
@@ -73,31 +72,43 @@ impl Record {
     pub(crate) fn open(folder: &Path, now_s: u64) -> Result<(Record, Register), RecordError> {
         let path = folder.join(NAME);
         let register = read(&path, now_s)?;
-        let (file, bytes) = write_anew(&path, &register, now_s)?;
+        let text = text(&path, &register, now_s)?;
+        let file = Replacement::write(&path, &text)?.commit()?;
+        let bytes = text.len() as u64;
         Ok((Record { path, file, bytes, short_bytes: bytes, broken: false }, register))
     }
 
-    /// Writes changes down, all or none of them.
+    /// Writes changes of the `register` down, all or none of them, before they are applied to it. After a failure
+    /// that has left unknown what the disk holds, the file is written anew first.
     ///
     /// # Errors
-    /// The disk fails. Nothing is written from then on.
-    pub(crate) fn append(&mut self, changes: &[Change], sync: Sync) -> Result<(), RecordError> {
+    /// The disk fails.
+    pub(crate) fn append(
+        &mut self,
+        changes: &[Change],
+        sync: Sync,
+        register: &Register,
+        now_s: u64,
+    ) -> Result<(), RecordError> {
         if self.broken {
-            return Err(RecordError::Broken { path: self.path.clone() });
+            self.write_anew(register, now_s)?;
+            tracing::info!("{} was written anew after a failure", self.path.display());
         }
-        let path = self.path.clone();
-        let io = |cause| RecordError::Io { path, cause };
-        let line = match serde_json::to_vec(changes).map_err(io::Error::from).and_then(|json| frame(&json)) {
-            Ok(line) => line,
-            Err(error) => return Err(io(error)),
-        };
-        let written = self.file.write_all(&line);
-        let written = written.and_then(|()| if sync == Sync::Now { self.file.sync_data() } else { Ok(()) });
-        if let Err(error) = written {
+        let line = serde_json::to_vec(changes).map_err(io::Error::from).and_then(|json| frame(&json));
+        let line = line.map_err(|cause| self.io(cause))?;
+        if let Err(cause) = self.file.write_all(&line) {
+            // A part of the line may be there. Without it the file is as it was: a full disk may have room later.
+            self.broken = self.file.set_len(self.bytes).is_err();
+            return Err(self.io(cause));
+        }
+        if sync == Sync::Now
+            && let Err(cause) = self.file.sync_data()
+        {
+            // The system may show bytes that the disk never got, of this line and of earlier ones. No answer
+            // went out, and the next start shall not know of the line.
             self.broken = true;
-            // No answer went out, and the next start shall not know of it.
             let _ = self.file.set_len(self.bytes);
-            return Err(io(error));
+            return Err(self.io(cause));
         }
         self.bytes += line.len() as u64;
         Ok(())
@@ -106,29 +117,42 @@ impl Record {
     /// Writes the file anew if that is worth it.
     ///
     /// # Errors
-    /// The disk fails. The file stays as long as it is.
+    /// The disk fails. The file stays as long as it is, or is written anew before the next change.
     pub(crate) fn shorten(&mut self, register: &Register, now_s: u64) -> Result<(), RecordError> {
         if self.broken || self.bytes < LEAST_BYTES.max(2 * self.short_bytes) {
             return Ok(());
         }
         // If this fails, it is tried again after as many bytes more.
         self.short_bytes = self.bytes;
-        (self.file, self.bytes) = write_anew(&self.path, register, now_s)?;
+        self.write_anew(register, now_s)
+    }
+
+    fn write_anew(&mut self, register: &Register, now_s: u64) -> Result<(), RecordError> {
+        let text = text(&self.path, register, now_s)?;
+        let newer = Replacement::write(&self.path, &text)?;
+        // From the renaming on, the file that is open may no longer be the one under the name.
+        self.broken = true;
+        self.file = newer.commit()?;
+        self.broken = false;
+        self.bytes = text.len() as u64;
         self.short_bytes = self.bytes;
         Ok(())
     }
+
+    fn io(&self, cause: io::Error) -> RecordError {
+        RecordError::Io { path: self.path.clone(), cause }
+    }
 }
 
-fn write_anew(path: &Path, register: &Register, now_s: u64) -> Result<(File, u64), RecordError> {
+/// The whole file of what is remembered now.
+fn text(path: &Path, register: &Register, now_s: u64) -> Result<String, RecordError> {
     let io = |cause| RecordError::Io { path: path.to_owned(), cause };
     let mut text = HEADER.to_owned();
     for change in register.snapshot(now_s) {
         let line = serde_json::to_vec(&[change]).map_err(io::Error::from).and_then(|json| frame(&json));
         text.push_str(&String::from_utf8_lossy(&line.map_err(io)?));
     }
-    replace(path, &text)?;
-    let file = OpenOptions::new().append(true).open(path).map_err(io)?;
-    Ok((file, text.len() as u64))
+    Ok(text)
 }
 
 fn read(path: &Path, now_s: u64) -> Result<Register, RecordError> {
@@ -163,7 +187,11 @@ fn read(path: &Path, now_s: u64) -> Result<Register, RecordError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::io::{Seek, SeekFrom};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
     use super::*;
     use crate::auth::identity::{Identity, Role};
@@ -171,7 +199,7 @@ mod tests {
     fn revoke(record: &mut Record, register: &mut Register, name: &str) {
         let by = Identity::from_uri("coxswain://admin/ann/job/*").unwrap();
         let changes = register.revoke(&[Role::Worker, Role::Viewer], name, &by, 7).unwrap();
-        record.append(&changes, Sync::Now).unwrap();
+        record.append(&changes, Sync::Now, register, 7).unwrap();
         changes.into_iter().for_each(|change| register.apply(change, 7));
     }
 
@@ -212,6 +240,75 @@ mod tests {
         record.bytes = LEAST_BYTES;
         record.shorten(&register, 7).unwrap();
         assert!(record.bytes < 1000 && record.short_bytes == record.bytes);
+        revoke(&mut record, &mut register, "w1");
+        assert_eq!(Record::open(folder.path(), 7).unwrap().1, register);
+    }
+
+    /// A file that holds `bytes` bytes and takes no more, as on a full disk.
+    fn full(bytes: u64) -> File {
+        let fd = memfd_create("full", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        let mut file = File::from(fd);
+        file.set_len(bytes).unwrap();
+        file.seek(SeekFrom::End(0)).unwrap();
+        fcntl_add_seals(&file, SealFlags::GROW).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_disk_that_fails_for_a_while_loses_no_change_that_was_answered() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut record, mut register) = Record::open(folder.path(), 7).unwrap();
+        revoke(&mut record, &mut register, "w0");
+        let by = Identity::from_uri("coxswain://admin/ann/job/*").unwrap();
+        let lost = register.revoke(&[Role::Viewer], "lost", &by, 7).unwrap();
+        // The disk is full, and then has room again: the same file goes on.
+        let (inode, bytes) = (record.file.metadata().unwrap().ino(), record.bytes);
+        let good = std::mem::replace(&mut record.file, full(bytes));
+        record.append(&lost, Sync::Now, &register, 7).unwrap_err();
+        assert!(!record.broken);
+        record.file = good;
+        revoke(&mut record, &mut register, "w1");
+        assert_eq!(record.file.metadata().unwrap().ino(), inode);
+        // The file cannot be cut, or not be synced: it is written anew.
+        let (_reader, pipe) = std::io::pipe().unwrap();
+        for broken in
+            [File::options().write(true).open("/dev/full").unwrap(), File::from(OwnedFd::from(pipe))]
+        {
+            record.file = broken;
+            record.append(&lost, Sync::Now, &register, 7).unwrap_err();
+            assert!(record.broken);
+            revoke(&mut record, &mut register, "w2");
+            assert_eq!(Record::open(folder.path(), 7).unwrap().1, register);
+            record = Record::open(folder.path(), 7).unwrap().0;
+        }
+    }
+
+    #[test]
+    fn a_failure_behind_the_renaming_writes_the_file_anew_before_the_next_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(NAME);
+        let (mut record, mut register) = Record::open(folder.path(), 7).unwrap();
+        revoke(&mut record, &mut register, "w0");
+        // A folder in the way of the new file: the old one goes on.
+        let beside = folder.path().join("access.new");
+        std::fs::create_dir(&beside).unwrap();
+        record.bytes = LEAST_BYTES;
+        record.shorten(&register, 7).unwrap_err();
+        assert!(!record.broken);
+        std::fs::remove_dir(&beside).unwrap();
+        // A folder in the way of the renaming.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        record.bytes = 2 * LEAST_BYTES;
+        record.shorten(&register, 7).unwrap_err();
+        let changes = register.revoke(
+            &[Role::Viewer],
+            "w1",
+            &Identity::from_uri("coxswain://admin/a/job/*").unwrap(),
+            7,
+        );
+        record.append(&changes.unwrap(), Sync::Now, &register, 7).unwrap_err();
+        std::fs::remove_dir(&path).unwrap();
         revoke(&mut record, &mut register, "w1");
         assert_eq!(Record::open(folder.path(), 7).unwrap().1, register);
     }

@@ -107,9 +107,13 @@ pub fn write_new(path: &Path, text: &str) -> Result<(), FileError> {
     sync_name(path)
 }
 
-fn write_private(path: &Path, text: &str) -> Result<(), FileError> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let written = file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+fn write_private(path: &Path, text: &str) -> Result<File, FileError> {
+    let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path);
+    let written = file.and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        Ok(file)
+    });
     written.map_err(at(path))
 }
 
@@ -122,14 +126,41 @@ fn sync_name(path: &Path) -> Result<(), FileError> {
 
 /// Writes a file that only its owner can read, in place of the one that is there.
 pub fn replace(path: &Path, text: &str) -> Result<(), FileError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    // A leftover from a crash; safe to replace.
-    let _ = fs::remove_file(&beside);
-    write_private(&beside, text)?;
-    fs::rename(&beside, path).map_err(at(path))?;
-    sync_name(path)
+    Replacement::write(path, text)?.commit().map(drop)
+}
+
+/// A file that is written and synced beside the one whose place it takes.
+#[derive(Debug)]
+pub struct Replacement {
+    file: File,
+    beside: PathBuf,
+    path: PathBuf,
+}
+
+impl Replacement {
+    /// Writes the file that is to take the place of `path`. Only its owner can read it.
+    ///
+    /// # Errors
+    /// Those of writing and syncing. What is under `path` stays as it is.
+    pub fn write(path: &Path, text: &str) -> Result<Replacement, FileError> {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".new");
+        let beside = PathBuf::from(beside);
+        // A leftover from a crash; safe to replace.
+        let _ = fs::remove_file(&beside);
+        let file = write_private(&beside, text)?;
+        Ok(Replacement { file, beside, path: path.to_owned() })
+    }
+
+    /// Puts it in its place, and returns it open for appending.
+    ///
+    /// # Errors
+    /// Those of renaming and syncing the name. After an error either file may be the one that a restart finds.
+    pub fn commit(self) -> Result<File, FileError> {
+        fs::rename(&self.beside, &self.path).map_err(at(&self.path))?;
+        sync_name(&self.path)?;
+        Ok(self.file)
+    }
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> FileError {
