@@ -148,7 +148,10 @@ impl Members {
                 Err(refusal) => {
                     tracing::warn!("{} gets no newer certificate: {refusal}", known.identity);
                     let split = inner.register.refused(known.shown(), &refusal);
-                    inner.change(split.into_iter().collect(), Sync::Now, now_s)?;
+                    if let Err(error) = inner.change(split.into_iter().collect(), Sync::Now, now_s) {
+                        // It is a refusal all the same.
+                        tracing::error!("{error}");
+                    }
                     return Err(refusal.into());
                 }
             };
