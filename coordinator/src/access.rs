@@ -285,6 +285,7 @@ fn code(refusal: &Refusal) -> tonic::Code {
         Refusal::Token(TokenError::TooMany(_))
         | Refusal::Renew(RenewError::TooMany)
         | Refusal::Revoke(RevokeError::TooMany) => Code::ResourceExhausted,
+        Refusal::TooEarly { .. } => Code::Unavailable,
         Refusal::Renew(_) | Refusal::Revoked(..) => Code::PermissionDenied,
         Refusal::Revoke(RevokeError::NotRevoked(_)) | Refusal::Token(TokenError::NoToken(_)) => {
             Code::NotFound

@@ -13,15 +13,18 @@ use super::Shown;
 use super::digest::Digest;
 use super::identity::Jobs;
 
-/// How long a worker's certificate lives. It is renewed at half of that, so a coordinator may be away for
+/// How long a worker's certificate lives. It is renewed before half of that, so a coordinator may be away for
 /// half an hour.
 pub(crate) const WORKER_LIFE: Duration = Duration::from_secs(3600);
 
-/// Renewals for each that the life of a chain needs: one more for each whose answer got lost.
-const RENEWALS_PER_NEEDED: u64 = 2;
+/// Renewals for each half of a certificate's life. A worker makes 1.6 at most; the others are for lost answers.
+const RENEWALS_PER_HALF_LIFE: u64 = 2;
 
 /// The most names of workers that are remembered: four of each of a large cluster's.
 const MAX_NAMES: usize = 1 << 16;
+
+/// How long a chain is kept on disk after its newest certificate has ended: the clock of a start may be fast.
+const KEPT_LONGER: Duration = Duration::from_secs(24 * 3600);
 
 /// What to do when a worker's chain has come to its end.
 const JOIN_AGAIN: &str = "start the worker again with a join token (`coxswain token create --role worker`)";
@@ -62,7 +65,8 @@ pub(crate) enum RenewError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Chain {
     jobs: Jobs,
-    /// When the worker joined, in seconds of Unix time.
+    /// When the worker joined, in seconds of Unix time; later than the making of all certificates of the name's
+    /// earlier chain.
     joined_s: u64,
     /// Until when the newest is good.
     ends_s: u64,
@@ -84,10 +88,13 @@ pub(crate) struct Made {
 }
 
 impl Chain {
-    /// How a chain begins.
-    pub(crate) fn joined(jobs: Jobs, made: Made, now_s: u64) -> Chain {
+    /// How a chain begins, in place of the `earlier` one of its name. A certificate of that one tells by its date
+    /// that it is not of this one, also where the clock was set back or both were made in one second.
+    pub(crate) fn joined(jobs: Jobs, made: Made, now_s: u64, earlier: Option<&Chain>) -> Chain {
         let Made { digest: newest, ends_s } = made;
-        Chain { jobs, joined_s: now_s, ends_s, newest, before: None, renewals: 0, split: false }
+        let last_made_s = earlier.map(|earlier| earlier.ends_s.saturating_sub(WORKER_LIFE.as_secs()));
+        let joined_s = last_made_s.map_or(now_s, |made_s| now_s.max(made_s.saturating_add(1)));
+        Chain { jobs, joined_s, ends_s, newest, before: None, renewals: 0, split: false }
     }
 
     /// How it goes on with a certificate for the one that `by` names.
@@ -120,7 +127,7 @@ impl Chain {
         if now_s.saturating_sub(self.joined_s) >= life_s {
             return Err(RenewError::TooOld { name: name(), days: life_s / (24 * 3600) });
         }
-        let most = RENEWALS_PER_NEEDED * (1 + life_s / (WORKER_LIFE.as_secs() / 2));
+        let most = RENEWALS_PER_HALF_LIFE * (1 + life_s / (WORKER_LIFE.as_secs() / 2));
         if self.renewals >= most {
             return Err(RenewError::TooOften { name: name(), renewals: most });
         }
@@ -184,6 +191,7 @@ impl Chains {
 
     /// Those that a restart has to know: an expired certificate is not let in, so it is not renewed.
     pub(crate) fn kept(&self, now_s: u64) -> impl Iterator<Item = (&String, &Chain)> {
-        self.0.iter().filter(move |(_, chain)| chain.ends_s > now_s)
+        let over = move |chain: &Chain| chain.ends_s.saturating_add(KEPT_LONGER.as_secs()) <= now_s;
+        self.0.iter().filter(move |(_, chain)| !over(chain))
     }
 }

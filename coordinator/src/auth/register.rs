@@ -40,6 +40,12 @@ pub(crate) enum Refusal {
         name = .1
     )]
     Revoked(Role, String),
+    #[error(
+        "{role} {name} was revoked, and what is made in the next {wait_s} s would be refused with what was made before \
+         that; try again then",
+        role = .role.word()
+    )]
+    TooEarly { role: Role, name: String, wait_s: u64 },
     #[error(transparent)]
     Revoke(#[from] RevokeError),
 }
@@ -58,7 +64,9 @@ impl Register {
         match change {
             Change::Token { id, token } => self.tokens.set(id, token, now_s),
             Change::Chain { name, chain } => self.chains.set(name, chain, now_s),
-            Change::Revocation { role, name, revocation } => self.revocations.set(role, name, revocation),
+            Change::Revocation { role, name, revocation } => {
+                self.revocations.set(role, name, revocation, now_s)
+            }
         }
     }
 
@@ -68,7 +76,7 @@ impl Register {
         let tokens = tokens.map(|(id, token)| Change::Token { id: id.clone(), token: token.clone() });
         let chains = self.chains.kept(now_s);
         let chains = chains.map(|(name, chain)| Change::Chain { name: name.clone(), chain: chain.clone() });
-        let revoked = self.revocations.iter().map(|(role, name, revocation)| Change::Revocation {
+        let revoked = self.revocations.kept(now_s).map(|(role, name, revocation)| Change::Revocation {
             role,
             name: name.clone(),
             revocation: revocation.clone(),
@@ -101,6 +109,10 @@ impl Register {
         if self.revocations.bars(*role, name) {
             return Err(Refusal::Revoked(*role, name.clone()));
         }
+        let wait_s = self.revocations.refuses_for_s(*role, name, now_s);
+        if wait_s > 0 {
+            return Err(Refusal::TooEarly { role: *role, name: name.clone(), wait_s });
+        }
         if *role == Role::Worker {
             self.chains.may_join(name, jobs, now_s)?;
         }
@@ -109,7 +121,8 @@ impl Register {
 
     /// Somebody has their first certificate; that of a person is not remembered.
     pub(crate) fn joined(&self, identity: &Identity, made: Made, now_s: u64) -> Option<Change> {
-        let chain = || Chain::joined(identity.jobs.clone(), made, now_s);
+        let earlier = self.chains.get(&identity.name);
+        let chain = || Chain::joined(identity.jobs.clone(), made, now_s, earlier);
         (identity.role == Role::Worker).then(|| Change::Chain { name: identity.name.clone(), chain: chain() })
     }
 

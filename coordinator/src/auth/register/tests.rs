@@ -140,7 +140,10 @@ fn a_name_stays_with_its_jobs_while_its_certificate_lives() {
     assert!(taken.contains("held by a worker for other jobs (demo-*)"), "{taken}");
     case.register.may_join(&first.identity, first.ends_s - 1).unwrap();
     case.register.may_join(&other, first.ends_s).unwrap();
-    assert_eq!(case.register.snapshot(first.ends_s), []);
+    // A start with a fast clock keeps it for a day.
+    let day_s = 24 * 3600;
+    assert_eq!(case.register.snapshot(first.ends_s + day_s - 1).len(), 1);
+    assert_eq!(case.register.snapshot(first.ends_s + day_s), []);
 }
 
 #[test]
@@ -159,6 +162,11 @@ fn a_revocation_refuses_what_was_made_before_it_for_ever() {
     let lifted = lift(&case, &Role::ALL).unwrap();
     case.apply(lifted);
     assert_eq!(lift(&case, &Role::ALL), Err(RevokeError::NotRevoked("w0".to_owned()).into()));
+    // No certificate is given that is refused: not in the second of the revocation, nor where the clock was set back.
+    for (now_s, wait_s) in [(100, 1), (40, 61)] {
+        let early = Refusal::TooEarly { role: Role::Worker, name: "w0".to_owned(), wait_s };
+        assert_eq!(case.register.may_join(&before.identity, now_s), Err(early));
+    }
     case.now_s = 101;
     let after = case.join();
     assert!(case.register.refuses(&before) && !case.register.refuses(&after));
@@ -168,4 +176,21 @@ fn a_revocation_refuses_what_was_made_before_it_for_ever() {
     assert_eq!(revoke(&case, &Role::ALL, "ann"), Err(own.into()));
     assert!(revoke(&case, &[Role::Worker], "ann").is_ok());
     assert!(matches!(revoke(&case, &Role::ALL, "a b"), Err(Refusal::Name(_))));
+}
+
+#[test]
+fn a_renewal_by_an_earlier_process_leaves_the_newer_chain_alone() {
+    // When the newer process joins after the newest certificate of the earlier one: in the same second, and after
+    // the clock was set back.
+    for rejoins_s in [5000, 1000] {
+        let mut case = Case { now_s: 5000, ..Case::default() };
+        let first = case.join();
+        let second = case.renew(&first).unwrap();
+        case.now_s = rejoins_s;
+        let newer = case.join();
+        for old in [&first, &second] {
+            assert_eq!(case.renew(old), Err(RenewError::JoinedAgain("w0".to_owned())), "{rejoins_s}");
+        }
+        case.renew(&newer).unwrap();
+    }
 }
