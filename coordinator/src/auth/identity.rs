@@ -46,7 +46,7 @@ impl FromStr for Role {
 
     fn from_str(text: &str) -> Result<Role, Malformed> {
         let of = Role::ALL.into_iter().find(|role| role.word() == text);
-        of.ok_or_else(|| Malformed(format!("`{text}` is no role: admin, submitter, viewer, worker are")))
+        of.ok_or_else(|| Malformed(format!("unknown role `{text}`; use admin, submitter, viewer or worker")))
     }
 }
 

@@ -130,7 +130,7 @@ pub(crate) fn requested_key(request: &str) -> Result<impl PublicKeyData> {
 /// Who a caller's certificate is for, and since and until when. That the certificate is by the CA has been
 /// checked before.
 pub(crate) fn shown(der: &CertificateDer<'_>) -> Result<Shown> {
-    let (_, certificate) = X509Certificate::from_der(der).context("a certificate that is none")?;
+    let (_, certificate) = X509Certificate::from_der(der).context("not a valid certificate")?;
     let names = certificate.subject_alternative_name().context("its names")?.context("it has no name")?;
     let uris: Vec<&str> = names
         .value
