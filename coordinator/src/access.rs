@@ -16,7 +16,7 @@ use crate::auth::chains::{Made, RenewError, WORKER_LIFE};
 use crate::auth::digest::Digest;
 use crate::auth::identity::{Identity, Malformed, Role};
 use crate::auth::members::{MemberError, Members, Signed};
-use crate::auth::pods::{PodError, Pods};
+use crate::auth::pods::{Joiner, PodError, Pods};
 use crate::auth::record::RecordError;
 use crate::auth::register::Refusal;
 use crate::auth::revocations::RevokeError;
@@ -71,12 +71,12 @@ impl Security {
     }
 
     /// Who a pod is.
-    fn pod(&self, token: &str, name: &str) -> Result<Identity, Status> {
-        let identity = match &self.pods {
+    fn pod(&self, token: &str, name: &str) -> Result<Joiner, Status> {
+        let joiner = match &self.pods {
             Some(pods) => pods.identity(token, name, now_s()),
             None => Err(PodError::NotTaken),
         };
-        identity.map_err(|error| {
+        joiner.map_err(|error| {
             let message = error.to_string();
             match error {
                 PodError::Keys { .. } => {
@@ -87,6 +87,7 @@ impl Security {
                 }
                 PodError::NotTaken => Status::failed_precondition(message),
                 PodError::Name(_) | PodError::Pod { .. } => Status::invalid_argument(message),
+                PodError::Subject(_) => Status::permission_denied(message),
                 _ => Status::unauthenticated(message),
             }
         })
@@ -139,10 +140,10 @@ impl wire::access_server::Access for AccessService {
         let key = requested_key(&request).map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
         let sign = |identity: &Identity| security.sign(identity, &key);
         if !service_account.is_empty() {
-            let identity = block_in_place(|| security.pod(&service_account, &name))?;
-            let chain = security.members.join_as(&identity, sign).map_err(refused)?;
-            tracing::info!("{identity} joins by its service account");
-            return Ok(security.reply(&identity, chain));
+            let joiner = block_in_place(|| security.pod(&service_account, &name))?;
+            let chain = security.members.join_as(&joiner, sign).map_err(refused)?;
+            tracing::info!("{} joins by its service account", joiner.identity);
+            return Ok(security.reply(&joiner.identity, chain));
         }
         let (identity, chain) = security.members.join(&token, &name, sign).map_err(refused)?;
         tracing::info!("{identity} joins by the token {}", token.split('.').next().unwrap_or_default());
@@ -283,7 +284,7 @@ fn code(refusal: &Refusal) -> tonic::Code {
         }
         Refusal::Name(_) | Refusal::Token(TokenError::Grant(_)) => Code::InvalidArgument,
         Refusal::Token(TokenError::TooMany(_))
-        | Refusal::Renew(RenewError::TooMany)
+        | Refusal::Renew(RenewError::TooMany | RenewError::TooManyOfPod { .. })
         | Refusal::Revoke(RevokeError::TooMany) => Code::ResourceExhausted,
         Refusal::TooEarly { .. } => Code::Unavailable,
         Refusal::Renew(_) | Refusal::Revoked(..) => Code::PermissionDenied,

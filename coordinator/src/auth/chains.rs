@@ -26,6 +26,10 @@ const MAX_NAMES: usize = 1 << 16;
 /// How long a chain is kept on disk after its newest certificate has ended: the clock of a start may be fast.
 const KEPT_LONGER: Duration = Duration::from_secs(24 * 3600);
 
+/// The most names of one pod with certificates at once: a token of it can be used under any of its names, and a
+/// machine has a worker for each of its devices, of which it has 16 at most. Restarts under other names come on top.
+const MAX_NAMES_OF_POD: usize = 64;
+
 /// What to do when a worker's chain has come to its end.
 const JOIN_AGAIN: &str = "start the worker again with a join token (`coxswain token create --role worker`)";
 
@@ -54,6 +58,11 @@ pub(crate) enum RenewError {
         "{MAX_NAMES} names of workers have certificates, which is the most; wait until some have expired"
     )]
     TooMany,
+    #[error(
+        "the pod {pod} has {MAX_NAMES_OF_POD} names with certificates, which is the most; use one of those names, or \
+         wait until some have expired"
+    )]
+    TooManyOfPod { pod: String },
     #[error(
         "the name {name} is held by a worker for other jobs ({jobs}) until its certificate expires; take \
          another"
@@ -154,6 +163,19 @@ impl Chains {
         }
     }
 
+    /// Whether a worker of `pod` may join by this name, if those of other names are too many.
+    pub(crate) fn may_join_of_pod(&self, name: &str, pod: &str, now_s: u64) -> Result<(), RenewError> {
+        let begin_so = self.0.range(pod.to_owned()..).take_while(|(other, _)| other.starts_with(pod));
+        let live = begin_so.filter(|(other, chain)| {
+            chain.ends_s > now_s && other.as_str() != name && is_name_of_pod(other, pod)
+        });
+        if live.count() < MAX_NAMES_OF_POD {
+            Ok(())
+        } else {
+            Err(RenewError::TooManyOfPod { pod: pod.to_owned() })
+        }
+    }
+
     /// The chain of `shown`, whose holder asks for a newer one than the certificate `by`. A chain lives
     /// `life_s` from its join on.
     pub(crate) fn may_renew(
@@ -193,5 +215,14 @@ impl Chains {
     pub(crate) fn kept(&self, now_s: u64) -> impl Iterator<Item = (&String, &Chain)> {
         let over = move |chain: &Chain| chain.ends_s.saturating_add(KEPT_LONGER.as_secs()) <= now_s;
         self.0.iter().filter(move |(_, chain)| !over(chain))
+    }
+}
+
+/// Whether a worker in this pod may have the name: the pod's, or the pod's with a dash and a number behind it.
+pub(crate) fn is_name_of_pod(name: &str, pod: &str) -> bool {
+    match name.strip_prefix(pod).map(|rest| rest.strip_prefix('-').ok_or(rest)) {
+        Some(Ok(number)) => !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()),
+        Some(Err(rest)) => rest.is_empty(),
+        None => false,
     }
 }

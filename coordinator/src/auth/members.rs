@@ -12,6 +12,7 @@ use tokio::task::block_in_place;
 use super::chains::Made;
 use super::digest::Digest;
 use super::identity::{Identity, Role};
+use super::pods::Joiner;
 use super::record::{Record, RecordError, Sync};
 use super::register::{Change, Refusal, Register};
 use super::revocations::Revocation;
@@ -120,14 +121,18 @@ impl Members {
         })
     }
 
-    /// A first certificate for somebody who has proved to be this identity.
+    /// A first certificate for somebody who has proved who they are by the token of a service account.
     pub(crate) fn join_as(
         &self,
-        identity: &Identity,
+        joiner: &Joiner,
         sign: impl FnOnce(&Identity) -> anyhow::Result<Signed>,
     ) -> Result<String, MemberError> {
         self.with(|inner, now_s| {
-            inner.register.may_join(identity, now_s)?;
+            let Joiner { identity, pod } = joiner;
+            match pod {
+                Some(pod) => inner.register.may_join_of_pod(identity, pod, now_s)?,
+                None => inner.register.may_join(identity, now_s)?,
+            }
             let signed = sign(identity).map_err(MemberError::Sign)?;
             let joined = inner.register.joined(identity, signed.made, now_s);
             inner.change(joined.into_iter().collect(), Sync::Now, now_s)?;

@@ -3,21 +3,21 @@
 //!
 //! A token is taken if its signature is by one of the cluster's keys (RS256 or ES256), it is good now, and
 //! its audience, issuer and subject are those that were configured. Where it names a pod, the worker's name
-//! has to be the pod's.
+//! has to be the pod's, or that with a dash and a number.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use coxswain_files::regular;
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::chains::is_name_of_pod;
 use super::identity::{Identity, Jobs, Malformed, Role};
 
 /// The longest token that is looked at: those of Kubernetes have about 1 KiB.
@@ -51,6 +51,14 @@ impl FromStr for Subject {
             ))),
         }
     }
+}
+
+/// Who a token is of.
+#[derive(Debug)]
+pub(crate) struct Joiner {
+    pub(crate) identity: Identity,
+    /// The pod that the token names, if it does.
+    pub(crate) pod: Option<String>,
 }
 
 /// Whose tokens are taken.
@@ -91,9 +99,9 @@ pub(crate) enum PodError {
     Audience(String),
     #[error("the token is not by the issuer `{0}`")]
     Issuer(String),
-    #[error("the service account {0} makes no worker here; `serve --join-subject` names those that do")]
+    #[error("the service account {0} is not allowed to join; `serve --join-subject` names those that are")]
     Subject(String),
-    #[error("a worker in the pod {pod} has to be called {pod}, or {pod}- and something")]
+    #[error("a worker in the pod {pod} has to be called {pod}, or {pod}- and a number")]
     Pod { pod: String },
     #[error(transparent)]
     Name(#[from] Malformed),
@@ -187,7 +195,7 @@ impl Pods {
     ///
     /// # Errors
     /// The token is not taken, or the name is not the pod's.
-    pub(crate) fn identity(&self, token: &str, name: &str, now_s: u64) -> Result<Identity, PodError> {
+    pub(crate) fn identity(&self, token: &str, name: &str, now_s: u64) -> Result<Joiner, PodError> {
         self.identity_by(&self.keys()?, token, name, now_s)
     }
 
@@ -201,25 +209,13 @@ impl Pods {
 
     fn keys(&self) -> Result<Keys, PodError> {
         let failed = |why: String| PodError::Keys { path: self.keys.clone(), why };
-        let mut text = String::new();
-        let file = File::open(&self.keys).and_then(|file| {
-            if file.metadata()?.is_file() {
-                Ok(file)
-            } else {
-                Err(io::Error::other("it is not a regular file"))
-            }
-        });
-        let read = file.and_then(|file| file.take(MAX_KEYS_BYTES + 1).read_to_string(&mut text));
-        read.map_err(|error| failed(error.to_string()))?;
-        if text.len() as u64 > MAX_KEYS_BYTES {
-            return Err(failed(format!("it has more than {MAX_KEYS_BYTES} bytes")));
-        }
-        let keys: Keys = serde_json::from_str(&text)
+        let text = regular::read(&self.keys, MAX_KEYS_BYTES).map_err(|error| failed(error.to_string()))?;
+        let keys: Keys = serde_json::from_slice(&text)
             .map_err(|error| failed(format!("it is not a JWK set, `{{\"keys\": [...]}}`: {error}")))?;
         if keys.keys.is_empty() { Err(failed("it holds no key".to_owned())) } else { Ok(keys) }
     }
 
-    fn identity_by(&self, keys: &Keys, token: &str, name: &str, now_s: u64) -> Result<Identity, PodError> {
+    fn identity_by(&self, keys: &Keys, token: &str, name: &str, now_s: u64) -> Result<Joiner, PodError> {
         let claims = verified(keys, token)?;
         if claims.exp <= now_s || claims.nbf.is_some_and(|nbf| nbf > now_s.saturating_add(SKEW_S)) {
             return Err(PodError::Time);
@@ -236,13 +232,11 @@ impl Pods {
         }
         let subject = self.subjects.iter().find(|subject| subject.subject == claims.sub);
         let subject = subject.ok_or_else(|| PodError::Subject(super::shown(&claims.sub)))?;
-        if let Some(Pod { name: pod }) = claims.kubernetes.and_then(|kubernetes| kubernetes.pod) {
-            let rest = name.strip_prefix(pod.as_str());
-            if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-')) {
-                return Err(PodError::Pod { pod });
-            }
+        let pod = claims.kubernetes.and_then(|kubernetes| kubernetes.pod).map(|pod| pod.name);
+        if let Some(pod) = pod.clone().filter(|pod| !is_name_of_pod(name, pod)) {
+            return Err(PodError::Pod { pod });
         }
-        Ok(Identity::new(Role::Worker, name, subject.jobs.clone())?)
+        Ok(Joiner { identity: Identity::new(Role::Worker, name, subject.jobs.clone())?, pod })
     }
 }
 

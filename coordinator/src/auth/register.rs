@@ -119,6 +119,16 @@ impl Register {
         Ok(())
     }
 
+    /// Whether a worker may have a first certificate by the token of its pod. Who is revoked under the pod's name
+    /// joins by no other name of the pod.
+    pub(crate) fn may_join_of_pod(&self, identity: &Identity, pod: &str, now_s: u64) -> Result<(), Refusal> {
+        if self.revocations.bars(Role::Worker, pod) {
+            return Err(Refusal::Revoked(Role::Worker, pod.to_owned()));
+        }
+        self.chains.may_join_of_pod(&identity.name, pod, now_s)?;
+        self.may_join(identity, now_s)
+    }
+
     /// Somebody has their first certificate; that of a person is not remembered.
     pub(crate) fn joined(&self, identity: &Identity, made: Made, now_s: u64) -> Option<Change> {
         let earlier = self.chains.get(&identity.name);

@@ -200,8 +200,16 @@ async fn a_pod_joins_by_its_service_account_and_again_after_a_restart() {
     }
     let (code, why) = refused(ticket(now_s()).join(&site.url, "worker-1").await);
     assert!(code == Code::Unauthenticated && why.contains("has expired"), "{why}");
+    let mut other = claims(now_s() + 600);
+    other["sub"] = "system:serviceaccount:train:other".into();
+    let other = Ticket::read(&signer.sign(&header(), &other), Some(&ca)).unwrap();
+    let (code, why) = refused(other.join(&site.url, "worker-1").await);
+    assert!(code == Code::PermissionDenied && why.contains("not allowed to join"), "{code}: {why}");
+    good.join(&site.url, "worker-1-1").await.unwrap();
     site.revoke("worker-1", "", false).await.unwrap();
-    assert_eq!(refused(good.join(&site.url, "worker-1").await).0, Code::PermissionDenied);
+    for name in ["worker-1", "worker-1-1"] {
+        assert_eq!(refused(good.join(&site.url, name).await).0, Code::PermissionDenied);
+    }
     let error = Ticket::read("eyJh.b.c", None).unwrap_err().to_string();
     assert!(error.contains("--tls-ca"), "{error}");
     // The CA of another coordinator.

@@ -75,7 +75,7 @@ fn a_token_is_taken_that_says_all_that_it_should() {
     let keys: Keys = serde_json::from_value(signer.keys()).unwrap();
     let pods = pods(PathBuf::new());
     let judge = |token: &str, name: &str, now_s| match pods.identity_by(&keys, token, name, now_s) {
-        Ok(identity) => identity.uri(),
+        Ok(joiner) => joiner.identity.uri(),
         Err(error) => error.to_string(),
     };
     let good = signer.sign(&header(), &claims(100));
@@ -85,7 +85,10 @@ fn a_token_is_taken_that_says_all_that_it_should() {
         ("worker-1-7", 99, "coxswain://worker/worker-1-7/job/demo-*"),
         ("worker-10", 50, "has to be called worker-1, or"),
         ("worker-2", 50, "has to be called worker-1, or"),
-        ("worker-1-/", 50, "has to be of letters"),
+        ("worker-1-", 50, "has to be called worker-1, or"),
+        ("worker-1-x", 50, "has to be called worker-1, or"),
+        ("worker-1-7-7", 50, "has to be called worker-1, or"),
+        ("worker-1/", 50, "has to be called worker-1, or"),
         ("worker-1", 100, "has expired"),
     ] {
         let found = judge(&good, name, now_s);
@@ -105,7 +108,7 @@ fn a_token_is_taken_that_says_all_that_it_should() {
         (claims_with("nbf", json!("50")), "it does not say"),
         (claims_with("nbf", json!(111)), "not good yet"),
         (claims_with("iss", json!("https://other")), "not by the issuer"),
-        (claims_with("sub", json!("system:serviceaccount:train:other")), "makes no worker here"),
+        (claims_with("sub", json!("system:serviceaccount:train:other")), "is not allowed to join"),
         (header_with("alg", json!("none")), "signed by `none`"),
         (header_with("alg", json!("HS256")), "signed by `HS256`"),
         (header_with("alg", json!("RS256")), "signature is not by a key"),
@@ -161,7 +164,7 @@ fn keys_that_cannot_be_read_and_rules_that_say_nothing_are_told() {
     for (text, says) in [
         ("{", "it is not a JWK set"),
         ("{\"keys\": []}", "it holds no key"),
-        (&" ".repeat(MAX_KEYS_BYTES as usize + 1), "more than"),
+        (&" ".repeat(MAX_KEYS_BYTES as usize + 1), "and may have 262144 at most"),
     ] {
         std::fs::write(&path, text).unwrap();
         let error = pods.check().unwrap_err().to_string();

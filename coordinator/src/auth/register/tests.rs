@@ -194,3 +194,34 @@ fn a_renewal_by_an_earlier_process_leaves_the_newer_chain_alone() {
         case.renew(&newer).unwrap();
     }
 }
+
+#[test]
+fn a_pod_has_so_many_names_and_none_once_its_own_is_revoked() {
+    let mut case = Case::default();
+    let identity = |name: &str| Identity::from_uri(&format!("coxswain://worker/{name}/job/*")).unwrap();
+    let join = |case: &mut Case, name: &str| {
+        let identity = identity(name);
+        case.register.may_join_of_pod(&identity, "pod-1", case.now_s)?;
+        let made = made(&case.make());
+        let joined = case.register.joined(&identity, made, case.now_s);
+        case.apply(joined);
+        Ok::<_, Refusal>(())
+    };
+    // Of another pod.
+    let first = made(&case.make());
+    let other = case.register.joined(&identity("pod-10"), first, 0);
+    case.apply(other);
+    for n in 0..64 {
+        join(&mut case, &format!("pod-1-{n}")).unwrap();
+    }
+    let most = Refusal::Renew(RenewError::TooManyOfPod { pod: "pod-1".to_owned() });
+    assert_eq!(join(&mut case, "pod-1"), Err(most));
+    join(&mut case, "pod-1-63").unwrap();
+    case.now_s += WORKER_LIFE.as_secs();
+    join(&mut case, "pod-1").unwrap();
+    let by = Identity::from_uri("coxswain://admin/ann/job/*").unwrap();
+    let revoked = case.register.revoke(&[Role::Worker], "pod-1", &by, case.now_s).unwrap();
+    case.apply(revoked);
+    let revoked = Refusal::Revoked(Role::Worker, "pod-1".to_owned());
+    assert_eq!(join(&mut case, "pod-1-0"), Err(revoked));
+}
