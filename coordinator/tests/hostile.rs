@@ -125,7 +125,12 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
             "lies about a token",
             attack!(caller, {
                 let mut access = access_client(caller.channel().await);
-                let request = wire::JoinRequest { token: "00000000.none".to_owned(), ..Default::default() };
+                let request = wire::JoinRequest {
+                    token: "00000000.none".to_owned(),
+                    name: "w9".to_owned(),
+                    request: signing_request(),
+                    ..Default::default()
+                };
                 caller.expect(access.join(request).await, &[Code::Unauthenticated]);
             }),
         ),
@@ -275,6 +280,12 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
             }),
         ),
     ]
+}
+
+/// A certificate signing request, as a worker makes it.
+fn signing_request() -> String {
+    let key = rcgen::KeyPair::generate().unwrap();
+    rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap()
 }
 
 const JOB: &str = "
