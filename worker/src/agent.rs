@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use coxswain_comm::DataPort;
 use coxswain_comm::Links;
 use coxswain_proto::limits::{HEARTBEAT_MS, MAX_REPORTS};
+use coxswain_proto::tls::enroll::may_pass;
 use coxswain_proto::wire;
 use coxswain_proto::wire::cluster_client::ClusterClient;
 use coxswain_types::ids::Rank as RankId;
@@ -56,6 +57,8 @@ impl End {
     pub(crate) fn code(self) -> u8 {
         match self {
             End::Finished => 0,
+            // It has to join again, so it is to be started again.
+            End::Asked(Stop::NotRenewed) => 1,
             End::Refused => 3,
             // As of a process that the signal ends.
             End::Asked(Stop::Interrupt) => 130,
@@ -64,11 +67,15 @@ impl End {
     }
 }
 
-/// A signal that asks this process to stop.
+/// What asks this process to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
+    /// A signal.
     Interrupt,
+    /// A signal.
     Terminate,
+    /// The coordinator does not renew its certificate any more.
+    NotRenewed,
 }
 
 impl Stop {
@@ -76,6 +83,7 @@ impl Stop {
         match self {
             Stop::Interrupt => "it was interrupted (SIGINT)",
             Stop::Terminate => "it was asked to stop (SIGTERM)",
+            Stop::NotRenewed => "its certificate is not renewed any more",
         }
     }
 }
@@ -102,7 +110,8 @@ pub(crate) fn run(work: &Work) -> Result<End> {
 }
 
 async fn work_for(work: &Work, info: WorkerInfo) -> Result<End> {
-    let mut signals = Signals::listen()?;
+    let (not_renewed, refused) = mpsc::channel(1);
+    let mut signals = Signals::listen(refused)?;
     let proof = Proof::of(work).map_err(|error| BadArgument(format!("{error:#}")))?;
     // Before a token is used up.
     let port = proof.data_port(work).map_err(|error| BadArgument(format!("{error:#}")))?;
@@ -111,7 +120,13 @@ async fn work_for(work: &Work, info: WorkerInfo) -> Result<End> {
         stop = signals.next() => return Ok(End::Asked(stop)),
     };
     identity.encrypt(&port, work)?;
-    let renewing = tokio::spawn(identity.keep(channel.clone()));
+    let keeping = identity.keep(channel.clone());
+    let renewing = tokio::spawn(async move {
+        if let Err(error) = keeping.await {
+            tracing::error!("{error:#}; this process leaves, and joins again once it is started again");
+            not_renewed.send(()).await.ok();
+        }
+    });
     let agent = Agent::new(info, work, port, coxswain_proto::cluster_client(channel))?;
     let result = stay(work, agent, signals).await;
     renewing.abort();
@@ -122,11 +137,21 @@ async fn work_for(work: &Work, info: WorkerInfo) -> Result<End> {
 async fn stay(work: &Work, mut agent: Agent, mut signals: Signals) -> Result<End> {
     // Since when there is no coordinator, and why.
     let mut lost: Option<(tokio::time::Instant, String)> = None;
+    let patience = tokio::time::Instant::now() + Duration::from_secs(work.patience_s.into());
     loop {
         let why = match agent.converse(&mut signals).await? {
             Conversation::Over(end) => return agent.stop_engine().await.map(|()| end),
-            Conversation::Refused(reason) if agent.known => reason,
-            Conversation::Refused(reason) => bail!("the coordinator refused this worker: {reason}"),
+            Conversation::Refused(reason) | Conversation::Busy(reason) if agent.known => reason,
+            Conversation::Busy(reason) if tokio::time::Instant::now() < patience => {
+                tracing::warn!("the coordinator does not take this worker yet: {reason}");
+                tokio::select! {
+                    () = tokio::time::sleep(RETRY) => continue,
+                    stop = signals.next() => return Ok(End::Asked(stop)),
+                }
+            }
+            Conversation::Refused(reason) | Conversation::Busy(reason) => {
+                bail!("the coordinator refused this worker: {reason}")
+            }
             Conversation::Lost(reason) => {
                 lost = None;
                 reason
@@ -149,23 +174,27 @@ async fn stay(work: &Work, mut agent: Agent, mut signals: Signals) -> Result<End
     }
 }
 
-/// The signals that ask this process to stop.
+/// What asks this process to stop.
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    /// Has an item once the certificate is not renewed any more.
+    not_renewed: mpsc::Receiver<()>,
 }
 
 impl Signals {
-    fn listen() -> Result<Signals> {
+    fn listen(not_renewed: mpsc::Receiver<()>) -> Result<Signals> {
         let terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
         let interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-        Ok(Signals { terminate, interrupt })
+        Ok(Signals { terminate, interrupt, not_renewed })
     }
 
     async fn next(&mut self) -> Stop {
         tokio::select! {
             _ = self.interrupt.recv() => Stop::Interrupt,
             _ = self.terminate.recv() => Stop::Terminate,
+            // Without an item the channel has ended, since nothing is renewed.
+            Some(()) = self.not_renewed.recv() => Stop::NotRenewed,
         }
     }
 }
@@ -176,8 +205,18 @@ enum Conversation {
     Over(End),
     /// There was none.
     Refused(String),
+    /// There was none, and there may be one soon.
+    Busy(String),
     /// It broke off.
     Lost(String),
+}
+
+impl Conversation {
+    /// There was none, for this reason.
+    fn none(status: &tonic::Status) -> Conversation {
+        let reason = status.message().to_owned();
+        if may_pass(status) { Conversation::Busy(reason) } else { Conversation::Refused(reason) }
+    }
 }
 
 struct Agent {
@@ -226,7 +265,7 @@ impl Agent {
             };
             match registered {
                 Ok(reply) => self.info.incarnation = reply.into_inner().incarnation,
-                Err(status) => return Ok(Conversation::Refused(status.message().to_owned())),
+                Err(status) => return Ok(Conversation::none(&status)),
             }
         }
         let (outbox, messages) = mpsc::channel(OUTBOX);
@@ -238,7 +277,7 @@ impl Agent {
         };
         let mut inbox = match accepted {
             Ok(accepted) => accepted.into_inner(),
-            Err(status) => return Ok(Conversation::Refused(status.message().to_owned())),
+            Err(status) => return Ok(Conversation::none(&status)),
         };
         self.known = true;
         tracing::info!(worker = %self.info.id, "connected");

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use coxswain_comm::{DataPort, TensorTls};
-use coxswain_proto::ConnectError;
+use coxswain_proto::tls::client::provider;
 use coxswain_proto::tls::enroll::{EnrollError, Enrolled, Ticket};
 use coxswain_proto::tls::{ClientTls, Transport, enroll};
 use tonic::transport::Channel;
@@ -19,7 +19,7 @@ use crate::machine::address_towards;
 /// Between two tries to reach the coordinator.
 pub(crate) const RETRY: Duration = Duration::from_millis(500);
 
-/// Between two tries to renew a certificate. Half of its life is left at the first.
+/// Between two tries to renew a certificate. More than half of its life is left at the first.
 const RENEW_RETRY: Duration = Duration::from_secs(15);
 
 /// How this worker calls its coordinator.
@@ -97,14 +97,12 @@ impl Proof {
                 Err(error) => error,
             };
             match error {
-                EnrollError::Connect(error @ ConnectError::Unreachable { .. })
-                    if tokio::time::Instant::now() < end =>
-                {
+                error if error.may_pass() && tokio::time::Instant::now() < end => {
                     if !told {
                         tracing::warn!("{error}; trying for {} s", work.patience_s);
                         told = true;
                     }
-                    tokio::time::sleep(RETRY).await;
+                    tokio::time::sleep(enroll::spread(RETRY, random()?)).await;
                 }
                 error => return Err(error.into()),
             }
@@ -138,24 +136,37 @@ impl Identity {
         Ok(())
     }
 
-    /// Renews the certificate at half of its life, again and again. Ends at once where there is none to
+    /// Renews the certificate before half of its life is over, again and again. Ends at once where there is none to
     /// renew; a coordinator that is away is asked again while the certificate lives.
-    pub(crate) async fn keep(self, channel: Channel) {
-        let (Some(mut lives), Transport::Tls(tls)) = (self.lives, self.transport) else { return };
+    ///
+    /// # Errors
+    /// The coordinator refuses, and will not change its mind: this process has to join again.
+    pub(crate) async fn keep(self, channel: Channel) -> Result<()> {
+        let (Some(mut lives), Transport::Tls(tls)) = (self.lives, self.transport) else { return Ok(()) };
         loop {
-            tokio::time::sleep(lives / 2).await;
+            tokio::time::sleep(enroll::renew_after(lives, random()?)).await;
             loop {
                 match enroll::renew(channel.clone(), &tls).await {
                     Ok(renewed) => {
                         lives = renewed.lives;
                         break;
                     }
+                    Err(error) if error.is_final() => return Err(error.into()),
                     Err(error) => tracing::warn!("the certificate cannot be renewed: {error}"),
                 }
-                tokio::time::sleep(RENEW_RETRY).await;
+                tokio::time::sleep(enroll::spread(RENEW_RETRY, random()?)).await;
             }
         }
     }
+}
+
+/// A random byte, so that workers that were started at once do not call at once.
+fn random() -> Result<u8> {
+    let mut byte = [0];
+    let filled = provider().secure_random.fill(&mut byte);
+    filled.map_err(|_| anyhow!("the system gives no random bytes"))?;
+    let [byte] = byte;
+    Ok(byte)
 }
 
 fn read(path: &Path) -> Result<String> {

@@ -96,3 +96,21 @@ fn an_engine_gets_time_to_end_by_what_it_takes_to_look() {
     let seconds = |longest: u64| time_to_end(Duration::from_secs(longest)).as_secs();
     assert_eq!([0, 5, 20, 100, 1000, u64::MAX].map(seconds), [30, 30, 80, 400, 600, 600]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_is_not_renewed_asks_to_stop_once() {
+    let (not_renewed, refused) = mpsc::channel(1);
+    let mut signals = Signals::listen(refused).unwrap();
+    not_renewed.send(()).await.unwrap();
+    drop(not_renewed);
+    let stop = signals.next().await;
+    assert_eq!((stop, End::Asked(stop).code()), (Stop::NotRenewed, 1));
+    tokio::time::timeout(Duration::from_secs(60), signals.next()).await.unwrap_err();
+}
+
+#[test]
+fn a_coordinator_that_is_busy_is_asked_again() {
+    let busy = |status| matches!(Conversation::none(&status), Conversation::Busy(_));
+    assert!(busy(tonic::Status::resource_exhausted("more than 20 calls a second")));
+    assert!(!busy(tonic::Status::permission_denied("another worker's name")));
+}
