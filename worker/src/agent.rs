@@ -264,7 +264,10 @@ impl Agent {
                 stop = signals.next() => return Ok(Conversation::Over(End::Asked(stop))),
             };
             match registered {
-                Ok(reply) => self.info.incarnation = reply.into_inner().incarnation,
+                Ok(reply) => {
+                    self.info.incarnation = reply.into_inner().incarnation;
+                    self.shared.lock().status.info = self.info.clone();
+                }
                 Err(status) => return Ok(Conversation::none(&status)),
             }
         }

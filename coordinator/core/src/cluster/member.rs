@@ -80,7 +80,7 @@ impl Members {
     /// Takes in what a worker says.
     pub(super) fn admit(&mut self, now_ms: u64, status: WorkerStatus) -> Admission {
         let info = &status.info;
-        if info.incarnation > self.issued {
+        if info.incarnation == 0 || info.incarnation > self.issued {
             return Admission::Refused(
                 "it has its number from another coordinator, or from one whose journal is lost; start it again"
                     .to_owned(),
