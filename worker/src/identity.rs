@@ -136,8 +136,8 @@ impl Identity {
         Ok(())
     }
 
-    /// Renews the certificate before half of its life is over, again and again. Ends at once where there is none to
-    /// renew; a coordinator that is away is asked again while the certificate lives.
+    /// Renews the certificate before half of its life is over, again and again. Ends at once where there is
+    /// none to renew; a coordinator that is away is asked again while the certificate lives.
     ///
     /// # Errors
     /// The coordinator refuses, and will not change its mind: this process has to join again.

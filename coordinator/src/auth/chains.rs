@@ -17,7 +17,8 @@ use super::identity::Jobs;
 /// half an hour.
 pub(crate) const WORKER_LIFE: Duration = Duration::from_secs(3600);
 
-/// Renewals for each half of a certificate's life. A worker makes 1.6 at most; the others are for lost answers.
+/// Renewals for each half of a certificate's life. A worker makes 1.6 at most; the others are for lost
+/// answers.
 const RENEWALS_PER_HALF_LIFE: u64 = 2;
 
 /// The most names of workers that are remembered: four of each of a large cluster's.
@@ -26,8 +27,9 @@ const MAX_NAMES: usize = 1 << 16;
 /// How long a chain is kept on disk after its newest certificate has ended: the clock of a start may be fast.
 const KEPT_LONGER: Duration = Duration::from_secs(24 * 3600);
 
-/// The most names of one pod with certificates at once: a token of it can be used under any of its names, and a
-/// machine has a worker for each of its devices, of which it has 16 at most. Restarts under other names come on top.
+/// The most names of one pod with certificates at once: a token of it can be used under any of its names, and
+/// a machine has a worker for each of its devices, of which it has 16 at most. Restarts under other names
+/// come on top.
 const MAX_NAMES_OF_POD: usize = 64;
 
 /// What to do when a worker's chain has come to its end.
@@ -59,8 +61,8 @@ pub(crate) enum RenewError {
     )]
     TooMany,
     #[error(
-        "the pod {pod} has {MAX_NAMES_OF_POD} names with certificates, which is the most; use one of those names, or \
-         wait until some have expired"
+        "the pod {pod} has {MAX_NAMES_OF_POD} names with certificates, which is the most; use one of those \
+         names, or wait until some have expired"
     )]
     TooManyOfPod { pod: String },
     #[error(
@@ -74,8 +76,8 @@ pub(crate) enum RenewError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Chain {
     jobs: Jobs,
-    /// When the worker joined, in seconds of Unix time; later than the making of all certificates of the name's
-    /// earlier chain.
+    /// When the worker joined, in seconds of Unix time; later than the making of all certificates of the
+    /// name's earlier chain.
     joined_s: u64,
     /// Until when the newest is good.
     ends_s: u64,
@@ -97,8 +99,8 @@ pub(crate) struct Made {
 }
 
 impl Chain {
-    /// How a chain begins, in place of the `earlier` one of its name. A certificate of that one tells by its date
-    /// that it is not of this one, also where the clock was set back or both were made in one second.
+    /// How a chain begins, in place of the `earlier` one of its name. A certificate of that one tells by its
+    /// date that it is not of this one, also where the clock was set back or both were made in one second.
     pub(crate) fn joined(jobs: Jobs, made: Made, now_s: u64, earlier: Option<&Chain>) -> Chain {
         let Made { digest: newest, ends_s } = made;
         let last_made_s = earlier.map(|earlier| earlier.ends_s.saturating_sub(WORKER_LIFE.as_secs()));
@@ -218,7 +220,8 @@ impl Chains {
     }
 }
 
-/// Whether a worker in this pod may have the name: the pod's, or the pod's with a dash and a number behind it.
+/// Whether a worker in this pod may have the name: the pod's, or the pod's with a dash and a number behind
+/// it.
 pub(crate) fn is_name_of_pod(name: &str, pod: &str) -> bool {
     match name.strip_prefix(pod).map(|rest| rest.strip_prefix('-').ok_or(rest)) {
         Some(Ok(number)) => !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()),

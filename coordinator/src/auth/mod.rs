@@ -127,8 +127,8 @@ impl Known {
         given.into_iter().flatten().chain([shown]).find(|made| made.digest == digest)
     }
 
-    /// The caller was given a newer certificate for the one that `by` names. Whether the answer arrives is not
-    /// known, but the caller has the one that it renewed.
+    /// The caller was given a newer certificate for the one that `by` names. Whether the answer arrives is
+    /// not known, but the caller has the one that it renewed.
     pub(crate) fn renewed(&self, by: Digest, made: Made) {
         let held = self.held(by);
         *lock(&self.given) = [held, Some(made)];

@@ -3,8 +3,8 @@
 //!
 //! A line holds some changes, and is framed as those of the journal are. An answer goes out once its line is
 //! synced. What a crash tore off at the end had no answer and is cut off; damage anywhere else is refused. A
-//! file that has grown is written anew, shorter. So is one of which a failed write or sync has left unknown what
-//! the disk holds: the register in memory has all that was answered.
+//! file that has grown is written anew, shorter. So is one of which a failed write or sync has left unknown
+//! what the disk holds: the register in memory has all that was answered.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -35,10 +35,10 @@ pub(crate) enum RecordError {
     #[error("{path} is not a file of tokens and certificates that this version can read", path = path.display())]
     Foreign { path: PathBuf },
     #[error(
-        "{path} is damaged at line {line}: {what}. Move it away: then join tokens are void, workers have to join \
-         again, and names that were revoked are let in again until you revoke them again. An older copy of the file \
-         brings tokens and revocations back, but a worker that has renewed its certificate since looks like a thief, \
-         and has to join again",
+        "{path} is damaged at line {line}: {what}. Move it away: then join tokens are void, workers have to \
+         join again, and names that were revoked are let in again until you revoke them again. An older copy \
+         of the file brings tokens and revocations back, but a worker that has renewed its certificate since \
+         looks like a thief, and has to join again",
         path = path.display()
     )]
     Damaged { path: PathBuf, line: usize, what: String },
@@ -78,8 +78,8 @@ impl Record {
         Ok((Record { path, file, bytes, short_bytes: bytes, broken: false }, register))
     }
 
-    /// Writes changes of the `register` down, all or none of them, before they are applied to it. After a failure
-    /// that has left unknown what the disk holds, the file is written anew first.
+    /// Writes changes of the `register` down, all or none of them, before they are applied to it. After a
+    /// failure that has left unknown what the disk holds, the file is written anew first.
     ///
     /// # Errors
     /// The disk fails.
@@ -97,7 +97,8 @@ impl Record {
         let line = serde_json::to_vec(changes).map_err(io::Error::from).and_then(|json| frame(&json));
         let line = line.map_err(|cause| self.io(cause))?;
         if let Err(cause) = self.file.write_all(&line) {
-            // A part of the line may be there. Without it the file is as it was: a full disk may have room later.
+            // A part of the line may be there. Without it the file is as it was: a full disk may have room
+            // later.
             self.broken = self.file.set_len(self.bytes).is_err();
             return Err(self.io(cause));
         }

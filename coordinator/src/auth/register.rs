@@ -41,8 +41,8 @@ pub(crate) enum Refusal {
     )]
     Revoked(Role, String),
     #[error(
-        "{role} {name} was revoked, and what is made in the next {wait_s} s would be refused with what was made before \
-         that; try again then",
+        "{role} {name} was revoked, and what is made in the next {wait_s} s would be refused with what was \
+         made before that; try again then",
         role = .role.word()
     )]
     TooEarly { role: Role, name: String, wait_s: u64 },
@@ -119,8 +119,8 @@ impl Register {
         Ok(())
     }
 
-    /// Whether a worker may have a first certificate by the token of its pod. Who is revoked under the pod's name
-    /// joins by no other name of the pod.
+    /// Whether a worker may have a first certificate by the token of its pod. Who is revoked under the pod's
+    /// name joins by no other name of the pod.
     pub(crate) fn may_join_of_pod(&self, identity: &Identity, pod: &str, now_s: u64) -> Result<(), Refusal> {
         if self.revocations.bars(Role::Worker, pod) {
             return Err(Refusal::Revoked(Role::Worker, pod.to_owned()));

@@ -17,7 +17,8 @@ const MAX_NAMES: usize = 16_384;
 /// The most that are revoked at once. A name that is revoked in all of its roles takes one for each.
 const MAX_REVOKED: usize = MAX_NAMES * Role::ALL.len();
 
-/// The most that are remembered, with those of people that were lifted: their certificates may live for years.
+/// The most that are remembered, with those of people that were lifted: their certificates may live for
+/// years.
 const MAX_REMEMBERED: usize = 2 * MAX_REVOKED;
 
 /// That a name is revoked, or was.
@@ -32,8 +33,8 @@ pub(crate) struct Revocation {
 }
 
 impl Revocation {
-    /// Whether it refuses nothing any more: it was lifted, and a worker's certificates of before have expired. How
-    /// long those of people live is not known.
+    /// Whether it refuses nothing any more: it was lifted, and a worker's certificates of before have
+    /// expired. How long those of people live is not known.
     fn is_over(&self, role: Role, now_s: u64) -> bool {
         let ended_s = self.at_s.saturating_add(WORKER_LIFE.as_secs());
         self.lifted && role == Role::Worker && ended_s < now_s
@@ -48,8 +49,8 @@ pub(crate) enum RevokeError {
     #[error("{0} is not revoked; `coxswain certs revoke --list` shows who is")]
     NotRevoked(String),
     #[error(
-        "{MAX_NAMES} names are revoked or were, which is the most; a new CA (`coxswain certs init`) refuses all \
-         certificates of before"
+        "{MAX_NAMES} names are revoked or were, which is the most; a new CA (`coxswain certs init`) refuses \
+         all certificates of before"
     )]
     TooMany,
 }
@@ -71,14 +72,15 @@ impl Revocations {
         self.0.get(&(role, name.to_owned())).is_some_and(|revoked| !revoked.lifted)
     }
 
-    /// How long a certificate that the name gets now would be refused, in seconds: the clock may have been set back
-    /// since it was revoked.
+    /// How long a certificate that the name gets now would be refused, in seconds: the clock may have been
+    /// set back since it was revoked.
     pub(crate) fn refuses_for_s(&self, role: Role, name: &str, now_s: u64) -> u64 {
         let revoked = self.0.get(&(role, name.to_owned()));
         revoked.map_or(0, |revoked| revoked.at_s.saturating_add(1).saturating_sub(now_s))
     }
 
-    /// A revocation of this name; what is revoked already stays as it is. It refuses no less than an earlier one.
+    /// A revocation of this name; what is revoked already stays as it is. It refuses no less than an earlier
+    /// one.
     pub(crate) fn revoke(
         &self,
         role: Role,

@@ -15,8 +15,8 @@ pub struct TlsArgs {
     /// The folder of this caller's ca.pem, cert.pem and key.pem
     #[arg(long, env = TLS_DIR, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
-    /// The cluster's CA: with --tls-cert and --tls-key in place of a folder, or alone for a worker that joins by its
-    /// service account's token
+    /// The cluster's CA: with --tls-cert and --tls-key in place of a folder, or alone for a worker that joins
+    /// by its service account's token
     #[arg(long, value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
     /// The caller's certificate

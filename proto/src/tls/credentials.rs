@@ -155,7 +155,8 @@ impl Replacement {
     /// Puts it in its place, and returns it open for appending.
     ///
     /// # Errors
-    /// Those of renaming and syncing the name. After an error either file may be the one that a restart finds.
+    /// Those of renaming and syncing the name. After an error either file may be the one that a restart
+    /// finds.
     pub fn commit(self) -> Result<File, FileError> {
         fs::rename(&self.beside, &self.path).map_err(at(&self.path))?;
         sync_name(&self.path)?;

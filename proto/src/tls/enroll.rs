@@ -64,7 +64,8 @@ impl EnrollError {
         }
     }
 
-    /// Whether the coordinator will not change its mind: it does not accept the certificate or the token any more.
+    /// Whether the coordinator will not change its mind: it does not accept the certificate or the token any
+    /// more.
     pub fn is_final(&self) -> bool {
         match self {
             EnrollError::Refused(status) => {
@@ -89,8 +90,8 @@ pub fn spread(time: Duration, random: u8) -> Duration {
     time.mul_f64(1.0 - SPREAD * f64::from(random) / f64::from(u8::MAX))
 }
 
-/// How long after its making a certificate is renewed that lives for `lives`. A coordinator ends a connection with the
-/// newest certificate that was renewed over it, so two renewals in a row have to fit into one life.
+/// How long after its making a certificate is renewed that lives for `lives`. A coordinator ends a connection
+/// with the newest certificate that was renewed over it, so two renewals in a row have to fit into one life.
 pub fn renew_after(lives: Duration, random: u8) -> Duration {
     spread(lives.mul_f64(RENEWED_AFTER), random)
 }

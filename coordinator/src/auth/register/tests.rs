@@ -162,7 +162,8 @@ fn a_revocation_refuses_what_was_made_before_it_for_ever() {
     let lifted = lift(&case, &Role::ALL).unwrap();
     case.apply(lifted);
     assert_eq!(lift(&case, &Role::ALL), Err(RevokeError::NotRevoked("w0".to_owned()).into()));
-    // No certificate is given that is refused: not in the second of the revocation, nor where the clock was set back.
+    // No certificate is given that is refused: not in the second of the revocation, nor where the clock was
+    // set back.
     for (now_s, wait_s) in [(100, 1), (40, 61)] {
         let early = Refusal::TooEarly { role: Role::Worker, name: "w0".to_owned(), wait_s };
         assert_eq!(case.register.may_join(&before.identity, now_s), Err(early));
@@ -180,8 +181,8 @@ fn a_revocation_refuses_what_was_made_before_it_for_ever() {
 
 #[test]
 fn a_renewal_by_an_earlier_process_leaves_the_newer_chain_alone() {
-    // When the newer process joins after the newest certificate of the earlier one: in the same second, and after
-    // the clock was set back.
+    // When the newer process joins after the newest certificate of the earlier one: in the same second, and
+    // after the clock was set back.
     for rejoins_s in [5000, 1000] {
         let mut case = Case { now_s: 5000, ..Case::default() };
         let first = case.join();
