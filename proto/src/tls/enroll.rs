@@ -151,8 +151,11 @@ pub enum TicketError {
     )]
     NoCa,
     /// The CA cannot be read.
-    #[error("--tls-ca: {0}")]
-    Ca(#[from] FileError),
+    #[error("--tls-ca: {cause}")]
+    Ca {
+        /// Why.
+        cause: FileError,
+    },
 }
 
 impl Ticket {
@@ -166,7 +169,7 @@ impl Ticket {
         if !text.starts_with("eyJ") {
             return Ok(Ticket::Token(text.parse()?));
         }
-        let ca = read_ca(ca.ok_or(TicketError::NoCa)?)?;
+        let ca = read_ca(ca.ok_or(TicketError::NoCa)?).map_err(|cause| TicketError::Ca { cause })?;
         Ok(Ticket::ServiceAccount { token: Secret::new(text), ca })
     }
 
