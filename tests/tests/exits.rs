@@ -60,3 +60,23 @@ fn a_worker_whose_name_no_coordinator_takes_does_not_start() -> Result<()> {
     }
     Ok(())
 }
+
+/// An admin's shell has the variable for other commands.
+#[test]
+fn a_join_token_goes_before_a_folder_that_the_environment_names() -> Result<()> {
+    let folder = Folder::new()?;
+    let token = folder.path().join("token");
+    std::fs::write(&token, "no token")?;
+    let (token, tls) = (token.display().to_string(), folder.path().join("tls").display().to_string());
+    let rows: [(&[&str], bool); 2] = [(&[], false), (&["--tls-dir", "elsewhere"], true)];
+    for (more, both) in rows {
+        let mut command = Command::new(programs("coxswain-worker")?);
+        command.args(["--coordinator", "127.0.0.1:1", "--join-file", &token]).args(more);
+        let output = command.env("COXSWAIN_TLS_DIR", &tls).output().context("starting a worker")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(2), "{said}");
+        ensure!(said.contains("leave one of them out") == both, "{said}");
+        ensure!(said.contains("--join-file") != both, "{said}");
+    }
+    Ok(())
+}

@@ -47,7 +47,7 @@ impl Proof {
         };
         match token {
             Some(_) if work.tls.names_certificate() => {
-                bail!("there are a join token and a certificate; leave one of them out")
+                bail!("there are a join token and a certificate by options; leave one of them out")
             }
             Some((token, option)) => {
                 let ticket = Ticket::read(&token, work.tls.tls_ca.as_deref()).context(option)?;

@@ -38,9 +38,11 @@ impl TlsArgs {
         }
     }
 
-    /// Whether a certificate is named.
+    /// Whether options name a certificate. The variable does not count: a shell may have it for other commands.
     pub fn names_certificate(&self) -> bool {
-        self.tls_dir.is_some() || self.tls_cert.is_some()
+        let variable = std::env::var_os(TLS_DIR).map(PathBuf::from);
+        self.tls_dir.as_ref().is_some_and(|folder| Some(folder) != variable.as_ref())
+            || self.tls_cert.is_some()
     }
 
     /// How the coordinator is called with them.
