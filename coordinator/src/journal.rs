@@ -4,8 +4,8 @@
 //! A line holds an entry (`line`): `123 89abcdef {"at_ms":...,"entry":...}`. What a crash tore off at the
 //! end was never acted on and is cut off. Damage anywhere else is refused, since what follows from it is not known.
 //!
-//! Opening a journal that has grown writes its older part shorter: a new file beside it, synced, gets its
-//! name. Whatever is cut off there, one whole journal is under that name.
+//! A journal that has grown has its older part written shorter, when it is opened and while it is written: a new file
+//! beside it, synced, gets its name. Whatever is cut off there, one whole journal is under that name.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -39,6 +39,10 @@ const HEADER: &[u8] = b"coxswain journal 1\n";
 /// How much of the newest history a compaction leaves as it is, for people: some ten thousand checkpoints
 /// of a run of four ranks. It is read in a tenth of a second.
 const KEPT_BYTES: u64 = 8 << 20;
+
+/// A journal is read again to be made shorter once it is this many times as long as what stays of it, and then once it is
+/// twice as long as it was left: so each byte is read again a few times at most.
+const GROWN_TIMES: u64 = 3;
 
 /// How often the file under the journal's name may change while it is being locked: each compaction by
 /// another coordinator changes it once, and it holds the lock of the new one.
@@ -80,6 +84,10 @@ pub(crate) struct Journal {
     end: u64,
     /// A write or sync failed: what is on the disk is not known, so nothing may follow.
     broken: bool,
+    /// How much of the newest history stays as it is.
+    kept_bytes: u64,
+    /// The length at which it is tried next to make it shorter.
+    shorten_at: u64,
 }
 
 impl Journal {
@@ -95,7 +103,7 @@ impl Journal {
         create_folder(folder).map_err(io)?;
         let file = lock(&path)?;
         let (replayed, end) = read(&path, &file, kept_bytes)?;
-        let mut journal = Journal { path: path.clone(), file, end, broken: false };
+        let mut journal = Journal { path: path.clone(), file, end, broken: false, kept_bytes, shorten_at: 0 };
         if replayed.cut_bytes > 0 {
             journal.file.set_len(end).map_err(io)?;
         }
@@ -105,8 +113,17 @@ impl Journal {
             journal.write(HEADER)?;
             sync_folder(folder).map_err(io)?;
         }
-        if let Some(short) = shorter(&replayed, journal.end, kept_bytes).map_err(io)? {
-            match journal.replace(folder, short) {
+        journal.shorten(&replayed)?;
+        Ok((journal, replayed))
+    }
+
+    /// Writes the older part of what `replayed` holds of it shorter, if that saves enough.
+    fn shorten(&mut self, replayed: &Replayed) -> Result<(), JournalError> {
+        let path = self.path.clone();
+        let io = |cause| JournalError::Io { path: path.clone(), cause };
+        let folder = path.parent().unwrap_or(Path::new("."));
+        if let Some(short) = shorter(replayed, self.end, self.kept_bytes).map_err(io)? {
+            match self.replace(folder, short) {
                 // Until the name is synced a crash may bring the longer one back, without what follows.
                 Ok(()) => sync_folder(folder).map_err(io)?,
                 // The long one is as good, and takes up more room.
@@ -117,14 +134,24 @@ impl Journal {
                 }
             }
         }
-        Ok((journal, replayed))
+        self.shorten_at = (2 * self.end).max(GROWN_TIMES * self.kept_bytes);
+        Ok(())
     }
 
     /// Writes an entry down with the time; when this returns it survives a crash.
     pub(crate) fn append(&mut self, entry: &Entry, at_ms: u64) -> Result<(), JournalError> {
         let line =
             encode(entry, at_ms).map_err(|cause| JournalError::Io { path: self.path.clone(), cause })?;
-        self.write(&line)
+        self.write(&line)?;
+        if self.end < self.shorten_at {
+            return Ok(());
+        }
+        let (replayed, end) = read(&self.path, &self.file, self.kept_bytes)?;
+        if end != self.end {
+            let what = "what was written here cannot be read back".to_owned();
+            return Err(JournalError::Damaged { path: self.path.clone(), offset: end, what });
+        }
+        self.shorten(&replayed)
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), JournalError> {

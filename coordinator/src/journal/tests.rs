@@ -268,6 +268,30 @@ fn a_journal_that_cannot_be_compacted_is_gone_on_with() {
 }
 
 #[test]
+fn a_journal_is_made_shorter_while_it_is_written() {
+    let entries = long_run(400);
+    let long = bytes_of(&entries).len() as u64;
+    let kept = long / 40;
+    for roomless in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        if roomless {
+            fs::create_dir(folder.path().join(NEW)).unwrap();
+        }
+        let (mut journal, _) = Journal::open_keeping(folder.path(), kept).unwrap();
+        let mut most = 0;
+        for (at_ms, entry) in (0..).zip(&entries) {
+            journal.append(entry, at_ms).unwrap();
+            most = most.max(fs::metadata(folder.path().join(NAME)).unwrap().len());
+        }
+        drop(journal);
+        assert_eq!(most > long / 4, roomless, "{most} of {long} bytes");
+        let (_, replayed) = Journal::open_keeping(folder.path(), long).unwrap();
+        let replayed: Vec<_> = replayed.entries.into_iter().map(|(_, entry)| entry).collect();
+        assert_eq!(known(&replayed), known(&entries), "{roomless}");
+    }
+}
+
+#[test]
 fn a_journal_that_cannot_be_much_shorter_stays() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(NAME);
@@ -298,7 +322,8 @@ fn nothing_follows_a_write_or_sync_that_failed() {
     let (_reader, pipe) = io::pipe().unwrap();
     let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
     for file in [File::from(OwnedFd::from(pipe)), full] {
-        let mut journal = Journal { path: NAME.into(), file, end: 0, broken: false };
+        let mut journal =
+            Journal { path: NAME.into(), file, end: 0, broken: false, kept_bytes: 0, shorten_at: u64::MAX };
         journal.append(&entry(0), 7).unwrap_err();
         let again = journal.append(&entry(1), 7).unwrap_err().to_string();
         assert!(again.contains("an earlier write failed"), "{again}");
