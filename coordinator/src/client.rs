@@ -18,6 +18,7 @@ use tonic::transport::Channel;
 
 use crate::cli::{Coordinator, FAILED, Failure, JobFile};
 use crate::output;
+use crate::page::next;
 use crate::progress::Progress;
 use crate::{events, local, views};
 
@@ -126,9 +127,19 @@ pub(crate) async fn submit(args: Submit) -> Result<(), Failure> {
 
 pub(crate) async fn status(args: Status) -> Result<(), Failure> {
     let Status { all, coordinator } = args;
-    let list = jobs(&coordinator).await?.list(wire::ListRequest {}).await;
-    let list = list.map_err(|status| refused(&coordinator, status))?;
-    output::write(&printable(&views::tables(&list.into_inner(), all)))
+    let mut client = jobs(&coordinator).await?;
+    let (mut list, mut request) = (wire::ListReply::default(), wire::ListRequest::default());
+    loop {
+        let page = client.list(request.clone()).await;
+        let page = page.map_err(|status| refused(&coordinator, status))?.into_inner();
+        request = next(request, &page);
+        let more = page.more;
+        list.jobs.extend(page.jobs);
+        list.workers.extend(page.workers);
+        if !more {
+            return output::write(&printable(&views::tables(&list, all)));
+        }
+    }
 }
 
 pub(crate) async fn watch(args: Watch) -> Result<(), Failure> {

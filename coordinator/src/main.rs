@@ -37,6 +37,7 @@ mod lock;
 mod metrics;
 mod models;
 mod output;
+mod page;
 mod preparation;
 mod progress;
 mod roots;

@@ -31,6 +31,7 @@ use crate::auth::{Caller, shown};
 use crate::events;
 use crate::handle::{Ending, Handle, Request as Ask, Times};
 use crate::job;
+use crate::page::{PAGE_BYTES, page};
 use crate::roots::Roots;
 use crate::scoped::Scoped;
 use crate::store::{Store, StoreError};
@@ -400,15 +401,18 @@ impl wire::jobs_server::Jobs for JobsService {
 
     async fn list(&self, request: Request<wire::ListRequest>) -> Result<Response<wire::ListReply>, Status> {
         let caller = Caller::of(&request);
+        for (what, text) in
+            [("after_job", &request.get_ref().after_job), ("after_worker", &request.get_ref().after_worker)]
+        {
+            bounded(what, text, limits::MAX_INFO_BYTES[0])?;
+        }
         let (jobs, workers) = self.handle.list().await.map_err(ending)?;
         let jobs = jobs.into_iter().filter(|(job, _)| caller.sees(&job.job));
         // Idle workers are everybody's.
         let workers =
             workers.into_iter().filter(|worker| worker.job.as_ref().is_none_or(|job| caller.sees(job)));
-        Ok(Response::new(wire::ListReply {
-            jobs: jobs.map(|(job, times)| views::job_to_wire(job, times)).collect(),
-            workers: workers.map(views::worker_to_wire).collect(),
-        }))
+        let jobs = jobs.map(|(job, times)| views::job_to_wire(job, times));
+        Ok(Response::new(page(jobs, workers.map(views::worker_to_wire), request.get_ref(), PAGE_BYTES)))
     }
 
     async fn cancel(

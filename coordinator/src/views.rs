@@ -205,6 +205,7 @@ mod tests {
                 },
             ],
             workers: vec![],
+            more: false,
         };
         let expected = "\
 JOB              STATE    STEP   LOSS    SPEED         ELAPSED     LEFT  CHECKPOINT  WORKERS  PRIORITY

@@ -140,7 +140,7 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
             attack!(caller, {
                 let mut jobs = jobs_client(caller.channel().await);
                 for _ in 0..1000 {
-                    caller.expect(jobs.list(wire::ListRequest {}).await, &[Code::Ok]);
+                    caller.expect(jobs.list(wire::ListRequest::default()).await, &[Code::Ok]);
                 }
             }),
         ),
@@ -275,7 +275,7 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
                 for n in 0..1000 {
                     let request = wire::GetRequest { job: format!("mine-{n}") };
                     caller.expect(jobs.get(request).await, &[Code::NotFound]);
-                    caller.expect(jobs.list(wire::ListRequest {}).await, &[Code::Ok]);
+                    caller.expect(jobs.list(wire::ListRequest::default()).await, &[Code::Ok]);
                 }
             }),
         ),

@@ -72,7 +72,7 @@ fn memory(pid: u32) -> u64 {
 }
 
 async fn here(jobs: &mut JobsClient<Channel>) -> usize {
-    jobs.list(wire::ListRequest {}).await.unwrap().into_inner().workers.len()
+    jobs.list(wire::ListRequest::default()).await.unwrap().into_inner().workers.len()
 }
 
 #[tokio::test(flavor = "multi_thread")]

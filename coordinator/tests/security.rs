@@ -240,7 +240,7 @@ async fn throughput(jobs: &mut JobsClient<Channel>, until: Instant, on: impl Fn(
     while on() && Instant::now() < until {
         due.tick().await;
         let asked = Instant::now();
-        let list = jobs.list(wire::ListRequest {}).await.unwrap().into_inner();
+        let list = jobs.list(wire::ListRequest::default()).await.unwrap().into_inner();
         (calls, slowest) = (calls + 1, slowest.max(asked.elapsed()));
         assert_eq!(list.workers.len(), 1, "the worker was lost");
     }
@@ -258,7 +258,7 @@ async fn strangers_without_end_cost_no_heartbeat_and_leave_nothing_behind() {
     let admin = Credentials::read(&place.path("tls/people/admin")).unwrap();
     let admin = Transport::Tls(ClientTls::new(&admin).unwrap());
     let mut jobs = jobs_client(connect_over(&place.url(), &admin).await.unwrap());
-    while jobs.list(wire::ListRequest {}).await.unwrap().into_inner().workers.is_empty() {
+    while jobs.list(wire::ListRequest::default()).await.unwrap().into_inner().workers.is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let baseline = place.open_files();
@@ -301,7 +301,7 @@ async fn strangers_without_end_cost_no_heartbeat_and_leave_nothing_behind() {
         let end = stream.read_to_end(&mut rest);
         assert!(end.as_ref().err().is_none_or(|e| e.kind() != std::io::ErrorKind::WouldBlock), "{end:?}");
     }
-    assert_eq!(jobs.list(wire::ListRequest {}).await.unwrap().into_inner().workers.len(), 1);
+    assert_eq!(jobs.list(wire::ListRequest::default()).await.unwrap().into_inner().workers.len(), 1);
     worker.abort();
 }
 

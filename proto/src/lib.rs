@@ -31,6 +31,8 @@ pub const RPCS: &[&str] = include!(concat!(env!("OUT_DIR"), "/rpcs.rs"));
 /// A change that an older program would misread raises it.
 pub const PROTOCOL: u32 = 1;
 
+pub use prost::Message;
+
 pub use channel::{
     ConnectError, access_client, access_server, cluster_client, cluster_server, connect, connect_over,
     expect_protocol, jobs_client, jobs_server,

@@ -121,7 +121,7 @@ async fn a_job_runs_from_submission_to_its_last_checkpoint() {
     assert_eq!(last.checkpoint.map(|checkpoint| checkpoint.step), Some(5));
     let noted: Vec<_> = metrics::read(&site.run_folder()).unwrap().iter().map(|line| line.step).collect();
     assert_eq!(noted, [1, 2, 3, 4, 5]);
-    let list = site.jobs.list(wire::ListRequest {}).await.unwrap().into_inner();
+    let list = site.jobs.list(wire::ListRequest::default()).await.unwrap().into_inner();
     assert_eq!((list.jobs.len(), list.workers.len()), (1, 2));
 }
 

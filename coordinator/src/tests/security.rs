@@ -109,7 +109,7 @@ async fn plain_text_and_an_address_that_says_so_get_nowhere() {
     let plain = site.url.replace("https", "http");
     let channel = coxswain_proto::connect(&plain).await;
     if let Ok(channel) = channel {
-        jobs_client(channel).list(wire::ListRequest {}).await.unwrap_err();
+        jobs_client(channel).list(wire::ListRequest::default()).await.unwrap_err();
     }
     let error = connect_over(&plain, &site.transport("coxswain://admin/a/job/*")).await.unwrap_err();
     assert!(error.to_string().contains("say https://"), "{error}");
@@ -210,7 +210,7 @@ async fn a_caller_follows_so_many_streams_and_gets_their_places_back() {
 async fn texts(jobs: &mut Jobs, job: &str, directory: &str) -> Vec<String> {
     let job = job.to_owned();
     let get = jobs.get(wire::GetRequest { job: job.clone() }).await.unwrap().into_inner();
-    let list = jobs.list(wire::ListRequest {}).await.unwrap().into_inner();
+    let list = jobs.list(wire::ListRequest::default()).await.unwrap().into_inner();
     let explain = jobs.explain(wire::ExplainRequest { job: job.clone() }).await.unwrap().into_inner();
     let mut watch = jobs.watch(wire::WatchRequest { job: job.clone() }).await.unwrap().into_inner();
     let watched = watch.message().await.unwrap();
