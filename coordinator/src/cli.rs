@@ -15,7 +15,7 @@ use crate::{client, local, models, preparation, serve, up, verify};
 pub(crate) const DONE: u8 = 0;
 /// The run failed or was cancelled, or something could not be done.
 pub(crate) const FAILED: u8 = 1;
-/// The input makes no sense: an option, a job file. Nothing was started.
+/// The input is invalid: an option, a job file. Nothing was started.
 pub(crate) const BAD_INPUT: u8 = 2;
 /// The reader of stdout has closed it. A shell reports the same code for a program that SIGPIPE ended.
 pub(crate) const UNREAD: u8 = 141;
@@ -23,7 +23,7 @@ pub(crate) const UNREAD: u8 = 141;
 /// Why a command ends without success.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The input makes no sense.
+    /// The input is invalid.
     Input(String),
     /// It could not be done.
     Failed(anyhow::Error),

@@ -18,7 +18,7 @@ use crate::{PROTOCOL, limits};
 /// The coordinator could not be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The address makes no sense.
+    /// The address is invalid.
     #[error("`{url}` is no coordinator address ({why}); write it as HOST:PORT")]
     Address {
         /// What was given.

@@ -1,4 +1,4 @@
-//! What crosses the wire comes back the same, and what makes no sense is named.
+//! What crosses the wire comes back the same, and what is invalid is named.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::collections::BTreeMap;

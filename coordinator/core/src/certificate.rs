@@ -29,7 +29,7 @@ pub const FORMAT: u32 = 1;
 /// Why there is nothing to certify.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateError {
-    /// A layout's name makes no sense.
+    /// A layout's name is invalid.
     #[error("--layouts: layout `{name}`: {problem}")]
     Name {
         /// The name.
