@@ -193,7 +193,7 @@ fn the_open_port_is_marked_to_be_closed() {
     let lines: Vec<&str> = text.lines().collect();
     let at = lines.iter().position(|line| line.contains("--insecure-network")).expect("the flag");
     let comment = lines[at - 3..at].join(" ");
-    assert!(comment.contains("goes when certificates come"), "{comment}");
+    assert!(comment.contains("give the pods") && comment.contains("--tls-dir"), "{comment}");
 }
 
 #[test]
