@@ -187,7 +187,8 @@ impl<'a> Cluster<'a> {
             folder,
             name,
             caller,
-            &["--tls-dir", &path(&tls), "--data-root", "/", "--runs-root", "/"].map(str::to_owned),
+            &["--tls-dir", &path(&tls), "--data-root", &path(folder.path()), "--runs-root", "/"]
+                .map(str::to_owned),
             &worker,
         )
     }

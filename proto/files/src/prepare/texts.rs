@@ -24,7 +24,9 @@ pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 #[derive(Debug, thiserror::Error)]
 pub enum TextFault {
     /// There is none.
-    #[error("does not exist (a relative path starts from the job file's folder)")]
+    #[error(
+        "does not exist (a relative path starts at the job file's folder, or at the coordinator's --data-root)"
+    )]
     Missing,
     /// The system refuses to read it.
     #[error("cannot be read: {0}")]
