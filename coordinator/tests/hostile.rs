@@ -121,7 +121,7 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
             }),
         ),
         (
-            "nobody",
+            "stranger",
             "lies about a token",
             attack!(caller, {
                 let mut access = access_client(caller.channel().await);
@@ -325,7 +325,7 @@ async fn whoever_floods_stalls_or_lies_others_are_answered() {
     let ca = certificates("the CA", &worker.ca).unwrap();
     let transport = |who: &str| match who {
         "worker" => by(&worker),
-        "stranger" | "nobody" => Transport::Tls(ClientTls::pinned(&ca_hash(&ca[0])).unwrap()),
+        "stranger" => Transport::Tls(ClientTls::pinned(&ca_hash(&ca[0])).unwrap()),
         name => of(name),
     };
     // The honest caller is of another name, and comes anew with each call, as commands do.

@@ -83,7 +83,7 @@ pub(crate) struct Chain {
     ends_s: u64,
     /// The newest one that was given out.
     newest: Digest,
-    /// The one that was renewed for it, while nobody has shown the newest.
+    /// The certificate before the newest, until the newest has been shown.
     before: Option<Digest>,
     renewals: u64,
     /// Two of its certificates were renewed.

@@ -142,7 +142,7 @@ pub(crate) struct Token {
 enum TokenCommand {
     /// Make a join token; prints it. Whoever has it can join, so keep it out of command lines and logs.
     Create(Create),
-    /// End a join token: nobody joins by it any more. Those who have joined by it keep their certificates.
+    /// Revoke a join token: it can no longer be used to join. Those who have joined by it keep their certificates.
     Revoke(Void),
 }
 

@@ -136,7 +136,7 @@ fn a_token_is_taken_that_says_all_that_it_should() {
     }
 }
 
-/// The example of RFC 7515, appendix A.2: what it says is no token of ours, its signature is good.
+/// The example of RFC 7515, appendix A.2. Its signature is valid; its claims are not those of a service account.
 #[test]
 fn the_rsa_signature_of_the_standard_is_good() {
     let n = "ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yR\

@@ -4,6 +4,7 @@ use coxswain_types::ids::WorkerId;
 use coxswain_types::status::WorkerInfo;
 use expect_test::expect;
 
+use super::shrink;
 use super::story::{info, tell_to};
 use crate::cluster::Cluster;
 use crate::cluster::apart::{APART_MS, Apart, Pair};
@@ -126,19 +127,7 @@ fn each_time_they_are_kept_apart_for_twice_as_long_until_they_work_together() {
 #[test]
 fn spares_that_do_not_reach_each_other_stop_no_run_until_they_are_tried_again() {
     let mut cluster = Cluster::default();
-    tell_to(
-        &mut cluster,
-        "0 submit demo shrink pp=2 dp=2 steps=9
-        0 prepared demo-1
-        0 w0 idle
-        0 w1 idle
-        0 w2 idle
-        0 w3 idle
-        100 w0 g1 running
-        100 w1 g1 running
-        100 w2 g1 running
-        100 w3 g1 running",
-    );
+    tell_to(&mut cluster, shrink::AT_WORK);
     // It is their third time, so they are kept apart for 40 s from 3000 on.
     let job = cluster.job_mut("demo-1").unwrap();
     (0..2).for_each(|_| job.apart.keep(0, [pair("w2", "w3")]));

@@ -6,7 +6,7 @@ use super::story::{tell, tell_to};
 use crate::cluster::Cluster;
 
 /// A job of two stages by two data ranks at work on w0 to w3.
-const AT_WORK: &str = "
+pub(super) const AT_WORK: &str = "
     0 submit demo shrink pp=2 dp=2 steps=9
     0 prepared demo-1
     0 w0 idle

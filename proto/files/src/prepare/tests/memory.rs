@@ -5,6 +5,8 @@ use std::io::{BufWriter, Write};
 use std::process::Command;
 use std::time::Instant;
 
+use coxswain_console::say;
+
 use super::*;
 use crate::hash::{draw, mix};
 
@@ -76,18 +78,10 @@ fn one_preparation() {
     let file = path.to_str().unwrap().to_owned();
     let mut spec = fixture::spec(DataSpec::Text { files: vec![file], held_out: 0.01 });
     spec.model.vocab = 8000;
-    let (start, phase) = (Instant::now(), std::sync::Mutex::new(Phase::Reading));
-    let watch = |now: Progress| {
-        let mut phase = phase.lock().unwrap();
-        if std::mem::replace(&mut *phase, now.phase) != now.phase {
-            println!("{now}: after {:.1} s, {} MB", start.elapsed().as_secs_f64(), peak_bytes() / 1_000_000);
-        }
-        Ok(())
-    };
-    let data = super::super::prepare(dir.path(), &spec, None, &Digests::default(), &watch).unwrap();
+    let start = Instant::now();
+    let data = super::super::prepare(dir.path(), &spec, None, &Digests::default(), &|_| Ok(())).unwrap();
     let seconds = start.elapsed().as_secs_f64();
-    println!("peak {} bytes, {seconds:.1} s, {:?}", peak_bytes(), data.train);
-    println!("{}", fs::read_to_string(dir.path().join(PREPARED)).unwrap());
+    say(&format!("peak {} bytes, {seconds:.1} s, {:?}", peak_bytes(), data.train));
 }
 
 /// The peak memory of one preparation, in bytes.
@@ -95,7 +89,7 @@ fn peak_of(kind: &str, bytes: u64) -> u64 {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "prepare::tests::memory::one_preparation", "--nocapture"]);
     let output = command.env(BYTES, bytes.to_string()).env(KIND, kind).output().unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
     let peak = said.split_once("peak ").and_then(|(_, rest)| rest.split_once(' '));
     peak.unwrap_or_else(|| panic!("{said}")).0.parse().unwrap()
 }
