@@ -1,5 +1,6 @@
-//! How long a plan takes to make, told from the job alone. A job that would keep the planner for longer than
-//! [`MOST_NS`] is refused before anything is planned: what is planned after it would wait.
+//! What a plan takes to make, in time and memory, told from the job alone. A job beyond [`MOST_NS`] or [`MOST_BYTES`] is
+//! refused before anything is planned: what is planned after it would wait. So is one whose assignments are too long to
+//! be sent.
 
 use std::fmt;
 
@@ -57,8 +58,8 @@ pub struct Cost {
     parts: u64,
     /// What each rank's assignment repeats of the job: a user's own actions, files, and who sums what.
     repeated: u64,
-    /// How many ranks there are; rows count twice where ranks keep those of a neighbour, in the same assignment.
-    world: u64,
+    /// How many lists of rows there are: one for each rank, and one for what it keeps of a neighbour.
+    lists: u64,
 }
 
 impl Cost {
@@ -67,7 +68,8 @@ impl Cost {
         let table = parameter_table(&spec.model);
         let layout = &spec.layout;
         let (tensor, data) = (u64::from(layout.tensor), u64::from(layout.data));
-        let copies = if spec.recovery.buddy && (layout.data == 1 || layout.zero) { 2 } else { 1 };
+        let has_copies = spec.recovery.buddy && (layout.data == 1 || layout.zero) && layout.world() > 1;
+        let copies = if has_copies { 2 } else { 1 };
         let (mut rows, mut uses) = (0_u64, 0_u64);
         for parameter in &table {
             let (of_parameter, named) = rows_of(spec, parameter);
@@ -77,8 +79,8 @@ impl Cost {
         let layers = u64::from(spec.model.all_layers());
         let micro_batches = u64::from(spec.train.micro_batches);
         let passes = match spec.train.checkpointing {
-            // Without any, with all, and by halves between.
-            Checkpointing::Budget { .. } => 3 + u64::from(layers.max(1).ilog2()),
+            // Without any, with the last ones, by halves between, and with the number that was found.
+            Checkpointing::Budget { .. } => 5 + u64::from(layers.max(1).ilog2()),
             _ => 0,
         };
         Cost {
@@ -87,7 +89,7 @@ impl Cost {
             actions: ACTIONS * micro_batches * u64::from(layout.stages()) * tensor,
             parts: passes * 2 * micro_batches * layers * tensor,
             repeated: u64::from(layout.world()).saturating_mul(repeated(spec)),
-            world: u64::from(layout.world()).max(1),
+            lists: copies * u64::from(layout.world()).max(1),
         }
     }
 
@@ -98,7 +100,8 @@ impl Cost {
 
     /// Refuses what would take too long, or could not be sent.
     pub(super) fn expect_bounded(self) -> Result<(), PlanError> {
-        let bytes = self.rows.saturating_mul(ROW_JSON_BYTES) / self.world;
+        // Some rank has as many rows of its own as all have in the mean.
+        let bytes = self.rows.saturating_mul(ROW_JSON_BYTES) / self.lists;
         if bytes > MAX_ASSIGNMENT_BYTES as u64 {
             return Err(PlanError::TooLong { bytes });
         }
@@ -226,6 +229,18 @@ mod tests {
                 "{name}: {actions} actions, {cost:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_kept_of_a_neighbour_does_not_lengthen_the_list_of_a_ranks_own() {
+        let cost = |pipeline, buddy| {
+            let plan =
+                changed(4, |spec| (spec.layout.pipeline, spec.recovery.buddy) = (pipeline, buddy)).unwrap();
+            Cost::of(&plan.assignments[0].spec)
+        };
+        assert_eq!(cost(1, true), cost(1, false), "a rank alone has no neighbour");
+        let (kept, alone) = (cost(2, true), cost(2, false));
+        assert_eq!((kept.rows, kept.lists), (2 * alone.rows, 2 * alone.lists));
     }
 
     #[test]
