@@ -50,8 +50,8 @@ const MAX_CALLS: u32 = 256;
 /// read no faster; h2 ends a connection on which small frames pile up.
 const STATUSES: Rate = Rate { per_s: 500.0, burst: 1000.0 };
 
-/// How many submissions have their paths looked at at once. It takes microseconds, or for ever on a file server that is
-/// down.
+/// How many submissions have their paths checked at once. It takes microseconds, but for ever on a file server that is
+/// down: then these threads wait, and no others.
 const MAX_LOOKS: usize = 8;
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -324,7 +324,10 @@ impl JobsService {
     /// The job, if it reads and writes below the roots.
     async fn below_roots(&self, spec: JobSpec, directory: PathBuf) -> Result<(JobSpec, String), Status> {
         let roots = self.roots.clone();
+        let turn = self.looks.clone().acquire_owned().await.map_err(|_| ending(Ending))?;
         let check = move || {
+            // The caller may be gone before the file system answers.
+            let _turn = turn;
             if let Some(roots) = roots {
                 roots.check(&spec, &directory).map_err(|error| error.to_string())?;
             }
@@ -333,13 +336,7 @@ impl JobsService {
                 .map(|directory| (spec, directory))
                 .map_err(|path| format!("{}: not UTF-8", path.display()))
         };
-        // A file server that does not answer holds one thread, and not one for each call.
-        let turn = self.looks.clone().acquire_owned().await.map_err(|_| ending(Ending))?;
-        let checked = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            check()
-        });
-        let checked = checked.await;
+        let checked = tokio::task::spawn_blocking(check).await;
         checked.map_err(|error| Status::internal(error.to_string()))?.map_err(Status::invalid_argument)
     }
 }
