@@ -87,7 +87,7 @@ mod tests {
 name: tiny
 model: {layers: 2, dim: 32, heads: 4, vocab: 300}
 data: {synthetic: {tokens: 4096}}
-train: {steps: 120, sequence: 16, micro_batches: 4, warmup_steps: 10, learning_rate: 0.001}
+train: {steps: 120, sequence: 16, global_micro_batches: 4, warmup_steps: 10, learning_rate: 0.001}
 ";
 
     fn spec(sets: &[(&str, &str)]) -> JobSpec {

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use coxswain_console::{printable, say};
 use coxswain_proto::tls::{Transport, why};
 use coxswain_proto::wire::access_client::AccessClient;
-use coxswain_proto::wire::job_event::Event;
+use coxswain_proto::wire::job_update::Event;
 use coxswain_proto::wire::jobs_client::JobsClient;
 use coxswain_proto::{access_client, connect_over, jobs_client, wire};
 use coxswain_types::status::StepReport;
@@ -224,8 +224,8 @@ pub(crate) async fn events(args: Events) -> Result<(), Failure> {
     let request = wire::EventsRequest { job, follow };
     let refused = |status| refused(&coordinator, status);
     let mut stream = jobs(&coordinator).await?.events(request).await.map_err(refused)?.into_inner();
-    while let Some(happening) = stream.message().await.map_err(refused)? {
-        output::write(&events::Line::received(happening)?.json()?)?;
+    while let Some(event) = stream.message().await.map_err(refused)? {
+        output::write(&events::Line::received(event)?.json()?)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use coxswain_files::atomic::write_atomic;
 
-use crate::metrics::{self, HeldOutLine, Line};
+use crate::metrics::{self, Line, ValidationLine};
 
 /// The name of the picture in the run's folder.
 const NAME: &str = "loss.svg";
@@ -22,11 +22,11 @@ const BOTTOM: f64 = HEIGHT - 62.0;
 /// The most points of a line: about as many as the frame has pixels. More cannot be told apart.
 const MAX_POINTS: usize = 800;
 
-/// The most marks of held-out losses; more would cover each other.
+/// The most marks of validation losses; more would cover each other.
 const MAX_MARKS: usize = 100;
 
 const TRAIN: &str = "#1f5fbf";
-const HELD_OUT: &str = "#d2571a";
+const VALIDATION: &str = "#d2571a";
 const INK: &str = "#24292f";
 const FAINT: &str = "#e4e7eb";
 
@@ -87,12 +87,12 @@ fn svg(name: &str, unit: &str, lines: &[Line]) -> Option<String> {
     let finite = |loss: Option<f64>| loss.filter(|loss| loss.is_finite());
     let train: Vec<(f64, f64)> =
         lines.iter().filter_map(|line| Some((line.step as f64, finite(line.loss)?))).collect();
-    let held_out: Vec<(f64, f64, Option<String>)> = lines
+    let validation: Vec<(f64, f64, Option<String>)> = lines
         .iter()
-        .filter_map(|line| Some((line.step as f64, line.held_out?)))
-        .filter_map(|(step, held_out)| Some((step, finite(held_out.loss)?, quality(&held_out))))
+        .filter_map(|line| Some((line.step as f64, line.validation?)))
+        .filter_map(|(step, validation)| Some((step, finite(validation.loss)?, quality(&validation))))
         .collect();
-    let losses = || train.iter().map(|point| point.1).chain(held_out.iter().map(|point| point.1));
+    let losses = || train.iter().map(|point| point.1).chain(validation.iter().map(|point| point.1));
     let (low, high) = (losses().fold(f64::INFINITY, f64::min), losses().fold(f64::NEG_INFINITY, f64::max));
     if low > high {
         return None;
@@ -106,16 +106,16 @@ fn svg(name: &str, unit: &str, lines: &[Line]) -> Option<String> {
     head(&mut out, name, last);
     frame(&mut out, &x, &y, unit);
     line(&mut out, &x, &y, &train);
-    points(&mut out, &x, &y, &held_out);
-    legend(&mut out, train.last().copied(), held_out.last());
+    points(&mut out, &x, &y, &validation);
+    legend(&mut out, train.last().copied(), validation.last());
     out.push_str("</svg>\n");
     Some(out)
 }
 
 /// An evaluation's accuracy or bits per byte.
-fn quality(held_out: &HeldOutLine) -> Option<String> {
-    let bits = held_out.bits_per_byte.map(|bits| format!("{bits:.3} bits per byte"));
-    held_out.accuracy.map(|accuracy| format!("accuracy {:.1} %", accuracy * 100.0)).or(bits)
+fn quality(validation: &ValidationLine) -> Option<String> {
+    let bits = validation.bits_per_byte.map(|bits| format!("{bits:.3} bits per byte"));
+    validation.accuracy.map(|accuracy| format!("accuracy {:.1} %", accuracy * 100.0)).or(bits)
 }
 
 // Writing to a String cannot fail, so its results are dropped below.
@@ -196,14 +196,14 @@ fn thin(train: &[(f64, f64)]) -> Vec<(f64, f64)> {
     train.chunks(size).map(mean).collect()
 }
 
-fn points(out: &mut String, x: &Axis, y: &Axis, held_out: &[(f64, f64, Option<String>)]) {
-    let every = held_out.len().div_ceil(MAX_MARKS).max(1);
+fn points(out: &mut String, x: &Axis, y: &Axis, validation: &[(f64, f64, Option<String>)]) {
+    let every = validation.len().div_ceil(MAX_MARKS).max(1);
     // From the last backwards, since the last is the one that counts.
-    for (step, loss, quality) in held_out.iter().rev().step_by(every) {
+    for (step, loss, quality) in validation.iter().rev().step_by(every) {
         let quality = quality.as_ref().map_or(String::new(), |quality| format!(", {quality}"));
         let _ = writeln!(
             out,
-            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4.5\" fill=\"{HELD_OUT}\" stroke=\"#ffffff\" stroke-width=\"1.5\">\
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4.5\" fill=\"{VALIDATION}\" stroke=\"#ffffff\" stroke-width=\"1.5\">\
              <title>step {step}: {loss:.4}{quality}</title></circle>",
             x.at(*step),
             y.at(*loss),
@@ -211,14 +211,14 @@ fn points(out: &mut String, x: &Axis, y: &Axis, held_out: &[(f64, f64, Option<St
     }
 }
 
-fn legend(out: &mut String, train: Option<(f64, f64)>, held_out: Option<&(f64, f64, Option<String>)>) {
+fn legend(out: &mut String, train: Option<(f64, f64)>, validation: Option<&(f64, f64, Option<String>)>) {
     let mut entries = Vec::new();
     if let Some((_, loss)) = train {
         entries.push((TRAIN, format!("training, {loss:.3} at the last step")));
     }
-    if let Some((_, loss, quality)) = held_out {
+    if let Some((_, loss, quality)) = validation {
         let quality = quality.as_ref().map_or(String::new(), |quality| format!(" ({quality})"));
-        entries.push((HELD_OUT, format!("held out, {loss:.3}{quality}")));
+        entries.push((VALIDATION, format!("validation, {loss:.3}{quality}")));
     }
     let mut at = LEFT;
     for (colour, text) in entries {
@@ -237,20 +237,20 @@ fn legend(out: &mut String, train: Option<(f64, f64)>, held_out: Option<&(f64, f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::HeldOutLine;
+    use crate::metrics::ValidationLine;
 
     fn lines(count: u64) -> Vec<Line> {
         let loss = |step: u64| {
             Some(3.0 + 5.0 * (-(step as f64) / 40.0).exp() + 0.05 * ((step * 7919) % 13) as f64 / 13.0)
         };
-        let held_out = |step: u64| {
-            step.is_multiple_of(50).then(|| HeldOutLine {
+        let validation = |step: u64| {
+            step.is_multiple_of(50).then(|| ValidationLine {
                 loss: loss(step).map(|l| l + 0.1),
                 bits_per_byte: Some(3.1),
                 accuracy: None,
             })
         };
-        (1..=count).map(|step| Line { step, loss: loss(step), held_out: held_out(step) }).collect()
+        (1..=count).map(|step| Line { step, loss: loss(step), validation: validation(step) }).collect()
     }
 
     #[test]
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn few_many_and_no_numbers_are_drawn() {
         assert_eq!(svg("demo", "token", &[]), None);
-        let none = Line { step: 1, loss: None, held_out: None };
+        let none = Line { step: 1, loss: None, validation: None };
         assert_eq!(svg("demo", "token", &[none]), None);
         for lines in [lines(1), lines(2), vec![none, lines(2)[1]], vec![Line { loss: Some(4.0), ..none }; 3]]
         {

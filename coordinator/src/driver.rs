@@ -9,12 +9,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{
-    CancelWhen, Cluster, Effect, Entry, Event, Happening, JobState, JobSummary, Look, Notice, PAUSE_MS,
+    CancelWhen, Cluster, Effect, Entry, Event, JobEvent, JobState, JobSummary, Look, Notice, PAUSE_MS,
     Planning, Submission, Weight,
 };
 use coxswain_core::plan::MAX_ASSIGNMENT_BYTES;
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
+use coxswain_types::status::{DesiredState, Leave, LeaveCause, WorkerStatus};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::MissedTickBehavior;
@@ -52,7 +52,7 @@ enum Next {
 /// A stream to a process.
 struct Link {
     connection: u64,
-    desired: watch::Sender<Desired>,
+    desired: watch::Sender<DesiredState>,
 }
 
 /// The task's state.
@@ -261,7 +261,12 @@ impl Driver {
         }
     }
 
-    fn seen(&mut self, connection: u64, status: WorkerStatus, desired: watch::Sender<Desired>) -> Result<()> {
+    fn seen(
+        &mut self,
+        connection: u64,
+        status: WorkerStatus,
+        desired: watch::Sender<DesiredState>,
+    ) -> Result<()> {
         let worker = status.info.id.clone();
         let key = (worker.clone(), status.info.incarnation);
         let known = self.links.get(&key).map(|link| link.connection);
@@ -304,7 +309,7 @@ impl Driver {
                 block_in_place(append)
                     .context("the journal cannot be written, so nothing can be promised any more")?;
                 // An error means that nobody follows.
-                let _ = self.happened.send(Line::new(at_ms, Happening::from(&entry)));
+                let _ = self.happened.send(Line::new(at_ms, JobEvent::from(&entry)));
                 date(&mut self.dates, at_ms, &entry);
                 self.recorded(entry);
             }
@@ -314,7 +319,7 @@ impl Driver {
             Effect::Refuse { worker, incarnation, reason } => {
                 if let Some(link) = self.links.remove(&(worker, incarnation)) {
                     let leave = Some(Leave { cause: LeaveCause::Refused, reason });
-                    link.desired.send_replace(Desired { leave, ..Desired::default() });
+                    link.desired.send_replace(DesiredState { leave, ..DesiredState::default() });
                 }
             }
             Effect::Report { job, report } => self.keepers.report(&job, report),

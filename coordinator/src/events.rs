@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 
 use anyhow::Context;
-use coxswain_core::cluster::Happening;
+use coxswain_core::cluster::JobEvent;
 use coxswain_proto::wire;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -41,15 +41,15 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    pub(crate) fn new(at_ms: u64, happening: Happening) -> Line {
-        let Happening { kind, job, generation, worker, text, fields } = happening;
+    pub(crate) fn new(at_ms: u64, event: JobEvent) -> Line {
+        let JobEvent { kind, job, generation, worker, text, fields } = event;
         let (generation, worker) = (generation.map(|generation| generation.0), worker.map(|worker| worker.0));
         Line { at_ms, kind: kind.to_owned(), job, generation, worker, text, fields }
     }
 
     /// A line that came over the wire.
-    pub(crate) fn received(happening: wire::Happening) -> anyhow::Result<Line> {
-        let wire::Happening { at_ms, kind, job, generation, worker, text, fields } = happening;
+    pub(crate) fn received(event: wire::JobEvent) -> anyhow::Result<Line> {
+        let wire::JobEvent { at_ms, kind, job, generation, worker, text, fields } = event;
         let fields = serde_json::from_str(&fields).context("the fields of an event")?;
         Ok(Line { at_ms, kind, job, generation, worker, text, fields })
     }
@@ -64,10 +64,10 @@ impl Line {
     }
 }
 
-impl From<Line> for wire::Happening {
-    fn from(line: Line) -> wire::Happening {
+impl From<Line> for wire::JobEvent {
+    fn from(line: Line) -> wire::JobEvent {
         let Line { at_ms, kind, job, generation, worker, text, fields } = line;
-        wire::Happening {
+        wire::JobEvent {
             at_ms,
             kind,
             job,
@@ -83,7 +83,7 @@ impl From<Line> for wire::Happening {
 pub(crate) fn past(folder: &Path, job: &str) -> anyhow::Result<VecDeque<Line>> {
     let mut lines = VecDeque::new();
     journal::each(folder, |at_ms, entry| {
-        let line = Line::new(at_ms, Happening::from(entry));
+        let line = Line::new(at_ms, JobEvent::from(entry));
         if line.is_of(job) {
             lines.push_back(line);
         }
@@ -98,11 +98,11 @@ pub(crate) fn past(folder: &Path, job: &str) -> anyhow::Result<VecDeque<Line>> {
 pub(crate) async fn tell(
     handle: Handle,
     request: wire::EventsRequest,
-    out: mpsc::Sender<Result<wire::Happening, Status>>,
+    out: mpsc::Sender<Result<wire::JobEvent, Status>>,
 ) {
     let wire::EventsRequest { job, follow } = request;
     // Subscribed before the journal is read, so that nothing between the two is missed.
-    let mut news = handle.happenings();
+    let mut news = handle.job_events();
     let (folder, of) = (handle.folder().to_owned(), job.clone());
     let past = tokio::task::spawn_blocking(move || past(&folder, &of)).await;
     let past = match past.map_err(anyhow::Error::from).and_then(|past| past) {

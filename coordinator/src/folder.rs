@@ -71,7 +71,7 @@ fn difference(checkpoint: &Manifest, is: &TrainSpec) -> Option<String> {
     let shards = |train: &TrainSpec| train.tensor_shards.map_or("left out".to_owned(), |n| n.to_string());
     // With one run for each data rank their number follows the layout, which may change.
     let runs = |train: &TrainSpec| match train.reduction {
-        Reduction::Canonical => train.reduction_runs.to_string(),
+        Reduction::Canonical => train.gradient_groups.to_string(),
         Reduction::Fast => "left out".to_owned(),
     };
     let reduction = |train: &TrainSpec| match train.reduction {
@@ -85,10 +85,10 @@ fn difference(checkpoint: &Manifest, is: &TrainSpec) -> Option<String> {
     let rows = [
         ("seed", was.seed.to_string(), is.seed.to_string()),
         ("sequence", was.sequence.to_string(), is.sequence.to_string()),
-        ("micro_batch", was.micro_batch.to_string(), is.micro_batch.to_string()),
-        ("micro_batches", was.micro_batches.to_string(), is.micro_batches.to_string()),
+        ("micro_batch_size", was.micro_batch_size.to_string(), is.micro_batch_size.to_string()),
+        ("global_micro_batches", was.global_micro_batches.to_string(), is.global_micro_batches.to_string()),
         ("reduction", reduction(was), reduction(is)),
-        ("reduction_runs", runs(was), runs(is)),
+        ("gradient_groups", runs(was), runs(is)),
         ("tensor_shards", shards(was), shards(is)),
         ("precision", was.precision.name().to_owned(), is.precision.name().to_owned()),
         ("optimizer", optimizer(was), optimizer(is)),
@@ -161,7 +161,7 @@ mod tests {
 name: tiny
 model: {layers: 2, dim: 32, heads: 4, vocab: 300}
 data: {synthetic: {tokens: 4096}}
-train: {steps: 5, sequence: 16, micro_batches: 4}
+train: {steps: 5, sequence: 16, global_micro_batches: 4}
 ";
 
     fn spec(sets: &[(&str, &str)]) -> JobSpec {
@@ -180,9 +180,9 @@ train: {steps: 5, sequence: 16, micro_batches: 4}
                 threads: 2,
                 dtype: "fp32".into(),
                 precision: spec.train.precision.name().into(),
-                micro_batches: 4,
-                micro_batch: 1,
-                reduction_runs: 4,
+                global_micro_batches: 4,
+                micro_batch_size: 1,
+                gradient_groups: 4,
                 tensor_shards: 0,
             },
             spec,
@@ -200,7 +200,7 @@ train: {steps: 5, sequence: 16, micro_batches: 4}
             (("train.precision", "bf16"), "train.precision fp32, and the job says bf16"),
             (("train.tensor_shards", "4"), "train.tensor_shards left out, and the job says 4"),
             (("train.reduction", "fast"), "train.reduction canonical, and the job says fast"),
-            (("train.reduction_runs", "2"), "train.reduction_runs 4, and the job says 2"),
+            (("train.gradient_groups", "2"), "train.gradient_groups 4, and the job says 2"),
             (("train.optimizer", "muon"), "train.optimizer adamw, and the job says muon"),
         ];
         let was = checkpoint(spec(&[]));
@@ -210,7 +210,7 @@ train: {steps: 5, sequence: 16, micro_batches: 4}
         let may_change = [
             ("train.dropout", "0.1"),
             ("train.learning_rate_schedule", "wsd"),
-            ("train.checkpointing", "full"),
+            ("train.recompute", "full"),
             ("train.weight_decay", "0"),
             ("layout", "{pipeline: 2, data: 2, zero: 1, schedule: zb-h1}"),
             ("train.threads", "2"),

@@ -8,7 +8,7 @@ use coxswain_core::cluster::{Event, JobSummary, Look, SubmitError, WorkerSummary
 use coxswain_core::plan::expect_plannable;
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Step, WorkerId};
-use coxswain_types::status::{Desired, Published, StepReport, WorkerStatus};
+use coxswain_types::status::{DesiredState, Published, StepReport, WorkerStatus};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
@@ -26,7 +26,7 @@ pub(crate) enum Request {
     /// Number a worker's process.
     Register { reply: oneshot::Sender<u64> },
     /// A worker said this on the stream `connection`, which sends what `desired` holds.
-    Seen { connection: u64, status: Box<WorkerStatus>, desired: watch::Sender<Desired> },
+    Seen { connection: u64, status: Box<WorkerStatus>, desired: watch::Sender<DesiredState> },
     /// The stream ended.
     Closed { connection: u64, worker: WorkerId, incarnation: u64, why: String },
     /// Handle an event; the reply comes when all that follows is done.
@@ -127,7 +127,7 @@ impl Handle {
     }
 
     /// What goes into the journal from now on.
-    pub(crate) fn happenings(&self) -> broadcast::Receiver<Line> {
+    pub(crate) fn job_events(&self) -> broadcast::Receiver<Line> {
         self.happened.subscribe()
     }
 

@@ -367,7 +367,7 @@ fn places(args: &Generate, meet: &Path) -> Result<Vec<Vec<OsString>>, Failure> {
     (spec.train.tensor_shards, spec.train.precision) = (None, Precision::Fp32);
     spec.train.optimizer.kind = OptimizerKind::AdamW;
     // One sample at a time, of one micro-batch: what a plan of training asks for beside.
-    (spec.train.micro_batch, spec.train.micro_batches, spec.train.reduction_runs) = (1, 1, 1);
+    (spec.train.micro_batch_size, spec.train.global_micro_batches, spec.train.gradient_groups) = (1, 1, 1);
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     spec.train.threads = Some((cores / layout.world()).max(1));
     let plan = sketch(&spec, layout.world()).map_err(|error| Failure::Input(error.to_string()))?;

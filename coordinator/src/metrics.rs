@@ -23,12 +23,12 @@ pub(crate) struct Line {
     pub(crate) step: u64,
     pub(crate) loss: Option<f64>,
     #[serde(default)]
-    pub(crate) held_out: Option<HeldOutLine>,
+    pub(crate) validation: Option<ValidationLine>,
 }
 
-/// The held-out loss of a step.
+/// The validation loss of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-pub(crate) struct HeldOutLine {
+pub(crate) struct ValidationLine {
     pub(crate) loss: Option<f64>,
     pub(crate) bits_per_byte: Option<f64>,
     #[serde(default)]
@@ -218,7 +218,7 @@ pub(crate) fn read(directory: &Path) -> io::Result<Vec<Line>> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use coxswain_types::status::HeldOut;
+    use coxswain_types::status::ValidationResult;
 
     use super::*;
 
@@ -234,7 +234,7 @@ mod tests {
             skipped: false,
             loss_scale: None,
             parameter_norms: BTreeMap::new(),
-            held_out: None,
+            validation: None,
         }
     }
 
@@ -242,8 +242,8 @@ mod tests {
     fn numbers_read_back_to_the_same_bits() {
         let folder = tempfile::tempdir().unwrap();
         let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap().0;
-        let held_out = Some(HeldOut { loss: 2.5, bits_per_byte: 1.0 / 7.0, accuracy: Some(0.5) });
-        let sent = StepReport { held_out, ..report(1, 6.123_456_789_012_345) };
+        let validation = Some(ValidationResult { loss: 2.5, bits_per_byte: 1.0 / 7.0, accuracy: Some(0.5) });
+        let sent = StepReport { validation, ..report(1, 6.123_456_789_012_345) };
         metrics.append(std::slice::from_ref(&sent)).unwrap();
         let text = fs::read_to_string(folder.path().join(METRICS)).unwrap();
         assert_eq!(serde_json::from_str::<StepReport>(&text).unwrap(), sent);
@@ -255,9 +255,9 @@ mod tests {
 
     #[test]
     fn an_evaluation_shows_its_perplexity() {
-        let held_out = Some(HeldOut { loss: 0.0, bits_per_byte: 1.5, accuracy: None });
-        let text = serde_json::to_string(&StepReport { held_out, ..report(1, 2.0) }).unwrap();
-        let expected = r#""held_out":{"loss":0.0,"perplexity":1.0,"bits_per_byte":1.5}}"#;
+        let validation = Some(ValidationResult { loss: 0.0, bits_per_byte: 1.5, accuracy: None });
+        let text = serde_json::to_string(&StepReport { validation, ..report(1, 2.0) }).unwrap();
+        let expected = r#""validation":{"loss":0.0,"perplexity":1.0,"bits_per_byte":1.5}}"#;
         assert!(text.ends_with(expected), "{text}");
     }
 

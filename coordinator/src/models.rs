@@ -153,7 +153,7 @@ fn bring_in(args: &Import, source: &Source) -> Result<String> {
     let mut spec = spec_of(model)?;
     if let (Source::Hf(hf), Head::Pooled { classes: 1.. }) = (source, model.head) {
         let (files, classes) = (Vec::new(), names_of_job(hf.kept().class_names()));
-        spec.data = DataSpec::Labelled { files, classes, held_out: 0.0, weights: false };
+        spec.data = DataSpec::Labelled { files, classes, validation: 0.0, weights: false };
     }
     let folder = step_folder(out, 0);
     create_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
@@ -171,9 +171,9 @@ fn bring_in(args: &Import, source: &Source) -> Result<String> {
         threads: 1,
         dtype: "fp32".to_owned(),
         precision: "fp32".to_owned(),
-        micro_batches: 1,
-        micro_batch: 1,
-        reduction_runs: 1,
+        global_micro_batches: 1,
+        micro_batch_size: 1,
+        gradient_groups: 1,
         tensor_shards: 0,
     };
     let has_tokenizer = data.tokenizer_digest.is_some();

@@ -129,28 +129,28 @@ impl Drop for Preparing {
 }
 
 fn describe(report: &StepReport, left_seconds: f64, unit: &str) -> String {
-    let held_out = report.held_out.map_or(String::new(), |held_out| {
-        let bits = held_out.bits_per_byte;
+    let validation = report.validation.map_or(String::new(), |validation| {
+        let bits = validation.bits_per_byte;
         let bits = if bits.is_nan() { String::new() } else { format!(", {bits:.3} bits per byte") };
-        let quality = match held_out.accuracy {
+        let quality = match validation.accuracy {
             Some(accuracy) => format!("accuracy {:.1} %", accuracy * 100.0),
-            None => format!("perplexity {:.2}{bits}", held_out.perplexity()),
+            None => format!("perplexity {:.2}{bits}", validation.perplexity()),
         };
-        format!("  held out {:.3} ({quality})", held_out.loss)
+        format!("  validation {:.3} ({quality})", validation.loss)
     });
     let loss = match (report.skipped, report.loss_scale) {
         (false, _) => format!("loss {:.4}", report.loss),
         (true, Some(scale)) => format!("skipped: gradients overflow at loss scale {scale}"),
         (true, None) => "skipped: the loss or a gradient is not finite".to_owned(),
     };
-    format!("{loss}{held_out}  {:.0} {unit}s/s  {} left", report.tokens_per_second, duration(left_seconds))
+    format!("{loss}{validation}  {:.0} {unit}s/s  {} left", report.tokens_per_second, duration(left_seconds))
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use coxswain_types::status::{HeldOut, StepReport};
+    use coxswain_types::status::{StepReport, ValidationResult};
 
     use super::{describe, line};
 
@@ -167,11 +167,11 @@ mod tests {
             skipped: false,
             loss_scale: Some(1024.0),
             parameter_norms: BTreeMap::new(),
-            held_out: None,
+            validation: None,
         };
         let classes = plain.clone();
         let evaluated = StepReport {
-            held_out: Some(HeldOut { loss: 2.0, bits_per_byte: 1.25, accuracy: None }),
+            validation: Some(ValidationResult { loss: 2.0, bits_per_byte: 1.25, accuracy: None }),
             ..plain.clone()
         };
         let skipped = StepReport { skipped: true, loss: f64::NAN, ..plain.clone() };
@@ -180,7 +180,7 @@ mod tests {
             (plain, "loss 2.5000  640 tokens/s  2 s left"),
             (
                 evaluated,
-                "loss 2.5000  held out 2.000 (perplexity 7.39, 1.250 bits per byte)  640 tokens/s  2 s left",
+                "loss 2.5000  validation 2.000 (perplexity 7.39, 1.250 bits per byte)  640 tokens/s  2 s left",
             ),
             (skipped, "skipped: gradients overflow at loss scale 1024  640 tokens/s  2 s left"),
             (unscaled, "skipped: the loss or a gradient is not finite  640 tokens/s  2 s left"),
@@ -188,10 +188,10 @@ mod tests {
         for (report, expected) in rows {
             assert_eq!(describe(&report, 2.0, "token"), expected);
         }
-        let told = HeldOut { loss: 0.5, bits_per_byte: f64::NAN, accuracy: Some(0.9444) };
+        let told = ValidationResult { loss: 0.5, bits_per_byte: f64::NAN, accuracy: Some(0.9444) };
         assert_eq!(
-            describe(&StepReport { held_out: Some(told), ..classes }, 2.0, "line"),
-            "loss 2.5000  held out 0.500 (accuracy 94.4 %)  640 lines/s  2 s left"
+            describe(&StepReport { validation: Some(told), ..classes }, 2.0, "line"),
+            "loss 2.5000  validation 0.500 (accuracy 94.4 %)  640 lines/s  2 s left"
         );
     }
 

@@ -59,16 +59,16 @@ impl Texts for wire::ExplainReply {
     }
 }
 
-impl Texts for wire::Happening {
+impl Texts for wire::JobEvent {
     fn texts(&mut self) -> Vec<&mut String> {
         vec![&mut self.text, &mut self.fields]
     }
 }
 
-impl Texts for wire::JobEvent {
+impl Texts for wire::JobUpdate {
     fn texts(&mut self) -> Vec<&mut String> {
         match &mut self.event {
-            Some(wire::job_event::Event::Summary(summary)) => summary.texts(),
+            Some(wire::job_update::Event::Summary(summary)) => summary.texts(),
             _ => Vec::new(),
         }
     }
@@ -153,8 +153,8 @@ where
     J::WatchStream: Unpin,
     J::EventsStream: Unpin,
 {
-    type WatchStream = Replies<wire::JobEvent>;
-    type EventsStream = Replies<wire::Happening>;
+    type WatchStream = Replies<wire::JobUpdate>;
+    type EventsStream = Replies<wire::JobEvent>;
 
     async fn submit(
         &self,

@@ -13,7 +13,7 @@ use coxswain_core::cluster::{self, CancelWhen, Event, SubmitError};
 use coxswain_proto::{access_server, cluster_server, convert, jobs_server, limits, wire};
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Generation, WorkerId};
-use coxswain_types::status::{Desired, Leave, LeaveCause, WorkerStatus};
+use coxswain_types::status::{DesiredState, Leave, LeaveCause, WorkerStatus};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -194,7 +194,7 @@ struct ClusterService {
 
 #[tonic::async_trait]
 impl wire::cluster_server::Cluster for ClusterService {
-    type SyncStream = Replies<wire::Desired>;
+    type SyncStream = Replies<wire::DesiredState>;
 
     async fn register(
         &self,
@@ -216,7 +216,7 @@ impl wire::cluster_server::Cluster for ClusterService {
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let caller = Caller::of(&request);
         let place = self.streams.enter(&caller, Kind::Sync)?;
-        let (desired, changes) = watch::channel(Desired::default());
+        let (desired, changes) = watch::channel(DesiredState::default());
         let statuses = request.into_inner();
         let listening = listen_to(connection, caller.clone(), statuses, self.handle.clone(), desired);
         tokio::spawn(async move {
@@ -256,7 +256,7 @@ async fn listen_to(
     caller: Caller,
     mut statuses: Streaming<wire::WorkerStatus>,
     handle: Handle,
-    desired: watch::Sender<Desired>,
+    desired: watch::Sender<DesiredState>,
 ) {
     // Who speaks here, once they have said so.
     let mut speaker = None;
@@ -290,7 +290,7 @@ async fn listen_to(
         }
         if let Some(why) = caller.not_worker(&worker.0.0) {
             let leave = Some(Leave { cause: LeaveCause::Refused, reason: why });
-            desired.send_replace(Desired { leave, ..Desired::default() });
+            desired.send_replace(DesiredState { leave, ..DesiredState::default() });
             return;
         }
         status.info.serves = caller.serves();
@@ -343,8 +343,8 @@ impl JobsService {
 
 #[tonic::async_trait]
 impl wire::jobs_server::Jobs for JobsService {
-    type WatchStream = Replies<wire::JobEvent>;
-    type EventsStream = Replies<wire::Happening>;
+    type WatchStream = Replies<wire::JobUpdate>;
+    type EventsStream = Replies<wire::JobEvent>;
 
     async fn submit(
         &self,

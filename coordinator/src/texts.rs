@@ -26,15 +26,15 @@ pub(crate) struct Texts {
 
 impl Texts {
     fn of(spec: &JobSpec, looked: Looked) -> Texts {
-        let (DataSpec::Text { held_out, .. }
-        | DataSpec::Labelled { held_out, .. }
-        | DataSpec::Pairs { held_out, .. }) = &spec.data
+        let (DataSpec::Text { validation, .. }
+        | DataSpec::Labelled { validation, .. }
+        | DataSpec::Pairs { validation, .. }) = &spec.data
         else {
             return Texts { looked, samples: 0.0, tokens: None, taken: 0.0 };
         };
-        let kept = 1.0 - held_out;
+        let kept = 1.0 - validation;
         let train = &spec.train;
-        let of_step = f64::from(train.micro_batches) * f64::from(train.micro_batch);
+        let of_step = f64::from(train.global_micro_batches) * f64::from(train.micro_batch_size);
         let tokens = matches!(spec.data, DataSpec::Text { .. })
             .then(|| looked.bytes as f64 / bytes_per_token(spec.model.vocab));
         let samples = match tokens {

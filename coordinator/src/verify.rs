@@ -105,7 +105,7 @@ async fn compare(args: &Verify, cases: &Cases, out: &Path) -> Result<Certificate
     }
     let train = &cases.reference.spec.train;
     let step_tokens =
-        u64::from(train.micro_batches) * u64::from(train.micro_batch) * u64::from(train.sequence);
+        u64::from(train.global_micro_batches) * u64::from(train.micro_batch_size) * u64::from(train.sequence);
     let head = Head {
         job: cases.reference.spec.name.clone(),
         file: args.job.job.display().to_string(),

@@ -31,7 +31,7 @@ pub(crate) fn job_to_wire(summary: JobSummary, times: Times) -> wire::JobSummary
         checkpoint: summary.checkpoint.map(Into::into),
         priority: summary.priority,
         loss: numbers.map(|numbers| numbers.loss),
-        held_out_loss: numbers.and_then(|numbers| numbers.held_out),
+        validation_loss: numbers.and_then(|numbers| numbers.validation),
         tokens_per_second: numbers.map(|numbers| numbers.tokens_per_second),
         left_s,
         elapsed_s: times.elapsed_s,
@@ -52,14 +52,14 @@ pub(crate) fn worker_to_wire(summary: WorkerSummary) -> wire::WorkerSummary {
     }
 }
 
-pub(crate) fn news_to_wire(news: JobNews) -> wire::JobEvent {
-    use wire::job_event::Event;
+pub(crate) fn news_to_wire(news: JobNews) -> wire::JobUpdate {
+    use wire::job_update::Event;
     let event = match news {
         JobNews::Summary(summary) => Event::Summary(job_to_wire(summary, Times::default())),
         JobNews::Report(report) => Event::Report(report.into()),
         JobNews::Checkpoint(published) => Event::Checkpoint(published.into()),
     };
-    wire::JobEvent { event: Some(event) }
+    wire::JobUpdate { event: Some(event) }
 }
 
 /// Whether a job in this state is over; `Some(true)` when it is done.

@@ -192,7 +192,7 @@ fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
     let mut child = Command::new(launch.program)
         .args(["--coordinator", launch.url, "--device", &device, "--name", &name])
         // `up` is the coordinator, and does not come back.
-        .args(["--orphan-s", "0", "--tied"])
+        .args(["--coordinator-timeout-s", "0", "--tied"])
         .args((launch.count > 1).then_some("--shares-cores"))
         .env("OMP_WAIT_POLICY", "PASSIVE")
         .env("GOMP_SPINCOUNT", spin)

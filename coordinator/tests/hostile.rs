@@ -178,7 +178,7 @@ fn attacks() -> Vec<(&'static str, &'static str, Attack)> {
                 let mut jobs = jobs_client(caller.channel().await);
                 let deep = format!("model.{}=1", "a.".repeat(100_000));
                 let large = "model={layers: 1024, dim: 4096, heads: 1024, head_dim: 4, vocab: 3000}";
-                let shards = "train={steps: 1, sequence: 16, micro_batches: 4096, tensor_shards: 64}";
+                let shards = "train={steps: 1, sequence: 16, global_micro_batches: 4096, tensor_shards: 64}";
                 for (directory, sets) in [
                     ("../../etc", vec![]),
                     ("run", vec![deep]),

@@ -34,7 +34,7 @@ fn job(name: &str, data: &str) -> String {
 name: {name}
 model: {{layers: 1, dim: 32, heads: 4, kv_heads: 2, ffn: 64, vocab: 8000}}
 data: {data}
-train: {{steps: 3, sequence: 16, micro_batch: 1, micro_batches: 1}}
+train: {{steps: 3, sequence: 16, micro_batch_size: 1, global_micro_batches: 1}}
 "
     )
 }

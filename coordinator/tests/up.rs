@@ -17,7 +17,7 @@ const JOB: &str = "
 name: tiny
 model: {layers: 2, dim: 32, heads: 4, kv_heads: 2, ffn: 64, vocab: 300}
 data: {synthetic: {tokens: 4096}}
-train: {steps: 5, sequence: 16, micro_batch: 1, micro_batches: 2, learning_rate: 1.0e-3}
+train: {steps: 5, sequence: 16, micro_batch_size: 1, global_micro_batches: 2, learning_rate: 1.0e-3}
 layout: {pipeline: 2}
 ";
 
@@ -323,8 +323,15 @@ fn files_are_their_owners_alone_unless_the_operator_says_otherwise() {
             shell.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
         };
         let out = format!("out-{mask}");
-        let arguments =
-            ["up", "job.yaml", "--workers=2", "--out", &out, "--set", "data={text: book.txt, held_out: 0.2}"];
+        let arguments = [
+            "up",
+            "job.yaml",
+            "--workers=2",
+            "--out",
+            &out,
+            "--set",
+            "data={text: book.txt, validation: 0.2}",
+        ];
         assert!(start(&arguments).wait().unwrap().success());
         let data = format!("data-{mask}");
         let mut serve = start(&["serve", "--data-dir", &data, "--listen", "127.0.0.1:0"]);
@@ -340,7 +347,7 @@ fn files_are_their_owners_alone_unless_the_operator_says_otherwise() {
             assert_eq!(modes(&place.path(made)), (file, folder), "umask {mask}: {made}");
         }
         // What was looked at is what a run makes.
-        for path in ["run.lock", "metrics.jsonl", "loss.svg", "logs/worker-0.log", "data/held_out.txt"] {
+        for path in ["run.lock", "metrics.jsonl", "loss.svg", "logs/worker-0.log", "data/validation.txt"] {
             assert!(place.path(&out).join(path).exists(), "{path}");
         }
     }

@@ -295,7 +295,7 @@ impl TryFrom<wire::Begun> for status::Begun {
 
 impl From<status::StepReport> for wire::StepReport {
     fn from(report: status::StepReport) -> Self {
-        let held_out = report.held_out.map(|h| wire::HeldOut {
+        let validation = report.validation.map(|h| wire::ValidationResult {
             loss: h.loss,
             bits_per_byte: h.bits_per_byte,
             accuracy: h.accuracy,
@@ -308,7 +308,7 @@ impl From<status::StepReport> for wire::StepReport {
             tokens: report.tokens,
             tokens_per_second: report.tokens_per_second,
             step_seconds: report.step_seconds,
-            held_out,
+            validation,
             skipped: report.skipped,
             loss_scale: report.loss_scale,
             parameter_norms: report.parameter_norms.into_iter().collect(),
@@ -319,7 +319,7 @@ impl From<status::StepReport> for wire::StepReport {
 /// Every report on the wire is one: its fields are plain numbers.
 impl From<wire::StepReport> for status::StepReport {
     fn from(report: wire::StepReport) -> Self {
-        let held_out = report.held_out.map(|h| status::HeldOut {
+        let validation = report.validation.map(|h| status::ValidationResult {
             loss: h.loss,
             bits_per_byte: h.bits_per_byte,
             accuracy: h.accuracy,
@@ -332,7 +332,7 @@ impl From<wire::StepReport> for status::StepReport {
             tokens: report.tokens,
             tokens_per_second: report.tokens_per_second,
             step_seconds: report.step_seconds,
-            held_out,
+            validation,
             skipped: report.skipped,
             loss_scale: report.loss_scale,
             parameter_norms: report.parameter_norms.into_iter().collect(),
@@ -469,9 +469,9 @@ impl TryFrom<wire::Leave> for status::Leave {
     }
 }
 
-impl From<status::Desired> for wire::Desired {
-    fn from(desired: status::Desired) -> Self {
-        wire::Desired {
+impl From<status::DesiredState> for wire::DesiredState {
+    fn from(desired: status::DesiredState) -> Self {
+        wire::DesiredState {
             revision: desired.revision,
             generation: desired.generation.0,
             assignment_digest: desired.assignment_digest,
@@ -486,14 +486,14 @@ impl From<status::Desired> for wire::Desired {
     }
 }
 
-impl TryFrom<wire::Desired> for status::Desired {
+impl TryFrom<wire::DesiredState> for status::DesiredState {
     type Error = WireError;
 
-    fn try_from(desired: wire::Desired) -> Result<Self, WireError> {
+    fn try_from(desired: wire::DesiredState) -> Result<Self, WireError> {
         if desired.assignment.is_some() && desired.assignment_digest.is_none() {
-            return Err(WireError::Missing("Desired.assignment_digest"));
+            return Err(WireError::Missing("DesiredState.assignment_digest"));
         }
-        Ok(status::Desired {
+        Ok(status::DesiredState {
             revision: desired.revision,
             generation: Generation(desired.generation),
             assignment_digest: desired.assignment_digest,

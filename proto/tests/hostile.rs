@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use coxswain_proto::{WireError, limits, wire};
-use coxswain_types::status::{Desired, WorkerStatus};
+use coxswain_types::status::{DesiredState, WorkerStatus};
 use proptest::prelude::*;
 use prost::Message;
 
@@ -20,7 +20,7 @@ fn status() -> wire::WorkerStatus {
         tokens: 64,
         tokens_per_second: 640.0,
         step_seconds: 0.1,
-        held_out: Some(wire::HeldOut { loss: 2.0, bits_per_byte: 3.0, accuracy: Some(7.0) }),
+        validation: Some(wire::ValidationResult { loss: 2.0, bits_per_byte: 3.0, accuracy: Some(7.0) }),
         skipped: true,
         loss_scale: Some(65536.0),
         parameter_norms: [("w".to_owned(), 1.0), ("v".to_owned(), 2.0)].into(),
@@ -60,8 +60,8 @@ fn status() -> wire::WorkerStatus {
     }
 }
 
-fn desired() -> wire::Desired {
-    wire::Desired {
+fn desired() -> wire::DesiredState {
+    wire::DesiredState {
         revision: 1 << 20,
         generation: 3,
         assignment_digest: Some("abc".into()),
@@ -78,7 +78,7 @@ fn desired() -> wire::Desired {
 /// Decodes bytes as every message that comes from outside, and checks what they say.
 fn check(bytes: &[u8]) -> Result<(), WireError> {
     let said = wire::WorkerStatus::decode(bytes).map(WorkerStatus::try_from);
-    let wanted = wire::Desired::decode(bytes).map(Desired::try_from);
+    let wanted = wire::DesiredState::decode(bytes).map(DesiredState::try_from);
     let _ = wire::SubmitRequest::decode(bytes);
     let _ = wire::StoreSetRequest::decode(bytes);
     let _ = wire::ListRequest::decode(bytes);
@@ -90,7 +90,7 @@ fn check(bytes: &[u8]) -> Result<(), WireError> {
         assert_eq!(format!("{again:?}"), format!("{status:?}"));
     }
     if let Ok(Ok(desired)) = &wanted {
-        Desired::try_from(wire::Desired::from(desired.clone())).unwrap();
+        DesiredState::try_from(wire::DesiredState::from(desired.clone())).unwrap();
     }
     said.unwrap_or(Err(WireError::Missing("all"))).map(drop)
 }

@@ -8,8 +8,8 @@ use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
 use coxswain_types::model::{Architecture, Biases, ModelSpec, NormKind, NormPlacement, NormSpec};
 use coxswain_types::params::parameter_table;
 use coxswain_types::status::{
-    Activity, Begun, Desired, Fault, HeldOut, Leave, LeaveCause, Origin, Pace, Phase, Publish, Published,
-    Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
+    Activity, Begun, DesiredState, Fault, Leave, LeaveCause, Origin, Pace, Phase, Publish, Published, Saved,
+    SavedFile, StepReport, ValidationResult, WorkerInfo, WorkerStatus,
 };
 use prost::Message;
 
@@ -45,7 +45,7 @@ fn report(step: u64, loss: f64) -> StepReport {
         skipped: false,
         loss_scale: None,
         parameter_norms: BTreeMap::new(),
-        held_out: None,
+        validation: None,
     }
 }
 
@@ -61,14 +61,14 @@ fn skipped(step: u64) -> StepReport {
 }
 
 fn status(phase: Phase) -> WorkerStatus {
-    let held_out = Some(HeldOut { loss: 2.5, bits_per_byte: 3.1, accuracy: Some(0.75) });
+    let validation = Some(ValidationResult { loss: 2.5, bits_per_byte: 3.1, accuracy: Some(0.75) });
     WorkerStatus {
         info: info(),
         generation: Generation(7),
         assignment_digest: Some("abc".into()),
         phase,
         step: Step(12),
-        reports: vec![report(11, 5.25), StepReport { held_out, ..report(12, 0.1 + 0.7) }, skipped(13)],
+        reports: vec![report(11, 5.25), StepReport { validation, ..report(12, 0.1 + 0.7) }, skipped(13)],
         saved: Some(Saved { step: Step(10), files: files() }),
         published: Some(Published { step: Step(10), digest: "m".into() }),
         peak_tensor_bytes: 3 << 30,
@@ -135,7 +135,7 @@ fn reports_with_many_norms_are_sent_a_few_at_once() {
 
 #[test]
 fn what_is_wanted_comes_back_the_same() {
-    let full = Desired {
+    let full = DesiredState {
         revision: 9,
         generation: Generation(7),
         assignment_digest: Some("abc".into()),
@@ -148,9 +148,9 @@ fn what_is_wanted_comes_back_the_same() {
         leave: Some(Leave { cause: LeaveCause::Dismissed, reason: "the run is over".into() }),
     };
     let drained = Some(Leave { cause: LeaveCause::Drained, reason: String::new() });
-    let empty_texts = Desired { assignment: Some(String::new()), leave: drained, ..full.clone() };
-    for sent in [full, empty_texts, Desired::default()] {
-        let back = Desired::try_from(carried(&wire::Desired::from(sent.clone()))).unwrap();
+    let empty_texts = DesiredState { assignment: Some(String::new()), leave: drained, ..full.clone() };
+    for sent in [full, empty_texts, DesiredState::default()] {
+        let back = DesiredState::try_from(carried(&wire::DesiredState::from(sent.clone()))).unwrap();
         assert_eq!(back, sent);
     }
 }
@@ -207,6 +207,6 @@ fn what_makes_no_sense_is_named() {
         spoil(&mut message);
         assert_eq!(WorkerStatus::try_from(message).unwrap_err().to_string(), expected);
     }
-    let desired = wire::Desired { assignment: Some("{}".into()), ..Default::default() };
-    assert_eq!(Desired::try_from(desired), Err(WireError::Missing("Desired.assignment_digest")));
+    let desired = wire::DesiredState { assignment: Some("{}".into()), ..Default::default() };
+    assert_eq!(DesiredState::try_from(desired), Err(WireError::Missing("DesiredState.assignment_digest")));
 }

@@ -14,11 +14,11 @@ data: {text: text.txt}
 train:
   steps: 20
   sequence: 32
-  micro_batch: 2
-  micro_batches: 8
+  micro_batch_size: 2
+  global_micro_batches: 8
   learning_rate: 0.003
   threads: 1
-  evaluate_every: 7
+  validate_every: 7
 checkpoint: {every: 10, keep: 4}
 ";
 

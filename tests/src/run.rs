@@ -88,9 +88,9 @@ pub struct Summary {
     pub saved: u64,
     /// The newest checkpoint's digest of each tensor, weights and optimizer state alike.
     pub digests: Vec<(String, String)>,
-    /// The held-out loss after the last step.
-    pub held_out: Option<f64>,
-    /// The share of held-out lines whose class is told right after the last step.
+    /// The validation loss after the last step.
+    pub validation: Option<f64>,
+    /// The share of validation lines whose class is told right after the last step.
     pub accuracy: Option<f64>,
 }
 
@@ -213,7 +213,7 @@ impl Run {
         let path = self.out.join("metrics.jsonl");
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let (mut losses, mut norms) = (BTreeMap::new(), BTreeMap::new());
-        let (mut held_out, mut accuracy) = (None, None);
+        let (mut validation, mut accuracy) = (None, None);
         let mut skipped = Vec::new();
         for line in text.lines() {
             let line: serde_json::Value = serde_json::from_str(line).context("a line of metrics.jsonl")?;
@@ -234,14 +234,14 @@ impl Run {
                     line[key]
                 );
             }
-            held_out = line["held_out"]["loss"].as_f64();
-            accuracy = line["held_out"]["accuracy"].as_f64();
+            validation = line["validation"]["loss"].as_f64();
+            accuracy = line["validation"]["accuracy"].as_f64();
         }
         let (_, folder) = coxswain_files::latest(&self.out)?.context("there is no checkpoint")?;
         let checkpoint = Checkpoint::open(&folder, None)?;
         checkpoint.verify()?;
         let saved = checkpoint.manifest().step;
-        Ok(Summary { losses, norms, skipped, saved, digests: checkpoint.digests()?, held_out, accuracy })
+        Ok(Summary { losses, norms, skipped, saved, digests: checkpoint.digests()?, validation, accuracy })
     }
 
     /// A number that a worker logged as `key=value`, the largest over all workers.
@@ -313,8 +313,8 @@ impl Summary {
         if let Some(((name, _), _)) = pair {
             return Some(format!("the final {name} differs"));
         }
-        (self.held_out.map(f64::to_bits) != other.held_out.map(f64::to_bits))
-            .then(|| format!("held-out loss {:?}, wanted {:?}", self.held_out, other.held_out))
+        (self.validation.map(f64::to_bits) != other.validation.map(f64::to_bits))
+            .then(|| format!("validation loss {:?}, wanted {:?}", self.validation, other.validation))
             .or_else(|| {
                 (self.accuracy != other.accuracy)
                     .then(|| format!("accuracy {:?}, wanted {:?}", self.accuracy, other.accuracy))

@@ -16,7 +16,7 @@ const LOW_TOLERANCE: f64 = 2e-2;
 /// What a row is compared with.
 #[derive(Clone, Copy, Debug)]
 pub enum Equal {
-    /// Bit for bit: losses, norms, held-out loss, weights and optimizer state.
+    /// Bit for bit: losses, norms, validation loss, weights and optimizer state.
     Bits(&'static str),
     /// Losses and the first norm to fp32's rounding.
     Close(&'static str),

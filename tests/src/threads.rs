@@ -46,7 +46,7 @@ pub fn plan_of(text: &str, sets: &[(String, String)]) -> Result<Plan> {
     sketch(&spec, spec.layout.world()).map_err(|error| anyhow!("{error}"))
 }
 
-/// Forwards, backwards and the sum of gradients of one step on a rank, from values at birth.
+/// Forwards, backwards and the sum of gradients of one step on a rank, from initial values.
 pub fn step(
     a: &Assignment,
     store: MemoryStore,

@@ -8,9 +8,9 @@ use coxswain_tests::{Folder, Row, Site, Table};
 const T4: &str = "train.tensor_shards=4";
 const SPREAD: &str = "layout.sequence_parallel=true";
 const ZERO: &str = "layout.zero=1";
-const FULL: &str = "train.checkpointing=full";
-const ATTENTION: &str = "train.checkpointing=attention";
-const FFN: &str = "train.checkpointing=ffn";
+const FULL: &str = "train.recompute=full";
+const ATTENTION: &str = "train.recompute=attention";
+const FFN: &str = "train.recompute=ffn";
 const ZERO_BUBBLE: &str = "layout.schedule=zb-h1";
 const DROP: &str = "train.dropout=0.1";
 const DROP_ATTENTION: &str = "train.attention_dropout=0.1";
@@ -107,7 +107,7 @@ fn encoders() -> Result<()> {
 }
 
 /// Sequences of two tiles, so that masks leave some out.
-const LONG: [&str; 2] = ["train.sequence=160", "train.micro_batches=4"];
+const LONG: [&str; 2] = ["train.sequence=160", "train.global_micro_batches=4"];
 
 #[test]
 fn attentions() -> Result<()> {

@@ -51,7 +51,7 @@ fn a_run_shrinks_grows_and_lets_a_worker_go_with_the_same_bits() -> Result<()> {
     let folder = Folder::new()?;
     let steps = format!("train.steps={MANY}");
     // As few micro-batches as two stages and two data ranks can share: short steps, of which there are many.
-    let sparse = ["checkpoint.every=100", "train.evaluate_every=0", "train.micro_batches=4", &steps];
+    let sparse = ["checkpoint.every=100", "train.validate_every=0", "train.global_micro_batches=4", &steps];
     let calm = sparse.iter().fold(folder.run("calm"), |run, set| run.set(set)).summary()?;
     let run: Run = folder.run("lived").layout(2, 1, 2);
     let mut site = Site::new(&folder, 4)?;

@@ -15,7 +15,7 @@ const JOB: &str = "
 name: estimate
 model: {layers: 3, dim: 128, heads: 4, kv_heads: 4, ffn: 320, vocab: 1000}
 data: {synthetic: {tokens: 20000}}
-train: {steps: 2, sequence: 128, micro_batch: 2, micro_batches: 2, threads: 1}
+train: {steps: 2, sequence: 128, micro_batch_size: 2, global_micro_batches: 2, threads: 1}
 ";
 
 /// The plan may count a tenth more than tensors take, and hardly anything less.
@@ -49,26 +49,26 @@ const WIDE: [&str; 3] = ["model.vocab=8000", "train.sequence=16", "model.layers=
 /// What goes wrong first.
 const TELLING: &[Row] = &[
     ("wide, short", ONE, &WIDE),
-    (
-        "t5, bf16, full",
-        ONE,
-        &[T5[0], T5[1], T5[2], T5[3], "train.precision=bf16", "train.checkpointing=full"],
-    ),
-    ("pp2", [2, 1, 1], &["train.micro_batches=4"]),
+    ("t5, bf16, full", ONE, &[T5[0], T5[1], T5[2], T5[3], "train.precision=bf16", "train.recompute=full"]),
+    ("pp2", [2, 1, 1], &["train.global_micro_batches=4"]),
     ("tp2, split", [1, 2, 1], &["layout.sequence_parallel=true"]),
-    ("dp2, ZeRO", [1, 1, 2], &["train.micro_batches=4", "layout.zero=1", "train.optimizer=muon"]),
+    ("dp2, ZeRO", [1, 1, 2], &["train.global_micro_batches=4", "layout.zero=1", "train.optimizer=muon"]),
 ];
 
 /// The rest: with these all parts of a model and all layouts have been there.
 const ROWS: &[Row] = &[
     ("llama", ONE, &[]),
-    ("one row, eight runs", ONE, &["train.micro_batch=1", "train.micro_batches=8", "train.reduction_runs=8"]),
+    (
+        "one row, eight runs",
+        ONE,
+        &["train.micro_batch_size=1", "train.global_micro_batches=8", "train.gradient_groups=8"],
+    ),
     ("grouped heads", ONE, &["model.kv_heads=2"]),
     ("bf16", ONE, &["train.precision=bf16"]),
     ("fp16", ONE, &["train.precision=fp16", "train.sequence=32", "model.vocab=300"]),
-    ("full", ONE, &["train.checkpointing=full"]),
-    ("attention again", ONE, &["train.checkpointing=attention"]),
-    ("ffn again", ONE, &["train.checkpointing=ffn"]),
+    ("full", ONE, &["train.recompute=full"]),
+    ("attention again", ONE, &["train.recompute=attention"]),
+    ("ffn again", ONE, &["train.recompute=ffn"]),
     ("dropout", ONE, &["train.dropout=0.1", "train.attention_dropout=0.1", "model.kv_heads=2"]),
     ("muon", ONE, &["train.optimizer=muon", "train.sequence=16"]),
     ("gpt", ONE, &GPT),
@@ -102,18 +102,22 @@ const ROWS: &[Row] = &[
     ("four shards, split", ONE, &["train.tensor_shards=4", "layout.sequence_parallel=true"]),
     ("chunks", ONE, &["layout.schedule=interleaved", "layout.chunks=3"]),
     ("zb-h1", ONE, &["layout.schedule=zb-h1"]),
-    ("gpipe", ONE, &["layout.schedule=gpipe", "train.micro_batches=4"]),
+    ("gpipe", ONE, &["layout.schedule=gpipe", "train.global_micro_batches=4"]),
     ("narrow ffn", ONE, &["model.ffn=32"]),
     // Layouts.
     ("tp2", [1, 2, 1], &[]),
-    ("dp2", [1, 1, 2], &["train.micro_batches=4"]),
-    ("pp2, buddies, tied", [2, 1, 1], &["recovery.buddy=true", "model.tied_embeddings=true"]),
-    ("pp2, zb-h1", [2, 1, 1], &["train.micro_batches=4", "layout.schedule=zb-h1"]),
-    ("pp2 tp2, bf16", [2, 2, 1], &["train.micro_batches=4", "train.precision=bf16"]),
-    ("dp2, ZeRO, bf16", [1, 1, 2], &["train.micro_batches=4", "layout.zero=1", "train.precision=bf16"]),
-    ("pp2, t5", [2, 1, 1], &[T5[0], T5[1], T5[2], T5[3], "train.micro_batches=4", "model.layers=2"]),
+    ("dp2", [1, 1, 2], &["train.global_micro_batches=4"]),
+    ("pp2, peer replicas, tied", [2, 1, 1], &["recovery.peer_replica=true", "model.tied_embeddings=true"]),
+    ("pp2, zb-h1", [2, 1, 1], &["train.global_micro_batches=4", "layout.schedule=zb-h1"]),
+    ("pp2 tp2, bf16", [2, 2, 1], &["train.global_micro_batches=4", "train.precision=bf16"]),
+    (
+        "dp2, ZeRO, bf16",
+        [1, 1, 2],
+        &["train.global_micro_batches=4", "layout.zero=1", "train.precision=bf16"],
+    ),
+    ("pp2, t5", [2, 1, 1], &[T5[0], T5[1], T5[2], T5[3], "train.global_micro_batches=4", "model.layers=2"]),
     // The sizes that people train.
-    ("long", ONE, &["train.sequence=1024", "train.micro_batch=1"]),
+    ("long", ONE, &["train.sequence=1024", "train.micro_batch_size=1"]),
     (
         "README",
         ONE,
@@ -134,7 +138,7 @@ const ROWS: &[Row] = &[
         &[
             "model={layers: 6, dim: 256, heads: 4, vocab: 4096}",
             "train.sequence=256",
-            "train.micro_batches=8",
+            "train.global_micro_batches=8",
         ],
     ),
     (
@@ -147,7 +151,7 @@ const ROWS: &[Row] = &[
         ONE,
         &["model={layers: 2, dim: 512, heads: 8, vocab: 32000}", "train.sequence=64"],
     ),
-    ("smollm2", ONE, &["model={preset: smollm2-135m}", "train.sequence=64", "train.micro_batch=1"]),
+    ("smollm2", ONE, &["model={preset: smollm2-135m}", "train.sequence=64", "train.micro_batch_size=1"]),
 ];
 
 fn spec(sets: &[String]) -> Result<JobSpec> {

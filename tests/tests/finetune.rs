@@ -39,13 +39,13 @@ fn classes_are_learned_from_pretrained_weights_to_the_same_bits_in_every_layout(
     let mut table = Table::new(&folder);
     let rows: [Row; 3] = [
         ("one", (1, 1, 1), &[T4], &[]),
-        ("pp2 tp2", (2, 2, 1), &[T4, "train.checkpointing=full"], &[Bits("one")]),
+        ("pp2 tp2", (2, 2, 1), &[T4, "train.recompute=full"], &[Bits("one")]),
         ("tp2 dp2, ZeRO", (1, 2, 2), &[T4, "layout.zero=1"], &[Bits("one")]),
     ];
     let task = [
         "model.head=pooled",
         "model.classes=2",
-        "data={labelled: lines.tsv, classes: [aye, nay], held_out: 0.2}",
+        "data={labelled: lines.tsv, classes: [aye, nay], validation: 0.2}",
         "train.steps=40",
         START,
     ];
@@ -59,14 +59,14 @@ fn classes_are_learned_from_pretrained_weights_to_the_same_bits_in_every_layout(
     let sets = ENCODER
         .iter()
         .chain(&task)
-        .chain(&["data={labelled: twice.tsv, classes: [aye, nay], held_out: 0.2, weights: true}"]);
+        .chain(&["data={labelled: twice.tsv, classes: [aye, nay], validation: 0.2, weights: true}"]);
     let job = sets.fold(table.job(&("twice", (1, 1, 1), &[T4], &[])), |run, set| run.set(set));
     table.compare("twice", &job, &[Bits("one")])?;
     let one = table.summary("one")?;
-    let held_out = one.held_out.context("a held-out loss")?;
-    ensure!(held_out < 0.35, "{held_out} is no better than a coin, whose loss is 0.693");
+    let validation = one.validation.context("a validation loss")?;
+    ensure!(validation < 0.35, "{validation} is no better than a coin, whose loss is 0.693");
     let accuracy = one.accuracy.context("an accuracy")?;
-    ensure!(accuracy > 0.9, "{accuracy} of the held-out lines, of both classes, are told right");
+    ensure!(accuracy > 0.9, "{accuracy} of the validation lines, of both classes, are told right");
     table.end()?;
     classify(&folder)
 }
@@ -156,10 +156,10 @@ fn answers_to_prompts_train_to_the_same_bits_in_every_layout() -> Result<()> {
 fn a_run_goes_on_from_the_weights_of_another() -> Result<()> {
     let folder = Folder::new()?;
     let first = folder.run("first").layout(1, 1, 1).summary()?;
-    // At a rate of next to nothing the held-out loss is that of the weights.
-    let still = ["train.learning_rate=1e-12", "train.steps=1", "train.evaluate_every=0", START];
+    // At a rate of next to nothing the validation loss is that of the weights.
+    let still = ["train.learning_rate=1e-12", "train.steps=1", "train.validate_every=0", START];
     let again = still.iter().fold(folder.run("again").layout(2, 1, 1), |run, set| run.set(set)).summary()?;
-    let (was, is) = (first.held_out.context("a loss")?, again.held_out.context("a loss")?);
+    let (was, is) = (first.validation.context("a loss")?, again.validation.context("a loss")?);
     ensure!((was - is).abs() < 1e-6 * was, "{was}, then {is}");
 
     for (sets, told) in [

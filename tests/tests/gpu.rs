@@ -13,7 +13,7 @@ use coxswain_tests::{EMULATED, Folder, Site, Table, emulated_gpu, process, progr
 const BF16: &str = "train.precision=bf16";
 const SHARDS: &str = "train.tensor_shards=2";
 const SHORT: Changes =
-    &["train.steps=4", "train.evaluate_every=0", "checkpoint.every=2", "train.micro_batches=4"];
+    &["train.steps=4", "train.validate_every=0", "checkpoint.every=2", "train.global_micro_batches=4"];
 
 /// Changes to the job.
 type Changes = &'static [&'static str];
@@ -29,7 +29,7 @@ const FORMS: &[Form] = &[
             ("pp2 zb-h1", (2, 1, 1), &["layout.schedule=zb-h1"]),
             ("tp2 pp2", (2, 2, 1), &[]),
             ("tp2 split", (1, 2, 1), &["layout.sequence_parallel=true"]),
-            ("dp2 zero, full", (1, 1, 2), &["layout.zero=1", "train.checkpointing=full"]),
+            ("dp2 zero, full", (1, 1, 2), &["layout.zero=1", "train.recompute=full"]),
         ],
     ),
     (&[BF16, "train.dropout=0.1"], &[("bf16", (1, 1, 1), &[]), ("bf16 pp2 dp2", (2, 1, 2), &[])]),
@@ -107,7 +107,7 @@ fn a_worker_that_is_lost_on_the_emulated_gpu_changes_no_bit() -> Result<()> {
     let folder = Folder::new()?;
     let job = |name: &str| {
         let run = folder.run(name).layout(1, 2, 1).device(EMULATED).set("train.steps=24");
-        run.set("train.micro_batches=4").set("train.evaluate_every=0").set("checkpoint.every=3")
+        run.set("train.global_micro_batches=4").set("train.validate_every=0").set("checkpoint.every=3")
     };
     let calm = job("calm").summary()?;
     let struck = job("struck");

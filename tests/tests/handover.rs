@@ -18,7 +18,7 @@ use coxswain_tests::Folder;
 use coxswain_tests::threads::assignments_of;
 use coxswain_types::Generation;
 use coxswain_types::assignment::Assignment;
-use coxswain_types::status::Wish;
+use coxswain_types::status::Directive;
 use tch::Tensor;
 
 const STEPS: u64 = 12;
@@ -95,7 +95,7 @@ impl Told {
 }
 
 impl Control for Watch {
-    fn wish(&self) -> Wish {
+    fn directive(&self) -> Directive {
         let voting = *self.step.lock().unwrap() + 1;
         if let (Some(Moment::Unheard { rank }), BREAKS) = (self.moment, voting) {
             if rank == self.rank {
@@ -113,7 +113,7 @@ impl Control for Watch {
                 std::thread::sleep(Duration::from_millis(120));
             }
         }
-        Wish { revision: 1, ..Wish::NONE }
+        Directive { revision: 1, ..Directive::NONE }
     }
 
     fn tell(&self, event: Event) {
@@ -270,7 +270,7 @@ fn assignments(folder: &Folder, directory: &Path, sets: &[(&str, &str)]) -> Resu
     let text = coxswain_tests::JOB
         .replace("text: text.txt", &format!("text: {}", folder.path().join("text.txt").display()));
     let steps = STEPS.to_string();
-    let fixed = [("train.steps", steps.as_str()), ("train.evaluate_every", "5"), ("checkpoint.every", "5")];
+    let fixed = [("train.steps", steps.as_str()), ("train.validate_every", "5"), ("checkpoint.every", "5")];
     let sets: Vec<_> =
         fixed.iter().chain(sets).map(|(path, value)| ((*path).to_owned(), (*value).to_owned())).collect();
     let mut assignments = assignments_of(&text, &sets)?;
@@ -284,7 +284,7 @@ fn assignments(folder: &Folder, directory: &Path, sets: &[(&str, &str)]) -> Resu
 }
 
 /// Phases of a step, by what a rank does in them.
-const PHASES: [&str; 7] = ["F", "B", "adding gradients", "closing the step", TAKEN, "writing", "held-out"];
+const PHASES: [&str; 7] = ["F", "B", "adding gradients", "closing the step", TAKEN, "writing", "validation"];
 
 /// A layout: its name, the phases in which a rank is lost, and what it changes in the job.
 type Row<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)]);
@@ -300,17 +300,17 @@ fn a_rank_that_is_gone_in_any_phase_costs_no_bit_and_no_step() -> Result<()> {
     let folder = Folder::new()?;
     let layouts: [Row<'_>; 5] = [
         ("dp2 pp2", &PHASES, &[("layout.data", "2"), ("layout.pipeline", "2")]),
-        ("pp3, buddies", &PHASES, &[("layout.pipeline", "3"), ("recovery.buddy", "true")]),
-        ("tp2, buddies", &PHASES, &[("layout.tensor", "2"), ("recovery.buddy", "true")]),
+        ("pp3, peer replicas", &PHASES, &[("layout.pipeline", "3"), ("recovery.peer_replica", "true")]),
+        ("tp2, peer replicas", &PHASES, &[("layout.tensor", "2"), ("recovery.peer_replica", "true")]),
         (
-            "dp2 ZeRO-1, buddies",
+            "dp2 ZeRO-1, peer replicas",
             &PHASES[2..],
-            &[("layout.data", "2"), ("layout.zero", "1"), ("recovery.buddy", "true")],
+            &[("layout.data", "2"), ("layout.zero", "1"), ("recovery.peer_replica", "true")],
         ),
         (
-            "pp2 muon, buddies",
+            "pp2 muon, peer replicas",
             &["B", "closing the step", TAKEN],
-            &[("layout.pipeline", "2"), ("train.optimizer", "muon"), ("recovery.buddy", "true")],
+            &[("layout.pipeline", "2"), ("train.optimizer", "muon"), ("recovery.peer_replica", "true")],
         ),
     ];
     let mut struck = 0;
@@ -361,7 +361,7 @@ fn who_has_voted_takes_the_step_that_another_has_taken() -> Result<()> {
 #[test]
 fn losses_that_follow_each_other_cost_no_bit() -> Result<()> {
     let folder = Folder::new()?;
-    let sets = [("layout.pipeline", "3"), ("recovery.buddy", "true")];
+    let sets = [("layout.pipeline", "3"), ("recovery.peer_replica", "true")];
     let assignments = assignments(&folder, &folder.path().join("run"), &sets)?;
     let (calm, _) = live(&assignments, &[])?;
     // Neighbours, one after the other: the second holds what the first has got back.

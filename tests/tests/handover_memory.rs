@@ -13,7 +13,7 @@ use coxswain_files::{Digests, prepare};
 use coxswain_native::memory;
 use coxswain_tests::threads::plan_of;
 use coxswain_tests::{Folder, JOB};
-use coxswain_types::status::{StepReport, Wish};
+use coxswain_types::status::{Directive, StepReport};
 use coxswain_types::{Assignment, Generation, Step};
 
 /// When the generation of four ends, and when the job.
@@ -32,8 +32,8 @@ struct Until<'a> {
 }
 
 impl Control for Until<'_> {
-    fn wish(&self) -> Wish {
-        Wish { revision: 1, run_to: Step(self.step), ..Wish::NONE }
+    fn directive(&self) -> Directive {
+        Directive { revision: 1, run_to: Step(self.step), ..Directive::NONE }
     }
 
     fn tell(&self, event: Event) {
@@ -56,12 +56,12 @@ fn plan(folder: &Folder, directory: &Path, stages: u32) -> Result<Plan> {
         ("model.dim", "128".to_owned()),
         ("model.ffn", "256".to_owned()),
         ("train.steps", STEPS.to_string()),
-        ("train.evaluate_every", "0".to_owned()),
+        ("train.validate_every", "0".to_owned()),
         // One buffer of gradients: the plan has no more than it needs.
-        ("train.reduction_runs", "1".to_owned()),
-        ("train.micro_batches", "4".to_owned()),
+        ("train.gradient_groups", "1".to_owned()),
+        ("train.global_micro_batches", "4".to_owned()),
         ("layout.pipeline", stages.to_string()),
-        ("recovery.buddy", "true".to_owned()),
+        ("recovery.peer_replica", "true".to_owned()),
     ];
     let sets: Vec<_> = sets.into_iter().map(|(path, value)| (path.to_owned(), value)).collect();
     let mut plan = plan_of(&JOB.replace("text: text.txt", &text), &sets)?;

@@ -8,14 +8,14 @@ use anyhow::{Context, Result, ensure};
 use coxswain_tests::Equal::{Bits, Close, Differs};
 use coxswain_tests::{Folder, Row, Site, Table};
 
-const FULL: &str = "train.checkpointing=full";
+const FULL: &str = "train.recompute=full";
 const ODD: &str = "model.vocab=333";
 
 const TABLE: &[Row] = &[
     ("one", (1, 1, 1), &[], &[]),
     ("one again", (1, 1, 1), &[], &[Bits("one")]),
     // An evaluation leaves the training alone.
-    ("evaluated at the end only", (1, 1, 1), &["train.evaluate_every=0"], &[Bits("one")]),
+    ("evaluated at the end only", (1, 1, 1), &["train.validate_every=0"], &[Bits("one")]),
     ("one, full", (1, 1, 1), &[FULL], &[Bits("one")]),
     ("pp2", (2, 1, 1), &[], &[Bits("one")]),
     ("pp2, full", (2, 1, 1), &[FULL], &[Bits("one")]),
@@ -38,8 +38,8 @@ const TABLE: &[Row] = &[
     ("dp2 pp2 tp2", (2, 2, 2), &[], &[Bits("tp2"), Close("one")]),
     ("dp2 pp2 tp2, full", (2, 2, 2), &[FULL], &[Bits("tp2")]),
     // Runs of several micro-batches, of unequal length.
-    ("runs 3", (1, 1, 1), &["train.reduction_runs=3"], &[Close("one")]),
-    ("runs 3, pp2 dp3", (2, 1, 3), &["train.reduction_runs=3"], &[Bits("runs 3")]),
+    ("runs 3", (1, 1, 1), &["train.gradient_groups=3"], &[Close("one")]),
+    ("runs 3, pp2 dp3", (2, 1, 3), &["train.gradient_groups=3"], &[Bits("runs 3")]),
     // A vocabulary that no tensor layout divides.
     ("odd", (1, 1, 1), &[ODD], &[]),
     ("odd, tp2", (1, 2, 1), &[ODD], &[Close("odd")]),
@@ -83,7 +83,7 @@ fn layouts_change_speed_and_memory_and_never_the_numbers() -> Result<()> {
     table.row(&("another seed", (1, 1, 1), &["train.seed=2"], &[Differs("one")]))?;
     let (seed, one) = (table.summary("another seed")?, table.summary("one")?);
     ensure!(seed.loss_error(one) > 1e-3, "another seed has the losses of one process");
-    table.row(&("another sum", (1, 1, 1), &["train.reduction_runs=1"], &[Differs("one"), Close("one")]))?;
+    table.row(&("another sum", (1, 1, 1), &["train.gradient_groups=1"], &[Differs("one"), Close("one")]))?;
     table.end()
 }
 
@@ -102,7 +102,7 @@ fn a_checkpoint_of_other_conditions_or_with_a_flipped_bit_is_refused() -> Result
     for (name, change, said) in [
         ("other seed", "train.seed=2", "train.seed"),
         ("other length", "train.sequence=16", "train.sequence"),
-        ("other share", "data.held_out=0.1", "text"),
+        ("other share", "data.validation=0.1", "text"),
     ] {
         let other = folder.run(name).set(change).from_checkpoint(&one, 10)?;
         let tokenizer = std::fs::read(other.out().join("data/tokenizer.json"))?;

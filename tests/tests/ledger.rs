@@ -15,7 +15,7 @@ const JOB: &str = "
 name: ledger
 model: {layers: 6, dim: 32, heads: 4, vocab: 300}
 data: {synthetic: {tokens: 4096}}
-train: {steps: 5, sequence: 16, micro_batch: 3, micro_batches: 8}
+train: {steps: 5, sequence: 16, micro_batch_size: 3, global_micro_batches: 8}
 ";
 
 fn assignments(layout: &str, slow: &[u32]) -> Result<Vec<Assignment>> {
@@ -55,7 +55,7 @@ fn assignments(layout: &str, slow: &[u32]) -> Result<Vec<Assignment>> {
 fn enter(ledger: &mut BTreeMap<u64, u32>, samples: &Samples, plan: &[Assignment], step0: u64) {
     for rank in plan.iter().filter(|rank| rank.tensor_index == 0) {
         let Some(head) = rank.stages.iter().find(|stage| stage.head) else { continue };
-        let (rows, of) = (rank.spec.train.micro_batch, rank.spec.train.micro_batches);
+        let (rows, of) = (rank.spec.train.micro_batch_size, rank.spec.train.global_micro_batches);
         let forward = |action: &&Action| action.kind == Kind::Forward && action.stage == head.index;
         for action in rank.train.iter().filter(forward) {
             for row in 0..rows {

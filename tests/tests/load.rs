@@ -48,7 +48,7 @@ fn twice_the_load_evicts_nobody() -> Result<()> {
 }
 
 fn steps_under_load(site: &Site<'_>, run: &coxswain_tests::Run, time: Duration) -> Result<usize> {
-    let endless = ["train.steps=1000000", "train.evaluate_every=0", "checkpoint.every=500"];
+    let endless = ["train.steps=1000000", "train.validate_every=0", "checkpoint.every=500"];
     site.submit(run, &[["layout.pipeline=2", "layout.data=2"].as_slice(), &endless].concat())?;
     let metrics = run.out().join("metrics.jsonl");
     wait_until("the first step", SOON, || lines(&metrics) > 0)?;

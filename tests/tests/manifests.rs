@@ -174,7 +174,7 @@ fn workers_dial_the_coordinators_name_and_port() {
     assert_eq!(policy, Some("OnFailure"));
     assert_eq!(job.pod_replacement_policy.as_deref(), Some("Failed"), "a name has one process at a time");
     // A volume is detached from a lost node after six minutes.
-    assert!(after(worker, "--orphan-s").parse::<u32>().is_ok_and(|seconds| seconds >= 600));
+    assert!(after(worker, "--coordinator-timeout-s").parse::<u32>().is_ok_and(|seconds| seconds >= 600));
     let grace = job.template.spec.as_ref().and_then(|pod| pod.termination_grace_period_seconds);
     assert!(grace > Some(20), "longer than a worker waits for the end of a step");
 }

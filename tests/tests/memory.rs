@@ -8,7 +8,7 @@ const PEAK: &str = "peak_tensor_bytes";
 
 /// Long samples, so that activations are most of the memory.
 fn long(folder: &Folder, name: &str) -> Run {
-    let sets = ["model.layers=8", "train.sequence=256", "train.micro_batch=4", "train.steps=3"];
+    let sets = ["model.layers=8", "train.sequence=256", "train.micro_batch_size=4", "train.steps=3"];
     sets.iter().fold(folder.run(name), |run, set| run.set(set))
 }
 
@@ -22,14 +22,14 @@ fn measured(run: &Run) -> Result<(Summary, u64)> {
 #[test]
 fn layers_computed_again_give_the_same_bits_in_less_memory() -> Result<()> {
     let folder = Folder::new()?;
-    let job = |name: &str, checkpointing: &str| {
-        let set = format!("train.checkpointing={checkpointing}");
-        long(&folder, name).set("train.micro_batches=2").set(&set)
+    let job = |name: &str, recompute: &str| {
+        let set = format!("train.recompute={recompute}");
+        long(&folder, name).set("train.global_micro_batches=2").set(&set)
     };
     let (all, none) = measured(&job("none", "none"))?;
     let (other, full) = measured(&job("full", "full"))?;
     ensure!(all.bits_differ(&other).is_none(), "{:?}", all.bits_differ(&other));
-    ensure!(full * 2 < none, "full checkpointing saves too little: {full} of {none} bytes");
+    ensure!(full * 2 < none, "full recompute saves too little: {full} of {none} bytes");
     for block in ["attention", "ffn"] {
         let (other, peak) = measured(&job(block, block))?;
         ensure!(all.bits_differ(&other).is_none(), "{block}: {:?}", all.bits_differ(&other));
@@ -47,9 +47,9 @@ fn layers_computed_again_give_the_same_bits_in_less_memory() -> Result<()> {
 fn the_first_stage_of_1f1b_holds_as_many_micro_batches_as_there_are_stages() -> Result<()> {
     let folder = Folder::new()?;
     let peak = |name: &str, schedule: &str, micro_batches: u32| {
-        let run = long(&folder, name).layout(4, 1, 1).set("train.reduction_runs=1");
+        let run = long(&folder, name).layout(4, 1, 1).set("train.gradient_groups=1");
         let run = run.set(&format!("layout.schedule={schedule}"));
-        measured(&run.set(&format!("train.micro_batches={micro_batches}"))).map(|(_, peak)| peak)
+        measured(&run.set(&format!("train.global_micro_batches={micro_batches}"))).map(|(_, peak)| peak)
     };
     let (few, many) = (peak("1f1b 4", "1f1b", 4)?, peak("1f1b 16", "1f1b", 16)?);
     ensure!(many * 100 <= few * 105, "{many} bytes for 16 micro-batches, {few} for 4");

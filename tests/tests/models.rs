@@ -155,7 +155,8 @@ fn a_job_starts_from_an_import() -> Result<()> {
     done(path, &words)?;
     let metrics = std::fs::read_to_string(path.join("on/metrics.jsonl"))?;
     let last: serde_json::Value = serde_json::from_str(metrics.lines().last().context("a line")?)?;
-    let (was, is) = (first.held_out.context("a loss")?, last["held_out"]["loss"].as_f64().context("a loss")?);
+    let (was, is) =
+        (first.validation.context("a loss")?, last["validation"]["loss"].as_f64().context("a loss")?);
     ensure!((was - is).abs() < 1e-6 * was, "{was}, then {is}");
     Ok(())
 }

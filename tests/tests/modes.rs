@@ -6,9 +6,9 @@ use anyhow::{Result, ensure};
 use coxswain_tests::Equal::{Bits, Close, Differs, Near};
 use coxswain_tests::{Folder, Row, Site, Table};
 
-const FULL: &str = "train.checkpointing=full";
-const ATTENTION: &str = "train.checkpointing=attention";
-const FFN: &str = "train.checkpointing=ffn";
+const FULL: &str = "train.recompute=full";
+const ATTENTION: &str = "train.recompute=attention";
+const FFN: &str = "train.recompute=ffn";
 const GPIPE: &str = "layout.schedule=gpipe";
 const ZERO_BUBBLE: &str = "layout.schedule=zb-h1";
 const INTERLEAVED: &str = "layout.schedule=interleaved";
@@ -60,7 +60,7 @@ fn schedules_and_recomputation() -> Result<()> {
         ("custom, pp2", (2, 1, 1), &[CUSTOM, LISTS], &[Bits("one")]),
         ("attention", (1, 1, 1), &[ATTENTION], &[Bits("one")]),
         ("ffn, pp2", (2, 1, 1), &[FFN], &[Bits("one")]),
-        ("budget", (1, 1, 1), &["train.checkpointing={budget: 6MiB}"], &[Bits("one")]),
+        ("budget", (1, 1, 1), &["train.recompute={budget: 6MiB}"], &[Bits("one")]),
         ("fast, one", (1, 1, 1), &[FAST], &[Close("one"), Differs("one")]),
         ("fast, dp2", (1, 1, 2), &[FAST], &[Close("one"), Differs("one")]),
         ("fast, pp2 dp2", (2, 1, 2), &[FAST], &[Bits("fast, dp2")]),

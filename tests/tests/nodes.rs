@@ -130,7 +130,7 @@ fn a_network_that_parts_two_workers_interrupts_the_run_until_it_is_whole_again()
         let Some(nodes) = nodes::here(Nodes::routed(name)) else { return Ok(()) };
         let folder = Folder::new()?;
         let cluster = Cluster::plain(&nodes, &folder, name)?;
-        let sets = ["layout.pipeline=2", "train.steps=2000", "checkpoint.every=0", "train.evaluate_every=0"];
+        let sets = ["layout.pipeline=2", "train.steps=2000", "checkpoint.every=0", "train.validate_every=0"];
         let (job, run) = cluster.submit(&sets)?;
         let metrics = run.out().join("metrics.jsonl");
         wait_until("the first steps", PATIENCE, || lines(&metrics) > 20)?;
@@ -153,7 +153,7 @@ fn a_network_that_parts_two_workers_interrupts_the_run_until_it_is_whole_again()
         ensure!(cluster.call(&["cancel", &job])?.output()?.status.success(), "cancel");
         wait_until("its end", PATIENCE, || status().is_ok_and(|text| text.contains("cancelled")))?;
         let alone = folder.run("alone").set("train.steps=2000").set("checkpoint.every=0");
-        let mut child = alone.set("train.evaluate_every=0").start()?;
+        let mut child = alone.set("train.validate_every=0").start()?;
         let other = folder.path().join("alone").join("metrics.jsonl");
         wait_until("as many steps of one process", HEALED, || lines(&other) > lines(&metrics))?;
         child.kill()?;

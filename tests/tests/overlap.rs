@@ -27,9 +27,9 @@ fn rank(a: &Assignment, store: MemoryStore) -> Result<Vec<Instant>> {
         if let Ok(mut fetched) = fetched.lock() {
             fetched.push(Instant::now());
         }
-        let ids = vec![i64::from(micro_batch); (train.micro_batch * train.sequence) as usize];
+        let ids = vec![i64::from(micro_batch); (train.micro_batch_size * train.sequence) as usize];
         let targets_n = Tensor::from_slice(&ids);
-        let ids_bt = targets_n.view([i64::from(train.micro_batch), -1]);
+        let ids_bt = targets_n.view([i64::from(train.micro_batch_size), -1]);
         Ok(MicroBatchData {
             source_bs: None,
             ids_bt,
@@ -42,7 +42,7 @@ fn rank(a: &Assignment, store: MemoryStore) -> Result<Vec<Instant>> {
         })
     })?;
     let head = a.stages.iter().any(|stage| stage.head);
-    ensure!(stepped.losses.len() == if head { train.micro_batches as usize } else { 0 });
+    ensure!(stepped.losses.len() == if head { train.global_micro_batches as usize } else { 0 });
     fetched.into_inner().map_err(|error| anyhow!("{error}"))
 }
 

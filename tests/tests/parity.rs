@@ -28,7 +28,7 @@ const JOB: &str = "
 name: parity
 model: {layers: 2, dim: 16, heads: 4, ffn: 24, vocab: 48}
 data: {synthetic: {tokens: 4096}}
-train: {steps: 1, sequence: 12, micro_batch: 2, threads: 1, tensor_shards: 2}
+train: {steps: 1, sequence: 12, micro_batch_size: 2, threads: 1, tensor_shards: 2}
 ";
 
 const GPT2: &str = "{layers: 2, dim: 16, heads: 4, ffn: 24, vocab: 48, positions: learned, max_positions: 32, \
@@ -109,7 +109,7 @@ fn model_of(name: &str) -> (String, Vec<(&'static str, &'static str)>) {
     let llama = |more: &str| format!("{{{LLAMA}, {more}}}");
     let bert = |more: &str| format!("{{{BERT}, {more}}}");
     // Under infilling a decoder's sequence is as long as its encoder's, as in the fixtures.
-    let mends = vec![("train.corruption", "infilling")];
+    let corrupts = vec![("train.corruption", "infilling")];
     let model = match name {
         "gpt2" => GPT2.to_owned(),
         "llama3" => llama("rope_scaling: {kind: llama3, factor: 8, low: 1, high: 4, original: 32}"),
@@ -132,8 +132,8 @@ fn model_of(name: &str) -> (String, Vec<(&'static str, &'static str)>) {
             let given = vec![("data", "{labelled: lines.tsv}"), ("train.start_from", "elsewhere")];
             return (model.replace(", tied_embeddings: true", ""), given);
         }
-        "t5" => return (format!("{{{BOTH}, {T5}}}"), mends),
-        _ => return (format!("{{{BOTH}, {BART}}}"), mends),
+        "t5" => return (format!("{{{BOTH}, {T5}}}"), corrupts),
+        _ => return (format!("{{{BOTH}, {BART}}}"), corrupts),
     };
     (model, Vec::new())
 }

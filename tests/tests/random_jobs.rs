@@ -42,7 +42,7 @@ const FIXED: [&str; 4] = ["name", "model.preset", "train.steps", "train.start_fr
 /// Jobs that passed the checks and ended a worker, as [`Job::to_text`] writes them.
 const MENDED: [&str; 3] = [
     // A data rank owned a part of a matrix.
-    "model.ffn=24\ntrain.optimizer=muon\ntrain.tensor_shards=2\ntrain.micro_batches=2\nlayout.data=2\n\
+    "model.ffn=24\ntrain.optimizer=muon\ntrain.tensor_shards=2\ntrain.global_micro_batches=2\nlayout.data=2\n\
      layout.zero=1\n",
     // Three rows for four shards.
     "model.heads=4\nmodel.token_types=3\ntrain.tensor_shards=4\nlayout.tensor=2\n",

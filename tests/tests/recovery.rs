@@ -19,7 +19,7 @@ const WORST_MAX_S: f64 = 2.5;
 fn job(folder: &Folder, name: &str, layout: (u32, u32, u32), steps: usize) -> Run {
     let (pipeline, tensor, data) = layout;
     let run = folder.run(name).layout(pipeline, tensor, data).set(&format!("train.steps={steps}"));
-    run.set("checkpoint.every=8").set("train.evaluate_every=60").set("train.tensor_shards=2")
+    run.set("checkpoint.every=8").set("train.validate_every=60").set("train.tensor_shards=2")
 }
 
 /// Runs the job under losses, and holds it to the bits of the same job on one worker.
@@ -66,8 +66,13 @@ fn workers_that_lose_a_peer_stay_and_so_does_what_they_hold() -> Result<()> {
     let run = folder.run("lived");
     let mut site = Site::new(&folder, 3)?;
     let steps = format!("train.steps={STEPS}");
-    let sets =
-        ["layout.tensor=2", "recovery.buddy=true", "checkpoint.every=8", "train.evaluate_every=20", &steps];
+    let sets = [
+        "layout.tensor=2",
+        "recovery.peer_replica=true",
+        "checkpoint.every=8",
+        "train.validate_every=20",
+        &steps,
+    ];
     site.submit(&run, &sets)?;
     let metrics = run.out().join("metrics.jsonl");
     let mut lost = Vec::new();
@@ -113,12 +118,12 @@ fn a_worker_outlives_its_peer_whose_loss_meets_it_in_an_action_of_seconds() -> R
         "model={layers: 2, dim: 512, heads: 8, ffn: 2048, vocab: 515}",
         "data={synthetic: {tokens: 100000}}",
         "train.sequence=512",
-        "train.micro_batch=64",
-        "train.micro_batches=1",
-        "train.evaluate_every=0",
+        "train.micro_batch_size=64",
+        "train.global_micro_batches=1",
+        "train.validate_every=0",
         "train.steps=1000",
         "layout.pipeline=2",
-        "recovery.buddy=true",
+        "recovery.peer_replica=true",
     ];
     site.submit(&run, &sets)?;
     let metrics = run.out().join("metrics.jsonl");
@@ -205,14 +210,16 @@ fn chaos() -> Result<()> {
     let mut off = Vec::new();
     println!("from kill -9 of a worker to the first new step, over the time of a step, in seconds");
     println!("{:<20} {:>6} {:>12} {:>8} {:>8}", "layout", "kills", "from memory", "median", "worst");
-    for (name, layout, zero, buddy) in [
+    for (name, layout, zero, peer_replica) in [
         ("dp2 x pp2, a spare", (2, 1, 2), "0", "false"),
-        ("pp4, buddies", (4, 1, 1), "0", "true"),
-        ("dp2 ZeRO-1, buddies", (1, 1, 2), "1", "true"),
+        ("pp4, peer replicas", (4, 1, 1), "0", "true"),
+        ("dp2 ZeRO-1, peer replicas", (1, 1, 2), "1", "true"),
         ("pp4, checkpoint", (4, 1, 1), "0", "false"),
     ] {
         let run = job(&folder, name, layout, steps).set(&format!("layout.zero={zero}"));
-        let run = run.set(&format!("recovery.buddy={buddy}")).spares(u32::from(name.contains("spare")));
+        let run = run
+            .set(&format!("recovery.peer_replica={peer_replica}"))
+            .spares(u32::from(name.contains("spare")));
         let took = held_to_calm(&folder, &run, steps, Chaos { losses, seed, signs: &["KILL"] })?;
         let step = step_seconds(&run)?;
         let over: Vec<f64> = took.iter().map(|took| took.as_secs_f64() - step).collect();

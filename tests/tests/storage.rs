@@ -18,7 +18,7 @@ use coxswain_tests::chaos::{at_work, interruptions, next_step};
 use coxswain_tests::process::{lines, signal};
 use coxswain_tests::threads::assignments_of;
 use coxswain_tests::{Folder, JOB, Run, text, wait_until};
-use coxswain_types::status::Wish;
+use coxswain_types::status::Directive;
 
 /// How long ranks wait for each other to join, and how long the files of one take to check.
 const JOINING_MS: u64 = 1500;
@@ -48,8 +48,8 @@ struct Watch {
 }
 
 impl Control for Watch {
-    fn wish(&self) -> Wish {
-        Wish { revision: 1, ..Wish::NONE }
+    fn directive(&self) -> Directive {
+        Directive { revision: 1, ..Directive::NONE }
     }
 
     fn tell(&self, event: Event) {
@@ -71,7 +71,7 @@ fn a_rank_that_checks_its_files_for_long_is_waited_for() -> Result<()> {
     for a in &mut assignments {
         a.directory = run.to_string_lossy().into_owned();
         a.data = data.clone();
-        (a.generation.0, a.forming_ms) = (1, JOINING_MS);
+        (a.generation.0, a.rendezvous_ms) = (1, JOINING_MS);
     }
     let slow = Watch { checking: CHECKING, ..Watch::default() };
     let watches = [Watch::default(), slow];
@@ -132,8 +132,8 @@ fn heavy(folder: &Folder, name: &str, ballast_bytes: u64, corpus_bytes: usize) -
     let [job, corpus] = ["yaml", "txt"].map(|ending| folder.path().join(format!("{name}.{ending}")));
     let part = text(900);
     fs::write(&corpus, part.repeat(corpus_bytes.div_ceil(part.len())))?;
-    let text = JOB.replace("text: text.txt", &format!("text: {name}.txt, held_out: 0"));
-    fs::write(&job, text.replace("evaluate_every: 7", "evaluate_every: 0"))?;
+    let text = JOB.replace("text: text.txt", &format!("text: {name}.txt, validation: 0"));
+    fs::write(&job, text.replace("validate_every: 7", "validate_every: 0"))?;
     let run = Run::new(&job, folder.path().join(name)).layout(1, 1, 2);
     let first = run.clone().set("train.steps=5");
     let outcome = first.wait(first.start()?, PATIENCE)?;

@@ -33,7 +33,7 @@ fn a_worker_that_is_slow_gets_less_work_with_the_same_bits() -> Result<()> {
 }
 
 const MANY: usize = 500;
-const SPARSE: [&str; 3] = ["checkpoint.every=100", "train.evaluate_every=0", "train.steps=500"];
+const SPARSE: [&str; 3] = ["checkpoint.every=100", "train.validate_every=0", "train.steps=500"];
 
 fn relieves((pipeline, data): (u32, u32), layout: &[&str], calm: &Summary) -> Result<()> {
     let folder = Folder::new()?;

@@ -21,12 +21,12 @@ type Gradients = (BTreeMap<String, f64>, BTreeMap<String, String>);
 
 fn rank(a: &Assignment, store: MemoryStore) -> Result<Gradients> {
     let train = &a.spec.train;
-    let tokens = i64::from(train.micro_batch * train.sequence);
+    let tokens = i64::from(train.micro_batch_size * train.sequence);
     let stepped = step(a, store, &|micro_batch| {
         // Every micro-batch has tokens of its own.
         let factor = i64::from(micro_batch) * 2 + 3;
         let targets_n = (Tensor::arange(tokens, (Kind::Int64, Device::Cpu)) * factor).remainder(300);
-        let ids_bt = targets_n.view([i64::from(train.micro_batch), -1]);
+        let ids_bt = targets_n.view([i64::from(train.micro_batch_size), -1]);
         Ok(MicroBatchData {
             source_bs: None,
             ids_bt,
@@ -58,7 +58,7 @@ fn record(assignments: &[Assignment]) -> Result<RunRecord> {
         losses: BTreeMap::from([(1, 1.0)]),
         norms: BTreeMap::from([(1, norm)]),
         parameter_norms: BTreeMap::from([(1, norms)]),
-        held_out: None,
+        validation: None,
         digests,
     })
 }
@@ -82,7 +82,7 @@ fn a_tree_with_two_branches_exchanged_does_not_pass_for_the_right_one() -> Resul
 
 #[test]
 fn a_gradient_that_no_backward_pass_writes_is_an_error_with_its_name() -> Result<()> {
-    let mut assignments = assignments("train.micro_batches", 2)?;
+    let mut assignments = assignments("train.global_micro_batches", 2)?;
     let a = assignments.swap_remove(0);
     let parameters = Parameters::allocate(
         &a.parameters,

@@ -14,7 +14,7 @@ use coxswain_proto::wire;
 use coxswain_proto::wire::cluster_client::ClusterClient;
 use coxswain_types::ids::Rank as RankId;
 use coxswain_types::status::{
-    Activity, Desired, Fault, Leave, LeaveCause, Phase, Publish, Published, WorkerInfo, WorkerStatus,
+    Activity, DesiredState, Fault, Leave, LeaveCause, Phase, Publish, Published, WorkerInfo, WorkerStatus,
 };
 use coxswain_types::{Assignment, Generation, Step};
 use tokio::signal::unix::{SignalKind, signal};
@@ -137,7 +137,7 @@ async fn work_for(work: &Work, info: WorkerInfo) -> Result<End> {
 async fn stay(work: &Work, mut agent: Agent, mut signals: Signals) -> Result<End> {
     // Since when there is no coordinator, and why.
     let mut lost: Option<(tokio::time::Instant, String)> = None;
-    let patience = tokio::time::Instant::now() + Duration::from_secs(work.patience_s.into());
+    let patience = tokio::time::Instant::now() + Duration::from_secs(work.connect_timeout_s.into());
     loop {
         let why = match agent.converse(&mut signals).await? {
             Conversation::Over(end) => return agent.stop_engine().await.map(|()| end),
@@ -158,12 +158,13 @@ async fn stay(work: &Work, mut agent: Agent, mut signals: Signals) -> Result<End
             }
         };
         let (since, why) = lost.get_or_insert_with(|| {
-            if work.orphan_s > 0 {
-                tracing::warn!("lost the coordinator: {why}; going on without it for {} s", work.orphan_s);
+            if work.coordinator_timeout_s > 0 {
+                let timeout_s = work.coordinator_timeout_s;
+                tracing::warn!("lost the coordinator: {why}; going on without it for {timeout_s} s");
             }
             (tokio::time::Instant::now(), why)
         });
-        if since.elapsed() >= Duration::from_secs(work.orphan_s.into()) {
+        if since.elapsed() >= Duration::from_secs(work.coordinator_timeout_s.into()) {
             let why = why.clone();
             return agent.abandon(&why).await;
         }
@@ -243,7 +244,7 @@ struct Agent {
 /// An engine was told to end. Heartbeats go on meanwhile.
 struct Ending {
     /// What is wanted once it has.
-    next: Desired,
+    next: DesiredState,
     /// Until when it may take.
     until: tokio::time::Instant,
     limit: Duration,
@@ -290,7 +291,7 @@ impl Agent {
             tokio::select! {
                 message = inbox.message() => match message {
                     Ok(Some(desired)) => {
-                        let desired = Desired::try_from(desired).context("a message of the coordinator")?;
+                        let desired = DesiredState::try_from(desired).context("a message of the coordinator")?;
                         if let Some(leave) = &desired.leave {
                             return Ok(Conversation::Over(self.sent_away(leave)));
                         }
@@ -369,9 +370,9 @@ impl Agent {
 
     /// Makes what is wanted so. Refusing an assignment is no error of the loop: it shows as a
     /// failed phase.
-    fn obey(&mut self, desired: Desired) {
+    fn obey(&mut self, desired: DesiredState) {
         if desired.generation < self.generation {
-            tracing::debug!(generation = desired.generation.0, "a wish of an older generation is ignored");
+            tracing::debug!(generation = desired.generation.0, "ignored a directive of an older generation");
             return;
         }
         let held = self.shared.lock().status.assignment_digest.clone();
@@ -395,19 +396,19 @@ impl Agent {
                 }
             }
         }
-        self.shared.wish(&desired);
+        self.shared.directive(&desired);
         if let Some(publish) = desired.publish {
             self.publish(publish);
         }
     }
 
-    fn begin(&mut self, desired: &Desired, digest: &str, document: &str) {
+    fn begin(&mut self, desired: &DesiredState, digest: &str, document: &str) {
         self.generation = desired.generation;
         let mut status = WorkerStatus::idle(self.info.clone(), self.generation);
         status.assignment_digest = Some(digest.to_owned());
         status.phase = Phase::Preparing;
         self.shared = Shared::new(status);
-        self.shared.wish(desired);
+        self.shared.directive(desired);
         if let Err(error) = self.start(digest, document) {
             let message = format!("{error:#}");
             self.shared.update(|state| state.status.phase = Phase::Failed { message, fault: Fault::Own });
@@ -424,7 +425,7 @@ impl Agent {
             client: self.client.clone(),
             job: assignment.job.clone(),
             generation: assignment.generation,
-            patience_ms: assignment.forming_ms,
+            patience_ms: assignment.rendezvous_ms,
         };
         self.assignment = Some(assignment.clone());
         self.publishing = None;
@@ -465,8 +466,8 @@ impl Agent {
         });
     }
 
-    /// Tells the engine to end, to make what is wanted so after it. The newest wish counts.
-    fn end_engine(&mut self, next: Desired) {
+    /// Tells the engine to end, to make what is wanted so after it. The newest directive counts.
+    fn end_engine(&mut self, next: DesiredState) {
         self.shared.dismiss();
         if let Some(ending) = &mut self.ending {
             ending.next = next;

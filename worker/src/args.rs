@@ -21,7 +21,7 @@ use coxswain_proto::tls::{Secret, TlsArgs};
                   coxswain-worker generate --checkpoint out/demo --prompt 'Once upon a time'\n\n\
                   Exit codes:\n  \
                   0    drained, or its coordinator's work is over: start no other in its place\n  \
-                  1    failed, or without its coordinator for longer than --orphan-s\n  \
+                  1    failed, or without its coordinator for longer than --coordinator-timeout-s\n  \
                   2    bad arguments\n  \
                   3    refused by the coordinator, for example since a newer process has its name\n  \
                   130  asked to stop by SIGINT\n  \
@@ -75,10 +75,10 @@ pub(crate) struct Work {
     pub(crate) name: Option<String>,
     /// How long to try to reach the coordinator at the start, in seconds
     #[arg(long, default_value_t = 60)]
-    pub(crate) patience_s: u32,
+    pub(crate) connect_timeout_s: u32,
     /// How long to go on without the coordinator, in seconds; 0 ends with it
     #[arg(long, default_value_t = 900)]
-    pub(crate) orphan_s: u32,
+    pub(crate) coordinator_timeout_s: u32,
     /// How long to wait for the end of a step when asked to stop (SIGTERM, SIGINT), in seconds
     #[arg(long, default_value_t = 20)]
     pub(crate) grace_s: u32,

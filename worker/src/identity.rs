@@ -77,7 +77,7 @@ impl Proof {
 
     /// Tries to connect for as long as the user's patience lasts: workers may start first.
     pub(crate) async fn reach(&self, work: &Work, name: &str) -> Result<(Identity, Channel)> {
-        let end = tokio::time::Instant::now() + Duration::from_secs(u64::from(work.patience_s));
+        let end = tokio::time::Instant::now() + Duration::from_secs(u64::from(work.connect_timeout_s));
         let mut told = false;
         // A token may be good for one use: what it gave is kept while the connection is tried again.
         let mut identity = None;
@@ -99,7 +99,7 @@ impl Proof {
             match error {
                 error if error.may_pass() && tokio::time::Instant::now() < end => {
                     if !told {
-                        tracing::warn!("{error}; trying for {} s", work.patience_s);
+                        tracing::warn!("{error}; trying for {} s", work.connect_timeout_s);
                         told = true;
                     }
                     tokio::time::sleep(enroll::spread(RETRY, random()?)).await;

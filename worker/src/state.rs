@@ -1,11 +1,11 @@
-//! What the Sync loop and the engine's thread share: the status to send, and the wishes received.
+//! What the Sync loop and the engine's thread share: the status to send, and the directives received.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coxswain_comm::Links;
 use coxswain_engine::{Control, Event};
-use coxswain_types::status::{Desired, Phase, Saved, Wish, WorkerStatus};
+use coxswain_types::status::{DesiredState, Directive, Phase, Saved, WorkerStatus};
 use tokio::sync::Notify;
 
 /// Shared between the loop and one engine's thread; a new assignment gets a new one.
@@ -25,8 +25,8 @@ pub(crate) struct State {
     pub(crate) links: Option<Links>,
     /// Whether the engine was told to end.
     pub(crate) dismissed: bool,
-    /// The newest wish.
-    wish: Wish,
+    /// The newest directive.
+    directive: Directive,
     saved: VecDeque<Saved>,
 }
 
@@ -36,8 +36,8 @@ const SAVED_MAX: usize = 16;
 
 impl Shared {
     pub(crate) fn new(status: WorkerStatus) -> Shared {
-        let (wish, saved) = (Wish::NONE, VecDeque::new());
-        let state = State { status, links: None, dismissed: false, wish, saved };
+        let (directive, saved) = (Directive::NONE, VecDeque::new());
+        let state = State { status, links: None, dismissed: false, directive, saved };
         Shared(Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }))
     }
 
@@ -66,8 +66,8 @@ impl Shared {
         self.0.changed.notified().await;
     }
 
-    /// Remembers a wish, and forgets reports that have been recorded.
-    pub(crate) fn wish(&self, desired: &Desired) {
+    /// Remembers a directive, and forgets reports that have been recorded.
+    pub(crate) fn directive(&self, desired: &DesiredState) {
         let mut state = self.lock();
         state.status.reports.retain(|report| report.step > desired.acknowledged.0);
         if state.saved.front().is_some_and(|saved| saved.step <= desired.decided) {
@@ -75,15 +75,15 @@ impl Shared {
             state.status.saved = state.saved.front().cloned();
             self.0.changed.notify_one();
         }
-        if state.wish.revision < desired.revision {
-            state.wish = desired.wish();
+        if state.directive.revision < desired.revision {
+            state.directive = desired.directive();
         }
     }
 }
 
 impl Control for Shared {
-    fn wish(&self) -> Wish {
-        self.lock().wish
+    fn directive(&self) -> Directive {
+        self.lock().directive
     }
 
     fn tell(&self, event: Event) {

@@ -59,7 +59,7 @@ fn prompt(args: &Generate) -> Result<String> {
 }
 
 /// How long ranks may take to find each other, in milliseconds.
-const FORMING_MS: u64 = 20_000;
+const RENDEZVOUS_MS: u64 = 20_000;
 /// How long an exchange may take, in milliseconds: other ranks read weights and prompts meanwhile.
 const EXCHANGE_MS: u64 = 600_000;
 
@@ -69,9 +69,9 @@ fn place(args: &Generate) -> Result<Option<(Assignment, Links)>> {
     let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     let a: Assignment =
         serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))?;
-    let store = FileStore::new(meet.clone(), FORMING_MS);
+    let store = FileStore::new(meet.clone(), RENDEZVOUS_MS);
     let port = DataPort::local().context("opening a port for the other ranks")?;
-    let links = Links::join(store, a.rank.0, a.world, &port, FORMING_MS, EXCHANGE_MS);
+    let links = Links::join(store, a.rank.0, a.world, &port, RENDEZVOUS_MS, EXCHANGE_MS);
     Ok(Some((a, links.context("finding the other ranks")?)))
 }
 

@@ -99,13 +99,13 @@ LAYOUTS = {
     "dp2 zero": ({"data": 2, "zero": 1}, 2, {}),
     "tp2": ({"tensor": 2}, 2, {}),
     "tp2 split": ({"tensor": 2, "sequence_parallel": True}, 2, {}),
-    "full": ({}, 1, {"checkpointing": "full"}),
+    "full": ({}, 1, {"recompute": "full"}),
     "pp2 tp2 dp2": ({"pipeline": 2, "tensor": 2, "data": 2}, 8, {}),
 }
 
 
 def job(model, precision, layout, **train):
-    numbers = {"steps": STEPS, "sequence": 128, "micro_batch": 2, "micro_batches": 8, "reduction_runs": 4,
+    numbers = {"steps": STEPS, "sequence": 128, "micro_batch_size": 2, "global_micro_batches": 8, "gradient_groups": 4,
                "tensor_shards": 2, "threads": 2, "precision": precision, "learning_rate": 3e-4, "warmup_steps": 0}
     return {"name": "kit", "model": model, "data": {"synthetic": {"tokens": 200000}}, "train": {**numbers, **train},
             "layout": layout}
@@ -212,7 +212,7 @@ def recovery():
 
     calm = Run("calm", spec({}), 1, args.device).finish().bits()
     for name, layout, more in (("pp2", {"pipeline": 2}, {}), ("tp2", {"tensor": 2}, {}),
-                               ("dp2 with a buddy", {"data": 2, "zero": 1}, {"recovery": {"buddy": True}})):
+                               ("dp2 with a peer replica", {"data": 2, "zero": 1}, {"recovery": {"peer_replica": True}})):
         run = Run(f"killed {name}", spec(layout, **more), 2, args.device)
         process, killed = run.start(), 0
         until = time.time() + 120
@@ -237,8 +237,8 @@ BENCHES = {
 
 def bench():
     for name, (model, sequence, micro_batch, micro_batches) in BENCHES.items():
-        train = {"steps": 8, "sequence": sequence, "micro_batch": micro_batch, "micro_batches": micro_batches,
-                 "reduction_runs": 1, "tensor_shards": 1}
+        train = {"steps": 8, "sequence": sequence, "micro_batch_size": micro_batch, "global_micro_batches": micro_batches,
+                 "gradient_groups": 1, "tensor_shards": 1}
         spec = {**job(model, "bf16", {}, **train), "checkpoint": {"every_minutes": 0}}
         run = Run(f"bench {name}", spec, 1, args.device).finish(240)
         times = [row["step_seconds"] for row in run.rows()[2:]]

@@ -39,7 +39,7 @@ const PASSAGE_TOKENS: &str = "120";
 /// Builds the programs, trains the demo's model, and shows what came of it.
 ///
 /// # Errors
-/// When a step of it fails, or when the model needs more bits for the held-out text than gzip.
+/// When a step of it fails, or when the model needs more bits for the validation text than gzip.
 pub(crate) fn demo(repo: &Repo, args: &Args) -> Result<()> {
     let libtorch = libtorch::setup(repo, &args.libtorch)?;
     let texts = texts::texts(repo)?;
@@ -60,8 +60,8 @@ pub(crate) fn demo(repo: &Repo, args: &Args) -> Result<()> {
     let text =
         fs::read_to_string(&metrics).with_context(|| format!("could not read {}", metrics.display()))?;
     let run_of = Metrics::read(&text).with_context(|| format!("in {}", metrics.display()))?;
-    let held_out = folder.join("data/held_out.txt");
-    let gzip = gzip(&held_out)?;
+    let validation = folder.join("data/validation.txt");
+    let gzip = gzip(&validation)?;
     eprintln!("\n{}", report(&run_of, &gzip, took, &folder, newest(&folder.join("checkpoints")).as_deref()));
 
     say(&format!("a passage that the model goes on with from `{}`:", PROMPT));
@@ -99,16 +99,16 @@ impl Metrics {
             let row: Value =
                 serde_json::from_str(line).with_context(|| format!("line {} is no JSON", index + 1))?;
             seconds += row["step_seconds"].as_f64().unwrap_or(0.0);
-            bits = row["held_out"]["bits_per_byte"].as_f64().or(bits);
+            bits = row["validation"]["bits_per_byte"].as_f64().or(bits);
             last = row["step"].as_u64().zip(row["loss"].as_f64()).or(last);
         }
         let (step, loss) = last.context("no step was recorded")?;
-        let bits_per_byte = bits.context("no line has held_out.bits_per_byte")?;
+        let bits_per_byte = bits.context("no line has validation.bits_per_byte")?;
         Ok(Metrics { step, loss, bits_per_byte, training: Duration::from_secs_f64(seconds) })
     }
 }
 
-/// What gzip makes of the held-out text.
+/// What gzip makes of the validation text.
 struct Gzip {
     /// Which gzip it was.
     program: &'static str,
@@ -137,7 +137,7 @@ fn report(run: &Metrics, gzip: &Gzip, took: Duration, folder: &Path, checkpoint:
     format!(
         "trained        {} steps in {} ({} with start, data and checkpoints)\n\
          loss           {:.3} nats per token at the last step\n\
-         held-out text  {:.3} bits per byte by the model, {:.3} by {} ({} bytes)\n\
+         validation text  {:.3} bits per byte by the model, {:.3} by {} ({} bytes)\n\
          checkpoint     {checkpoint}\n\
          metrics        {}\n\
          loss curve     {}\n",
@@ -159,13 +159,15 @@ fn judge(run: &Metrics, gzip: &Gzip, shortened: bool) -> Result<()> {
     let (model, gzip) = (run.bits_per_byte, gzip.bits_per_byte);
     // The comparison is written so that a loss that is no number fails.
     if model < gzip {
-        say("the model needs fewer bits for the held-out text than gzip");
+        say("the model needs fewer bits for the validation text than gzip");
         Ok(())
     } else if shortened {
         say("the model needs more bits than gzip; this run was shortened by --steps");
         Ok(())
     } else {
-        bail!("the model needs {model:.3} bits per byte of the held-out text, no fewer than gzip's {gzip:.3}")
+        bail!(
+            "the model needs {model:.3} bits per byte of the validation text, no fewer than gzip's {gzip:.3}"
+        )
     }
 }
 
@@ -190,19 +192,19 @@ fn remove(folder: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    const METRICS: &str = r#"{"step":1,"loss":7.5,"step_seconds":0.5,"held_out":{"loss":7.4,"bits_per_byte":4.0}}
-{"step":2,"loss":7.25,"step_seconds":0.75,"held_out":{"loss":6.1,"bits_per_byte":3.1}}
+    const METRICS: &str = r#"{"step":1,"loss":7.5,"step_seconds":0.5,"validation":{"loss":7.4,"bits_per_byte":4.0}}
+{"step":2,"loss":7.25,"step_seconds":0.75,"validation":{"loss":6.1,"bits_per_byte":3.1}}
 {"step":3,"loss":7.0,"step_seconds":0.25}
 "#;
 
     #[test]
-    fn the_last_held_out_loss_counts() {
+    fn the_last_validation_loss_counts() {
         let read = Metrics::read(METRICS).unwrap();
         let training = Duration::from_millis(1_500);
         assert_eq!(read, Metrics { step: 3, loss: 7.0, bits_per_byte: 3.1, training });
         for (text, error) in [
             ("", "no step was recorded"),
-            ("{\"step\":1,\"loss\":7.5}", "no line has held_out.bits_per_byte"),
+            ("{\"step\":1,\"loss\":7.5}", "no line has validation.bits_per_byte"),
             ("{\"step\":1,\"loss\":7.5}\n{\"st", "line 2 is no JSON"),
         ] {
             assert_eq!(Metrics::read(text).unwrap_err().to_string(), error);
@@ -227,7 +229,7 @@ mod tests {
     #[test]
     fn gzip_is_measured_on_the_very_text() {
         let folder = tempfile::tempdir().unwrap();
-        let text = folder.path().join("held_out.txt");
+        let text = folder.path().join("validation.txt");
         assert!(gzip(&text).is_err());
         fs::write(&text, "").unwrap();
         assert!(gzip(&text).is_err());

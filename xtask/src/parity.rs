@@ -154,7 +154,7 @@ fn job(folder: &Path, tokens: u64) -> Result<String> {
     let text = fs::read_to_string(&path).with_context(|| format!("could not read {}", path.display()))?;
     let model = text.split_once("data:").map_or("", |(model, _)| model);
     Ok(format!(
-        "{model}data: {{text: passage.txt, held_out: 0}}\ntrain: {{start_from: model, steps: 1, sequence: {}, \
+        "{model}data: {{text: passage.txt, validation: 0}}\ntrain: {{start_from: model, steps: 1, sequence: {}, \
          learning_rate: 1.0e-5, warmup_steps: 0, threads: 1}}\n",
         tokens - 1
     ))

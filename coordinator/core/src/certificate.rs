@@ -41,7 +41,7 @@ pub enum CertificateError {
     #[error(
         "neither one process nor any of the given layouts fits into the memory of this machine: the smallest is \
          {layout}, whose workers need about {needed} together, and {available} are available; give a smaller model \
-         or train.micro_batch, or name the layout to compare with by --reference"
+         or train.micro_batch_size, or name the layout to compare with by --reference"
     )]
     NothingFits {
         /// The layout that needs the least.

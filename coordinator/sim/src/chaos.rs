@@ -6,7 +6,7 @@ use coxswain_types::WorkerId;
 use crate::faults::Family;
 use crate::random::{Random, digest};
 use crate::swarm::stream;
-use crate::world::{Happening, World};
+use crate::world::{SimEvent, World};
 
 /// The families that incidents are of.
 const INCIDENTS: [Family; 17] = [
@@ -47,7 +47,7 @@ impl World {
             return;
         }
         let next_us = self.pause_between_incidents(number + 1);
-        self.after(next_us, Happening::Incident { number: number + 1 });
+        self.after(next_us, SimEvent::Incident { number: number + 1 });
         let on: Vec<_> = INCIDENTS.into_iter().filter(|family| self.swarm.on.has(*family)).collect();
         if on.is_empty() || self.case.skip.contains(&number) {
             return;
@@ -105,7 +105,7 @@ impl World {
             self.network.cut_up.insert(slot, until_us);
             self.network.cut_down.insert(slot, until_us);
             self.network.cut_peers.insert((slot.min(other), slot.max(other)), until_us);
-            self.at(until_us, Happening::Flush);
+            self.at(until_us, SimEvent::Flush);
             self.watch_cut(slot);
         }
         true
@@ -175,7 +175,7 @@ impl World {
         if direction != 0 {
             self.network.cut_down.insert(slot, until_us);
         }
-        self.at(until_us, Happening::Flush);
+        self.at(until_us, SimEvent::Flush);
         self.watch_cut(slot);
     }
 
@@ -187,7 +187,7 @@ impl World {
         if family == Family::PeerCut {
             self.tell(|| format!("nothing passes between workers w{slot} and w{other}"));
             self.network.cut_peers.insert((slot.min(other), slot.max(other)), until_us);
-            self.at(until_us, Happening::Flush);
+            self.at(until_us, SimEvent::Flush);
             return true;
         }
         let hung = |process: usize, peer: usize| {

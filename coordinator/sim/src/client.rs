@@ -9,7 +9,7 @@ use coxswain_core::spec::{self, JobText};
 use crate::faults::Family;
 use crate::swarm::JobPlan;
 use crate::truth::Lineage;
-use crate::world::{Happening, SECOND_US, World};
+use crate::world::{SECOND_US, SimEvent, World};
 
 /// Between two tries of a user.
 const AGAIN_US: u64 = 10 * SECOND_US;
@@ -34,10 +34,10 @@ impl World {
         let (Some(plan), Some(spec)) = (self.jobs.get(job), self.specs.get(job)) else { return };
         let (directory, spec) = (plan.directory.clone(), spec.clone());
         if !self.coordinator.serves(self.now_us) {
-            return self.after(SECOND_US, Happening::User { job });
+            return self.after(SECOND_US, SimEvent::User { job });
         }
         let Ok(id) = self.coordinator.cluster.next_job(&spec.name, &directory) else {
-            return self.after(AGAIN_US, Happening::User { job });
+            return self.after(AGAIN_US, SimEvent::User { job });
         };
         let life = self.coordinator.life;
         self.tell(|| format!("a user submits {id}, which writes to {directory}"));
@@ -46,7 +46,7 @@ impl World {
         match self.coordinator.up && self.coordinator.life == life {
             true => self.judge_accepted(&id),
             // The answer never came: a user looks whether the job is there.
-            false => self.after(AGAIN_US, Happening::User { job }),
+            false => self.after(AGAIN_US, SimEvent::User { job }),
         }
     }
 
@@ -56,7 +56,7 @@ impl World {
             return;
         }
         let again_us = SECOND_US * self.chance.clients.between(20, 300);
-        self.after(again_us, Happening::Cancel { number: number + 1 });
+        self.after(again_us, SimEvent::Cancel { number: number + 1 });
         if !self.coordinator.serves(self.now_us) {
             return;
         }

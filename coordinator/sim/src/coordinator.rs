@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use coxswain_core::cluster::{Cluster, Effect, Entry, Event, PAUSE_MS, Planning, Prepared, Submission};
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Desired, Leave, LeaveCause, StepReport, WorkerStatus};
+use coxswain_types::status::{DesiredState, Leave, LeaveCause, StepReport, WorkerStatus};
 
 use crate::disk;
 use crate::faults::Family;
-use crate::world::{Happening, SECOND_US, World};
+use crate::world::{SECOND_US, SimEvent, World};
 
 /// Times in a million that the coordinator dies between two effects, where it may.
 const CRASHES: u64 = 700;
@@ -139,16 +139,16 @@ impl World {
                 let (soonest, latest) =
                     if self.reaches(slot) { (100, 20_000) } else { (3 * SECOND_US, 5 * SECOND_US) };
                 let soon_us = self.chance.network.between(soonest, latest);
-                self.after(soon_us, Happening::Broken { connection });
+                self.after(soon_us, SimEvent::Broken { connection });
             }
         }
         let away_us = 20_000 + self.chance.coordinator.below(self.swarm.reboot_us);
         self.coordinator.boot_us = self.now_us + away_us;
-        self.after(away_us, Happening::Boot);
+        self.after(away_us, SimEvent::Boot);
     }
 
     /// Puts off what happens to a coordinator that is stopped; `false` where this life is over.
-    fn coordinates(&mut self, life: u32, what: impl FnOnce() -> Happening) -> bool {
+    fn coordinates(&mut self, life: u32, what: impl FnOnce() -> SimEvent) -> bool {
         self.coordinator.now_us = self.now_us;
         let Coordinator { up, life: now, stalled_until_us, .. } = self.coordinator;
         if up && now == life && self.now_us < stalled_until_us {
@@ -168,7 +168,7 @@ impl World {
     pub(crate) fn status_arrives(&mut self, connection: usize, status: Box<WorkerStatus>) {
         let life = self.network.connections[connection].life;
         let again = status.clone();
-        if !self.coordinates(life, || Happening::Status { connection, status: again })
+        if !self.coordinates(life, || SimEvent::Status { connection, status: again })
             || !self.is_read(connection)
         {
             return;
@@ -194,7 +194,7 @@ impl World {
     /// The coordinator learns that a stream has ended.
     pub(crate) fn stream_closed(&mut self, connection: usize) {
         let life = self.network.connections[connection].life;
-        if !self.coordinates(life, || Happening::Closed { connection }) {
+        if !self.coordinates(life, || SimEvent::Closed { connection }) {
             return;
         }
         let link = &mut self.network.connections[connection];
@@ -221,9 +221,9 @@ impl World {
         if self.coordinator.up && self.now_us < self.coordinator.stalled_until_us {
             let at_us = self.coordinator.stalled_until_us + 1;
             self.coordinator.timer_us = Some(at_us);
-            return self.at(at_us, Happening::Tick { life, at_us });
+            return self.at(at_us, SimEvent::Tick { life, at_us });
         }
-        if !self.coordinates(life, || Happening::Tick { life, at_us }) {
+        if !self.coordinates(life, || SimEvent::Tick { life, at_us }) {
             return;
         }
         self.coordinator.timer_us = None;
@@ -243,7 +243,7 @@ impl World {
         let at_us = (started_us + (due_ms * clock).div_ceil(1000)).max(self.now_us + 1);
         if timer_us.is_none_or(|timer_us| at_us < timer_us) {
             self.coordinator.timer_us = Some(at_us);
-            self.at(at_us, Happening::Tick { life, at_us });
+            self.at(at_us, SimEvent::Tick { life, at_us });
         }
     }
 
@@ -279,14 +279,14 @@ impl World {
             }
             Effect::Prepare { job, .. } => {
                 let (life, soon_us) = (self.coordinator.life, self.chance.coordinator.between(500, 300_000));
-                self.after(soon_us, Happening::Look { life, job });
+                self.after(soon_us, SimEvent::Look { life, job });
             }
             Effect::Plan(planning) => self.plan(planning),
             Effect::Wake(worker) => self.wake(&worker),
             Effect::Refuse { worker, incarnation, reason } => {
                 if let Some(connection) = self.coordinator.links.remove(&(worker, incarnation)) {
                     let leave = Some(Leave { cause: LeaveCause::Refused, reason });
-                    let desired = Desired { leave, ..Desired::default() };
+                    let desired = DesiredState { leave, ..DesiredState::default() };
                     self.send_down(connection, Box::new(desired));
                 }
             }
@@ -302,7 +302,7 @@ impl World {
                 let directory = self.coordinator.cluster.submission(&job).map(|s| s.directory.clone());
                 let directory = directory.unwrap_or_default();
                 let soon_us = self.chance.coordinator.between(100, 50_000);
-                self.after(soon_us, Happening::Prune { directory, newest, keep });
+                self.after(soon_us, SimEvent::Prune { directory, newest, keep });
             }
             Effect::Notice(notice) => self.tell(|| notice.text),
         }
@@ -315,12 +315,12 @@ impl World {
         let latest_us = self.chance.coordinator.pick(&[100, 5_000, SECOND_US]);
         let soon_us = self.chance.coordinator.between(10, latest_us);
         let life = self.coordinator.life;
-        self.after(soon_us, Happening::Write { life });
+        self.after(soon_us, SimEvent::Write { life });
     }
 
     /// Does the next write, unless its job is over.
     pub(crate) fn write(&mut self, life: u32) {
-        if !self.coordinates(life, || Happening::Write { life }) {
+        if !self.coordinates(life, || SimEvent::Write { life }) {
             return;
         }
         let Some((job, write)) = self.coordinator.writes.pop_front() else { return };
@@ -399,12 +399,12 @@ impl World {
         let life = self.coordinator.life;
         let latest_us = self.chance.coordinator.pick(&[1_000, 50_000, 8 * SECOND_US]);
         let soon_us = self.chance.coordinator.between(100, latest_us);
-        self.after(soon_us, Happening::Planned { life, planning });
+        self.after(soon_us, SimEvent::Planned { life, planning });
     }
 
     /// A plan is here.
     pub(crate) fn planned(&mut self, life: u32, planning: Box<Planning>) {
-        if self.coordinates(life, || Happening::Planned { life, planning: planning.clone() }) {
+        if self.coordinates(life, || SimEvent::Planned { life, planning: planning.clone() }) {
             self.coordinator.planning = None;
             self.handle(Event::Planned { ticket: planning.ticket, result: planning.plan() });
         }
@@ -440,12 +440,12 @@ impl World {
             result = Err("the text cannot be read".to_owned());
         }
         let soon_us = self.chance.coordinator.between(100, 500_000);
-        self.after(soon_us, Happening::Found { life, job, result: Box::new(result) });
+        self.after(soon_us, SimEvent::Found { life, job, result: Box::new(result) });
     }
 
     pub(crate) fn found(&mut self, life: u32, job: String, result: Result<Prepared, String>) {
         let (job_again, again) = (job.clone(), Box::new(result.clone()));
-        if self.coordinates(life, || Happening::Found { life, job: job_again, result: again }) {
+        if self.coordinates(life, || SimEvent::Found { life, job: job_again, result: again }) {
             self.handle(Event::Prepared { job, result });
         }
     }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Step};
-use coxswain_types::status::{Begun, Fault, Origin, Pace, Phase, Saved, StepReport, Wish};
+use coxswain_types::status::{Begun, Directive, Fault, Origin, Pace, Phase, Saved, StepReport};
 
 use crate::faults::Family;
 use crate::memory::{Held, Roster, Start, decide, roster};
 use crate::random::digest;
 use crate::truth;
 use crate::worker::GOODBYE_US;
-use crate::world::{Happening, SECOND_US, World};
+use crate::world::{SECOND_US, SimEvent, World};
 
 /// Between two looks for the other ranks in the rendezvous.
 const LOOK_US: u64 = 150_000;
@@ -50,8 +50,8 @@ pub(crate) enum Letter {
 #[derive(Clone, Debug)]
 pub(crate) struct Vote {
     step: u64,
-    /// The newest wish that it has seen.
-    wish: Wish,
+    /// The newest directive that it has seen.
+    directive: Directive,
     state: u64,
     /// The micro-batches whose loss it brings.
     micro_batches: Vec<u32>,
@@ -60,7 +60,7 @@ pub(crate) struct Vote {
 /// What all ranks agree on.
 #[derive(Clone, Debug)]
 pub(crate) struct Closing {
-    wish: Wish,
+    directive: Directive,
     state: u64,
 }
 
@@ -71,7 +71,7 @@ pub(crate) struct Engine {
     /// The processes by rank, once all have met.
     pub(crate) peers: Vec<usize>,
     /// Until when they have to have met.
-    forming_until_us: u64,
+    rendezvous_until_us: u64,
     joined: bool,
     /// Once it trains: what it holds.
     held: Option<Held>,
@@ -93,7 +93,7 @@ fn share_percent(assignment: &Assignment) -> u64 {
     let runs = assignment.owned_runs.start as usize..assignment.owned_runs.end as usize;
     let micro_batches: u32 = assignment.runs[runs].iter().map(|run| run.end - run.start).sum();
     let layers: u32 = assignment.stages.iter().map(|stage| stage.layers.end - stage.layers.start).sum();
-    let all = u64::from(train.micro_batches) * u64::from(assignment.spec.model.layers);
+    let all = u64::from(train.global_micro_batches) * u64::from(assignment.spec.model.layers);
     let ranks = u64::from(layout.data) * u64::from(layout.pipeline);
     (100 * u64::from(micro_batches) * u64::from(layers) * ranks).div_ceil(all.max(1))
 }
@@ -112,12 +112,12 @@ pub(crate) fn hang(engine: &Engine) -> Letter {
 impl World {
     /// Takes an assignment.
     pub(crate) fn begin(&mut self, process: usize, assignment: Assignment) {
-        let forming_us = self.processes[process].lasts(assignment.forming_ms * 1000);
+        let rendezvous_us = self.processes[process].lasts(assignment.rendezvous_ms * 1000);
         self.processes[process].engine = Some(Engine {
             generation: assignment.generation,
             job: assignment.job.clone(),
             peers: Vec::new(),
-            forming_until_us: self.now_us + forming_us,
+            rendezvous_until_us: self.now_us + rendezvous_us,
             joined: false,
             held: None,
             saved: assignment.resume.as_ref().map_or(0, |resume| resume.step.0),
@@ -138,7 +138,7 @@ impl World {
         let me = &self.processes[process];
         let slow = if self.now_us < me.slow_until_us && !self.healed { 5 } else { 1 };
         let (stint, while_us) = (me.stint, me.lasts(while_us) * slow);
-        self.after(while_us, Happening::Work { process, stint, work });
+        self.after(while_us, SimEvent::Work { process, stint, work });
         while_us
     }
 
@@ -149,7 +149,7 @@ impl World {
         }
         if self.now_us < me.paused_until_us {
             let until_us = me.paused_until_us;
-            return self.at(until_us, Happening::Work { process, stint, work });
+            return self.at(until_us, SimEvent::Work { process, stint, work });
         }
         match work {
             Work::Meet => self.meet(process),
@@ -164,7 +164,7 @@ impl World {
         let (slot, now_us) = (self.processes[process].slot, self.now_us);
         let Some(assignment) = self.processes[process].assignment.clone() else { return };
         let Some(engine) = &mut self.processes[process].engine else { return };
-        if now_us >= engine.forming_until_us {
+        if now_us >= engine.rendezvous_until_us {
             return self.fail(process, "the ranks did not find each other".to_owned(), Fault::Peer);
         }
         let joined = engine.joined;
@@ -321,7 +321,7 @@ impl World {
         let Some(held) = &engine.held else { return };
         let vote = Vote {
             step: held.step + 1,
-            wish: me.wish,
+            directive: me.directive,
             state: held.state,
             micro_batches: if brings { owned.collect() } else { Vec::new() },
         };
@@ -352,7 +352,7 @@ impl World {
         // Ranks whose parts do not belong together make numbers that belong to nothing.
         let before = if let [state] = states.as_slice() { *state } else { digest(&states) };
         let closing = Closing {
-            wish: votes.values().map(|vote| vote.wish).min().unwrap_or_default(),
+            directive: votes.values().map(|vote| vote.directive).min().unwrap_or_default(),
             state: truth::advance(before, step, &micro_batches),
         };
         let (generation, peers) = (engine.generation, engine.peers.clone());
@@ -367,8 +367,8 @@ impl World {
         let me = &mut self.processes[process];
         let Some(assignment) = me.assignment.clone() else { return };
         let Some(engine) = &mut me.engine else { return };
-        engine.run_to = closing.wish.run_to.0.min(assignment.spec.train.steps);
-        engine.save_after = closing.wish.save_after.0;
+        engine.run_to = closing.directive.run_to.0.min(assignment.spec.train.steps);
+        engine.save_after = closing.directive.save_after.0;
         let Some(held) = &mut engine.held else { return };
         let step = held.step + 1;
         let report = report(step, closing.state);
@@ -407,7 +407,7 @@ impl World {
         }
         if self.now_us < me.paused_until_us {
             let until_us = me.paused_until_us;
-            return self.at(until_us, Happening::Letter { from, to, letter });
+            return self.at(until_us, SimEvent::Letter { from, to, letter });
         }
         // A connection belongs to one generation's process of one rank.
         let Some(engine) = &me.engine else { return };
@@ -479,7 +479,7 @@ impl World {
         }
         self.fail(process, "the device does not answer".to_owned(), Fault::Device);
         self.processes[process].paused_until_us = self.now_us + GOODBYE_US;
-        self.after(GOODBYE_US, Happening::End { process });
+        self.after(GOODBYE_US, SimEvent::End { process });
         true
     }
 
@@ -502,6 +502,6 @@ fn report(step: u64, state: u64) -> StepReport {
         skipped: false,
         loss_scale: None,
         parameter_norms: BTreeMap::new(),
-        held_out: None,
+        validation: None,
     }
 }

@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use coxswain_types::ids::{Generation, Rank};
-use coxswain_types::status::{Desired, Fault, WorkerStatus};
+use coxswain_types::status::{DesiredState, Fault, WorkerStatus};
 
 use crate::engine::Letter;
 use crate::faults::Family;
-use crate::world::{Happening, SECOND_US, World};
+use crate::world::{SECOND_US, SimEvent, World};
 
 /// Statuses that wait in a stream which is held up; the sender drops what is beyond.
 const HELD_MAX: usize = 4;
@@ -38,7 +38,7 @@ pub(crate) struct Connection {
     up_us: u64,
     down_us: u64,
     held_up: VecDeque<Box<WorkerStatus>>,
-    held_down: Option<Box<Desired>>,
+    held_down: Option<Box<DesiredState>>,
     /// Whether it broke, so that what is under way is lost.
     torn: bool,
     /// Whether the last that was said before it breaks arrives late.
@@ -128,11 +128,11 @@ impl World {
         let last_us = &mut self.network.connections[connection].up_us;
         *last_us = arrival_us.max(*last_us);
         let arrival_us = *last_us;
-        self.at(arrival_us, Happening::Status { connection, status });
+        self.at(arrival_us, SimEvent::Status { connection, status });
     }
 
-    /// Sends wishes.
-    pub(crate) fn send_down(&mut self, connection: usize, desired: Box<Desired>) {
+    /// Sends directives.
+    pub(crate) fn send_down(&mut self, connection: usize, desired: Box<DesiredState>) {
         // The last word to a worker closes its stream, so it is not lost alone.
         let can_drop = desired.leave.is_none() && self.may(Family::Drop);
         if can_drop && self.chance.network.happens(self.swarm.message_faults) {
@@ -150,12 +150,12 @@ impl World {
         self.deliver_down(connection, desired);
     }
 
-    fn deliver_down(&mut self, connection: usize, desired: Box<Desired>) {
+    fn deliver_down(&mut self, connection: usize, desired: Box<DesiredState>) {
         let arrival_us = self.now_us + self.delay_us();
         let last_us = &mut self.network.connections[connection].down_us;
         *last_us = arrival_us.max(*last_us);
         let arrival_us = *last_us;
-        self.at(arrival_us, Happening::Desired { connection, desired });
+        self.at(arrival_us, SimEvent::DesiredState { connection, desired });
     }
 
     /// A worker's end of a stream closes; the coordinator hears of it, late where the machine is gone.
@@ -165,7 +165,7 @@ impl World {
         let (soonest, latest) = if cut { KEEPALIVE_US } else { (100, 20_000) };
         let up_us = self.network.connections[connection].up_us;
         let at_us = self.now_us.max(up_us) + self.chance.network.between(soonest, latest);
-        self.at(at_us, Happening::Closed { connection });
+        self.at(at_us, SimEvent::Closed { connection });
     }
 
     /// Both ends of a stream learn that it is broken. What is under way is lost, but the last that was said
@@ -178,11 +178,11 @@ impl World {
         if late {
             let status = self.processes[process].status.clone();
             closed_us += self.chance.network.below(LATE_US);
-            self.at(closed_us, Happening::Status { connection, status: Box::new(status) });
+            self.at(closed_us, SimEvent::Status { connection, status: Box::new(status) });
         }
-        self.at(closed_us, Happening::Closed { connection });
+        self.at(closed_us, SimEvent::Closed { connection });
         let soon_us = self.chance.network.between(100, 20_000);
-        self.after(soon_us, Happening::Broken { connection });
+        self.after(soon_us, SimEvent::Broken { connection });
     }
 
     /// Whether a status that arrives now is read.
@@ -205,7 +205,7 @@ impl World {
             .collect();
         for connection in streams {
             let after_us = self.chance.network.between(KEEPALIVE_US.0, KEEPALIVE_US.1);
-            self.after(after_us, Happening::KeepAlive { connection });
+            self.after(after_us, SimEvent::KeepAlive { connection });
         }
     }
 
@@ -213,9 +213,9 @@ impl World {
         let link = &self.network.connections[connection];
         if (link.heard || !link.over) && !self.reaches(self.slot_of(connection)) {
             let soon_us = self.chance.network.below(SECOND_US);
-            self.after(soon_us, Happening::Closed { connection });
+            self.after(soon_us, SimEvent::Closed { connection });
             let soon_us = self.chance.network.below(SECOND_US);
-            self.after(soon_us, Happening::Broken { connection });
+            self.after(soon_us, SimEvent::Broken { connection });
         }
     }
 
@@ -226,7 +226,7 @@ impl World {
         if let Some(until_us) = cut.filter(|until_us| self.now_us < *until_us) {
             if let Some(engine) = &self.processes[from].engine {
                 let generation = engine.generation;
-                self.after(UNANSWERED_US, Happening::Unanswered { from, to, until_us, generation });
+                self.after(UNANSWERED_US, SimEvent::Unanswered { from, to, until_us, generation });
             }
             self.network.held_letters.push((from, to, letter));
             return;
@@ -235,7 +235,7 @@ impl World {
         let last_us = self.network.letters_us.entry((from, to)).or_default();
         *last_us = arrival_us.max(*last_us);
         let arrival_us = *last_us;
-        self.at(arrival_us, Happening::Letter { from, to, letter });
+        self.at(arrival_us, SimEvent::Letter { from, to, letter });
     }
 
     /// A rank has had no answer of another for long, unless the way is free by now.

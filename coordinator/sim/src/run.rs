@@ -6,7 +6,7 @@ use coxswain_core::cluster::JobState;
 use crate::Violation;
 use crate::faults::Counts;
 use crate::swarm::{Case, probe};
-use crate::world::{Happening, SECOND_US, World};
+use crate::world::{SECOND_US, SimEvent, World};
 
 /// The safety phase ends after so much time, whatever has happened: clusters of one worker have few events.
 const MAX_SAFETY_US: u64 = 2 * 3600 * SECOND_US;
@@ -104,7 +104,7 @@ impl World {
         self.judge.formed_since.clear();
         let started_us = self.now_us;
         let job = self.add_job(probe(self.swarm.workers));
-        self.after(0, Happening::User { job });
+        self.after(0, SimEvent::User { job });
         // Each job may be interrupted, prepared and formed, and then takes its steps.
         let each_us =
             |plan: &crate::swarm::JobPlan| 120 * SECOND_US + plan.steps * (plan.step_us * 2 + 200_000);

@@ -103,7 +103,7 @@ pub(crate) struct Swarm {
     /// How long a worker that was asked to stop waits for the end of a step.
     pub(crate) grace_us: u64,
     /// How long workers go on without a coordinator.
-    pub(crate) orphan_us: u64,
+    pub(crate) coordinator_timeout_us: u64,
     /// How far clocks go wrong, in millionths.
     pub(crate) drift: u64,
     /// Whether ranks lose each other as soon as they have met, each time.
@@ -147,7 +147,7 @@ impl Swarm {
             restart_us: random.pick(&[second / 2, 3 * second, 15 * second]),
             reboot_us: random.pick(&[second / 2, 5 * second, 90 * second]),
             grace_us: random.pick(&[second, 10 * second, 60 * second]),
-            orphan_us: random.pick(&[0, 60 * second, 60 * second, 60 * second]),
+            coordinator_timeout_us: random.pick(&[0, 60 * second, 60 * second, 60 * second]),
             drift: random.pick(&[100, 5_000, 30_000]),
             cursed: random.below(8) == 0,
         };
@@ -174,7 +174,7 @@ fn job(random: &mut Random, number: u64, workers: u64) -> JobPlan {
     let zero = if data > 1 { random.below(2) } else { 0 };
     let text = format!(
         "name: job\nmodel: {{layers: 4, dim: 8, heads: 2, vocab: 32}}\ndata: {{synthetic: {{tokens: 4096}}}}\n\
-         train: {{steps: {steps}, sequence: 8, micro_batches: {micro_batches}, reduction_runs: {micro_batches}, \
+         train: {{steps: {steps}, sequence: 8, global_micro_batches: {micro_batches}, gradient_groups: {micro_batches}, \
          tensor_shards: 2}}\nlayout: {{pipeline: {pipeline}, data: {data}, tensor: {tensor}, zero: {zero}}}\n\
          checkpoint: {{every: {every}, every_minutes: {minutes}, keep: {keep}}}\nrecovery: {{on_loss: {on_loss}, rebalance: {rebalance}}}\n\
          priority: {priority}\n"
@@ -194,7 +194,7 @@ pub(crate) fn probe(workers: u64) -> JobPlan {
     let data = workers.min(2);
     let text = format!(
         "name: probe\nmodel: {{layers: 4, dim: 8, heads: 2, vocab: 32}}\ndata: {{synthetic: {{tokens: 4096}}}}\n\
-         train: {{steps: 10, sequence: 8, micro_batches: 2, reduction_runs: 2, tensor_shards: 2}}\n\
+         train: {{steps: 10, sequence: 8, global_micro_batches: 2, gradient_groups: 2, tensor_shards: 2}}\n\
          layout: {{data: {data}}}\ncheckpoint: {{every: 4, keep: 1}}\n"
     );
     let directory = "/runs/probe".to_owned();

@@ -6,7 +6,7 @@
 
 use crate::random::{digest, digest_text};
 
-/// The state at birth.
+/// The initial state.
 pub(crate) fn born(directory: &str) -> u64 {
     digest_text(directory)
 }

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{
-    Desired, Fault, Leave, Phase, Publish, Published, Saved, Wish, WorkerInfo, WorkerStatus,
+    DesiredState, Directive, Fault, Leave, Phase, Publish, Published, Saved, WorkerInfo, WorkerStatus,
 };
 
 use crate::engine::Engine;
 use crate::faults::Family;
 use crate::memory::Held;
-use crate::world::{Happening, Publishing, SECOND_US, World};
+use crate::world::{Publishing, SECOND_US, SimEvent, World};
 
 /// A heartbeat, and the pause between two tries to reach the coordinator.
 const BEAT_US: u64 = SECOND_US;
@@ -48,8 +48,8 @@ pub(crate) struct Process {
     pub(crate) stint: u32,
     generation: Generation,
     pub(crate) status: WorkerStatus,
-    /// The newest wish.
-    pub(crate) wish: Wish,
+    /// The newest directive.
+    pub(crate) directive: Directive,
     saved: VecDeque<Saved>,
     pub(crate) assignment: Option<Arc<Assignment>>,
     publishing: Option<Step>,
@@ -77,16 +77,16 @@ impl Process {
         self.status.saved = self.saved.front().cloned();
     }
 
-    /// Remembers a wish. Returns whether there is something new to say.
-    fn hear(&mut self, desired: &Desired) -> bool {
+    /// Remembers a directive. Returns whether there is something new to say.
+    fn hear(&mut self, desired: &DesiredState) -> bool {
         self.status.reports.retain(|report| report.step > desired.acknowledged.0);
         let told = self.saved.front().is_some_and(|saved| saved.step <= desired.decided);
         if told {
             self.saved.retain(|saved| saved.step > desired.decided);
             self.status.saved = self.saved.front().cloned();
         }
-        if self.wish.revision < desired.revision {
-            self.wish = desired.wish();
+        if self.directive.revision < desired.revision {
+            self.directive = desired.directive();
         }
         told
     }
@@ -97,7 +97,7 @@ impl Process {
         self.stint += 1;
         self.assignment = None;
         self.engine = None;
-        self.wish = Wish::NONE;
+        self.directive = Directive::NONE;
         self.saved.clear();
         self.status = WorkerStatus::idle(self.status.info.clone(), generation);
     }
@@ -170,7 +170,7 @@ impl World {
             stint: 0,
             generation,
             status,
-            wish: Wish::NONE,
+            directive: Directive::NONE,
             saved: VecDeque::new(),
             assignment: None,
             publishing: None,
@@ -181,11 +181,11 @@ impl World {
         });
         self.slots[slot] = Some(process);
         self.tell(|| format!("worker w{slot} starts (pid {})", process + 100));
-        self.after(1000, Happening::Reach { process });
+        self.after(1000, SimEvent::Reach { process });
     }
 
     /// Puts off what happens to a process that is stopped; `false` where it is dead.
-    fn runs(&mut self, process: usize, what: impl FnOnce() -> Happening) -> bool {
+    fn runs(&mut self, process: usize, what: impl FnOnce() -> SimEvent) -> bool {
         let Process { alive, paused_until_us, .. } = self.processes[process];
         if alive && self.now_us < paused_until_us {
             self.at(paused_until_us, what());
@@ -195,7 +195,7 @@ impl World {
     }
 
     pub(crate) fn beat(&mut self, process: usize, beat: u32) {
-        if !self.runs(process, || Happening::Beat { process, beat }) || self.processes[process].beat != beat {
+        if !self.runs(process, || SimEvent::Beat { process, beat }) || self.processes[process].beat != beat {
             return;
         }
         if self.leaves(process) {
@@ -203,7 +203,7 @@ impl World {
         }
         self.say(process);
         let next_us = self.processes[process].lasts(BEAT_US);
-        self.after(next_us, Happening::Beat { process, beat });
+        self.after(next_us, SimEvent::Beat { process, beat });
     }
 
     /// Sends how the worker is.
@@ -216,8 +216,7 @@ impl World {
     }
 
     pub(crate) fn reach(&mut self, process: usize) {
-        if !self.runs(process, || Happening::Reach { process })
-            || self.processes[process].connection.is_some()
+        if !self.runs(process, || SimEvent::Reach { process }) || self.processes[process].connection.is_some()
         {
             return;
         }
@@ -225,7 +224,7 @@ impl World {
         if self.coordinator.serves(self.now_us) && self.reaches(slot) {
             if self.processes[process].status.info.incarnation == 0 {
                 let Some(given) = self.coordinator.cluster.register() else {
-                    return self.after(RETRY_US, Happening::Reach { process });
+                    return self.after(RETRY_US, SimEvent::Reach { process });
                 };
                 self.processes[process].status.info.incarnation = given;
             }
@@ -239,20 +238,20 @@ impl World {
         }
         let me = &self.processes[process];
         let alone_us = self.now_us - me.alone_since_us.unwrap_or(self.now_us);
-        let patience_us = if me.known { self.swarm.orphan_us } else { PATIENCE_US };
+        let patience_us = if me.known { self.swarm.coordinator_timeout_us } else { PATIENCE_US };
         if alone_us >= patience_us {
             self.tell(|| format!("worker w{slot} gives up looking for its coordinator"));
             return self.end_process(process);
         }
         let retry_us = self.processes[process].lasts(RETRY_US);
-        self.after(retry_us, Happening::Reach { process });
+        self.after(retry_us, SimEvent::Reach { process });
     }
 
     /// A worker's stream has ended.
     pub(crate) fn stream_broken(&mut self, connection: usize) {
         let process = self.network.connections[connection].process;
         if self.processes[process].connection != Some(connection)
-            || !self.runs(process, || Happening::Broken { connection })
+            || !self.runs(process, || SimEvent::Broken { connection })
         {
             return;
         }
@@ -279,7 +278,7 @@ impl World {
         }
         if self.slots[slot] == Some(process) {
             let away_us = 1000 + self.chance.workers.below(self.swarm.restart_us);
-            self.after(away_us, Happening::Start { slot });
+            self.after(away_us, SimEvent::Start { slot });
         }
     }
 
@@ -299,7 +298,7 @@ impl World {
         if !self.leaves(process) {
             self.say(process);
             let grace_us = self.swarm.grace_us;
-            self.after(grace_us, Happening::Grace { process });
+            self.after(grace_us, SimEvent::Grace { process });
         }
     }
 
@@ -315,7 +314,7 @@ impl World {
 
     /// A process that was asked to stop waits no more: it says so, and ends.
     pub(crate) fn grace_is_over(&mut self, process: usize) {
-        if !self.runs(process, || Happening::Grace { process }) {
+        if !self.runs(process, || SimEvent::Grace { process }) {
             return;
         }
         let me = &mut self.processes[process];
@@ -327,16 +326,16 @@ impl World {
             me.status.phase = Phase::Failed { message, fault: Fault::Leaving };
             self.say(process);
         }
-        self.after(GOODBYE_US, Happening::End { process });
+        self.after(GOODBYE_US, SimEvent::End { process });
     }
 
-    pub(crate) fn desired_arrives(&mut self, connection: usize, desired: Desired) {
+    pub(crate) fn desired_arrives(&mut self, connection: usize, desired: DesiredState) {
         let process = self.network.connections[connection].process;
         if self.processes[process].connection != Some(connection) {
             return;
         }
         let again = desired.clone();
-        if !self.runs(process, || Happening::Desired { connection, desired: Box::new(again) }) {
+        if !self.runs(process, || SimEvent::DesiredState { connection, desired: Box::new(again) }) {
             return;
         }
         if let Some(Leave { reason, .. }) = &desired.leave {
@@ -351,7 +350,7 @@ impl World {
     }
 
     /// Makes what is wanted so.
-    fn obey(&mut self, process: usize, desired: Desired) {
+    fn obey(&mut self, process: usize, desired: DesiredState) {
         let me = &mut self.processes[process];
         me.asked = me.asked.max(desired.generation);
         if desired.generation < me.generation {
@@ -405,7 +404,7 @@ impl World {
             let me = &mut self.processes[process];
             me.paused_until_us = self.now_us + ENGINE_END_US;
             me.stint += 1;
-            self.after(ENGINE_END_US, Happening::End { process });
+            self.after(ENGINE_END_US, SimEvent::End { process });
             return false;
         }
         true
@@ -430,7 +429,7 @@ impl World {
             runtime: me.status.info.runtime.clone(),
         };
         let takes_us = self.chance.workers.between(500, 60_000);
-        self.after(takes_us, Happening::Publish { process, stint, publish: Box::new(publish) });
+        self.after(takes_us, SimEvent::Publish { process, stint, publish: Box::new(publish) });
     }
 
     /// A manifest is renamed into place, by a thread that outlives its engine.
@@ -438,7 +437,7 @@ impl World {
         let Process { alive, paused_until_us, .. } = self.processes[process];
         if alive && self.now_us < paused_until_us {
             return self
-                .at(paused_until_us, Happening::Publish { process, stint, publish: Box::new(publish) });
+                .at(paused_until_us, SimEvent::Publish { process, stint, publish: Box::new(publish) });
         }
         if !alive {
             return;

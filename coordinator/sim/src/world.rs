@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use coxswain_core::cluster::{Planning, Prepared};
 use coxswain_types::ids::{Generation, Step};
 use coxswain_types::job::JobSpec;
-use coxswain_types::status::{Desired, SavedFile, WorkerStatus};
+use coxswain_types::status::{DesiredState, SavedFile, WorkerStatus};
 
 use crate::coordinator::Coordinator;
 use crate::disk::Disk;
@@ -24,7 +24,7 @@ use crate::worker::Process;
 pub(crate) const SECOND_US: u64 = 1_000_000;
 
 /// What happens.
-pub(crate) enum Happening {
+pub(crate) enum SimEvent {
     /// A worker's heartbeat is due.
     Beat { process: usize, beat: u32 },
     /// A worker looks for its coordinator.
@@ -39,8 +39,8 @@ pub(crate) enum Happening {
     Publish { process: usize, stint: u32, publish: Box<Publishing> },
     /// A status has come to the coordinator.
     Status { connection: usize, status: Box<WorkerStatus> },
-    /// The coordinator's wishes have come to a worker.
-    Desired { connection: usize, desired: Box<Desired> },
+    /// The coordinator's directives have come to a worker.
+    DesiredState { connection: usize, desired: Box<DesiredState> },
     /// The coordinator learns that a stream has ended.
     Closed { connection: usize },
     /// A worker learns that its stream has ended.
@@ -92,7 +92,7 @@ pub(crate) struct World {
     pub(crate) swarm: Swarm,
     pub(crate) case: Case,
     pub(crate) now_us: u64,
-    queue: Queue<Happening>,
+    queue: Queue<SimEvent>,
     pub(crate) network: Network,
     pub(crate) processes: Vec<Process>,
     /// The newest process of each name.
@@ -155,31 +155,31 @@ impl World {
             story: told.then(Vec::new),
             swarm,
         };
-        world.after(0, Happening::Boot);
+        world.after(0, SimEvent::Boot);
         for slot in 0..slots {
             let at_us = world.chance.workers.below(3 * SECOND_US);
-            world.after(at_us, Happening::Start { slot });
+            world.after(at_us, SimEvent::Start { slot });
         }
         for plan in world.swarm.jobs.clone() {
             let at_us = plan.at_us;
             let job = world.add_job(plan);
-            world.after(at_us, Happening::User { job });
+            world.after(at_us, SimEvent::User { job });
         }
         let first_us = world.pause_between_incidents(0);
-        world.after(first_us, Happening::Incident { number: 0 });
+        world.after(first_us, SimEvent::Incident { number: 0 });
         if world.swarm.on.has(Family::Cancel) {
             let at_us = world.chance.clients.below(120 * SECOND_US);
-            world.after(at_us, Happening::Cancel { number: 0 });
+            world.after(at_us, SimEvent::Cancel { number: 0 });
         }
         world
     }
 
     /// Has something happen after a while.
-    pub(crate) fn after(&mut self, while_us: u64, what: Happening) {
+    pub(crate) fn after(&mut self, while_us: u64, what: SimEvent) {
         self.queue.push(self.now_us + while_us, what);
     }
 
-    pub(crate) fn at(&mut self, at_us: u64, what: Happening) {
+    pub(crate) fn at(&mut self, at_us: u64, what: SimEvent) {
         self.queue.push(at_us.max(self.now_us), what);
     }
 
@@ -193,35 +193,35 @@ impl World {
         self.judge.violation.is_none()
     }
 
-    fn happen(&mut self, what: Happening) {
+    fn happen(&mut self, what: SimEvent) {
         match what {
-            Happening::Beat { process, beat } => self.beat(process, beat),
-            Happening::Reach { process } => self.reach(process),
-            Happening::Work { process, stint, work } => self.work(process, stint, work),
-            Happening::Letter { from, to, letter } => self.letter(from, to, letter),
-            Happening::Unanswered { from, to, until_us, generation } => {
+            SimEvent::Beat { process, beat } => self.beat(process, beat),
+            SimEvent::Reach { process } => self.reach(process),
+            SimEvent::Work { process, stint, work } => self.work(process, stint, work),
+            SimEvent::Letter { from, to, letter } => self.letter(from, to, letter),
+            SimEvent::Unanswered { from, to, until_us, generation } => {
                 self.unanswered(from, to, until_us, generation);
             }
-            Happening::Publish { process, stint, publish } => self.published(process, stint, *publish),
-            Happening::Status { connection, status } => self.status_arrives(connection, status),
-            Happening::Desired { connection, desired } => self.desired_arrives(connection, *desired),
-            Happening::Closed { connection } => self.stream_closed(connection),
-            Happening::Broken { connection } => self.stream_broken(connection),
-            Happening::End { process } => self.end_process(process),
-            Happening::Grace { process } => self.grace_is_over(process),
-            Happening::Start { slot } => self.start_worker(slot),
-            Happening::Tick { life, at_us } => self.tick(life, at_us),
-            Happening::Look { life, job } => self.look(life, job),
-            Happening::Found { life, job, result } => self.found(life, job, *result),
-            Happening::Planned { life, planning } => self.planned(life, planning),
-            Happening::Write { life } => self.write(life),
-            Happening::Prune { directory, newest, keep } => self.prune(&directory, newest, keep),
-            Happening::Boot => self.boot(),
-            Happening::Flush => self.flush(),
-            Happening::KeepAlive { connection } => self.keep_alive(connection),
-            Happening::User { job } => self.submit(job),
-            Happening::Cancel { number } => self.cancel(number),
-            Happening::Incident { number } => self.incident(number),
+            SimEvent::Publish { process, stint, publish } => self.published(process, stint, *publish),
+            SimEvent::Status { connection, status } => self.status_arrives(connection, status),
+            SimEvent::DesiredState { connection, desired } => self.desired_arrives(connection, *desired),
+            SimEvent::Closed { connection } => self.stream_closed(connection),
+            SimEvent::Broken { connection } => self.stream_broken(connection),
+            SimEvent::End { process } => self.end_process(process),
+            SimEvent::Grace { process } => self.grace_is_over(process),
+            SimEvent::Start { slot } => self.start_worker(slot),
+            SimEvent::Tick { life, at_us } => self.tick(life, at_us),
+            SimEvent::Look { life, job } => self.look(life, job),
+            SimEvent::Found { life, job, result } => self.found(life, job, *result),
+            SimEvent::Planned { life, planning } => self.planned(life, planning),
+            SimEvent::Write { life } => self.write(life),
+            SimEvent::Prune { directory, newest, keep } => self.prune(&directory, newest, keep),
+            SimEvent::Boot => self.boot(),
+            SimEvent::Flush => self.flush(),
+            SimEvent::KeepAlive { connection } => self.keep_alive(connection),
+            SimEvent::User { job } => self.submit(job),
+            SimEvent::Cancel { number } => self.cancel(number),
+            SimEvent::Incident { number } => self.incident(number),
         }
     }
 

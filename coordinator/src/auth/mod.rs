@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex};
 use std::time::UNIX_EPOCH;
 
 use coxswain_proto::limits;
-use coxswain_types::status::Desired;
+use coxswain_types::status::DesiredState;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tonic::{Request, Status};
@@ -203,7 +203,7 @@ impl Caller {
     }
 
     /// Refuses to show an assignment of a job that is not the caller's.
-    pub(crate) fn assigned(&self, desired: &Desired) -> Result<(), Status> {
+    pub(crate) fn assigned(&self, desired: &DesiredState) -> Result<(), Status> {
         #[derive(Deserialize)]
         struct Of {
             job: String,

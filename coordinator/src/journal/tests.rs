@@ -114,7 +114,7 @@ const JOB: &str = "
 name: demo
 model: {layers: 4, dim: 32, heads: 4, vocab: 300}
 data: {synthetic: {tokens: 4096}}
-train: {steps: 1000000, sequence: 16, micro_batches: 4}
+train: {steps: 1000000, sequence: 16, global_micro_batches: 4}
 layout: {pipeline: 2, data: 2}
 ";
 

@@ -12,7 +12,7 @@ use coxswain_proto::{cluster_client, connect, limits, wire};
 use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
 use coxswain_types::status::{
-    Desired, Fault, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
+    DesiredState, Fault, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
 };
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -62,8 +62,8 @@ enum End {
 pub(crate) struct Worker {
     status: WorkerStatus,
     assignment: Option<Assignment>,
-    /// What was wanted of the run: the number of each wish and its last step.
-    wishes: Vec<(u64, Step)>,
+    /// What was wanted of the run: the number of each directive and its last step.
+    directives: Vec<(u64, Step)>,
     /// Whether ranks agreed that the step taken is the last one.
     last: bool,
     faults: Faults,
@@ -99,7 +99,7 @@ impl Worker {
         Worker {
             status: WorkerStatus::idle(info, Generation(0)),
             assignment: None,
-            wishes: vec![],
+            directives: vec![],
             last: false,
             faults,
             given,
@@ -148,7 +148,7 @@ impl Worker {
             tokio::select! {
                 wanted = desired.message() => {
                     let wanted = wanted.map_err(lost)?.ok_or_else(|| End::Lost("the stream ended".to_owned()))?;
-                    let wanted = Desired::try_from(wanted).map_err(|error| End::Broken(error.to_string()))?;
+                    let wanted = DesiredState::try_from(wanted).map_err(|error| End::Broken(error.to_string()))?;
                     if let Some(leave) = wanted.leave {
                         return Ok(leave.reason);
                     }
@@ -182,17 +182,17 @@ impl Worker {
         status.into()
     }
 
-    async fn follow(&mut self, client: &mut ClusterClient<Channel>, wanted: Desired) -> Result<(), End> {
+    async fn follow(&mut self, client: &mut ClusterClient<Channel>, wanted: DesiredState) -> Result<(), End> {
         let status = &mut self.status;
         let stops = wanted.run_to == Step(0);
-        if self.wishes.last().is_none_or(|(revision, _)| *revision < wanted.revision)
+        if self.directives.last().is_none_or(|(revision, _)| *revision < wanted.revision)
             && !(stops && self.faults.deaf)
         {
-            self.wishes.push((wanted.revision, wanted.run_to));
+            self.directives.push((wanted.revision, wanted.run_to));
         }
         if wanted.assignment_digest.is_none() {
             *status = WorkerStatus::idle(status.info.clone(), wanted.generation);
-            (self.assignment, self.wishes, self.last) = (None, vec![], false);
+            (self.assignment, self.directives, self.last) = (None, vec![], false);
             return Ok(());
         }
         if let Some(text) = wanted.assignment
@@ -207,7 +207,7 @@ impl Worker {
                     wanted.generation, status.generation
                 )));
             }
-            (self.wishes, self.last) = (vec![(wanted.revision, wanted.run_to)], false);
+            (self.directives, self.last) = (vec![(wanted.revision, wanted.run_to)], false);
             status.generation = wanted.generation;
             status.assignment_digest = wanted.assignment_digest;
             status.phase = Phase::Running;
@@ -227,10 +227,10 @@ impl Worker {
         Ok(())
     }
 
-    /// Closes a step as ranks do: the least number of a wish that any of them has seen rules. `None` while
+    /// Closes a step as ranks do: the least number of a directive that any of them has seen rules. `None` while
     /// a vote is missing. Ranks, which may be processes, tell each other in a folder, without a coordinator.
     fn close(&self, assignment: &Assignment) -> Option<u64> {
-        let newest = self.wishes.last()?.0;
+        let newest = self.directives.last()?.0;
         let folder = PathBuf::from(format!("{}.votes", assignment.directory));
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join(format!("g{}-{}", assignment.generation, self.status.step.next()));
@@ -254,7 +254,7 @@ impl Worker {
             if lead {
                 self.status.reports.push(report(self.status.step.0));
             }
-            let run_to = self.wishes.iter().rev().find(|(seen, _)| *seen <= revision);
+            let run_to = self.directives.iter().rev().find(|(seen, _)| *seen <= revision);
             self.last = run_to.is_some_and(|(_, run_to)| *run_to <= self.status.step)
                 || self.status.step.0 == assignment.spec.train.steps;
         }
@@ -334,6 +334,6 @@ fn report(step: u64) -> StepReport {
         skipped: false,
         loss_scale: None,
         parameter_norms: BTreeMap::new(),
-        held_out: None,
+        validation: None,
     }
 }

@@ -11,7 +11,7 @@ mod tunnel;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coxswain_proto::wire::job_event::Event;
+use coxswain_proto::wire::job_update::Event;
 use coxswain_proto::wire::jobs_client::JobsClient;
 use coxswain_proto::{connect, jobs_client, wire};
 use tokio::task::JoinHandle;
@@ -26,7 +26,7 @@ const JOB: &str = "
 name: tiny
 model: {layers: 2, dim: 32, heads: 4, kv_heads: 2, ffn: 64, vocab: 300}
 data: {synthetic: {tokens: 4096}}
-train: {steps: 5, sequence: 16, micro_batch: 1, micro_batches: 2, learning_rate: 1.0e-3}
+train: {steps: 5, sequence: 16, micro_batch_size: 1, global_micro_batches: 2, learning_rate: 1.0e-3}
 layout: {pipeline: 2}
 ";
 

@@ -79,7 +79,7 @@ impl Cases {
             None => Ok(()),
             Some(case) => Err(Failure::Input(format!(
                 "--layouts: {}: its workers need about {} MiB together, and this machine has {} MiB available; leave it \
-                 out, or make train.micro_batch smaller",
+                 out, or make train.micro_batch_size smaller",
                 called(&case.name),
                 case.needed >> 20,
                 available.unwrap_or(0) >> 20,

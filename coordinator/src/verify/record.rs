@@ -20,11 +20,11 @@ struct Line {
     #[serde(default)]
     parameter_norms: BTreeMap<String, Option<f64>>,
     #[serde(default)]
-    held_out: Option<HeldOut>,
+    validation: Option<ValidationRecord>,
 }
 
 #[derive(Deserialize)]
-struct HeldOut {
+struct ValidationRecord {
     loss: Option<f64>,
 }
 
@@ -53,7 +53,7 @@ fn steps(text: &str) -> Result<RunRecord> {
         record.norms.insert(step, line.grad_norm.unwrap_or(f64::NAN));
         let before = record.losses.insert(step, line.loss.unwrap_or(f64::NAN));
         ensure!(before.is_none(), "step {step} is there twice");
-        record.held_out = line.held_out.map(|held_out| held_out.loss.unwrap_or(f64::NAN));
+        record.validation = line.validation.map(|validation| validation.loss.unwrap_or(f64::NAN));
     }
     ensure!(!record.losses.is_empty(), "there are no steps");
     Ok(record)
@@ -66,13 +66,13 @@ mod tests {
     #[test]
     fn steps_read_back_to_the_same_bits_and_null_is_no_number() {
         let text = r#"{"step":1,"loss":null,"grad_norm":null,"learning_rate":1.0,"skipped":true,"parameter_norms":{"a":null}}
-{"step":2,"loss":0.30000000000000004,"grad_norm":2.5,"parameter_norms":{"a":1e-30},"held_out":{"loss":3.5,"bits_per_byte":1.0}}
+{"step":2,"loss":0.30000000000000004,"grad_norm":2.5,"parameter_norms":{"a":1e-30},"validation":{"loss":3.5,"bits_per_byte":1.0}}
 "#;
         let record = steps(text).unwrap();
         assert!(record.losses[&1].is_nan() && record.norms[&1].is_nan());
         assert!(record.parameter_norms[&1]["a"].is_nan());
         assert_eq!((record.losses[&2], record.norms[&2]), (0.1 + 0.2, 2.5));
-        assert_eq!((record.parameter_norms[&2]["a"], record.held_out), (1e-30, Some(3.5)));
+        assert_eq!((record.parameter_norms[&2]["a"], record.validation), (1e-30, Some(3.5)));
     }
 
     #[test]

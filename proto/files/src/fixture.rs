@@ -6,8 +6,8 @@ use std::path::Path;
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::{PreparedData, TokenFile};
 use coxswain_types::job::{
-    CheckpointSpec, Checkpointing, DataSpec, Layout, LossScale, ModelSpec, OptimizerKind, OptimizerSpec,
-    Precision, RateSchedule, RecoverySpec, Reduction, TrainSpec,
+    CheckpointSpec, DataSpec, Layout, LossScale, ModelSpec, OptimizerKind, OptimizerSpec, Precision,
+    RateSchedule, RecomputePolicy, RecoverySpec, Reduction, TrainSpec,
 };
 use coxswain_types::status::SavedFile;
 
@@ -25,9 +25,9 @@ pub(crate) fn spec(data: DataSpec) -> JobSpec {
             steps: 2,
             seed: 1,
             sequence: 16,
-            micro_batch: 1,
-            micro_batches: 2,
-            reduction_runs: 2,
+            micro_batch_size: 1,
+            global_micro_batches: 2,
+            gradient_groups: 2,
             threads: Some(1),
             reduction: Reduction::Canonical,
             tensor_shards: None,
@@ -36,7 +36,7 @@ pub(crate) fn spec(data: DataSpec) -> JobSpec {
             non_finite_max: 10,
             dropout: 0.0,
             attention_dropout: 0.0,
-            checkpointing: Checkpointing::None,
+            recompute: RecomputePolicy::None,
             optimizer: OptimizerSpec {
                 kind: OptimizerKind::AdamW,
                 momentum: 0.95,
@@ -50,9 +50,9 @@ pub(crate) fn spec(data: DataSpec) -> JobSpec {
                 weight_decay: 0.1,
                 clip_norm: 1.0,
             },
-            evaluate_every: 0,
+            validate_every: 0,
             parameter_norms: false,
-            masked: 0.15,
+            mask_rate: 0.15,
             corruption: coxswain_types::job::Corruption::Spans,
             separate_documents: false,
             whole_words: false,
@@ -79,9 +79,9 @@ pub(crate) fn header(step: u64) -> Header {
             threads: 1,
             dtype: "fp32".into(),
             precision: "fp32".into(),
-            micro_batches: 2,
-            micro_batch: 1,
-            reduction_runs: 2,
+            global_micro_batches: 2,
+            micro_batch_size: 1,
+            gradient_groups: 2,
             tensor_shards: 0,
         },
         data: PreparedData::of_tokens(train),

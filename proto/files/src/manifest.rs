@@ -105,12 +105,12 @@ pub struct Fingerprint {
     /// What forward and backward compute in: `fp32`, `bf16` or `fp16`.
     pub precision: String,
     /// Micro-batches in a step.
-    pub micro_batches: u32,
+    pub global_micro_batches: u32,
     /// Samples in a micro-batch.
-    pub micro_batch: u32,
+    pub micro_batch_size: u32,
     /// Runs of micro-batches that gradients are reduced over; 0 where each data rank is one run
     /// (`train.reduction: fast`).
-    pub reduction_runs: u32,
+    pub gradient_groups: u32,
     /// Logical tensor shards; 0 where each tensor rank is one (`train.tensor_shards` not set).
     pub tensor_shards: u32,
 }
@@ -120,16 +120,20 @@ impl Fingerprint {
     /// bit. `self` is the checkpoint's.
     pub fn differences(&self, other: &Fingerprint) -> Vec<String> {
         let count = |number: u32, zero: &str| if number == 0 { zero.to_owned() } else { number.to_string() };
-        let runs = |of: &Fingerprint| count(of.reduction_runs, "one for each data rank (fast)");
+        let runs = |of: &Fingerprint| count(of.gradient_groups, "one for each data rank (fast)");
         let shards = |of: &Fingerprint| count(of.tensor_shards, "none");
         let rows = [
             ("runtime", self.runtime.clone(), other.runtime.clone()),
             ("train.threads", self.threads.to_string(), other.threads.to_string()),
             ("dtype", self.dtype.clone(), other.dtype.clone()),
             ("train.precision", self.precision.clone(), other.precision.clone()),
-            ("train.micro_batches", self.micro_batches.to_string(), other.micro_batches.to_string()),
-            ("train.micro_batch", self.micro_batch.to_string(), other.micro_batch.to_string()),
-            ("train.reduction_runs", runs(self), runs(other)),
+            (
+                "train.global_micro_batches",
+                self.global_micro_batches.to_string(),
+                other.global_micro_batches.to_string(),
+            ),
+            ("train.micro_batch_size", self.micro_batch_size.to_string(), other.micro_batch_size.to_string()),
+            ("train.gradient_groups", runs(self), runs(other)),
             ("train.tensor_shards", shards(self), shards(other)),
         ];
         rows.into_iter()

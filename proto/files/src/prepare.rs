@@ -1,5 +1,5 @@
 //! From a job's text to its token files, once: `DIR/data/` then holds `tokenizer.json`,
-//! `train.tokens`, and of the text that is held out `held_out.tokens` and `held_out.txt`. Synthetic tokens
+//! `train.tokens`, and of the validation text `validation.tokens` and `validation.txt`. Synthetic tokens
 //! ([`crate::source`]) have no file.
 //!
 //! `prepared.json` is written last and says what all this was made from. A second call with the
@@ -31,10 +31,10 @@ use crate::tokens::{TokenFile, TokensError, list_of};
 pub const TOKENIZER: &str = "data/tokenizer.json";
 /// The tokens to train on, below the run's folder.
 pub const TRAIN: &str = "data/train.tokens";
-/// The held-out tokens, below the run's folder.
-pub const HELD_OUT: &str = "data/held_out.tokens";
-/// The held-out text, below the run's folder.
-pub const HELD_OUT_TEXT: &str = "data/held_out.txt";
+/// The validation tokens, below the run's folder.
+pub const VALIDATION: &str = "data/validation.tokens";
+/// The validation text, below the run's folder.
+pub const VALIDATION_TEXT: &str = "data/validation.txt";
 /// What all of this was made from, below the run's folder.
 pub const PREPARED: &str = "data/prepared.json";
 
@@ -100,11 +100,11 @@ pub enum PrepareError {
     },
     /// Nothing is left to measure on.
     #[error(
-        "the held-out text makes {}, and a loss takes at least 2; raise data.held_out, \
+        "the validation text makes {}, and a loss takes at least 2; raise data.validation, \
          or set it to 0 to hold nothing out",
         counted(*.tokens)
     )]
-    HeldOutTooSmall {
+    ValidationTooSmall {
         /// Tokens that there are.
         tokens: u64,
     },
@@ -156,8 +156,8 @@ fn counted(tokens: u64) -> String {
 struct Prepared {
     recipe: u32,
     inputs: Inputs,
-    /// The digest of the held-out text; `None` where nothing is held out.
-    held_out_text: Option<String>,
+    /// The digest of the validation text; `None` without a validation split.
+    validation_text: Option<String>,
     /// By how much the counts of words that the tokenizer was learned from may be too low. They are exact where the
     /// text has no more different words than fit in memory.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -176,7 +176,7 @@ fn is_zero(count: &u64) -> bool {
 enum Inputs {
     Text {
         digests: Vec<String>,
-        held_out: f64,
+        validation: f64,
         vocab: u32,
         /// The digest of the tokenizer that is there already.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -252,13 +252,13 @@ impl Inputs {
     ) -> Result<Inputs, PrepareError> {
         let vocab = spec.model.vocab.saturating_sub(reserved_tokens(&spec.model, &spec.train));
         Ok(match &spec.data {
-            DataSpec::Text { files, held_out }
-            | DataSpec::Labelled { files, held_out, .. }
-            | DataSpec::Pairs { files, held_out, .. } => {
+            DataSpec::Text { files, validation }
+            | DataSpec::Labelled { files, validation, .. }
+            | DataSpec::Pairs { files, validation, .. } => {
                 let tokenizer = start.and_then(|start| start.tokenizer.as_ref());
                 Inputs::Text {
                     digests: files.iter().map(digest).collect::<Result<_, _>>()?,
-                    held_out: *held_out,
+                    validation: *validation,
                     vocab,
                     tokenizer: tokenizer.map(|tokenizer| digest_bytes(&tokenizer.to_bytes())),
                     lines: Lines::of(spec),
@@ -277,15 +277,15 @@ fn stored(dir: &Path) -> Option<Prepared> {
     serde_json::from_slice(&regular::read(&dir.join(PREPARED), MAX_PREPARED_BYTES).ok()?).ok()
 }
 
-/// Whether there is enough to train on, and to measure on where something is held out.
+/// Whether there is enough to train on, and to measure on where there is a validation split.
 fn check(data: &PreparedData, sequence: u32) -> Result<(), PrepareError> {
     let needed = u64::from(sequence) + 1;
     let tokens = data.train.tokens();
     if tokens < needed {
         return Err(PrepareError::TooFewTokens { tokens, needed });
     }
-    match data.held_out.as_ref().map(|file| file.tokens) {
-        Some(tokens) if tokens < 2 => Err(PrepareError::HeldOutTooSmall { tokens }),
+    match data.validation.as_ref().map(|file| file.tokens) {
+        Some(tokens) if tokens < 2 => Err(PrepareError::ValidationTooSmall { tokens }),
         _ => Ok(()),
     }
 }
@@ -310,13 +310,13 @@ fn is_intact(prepared: &Prepared, dir: &Path, inputs: &Inputs, digests: &Digests
     from && prepared.recipe == RECIPE
         && prepared.inputs == *inputs
         && has(TOKENIZER, &prepared.data.tokenizer_digest)
-        && has(HELD_OUT_TEXT, &prepared.held_out_text)
+        && has(VALIDATION_TEXT, &prepared.validation_text)
         && token_files(&prepared.data).all(holds)
 }
 
 /// The files of the tokens.
 fn token_files(data: &PreparedData) -> impl Iterator<Item = &assignment::TokenFile> {
-    data.train.file().into_iter().chain(&data.held_out)
+    data.train.file().into_iter().chain(&data.validation)
 }
 
 fn make(
@@ -326,7 +326,7 @@ fn make(
     digests: &Digests,
     watch: Watch<'_>,
 ) -> Result<Prepared, PrepareError> {
-    let share = held_out_share(&spec.data);
+    let share = validation_share(&spec.data);
     let of_lines = Lines::of(spec);
     let texts = Texts::look_through(&spec.data, of_lines.as_ref(), share, digests, watch)?;
     // Of what was read: a text may have changed since it was looked at.
@@ -334,22 +334,22 @@ fn make(
     let inputs = Inputs::of(spec, start, |_| Ok(read.next().unwrap_or_default().to_owned()))?;
     create_folder(&dir.join("data")).map_err(write_error(dir, "data"))?;
     // What this run will not have must not lie about from an earlier one.
-    let [train_list, held_out_list] = [TRAIN, HELD_OUT].map(list_of);
-    for stale in [PREPARED, TOKENIZER, TRAIN, &train_list, HELD_OUT, &held_out_list, HELD_OUT_TEXT] {
+    let [train_list, validation_list] = [TRAIN, VALIDATION].map(list_of);
+    for stale in [PREPARED, TOKENIZER, TRAIN, &train_list, VALIDATION, &validation_list, VALIDATION_TEXT] {
         match fs::remove_file(dir.join(stale)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(write_error(dir, stale)(e)),
             _ => {}
         }
     }
-    let (data, held_out_text, word_counts_low_by) = match &inputs {
+    let (data, validation_text, word_counts_low_by) = match &inputs {
         Inputs::Text { vocab, lines, framing, .. } => {
             let (tokenizer, low_by) = match start.and_then(|start| start.tokenizer.as_ref()) {
                 Some(brought) => (Cow::Borrowed(brought), 0),
                 None => texts.learn(*vocab).map(|(learned, low_by)| (Cow::Owned(learned), low_by))?,
             };
             let how = How { tokenizer: &tokenizer, framing, lines: lines.as_ref() };
-            let (data, held_out_text) = make_text(dir, &texts, &how, share > 0.0)?;
-            (data, held_out_text, low_by)
+            let (data, validation_text) = make_text(dir, &texts, &how, share > 0.0)?;
+            (data, validation_text, low_by)
         }
         Inputs::Synthetic(synthetic) => {
             let framing = framing_of(spec, None)?;
@@ -360,15 +360,15 @@ fn make(
         digests.wrote_blocks(&dir.join(&file.path), &file.digest);
         digests.wrote(&dir.join(list_of(&file.path)), &file.digest);
     }
-    for (path, digest) in [(TOKENIZER, &data.tokenizer_digest), (HELD_OUT_TEXT, &held_out_text)] {
+    for (path, digest) in [(TOKENIZER, &data.tokenizer_digest), (VALIDATION_TEXT, &validation_text)] {
         if let Some(digest) = digest {
             digests.wrote(&dir.join(path), digest);
         }
     }
-    Ok(Prepared { recipe: RECIPE, inputs, held_out_text, word_counts_low_by, data })
+    Ok(Prepared { recipe: RECIPE, inputs, validation_text, word_counts_low_by, data })
 }
 
-/// Makes the files of texts; also returns the digest of the held-out text.
+/// Makes the files of texts; also returns the digest of the validation text.
 fn make_text(
     dir: &Path,
     texts: &Texts<'_>,
@@ -382,18 +382,18 @@ fn make_text(
         framing: how.framing.clone(),
         ..PreparedData::of_tokens(made.train)
     };
-    let Some((tokens, text)) = made.held_out else { return Ok((data, None)) };
-    data.held_out = Some(tokens);
-    data.held_out_bytes = text.bytes;
+    let Some((tokens, text)) = made.validation else { return Ok((data, None)) };
+    data.validation = Some(tokens);
+    data.validation_bytes = text.bytes;
     Ok((data, Some(text.digest)))
 }
 
-/// The share of the text that is held out.
-fn held_out_share(data: &DataSpec) -> f64 {
+/// The share of the validation text.
+fn validation_share(data: &DataSpec) -> f64 {
     match data {
-        DataSpec::Text { held_out, .. }
-        | DataSpec::Labelled { held_out, .. }
-        | DataSpec::Pairs { held_out, .. } => *held_out,
+        DataSpec::Text { validation, .. }
+        | DataSpec::Labelled { validation, .. }
+        | DataSpec::Pairs { validation, .. } => *validation,
         DataSpec::Synthetic { .. } => 0.0,
     }
 }

@@ -141,7 +141,7 @@ mod tests {
 
     use super::*;
     use crate::folders::step_folder;
-    use crate::prepare::{HELD_OUT_TEXT, PREPARED, TOKENIZER};
+    use crate::prepare::{PREPARED, TOKENIZER, VALIDATION_TEXT};
     use crate::{Checkpoint, Digests, OpenTokens, TokenFile, Tokenizer, atomic, fixture, publish};
 
     /// To read small files; a pipe would keep a reader for ever.
@@ -160,12 +160,12 @@ mod tests {
 
     /// What is found wrong by those who read a run's files.
     fn faults(dir: &Path, data: &PreparedData) -> String {
-        let text = atomic::digest_file(&dir.join(HELD_OUT_TEXT));
+        let text = atomic::digest_file(&dir.join(VALIDATION_TEXT));
         let found = [
             Tokenizer::load(&dir.join(TOKENIZER)).err().map(|error| error.to_string()),
             OpenTokens::open(dir, &data.train).err().map(|error| error.to_string()),
-            TokenFile::open(dir, data.held_out.as_ref().unwrap()).err().map(|error| error.to_string()),
-            text.err().map(|error| format!("held_out.txt: {error}")),
+            TokenFile::open(dir, data.validation.as_ref().unwrap()).err().map(|error| error.to_string()),
+            text.err().map(|error| format!("validation.txt: {error}")),
             Checkpoint::open(&step_folder(dir, 7), None).err().map(|error| error.to_string()),
         ];
         found.into_iter().flatten().collect()
@@ -178,7 +178,7 @@ mod tests {
         let text = dir.join("book.txt");
         fs::write(&text, "the boat goes on\n".repeat(200)).unwrap();
         let files = vec![text.to_str().unwrap().to_owned()];
-        let spec = fixture::spec(DataSpec::Text { files, held_out: 0.2 });
+        let spec = fixture::spec(DataSpec::Text { files, validation: 0.2 });
         let prepare = move |dir: &Path| {
             crate::prepare(dir, &spec, None, &Digests::default(), &|_| Ok(()))
                 .map_err(|error| error.to_string())

@@ -69,20 +69,20 @@ pub struct Assignment {
     pub evaluate: Vec<Action>,
     /// The tokens.
     pub data: PreparedData,
-    /// The checkpoint to start from; `None` starts from values at birth.
+    /// The checkpoint to start from; `None` starts from initial values.
     pub resume: Option<Resume>,
     /// The copies that ranks keep of each other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub buddy: Option<Buddy>,
+    pub peer_replica: Option<PeerReplica>,
     /// How long an operation on a group may take before it fails.
     pub operation_ms: u64,
     /// How long a group may take to form.
-    pub forming_ms: u64,
+    pub rendezvous_ms: u64,
 }
 
 /// A copy that this rank keeps of what another rank alone holds, and the copy that is kept of its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Buddy {
+pub struct PeerReplica {
     /// The rank that this one copies.
     pub of: u32,
     /// The rank that copies this one.
@@ -131,14 +131,14 @@ pub struct PreparedData {
     pub tokenizer_digest: Option<String>,
     /// The tokens to train on.
     pub train: TokenSource,
-    /// The held-out tokens; `None` where nothing is held out.
-    pub held_out: Option<TokenFile>,
-    /// Bytes of the held-out text, for bits per byte.
-    pub held_out_bytes: u64,
+    /// The validation tokens; `None` without a validation split.
+    pub validation: Option<TokenFile>,
+    /// Bytes of the validation text, for bits per byte.
+    pub validation_bytes: u64,
     /// The tokens that stand around a text.
     #[serde(default)]
     pub framing: Framing,
-    /// Where weights at birth come from, if not from the seed.
+    /// Where the initial weights come from, if not from the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
 }
@@ -158,8 +158,8 @@ impl PreparedData {
         PreparedData {
             tokenizer_digest: None,
             train: train.into(),
-            held_out: None,
-            held_out_bytes: 0,
+            validation: None,
+            validation_bytes: 0,
             framing: Framing::default(),
             weights: None,
         }

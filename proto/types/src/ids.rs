@@ -32,7 +32,7 @@ counted! {
     Step(u64)
 }
 counted! {
-    /// A micro-batch of a step, `0..train.micro_batches`, the same in every layout.
+    /// A micro-batch of a step, `0..train.global_micro_batches`, the same in every layout.
     MicroBatch(u32)
 }
 

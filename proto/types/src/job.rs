@@ -45,8 +45,8 @@ pub enum DataSpec {
     Text {
         /// Absolute paths.
         files: Vec<String>,
-        /// The share at the end of each file that is kept for the held-out loss, in `0..0.5`.
-        held_out: f64,
+        /// The share at the end of each file that is kept for the validation loss, in `0..0.5`.
+        validation: f64,
     },
     /// Files of lines, each a class, a tab, and a text of that class.
     Labelled {
@@ -55,8 +55,8 @@ pub enum DataSpec {
         /// The names of the classes, in the order of their numbers; empty where lines have numbers.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         classes: Vec<String>,
-        /// The share of each class's lines, at the end of each file, that is kept for the held-out loss, in `0..0.5`.
-        held_out: f64,
+        /// The share of each class's lines, at the end of each file, that is kept for the validation loss, in `0..0.5`.
+        validation: f64,
         /// Whether each line ends with a tab and its weight in the loss.
         #[serde(default)]
         weights: bool,
@@ -65,8 +65,8 @@ pub enum DataSpec {
     Pairs {
         /// Absolute paths.
         files: Vec<String>,
-        /// The share of lines at the end of each file that is kept for the held-out loss, in `0..0.5`.
-        held_out: f64,
+        /// The share of lines at the end of each file that is kept for the validation loss, in `0..0.5`.
+        validation: f64,
         /// Whether each line ends with a tab and its weight in the loss.
         #[serde(default)]
         weights: bool,
@@ -118,11 +118,11 @@ pub struct TrainSpec {
     /// Tokens in a sample.
     pub sequence: u32,
     /// Samples in a micro-batch. The micro-batch is the atom: its shape never changes with the layout.
-    pub micro_batch: u32,
+    pub micro_batch_size: u32,
     /// Micro-batches in a step, over all data ranks.
-    pub micro_batches: u32,
+    pub global_micro_batches: u32,
     /// Runs of consecutive micro-batches that are accumulated before the tree ([`crate::tree`]).
-    pub reduction_runs: u32,
+    pub gradient_groups: u32,
     /// Threads of each worker's libtorch. `None`: chosen once from the cores, then recorded.
     pub threads: Option<u32>,
     /// Whether the order of sums is the same in every layout.
@@ -142,16 +142,16 @@ pub struct TrainSpec {
     /// The share of attention probabilities that is dropped, in `0..1`.
     pub attention_dropout: f64,
     /// What is kept of a forward pass for the backward pass.
-    pub checkpointing: Checkpointing,
+    pub recompute: RecomputePolicy,
     /// The optimizer's numbers.
     pub optimizer: OptimizerSpec,
-    /// Steps between evaluations of the held-out loss; 0 for one at the end only.
-    pub evaluate_every: u64,
+    /// Steps between evaluations of the validation loss; 0 for one at the end only.
+    pub validate_every: u64,
     /// Whether each step's record names the gradient norm of every parameter.
     pub parameter_norms: bool,
     /// The share of tokens that a masked language model is asked for, in `0..1`.
-    pub masked: f64,
-    /// What an encoder-decoder is asked to mend.
+    pub mask_rate: f64,
+    /// What an encoder-decoder is asked to restore.
     pub corruption: Corruption,
     /// Whether a token sees its own document only, where a sample holds parts of several.
     pub separate_documents: bool,
@@ -228,10 +228,10 @@ impl Lengths {
             Corruption::Infilling => Lengths { window: sequence, source: sequence, target: sequence },
             Corruption::Spans => {
                 let corrupted = |window: u32| {
-                    let (noise, spans) = noise(window, train.masked);
+                    let (noise, spans) = noise(window, train.mask_rate);
                     window.saturating_sub(noise).saturating_add(spans + 1)
                 };
-                let kept = 1.0 - train.masked + train.masked / f64::from(SPAN_TOKENS);
+                let kept = 1.0 - train.mask_rate + train.mask_rate / f64::from(SPAN_TOKENS);
                 let mut window = (f64::from(sequence) / kept) as u32;
                 // Rounding moves the estimate by a few tokens at most.
                 while window > 2 && corrupted(window) > sequence {
@@ -240,7 +240,7 @@ impl Lengths {
                 while corrupted(window + 1) <= sequence && window < sequence.saturating_mul(64) {
                     window += 1;
                 }
-                let (noise, spans) = noise(window, train.masked);
+                let (noise, spans) = noise(window, train.mask_rate);
                 let target = (noise + spans + 1).next_multiple_of(TARGET_MULTIPLE);
                 Lengths { window, source: sequence, target }
             }
@@ -261,7 +261,7 @@ pub fn reserved_tokens(model: &ModelSpec, train: &TrainSpec) -> u32 {
     match (model.architecture, train.corruption) {
         (Architecture::EncoderDecoder, _) if train.pairs => 0,
         (Architecture::EncoderDecoder, Corruption::Spans) => {
-            noise(Lengths::of(model, train).window, train.masked).1
+            noise(Lengths::of(model, train).window, train.mask_rate).1
         }
         (Architecture::EncoderDecoder, Corruption::Infilling) => 1,
         _ => u32::from(matches!(model.head, Head::MaskedLm { .. })),
@@ -323,7 +323,7 @@ pub struct LossScale {
 /// 1604.06174).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Checkpointing {
+pub enum RecomputePolicy {
     /// All intermediate values.
     None,
     /// The layer's input only.
@@ -486,7 +486,7 @@ pub struct RecoverySpec {
     /// When a worker is lost.
     pub on_loss: OnLoss,
     /// Whether a neighbour holds a copy of what one rank alone has: its weights and its optimizer's state.
-    pub buddy: bool,
+    pub peer_replica: bool,
     /// Whether a rank that is slower than its peers gets less work, or a spare takes its place.
     #[serde(default)]
     pub rebalance: bool,

@@ -30,7 +30,7 @@ pub enum Place {
     Head,
 }
 
-/// Values at birth, a function of (seed, name, element index).
+/// Initial values, a function of (seed, name, element index).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Init {
@@ -73,7 +73,7 @@ pub struct Parameter {
     pub places: Vec<Place>,
     /// Whether weight decay applies: to matrices, not to norms.
     pub decay: bool,
-    /// Its values at birth.
+    /// Its initial values.
     pub init: Init,
 }
 
@@ -136,7 +136,7 @@ pub struct ParameterRow {
     pub shard: u32,
     /// Whether weight decay applies.
     pub decay: bool,
-    /// Values at birth.
+    /// Initial values.
     pub init: Init,
     /// Which of the slice's uses this is.
     pub use_index: u32,

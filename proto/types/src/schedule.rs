@@ -19,9 +19,9 @@ pub enum Kind {
     Forward,
     /// `B`: backward, for inputs and weights.
     Backward,
-    /// `I`: backward for the input only; weight gradients are filed.
+    /// `I`: backward for the input only; weight gradients are deferred.
     Input,
-    /// `W`: the filed weight gradients.
+    /// `W`: the deferred weight gradients.
     Weight,
     /// `RECV_F`: post the receive of the previous stage's activations.
     RecvForward,

@@ -211,9 +211,9 @@ pub struct StepReport {
     /// The gradient norm of each parameter before clipping, where the job asks for them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default, deserialize_with = "numbers_or_nulls")]
     pub parameter_norms: BTreeMap<String, f64>,
-    /// The held-out loss, after steps that were followed by an evaluation.
+    /// The validation loss, after steps that were followed by an evaluation.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub held_out: Option<HeldOut>,
+    pub validation: Option<ValidationResult>,
 }
 
 /// A number that JSON may have had no word for: it writes NaN and the infinities as null, and null
@@ -227,9 +227,9 @@ fn numbers_or_nulls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeM
     Ok(numbers.into_iter().map(|(name, number)| (name, number.unwrap_or(f64::NAN))).collect())
 }
 
-/// The held-out loss. Written out, it shows its perplexity too.
+/// The validation loss. Written out, it shows its perplexity too.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-pub struct HeldOut {
+pub struct ValidationResult {
     /// Mean loss per token, in nats.
     #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
@@ -237,29 +237,29 @@ pub struct HeldOut {
     /// follows them.
     #[serde(deserialize_with = "number_or_null")]
     pub bits_per_byte: f64,
-    /// The share of held-out lines classified correctly; `None` unless the job has classes.
+    /// The share of validation lines classified correctly; `None` unless the job has classes.
     #[serde(default)]
     pub accuracy: Option<f64>,
 }
 
-impl HeldOut {
+impl ValidationResult {
     /// `exp(loss)`: among how many equally likely tokens the model hesitates.
     pub fn perplexity(&self) -> f64 {
         self.loss.exp()
     }
 }
 
-impl Serialize for HeldOut {
+impl Serialize for ValidationResult {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut held_out =
-            serializer.serialize_struct("HeldOut", 3 + usize::from(self.accuracy.is_some()))?;
-        held_out.serialize_field("loss", &self.loss)?;
-        held_out.serialize_field("perplexity", &self.perplexity())?;
-        held_out.serialize_field("bits_per_byte", &self.bits_per_byte)?;
+        let mut validation =
+            serializer.serialize_struct("ValidationResult", 3 + usize::from(self.accuracy.is_some()))?;
+        validation.serialize_field("loss", &self.loss)?;
+        validation.serialize_field("perplexity", &self.perplexity())?;
+        validation.serialize_field("bits_per_byte", &self.bits_per_byte)?;
         if let Some(accuracy) = self.accuracy {
-            held_out.serialize_field("accuracy", &accuracy)?;
+            validation.serialize_field("accuracy", &accuracy)?;
         }
-        held_out.end()
+        validation.end()
     }
 }
 
@@ -294,8 +294,8 @@ pub struct Published {
 
 /// What is wanted of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Desired {
-    /// The number of what is wished of the run, which grows when that changes; the least that all ranks have
+pub struct DesiredState {
+    /// The number of what is asked of the run, which grows when that changes; the least that all ranks have
     /// seen rules.
     pub revision: u64,
     /// The generation it belongs to.
@@ -318,11 +318,11 @@ pub struct Desired {
     pub leave: Option<Leave>,
 }
 
-/// What is wished of all ranks of a run. Of those that they have seen the one with the least revision rules, from
+/// what is asked of all ranks of a run. Of those that they have seen the one with the least revision rules, from
 /// the next step on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Wish {
-    /// The number of what is wished.
+pub struct Directive {
+    /// The number of what is asked for.
     pub revision: u64,
     /// Train up to this step.
     pub run_to: Step,
@@ -330,15 +330,15 @@ pub struct Wish {
     pub save_after: Step,
 }
 
-impl Wish {
-    /// Before anything was wished.
-    pub const NONE: Wish = Wish { revision: 0, run_to: Step(u64::MAX), save_after: Step(0) };
+impl Directive {
+    /// Before anything was asked for.
+    pub const NONE: Directive = Directive { revision: 0, run_to: Step(u64::MAX), save_after: Step(0) };
 }
 
-impl Desired {
-    /// What is wished of all ranks.
-    pub fn wish(&self) -> Wish {
-        Wish { revision: self.revision, run_to: self.run_to, save_after: self.save_after }
+impl DesiredState {
+    /// what is asked of all ranks.
+    pub fn directive(&self) -> Directive {
+        Directive { revision: self.revision, run_to: self.run_to, save_after: self.save_after }
     }
 }
 

@@ -33,9 +33,9 @@ pub(crate) fn header(spec: JobSpec) -> Header {
             threads: 1,
             dtype: "fp32".to_owned(),
             precision: "fp32".to_owned(),
-            micro_batches: 1,
-            micro_batch: 1,
-            reduction_runs: 1,
+            global_micro_batches: 1,
+            micro_batch_size: 1,
+            gradient_groups: 1,
             tensor_shards: 0,
         },
         data: PreparedData::of_tokens(tokens),
@@ -46,7 +46,7 @@ pub(crate) fn header(spec: JobSpec) -> Header {
 pub(crate) fn plan(spec: &JobSpec) {
     let world = spec.layout.world();
     let shards = spec.train.shards(spec.layout.tensor);
-    let rows = [spec.model.all_layers(), spec.train.micro_batches, shards].map(u64::from);
+    let rows = [spec.model.all_layers(), spec.train.global_micro_batches, shards].map(u64::from);
     if world <= WORLD_MAX && rows.iter().product::<u64>() <= ROWS_MAX {
         drop(sketch(spec, world));
     }

@@ -32,6 +32,6 @@ pub fn run(bytes: &[u8]) {
     jobs::plan(&spec);
     // As a model that writes is split.
     (spec.layout, spec.actions) = (Layout::ONE, Vec::new());
-    (spec.train.micro_batch, spec.train.micro_batches, spec.train.reduction_runs) = (1, 1, 1);
+    (spec.train.micro_batch_size, spec.train.global_micro_batches, spec.train.gradient_groups) = (1, 1, 1);
     jobs::plan(&spec);
 }

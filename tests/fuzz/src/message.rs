@@ -1,7 +1,7 @@
 //! Any bytes are a message that converts, or are refused: the two that carry the most, one each way.
 
 use coxswain_proto::wire;
-use coxswain_types::status::{Desired, WorkerStatus};
+use coxswain_types::status::{DesiredState, WorkerStatus};
 use prost::Message as _;
 
 /// Reads a status, and what is wanted of a worker.
@@ -12,10 +12,10 @@ pub fn run(bytes: &[u8]) {
         let again = WorkerStatus::try_from(wire::WorkerStatus::from(status.clone()));
         assert!(again.is_ok(), "{status:?}");
     }
-    if let Ok(message) = wire::Desired::decode(bytes)
-        && let Ok(desired) = Desired::try_from(message)
+    if let Ok(message) = wire::DesiredState::decode(bytes)
+        && let Ok(desired) = DesiredState::try_from(message)
     {
-        let again = Desired::try_from(wire::Desired::from(desired.clone()));
+        let again = DesiredState::try_from(wire::DesiredState::from(desired.clone()));
         assert!(again.is_ok(), "{desired:?}");
     }
 }

@@ -229,7 +229,7 @@ fn data(draws: &mut Draws, shape: &Shape) {
         return;
     }
     draws.set("data.synthetic", "null");
-    draws.maybe(60, "data.held_out", &["0", "0.02", "0.3"]);
+    draws.maybe(60, "data.validation", &["0", "0.02", "0.3"]);
     let path = format!("data.{kind}");
     if kind == "text" {
         draws.maybe(100, &path, &["a.txt", "[a.txt, b.txt]"]);
@@ -254,14 +254,14 @@ fn data(draws: &mut Draws, shape: &Shape) {
 fn train(draws: &mut Draws, shape: &Shape) -> u32 {
     let micro_batches = draws.number(1, 6);
     draws.set("train.sequence", shape.sequence);
-    draws.maybe(70, "train.micro_batch", &["1", "2", "3"]);
-    draws.set("train.micro_batches", micro_batches);
+    draws.maybe(70, "train.micro_batch_size", &["1", "2", "3"]);
+    draws.set("train.global_micro_batches", micro_batches);
     draws.maybe(60, "train.seed", &["0", "2", "77", "18446744073709551615"]);
     if draws.percent(15) {
         draws.set("train.reduction", "fast");
     } else if draws.percent(50) {
         let runs = draws.number(1, micro_batches);
-        draws.set("train.reduction_runs", runs);
+        draws.set("train.gradient_groups", runs);
     }
     let precision = draws.of(&["fp32", "fp32", "fp32", "bf16", "fp16"]);
     draws.set("train.precision", precision);
@@ -275,7 +275,7 @@ fn train(draws: &mut Draws, shape: &Shape) -> u32 {
     draws.maybe(35, "train.attention_dropout", &["0.1", "0.7"]);
     draws.maybe(
         60,
-        "train.checkpointing",
+        "train.recompute",
         &["full", "attention", "ffn", "none", "{budget: 700KiB}", "{budget: 1MiB}"],
     );
     if draws.percent(40) {
@@ -291,9 +291,9 @@ fn train(draws: &mut Draws, shape: &Shape) -> u32 {
     draws.maybe(20, "train.eps", &["1e-12", "0.001"]);
     draws.maybe(30, "train.weight_decay", &["0", "1.0"]);
     draws.maybe(40, "train.clip_norm", &["0", "0.01", "100.0"]);
-    draws.maybe(40, "train.evaluate_every", &["1", "2", "3"]);
+    draws.maybe(40, "train.validate_every", &["1", "2", "3"]);
     draws.maybe(25, "train.parameter_norms", &["true"]);
-    draws.maybe(40, "train.masked", &["0.02", "0.15", "0.5", "0.97"]);
+    draws.maybe(40, "train.mask_rate", &["0.02", "0.15", "0.5", "0.97"]);
     draws.maybe(20, "checkpoint.every", &["1", "2"]);
     draws.maybe(10, "checkpoint.every_minutes", &["0", "1"]);
     draws.maybe(15, "checkpoint.keep", &["1"]);
@@ -342,7 +342,7 @@ fn layout(draws: &mut Draws, shape: &Shape, micro_batches: u32) {
     }
     draws.maybe(50, "layout.sequence_parallel", &["true"]);
     draws.maybe(50, "layout.zero", &["1"]);
-    draws.maybe(40, "recovery.buddy", &["true"]);
+    draws.maybe(40, "recovery.peer_replica", &["true"]);
     draws.maybe(15, "recovery.on_loss", &["wait", "shrink", "fail"]);
     draws.maybe(15, "recovery.rebalance", &["true"]);
 }

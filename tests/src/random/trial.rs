@@ -12,8 +12,8 @@ use coxswain_engine::{Control, Engine, Event, State};
 use coxswain_files::{Digests, prepare};
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::{Assignment, PreparedData};
-use coxswain_types::job::{Checkpointing, Layout, Precision, Reduction};
-use coxswain_types::status::{StepReport, Wish};
+use coxswain_types::job::{Layout, Precision, RecomputePolicy, Reduction};
+use coxswain_types::status::{Directive, StepReport};
 use tch::Device;
 
 use super::Job;
@@ -64,10 +64,10 @@ fn alone(spec: &JobSpec) -> JobSpec {
     let mut spec = spec.clone();
     spec.layout = Layout::ONE;
     spec.actions = Vec::new();
-    spec.recovery.buddy = false;
-    spec.train.checkpointing = Checkpointing::None;
+    spec.recovery.peer_replica = false;
+    spec.train.recompute = RecomputePolicy::None;
     if spec.train.reduction == Reduction::Fast {
-        spec.train.reduction_runs = 1;
+        spec.train.gradient_groups = 1;
     }
     spec
 }
@@ -95,8 +95,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Control for Told {
-    fn wish(&self) -> Wish {
-        Wish { revision: 1, ..Wish::NONE }
+    fn directive(&self) -> Directive {
+        Directive { revision: 1, ..Directive::NONE }
     }
 
     fn tell(&self, event: Event) {
@@ -112,7 +112,7 @@ fn run(mut assignments: Vec<Assignment>, directory: &Path, data: &PreparedData) 
     for a in &mut assignments {
         a.directory = directory.to_string_lossy().into_owned();
         a.data = data.clone();
-        (a.forming_ms, a.operation_ms) = (10_000, 60_000);
+        (a.rendezvous_ms, a.operation_ms) = (10_000, 60_000);
     }
     let (told, store) = (Told::default(), MemoryStore::default());
     std::thread::scope(|scope| {
@@ -199,8 +199,8 @@ fn compare(found: &Numbers, wanted: &Numbers, spec: &JobSpec) -> Result<()> {
         };
         for (a, b) in pairs() {
             close("loss", a.step, a.loss, b.loss)?;
-            if let (Some(a), Some(b), step) = (&a.held_out, &b.held_out, a.step) {
-                close("held-out loss", step, a.loss, b.loss)?;
+            if let (Some(a), Some(b), step) = (&a.validation, &b.validation, a.step) {
+                close("validation loss", step, a.loss, b.loss)?;
             }
         }
         return pairs()
@@ -208,11 +208,12 @@ fn compare(found: &Numbers, wanted: &Numbers, spec: &JobSpec) -> Result<()> {
             .try_for_each(|(a, b)| close("gradient norm", a.step, a.grad_norm, b.grad_norm));
     }
     for (a, b) in pairs() {
-        let held_out = |report: &StepReport| report.held_out.as_ref().map_or(0.0, |held_out| held_out.loss);
+        let validation =
+            |report: &StepReport| report.validation.as_ref().map_or(0.0, |validation| validation.loss);
         for (what, a_value, b_value) in [
             ("loss", a.loss, b.loss),
             ("gradient norm", a.grad_norm, b.grad_norm),
-            ("held-out loss", held_out(a), held_out(b)),
+            ("validation loss", validation(a), validation(b)),
             ("number of tokens", a.tokens as f64, b.tokens as f64),
             ("loss scale", a.loss_scale.unwrap_or(0.0), b.loss_scale.unwrap_or(0.0)),
         ] {

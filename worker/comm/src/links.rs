@@ -34,7 +34,7 @@ pub enum Axis {
     /// State that ranks of an earlier generation held, on its way to those that need it.
     Handover,
     /// Gradients for the copy that another rank keeps.
-    Buddy,
+    Replica,
     /// Gradients of one bucket between data ranks: parts to the owner of a slice, and sums back.
     Data {
         /// The bucket.
@@ -52,7 +52,7 @@ impl Axis {
             Axis::Optimizer => 3,
             Axis::World => 4,
             Axis::Handover => 5,
-            Axis::Buddy => 6,
+            Axis::Replica => 6,
             // Stages are at most as many as layers, and buckets a few for each.
             Axis::Edge { stage, backward } => 16 + 2 * stage + u32::from(backward),
             Axis::Data { bucket, gather } => (1 << 16) + 2 * bucket + u32::from(gather),
@@ -133,17 +133,17 @@ impl Links {
     /// Joins the generation as `rank` of `world`, which others reach at `port`. Two ranks connect when they first
     /// have something for each other.
     ///
-    /// Fails when the ranks are not all there after `forming_ms`, which the store measures; later operations fail
+    /// Fails when the ranks are not all there after `rendezvous_ms`, which the store measures; later operations fail
     /// after `operation_ms`.
     pub fn join(
         store: impl Store,
         rank: u32,
         world: u32,
         port: &Arc<DataPort>,
-        forming_ms: u64,
+        rendezvous_ms: u64,
         operation_ms: u64,
     ) -> Result<Links, TorchError> {
-        let connect = Duration::from_millis(forming_ms.min(CONNECT_MS));
+        let connect = Duration::from_millis(rendezvous_ms.min(CONNECT_MS));
         let mesh = Mesh::join(&store, rank, world, port, connect).map_err(TorchError)?;
         let network = Network::new(mesh, Duration::from_millis(operation_ms));
         Ok(Links { network: Some(network), now: Now::of(rank, world), rank, world })

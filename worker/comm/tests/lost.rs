@@ -6,7 +6,7 @@ mod common;
 use std::sync::Barrier;
 
 use coxswain_comm::{Axis, Group, Op, TorchError};
-use coxswain_native::ops::{self, Tape};
+use coxswain_native::ops::{self, WgradQueue};
 use tch::{Device, Kind, Tensor};
 
 use common::ranks;
@@ -19,8 +19,8 @@ fn ones(shape: &[i64]) -> Tensor {
 
 /// The gradient of `copies`' input, which sums over ranks.
 fn copied_and_back(group: &Group) -> Result<(), TorchError> {
-    let (x, tape) = (ones(&SHAPE).set_requires_grad(true), Tape::new());
-    let copies = ops::copy_to_shards(&x, group, &tape, 1, false)?;
+    let (x, wgrad_queue) = (ones(&SHAPE).set_requires_grad(true), WgradQueue::new());
+    let copies = ops::copy_to_shards(&x, group, &wgrad_queue, 1, false)?;
     ops::grad(&copies[0], &ones(&SHAPE), &x).map(drop)
 }
 
@@ -36,8 +36,10 @@ const COLLECTIVES: [Collective; 7] = [
     ("a sum", |group| group.reduce(&ones(&[4]), Op::Sum).map(drop)),
     ("a gather", |group| group.gather(&ones(&[4]), 0).map(drop)),
     ("the sum over shards", |group| ops::reduce_from_shards(&[ones(&SHAPE)], group, false).map(drop)),
-    ("the same, spread", |group| ops::reduce_from_shards(&[ones(&SHAPE)], group, true).map(drop)),
-    ("copies, spread", |group| ops::copy_to_shards(&ones(&SHAPE), group, &Tape::new(), 1, true).map(drop)),
+    ("the same, sequence parallel", |group| ops::reduce_from_shards(&[ones(&SHAPE)], group, true).map(drop)),
+    ("copies, sequence parallel", |group| {
+        ops::copy_to_shards(&ones(&SHAPE), group, &WgradQueue::new(), 1, true).map(drop)
+    }),
     ("the backward pass of copies", copied_and_back),
     ("the loss over a split vocabulary", loss),
 ];

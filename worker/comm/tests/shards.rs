@@ -1,10 +1,10 @@
-//! Logical tensor shards over one, two and four ranks: the same bits, spread over the sequence or not.
+//! Logical tensor shards over one, two and four ranks: the same bits, sequence_parallel over the sequence or not.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 mod common;
 
 use coxswain_comm::{Axis, Links};
-use coxswain_native::ops::{self, NormUse, Slot, Tape};
+use coxswain_native::ops::{self, NormUse, Slot, WgradQueue};
 use tch::{Device, Kind, Tensor};
 
 use common::ranks;
@@ -49,46 +49,59 @@ fn slots(shapes: &[&[i64]]) -> Vec<(Slot, Tensor)> {
 }
 
 /// A feed-forward layer and a head with its loss, forward and backward, as one of `world` ranks.
-fn step(links: &Links, world: usize, spread: bool, kind: Kind) -> Bits {
+fn step(links: &Links, world: usize, sequence_parallel: bool, kind: Kind) -> Bits {
     let all: Vec<u32> = (0..world as u32).collect();
     let group = links.group(&all, Axis::Tensor).unwrap();
     let (rank, count) = (links.rank() as usize, SHARDS / world);
     let own = rank * count..(rank + 1) * count;
-    let tokens = if spread { TOKENS / world as i64 } else { TOKENS };
-    let first = if spread { rank as i64 * tokens } else { 0 };
+    let tokens = if sequence_parallel { TOKENS / world as i64 } else { TOKENS };
+    let first = if sequence_parallel { rank as i64 * tokens } else { 0 };
     let cut = |x: Tensor| x.narrow(1, first, tokens).contiguous();
-    let gathered = |x: &Tensor| if spread { group.gather(x, 1).unwrap() } else { x.detach() };
+    let gathered = |x: &Tensor| if sequence_parallel { group.gather(x, 1).unwrap() } else { x.detach() };
 
-    let tape = Tape::new();
+    let wgrad_queue = WgradQueue::new();
     let x = cut(numbers(1, &[BATCH, TOKENS, DIM], kind)).set_requires_grad(true);
     let weight = |name: u64, shard: usize, shape: &[i64]| numbers(10 * name + shard as u64, shape, kind);
     let grads = slots(&[&[WIDTH, DIM][..], &[DIM, WIDTH], &[WIDTH, DIM]].repeat(count));
     // A norm's weight has a gradient for each shard's tokens: all of them here, or those of this rank.
-    let slices = if spread { count } else { SHARDS };
+    let slices = if sequence_parallel { count } else { SHARDS };
     let norms = slots(&vec![&[DIM][..]; slices]);
     let slice = TOKENS / SHARDS as i64;
     let uses: Vec<_> = (0..slices as i64)
         .zip(&norms)
         .map(|(at, (slot, _))| NormUse { slot, first: at * slice, tokens: slice })
         .collect();
-    let normed = ops::rms_norm(&x, &numbers(2, &[DIM], Kind::Float), 1e-5, &uses, &tape).unwrap();
+    let normed = ops::rms_norm(&x, &numbers(2, &[DIM], Kind::Float), 1e-5, &uses, &wgrad_queue).unwrap();
 
-    let copies = ops::copy_to_shards(&normed, &group, &tape, count, spread).unwrap();
+    let copies = ops::copy_to_shards(&normed, &group, &wgrad_queue, count, sequence_parallel).unwrap();
     let parts: Vec<_> = (0..count)
         .map(|i| {
-            let up =
-                ops::linear(&copies[i], &weight(3, own.start + i, &[WIDTH, DIM]), &grads[3 * i].0, &tape);
-            ops::linear(&up.unwrap(), &weight(4, own.start + i, &[DIM, WIDTH]), &grads[3 * i + 1].0, &tape)
-                .unwrap()
+            let up = ops::linear(
+                &copies[i],
+                &weight(3, own.start + i, &[WIDTH, DIM]),
+                &grads[3 * i].0,
+                &wgrad_queue,
+            );
+            ops::linear(
+                &up.unwrap(),
+                &weight(4, own.start + i, &[DIM, WIDTH]),
+                &grads[3 * i + 1].0,
+                &wgrad_queue,
+            )
+            .unwrap()
         })
         .collect();
-    let y = &x + ops::reduce_from_shards(&parts, &group, spread).unwrap();
+    let y = &x + ops::reduce_from_shards(&parts, &group, sequence_parallel).unwrap();
 
-    let copies = ops::copy_to_shards(&y, &group, &tape, count, spread).unwrap();
+    let copies = ops::copy_to_shards(&y, &group, &wgrad_queue, count, sequence_parallel).unwrap();
     let logits: Vec<_> = (0..count)
         .map(|i| {
-            let logits =
-                ops::linear(&copies[i], &weight(5, own.start + i, &[WIDTH, DIM]), &grads[3 * i + 2].0, &tape);
+            let logits = ops::linear(
+                &copies[i],
+                &weight(5, own.start + i, &[WIDTH, DIM]),
+                &grads[3 * i + 2].0,
+                &wgrad_queue,
+            );
             logits.unwrap().view([BATCH * TOKENS, WIDTH])
         })
         .collect();
@@ -96,11 +109,11 @@ fn step(links: &Links, world: usize, spread: bool, kind: Kind) -> Bits {
     let starts: Vec<_> = own.clone().map(|shard| shard as u64 * WIDTH as u64).collect();
     let loss = ops::cross_entropy(logits, &Tensor::from_slice(&targets), None, &starts, &group).unwrap();
     let dx = ops::grad(&loss, &Tensor::ones([], (Kind::Double, Device::Cpu)), &x).unwrap();
-    tape.flush().unwrap();
+    wgrad_queue.flush().unwrap();
 
     let norm = norms.iter().map(|(_, grad)| grad.copy()).collect::<Vec<_>>();
     let norm = Tensor::stack(&norm, 0);
-    let norm = if spread { group.gather(&norm, 0).unwrap() } else { norm };
+    let norm = if sequence_parallel { group.gather(&norm, 0).unwrap() } else { norm };
     Bits {
         whole: [gathered(&y.detach()), gathered(&dx), loss.detach(), norm].iter().map(bits).collect(),
         shards: grads.chunks(3).map(|shard| shard.iter().map(|(_, grad)| bits(grad)).collect()).collect(),
@@ -115,15 +128,23 @@ fn the_number_of_ranks_changes_no_bit() {
         let finite = alone.whole.iter().chain(alone.shards.iter().flatten()).flatten();
         assert!(finite.copied().all(|bits| f64::from_bits(bits).is_finite()), "{kind:?}");
         for world in [1, 2, 4] {
-            for spread in [false, true] {
+            for sequence_parallel in [false, true] {
                 let mut shards = Vec::new();
                 for (rank, part) in
-                    ranks(world, |links| step(&links, world as usize, spread, kind)).into_iter().enumerate()
+                    ranks(world, |links| step(&links, world as usize, sequence_parallel, kind))
+                        .into_iter()
+                        .enumerate()
                 {
-                    assert_eq!(part.whole, alone.whole, "{kind:?}, rank {rank} of {world}, spread: {spread}");
+                    assert_eq!(
+                        part.whole, alone.whole,
+                        "{kind:?}, rank {rank} of {world}, sequence_parallel: {sequence_parallel}"
+                    );
                     shards.extend(part.shards);
                 }
-                assert_eq!(shards, alone.shards, "{kind:?}, {world} ranks, spread: {spread}");
+                assert_eq!(
+                    shards, alone.shards,
+                    "{kind:?}, {world} ranks, sequence_parallel: {sequence_parallel}"
+                );
             }
         }
     }

@@ -36,9 +36,9 @@ pub fn fingerprint(assignment: &Assignment, runtime: &str) -> Fingerprint {
         threads: assignment.threads,
         dtype: "fp32".to_owned(),
         precision: train.precision.name().to_owned(),
-        micro_batches: train.micro_batches,
-        micro_batch: train.micro_batch,
-        reduction_runs: if train.reduction == Reduction::Fast { 0 } else { train.reduction_runs },
+        global_micro_batches: train.global_micro_batches,
+        micro_batch_size: train.micro_batch_size,
+        gradient_groups: if train.reduction == Reduction::Fast { 0 } else { train.gradient_groups },
         tensor_shards: train.tensor_shards.unwrap_or(0),
     }
 }

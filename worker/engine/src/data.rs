@@ -16,7 +16,7 @@ use crate::model::on_device;
 
 mod corrupt;
 
-use corrupt::Mending;
+use corrupt::SpanCorruption;
 
 /// The tokens of a micro-batch.
 #[derive(Debug)]
@@ -73,9 +73,9 @@ enum Objective {
     /// The token after it.
     Next,
     /// Itself, where it is hidden (arXiv 1810.04805).
-    Masked(Masking),
+    MaskedLm(Masking),
     /// What was taken out of the text that its encoder reads.
-    Mend(Mending),
+    SpanCorruption(SpanCorruption),
     /// The class of the text, which the first token is asked for.
     Class,
     /// The answer after its prompt.
@@ -138,7 +138,7 @@ impl Masking {
 pub struct Tokens {
     train: OpenTokens,
     samples: Samples,
-    held_out: Option<OpenTokens>,
+    validation: Option<OpenTokens>,
     lengths: Lengths,
     rows: u32,
     micro_batches: u32,
@@ -175,22 +175,22 @@ impl Tokens {
             Ok::<_, EngineError>(tokenizer.word_starts())
         });
         let words = words.transpose()?;
-        // A draw apart from those of samples, dropout and values at birth.
+        // A draw apart from those of samples, dropout and initial values.
         let key = draw(train.seed, u64::from(b'm'));
         let tokens = Tokens {
             train: open(&data.train)?,
             samples: Samples::new(data.train.tokens(), lengths.window, train.seed),
-            held_out: data.held_out.clone().map(|file| open(&file.into())).transpose()?,
+            validation: data.validation.clone().map(|file| open(&file.into())).transpose()?,
             lengths,
-            rows: train.micro_batch,
-            micro_batches: train.micro_batches,
+            rows: train.micro_batch_size,
+            micro_batches: train.global_micro_batches,
             objective: match spec.model.head {
                 _ if train.pairs && lengths.source > 0 => Objective::Reply(start),
                 _ if train.pairs => Objective::Answer,
-                _ if lengths.source > 0 => Objective::Mend(Mending {
+                _ if lengths.source > 0 => Objective::SpanCorruption(SpanCorruption {
                     key,
                     corruption: train.corruption,
-                    share: train.masked,
+                    share: train.mask_rate,
                     mask,
                     end_of_text,
                     start,
@@ -199,7 +199,7 @@ impl Tokens {
                 Head::MaskedLm { .. } => {
                     // Of a vocabulary of our own all tokens but the last are text.
                     let text = if mask == vocab - 1 { mask } else { vocab };
-                    Objective::Masked(Masking { key, rate: train.masked, mask, text, words })
+                    Objective::MaskedLm(Masking { key, rate: train.mask_rate, mask, text, words })
                 }
                 Head::Lm => Objective::Next,
                 Head::Pooled { .. } => Objective::Class,
@@ -226,29 +226,29 @@ impl Tokens {
         self.read(&self.train, rows)
     }
 
-    /// Rounds of `micro_batches` micro-batches that cover the held-out text.
-    pub fn held_out_rounds(&self) -> u64 {
+    /// Rounds of `micro_batches` micro-batches that cover the validation text.
+    pub fn validation_rounds(&self) -> u64 {
         let round = u64::from(self.micro_batches) * u64::from(self.rows);
-        self.held_out_windows().div_ceil(round)
+        self.validation_windows().div_ceil(round)
     }
 
-    fn held_out_windows(&self) -> u64 {
-        let tokens = self.held_out.as_ref().map_or(0, OpenTokens::len);
+    fn validation_windows(&self) -> u64 {
+        let tokens = self.validation.as_ref().map_or(0, OpenTokens::len);
         tokens.saturating_sub(1).div_ceil(self.lengths.window.into())
     }
 
-    /// A micro-batch of a round over the held-out text: consecutive windows, the last one short,
+    /// A micro-batch of a round over the validation text: consecutive windows, the last one short,
     /// rows past the end empty.
-    pub fn held_out(&self, round: u64, micro_batch: u32) -> Result<MicroBatchData, EngineError> {
+    pub fn validation(&self, round: u64, micro_batch: u32) -> Result<MicroBatchData, EngineError> {
         let tokens = self
-            .held_out
+            .validation
             .as_ref()
-            .ok_or_else(|| EngineError::Other("there is no held-out text".to_owned()))?;
+            .ok_or_else(|| EngineError::Other("there is no validation text".to_owned()))?;
         let first = (round * u64::from(self.micro_batches) + u64::from(micro_batch)) * u64::from(self.rows);
         let windows = (first..first + u64::from(self.rows)).map(|window| {
             let start = window * u64::from(self.lengths.window);
             let targets = (tokens.len() - 1).saturating_sub(start).min(self.lengths.window.into());
-            // Samples of training count up from 0, windows of the held-out text down from the end.
+            // Samples of training count up from 0, windows of the validation text down from the end.
             (targets > 0).then_some((!window, start, targets as usize))
         });
         self.read(tokens, windows)
@@ -275,7 +275,7 @@ impl Tokens {
                 if self.separate { documents_of(&window[..len], self.end_of_text) } else { vec![0; len] };
             let (row_ids, row_targets) = match &self.objective {
                 Objective::Next => (window[..len].to_vec(), window.get(1..).unwrap_or_default().to_vec()),
-                Objective::Masked(masking) => {
+                Objective::MaskedLm(masking) => {
                     counts.push(len as u32);
                     masking.hide(sample, &window[..len])
                 }
@@ -300,13 +300,13 @@ impl Tokens {
                     let begun = std::iter::once(i64::from(*start)).chain(answer.iter().copied());
                     (begun.take(answer.len()).collect(), answer.to_vec())
                 }
-                Objective::Mend(mending) => {
-                    let mended = mending.corrupt(sample, &window[..len], &of);
-                    counts.push(mended.source.len() as u32);
-                    documents.own.push(padded_of(mended.targets_of, sequence, PADDED_TARGETS));
-                    documents.source.push(padded_of(mended.source_of, source_len, PADDED_SOURCE));
-                    pad(&mut source, mended.source, source_len, 0);
-                    (mended.ids, mended.targets)
+                Objective::SpanCorruption(spans) => {
+                    let corrupted = spans.corrupt(sample, &window[..len], &of);
+                    counts.push(corrupted.source.len() as u32);
+                    documents.own.push(padded_of(corrupted.targets_of, sequence, PADDED_TARGETS));
+                    documents.source.push(padded_of(corrupted.source_of, source_len, PADDED_SOURCE));
+                    pad(&mut source, corrupted.source, source_len, 0);
+                    (corrupted.ids, corrupted.targets)
                 }
             };
             if source_len == 0 {

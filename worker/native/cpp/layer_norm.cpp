@@ -1,4 +1,4 @@
-// LayerNorm, and biases; the gradients of their vectors go on the tape.
+// LayerNorm, and biases; the gradients of their vectors go on the queue of weight gradients.
 #include "function.h"
 #include "kernels.h"
 #include "uses.h"
@@ -71,7 +71,7 @@ void file_weight(const Uses& uses, const Tensor& x, const Tensor& dy, const Tens
 struct LayerNorm : Function<LayerNorm> {
   static Tensor forward(
       AutogradContext* ctx, const Tensor& x_in, const Tensor& w, const Tensor& b, double eps, int64_t w_uses,
-      int64_t b_uses, int64_t tape) {
+      int64_t b_uses, int64_t wgrad_queue) {
     expect_vector(w, x_in, "layer_norm's weight");
     expect_vector(b, x_in, "layer_norm's bias");
     counted_at<Uses>(w_uses)->expect_partition(x_in.size(-2));
@@ -96,7 +96,7 @@ struct LayerNorm : Function<LayerNorm> {
     ctx->save_for_backward({x, w, mean, rstd});
     ctx->saved_data["w_uses"] = capsule_at<Uses>(w_uses);
     ctx->saved_data["b_uses"] = capsule_at<Uses>(b_uses);
-    ctx->saved_data["tape"] = capsule_at<Tape>(tape);
+    ctx->saved_data["wgrad_queue"] = capsule_at<WgradQueue>(wgrad_queue);
     return y;
   }
 
@@ -120,7 +120,7 @@ struct LayerNorm : Function<LayerNorm> {
         });
       });
     const auto w_uses = kept<Uses>(ctx, "w_uses"), b_uses = kept<Uses>(ctx, "b_uses");
-    kept<Tape>(ctx, "tape")->entries.push_back([w_uses, b_uses, x, dy, mean, rstd] {
+    kept<WgradQueue>(ctx, "wgrad_queue")->entries.push_back([w_uses, b_uses, x, dy, mean, rstd] {
       file_weight(*w_uses, x, dy, mean, rstd);
       file_bias(*b_uses, dy);
     });
@@ -130,7 +130,7 @@ struct LayerNorm : Function<LayerNorm> {
 
 // y = x + b over the last dim.
 struct AddBias : Function<AddBias> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& b, int64_t uses, int64_t tape) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& b, int64_t uses, int64_t wgrad_queue) {
     expect_vector(b, x_in, "a bias");
     counted_at<Uses>(uses)->expect_partition(x_in.size(-2));
     const Tensor x = x_in.contiguous();
@@ -149,14 +149,14 @@ struct AddBias : Function<AddBias> {
         });
       });
     ctx->saved_data["uses"] = capsule_at<Uses>(uses);
-    ctx->saved_data["tape"] = capsule_at<Tape>(tape);
+    ctx->saved_data["wgrad_queue"] = capsule_at<WgradQueue>(wgrad_queue);
     return y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto uses = kept<Uses>(ctx, "uses");
     const Tensor dy = grads[0].contiguous();
-    kept<Tape>(ctx, "tape")->entries.push_back([uses, dy] { file_bias(*uses, dy); });
+    kept<WgradQueue>(ctx, "wgrad_queue")->entries.push_back([uses, dy] { file_bias(*uses, dy); });
     return {dy, Tensor(), Tensor(), Tensor()};
   }
 };
@@ -169,18 +169,18 @@ using namespace coxswain;
 extern "C" {
 
 char* cx_layer_norm(
-    const void* x, const void* w, const void* b, double eps, UseList w_uses, UseList b_uses, void* tape, void** out) {
+    const void* x, const void* w, const void* b, double eps, UseList w_uses, UseList b_uses, void* wgrad_queue, void** out) {
   return guarded([&] {
     const auto of_w = uses_of(w_uses), of_b = uses_of(b_uses);
     *out = handle(LayerNorm::apply(tensor(x), tensor(w), tensor(b), eps, pointer(of_w.get()), pointer(of_b.get()),
-                                   pointer(tape)));
+                                   pointer(wgrad_queue)));
   });
 }
 
-char* cx_add_bias(const void* x, const void* b, UseList uses, void* tape, void** out) {
+char* cx_add_bias(const void* x, const void* b, UseList uses, void* wgrad_queue, void** out) {
   return guarded([&] {
     const auto list = uses_of(uses);
-    *out = handle(AddBias::apply(tensor(x), tensor(b), pointer(list.get()), pointer(tape)));
+    *out = handle(AddBias::apply(tensor(x), tensor(b), pointer(list.get()), pointer(wgrad_queue)));
   });
 }
 

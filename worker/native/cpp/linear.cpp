@@ -1,4 +1,4 @@
-// The linear map, with its weight gradient on the tape.
+// The linear map, with its weight gradient on the queue of weight gradients.
 #include "function.h"
 
 namespace coxswain {
@@ -22,14 +22,14 @@ void weight_grad(Slot& slot, const Tensor& dy_no, const Tensor& x_nd) {
 
 // y[n, o] = x[n, d] w[o, d]^T
 struct Linear : Function<Linear> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, int64_t slot, int64_t tape) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, int64_t slot, int64_t wgrad_queue) {
     TORCH_CHECK(x.dim() > 0 && w.dim() == 2 && x.size(-1) == w.size(1) && x.scalar_type() == w.scalar_type(),
                 "linear has x ", x.sizes(), " of ", x.scalar_type(), " for weights ", w.sizes(), " of ",
                 w.scalar_type());
     const Tensor x_nd = x.reshape({-1, x.size(-1)});
     ctx->save_for_backward({x_nd, w});
     ctx->saved_data["slot"] = capsule_at<Slot>(slot);
-    ctx->saved_data["tape"] = capsule_at<Tape>(tape);
+    ctx->saved_data["wgrad_queue"] = capsule_at<WgradQueue>(wgrad_queue);
     auto shape = x.sizes().vec();
     shape.back() = w.size(0);
     return at::mm(x_nd, w.t()).view(shape);
@@ -40,7 +40,7 @@ struct Linear : Function<Linear> {
     const Tensor x_nd = saved[0], w = saved[1];
     const Tensor dy_no = grads[0].reshape({-1, w.size(0)});
     const auto slot = kept<Slot>(ctx, "slot");
-    kept<Tape>(ctx, "tape")->entries.push_back([slot, x_nd, dy_no] { weight_grad(*slot, dy_no, x_nd); });
+    kept<WgradQueue>(ctx, "wgrad_queue")->entries.push_back([slot, x_nd, dy_no] { weight_grad(*slot, dy_no, x_nd); });
     auto shape = grads[0].sizes().vec();
     shape.back() = w.size(1);
     return {at::mm(dy_no, w).view(shape), Tensor(), Tensor(), Tensor()};
@@ -52,6 +52,6 @@ struct Linear : Function<Linear> {
 
 using namespace coxswain;
 
-extern "C" char* cx_linear(const void* x, const void* w, void* slot, void* tape, void** out) {
-  return guarded([&] { *out = handle(Linear::apply(tensor(x), tensor(w), pointer(slot), pointer(tape))); });
+extern "C" char* cx_linear(const void* x, const void* w, void* slot, void* wgrad_queue, void** out) {
+  return guarded([&] { *out = handle(Linear::apply(tensor(x), tensor(w), pointer(slot), pointer(wgrad_queue))); });
 }

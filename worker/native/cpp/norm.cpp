@@ -1,4 +1,4 @@
-// RMSNorm, with its weight's gradients on the tape.
+// RMSNorm, with its weight's gradients on the queue of weight gradients.
 #include "function.h"
 #include "kernels.h"
 #include "uses.h"
@@ -32,7 +32,7 @@ Tensor weight_grad(const Use& use, const Tensor& dy_btd, const Tensor& x_btd, co
 // y = x / rms(x) * w over the last dim (arXiv 1910.07467).
 struct RmsNorm : Function<RmsNorm> {
   static Tensor forward(
-      AutogradContext* ctx, const Tensor& x_in, const Tensor& w, double eps, int64_t uses_at, int64_t tape) {
+      AutogradContext* ctx, const Tensor& x_in, const Tensor& w, double eps, int64_t uses_at, int64_t wgrad_queue) {
     expect_fp32(w, "rms_norm's weight");
     expect_beside(w, x_in, "rms_norm");
     TORCH_CHECK(x_in.dim() > 1 && x_in.size(-1) > 0 && w.is_contiguous() && w.numel() == x_in.size(-1),
@@ -58,7 +58,7 @@ struct RmsNorm : Function<RmsNorm> {
       });
     ctx->save_for_backward({x, w, rstd});
     ctx->saved_data["uses"] = c10::IValue::make_capsule(uses);
-    ctx->saved_data["tape"] = capsule_at<Tape>(tape);
+    ctx->saved_data["wgrad_queue"] = capsule_at<WgradQueue>(wgrad_queue);
     return y;
   }
 
@@ -81,7 +81,7 @@ struct RmsNorm : Function<RmsNorm> {
         });
       });
     const auto uses = kept<Uses>(ctx, "uses");
-    kept<Tape>(ctx, "tape")->entries.push_back([uses, x, dy, rstd] {
+    kept<WgradQueue>(ctx, "wgrad_queue")->entries.push_back([uses, x, dy, rstd] {
       for (const auto& use : uses->list) accumulate(*use.slot, weight_grad(use, dy, x, rstd));
     });
     return {dx, Tensor(), Tensor(), Tensor(), Tensor()};
@@ -93,9 +93,9 @@ struct RmsNorm : Function<RmsNorm> {
 
 using namespace coxswain;
 
-extern "C" char* cx_rms_norm(const void* x, const void* w, double eps, UseList uses, void* tape, void** out) {
+extern "C" char* cx_rms_norm(const void* x, const void* w, double eps, UseList uses, void* wgrad_queue, void** out) {
   return guarded([&] {
     const auto list = uses_of(uses);
-    *out = handle(RmsNorm::apply(tensor(x), tensor(w), eps, pointer(list.get()), pointer(tape)));
+    *out = handle(RmsNorm::apply(tensor(x), tensor(w), eps, pointer(list.get()), pointer(wgrad_queue)));
   });
 }

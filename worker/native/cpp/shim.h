@@ -38,7 +38,7 @@ inline std::vector<at::Tensor> tensors(void* const* handles, size_t count) {
   return list;
 }
 
-// Slots, tapes and groups are counted: a graph or a filed entry that still names one keeps it alive,
+// Slots, queues and groups are counted: a graph or a deferred entry that still names one keeps it alive,
 // whatever order their owners on the Rust side are dropped in.
 template <class T>
 c10::intrusive_ptr<T> counted(const void* handle) {
@@ -54,18 +54,18 @@ struct Slot : torch::CustomClassHolder {
   bool fresh = true;
 };
 
-// Weight gradients that a backward pass has filed and that are still to be computed, in order.
-using Filed = std::vector<std::function<void()>>;
+// Weight gradients that a backward pass has deferred and that are still to be computed, in order.
+using DeferredWgrads = std::vector<std::function<void()>>;
 // Computes them, and lets go of each one's tensors as soon as it is done.
-void run(Filed filed);
+void run(DeferredWgrads deferred);
 
 // Where backward passes file weight gradients: the W action of zero-bubble schedules takes them from
 // here, and they are run at once where the schedule does not split backward.
-struct Tape : torch::CustomClassHolder {
-  Filed entries;
+struct WgradQueue : torch::CustomClassHolder {
+  DeferredWgrads entries;
   // Whether backward passes leave the entries alone while their sums travel.
   bool held = false;
-  Filed take();
+  DeferredWgrads take();
   void flush();
 };
 

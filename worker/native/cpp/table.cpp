@@ -1,4 +1,4 @@
-// Rows of a small table turned over, with the table's gradient on the tape.
+// Rows of a small table turned over, with the table's gradient on the queue of weight gradients.
 #include "function.h"
 
 namespace coxswain {
@@ -6,14 +6,14 @@ namespace {
 
 struct TableColumns : Function<TableColumns> {
   static Tensor forward(
-      AutogradContext* ctx, const Tensor& anchor, const Tensor& table, const Tensor& rows, int64_t slot, int64_t tape) {
+      AutogradContext* ctx, const Tensor& anchor, const Tensor& table, const Tensor& rows, int64_t slot, int64_t wgrad_queue) {
     expect_fp32(table, "table_columns");
     TORCH_CHECK(table.dim() == 2 && rows.dim() == 1 && rows.scalar_type() == at::kLong && anchor.defined(),
                 "table_columns takes a table [v, h] and rows [n], not ", table.sizes(), " and ", rows.sizes());
     ctx->save_for_backward({rows});
     ctx->saved_data["size"] = table.size(0);
     ctx->saved_data["slot"] = capsule_at<Slot>(slot);
-    ctx->saved_data["tape"] = capsule_at<Tape>(tape);
+    ctx->saved_data["wgrad_queue"] = capsule_at<WgradQueue>(wgrad_queue);
     return table.index_select(0, rows).t().contiguous();
   }
 
@@ -21,7 +21,7 @@ struct TableColumns : Function<TableColumns> {
     const Tensor rows = ctx->get_saved_variables()[0], dy = grads[0].to(at::kFloat).contiguous();
     const int64_t size = ctx->saved_data.at("size").toInt();
     const auto slot = kept<Slot>(ctx, "slot");
-    kept<Tape>(ctx, "tape")->entries.push_back([slot, rows, dy, size] {
+    kept<WgradQueue>(ctx, "wgrad_queue")->entries.push_back([slot, rows, dy, size] {
       const int64_t heads = dy.size(0), count = dy.size(1);
       Tensor sum = at::zeros({size, heads}, dy.options());
       float* to = sum.data_ptr<float>();
@@ -45,8 +45,8 @@ struct TableColumns : Function<TableColumns> {
 using namespace coxswain;
 
 extern "C" char* cx_table_columns(
-    const void* anchor, const void* table, const void* rows, void* slot, void* tape, void** out) {
+    const void* anchor, const void* table, const void* rows, void* slot, void* wgrad_queue, void** out) {
   return guarded([&] {
-    *out = handle(TableColumns::apply(tensor(anchor), tensor(table), tensor(rows), pointer(slot), pointer(tape)));
+    *out = handle(TableColumns::apply(tensor(anchor), tensor(table), tensor(rows), pointer(slot), pointer(wgrad_queue)));
   });
 }

@@ -47,13 +47,13 @@ unsafe extern "C" {
     pub(crate) fn cx_slot_free(slot: *mut c_void);
     pub(crate) fn cx_slot_set(slot: *mut c_void, grad: *const c_void);
     pub(crate) fn cx_slot_fresh(slot: *const c_void) -> bool;
-    pub(crate) fn cx_tape_new() -> *mut c_void;
-    pub(crate) fn cx_tape_free(tape: *mut c_void);
-    pub(crate) fn cx_tape_hold(tape: *mut c_void, held: bool);
-    pub(crate) fn cx_tape_flush(tape: *mut c_void) -> *mut c_char;
-    pub(crate) fn cx_tape_take(tape: *mut c_void) -> *mut c_void;
-    pub(crate) fn cx_filed_run(filed: *mut c_void) -> *mut c_char;
-    pub(crate) fn cx_filed_free(filed: *mut c_void);
+    pub(crate) fn cx_wgrad_queue_new() -> *mut c_void;
+    pub(crate) fn cx_wgrad_queue_free(wgrad_queue: *mut c_void);
+    pub(crate) fn cx_wgrad_queue_hold(wgrad_queue: *mut c_void, held: bool);
+    pub(crate) fn cx_wgrad_queue_flush(wgrad_queue: *mut c_void) -> *mut c_char;
+    pub(crate) fn cx_wgrad_queue_take(wgrad_queue: *mut c_void) -> *mut c_void;
+    pub(crate) fn cx_deferred_run(deferred: *mut c_void) -> *mut c_char;
+    pub(crate) fn cx_deferred_free(deferred: *mut c_void);
 
     pub(crate) fn cx_grad(
         output: *const c_void,
@@ -65,7 +65,7 @@ unsafe extern "C" {
         x: *const c_void,
         w: *const c_void,
         slot: *mut c_void,
-        tape: *mut c_void,
+        wgrad_queue: *mut c_void,
         out: *mut *mut c_void,
     ) -> *mut c_char;
     pub(crate) fn cx_rms_norm(
@@ -73,7 +73,7 @@ unsafe extern "C" {
         w: *const c_void,
         eps: f64,
         uses: UseList,
-        tape: *mut c_void,
+        wgrad_queue: *mut c_void,
         out: *mut *mut c_void,
     ) -> *mut c_char;
     pub(crate) fn cx_layer_norm(
@@ -83,14 +83,14 @@ unsafe extern "C" {
         eps: f64,
         w_uses: UseList,
         b_uses: UseList,
-        tape: *mut c_void,
+        wgrad_queue: *mut c_void,
         out: *mut *mut c_void,
     ) -> *mut c_char;
     pub(crate) fn cx_add_bias(
         x: *const c_void,
         b: *const c_void,
         uses: UseList,
-        tape: *mut c_void,
+        wgrad_queue: *mut c_void,
         out: *mut *mut c_void,
     ) -> *mut c_char;
     pub(crate) fn cx_table_columns(
@@ -98,7 +98,7 @@ unsafe extern "C" {
         table: *const c_void,
         rows: *const c_void,
         slot: *mut c_void,
-        tape: *mut c_void,
+        wgrad_queue: *mut c_void,
         out: *mut *mut c_void,
     ) -> *mut c_char;
     pub(crate) fn cx_rope(
@@ -116,16 +116,16 @@ unsafe extern "C" {
     pub(crate) fn cx_copy_to_shards(
         x: *const c_void,
         group: *mut c_void,
-        tape: *mut c_void,
+        wgrad_queue: *mut c_void,
         count: usize,
-        spread: bool,
+        sequence_parallel: bool,
         outs: *mut *mut c_void,
     ) -> *mut c_char;
     pub(crate) fn cx_reduce_from_shards(
         parts: *const *const c_void,
         count: usize,
         group: *mut c_void,
-        spread: bool,
+        sequence_parallel: bool,
         out: *mut *mut c_void,
     ) -> *mut c_char;
     pub(crate) fn cx_cross_entropy(

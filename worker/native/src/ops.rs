@@ -1,4 +1,4 @@
-//! Autograd functions, the tape that they file weight gradients on, and the optimizer.
+//! Autograd functions, the queue to which they defer weight gradients, and the optimizer.
 //!
 //! Activations are fp32, bf16 or fp16; arithmetic inside an operation is fp32, and so are the buffers of
 //! weight gradients. An operation's result has its input's type.
@@ -17,14 +17,14 @@ use crate::ffi;
 mod activation;
 mod optimizer;
 mod parallel;
-mod tape;
 mod vector;
+mod wgrad_queue;
 
 pub use activation::{Gate, Unary, activate, gated};
 pub use optimizer::{AdamW, NORM_BLOCK, Update, adamw, sum_squares, sum_squares_blocks, tree_sum};
 pub use parallel::{copy_to_shards, cross_entropy, reduce_from_shards};
-pub use tape::{Filed, Slot, Tape};
 pub use vector::{NormUse, add_bias, layer_norm, rms_norm, table_columns};
+pub use wgrad_queue::{DeferredWgrads, Slot, WgradQueue};
 
 pub(crate) fn raw(x: &Tensor) -> *const c_void {
     x.as_ptr() as *const c_void
@@ -45,9 +45,9 @@ pub fn grad(output: &Tensor, output_grad: &Tensor, input: &Tensor) -> Result<Ten
 
 /// `x w^T`: x `[.., d]`, w `[o, d]`, result `[.., o]`, all of one type. Backward files w's gradient for
 /// `slot`; a low precision's is rounded to it before it is accumulated in fp32.
-pub fn linear(x: &Tensor, w: &Tensor, slot: &Slot, tape: &Tape) -> Result<Tensor, TorchError> {
-    // SAFETY: all are alive during the call; the graph takes references of its own to slot and tape.
-    made(|out| unsafe { ffi::cx_linear(raw(x), raw(w), slot.0, tape.0, out) })
+pub fn linear(x: &Tensor, w: &Tensor, slot: &Slot, wgrad_queue: &WgradQueue) -> Result<Tensor, TorchError> {
+    // SAFETY: all are alive during the call; the graph takes references of its own to slot and queue of weight gradients.
+    made(|out| unsafe { ffi::cx_linear(raw(x), raw(w), slot.0, wgrad_queue.0, out) })
 }
 
 /// Rotary positions (arXiv 2104.09864): x `[b, t, h, k]`, cos and sin `[t, k/2]`.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use coxswain_native::net::{Group, Op};
-use coxswain_native::ops::{self, AdamW, Gate, NormUse, Tape, Update};
+use coxswain_native::ops::{self, AdamW, Gate, NormUse, Update, WgradQueue};
 use tch::{Device, Kind, Tensor};
 
 mod support;
@@ -12,20 +12,20 @@ use support::{F32, close, randn, reference, seed, slot_like};
 fn linear_returns_the_input_gradient_and_files_the_weight_gradient() {
     let (x, w, dy) = (randn(&[2, 5, 16]).set_requires_grad(true), randn(&[24, 16]), randn(&[2, 5, 24]));
     let (slot, dw) = slot_like(&w);
-    let tape = Tape::new();
-    let y = ops::linear(&x, &w, &slot, &tape).unwrap();
+    let wgrad_queue = WgradQueue::new();
+    let y = ops::linear(&x, &w, &slot, &wgrad_queue).unwrap();
     let dx = ops::grad(&y, &dy, &x).unwrap();
-    assert!(slot.is_fresh(), "the weight gradient waits on the tape");
-    tape.flush().unwrap();
+    assert!(slot.is_fresh(), "the weight gradient waits in the queue");
+    wgrad_queue.flush().unwrap();
     let (y64, grads) = reference(&[&x, &w], &dy, |i| i[0].matmul(&i[1].tr()));
     close("y", &y, &y64, 1e-5);
     close("dx", &dx, &grads[0], 1e-5);
     close("dw", &dw, &grads[1], 1e-5);
 
     // A second micro-batch adds.
-    let y = ops::linear(&x, &w, &slot, &tape).unwrap();
+    let y = ops::linear(&x, &w, &slot, &wgrad_queue).unwrap();
     drop(ops::grad(&y, &dy, &x).unwrap());
-    tape.flush().unwrap();
+    wgrad_queue.flush().unwrap();
     close("2 dw", &dw, &(2.0 * &grads[1]), 1e-5);
 }
 
@@ -34,10 +34,11 @@ fn rms_norm_rope_and_swiglu_agree_with_float64() {
     // 70 is no multiple of the kernels' 32 lanes.
     let (x, w, dy) = (randn(&[3, 7, 70]).set_requires_grad(true), randn(&[70]), randn(&[3, 7, 70]));
     let (slot, dw) = slot_like(&w);
-    let tape = Tape::new();
-    let y = ops::rms_norm(&x, &w, 1e-5, &[NormUse { slot: &slot, first: 0, tokens: 7 }], &tape).unwrap();
+    let wgrad_queue = WgradQueue::new();
+    let y =
+        ops::rms_norm(&x, &w, 1e-5, &[NormUse { slot: &slot, first: 0, tokens: 7 }], &wgrad_queue).unwrap();
     let dx = ops::grad(&y, &dy, &x).unwrap();
-    tape.flush().unwrap();
+    wgrad_queue.flush().unwrap();
     let (y64, grads) = reference(&[&x, &w], &dy, |i| {
         let mean = (&i[0] * &i[0]).mean_dim([-1i64].as_slice(), true, Kind::Double);
         &i[0] / (mean + 1e-5).sqrt() * &i[1]
@@ -222,7 +223,7 @@ fn a_group_of_one_is_a_group_and_errors_say_what_happened() {
     assert!(Group::new(None, &[0, 1], 0, 0).is_err());
     let error = ops::rope(&randn(&[1, 2, 1, 4]), &randn(&[3, 2]), &randn(&[3, 2])).unwrap_err();
     assert!(error.to_string().contains("rope tables are [3, 2]"), "{error}");
-    let tape = Tape::new();
+    let wgrad_queue = WgradQueue::new();
     let (slot, _) = slot_like(&x);
     let uses = |first, tokens| {
         [NormUse { slot: &slot, first: 0, tokens: 1 }, NormUse { slot: &slot, first, tokens }]
@@ -232,16 +233,16 @@ fn a_group_of_one_is_a_group_and_errors_say_what_happened() {
         (uses(1, 1), "uses for 2 tokens of 4"),
         (uses(1, 4), "uses for 5 tokens of 4"),
     ] {
-        let error = ops::rms_norm(&randn(&[1, 4, 4]), &x, 1e-5, &uses, &tape).unwrap_err();
+        let error = ops::rms_norm(&randn(&[1, 4, 4]), &x, 1e-5, &uses, &wgrad_queue).unwrap_err();
         assert!(error.to_string().contains(want), "{error}");
     }
-    let error =
-        ops::linear(&randn(&[2, 4]), &randn(&[3, 4]).to_kind(Kind::BFloat16), &slot, &tape).unwrap_err();
+    let error = ops::linear(&randn(&[2, 4]), &randn(&[3, 4]).to_kind(Kind::BFloat16), &slot, &wgrad_queue)
+        .unwrap_err();
     assert!(
         error.to_string().contains("linear has x [2, 4] of Float for weights [3, 4] of BFloat16"),
         "{error}"
     );
-    let error = ops::copy_to_shards(&x, &alone, &tape, 0, false).unwrap_err();
+    let error = ops::copy_to_shards(&x, &alone, &wgrad_queue, 0, false).unwrap_err();
     assert!(error.to_string().contains("one logical shard at least"), "{error}");
     let error = ops::cross_entropy(vec![randn(&[1, 4])], &Tensor::from_slice(&[0i64]), None, &[0, 4], &alone)
         .unwrap_err();

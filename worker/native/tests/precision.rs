@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use coxswain_native::net::Group;
-use coxswain_native::ops::{self, Gate, NormUse, Tape};
+use coxswain_native::ops::{self, Gate, NormUse, WgradQueue};
 use tch::{Device, Kind, Tensor};
 
 mod support;
@@ -35,12 +35,12 @@ fn linear_and_its_fp32_weight_gradient() {
     for (kind, unit) in KINDS {
         let (x, w, dy) = (leaf(&[2, 5, 48], kind), sample(&[24, 48], kind), sample(&[2, 5, 24], kind));
         let (slot, dw) = slot_like(&w);
-        let tape = Tape::new();
+        let wgrad_queue = WgradQueue::new();
         let (y64, grads) = reference(&[&x, &w], &dy, |i| i[0].matmul(&i[1].tr()));
         for round in 1..=3 {
-            let y = ops::linear(&x, &w, &slot, &tape).unwrap();
+            let y = ops::linear(&x, &w, &slot, &wgrad_queue).unwrap();
             let dx = ops::grad(&y, &dy, &x).unwrap();
-            tape.flush().unwrap();
+            wgrad_queue.flush().unwrap();
             // A product may round a partial sum on its way.
             close("y", &y, &y64, 2.0 * unit);
             close("dx", &dx, &grads[0], 2.0 * unit);
@@ -49,8 +49,8 @@ fn linear_and_its_fp32_weight_gradient() {
         }
         // Three equal parts add up in fp32: in bf16 the third would be rounded away in places.
         let (once, part) = slot_like(&w);
-        drop(ops::grad(&ops::linear(&x, &w, &once, &tape).unwrap(), &dy, &x).unwrap());
-        tape.flush().unwrap();
+        drop(ops::grad(&ops::linear(&x, &w, &once, &wgrad_queue).unwrap(), &dy, &x).unwrap());
+        wgrad_queue.flush().unwrap();
         assert_eq!(bits(&dw), bits(&((&part + &part) + &part)), "{kind:?}");
     }
 }
@@ -62,10 +62,11 @@ fn rms_norm_rope_and_swiglu() {
         // 70 is no multiple of the kernels' 32 lanes.
         let (x, w, dy) = (leaf(&[3, 8, 70], kind), randn(&[70]), sample(&[3, 8, 70], kind));
         let (slot, dw) = slot_like(&w);
-        let tape = Tape::new();
-        let y = ops::rms_norm(&x, &w, 1e-5, &[NormUse { slot: &slot, first: 0, tokens: 8 }], &tape).unwrap();
+        let wgrad_queue = WgradQueue::new();
+        let y = ops::rms_norm(&x, &w, 1e-5, &[NormUse { slot: &slot, first: 0, tokens: 8 }], &wgrad_queue)
+            .unwrap();
         let dx = ops::grad(&y, &dy, &x).unwrap();
-        tape.flush().unwrap();
+        wgrad_queue.flush().unwrap();
         let (y64, grads) = reference(&[&x, &w], &dy, |i| {
             let mean = (&i[0] * &i[0]).mean_dim([-1i64].as_slice(), true, Kind::Double);
             &i[0] / (mean + 1e-5).sqrt() * &i[1]
@@ -108,7 +109,7 @@ fn rounding_to_bf16_is_to_the_nearest_even_and_keeps_nan_and_infinity() {
     let x = Tensor::ones([1, 1, 6], F32).to_kind(Kind::BFloat16);
     let (slot, _) = slot_like(&w);
     let uses = [NormUse { slot: &slot, first: 0, tokens: 1 }];
-    let y = ops::rms_norm(&x, &w, 0.0, &uses, &Tape::new()).unwrap().view([6]).to_kind(Kind::Float);
+    let y = ops::rms_norm(&x, &w, 0.0, &uses, &WgradQueue::new()).unwrap().view([6]).to_kind(Kind::Float);
     let want = w.to_kind(Kind::BFloat16).to_kind(Kind::Float);
     for i in 0..6 {
         let (got, want) = (y.double_value(&[i]), want.double_value(&[i]));

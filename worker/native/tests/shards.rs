@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use coxswain_native::net::Group;
-use coxswain_native::ops::{self, NormUse, Slot, Tape};
+use coxswain_native::ops::{self, NormUse, Slot, WgradQueue};
 use tch::{Device, Kind, Tensor};
 
 mod support;
@@ -13,7 +13,7 @@ fn a_norm_sums_its_weight_gradient_for_each_use_apart() {
     for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
         let (x, w) = (randn(&[3, 8, 70]).to_kind(kind).set_requires_grad(true), randn(&[70]));
         let dy = randn(&[3, 8, 70]).to_kind(kind);
-        let tape = Tape::new();
+        let wgrad_queue = WgradQueue::new();
         let run = |x: &Tensor, dy: &Tensor, ranges: &[(i64, i64)]| -> (Tensor, Tensor, Vec<Tensor>) {
             let slots: Vec<(Slot, Tensor)> = ranges.iter().map(|_| slot_like(&w)).collect();
             let uses: Vec<_> = ranges
@@ -21,9 +21,9 @@ fn a_norm_sums_its_weight_gradient_for_each_use_apart() {
                 .zip(&slots)
                 .map(|(&(first, tokens), (slot, _))| NormUse { slot, first, tokens })
                 .collect();
-            let y = ops::rms_norm(x, &w, 1e-5, &uses, &tape).unwrap();
+            let y = ops::rms_norm(x, &w, 1e-5, &uses, &wgrad_queue).unwrap();
             let dx = ops::grad(&y, dy, x).unwrap();
-            tape.flush().unwrap();
+            wgrad_queue.flush().unwrap();
             (y, dx, slots.into_iter().map(|(_, grad)| grad).collect())
         };
         let (y, dx, whole) = run(&x, &dy, &[(0, 8)]);
@@ -43,7 +43,7 @@ fn a_norm_sums_its_weight_gradient_for_each_use_apart() {
 #[test]
 fn one_rank_adds_its_shards_in_the_tree() {
     let alone = Group::new(None, &[0], 0, 0).unwrap();
-    let tape = Tape::new();
+    let wgrad_queue = WgradQueue::new();
     // Sums of these depend on the order: 1e8 swallows small numbers that come after it.
     let values = [1e8, 1.0, -1e8, 3.25, 5.0, -2.5];
     for (count, want) in [
@@ -53,14 +53,14 @@ fn one_rank_adds_its_shards_in_the_tree() {
         (4, (1e8_f32 + 1.0) + (-1e8 + 3.25)),
         (6, ((1e8_f32 + 1.0) + (-1e8 + 3.25)) + (5.0 + -2.5)),
     ] {
-        for spread in [false, true] {
+        for sequence_parallel in [false, true] {
             let part = |i: usize| Tensor::full([2, 4, 3], values[i], (Kind::Float, Device::Cpu));
             let x = part(0).set_requires_grad(true);
-            let copies = ops::copy_to_shards(&x, &alone, &tape, count, spread).unwrap();
+            let copies = ops::copy_to_shards(&x, &alone, &wgrad_queue, count, sequence_parallel).unwrap();
             assert_eq!(copies.len(), count);
             // The gradient of shard i is `values[i]`, and so is its part of the sum.
             let parts: Vec<_> = copies.iter().enumerate().map(|(i, copy)| copy / 1e8 * part(i)).collect();
-            let sum = ops::reduce_from_shards(&parts, &alone, spread).unwrap();
+            let sum = ops::reduce_from_shards(&parts, &alone, sequence_parallel).unwrap();
             assert_eq!(sum.double_value(&[0, 0, 0]), f64::from(want), "{count} shards");
             let dx = ops::grad(&sum, &Tensor::full([2, 4, 3], 1e8, (Kind::Float, Device::Cpu)), &x).unwrap();
             assert_eq!(dx.double_value(&[1, 3, 2]), f64::from(want), "{count} shards");
@@ -72,7 +72,7 @@ fn one_rank_adds_its_shards_in_the_tree() {
 fn a_shard_that_nobody_used_has_no_gradient() {
     let alone = Group::new(None, &[0], 0, 0).unwrap();
     let x = randn(&[1, 2, 3]).set_requires_grad(true);
-    let copies = ops::copy_to_shards(&x, &alone, &Tape::new(), 4, false).unwrap();
+    let copies = ops::copy_to_shards(&x, &alone, &WgradQueue::new(), 4, false).unwrap();
     let dx = ops::grad(&(&copies[2] * 3.0), &x.ones_like().detach(), &x).unwrap();
     assert_eq!(dx, x.full_like(3.0).detach());
 }

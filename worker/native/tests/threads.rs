@@ -6,7 +6,7 @@
 use coxswain_native::attention::{self, BlockList, Options, ProbabilityDropout, Visible};
 use coxswain_native::linear_attention::linear_attention;
 use coxswain_native::net::Group;
-use coxswain_native::ops::{self, Gate, NormUse, Tape, Unary};
+use coxswain_native::ops::{self, Gate, NormUse, Unary, WgradQueue};
 use coxswain_native::random::{Place, dropout};
 use coxswain_types::mask::{Blocks, layer_mask};
 use coxswain_types::model::Attention;
@@ -33,18 +33,18 @@ fn both(inputs: &[&Tensor], f: impl Fn() -> Tensor) -> Vec<Tensor> {
 type Part = fn(Kind) -> Vec<Tensor>;
 
 fn rows(kind: Kind) -> Vec<Tensor> {
-    let (tape, x) = (Tape::new(), leaf(&[3, 67, 333], kind));
+    let (wgrad_queue, x) = (WgradQueue::new(), leaf(&[3, 67, 333], kind));
     let (w, b) = (randn(&[333]), randn(&[333]));
     let [(w_slot, dw), (b_slot, db)] = [&w, &b].map(slot_like);
     let [w_use, b_use] = [&w_slot, &b_slot].map(|slot| [NormUse { slot, first: 0, tokens: 67 }]);
-    let mut all = both(&[&x], || ops::layer_norm(&x, &w, &b, 1e-5, &w_use, &b_use, &tape).unwrap());
-    tape.flush().unwrap();
+    let mut all = both(&[&x], || ops::layer_norm(&x, &w, &b, 1e-5, &w_use, &b_use, &wgrad_queue).unwrap());
+    wgrad_queue.flush().unwrap();
     all.extend([dw.copy(), db.copy()]);
     w_slot.set(&dw);
     b_slot.set(&db);
-    all.extend(both(&[&x], || ops::rms_norm(&x, &w, 1e-5, &w_use, &tape).unwrap()));
-    all.extend(both(&[&x], || ops::add_bias(&x, &b, &b_use, &tape).unwrap()));
-    tape.flush().unwrap();
+    all.extend(both(&[&x], || ops::rms_norm(&x, &w, 1e-5, &w_use, &wgrad_queue).unwrap()));
+    all.extend(both(&[&x], || ops::add_bias(&x, &b, &b_use, &wgrad_queue).unwrap()));
+    wgrad_queue.flush().unwrap();
     all.extend([dw, db]);
     all
 }

@@ -1,7 +1,7 @@
 //! LayerNorm, biases, activations and columns of tables against float64, forward and backward.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use coxswain_native::ops::{self, Gate, NormUse, Slot, Tape, Unary};
+use coxswain_native::ops::{self, Gate, NormUse, Slot, Unary, WgradQueue};
 use tch::{Kind, Tensor};
 
 mod support;
@@ -19,10 +19,11 @@ fn layer_norm_and_bias_agree_with_float64_and_each_use_has_a_sum_of_its_own() {
         let x = (randn(&[3, 7, 70]) * 2.0 + 1.0).to_kind(kind).detach().set_requires_grad(true);
         let (w, b, dy) = (randn(&[70]), randn(&[70]), randn(&[3, 7, 70]).to_kind(kind));
         let [(s0, w0), (s1, w1), (s2, b0), (s3, b1)] = [&w, &w, &b, &b].map(slot_like);
-        let tape = Tape::new();
-        let y = ops::layer_norm(&x, &w, &b, 1e-5, &uses([&s0, &s1]), &uses([&s2, &s3]), &tape).unwrap();
+        let wgrad_queue = WgradQueue::new();
+        let y =
+            ops::layer_norm(&x, &w, &b, 1e-5, &uses([&s0, &s1]), &uses([&s2, &s3]), &wgrad_queue).unwrap();
         let dx = ops::grad(&y, &dy, &x).unwrap();
-        tape.flush().unwrap();
+        wgrad_queue.flush().unwrap();
         let norm = |i: &[Tensor]| {
             let centred = &i[0] - i[0].mean_dim([-1i64].as_slice(), true, Kind::Double);
             let variance = (&centred * &centred).mean_dim([-1i64].as_slice(), true, Kind::Double);
@@ -39,9 +40,9 @@ fn layer_norm_and_bias_agree_with_float64_and_each_use_has_a_sum_of_its_own() {
         close("db of the first use", &b0, &grads[2], bound);
 
         let [(s0, b0), (s1, b1)] = [&b, &b].map(slot_like);
-        let y = ops::add_bias(&x, &b, &uses([&s0, &s1]), &tape).unwrap();
+        let y = ops::add_bias(&x, &b, &uses([&s0, &s1]), &wgrad_queue).unwrap();
         let dx = ops::grad(&y, &dy, &x).unwrap();
-        tape.flush().unwrap();
+        wgrad_queue.flush().unwrap();
         let (want, grads) = reference(&[&x, &b], &dy, |i| &i[0] + &i[1]);
         close("x + b", &y, &want, bound);
         assert_eq!(bits(&dx), bits(&dy));
@@ -103,12 +104,12 @@ fn columns_of_a_table_file_its_gradient() {
     let (anchor, table) = (randn(&[2]).set_requires_grad(true), randn(&[5, 3]));
     let rows = Tensor::from_slice(&[4_i64, 0, 4, 2, 2, 2]);
     let (slot, dtable) = slot_like(&table);
-    let tape = Tape::new();
-    let y = ops::table_columns(&anchor, &table, &rows, &slot, &tape).unwrap();
+    let wgrad_queue = WgradQueue::new();
+    let y = ops::table_columns(&anchor, &table, &rows, &slot, &wgrad_queue).unwrap();
     let dy = randn(&[3, 6]);
     let sum = (&y * &dy).sum(Kind::Float) + anchor.sum(Kind::Float);
     let da = ops::grad(&sum, &Tensor::ones([], F32), &anchor).unwrap();
-    tape.flush().unwrap();
+    wgrad_queue.flush().unwrap();
     let (want, grads) = reference(&[&table], &dy, |i| i[0].index_select(0, &rows).tr());
     close("columns", &y, &want, 1e-6);
     close("dtable", &dtable, &grads[0], 1e-6);

@@ -3,8 +3,8 @@ use tonic::transport::Endpoint;
 
 use super::*;
 
-fn wish(generation: u64) -> Desired {
-    Desired {
+fn directive(generation: u64) -> DesiredState {
+    DesiredState {
         revision: generation,
         generation: Generation(generation),
         assignment_digest: None,
@@ -58,7 +58,7 @@ fn at_work() -> (Agent, std::sync::mpsc::Sender<()>) {
 async fn a_worker_shows_its_old_generation_until_its_engine_has_ended() {
     let (mut agent, end) = at_work();
     for generation in [2, 3] {
-        agent.obey(wish(generation));
+        agent.obey(directive(generation));
         tokio::time::sleep(ENGINE_END_MIN / 3).await;
         let status = agent.message();
         assert_eq!((status.generation, status.assignment_digest.as_deref()), (1, Some("digest")));
@@ -70,23 +70,23 @@ async fn a_worker_shows_its_old_generation_until_its_engine_has_ended() {
     let ending = agent.ending.take().unwrap();
     agent.obey(ending.next);
     let status = agent.message();
-    assert_eq!((status.generation, status.assignment_digest), (3, None), "the newest wish counts");
+    assert_eq!((status.generation, status.assignment_digest), (3, None), "the newest directive counts");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wish_that_comes_once_the_engine_has_ended_leaves_nothing_to_follow() {
+async fn a_directive_that_comes_once_the_engine_has_ended_leaves_nothing_to_follow() {
     let (mut agent, end) = at_work();
-    agent.obey(wish(2));
+    agent.obey(directive(2));
     end.send(()).unwrap();
     agent.rank.ended().await;
-    agent.obey(wish(3));
+    agent.obey(directive(3));
     assert_eq!((agent.message().generation, agent.ending.is_none()), (3, true));
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_hangs_ends_its_process() {
     let (mut agent, _end) = at_work();
-    agent.obey(wish(2));
+    agent.obey(directive(2));
     let error = agent.engine_ended().await.unwrap_err().to_string();
     assert!(error.contains("did not within 30 s"), "{error}");
 }

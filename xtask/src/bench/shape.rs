@@ -149,9 +149,9 @@ impl Shape {
             "train": {
                 "steps": self.all_steps(),
                 "sequence": self.seq,
-                "micro_batch": self.micro_batch,
-                "micro_batches": self.micro_batches,
-                "checkpointing": if self.recomputes(row) { "full" } else { "none" },
+                "micro_batch_size": self.micro_batch,
+                "global_micro_batches": self.micro_batches,
+                "recompute": if self.recomputes(row) { "full" } else { "none" },
                 "precision": if row == Row::SingleBf16 { "bf16" } else { "fp32" },
                 // The peer's optimizer: AdamW with its defaults, no warm-up, no clipping.
                 "learning_rate": 3e-4,
@@ -241,7 +241,7 @@ mod tests {
         let job: Value = serde_json::from_str(&shape.job(Row::Pp2)).unwrap();
         assert_eq!(job["layout"], json!({ "data": 1, "pipeline": 2, "tensor": 1, "zero": 0 }));
         assert_eq!(job["train"]["steps"], 5);
-        assert_eq!(job["train"]["checkpointing"], "full");
+        assert_eq!(job["train"]["recompute"], "full");
         assert_eq!(job["model"]["kv_heads"], 4);
         assert_eq!(job["data"]["synthetic"]["tokens"], 2 * 8 * 5 * 257);
         assert_eq!(
@@ -255,7 +255,7 @@ mod tests {
     fn a_row_of_another_kind_says_so_on_both_sides() {
         for (row, key, value, flag) in [
             (Row::SingleBf16, "/train/precision", json!("bf16"), "--bf16"),
-            (Row::SingleFull, "/train/checkpointing", json!("full"), "--checkpoint"),
+            (Row::SingleFull, "/train/recompute", json!("full"), "--checkpoint"),
             (Row::Dp2Zero, "/layout/zero", json!(1), "--zero"),
         ] {
             let job: Value = serde_json::from_str(&shape(&[]).job(row)).unwrap();

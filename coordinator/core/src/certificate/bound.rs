@@ -67,10 +67,10 @@ pub(super) fn reason(one: &JobSpec, other: &JobSpec) -> Option<String> {
         ));
     }
     let fast = other.train.reduction == Reduction::Fast;
-    if fast && one.train.reduction_runs != other.train.reduction_runs {
+    if fast && one.train.gradient_groups != other.train.gradient_groups {
         reasons.push(format!(
             "gradients are summed in {} instead of {} runs; with train.reduction=canonical the bits are the same",
-            other.train.reduction_runs, one.train.reduction_runs
+            other.train.gradient_groups, one.train.gradient_groups
         ));
     }
     (!reasons.is_empty()).then(|| reasons.join("; "))
@@ -125,7 +125,7 @@ pub(super) fn said(difference: &Difference) -> String {
     let place = match (difference.step, &difference.parameter) {
         (Some(step), Some(parameter)) => format!("step {step}, {parameter}"),
         (Some(step), None) => format!("step {step}"),
-        (None, _) => "held-out".to_owned(),
+        (None, _) => "validation".to_owned(),
     };
     let size = if difference.relative.is_finite() {
         format!("{:.1e}", difference.relative)

@@ -21,10 +21,10 @@ const OPTIONS: [(&str, &str, &[&str]); 10] = [
     ("gpipe", "schedule", &["layout.schedule=gpipe"]),
     ("zb-h1", "schedule", &["layout.schedule=zb-h1"]),
     ("interleaved", "schedule", &["layout.schedule=interleaved", "layout.chunks=2"]),
-    ("none", "checkpointing", &["train.checkpointing=none"]),
-    ("full", "checkpointing", &["train.checkpointing=full"]),
-    ("attention", "checkpointing", &["train.checkpointing=attention"]),
-    ("ffn", "checkpointing", &["train.checkpointing=ffn"]),
+    ("none", "recompute", &["train.recompute=none"]),
+    ("full", "recompute", &["train.recompute=full"]),
+    ("attention", "recompute", &["train.recompute=attention"]),
+    ("ffn", "recompute", &["train.recompute=ffn"]),
 ];
 
 /// A layout by its name.

@@ -13,8 +13,8 @@ pub struct RunRecord {
     pub norms: BTreeMap<u64, f64>,
     /// The gradient norm of each parameter, by step and name.
     pub parameter_norms: BTreeMap<u64, BTreeMap<String, f64>>,
-    /// The held-out loss after the last step, where text is held out.
-    pub held_out: Option<f64>,
+    /// The validation loss after the last step, where there is a validation split.
+    pub validation: Option<f64>,
     /// The digest of each final tensor, weights and optimizer state alike.
     pub digests: BTreeMap<String, String>,
 }
@@ -25,7 +25,7 @@ pub struct Difference {
     /// The largest relative difference, in the larger of the two sizes. Infinite (`null` in JSON) where
     /// one side has no number or none that is finite.
     pub relative: f64,
-    /// The step of the largest; `None` for the held-out loss, and where all have the same bits.
+    /// The step of the largest; `None` for the validation loss, and where all have the same bits.
     pub step: Option<u64>,
     /// Whose it is, where each parameter has one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,7 +73,7 @@ fn union<'a, K: Ord, V>(own: &'a BTreeMap<K, V>, wanted: &'a BTreeMap<K, V>) -> 
 /// What two runs differ in.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Differences {
-    /// Of losses, the held-out one among them.
+    /// Of losses, the validation loss among them.
     pub loss: Difference,
     /// Of global gradient norms.
     pub gradient_norm: Difference,
@@ -107,7 +107,7 @@ impl Differences {
 /// Compares a run with the one it should equal.
 pub fn differences(own: &RunRecord, wanted: &RunRecord) -> Differences {
     let mut loss = Difference::of(&own.losses, &wanted.losses);
-    loss.note(None, None, own.held_out, wanted.held_out);
+    loss.note(None, None, own.validation, wanted.validation);
     let digests = union(&own.digests, &wanted.digests);
     let other = digests.iter().filter(|&&name| own.digests.get(name) != wanted.digests.get(name));
     let first = wanted.norms.iter().find(|(_, norm)| norm.is_finite()).map(|(step, _)| *step);
@@ -177,6 +177,6 @@ fn missing(own: &RunRecord, wanted: &RunRecord) -> Option<String> {
     if let Some((name, here)) = alone(&own.digests, &wanted.digests) {
         return Some(format!("the final tensor {name}: {}", side(here)));
     }
-    (own.held_out.is_some() != wanted.held_out.is_some())
-        .then(|| format!("the held-out loss: {}", side(own.held_out.is_some())))
+    (own.validation.is_some() != wanted.validation.is_some())
+        .then(|| format!("the validation loss: {}", side(own.validation.is_some())))
 }

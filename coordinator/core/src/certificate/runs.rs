@@ -37,7 +37,7 @@ pub fn run_sets(spec: &JobSpec, steps: u64) -> Vec<String> {
         format!("train.steps={steps}"),
         format!("train.warmup_steps={warmup}"),
         "train.parameter_norms=true".to_owned(),
-        "train.evaluate_every=0".to_owned(),
+        "train.validate_every=0".to_owned(),
         "checkpoint.every=0".to_owned(),
         "checkpoint.every_minutes=0".to_owned(),
     ];

@@ -10,7 +10,7 @@ const JOB: &str = "
 name: tiny
 model: {layers: 4, dim: 64, heads: 4, kv_heads: 2, ffn: 96, vocab: 320}
 data: {synthetic: {tokens: 4096}}
-train: {steps: 1000, sequence: 32, micro_batches: 8, warmup_steps: 20}
+train: {steps: 1000, sequence: 32, global_micro_batches: 8, warmup_steps: 20}
 ";
 
 fn spec_of(job: &str, sets: &[&str]) -> JobSpec {
@@ -33,7 +33,7 @@ fn record() -> RunRecord {
         losses: [(1, 6.0), (2, 5.0)].into(),
         norms: [(1, 1.5), (2, 1.25)].into(),
         parameter_norms: [(1, norms(1.0)), (2, norms(0.9))].into(),
-        held_out: Some(5.5),
+        validation: Some(5.5),
         digests: ["a", "b", "optimizer.a"].map(|name| (name.to_owned(), format!("digest of {name}"))).into(),
     }
 }
@@ -56,7 +56,7 @@ fn names_become_changes_to_the_job() {
                 "layout={pipeline: 2, tensor: 1, data: 1}",
                 "layout.schedule=interleaved",
                 "layout.chunks=2",
-                "train.checkpointing=full",
+                "train.recompute=full",
             ],
         ),
         ("job", &[]),
@@ -79,10 +79,9 @@ fn every_option_is_a_change_that_jobs_know() {
 }
 
 #[test]
-fn a_name_replaces_all_of_the_layout_and_keeps_checkpointing() {
-    let sets =
-        ["layout.schedule=interleaved", "layout.chunks=4", "layout.zero=1", "train.checkpointing=full"];
-    assert_eq!(spec("pp2", &sets), spec("pp2", &["train.checkpointing=full"]));
+fn a_name_replaces_all_of_the_layout_and_keeps_recompute() {
+    let sets = ["layout.schedule=interleaved", "layout.chunks=4", "layout.zero=1", "train.recompute=full"];
+    assert_eq!(spec("pp2", &sets), spec("pp2", &["train.recompute=full"]));
 }
 
 #[test]
@@ -122,13 +121,13 @@ fn the_runs_are_valid_jobs_whatever_their_schedule() {
         (5, &["train.learning_rate_schedule=wsd", "train.decay_steps=100"], (5, 5)),
         (25, &["train.learning_rate_schedule=wsd", "train.decay_steps=100"], (25, 20)),
         (5, &["train.learning_rate_schedule=constant", "train.warmup_steps=0"], (5, 0)),
-        (1, &["data={text: text.txt}", "train.evaluate_every=3", "checkpoint={every: 2}"], (1, 1)),
+        (1, &["data={text: text.txt}", "train.validate_every=3", "checkpoint={every: 2}"], (1, 1)),
     ] {
         let changes = run_sets(&spec_of(JOB, sets), steps);
         let all: Vec<_> = sets.iter().copied().chain(changes.iter().map(String::as_str)).collect();
         let spec = spec_of(JOB, &all);
         assert_eq!((spec.train.steps, spec.train.optimizer.warmup_steps), expected, "{sets:?}");
-        assert_eq!((spec.train.evaluate_every, spec.checkpoint.every), (0, 0));
+        assert_eq!((spec.train.validate_every, spec.checkpoint.every), (0, 0));
         assert!(spec.train.parameter_norms);
     }
 }

@@ -24,7 +24,7 @@ enum Field {
     Formation,
     Ranks,
     Begun,
-    Wish,
+    Directive,
     Cancelling,
     Step,
     Committed,
@@ -39,16 +39,16 @@ fn sets(entry: &Entry) -> Option<(&str, &'static [Field])> {
         Entry::Submitted(submission) => Some((&submission.job, &[Submission])),
         Entry::Preparing { job, .. } | Entry::Prepared { job } => Some((job, &[Preparing])),
         Entry::Formed { job, .. } => {
-            Some((job, &[Preparing, State, Formation, Ranks, Begun, Wish, Step, Committed]))
+            Some((job, &[Preparing, State, Formation, Ranks, Begun, Directive, Step, Committed]))
         }
         Entry::Begun { job, .. } => Some((job, &[Begun])),
-        Entry::Stopping { job, .. } | Entry::Saving { job, .. } => Some((job, &[Wish])),
+        Entry::Stopping { job, .. } | Entry::Saving { job, .. } => Some((job, &[Directive])),
         Entry::Cancelling { job, .. } => Some((job, &[Cancelling])),
         Entry::Interrupted { job, .. } | Entry::Regrouped { job, .. } => Some((job, &[State, Interruption])),
         Entry::Committed { job, .. } => Some((job, &[Committed])),
         Entry::Published { job, .. } => Some((job, &[Step, Committed, Checkpoint])),
         Entry::Ended { job, .. } => {
-            Some((job, &[Preparing, State, Ranks, Begun, Wish, Cancelling, Committed]))
+            Some((job, &[Preparing, State, Ranks, Begun, Directive, Cancelling, Committed]))
         }
     }
 }

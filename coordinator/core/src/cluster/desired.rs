@@ -2,21 +2,21 @@
 //! any message may be lost or repeated.
 
 use coxswain_types::ids::{Step, WorkerId};
-use coxswain_types::status::{Desired, Leave, LeaveCause};
+use coxswain_types::status::{DesiredState, Leave, LeaveCause};
 
 use super::Cluster;
 
 impl Cluster {
     /// What is wanted of `worker` now.
-    pub fn desired(&self, worker: &WorkerId) -> Desired {
+    pub fn desired(&self, worker: &WorkerId) -> DesiredState {
         let dismissed = self.dismissed.clone().map(|reason| Leave { cause: LeaveCause::Dismissed, reason });
         let out =
             || self.leave_of(worker).map(|leave| Leave { reason: format!("it {}", leave.reason), ..leave });
-        let idle = || Desired {
+        let idle = || DesiredState {
             revision: self.revisions.newest(),
             generation: self.generation,
             leave: dismissed.clone().or_else(out),
-            ..Desired::default()
+            ..DesiredState::default()
         };
         let Some((run, rank)) = self.run_of(worker).and_then(|run| Some((run, run.rank_of(worker)?))) else {
             return idle();
@@ -27,14 +27,14 @@ impl Cluster {
             member.status.generation == run.generation
                 && member.status.assignment_digest.as_ref() == Some(&seat.digest)
         });
-        Desired {
+        DesiredState {
             generation: run.generation,
             assignment_digest: Some(seat.digest.clone()),
             assignment: seat.assignment.clone().filter(|_| !named),
-            revision: run.wish.revision,
+            revision: run.directive.revision,
             // A step behind all: ranks stop after the one that they take.
-            run_to: if run.wish.stop.is_some() { Step(0) } else { run.steps },
-            save_after: run.wish.save_after,
+            run_to: if run.directive.stop.is_some() { Step(0) } else { run.steps },
+            save_after: run.directive.save_after,
             publish: run.saving.publishing().filter(|_| lead).cloned(),
             decided: run.saving.newest_decided(),
             acknowledged: if lead { run.acknowledged() } else { Step(0) },

@@ -9,7 +9,7 @@ use coxswain_types::job::{JobSpec, Layout};
 use coxswain_types::status::{Origin, Published, SavedFile, StepReport, WorkerInfo, WorkerStatus};
 use serde::{Deserialize, Serialize};
 
-use super::happening::NoteKind;
+use super::job_event::NoteKind;
 use super::planning::{Planned, Planning};
 use super::summary::Ending;
 use crate::plan::KEEPS_UP;
@@ -274,7 +274,7 @@ pub enum Entry {
         threads: u32,
         /// The step that the run starts from.
         from: Step,
-        /// The number of the wish that it runs to its last step.
+        /// The number of the directive that it runs to its last step.
         #[serde(default)]
         revision: u64,
         /// Its layout, where that is not the job's own.
@@ -289,7 +289,7 @@ pub enum Entry {
         job: String,
         /// The generation.
         generation: Generation,
-        /// The number of this wish.
+        /// The number of this directive.
         revision: u64,
         /// They save after the first step from this one on.
         after: Step,
@@ -313,7 +313,7 @@ pub enum Entry {
         job: String,
         /// The generation.
         generation: Generation,
-        /// The number of this wish.
+        /// The number of this directive.
         revision: u64,
         /// Why.
         reason: String,

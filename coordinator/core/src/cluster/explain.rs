@@ -7,8 +7,8 @@ use coxswain_types::status::Phase;
 
 use super::Cluster;
 use super::hang::{self, Look};
-use super::happening::begun_text;
 use super::job::Job;
+use super::job_event::begun_text;
 use super::run::Run;
 use super::summary::{Ending, JobState, Numbers, duration};
 
@@ -77,10 +77,10 @@ fn headline(job: &Job, elapsed_s: Option<u64>) -> String {
         summary.step, summary.steps, summary.priority, summary.directory
     );
     let numbers = summary.numbers.map(|numbers| {
-        let held_out = numbers.held_out.map(|loss| format!(" (held out {loss:.4})"));
+        let validation = numbers.validation.map(|loss| format!(" (validation {loss:.4})"));
         let Numbers { loss, tokens_per_second, .. } = numbers;
-        let held_out = held_out.unwrap_or_default();
-        format!("loss {loss:.4}{held_out}, {tokens_per_second:.0} {}s/s", summary.unit)
+        let validation = validation.unwrap_or_default();
+        format!("loss {loss:.4}{validation}, {tokens_per_second:.0} {}s/s", summary.unit)
     });
     let elapsed = elapsed_s.map(|seconds| format!("{} so far", duration(seconds as f64)));
     let left = summary.left_seconds().map(|seconds| format!("{} left", duration(seconds)));

@@ -11,7 +11,7 @@ use super::event::Compute;
 use super::planning::Sizes;
 use super::regroup::MIN_GAIN;
 use super::run::{Run, Seat};
-use crate::plan::{Fit, KEEPS_UP, counted, relief};
+use crate::plan::{Fit, KEEPS_UP, counted, rebalance_gain};
 
 /// What a job that gathers workers can do.
 pub(super) enum Choice {
@@ -191,7 +191,7 @@ impl<'a> Hall<'a> {
 
     /// Why the run would be faster if work were divided by how slow its workers are now, if it would: a straggler
     /// gets less, or a worker that waits takes its place, or one that keeps up again gets its share back.
-    pub(super) fn relief(&self, index: usize, run: &Run) -> Option<String> {
+    pub(super) fn rebalance_gain(&self, index: usize, run: &Run) -> Option<String> {
         let job = &self.cluster.jobs[index];
         let slow = job.slow_for_plans();
         let before: Vec<_> = run.seats.iter().map(|seat| seat.slow_percent).collect();
@@ -205,7 +205,7 @@ impl<'a> Hall<'a> {
         let mut then = here.clone();
         let replaced: Vec<_> = by_slowness.iter().zip(spares).map(|(&rank, spare)| (rank, spare)).collect();
         replaced.iter().for_each(|(rank, _)| then[*rank] = KEEPS_UP);
-        let gain = relief(&job.spec_at_work(), &before, &here, &then);
+        let gain = rebalance_gain(&job.spec_at_work(), &before, &here, &then);
         if gain < MIN_GAIN {
             return None;
         }

@@ -30,7 +30,7 @@ pub const SHRINK_AFTER_MS: u64 = 2000;
 /// What is wanted of all ranks of a generation, beside its last step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Asked {
-    /// The number of this wish.
+    /// The number of this directive.
     pub(super) revision: u64,
     /// They save after the first step from this one on.
     pub(super) save_after: Step,
@@ -72,7 +72,7 @@ pub(super) struct Job {
     /// The newest generation, as the journal has it.
     pub(super) formed: Vec<FormedRank>,
     /// What is wanted of that generation.
-    pub(super) wish: Asked,
+    pub(super) directive: Asked,
     /// When it wrote its newest checkpoint, or began to run, or this coordinator started.
     pub(super) saved_ms: u64,
     /// Whether a user cancelled it while it was at work.
@@ -86,7 +86,7 @@ pub(super) struct Job {
     /// When people were told last that a worker is slow, and whether they believe it now.
     pub(super) told_slow: BTreeMap<WorkerId, (u64, bool)>,
     /// Interruptions since the last new step.
-    pub(super) setbacks: u32,
+    pub(super) failed_attempts: u32,
     /// Workers whose device broke and that have not worked for it since.
     pub(super) broke: BTreeSet<WorkerId>,
     /// Workers between which the network did not answer.
@@ -95,7 +95,7 @@ pub(super) struct Job {
     /// divided by it.
     pub(super) slow: BTreeMap<WorkerId, u32>,
     /// How often its work was divided anew.
-    pub(super) reliefs: u32,
+    pub(super) rebalances: u32,
     /// The bits of loss and gradient norm of steps that may be taken again.
     pub(super) taken: BTreeMap<u64, (u64, u64)>,
 }
@@ -122,18 +122,18 @@ impl Job {
             interruption: None,
             interruptions: VecDeque::new(),
             formed: Vec::new(),
-            wish: Asked::default(),
+            directive: Asked::default(),
             saved_ms: 0,
             cancelling: None,
             committed: None,
             begun: None,
             numbers: None,
             told_slow: BTreeMap::new(),
-            setbacks: 0,
+            failed_attempts: 0,
             broke: BTreeSet::new(),
             apart: Apart::default(),
             slow: BTreeMap::new(),
-            reliefs: 0,
+            rebalances: 0,
             taken: BTreeMap::new(),
         }
     }
@@ -279,7 +279,7 @@ impl Job {
         }
         match before {
             None => {
-                self.setbacks = 0;
+                self.failed_attempts = 0;
                 let formed = &self.formed;
                 let here = |worker: &WorkerId| formed.iter().any(|rank| rank.worker == *worker);
                 self.broke.retain(|worker| !here(worker));

@@ -5,8 +5,8 @@ use coxswain_types::job::OnLoss;
 use coxswain_types::status::{Begun, Published, StepReport};
 
 use super::event::{Effect, Entry, Prepared, Submission, Weight};
-use super::happening::{NoteKind, begun_text};
 use super::job::Job;
+use super::job_event::{NoteKind, begun_text};
 use super::run::Commit;
 use super::summary::{Ending, JobState, JobSummary};
 use super::{Cluster, notice};
@@ -21,7 +21,7 @@ const MAX_REMEMBERED: usize = 1000;
 
 /// How often in a row a job is interrupted without a new step in between before it is given up: what
 /// comes again each time is no accident. Several losses while old steps are taken again may be one.
-pub const MAX_SETBACKS: u32 = 10;
+pub const MAX_FAILED_ATTEMPTS: u32 = 10;
 
 /// Why a job cannot be taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -126,16 +126,17 @@ impl Cluster {
         self.gather_again(id, cause, out);
     }
 
-    /// Gives up the job's generation and gathers workers again, up to [`MAX_SETBACKS`] times without a new step.
+    /// Gives up the job's generation and gathers workers again, up to [`MAX_FAILED_ATTEMPTS`] times without a new step.
     fn gather_again(&mut self, id: &str, cause: String, out: &mut Vec<Effect>) {
         let now_ms = self.now_ms;
         let Some(job) = self.job_mut(id) else { return };
         if job.cancelling.is_some() {
             return self.give_up(id, &cause, out);
         }
-        job.setbacks += 1;
-        if job.setbacks > MAX_SETBACKS {
-            let reason = format!("{cause}; {MAX_SETBACKS} tries before this one made no new step either");
+        job.failed_attempts += 1;
+        if job.failed_attempts > MAX_FAILED_ATTEMPTS {
+            let reason =
+                format!("{cause}; {MAX_FAILED_ATTEMPTS} tries before this one made no new step either");
             return self.end(id, Ending::Failed, reason, out);
         }
         let generation = job.generation;
@@ -281,7 +282,7 @@ impl Cluster {
             Some(step) => {
                 // Ranks stop because they were told to, by this coordinator or an earlier one.
                 let reason =
-                    run.wish.stop.clone().unwrap_or_else(|| "it was stopped after a step".to_owned());
+                    run.directive.stop.clone().unwrap_or_else(|| "it was stopped after a step".to_owned());
                 self.regroup(&job, step, reason, out);
             }
             None => {

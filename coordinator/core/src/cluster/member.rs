@@ -20,7 +20,7 @@ pub const MAX_WORKERS: usize = 16_384;
 /// beyond it one that is not here is forgotten.
 const MAX_NAMES: usize = 2 * MAX_WORKERS;
 
-/// How long a worker that shows that it has not heard a wish is left alone before it is told again: a
+/// How long a worker that shows that it has not heard a directive is left alone before it is told again: a
 /// heartbeat, so that one that cannot obey costs no more than that.
 const REMIND_MS: u64 = 1000;
 
@@ -125,7 +125,7 @@ impl Members {
         admission
     }
 
-    /// Whether a worker that has not heard a wish is to be told again now.
+    /// Whether a worker that has not heard a directive is to be told again now.
     pub(super) fn remind(&mut self, now_ms: u64, worker: &WorkerId) -> bool {
         let due = |member: &&mut Member| member.reminded_ms + REMIND_MS <= now_ms;
         let member = self.members.get_mut(worker).filter(due);

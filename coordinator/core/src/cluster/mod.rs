@@ -18,7 +18,7 @@
 //! - `cancel`: a cancelled job saves after the current step and ends, or ends at once.
 //! - `desired`, `revision`: what is wanted of each worker, and its number.
 //! - `hang`, `pace`: who holds up a run, and who slows it down; `watch`: how people are told.
-//! - [`summary`], `explain`, [`happening`]: what people are shown.
+//! - [`summary`], `explain`, [`job_event`]: what people are shown.
 //!
 //! The core has no clock: `now_ms` is the shell's monotonic time. What is written down survives a
 //! restart ([`Cluster::replay`]); what workers say again by themselves is not written down.
@@ -32,8 +32,8 @@ mod explain;
 mod form;
 mod hall;
 mod hang;
-pub mod happening;
 mod job;
+pub mod job_event;
 mod life;
 mod member;
 mod pace;
@@ -64,11 +64,11 @@ pub use summary::{Ending, JobState, JobSummary, Numbers, WorkerSummary, duration
 
 pub use apart::APART_MS;
 pub use hang::HANG_MS;
-pub use happening::Happening;
-use happening::NoteKind;
 use job::Job;
 pub use job::SHRINK_AFTER_MS;
-pub use life::{MAX_SETBACKS, MAX_WAITING, SubmitError};
+pub use job_event::JobEvent;
+use job_event::NoteKind;
+pub use life::{MAX_FAILED_ATTEMPTS, MAX_WAITING, SubmitError};
 use member::{Admission, Members};
 pub use planning::{Planned, Planning};
 pub use queue::MAX_TRIES;
@@ -140,7 +140,7 @@ impl Cluster {
             Event::Tick => self.expire(now_ms, &mut out),
         }
         self.advance(steady.as_ref(), &mut out);
-        // A wish is read off the state as the whole event leaves it, so it may be sent only after all that
+        // A directive is read off the state as the whole event leaves it, so it may be sent only after all that
         // this state follows from is on disk.
         out.sort_by_key(|effect| matches!(effect, Effect::Wake(_)));
         out

@@ -41,7 +41,7 @@ enum Turn {
     /// Its generation, which is smaller than its layout, can be formed anew with so many more workers.
     Grow(Generation, usize, Fit),
     /// Its generation can be formed anew with its work divided otherwise, for this reason.
-    Relieve(usize, String),
+    Rebalance(usize, String),
 }
 
 impl Cluster {
@@ -59,7 +59,7 @@ impl Cluster {
                 Some(Turn::Form(index, workers, fit)) => self.ask_for_plan(index, workers, fit, out),
                 Some(Turn::Look(index, sizes)) => self.ask_for_fit(index, sizes, out),
                 Some(Turn::Grow(generation, more, fit)) => self.grow(generation, more, &fit, out),
-                Some(Turn::Relieve(index, reason)) => self.relieve(index, reason, out),
+                Some(Turn::Rebalance(index, reason)) => self.relieve(index, reason, out),
             }
         }
     }
@@ -111,7 +111,8 @@ impl Cluster {
             let job = &self.jobs[index];
             let run = self.runs.iter().find(|run| run.generation == job.generation);
             let grows = run.filter(|_| job.is_shrunk()).map(|run| run.improves_ms(0));
-            let relieves = run.filter(|_| self.is_unbalanced(index)).map(|run| run.improves_ms(job.reliefs));
+            let relieves =
+                run.filter(|_| self.is_unbalanced(index)).map(|run| run.improves_ms(job.rebalances));
             grows.into_iter().chain(relieves)
         });
         let met = self.jobs.iter().filter(|job| job.waits() || job.is_shrunk());
@@ -148,7 +149,7 @@ impl Cluster {
                     let run = self.runs.iter().find(|run| run.generation == job.generation);
                     let may = |before: u32| {
                         let due = |run: &&Run| run.improves_ms(before) <= self.now_ms;
-                        run.filter(|run| run.wish.stop.is_none() && run.is_taken()).filter(due)
+                        run.filter(|run| run.directive.stop.is_none() && run.is_taken()).filter(due)
                     };
                     match may(0).map(|run| hall.growth(index, run)) {
                         Some(Growth::To(more, fit)) => {
@@ -159,11 +160,11 @@ impl Cluster {
                         }
                         Some(Growth::Look(_) | Growth::None) | None => {}
                     }
-                    let unbalanced = may(job.reliefs).filter(|_| self.is_unbalanced(index));
-                    if let Some(reason) = unbalanced.and_then(|run| hall.relief(index, run)) {
-                        return (reasons, Some(Turn::Relieve(index, reason)));
+                    let unbalanced = may(job.rebalances).filter(|_| self.is_unbalanced(index));
+                    if let Some(reason) = unbalanced.and_then(|run| hall.rebalance_gain(index, run)) {
+                        return (reasons, Some(Turn::Rebalance(index, reason)));
                     }
-                    if run.is_none_or(|run| run.wish.stop.is_none()) {
+                    if run.is_none_or(|run| run.directive.stop.is_none()) {
                         continue;
                     }
                 }

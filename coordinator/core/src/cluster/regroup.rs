@@ -3,9 +3,9 @@
 //! out whom a user drains or who was asked to stop, so a run that shrank grows again, and so a straggler gets
 //! less work or is replaced.
 //!
-//! A stop is a wish like the last step is: ranks agree on it in the closing exchange, by its number. For that
-//! every rank must know the wish before it, so a generation is stopped only once all ranks have theirs; and a
-//! wish keeps its number whoever tells it, so the number is in the journal before a rank hears of it.
+//! A stop is a directive like the last step is: ranks agree on it in the closing exchange, by its number. For that
+//! every rank must know the directive before it, so a generation is stopped only once all ranks have theirs; and a
+//! directive keeps its number whoever tells it, so the number is in the journal before a rank hears of it.
 
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Leave, LeaveCause};
@@ -89,7 +89,7 @@ impl Cluster {
     /// Why the generation should be formed anew, if it should.
     pub(super) fn wants_regrouping(&self, generation: Generation) -> Option<String> {
         let run = self.runs.iter().find(|run| run.generation == generation)?;
-        if run.wish.stop.is_some() || !run.is_taken() {
+        if run.directive.stop.is_some() || !run.is_taken() {
             return None;
         }
         if let Some(cancelling) = self.job(&run.job).and_then(|job| job.cancelling.as_ref()) {
@@ -112,7 +112,7 @@ impl Cluster {
     /// Stops a run whose work shall be divided anew, for this reason.
     pub(super) fn relieve(&mut self, index: usize, reason: String, out: &mut Vec<Effect>) {
         let Some(job) = self.jobs.get_mut(index) else { return };
-        job.reliefs += 1;
+        job.rebalances += 1;
         let generation = job.generation;
         self.stop(generation, reason, out);
     }
@@ -131,7 +131,7 @@ impl Cluster {
         self.revisions.grow();
         let revision = self.revisions.newest();
         let Some(run) = self.runs.iter_mut().find(|run| run.generation == generation) else { return };
-        run.wish = Asked { revision, stop: Some(reason.clone()), ..Asked::default() };
+        run.directive = Asked { revision, stop: Some(reason.clone()), ..Asked::default() };
         let job = run.job.clone();
         let wakes: Vec<_> = run.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())).collect();
         let then = if self.is_cancelling(&job) { "ends" } else { "goes on in another formation" };
@@ -142,7 +142,7 @@ impl Cluster {
         out.extend(wakes);
     }
 
-    /// All ranks stopped after `step`, short of the last one: workers are gathered again. It is no setback.
+    /// All ranks stopped after `step`, short of the last one: workers are gathered again. It is not a failed attempt.
     pub(super) fn regroup(&mut self, id: &str, step: Step, reason: String, out: &mut Vec<Effect>) {
         let Some(job) = self.job_mut(id) else { return };
         let generation = job.generation;

@@ -64,7 +64,7 @@ impl Cluster {
                     job.told_slow = job.slow.keys().map(|worker| (worker.clone(), (0, true))).collect();
                     job.formed = ranks;
                     job.layout = layout;
-                    job.wish = Asked { revision, ..Asked::default() };
+                    job.directive = Asked { revision, ..Asked::default() };
                     job.committed = None;
                     job.begun = None;
                     job.generation = generation;
@@ -78,12 +78,12 @@ impl Cluster {
             }
             Entry::Stopping { job, revision, reason, .. } => {
                 if let Some(job) = self.job_mut(&job) {
-                    job.wish = Asked { revision, stop: Some(reason), ..Asked::default() };
+                    job.directive = Asked { revision, stop: Some(reason), ..Asked::default() };
                 }
             }
             Entry::Saving { job, revision, after, .. } => {
                 if let Some(job) = self.job_mut(&job) {
-                    job.wish = Asked { revision, save_after: after, ..Asked::default() };
+                    job.directive = Asked { revision, save_after: after, ..Asked::default() };
                 }
             }
             Entry::Cancelling { job, reason } => {
@@ -122,7 +122,7 @@ impl Cluster {
                     job.formed = Vec::new();
                     job.slow.clear();
                     job.tries = 0;
-                    job.wish = Asked::default();
+                    job.directive = Asked::default();
                     job.cancelling = None;
                     job.begun = None;
                     job.committed = None;

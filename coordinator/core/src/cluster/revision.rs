@@ -1,7 +1,7 @@
-//! The numbers of wishes. A rank votes in each step with the newest number that it has seen, and the least of
+//! The numbers of directives. A rank votes in each step with the newest number that it has seen, and the least of
 //! all votes rules; so numbers grow, also from one start of the coordinator to the next.
 
-/// Below the epoch: wishes of one start. At a thousand a second these last for three months.
+/// Below the epoch: directives of one start. At a thousand a second these last for three months.
 const COUNT_BITS: u32 = 33;
 
 /// The closing exchange carries numbers as fp64, which is exact below this.

@@ -123,7 +123,7 @@ pub(super) struct Run {
     /// When it was formed.
     pub(super) formed_ms: u64,
     /// What is wanted of it.
-    pub(super) wish: Asked,
+    pub(super) directive: Asked,
     /// The newest step that the lead reported.
     pub(super) reported: Step,
     /// The newest step whose report is in the run's folder, as far as is known.
@@ -201,7 +201,7 @@ impl Run {
             ranks,
             steps,
             formed_ms: 0,
-            wish: Asked { revision, ..Asked::default() },
+            directive: Asked { revision, ..Asked::default() },
             step_seconds: VecDeque::new(),
             paces: Paces::default(),
             hang_told: None,
@@ -222,7 +222,7 @@ impl Run {
     pub(super) fn orphaned(job: &Job) -> Run {
         let seats = job.formed.iter().map(Seat::of_formed).collect();
         let mut run = Run::new(job.id().to_owned(), job.generation, seats, job.steps(), job.step, 0);
-        run.wish = job.wish.clone();
+        run.directive = job.directive.clone();
         run.saving.decided(job.committed.clone());
         run.back = Some((RETURN_MS, After::Restart));
         run.share(&job.spec_at_work(), job.threads);
@@ -359,7 +359,7 @@ impl Run {
         let done = status.published.as_ref().map(|published| published.step);
         let publish = self.saving.publishing().is_some_and(|publish| done < Some(publish.step));
         // All ranks have to know of a stop or a save before it counts, and not one says whether it does.
-        let wanted = self.wish.stop.is_some() || self.wish.save_after > decided;
+        let wanted = self.directive.stop.is_some() || self.directive.save_after > decided;
         let goes_on = wanted && status.phase == Phase::Running;
         saved || goes_on || (rank == 0 && (reports || publish))
     }

@@ -3,7 +3,7 @@
 //! checkpoint therefore exists for readers only after it cannot be lost.
 //!
 //! After which steps they write is the job's to say, and where its newest checkpoint is older than the job allows
-//! the coordinator's: it wishes for a save, and ranks agree in the closing exchange after which step that is.
+//! the coordinator's: it asks for a save, and ranks agree in the closing exchange after which step that is.
 
 use std::collections::BTreeMap;
 
@@ -24,11 +24,11 @@ impl Job {
 }
 
 impl Run {
-    /// Whether its ranks can be asked for a save: all know the wish before it, no other save is under way up to its
+    /// Whether its ranks can be asked for a save: all know the directive before it, no other save is under way up to its
     /// publication, and there are steps to save that the end of the run does not save anyway.
     fn can_save(&self) -> bool {
         let published = self.saving.published();
-        let asked = self.wish.stop.is_some() || self.wish.save_after > published;
+        let asked = self.directive.stop.is_some() || self.directive.save_after > published;
         let under_way = asked || self.saving.publishing().is_some();
         !under_way && self.is_taken() && self.reported > published && self.reported < self.steps
     }
@@ -46,7 +46,7 @@ impl Cluster {
         let revision = self.revisions.newest();
         let run = &mut self.runs[index];
         let (job, after) = (run.job.clone(), run.reported.next());
-        run.wish = Asked { revision, save_after: after, ..Asked::default() };
+        run.directive = Asked { revision, save_after: after, ..Asked::default() };
         out.push(Effect::Record(Entry::Saving { job, generation, revision, after }));
         out.extend(run.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())));
     }

@@ -82,8 +82,8 @@ impl JobSummary {
 pub struct Numbers {
     /// The loss of the newest step.
     pub loss: f64,
-    /// The newest held-out loss.
-    pub held_out: Option<f64>,
+    /// The newest validation loss.
+    pub validation: Option<f64>,
     /// Tokens a second, smoothed.
     pub tokens_per_second: f64,
     /// Seconds a step, smoothed.
@@ -100,7 +100,10 @@ impl Numbers {
         let (tokens, seconds) = (report.tokens_per_second, report.step_seconds);
         Numbers {
             loss: report.loss,
-            held_out: report.held_out.map(|held_out| held_out.loss).or(before.and_then(|old| old.held_out)),
+            validation: report
+                .validation
+                .map(|validation| validation.loss)
+                .or(before.and_then(|old| old.validation)),
             tokens_per_second: before.map_or(tokens, |old| smooth(old.tokens_per_second, tokens)),
             step_seconds: before.map_or(seconds, |old| smooth(old.step_seconds, seconds)),
         }

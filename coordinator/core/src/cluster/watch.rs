@@ -5,7 +5,7 @@ use coxswain_types::status::{Pace, Phase};
 
 use super::event::{Notice, Weight};
 use super::hang::{self, Look};
-use super::happening::NoteKind;
+use super::job_event::NoteKind;
 use super::notice;
 use super::pace::Finding;
 use super::run::{Run, SILENT_MS, Seat};

@@ -69,7 +69,9 @@ impl Held {
             input,
             receives: elsewhere(stage.previous),
             output: if stage.head { 0 } else { sizes.stream_after(stage.layers.end) },
-            tokens: 8 * u64::from(a.spec.train.micro_batch) * u64::from(lengths.source + 2 * lengths.target),
+            tokens: 8
+                * u64::from(a.spec.train.micro_batch_size)
+                * u64::from(lengths.source + 2 * lengths.target),
             parts,
         }
     }
@@ -141,7 +143,7 @@ impl Walk<'_> {
             Kind::SendBackward => self.free(held.input),
             Kind::Weight => {
                 self.rise(held.parts.iter().map(|(_, part, _)| part.low_copy).max().unwrap_or(0));
-                self.free(held.parts.iter().map(|(_, part, _)| part.filed).sum::<u64>() + held.tokens);
+                self.free(held.parts.iter().map(|(_, part, _)| part.deferred).sum::<u64>() + held.tokens);
                 let places: BTreeSet<Place> = held.parts.iter().map(|(place, ..)| *place).collect();
                 let looked_up = (held.input > 0 && !held.receives).then_some(Place::Embedding);
                 let places = places.into_iter().chain(looked_up).filter(|_| last);
@@ -163,7 +165,7 @@ impl Walk<'_> {
             self.live = (self.live + part.input_grad).saturating_sub(incoming);
             incoming = part.input_grad;
             if split {
-                self.live += part.filed;
+                self.live += part.deferred;
             }
             if last && !split && done.insert(*place) {
                 self.live += self.arriving.of(*place);

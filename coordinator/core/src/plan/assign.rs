@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use coxswain_types::assignment::{Buddy, Recompute, Stage};
+use coxswain_types::assignment::{PeerReplica, Recompute, Stage};
 use coxswain_types::params::{
     Parameter, ParameterRow, Place, Slice, Split, norm_slots, parameter_table, slice_of,
 };
@@ -24,7 +24,7 @@ const OPERATION_MS: u64 = 3_600_000;
 
 /// How long a group may take to form. Forming itself takes well under a second, and no file is read before it; the
 /// rest is for machines under load.
-const FORMING_MS: u64 = 20_000;
+const RENDEZVOUS_MS: u64 = 20_000;
 
 /// What is the same for every rank.
 struct Shared<'a> {
@@ -49,8 +49,9 @@ pub(super) fn assign(
     seated: &[&WorkerInfo],
 ) -> Vec<Assignment> {
     let spec = request.spec;
-    let runs = split(spec.train.micro_batches, spec.train.reduction_runs);
-    let data_nodes = balance.owned_runs.iter().map(|owned| cover(spec.train.reduction_runs, owned)).collect();
+    let runs = split(spec.train.global_micro_batches, spec.train.gradient_groups);
+    let data_nodes =
+        balance.owned_runs.iter().map(|owned| cover(spec.train.gradient_groups, owned)).collect();
     let table = parameter_table(&spec.model);
     let shard_count = spec.train.shards(spec.layout.tensor);
     let (first_slots, norm_slots) = norm_slots(&table, shard_count);
@@ -113,21 +114,21 @@ impl Shared<'_> {
             evaluate: schedule::evaluate(layout, at.pipeline, micro_batches),
             data: request.data.clone(),
             resume: request.resume.clone(),
-            buddy: self.buddy(at),
+            peer_replica: self.peer_replica(at),
             operation_ms: OPERATION_MS,
-            forming_ms: FORMING_MS,
+            rendezvous_ms: RENDEZVOUS_MS,
         }
     }
 
     /// The ranks that keep copies of each other: neighbours along the first axis on which no other rank
     /// holds the same. Where every rank has such a twin, or there is one rank only, nobody needs a copy.
-    fn buddy(&self, at: Coordinates) -> Option<Buddy> {
+    fn peer_replica(&self, at: Coordinates) -> Option<PeerReplica> {
         let layout = &self.request.spec.layout;
-        if !self.request.spec.recovery.buddy || (layout.data > 1 && !layout.zero) {
+        if !self.request.spec.recovery.peer_replica || (layout.data > 1 && !layout.zero) {
             return None;
         }
         let (before, after) = self.mesh.neighbours(at)?;
-        Some(Buddy {
+        Some(PeerReplica {
             of: self.mesh.rank(before),
             by: self.mesh.rank(after),
             parameters: self.rows(before, &self.stages(before)),

@@ -71,7 +71,7 @@ impl Balance {
             let percent = time(data).saturating_mul(u128::from(KEEPS_UP)) / least;
             if even { KEEPS_UP } else { u32::try_from(percent).unwrap_or(u32::MAX) }
         };
-        let runs = split(spec.train.micro_batches, spec.train.reduction_runs);
+        let runs = split(spec.train.global_micro_batches, spec.train.gradient_groups);
         let sizes: Vec<u64> = runs.iter().map(|run| u64::from(run.end - run.start)).collect();
         let owned_runs = divide(&sizes, &(0..data).map(slow).collect::<Vec<_>>());
         let micro_batches = |data: u32| -> u64 {
@@ -103,7 +103,7 @@ pub fn shares(spec: &JobSpec, slow_percent: &[u32]) -> Vec<f64> {
 /// How many times as fast the slowest rank would be done if the work, which was divided for workers as slow as
 /// `before`, were divided for workers as slow as `now`, where those of `here` are as slow as they are: a spare
 /// may take a slow one's place. 1 where there is no such plan.
-pub fn relief(spec: &JobSpec, before: &[u32], here: &[u32], now: &[u32]) -> f64 {
+pub fn rebalance_gain(spec: &JobSpec, before: &[u32], here: &[u32], now: &[u32]) -> f64 {
     let (old, new) = (Balance::new(spec, before), Balance::new(spec, now));
     let (old, new) = (old.slowest(here), new.slowest(now));
     let gain = old as f64 / new.max(1) as f64;

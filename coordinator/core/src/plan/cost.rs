@@ -5,7 +5,7 @@
 use std::fmt;
 
 use coxswain_types::JobSpec;
-use coxswain_types::job::Checkpointing;
+use coxswain_types::job::RecomputePolicy;
 use coxswain_types::params::{Parameter, Split, parameter_table};
 
 use super::{MAX_ASSIGNMENT_BYTES, PlanError};
@@ -68,7 +68,8 @@ impl Cost {
         let table = parameter_table(&spec.model);
         let layout = &spec.layout;
         let (tensor, data) = (u64::from(layout.tensor), u64::from(layout.data));
-        let has_copies = spec.recovery.buddy && (layout.data == 1 || layout.zero) && layout.world() > 1;
+        let has_copies =
+            spec.recovery.peer_replica && (layout.data == 1 || layout.zero) && layout.world() > 1;
         let copies = if has_copies { 2 } else { 1 };
         let (mut rows, mut uses) = (0_u64, 0_u64);
         for parameter in &table {
@@ -77,10 +78,10 @@ impl Cost {
             uses = uses.saturating_add(of_parameter.saturating_mul(copies * data * named));
         }
         let layers = u64::from(spec.model.all_layers());
-        let micro_batches = u64::from(spec.train.micro_batches);
-        let passes = match spec.train.checkpointing {
+        let micro_batches = u64::from(spec.train.global_micro_batches);
+        let passes = match spec.train.recompute {
             // Without any, with the last ones, by halves between, and with the number that was found.
-            Checkpointing::Budget { .. } => 5 + u64::from(layers.max(1).ilog2()),
+            RecomputePolicy::Budget { .. } => 5 + u64::from(layers.max(1).ilog2()),
             _ => 0,
         };
         Cost {
@@ -139,10 +140,10 @@ fn repeated(spec: &JobSpec) -> u64 {
     let files =
         spec.data.files().map_or(0, |(_, files)| files.iter().map(|file| 1 + file.len() as u64 / 40).sum());
     let nodes =
-        u64::from(spec.train.reduction_runs).min(2 * u64::from(spec.layout.data) * u64::from(u32::BITS));
+        u64::from(spec.train.gradient_groups).min(2 * u64::from(spec.layout.data) * u64::from(u32::BITS));
     spec.actions.len() as u64
         + files
-        + u64::from(spec.train.reduction_runs)
+        + u64::from(spec.train.gradient_groups)
         + u64::from(spec.layout.data)
         + nodes
 }
@@ -164,18 +165,23 @@ impl fmt::Display for Cost {
         let rows = self.rows.saturating_mul(ROW_NS).saturating_add(self.uses.saturating_mul(USE_NS));
         let causes = [
             (rows, self.rows, "rows of parameters", "train.tensor_shards, layout.tensor or layout.data"),
-            (self.actions * ACTION_NS, self.actions, "actions", "train.micro_batches or layout.chunks"),
+            (
+                self.actions * ACTION_NS,
+                self.actions,
+                "actions",
+                "train.global_micro_batches or layout.chunks",
+            ),
             (
                 self.repeated.saturating_mul(REPEATED_NS),
                 self.repeated,
                 "copies of its files, actions and sums",
-                "layout.data, train.reduction_runs, or the number of files",
+                "layout.data, train.gradient_groups, or the number of files",
             ),
             (
                 self.parts * PART_NS,
                 self.parts,
                 "layers whose memory is counted",
-                "train.micro_batches, or set train.checkpointing to full",
+                "train.global_micro_batches, or set train.recompute to full",
             ),
         ];
         let Some((_, count, what, lower)) = causes.into_iter().max_by_key(|(ns, ..)| *ns) else {
@@ -217,8 +223,10 @@ mod tests {
             let plan = changed(4, change).unwrap();
             let cost = Cost::of(&plan.assignments[0].spec);
             let sum = |of: fn(&Assignment) -> usize| plan.assignments.iter().map(of).sum::<usize>() as u64;
-            let rows =
-                sum(|a| a.parameters.len() + a.buddy.as_ref().map_or(0, |buddy| buddy.parameters.len()));
+            let rows = sum(|a| {
+                a.parameters.len()
+                    + a.peer_replica.as_ref().map_or(0, |peer_replica| peer_replica.parameters.len())
+            });
             let uses = sum(|a| a.parameters.iter().map(|row| row.uses.len() + row.holders.len()).sum());
             let actions = sum(|a| a.train.len() + a.evaluate.len());
             // A rank that has a twin keeps no copy.
@@ -233,9 +241,11 @@ mod tests {
 
     #[test]
     fn what_is_kept_of_a_neighbour_does_not_lengthen_the_list_of_a_ranks_own() {
-        let cost = |pipeline, buddy| {
-            let plan =
-                changed(4, |spec| (spec.layout.pipeline, spec.recovery.buddy) = (pipeline, buddy)).unwrap();
+        let cost = |pipeline, peer_replica| {
+            let plan = changed(4, |spec| {
+                (spec.layout.pipeline, spec.recovery.peer_replica) = (pipeline, peer_replica)
+            })
+            .unwrap();
             Cost::of(&plan.assignments[0].spec)
         };
         assert_eq!(cost(1, true), cost(1, false), "a rank alone has no neighbour");
@@ -247,7 +257,7 @@ mod tests {
     fn a_plan_that_would_take_minutes_is_refused_with_what_to_lower() {
         let large = |spec: &mut JobSpec| {
             (spec.model.heads, spec.model.kv_heads, spec.model.head_dim) = (1024, 1024, 4);
-            (spec.train.micro_batches, spec.train.reduction_runs) = (4096, 8);
+            (spec.train.global_micro_batches, spec.train.gradient_groups) = (4096, 8);
             spec.train.tensor_shards = Some(64);
         };
         let refusal = |change: Change<'_>| {
@@ -257,12 +267,12 @@ mod tests {
             });
             error.unwrap_err().to_string()
         };
-        let budget = Checkpointing::Budget { bytes: 1 << 31 };
-        expect!["a rank's assignment has over 19 MiB, and at most 15 can be sent; it names each slice of each layer and each action of a step, so give the job more pipeline or tensor ranks, fewer train.tensor_shards or fewer train.micro_batches"]
+        let budget = RecomputePolicy::Budget { bytes: 1 << 31 };
+        expect!["a rank's assignment has over 19 MiB, and at most 15 can be sent; it names each slice of each layer and each action of a step, so give the job more pipeline or tensor ranks, fewer train.tensor_shards or fewer train.global_micro_batches"]
             .assert_eq(&refusal(&|spec| spec.layout.tensor = 64));
-        expect!["a plan of this job would be too large: its ranks have 167772160 actions in all; lower train.micro_batches or layout.chunks"].assert_eq(&refusal(&|spec| (spec.layout.pipeline, spec.layout.tensor) = (64, 64)));
-        expect!["a rank's assignment has over 20 MiB, and at most 15 can be sent; it names each slice of each layer and each action of a step, so give the job more pipeline or tensor ranks, fewer train.tensor_shards or fewer train.micro_batches"].assert_eq(&refusal(&|spec| {
-            (spec.layout.tensor, spec.train.checkpointing) = (32, budget);
+        expect!["a plan of this job would be too large: its ranks have 167772160 actions in all; lower train.global_micro_batches or layout.chunks"].assert_eq(&refusal(&|spec| (spec.layout.pipeline, spec.layout.tensor) = (64, 64)));
+        expect!["a rank's assignment has over 20 MiB, and at most 15 can be sent; it names each slice of each layer and each action of a step, so give the job more pipeline or tensor ranks, fewer train.tensor_shards or fewer train.global_micro_batches"].assert_eq(&refusal(&|spec| {
+            (spec.layout.tensor, spec.train.recompute) = (32, budget);
         }));
     }
 }

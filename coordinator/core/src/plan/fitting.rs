@@ -102,7 +102,7 @@ mod tests {
 name: tiny
 model: {layers: 6, dim: 32, heads: 4, vocab: 300}
 data: {synthetic: {tokens: 4096}}
-train: {steps: 5, sequence: 16, micro_batches: 6}
+train: {steps: 5, sequence: 16, global_micro_batches: 6}
 ";
 
     fn spec(sets: &[(&str, &str)]) -> JobSpec {
@@ -122,7 +122,7 @@ train: {steps: 5, sequence: 16, micro_batches: 6}
                 "custom",
                 &[("layout", "{pipeline: 1, data: 2, schedule: custom, actions: '0F0,0B0,0F1,0B1,0F2,0B2'}")],
             ),
-            ("budget", &[("layout", "{pipeline: 3}"), ("train.checkpointing", "{budget: 420 KiB}")]),
+            ("budget", &[("layout", "{pipeline: 3}"), ("train.recompute", "{budget: 420 KiB}")]),
         ];
         let mut print = String::new();
         for (name, sets) in rows {

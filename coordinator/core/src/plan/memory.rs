@@ -59,7 +59,8 @@ impl Memory {
 pub(super) fn memory(a: &Assignment) -> Memory {
     let kind = a.spec.train.optimizer.kind;
     let held = Layout::of(&a.parameters, kind);
-    let kept = a.buddy.as_ref().map_or(Vec::new(), |buddy| Layout::of(&buddy.parameters, kind));
+    let kept =
+        a.peer_replica.as_ref().map_or(Vec::new(), |peer_replica| Layout::of(&peer_replica.parameters, kind));
     let weights = |layouts: &[Layout]| layouts.iter().map(Layout::weight_elements).sum::<i64>() as u64;
     let low = match a.spec.train.precision {
         Precision::Fp32 => 0,
@@ -69,7 +70,7 @@ pub(super) fn memory(a: &Assignment) -> Memory {
     let sums = held.iter().map(Layout::elements).sum::<i64>() as u64;
     let nodes = a.data_nodes.get(a.data_index as usize).map(Vec::as_slice);
     let part = if a.optimizer_group.len() > 1 { a.data_index } else { 0 };
-    let copied = a.buddy.as_ref().map_or(0, |buddy| moments(a, &kept, buddy.slice));
+    let copied = a.peer_replica.as_ref().map_or(0, |peer_replica| moments(a, &kept, peer_replica.slice));
     let step = activations::peak(a, &Arriving::new(a, &held));
     Memory {
         weights_bytes: (FP32 + low) * weights(&held),

@@ -45,7 +45,7 @@ use coxswain_types::job::Schedule;
 use coxswain_types::status::WorkerInfo;
 use coxswain_types::{Assignment, Generation, JobSpec, WorkerId};
 
-pub use balance::{KEEPS_UP, relief, shares};
+pub use balance::{KEEPS_UP, rebalance_gain, shares};
 pub use cost::Cost;
 pub use encode::{MAX_ASSIGNMENT_BYTES, encode};
 pub use fitting::{Fit, fitting};
@@ -132,8 +132,8 @@ pub enum PlanError {
     Custom(check::Violation),
     /// No choice of layers to compute again brings a worker below the budget.
     #[error(
-        "{worker} needs about {} even if every layer is computed again, and train.checkpointing allows {}; raise \
-         the budget, use more pipeline or tensor ranks, set layout.zero to 1, or make train.micro_batch smaller",
+        "{worker} needs about {} even if every layer is computed again, and train.recompute allows {}; raise \
+         the budget, use more pipeline or tensor ranks, set layout.zero to 1, or make train.micro_batch_size smaller",
         print::mebibytes(*.needed), print::mebibytes(*.bytes)
     )]
     Budget {
@@ -151,7 +151,7 @@ pub enum PlanError {
     #[error(
         "a rank's assignment has over {} MiB, and at most {} can be sent; it names each slice of each layer and each \
          action of a step, so give the job more pipeline or tensor ranks, fewer train.tensor_shards or fewer \
-         train.micro_batches",
+         train.global_micro_batches",
         bytes >> 20, MAX_ASSIGNMENT_BYTES >> 20
     )]
     TooLong {
@@ -276,10 +276,13 @@ fn check_layout(spec: &JobSpec) -> Result<(), PlanError> {
         (shards <= model.ffn, "there must be at most model.ffn tensor shards"),
         (shards <= model.vocab, "there must be at most model.vocab tensor shards"),
         (
-            (1..=train.micro_batches).contains(&train.reduction_runs),
-            "train.reduction_runs must be 1 to train.micro_batches",
+            (1..=train.global_micro_batches).contains(&train.gradient_groups),
+            "train.gradient_groups must be 1 to train.global_micro_batches",
         ),
-        ((1..=train.reduction_runs).contains(&layout.data), "layout.data must be 1 to train.reduction_runs"),
+        (
+            (1..=train.gradient_groups).contains(&layout.data),
+            "layout.data must be 1 to train.gradient_groups",
+        ),
     ];
     match rules.iter().find(|(holds, _)| !holds) {
         Some((_, rule)) => Err(PlanError::Unchecked(rule)),

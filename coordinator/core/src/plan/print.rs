@@ -78,16 +78,17 @@ fn head_line(f: &mut fmt::Formatter<'_>, a: &Assignment) -> fmt::Result {
     let parts: Vec<_> = parts.into_iter().chain(more.into_iter().flatten()).collect();
     writeln!(f, "{}", parts.join(" · "))?;
     let rows = a.spec.model.all_layers();
-    let tokens = u64::from(train.micro_batches) * u64::from(train.micro_batch) * u64::from(train.sequence);
+    let tokens =
+        u64::from(train.global_micro_batches) * u64::from(train.micro_batch_size) * u64::from(train.sequence);
     let parts = [
         counted(rows, "layer", "layers"),
         format!(
             "{} of {} x {} tokens",
-            counted(train.micro_batches, "micro-batch", "micro-batches"),
-            train.micro_batch,
+            counted(train.global_micro_batches, "micro-batch", "micro-batches"),
+            train.micro_batch_size,
             train.sequence
         ),
-        counted(train.reduction_runs, "reduction run", "reduction runs"),
+        counted(train.gradient_groups, "gradient group", "gradient groups"),
         format!("{tokens} tokens a step"),
     ];
     writeln!(f, "{}", parts.join(" · "))

@@ -1,7 +1,7 @@
 //! Which layers compute again in their backward pass what they did not keep.
 
 use coxswain_types::assignment::Recompute;
-use coxswain_types::job::Checkpointing;
+use coxswain_types::job::RecomputePolicy;
 use coxswain_types::{Assignment, WorkerId};
 
 use super::PlanError;
@@ -15,11 +15,11 @@ use super::memory::memory;
 /// choice changes a number.
 pub(super) fn choose(assignments: &mut [Assignment]) -> Result<(), PlanError> {
     for rank in 0..assignments.len() {
-        let (mode, bytes) = match assignments[rank].spec.train.checkpointing {
-            Checkpointing::None => (Recompute::Nothing, None),
-            Checkpointing::Full => (Recompute::Layer, None),
-            Checkpointing::Selective(block) => (Recompute::Block(block), None),
-            Checkpointing::Budget { bytes } => (Recompute::Layer, Some(bytes)),
+        let (mode, bytes) = match assignments[rank].spec.train.recompute {
+            RecomputePolicy::None => (Recompute::Nothing, None),
+            RecomputePolicy::Full => (Recompute::Layer, None),
+            RecomputePolicy::Selective(block) => (Recompute::Block(block), None),
+            RecomputePolicy::Budget { bytes } => (Recompute::Layer, Some(bytes)),
         };
         match bytes {
             None => set(&mut assignments[rank], mode, usize::MAX),

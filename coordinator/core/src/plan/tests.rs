@@ -21,7 +21,7 @@ pub(super) fn job(sets: &[(&str, &str)]) -> JobSpec {
 name: tiny
 model: {layers: 4, dim: 64, heads: 8, kv_heads: 2, ffn: 192, vocab: 515}
 data: {synthetic: {tokens: 10000}}
-train: {steps: 20, sequence: 32, micro_batch: 2, micro_batches: 4, threads: 1}
+train: {steps: 20, sequence: 32, micro_batch_size: 2, global_micro_batches: 4, threads: 1}
 ";
     let sets: Vec<_> = sets.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())).collect();
     parse(&JobText { source: "tiny", text, sets: &sets, base: Path::new("/") }).unwrap()
@@ -30,7 +30,7 @@ train: {steps: 20, sequence: 32, micro_batch: 2, micro_batches: 4, threads: 1}
 pub(super) fn planned(pipeline: u32, tensor: u32, data: u32, micro_batches: u32) -> Plan {
     let layout = format!("{{pipeline: {pipeline}, tensor: {tensor}, data: {data}}}");
     let micro_batches = micro_batches.to_string();
-    let spec = job(&[("layout", &layout), ("train.micro_batches", &micro_batches)]);
+    let spec = job(&[("layout", &layout), ("train.global_micro_batches", &micro_batches)]);
     sketch(&spec, spec.layout.world()).unwrap()
 }
 
@@ -54,7 +54,7 @@ fn one_worker() {
         1,
         &expect![[r#"
             job tiny · generation 1 · pipeline 1 x tensor 1 x data 1 · 1 worker · 1 thread each
-            4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
+            4 layers · 4 micro-batches of 2 x 32 tokens · 4 gradient groups · 256 tokens a step
             rank  data  pipeline  tensor  worker    holds                   params  peak tensors
                0     0         0       0  worker-0  embed layers 0..4 head  254.9K       7.1 MiB
 
@@ -76,7 +76,7 @@ fn two_stages() {
         1,
         &expect![[r#"
             job tiny · generation 1 · pipeline 2 x tensor 1 x data 1 · 2 workers · 1 thread each
-            4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
+            4 layers · 4 micro-batches of 2 x 32 tokens · 4 gradient groups · 256 tokens a step
             rank  data  pipeline  tensor  worker    holds              params  peak tensors
                0     0         0       0  worker-0  embed layers 0..2  127.4K       4.2 MiB
                1     0         1       0  worker-1  layers 2..4 head   127.5K       3.7 MiB
@@ -101,7 +101,7 @@ fn two_tensor_ranks() {
         1,
         &expect![[r#"
             job tiny · generation 1 · pipeline 1 x tensor 2 x data 1 · 2 workers · 1 thread each
-            4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
+            4 layers · 4 micro-batches of 2 x 32 tokens · 4 gradient groups · 256 tokens a step
             rank  data  pipeline  tensor  worker    holds                   params  peak tensors
                0     0         0       0  worker-0  embed layers 0..4 head  127.7K       3.7 MiB
                1     0         0       1  worker-1  embed layers 0..4 head  127.8K       3.7 MiB
@@ -125,7 +125,7 @@ fn two_of_each() {
         2,
         &expect![[r#"
             job tiny · generation 1 · pipeline 2 x tensor 2 x data 2 · 8 workers · 1 thread each
-            4 layers · 4 micro-batches of 2 x 32 tokens · 4 reduction runs · 256 tokens a step
+            4 layers · 4 micro-batches of 2 x 32 tokens · 4 gradient groups · 256 tokens a step
             rank  data  pipeline  tensor  worker    holds              params  peak tensors
                0     0         0       0  worker-0  embed layers 0..2   63.8K       2.0 MiB
                1     0         0       1  worker-1  embed layers 0..2   63.9K       2.0 MiB
@@ -157,10 +157,10 @@ fn two_of_each() {
 #[test]
 fn four_stages_of_a_long_step_with_a_spare() {
     let spec =
-        job(&[("layout.pipeline", "4"), ("train.micro_batches", "24"), ("train.checkpointing", "full")]);
+        job(&[("layout.pipeline", "4"), ("train.global_micro_batches", "24"), ("train.recompute", "full")]);
     expect![[r#"
         job tiny · generation 1 · pipeline 4 x tensor 1 x data 1 · 4 workers · 1 thread each
-        4 layers · 24 micro-batches of 2 x 32 tokens · 8 reduction runs · 1536 tokens a step
+        4 layers · 24 micro-batches of 2 x 32 tokens · 8 gradient groups · 1536 tokens a step
         rank  data  pipeline  tensor  worker    holds              recomputes    params  peak tensors
            0     0         0       0  worker-0  embed layers 0..1  1 of 1 layer   80.2K       2.7 MiB
            1     0         1       0  worker-1  layers 1..2        1 of 1 layer   47.2K       1.8 MiB
@@ -381,8 +381,8 @@ fn a_job_that_no_check_has_seen_is_refused_instead_of_planned() {
         |job| job.layout.data = 5,
         |job| job.model.heads = 0,
         |job| job.model.kv_heads = 3,
-        |job| job.train.reduction_runs = 9,
-        |job| job.train.micro_batches = 0,
+        |job| job.train.gradient_groups = 9,
+        |job| job.train.global_micro_batches = 0,
     ];
     for (i, change) in changes.iter().enumerate() {
         let mut spec = job(&[]);
@@ -438,7 +438,7 @@ proptest! {
         let data = data.min(micro_batches);
         let layout = format!("{{pipeline: {pipeline}, tensor: {}, data: {data}}}", 1 << tensor_log);
         let micro_batches = micro_batches.to_string();
-        let sets = [("layout", layout.as_str()), ("train.micro_batches", &micro_batches), ("model.layers", "8")];
+        let sets = [("layout", layout.as_str()), ("train.global_micro_batches", &micro_batches), ("model.layers", "8")];
         let mut spec = job(&sets);
         let interleaved = Schedule::Interleaved { chunks: 2 };
         let schedules =

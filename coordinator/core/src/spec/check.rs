@@ -92,10 +92,10 @@ pub(super) fn check(raw: RawJob, base: &Path, purpose: Purpose) -> Result<JobSpe
     let recovery = raw.recovery.unwrap_or_default();
     let recovery = RecoverySpec {
         on_loss: recovery.on_loss.unwrap_or_default(),
-        buddy: recovery.buddy.unwrap_or_default(),
+        peer_replica: recovery.peer_replica.unwrap_or_default(),
         rebalance: recovery.rebalance.unwrap_or_default(),
     };
-    if recovery.buddy {
+    if recovery.peer_replica {
         layout::check_buddy(&layout, &train, &mut faults);
     }
     match data {

@@ -78,10 +78,10 @@ pub fn job_text(job: &JobText<'_>, name: &str, workers: u32) -> Result<String, S
     } else {
         (data, format!("layout: {{pipeline: {pipeline}, data: {data}}}\n"))
     };
-    let runs = if runs > RUNS { format!(", reduction_runs: {runs}") } else { String::new() };
+    let runs = if runs > RUNS { format!(", gradient_groups: {runs}") } else { String::new() };
     Ok(format!(
         "{text}data: {{synthetic: {{tokens: {tokens}}}}}\n\
-         train: {{steps: 100, sequence: {sequence}, micro_batches: {batches}{runs}}}\n{layout}"
+         train: {{steps: 100, sequence: {sequence}, global_micro_batches: {batches}{runs}}}\n{layout}"
     ))
 }
 

@@ -11,7 +11,7 @@ pub use model::{
     RawRopeScaling, RopeScalingName,
 };
 
-pub use super::values::{Checkpoints, OptimizerName, Paths, RateScheduleName, ScheduleName, ZeroStage};
+pub use super::values::{OptimizerName, Paths, RateScheduleName, RecomputeSetting, ScheduleName, ZeroStage};
 
 /// A job file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,10 +66,10 @@ pub struct RawData {
     /// its targets counts in the loss, which is divided by the sum of weights. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<bool>,
-    /// The share at the end of each file that is kept for the held-out loss: 0 to below 0.5. Of `labelled`,
+    /// The share at the end of each file that is kept for the validation loss: 0 to below 0.5. Of `labelled`,
     /// the share of the lines of each class. Default: 0.05.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub held_out: Option<f64>,
+    pub validation: Option<f64>,
     /// Uniformly random tokens, for measurements of speed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub synthetic: Option<RawSynthetic>,
@@ -96,14 +96,14 @@ pub struct RawTrain {
     pub sequence: u32,
     /// Samples in a micro-batch. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub micro_batch: Option<u32>,
+    pub micro_batch_size: Option<u32>,
     /// Micro-batches in a step, over all data ranks together. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub micro_batches: Option<u32>,
-    /// Runs of consecutive micro-batches whose gradients are accumulated before they are combined
-    /// in a fixed tree; the same for every layout. Default: `micro_batches`, at most 8.
+    pub global_micro_batches: Option<u32>,
+    /// Groups of consecutive micro-batches whose gradients are accumulated before they are combined
+    /// in a fixed tree; the same for every layout. Default: `global_micro_batches`, at most 8.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reduction_runs: Option<u32>,
+    pub gradient_groups: Option<u32>,
     /// Threads of each worker's libtorch. Default: chosen once from the cores, then recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,
@@ -142,7 +142,7 @@ pub struct RawTrain {
     /// `{budget: BYTES}` picks as few layers as it takes for a worker to stay below so many bytes (a
     /// number, or a text such as `2GiB`). The numbers are the same in all. Default: `none`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub checkpointing: Option<Checkpoints>,
+    pub recompute: Option<RecomputeSetting>,
     /// `adamw` for all parameters, or `muon` for the matrices of layers with `adamw` for the rest.
     /// Default: `adamw`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -180,9 +180,9 @@ pub struct RawTrain {
     /// Bound of the global gradient norm; 0 for none. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
-    /// Steps between evaluations of the held-out loss; 0 for one at the end only. Default: 0.
+    /// Steps between evaluations of the validation loss; 0 for one at the end only. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub evaluate_every: Option<u64>,
+    pub validate_every: Option<u64>,
     /// Whether each step's line in `metrics.jsonl` names the gradient norm of every parameter. Default:
     /// false.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -191,12 +191,12 @@ pub struct RawTrain {
     /// ten of them are hidden, one is replaced, one stays. Of an encoder-decoder, the share of tokens that
     /// are taken out. Default: 0.15, and 0.3 where `corruption` is `infilling`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub masked: Option<f64>,
+    pub mask_rate: Option<f64>,
     /// Whether a masked language model is asked for whole words: all tokens of a word that is asked for.
     /// Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub whole_words: Option<bool>,
-    /// What an encoder-decoder is asked to mend. `spans`: spans of `masked` of the text (three tokens each
+    /// What an encoder-decoder is asked to restore. `spans`: spans of `mask_rate` of the text (three tokens each
     /// on average) are taken out, each for a token of its own, and the decoder writes the spans (T5).
     /// `infilling`: one token stands for each, and the decoder writes the whole text (BART). Default:
     /// `spans`.
@@ -206,7 +206,7 @@ pub struct RawTrain {
     /// with its file. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub separate_documents: Option<bool>,
-    /// A run's folder, or one that `coxswain import` made: the weights at birth are those of its newest
+    /// A run's folder, or one that `coxswain import` made: the initial weights are those of its newest
     /// checkpoint, and its tokenizer is the job's. What only this job's head has is born anew. Relative
     /// paths start from the job file's folder. Default: weights from `seed`, a tokenizer from the text.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -223,7 +223,7 @@ pub struct RawLayout {
     /// Tensor ranks, each with some of the heads of every layer. Divides `model.heads`. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tensor: Option<u32>,
-    /// Data ranks, each with some of the micro-batches. At most `train.reduction_runs`. Default: 1.
+    /// Data ranks, each with some of the micro-batches. At most `train.gradient_groups`. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<u32>,
     /// The order of forwards and backwards on a pipeline rank. Default: `1f1b`.
@@ -258,7 +258,7 @@ pub struct RawRecovery {
     /// updates it with the same gradients: a lost rank then costs no step. Takes as much memory again.
     /// Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub buddy: Option<bool>,
+    pub peer_replica: Option<bool>,
     /// Whether work is divided anew, with the same bits, when a worker takes 1.5 times as long as its peers or
     /// more: a worker that waits takes its place, or it gets fewer layers or micro-batches until it keeps up
     /// again. It is named in either case. Default: false.

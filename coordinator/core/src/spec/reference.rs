@@ -78,11 +78,11 @@ const ALLOWED: [(&str, Allowed); 44] = [
     ),
     ("data.labelled", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
     (
-        "data.held_out",
+        "data.validation",
         Words { words: "0 or more and below 0.5", fit: &["0", "0.49"], unfit: &["-0.1", "0.5"] },
     ),
     ("train.seed", Words { words: "0 to 2^64 - 1", fit: &["0", "18446744073709551615"], unfit: &["-1"] }),
-    ("train.reduction_runs", Words { words: "1 to `micro_batches`", fit: &["1"], unfit: &["0", "2"] }),
+    ("train.gradient_groups", Words { words: "1 to `micro_batches`", fit: &["1"], unfit: &["0", "2"] }),
     (
         "train.reduction",
         Words { words: "`canonical` or `fast`", fit: &["canonical", "fast"], unfit: &["slow"] },
@@ -106,7 +106,7 @@ const ALLOWED: [(&str, Allowed); 44] = [
     ("train.dropout", SHARE),
     ("train.attention_dropout", SHARE),
     (
-        "train.checkpointing",
+        "train.recompute",
         Words {
             words: "`none`, `full`, `attention`, `ffn` or `{budget: BYTES}`",
             fit: &["none", "full", "attention", "ffn", "{budget: 2GiB}", "{budget: 1}"],
@@ -144,10 +144,10 @@ const ALLOWED: [(&str, Allowed); 44] = [
     ("train.eps", POSITIVE),
     ("train.weight_decay", NOT_NEGATIVE),
     ("train.clip_norm", NOT_NEGATIVE),
-    ("train.evaluate_every", ANY_COUNT),
+    ("train.validate_every", ANY_COUNT),
     ("train.parameter_norms", FLAG),
     (
-        "train.masked",
+        "train.mask_rate",
         Words { words: "above 0 and below 1", fit: &["0.01", "0.99"], unfit: &["0", "1", ".nan"] },
     ),
     (
@@ -187,7 +187,7 @@ const ALLOWED: [(&str, Allowed); 44] = [
             unfit: &["retry", "7"],
         },
     ),
-    ("recovery.buddy", FLAG),
+    ("recovery.peer_replica", FLAG),
     ("recovery.rebalance", FLAG),
     (
         "priority",
@@ -210,7 +210,7 @@ fn beside(path: &str) -> Sets {
         "train.initial_loss_scale" | "train.loss_scale_growth_steps" => &[("train.precision", "fp16")],
         "train.momentum" => &[("train.optimizer", "muon")],
         "train.decay_steps" => &[("train.learning_rate_schedule", "wsd")],
-        "train.masked" => &[("model.architecture", "encoder"), ("model.vocab", "600")],
+        "train.mask_rate" => &[("model.architecture", "encoder"), ("model.vocab", "600")],
         "train.whole_words" => &[("model.architecture", "encoder"), ("model.vocab", "600")],
         "data.pairs" => &[("data", "{}")],
         "data.weights" => &[("data", "{pairs: a}")],
@@ -304,7 +304,7 @@ impl Key {
             | "ScheduleName" | "Architecture" | "PositionsName" | "RopeScalingName" | "NormKind"
             | "NormPlacement" | "ActivationName" | "AttentionName" | "HeadName" => "word",
             "BiasNames" => "true, false or list",
-            "Checkpoints" => "word or map",
+            "RecomputeSetting" => "word or map",
             "ZeroStage" => "whole number",
             "Paths" => "path or list",
             "RawAttention" => "word or map",

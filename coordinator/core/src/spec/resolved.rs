@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::error::{Fault, SpecError};
 use super::raw::{
-    Checkpoints, OptimizerName, Paths, RateScheduleName, RawCheckpoint, RawData, RawJob, RawLayout,
-    RawRecovery, RawSynthetic, RawTrain, ScheduleName, ZeroStage,
+    OptimizerName, Paths, RateScheduleName, RawCheckpoint, RawData, RawJob, RawLayout, RawRecovery,
+    RawSynthetic, RawTrain, RecomputeSetting, ScheduleName, ZeroStage,
 };
 use super::yaml;
 
@@ -76,22 +76,22 @@ fn unchecked(job: &JobSpec) -> RawJob {
         classes: None,
         pairs: None,
         weights: None,
-        held_out: None,
+        validation: None,
         synthetic: None,
     };
     let many = |files: &[String]| Some(Paths::Many(files.to_vec()));
     let data = match &job.data {
-        DataSpec::Text { files, held_out } => {
-            RawData { text: many(files), held_out: Some(*held_out), ..nothing }
+        DataSpec::Text { files, validation } => {
+            RawData { text: many(files), validation: Some(*validation), ..nothing }
         }
-        DataSpec::Labelled { files, classes, held_out, weights } => {
-            let (weights, held_out) = (Some(*weights), Some(*held_out));
+        DataSpec::Labelled { files, classes, validation, weights } => {
+            let (weights, validation) = (Some(*weights), Some(*validation));
             let classes = (!classes.is_empty()).then(|| classes.clone());
-            RawData { labelled: many(files), classes, weights, held_out, ..nothing }
+            RawData { labelled: many(files), classes, weights, validation, ..nothing }
         }
-        DataSpec::Pairs { files, held_out, weights } => {
-            let (weights, held_out) = (Some(*weights), Some(*held_out));
-            RawData { pairs: many(files), weights, held_out, ..nothing }
+        DataSpec::Pairs { files, validation, weights } => {
+            let (weights, validation) = (Some(*weights), Some(*validation));
+            RawData { pairs: many(files), weights, validation, ..nothing }
         }
         DataSpec::Synthetic { tokens } => {
             RawData { synthetic: Some(RawSynthetic { tokens: *tokens }), ..nothing }
@@ -111,7 +111,7 @@ fn unchecked(job: &JobSpec) -> RawJob {
         checkpoint: Some(checkpoint),
         recovery: Some(RawRecovery {
             on_loss: Some(job.recovery.on_loss),
-            buddy: Some(job.recovery.buddy),
+            peer_replica: Some(job.recovery.peer_replica),
             rebalance: Some(job.recovery.rebalance),
         }),
         priority: Some(job.priority),
@@ -123,7 +123,7 @@ fn train(job: &JobSpec) -> RawTrain {
     let canonical = train.reduction == Reduction::Canonical;
     let fp16 = train.precision == Precision::Fp16;
     let masked = matches!(job.model.head, Head::MaskedLm { .. });
-    let mends = job.model.architecture == Architecture::EncoderDecoder && !train.pairs;
+    let corrupts = job.model.architecture == Architecture::EncoderDecoder && !train.pairs;
     let (optimizer_name, momentum) = match optimizer.kind {
         OptimizerKind::AdamW => (OptimizerName::AdamW, None),
         OptimizerKind::Muon => (OptimizerName::Muon, Some(optimizer.momentum)),
@@ -139,9 +139,9 @@ fn train(job: &JobSpec) -> RawTrain {
         steps: train.steps,
         seed: Some(train.seed),
         sequence: train.sequence,
-        micro_batch: Some(train.micro_batch),
-        micro_batches: Some(train.micro_batches),
-        reduction_runs: canonical.then_some(train.reduction_runs),
+        micro_batch_size: Some(train.micro_batch_size),
+        global_micro_batches: Some(train.global_micro_batches),
+        gradient_groups: canonical.then_some(train.gradient_groups),
         threads: train.threads,
         reduction: Some(train.reduction),
         tensor_shards: train.tensor_shards,
@@ -152,7 +152,7 @@ fn train(job: &JobSpec) -> RawTrain {
         non_finite_max: Some(train.non_finite_max),
         dropout: Some(train.dropout),
         attention_dropout: Some(train.attention_dropout),
-        checkpointing: Some(Checkpoints(train.checkpointing)),
+        recompute: Some(RecomputeSetting(train.recompute)),
         optimizer: Some(optimizer_name),
         momentum,
         learning_rate: Some(optimizer.learning_rate),
@@ -164,11 +164,11 @@ fn train(job: &JobSpec) -> RawTrain {
         eps: Some(optimizer.eps),
         weight_decay: Some(optimizer.weight_decay),
         clip_norm: Some(optimizer.clip_norm),
-        evaluate_every: Some(train.evaluate_every),
+        validate_every: Some(train.validate_every),
         parameter_norms: Some(train.parameter_norms),
-        masked: (masked || mends).then_some(train.masked),
+        mask_rate: (masked || corrupts).then_some(train.mask_rate),
         whole_words: masked.then_some(train.whole_words),
-        corruption: mends.then_some(train.corruption),
+        corruption: corrupts.then_some(train.corruption),
         separate_documents: Some(train.separate_documents),
         start_from: train.start_from.clone(),
     }

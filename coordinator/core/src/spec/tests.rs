@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use coxswain_types::JobSpec;
-use coxswain_types::job::{Block, Checkpointing, DataSpec, Reduction, Schedule};
+use coxswain_types::job::{Block, DataSpec, RecomputePolicy, Reduction, Schedule};
 use coxswain_types::schedule::Action;
 use expect_test::expect;
 
@@ -34,7 +34,7 @@ fn refusal(text: &str, sets: &[(&str, &str)]) -> String {
 fn a_least_job_gets_every_default() {
     let job = read_with(LEAST, &[]).unwrap();
     assert_eq!((job.model.kv_heads, job.model.ffn), (8, 384));
-    assert_eq!(job.data, DataSpec::Text { files: vec!["/jobs/texts/a.txt".to_owned()], held_out: 0.05 });
+    assert_eq!(job.data, DataSpec::Text { files: vec!["/jobs/texts/a.txt".to_owned()], validation: 0.05 });
     expect![[r#"
         name: least
         model:
@@ -67,20 +67,20 @@ fn a_least_job_gets_every_default() {
         data:
           text:
           - /jobs/texts/a.txt
-          held_out: 0.05
+          validation: 0.05
         train:
           steps: 200
           seed: 1
           sequence: 64
-          micro_batch: 1
-          micro_batches: 1
-          reduction_runs: 1
+          micro_batch_size: 1
+          global_micro_batches: 1
+          gradient_groups: 1
           reduction: canonical
           precision: fp32
           non_finite_max: 10
           dropout: 0.0
           attention_dropout: 0.0
-          checkpointing: none
+          recompute: none
           optimizer: adamw
           learning_rate: 0.0003
           learning_rate_schedule: cosine
@@ -92,7 +92,7 @@ fn a_least_job_gets_every_default() {
           eps: 1e-8
           weight_decay: 0.1
           clip_norm: 1.0
-          evaluate_every: 0
+          validate_every: 0
           parameter_norms: false
           separate_documents: false
         layout:
@@ -108,7 +108,7 @@ fn a_least_job_gets_every_default() {
           keep: 2
         recovery:
           on_loss: wait
-          buddy: false
+          peer_replica: false
           rebalance: false
         priority: 0
     "#]]
@@ -139,7 +139,7 @@ fn the_first_fault_of_shape_is_told() {
         ("a broken number", "layers: 4", "layers: 4.5"),
         ("a number for text", "name: least", "name: 17"),
         ("a value for a map", "data:\n  text: texts/a.txt", "data: texts/a.txt"),
-        ("a wrong word", "steps: 200", "steps: 200\n  checkpointing: ful"),
+        ("a wrong word", "steps: 200", "steps: 200\n  recompute: ful"),
         ("a map for paths", "text: texts/a.txt", "text: {path: a.txt}"),
         ("a number among paths", "text: texts/a.txt", "text:\n  - a.txt\n  - 7"),
     ];
@@ -169,9 +169,9 @@ fn the_first_fault_of_shape_is_told() {
         a number for text:
           job.yaml:1:1: name: found 17; must be a text (quote it if it looks like a number)
         a value for a map:
-          job.yaml:7:1: data: found the text `texts/a.txt`; must be a map with keys such as text, labelled, classes, pairs, weights, held_out, synthetic
+          job.yaml:7:1: data: found the text `texts/a.txt`; must be a map with keys such as text, labelled, classes, pairs, weights, validation, synthetic
         a wrong word:
-          job.yaml:11:3: train.checkpointing: found `ful`; must be none or full or attention or ffn or {budget: BYTES}; did you mean `full`?
+          job.yaml:11:3: train.recompute: found `ful`; must be none or full or attention or ffn or {budget: BYTES}; did you mean `full`?
         a map for paths:
           job.yaml:8:3: data.text: found a map; must be a path or a list of paths
         a number among paths:
@@ -217,12 +217,12 @@ name: Least One
 model: {layers: 2, dim: 512, heads: 7, kv_heads: 3, vocab: 100}
 data:
   text: []
-  held_out: 0.5
+  validation: 0.5
 train:
   steps: 0
   sequence: 64
-  micro_batches: 4
-  reduction_runs: 5
+  global_micro_batches: 4
+  gradient_groups: 5
   threads: 0
   learning_rate: .nan
   warmup_steps: 3
@@ -240,9 +240,9 @@ checkpoint: {keep: 0}
         job.yaml:2:40: model.kv_heads: found 3; must divide model.heads (7): each is shared by equally many query heads, such as 1
         job.yaml:2:53: model.vocab: found 100; with text must be 257 or more (256 bytes and the end-of-text token)
         job.yaml:4:3: data.text: found a list of 0; must name 1 to 1024 files
-        job.yaml:5:3: data.held_out: found 0.5; must be 0 or more and below 0.5 (the share at the end of each file)
+        job.yaml:5:3: data.validation: found 0.5; must be 0 or more and below 0.5 (the share at the end of each file)
         job.yaml:7:3: train.steps: found 0; must be 1 or more
-        job.yaml:10:3: train.reduction_runs: found 5; must be 1 to train.micro_batches (4): a run holds at least one micro-batch
+        job.yaml:10:3: train.gradient_groups: found 5; must be 1 to train.global_micro_batches (4): a group holds at least one micro-batch
         job.yaml:11:3: train.threads: found 0; must be 1 or more
         job.yaml:12:3: train.learning_rate: found NaN; must be a finite number above 0
         job.yaml:13:3: train.warmup_steps: found 3; must be at most train.steps (0)
@@ -250,7 +250,7 @@ checkpoint: {keep: 0}
         job.yaml:15:3: train.clip_norm: found -1.0; must be a finite number, 0 or more (0 clips nothing)
         job.yaml:17:3: layout.pipeline: found 3, more stages than layers; must be at most model.layers (2): each stage holds at least one
         job.yaml:18:3: layout.tensor: found 2; must divide model.heads (7): a head is never split, and every rank has as many
-        job.yaml:19:3: layout.data: found 8, more data ranks than micro-batches; must be at most train.micro_batches (4): each data rank needs at least one micro-batch of the step
+        job.yaml:19:3: layout.data: found 8, more data ranks than micro-batches; must be at most train.global_micro_batches (4): each data rank needs at least one micro-batch of the step
         job.yaml:20:14: checkpoint.keep: found 0; must be 1 or more"#]]
     .assert_eq(&refusal(text, &[]));
 }
@@ -265,32 +265,32 @@ fn single_faults_name_the_flag_that_brought_them() {
         vec![("name.first", "x")],
         vec![("model..heads", "8")],
         vec![("model.heads", "[8")],
-        vec![("train.micro_batches", "8"), ("train.reduction_runs", "4"), ("layout.data", "8")],
+        vec![("train.global_micro_batches", "8"), ("train.gradient_groups", "4"), ("layout.data", "8")],
         vec![("model.kv_heads", "2"), ("layout.tensor", "8"), ("model.ffn", "4")],
         vec![("model", "{layers: 1, dim: 96, heads: 12, kv_heads: 6, vocab: 300}"), ("layout.tensor", "4")],
         vec![
             ("layout", "{pipeline: 4, tensor: 8, data: 1024}"),
-            ("train.micro_batches", "1024"),
-            ("train.reduction_runs", "1024"),
+            ("train.global_micro_batches", "1024"),
+            ("train.gradient_groups", "1024"),
         ],
         vec![("data", "{}")],
         vec![("data.synthetic.tokens", "1000")],
-        vec![("data", "{synthetic: {tokens: 64}, held_out: 0.1}")],
-        vec![("data.held_out", "0"), ("train.evaluate_every", "10")],
+        vec![("data", "{synthetic: {tokens: 64}, validation: 0.1}")],
+        vec![("data.validation", "0"), ("train.validate_every", "10")],
         vec![("train.min_learning_rate", "1")],
-        vec![("train.sequence", "1048576"), ("train.micro_batch", "17")],
+        vec![("train.sequence", "1048576"), ("train.micro_batch_size", "17")],
         vec![("train.betas", "[0.9]")],
         vec![("model.layers", "1025")],
         vec![("train.precision", "bf16"), ("train.initial_loss_scale", "1024")],
         vec![("train.precision", "fp16"), ("train.initial_loss_scale", "1000")],
-        vec![("train.checkpointing", "{budget: 2GB}")],
-        vec![("train.checkpointing", "{bytes: 2}")],
-        vec![("train.checkpointing", "{}")],
+        vec![("train.recompute", "{budget: 2GB}")],
+        vec![("train.recompute", "{bytes: 2}")],
+        vec![("train.recompute", "{}")],
         vec![("layout", "{pipeline: 3, schedule: interleaved}")],
         vec![("layout.zero", "4")],
         vec![("layout.zero", "all")],
         vec![("model.tied_embeddings", "1")],
-        vec![("train.reduction", "fast"), ("train.micro_batches", "4"), ("layout.data", "5")],
+        vec![("train.reduction", "fast"), ("train.global_micro_batches", "4"), ("layout.data", "5")],
         vec![
             ("train.tensor_shards", "4"),
             ("layout.sequence_parallel", "true"),
@@ -299,8 +299,8 @@ fn single_faults_name_the_flag_that_brought_them() {
         ],
         vec![
             ("layout", "{schedule: custom, data: 2}"),
-            ("train.micro_batches", "4"),
-            ("train.reduction_runs", "3"),
+            ("train.global_micro_batches", "4"),
+            ("train.gradient_groups", "3"),
             ("layout.actions", "0F0,0B0"),
         ],
         vec![
@@ -322,31 +322,31 @@ fn single_faults_name_the_flag_that_brought_them() {
         --set name.first=x: there is no key `first` below a value that is not a map
         --set model..heads=8: `model..heads` is no path; paths look like model.heads
         --set model.heads=[8: cannot be read: did not find expected ',' or ']', while parsing a flow sequence
-        --set layout.data=8: found 8; must be at most train.reduction_runs (4): a data rank owns whole runs (train.reduction_runs may be raised to 8)
+        --set layout.data=8: found 8; must be at most train.gradient_groups (4): a data rank owns whole groups (train.gradient_groups may be raised to 8)
         --set layout.tensor=8: found 8; must be at most model.ffn (4): each rank holds at least one column
         --set layout.tensor=4: found 4; must divide model.kv_heads (6) or be a multiple of it: ranks hold equally many, or share one
         --set layout={pipeline: 4, tensor: 8, data: 1024}: needs 32768 workers (pipeline 4 x tensor 8 x data 1024); must be 4096 or less (each step closes with one exchange over all workers)
         --set data={}: found nothing; must have one of text, labelled, pairs and synthetic
         job.yaml:7:1: data: found text and synthetic; must have one of text, labelled, pairs and synthetic
-        --set data={synthetic: {tokens: 64}, held_out: 0.1}: data.held_out: goes with data.text only; random tokens hold out nothing
-        --set data={synthetic: {tokens: 64}, held_out: 0.1}: data.synthetic.tokens: found 64; must be at least train.sequence + 1 (65): the text of a sample and the token after it
-        --set train.evaluate_every=10: found 10; must be 0 where no text is held out: there is nothing to evaluate on
+        --set data={synthetic: {tokens: 64}, validation: 0.1}: data.validation: goes with data.text only; random tokens have no validation split
+        --set data={synthetic: {tokens: 64}, validation: 0.1}: data.synthetic.tokens: found 64; must be at least train.sequence + 1 (65): the text of a sample and the token after it
+        --set train.validate_every=10: found 10; must be 0 without a validation split: there is nothing to evaluate on
         --set train.min_learning_rate=1: found 1.0; must be 0 or more and at most train.learning_rate (0.0003)
-        --set train.micro_batch=17: found 17; with a train.sequence of 1048576 must be 16 or less (at most 16777216 tokens at once; more belong into more micro-batches)
+        --set train.micro_batch_size=17: found 17; with a train.sequence of 1048576 must be 16 or less (at most 16777216 tokens at once; more belong into more micro-batches)
         --set train.betas=[0.9]: found a list of 1; must be a list of 2
         --set model.layers=1025: found 1025; must be 1024 or less (every rank's plan lists its layers one by one)
         --set train.initial_loss_scale=1024: goes with train.precision fp16 only (gradients of fp32 and bf16 need no scaling); leave it out, or set that too
         --set train.initial_loss_scale=1000: found 1000; must be a power of two such as 1024, so that scaling rounds nothing
-        --set train.checkpointing={budget: 2GB}: train.checkpointing.budget: found the text `2GB`; must be a whole number of bytes, or one with KiB, MiB, GiB or TiB such as 2GiB
-        --set train.checkpointing={bytes: 2}: train.checkpointing.bytes: is not a known key (known here: budget)
-        --set train.checkpointing={}: train.checkpointing.budget: is missing; it has no default
+        --set train.recompute={budget: 2GB}: train.recompute.budget: found the text `2GB`; must be a whole number of bytes, or one with KiB, MiB, GiB or TiB such as 2GiB
+        --set train.recompute={bytes: 2}: train.recompute.bytes: is not a known key (known here: budget)
+        --set train.recompute={}: train.recompute.budget: is missing; it has no default
         --set layout={pipeline: 3, schedule: interleaved}: layout.chunks: 2 on each of 3 pipeline ranks make 6 stages, more than model.layers (4); this schedule has at least 2, so take fewer pipeline ranks or another schedule: each stage holds at least one
         --set layout.zero=4: found 4; must be 0 or 1
         --set layout.zero=all: found the text `all`; must be 0 or 1
         --set model.tied_embeddings=1: found 1; must be true or false
-        --set layout.data=5: found 5, more data ranks than micro-batches; must be at most train.micro_batches (4): each data rank needs at least one micro-batch of the step
+        --set layout.data=5: found 5, more data ranks than micro-batches; must be at most train.global_micro_batches (4): each data rank needs at least one micro-batch of the step
         --set layout.sequence_parallel=true: needs a train.sequence that train.tensor_shards (4) divides, and finds 66: every shard of the sequence is as long; leave it out, or make the sequence a multiple of 4
-        --set layout={schedule: custom, data: 2}: layout.schedule: found custom; needs a train.reduction_runs that layout.data (2) divides, and finds 3: its list is for one number of micro-batches, the same on every data rank
+        --set layout={schedule: custom, data: 2}: layout.schedule: found custom; needs a train.gradient_groups that layout.data (2) divides, and finds 3: its list is for one number of micro-batches, the same on every data rank
         --set layout.actions="\n0F0,2F0,2B0,0B0\n\n1F0,3B": line 4, item 2: `3B` is no action; actions look like 2F0, 1SEND_F3 or 0RECV_B1
         --set data.text=[a.txt, '']: data.text[1]: found an empty path; must name a file
         --set trian.steps=3: trian: is not a known key; did you mean `train`? (known here: name, model, data, train, layout, checkpoint, recovery, priority)
@@ -369,27 +369,27 @@ fn paths_that_are_deep_and_sets_that_are_many_are_refused() {
 fn sets_replace_values_and_make_maps() {
     let sets = [
         ("layout.tensor", "2"),
-        ("train.checkpointing", "full"),
+        ("train.recompute", "full"),
         ("data", "{synthetic: {tokens: 5000}}"),
         ("model.kv_heads", "2"),
         ("model.kv_heads", "1"),
     ];
     let job = read_with(LEAST, &sets).unwrap();
     assert_eq!((job.layout.tensor, job.layout.world(), job.model.kv_heads), (2, 2, 1));
-    assert_eq!(job.train.checkpointing, Checkpointing::Full);
+    assert_eq!(job.train.recompute, RecomputePolicy::Full);
     assert_eq!(job.data, DataSpec::Synthetic { tokens: 5000 });
 }
 
 #[test]
 fn what_the_new_words_mean() {
     let job = |sets: &[(&str, &str)]| read_with(LEAST, sets).unwrap();
-    let fast = job(&[("train.reduction", "fast"), ("train.micro_batches", "7"), ("layout.data", "3")]);
-    assert_eq!((fast.train.reduction, fast.train.reduction_runs), (Reduction::Fast, 3));
-    let kept = |value| job(&[("train.checkpointing", value)]).train.checkpointing;
-    assert_eq!(kept("attention"), Checkpointing::Selective(Block::Attention));
-    assert_eq!(kept("ffn"), Checkpointing::Selective(Block::Ffn));
-    assert_eq!(kept("{budget: 512MiB}"), Checkpointing::Budget { bytes: 512 << 20 });
-    assert_eq!(kept("{budget: 12345}"), Checkpointing::Budget { bytes: 12345 });
+    let fast = job(&[("train.reduction", "fast"), ("train.global_micro_batches", "7"), ("layout.data", "3")]);
+    assert_eq!((fast.train.reduction, fast.train.gradient_groups), (Reduction::Fast, 3));
+    let kept = |value| job(&[("train.recompute", value)]).train.recompute;
+    assert_eq!(kept("attention"), RecomputePolicy::Selective(Block::Attention));
+    assert_eq!(kept("ffn"), RecomputePolicy::Selective(Block::Ffn));
+    assert_eq!(kept("{budget: 512MiB}"), RecomputePolicy::Budget { bytes: 512 << 20 });
+    assert_eq!(kept("{budget: 12345}"), RecomputePolicy::Budget { bytes: 12345 });
     let constant = job(&[("train.learning_rate_schedule", "constant")]).train.optimizer;
     assert_eq!(constant.min_learning_rate.to_bits(), constant.learning_rate.to_bits());
     let layout = job(&[("layout", "{pipeline: 2, schedule: interleaved, zero: true}")]).layout;
@@ -400,7 +400,7 @@ fn what_the_new_words_mean() {
 #[test]
 fn the_lists_of_a_custom_schedule_are_read() {
     let text = format!(
-        "{LEAST}  micro_batches: 4\nlayout:\n  pipeline: 2\n  data: 2\n  schedule: custom\n  actions: |\n    \
+        "{LEAST}  global_micro_batches: 4\nlayout:\n  pipeline: 2\n  data: 2\n  schedule: custom\n  actions: |\n    \
          0F0, 0F1,0B0,0B1\n    1F0,1I0,1W0,1F1,1B1\n"
     );
     let job = read_with(&text, &[]).unwrap();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use coxswain_types::job::{Block, Checkpointing, OptimizerKind};
+use coxswain_types::job::{Block, OptimizerKind, RecomputePolicy};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::ser::SerializeMap;
@@ -63,18 +63,18 @@ pub enum ScheduleName {
 
 /// What is kept of a forward pass, as it is written: `full`, or `{budget: 2GiB}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Checkpoints(pub Checkpointing);
+pub struct RecomputeSetting(pub RecomputePolicy);
 
-const WORDS: [(&str, Checkpointing); 4] = [
-    ("none", Checkpointing::None),
-    ("full", Checkpointing::Full),
-    ("attention", Checkpointing::Selective(Block::Attention)),
-    ("ffn", Checkpointing::Selective(Block::Ffn)),
+const WORDS: [(&str, RecomputePolicy); 4] = [
+    ("none", RecomputePolicy::None),
+    ("full", RecomputePolicy::Full),
+    ("attention", RecomputePolicy::Selective(Block::Attention)),
+    ("ffn", RecomputePolicy::Selective(Block::Ffn)),
 ];
 
-impl Serialize for Checkpoints {
+impl Serialize for RecomputeSetting {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if let Checkpointing::Budget { bytes } = self.0 {
+        if let RecomputePolicy::Budget { bytes } = self.0 {
             let mut map = serializer.serialize_map(Some(1))?;
             map.serialize_entry("budget", &bytes)?;
             return map.end();
@@ -84,26 +84,27 @@ impl Serialize for Checkpoints {
     }
 }
 
-impl<'de> Deserialize<'de> for Checkpoints {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Checkpoints, D::Error> {
+impl<'de> Deserialize<'de> for RecomputeSetting {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RecomputeSetting, D::Error> {
         struct WordOrBudget;
 
         impl<'de> Visitor<'de> for WordOrBudget {
-            type Value = Checkpoints;
+            type Value = RecomputeSetting;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("none, full, attention, ffn or {budget: BYTES}")
             }
 
-            fn visit_str<E: Error>(self, found: &str) -> Result<Checkpoints, E> {
+            fn visit_str<E: Error>(self, found: &str) -> Result<RecomputeSetting, E> {
                 let word = WORDS.iter().find(|(word, _)| *word == found);
                 let known = &["none", "full", "attention", "ffn", "{budget: BYTES}"];
-                word.map(|(_, value)| Checkpoints(*value)).ok_or_else(|| E::unknown_variant(found, known))
+                word.map(|(_, value)| RecomputeSetting(*value))
+                    .ok_or_else(|| E::unknown_variant(found, known))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Checkpoints, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RecomputeSetting, A::Error> {
                 let Budget { budget } = Budget::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(Checkpoints(Checkpointing::Budget { bytes: budget.0 }))
+                Ok(RecomputeSetting(RecomputePolicy::Budget { bytes: budget.0 }))
             }
         }
 

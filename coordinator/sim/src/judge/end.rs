@@ -2,7 +2,7 @@
 
 use coxswain_core::cluster::{Cluster, Ending, Entry, Event, JobState};
 use coxswain_types::ids::{Step, WorkerId};
-use coxswain_types::status::Desired;
+use coxswain_types::status::DesiredState;
 
 use crate::coordinator::at_work;
 use crate::truth;
@@ -57,7 +57,7 @@ impl World {
             let worker = WorkerId(format!("w{slot}"));
             // Documents and members are not in the journal, revisions of idle workers begin anew, reports are
             // told again.
-            let durable = |cluster: &Cluster| Desired {
+            let durable = |cluster: &Cluster| DesiredState {
                 assignment: None,
                 revision: 0,
                 leave: None,

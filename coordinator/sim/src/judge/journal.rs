@@ -3,9 +3,9 @@
 use coxswain_core::cluster::{Ending, Entry, FormedRank};
 use coxswain_types::ids::{Generation, Step};
 use coxswain_types::job::{Layout, OnLoss, Schedule};
-use coxswain_types::status::{Published, SavedFile, Wish};
+use coxswain_types::status::{Directive, Published, SavedFile};
 
-use super::{JobRecord, MAX_SETBACKS, MAX_TRIES, Running};
+use super::{JobRecord, MAX_FAILED_ATTEMPTS, MAX_TRIES, Running};
 use crate::world::World;
 
 impl World {
@@ -56,7 +56,7 @@ impl World {
             Entry::Formed { job, generation, ranks, threads, from, revision, layout, .. } => self
                 .judge_size(job, ranks, *layout)
                 .or_else(|| self.judge_formed(job, *generation, ranks, *threads, *from))
-                .or_else(|| self.judge_wish(job, *generation, *revision, None, Step(0))),
+                .or_else(|| self.judge_directive(job, *generation, *revision, None, Step(0))),
             Entry::Cancelling { job, .. } => {
                 let record = self.judge.jobs.get_mut(job).filter(|record| record.running.is_some());
                 let first = record.is_some_and(|record| !std::mem::replace(&mut record.cancelling, true));
@@ -64,10 +64,10 @@ impl World {
             }
             Entry::Stopping { job, generation, revision, reason } => self
                 .judge_stopping(job, *generation, reason)
-                .or_else(|| self.judge_wish(job, *generation, *revision, Some(Step(0)), Step(0))),
+                .or_else(|| self.judge_directive(job, *generation, *revision, Some(Step(0)), Step(0))),
             Entry::Saving { job, generation, revision, after } => self
                 .judge_saving(job, *generation, *after)
-                .or_else(|| self.judge_wish(job, *generation, *revision, None, *after)),
+                .or_else(|| self.judge_directive(job, *generation, *revision, None, *after)),
             Entry::Regrouped { job, generation, step, .. } => self.judge_regrouped(job, *generation, *step),
             Entry::Drained { worker, incarnation, .. } => {
                 let before = self.judge.drained.insert(worker.clone(), *incarnation);
@@ -168,7 +168,7 @@ impl World {
             paused_ms: None,
             own: false,
             life,
-            wish: Wish::default(),
+            directive: Directive::default(),
             shrunk: ranks.len() < record.layout.world() as usize,
         });
         self.judge.formed_ever.insert(job.to_owned());
@@ -224,8 +224,8 @@ impl World {
         Some(("S2", format!("{job} has {} ranks {fault}", ranks.len())))
     }
 
-    /// Numbers of wishes grow, over restarts too.
-    fn judge_wish(
+    /// Numbers of directives grow, over restarts too.
+    fn judge_directive(
         &mut self,
         job: &str,
         generation: Generation,
@@ -236,9 +236,9 @@ impl World {
         let before = std::mem::replace(&mut self.judge.revision, revision);
         let record = self.judge.jobs.get_mut(job)?;
         let run_to = run_to.unwrap_or(Step(record.steps));
-        record.running.as_mut()?.wish = Wish { revision, run_to, save_after };
+        record.running.as_mut()?.directive = Directive { revision, run_to, save_after };
         (revision <= before)
-            .then(|| ("S1", format!("wish {revision} of generation {generation} after {before}")))
+            .then(|| ("S1", format!("directive {revision} of generation {generation} after {before}")))
     }
 
     fn judge_stopping(
@@ -251,7 +251,7 @@ impl World {
         let Some(running) = running.filter(|running| running.generation == generation) else {
             return Some(("S3", format!("generation {generation} of {job} shall stop and is not at work")));
         };
-        if running.wish.run_to == Step(0) {
+        if running.directive.run_to == Step(0) {
             return Some(("S9", format!("generation {generation} of {job} shall stop twice")));
         }
         let out = |rank: &FormedRank| self.judge.wants_out(&rank.worker, rank.incarnation);
@@ -274,7 +274,7 @@ impl World {
         let Some(running) = running else {
             return Some(("S3", format!("generation {generation} of {job} shall save and is not at work")));
         };
-        let busy = running.wish.run_to == Step(0) || running.wish.save_after > running.published;
+        let busy = running.directive.run_to == Step(0) || running.directive.save_after > running.published;
         let nothing = record.every_minutes == 0 || after <= running.published;
         (busy || nothing).then(|| ("L4", format!("{job} shall save after step {after} for nothing")))
     }
@@ -289,7 +289,7 @@ impl World {
         let Some(running) = record.running.take().filter(|running| running.generation == generation) else {
             return Some(("S8", format!("generation {generation} of {job} is regrouped and not at work")));
         };
-        if running.wish.run_to != Step(0) {
+        if running.directive.run_to != Step(0) {
             return Some(("L4", format!("generation {generation} of {job} stopped unasked")));
         }
         if record.cancelling {
@@ -315,9 +315,9 @@ impl World {
         }
         record.since_new += 1;
         record.since_any += 1;
-        if record.since_any > MAX_SETBACKS {
+        if record.since_any > MAX_FAILED_ATTEMPTS {
             return Some((
-                "setbacks",
+                "failed_attempts",
                 format!("{job} was interrupted {} times without a step", record.since_any),
             ));
         }
@@ -380,7 +380,7 @@ impl World {
         let running = record.running.take();
         let lost = running.as_ref().is_some_and(|running| running.is_lost(life, now_ms));
         let own = running.as_ref().is_some_and(|running| running.own);
-        let tired = record.since_new >= MAX_SETBACKS && lost;
+        let tired = record.since_new >= MAX_FAILED_ATTEMPTS && lost;
         let may = match ending {
             Ending::Failed => record.excused || own || tired || (lost && record.on_loss == OnLoss::Fail),
             Ending::Cancelled => record.cancelled,

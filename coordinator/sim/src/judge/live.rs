@@ -4,7 +4,7 @@ use coxswain_core::cluster::{Effect, Event, FormedRank, JobState, JobSummary, Wo
 use coxswain_core::plan;
 use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Desired, Fault, Phase, StepReport, WorkerStatus};
+use coxswain_types::status::{DesiredState, Fault, Phase, StepReport, WorkerStatus};
 
 use super::{JUDGED_MS, LEASE_MS};
 use crate::coordinator::at_work;
@@ -340,8 +340,8 @@ impl World {
         }
     }
 
-    /// Wishes are about to be sent.
-    pub(crate) fn judge_desired(&mut self, worker: &WorkerId, connection: usize, desired: &Desired) {
+    /// Directives are about to be sent.
+    pub(crate) fn judge_desired(&mut self, worker: &WorkerId, connection: usize, desired: &DesiredState) {
         let process = self.network.connections[connection].process;
         let asked = self.judge.asked.entry(process).or_default();
         if desired.generation < *asked {
@@ -382,8 +382,8 @@ impl World {
             Some(("S2", "the place of somebody else".to_owned()))
         } else if publish.is_some() && (publish != running.committed || !lead) {
             Some(("S6", format!("to publish {:?}, and {committed:?} is committed", publish.map(|p| p.0))))
-        } else if desired.wish() != running.wish {
-            Some(("S3", format!("{:?}, and {:?} is on disk", desired.wish(), running.wish)))
+        } else if desired.directive() != running.directive {
+            Some(("S3", format!("{:?}, and {:?} is on disk", desired.directive(), running.directive)))
         } else if desired.leave.is_some() {
             Some(("L4", "that it shall leave its run".to_owned()))
         } else if desired.decided != decided {
@@ -435,7 +435,7 @@ impl World {
         firsts.sort_by_key(|part| part.data_index);
         firsts.dedup_by_key(|part| part.data_index);
         let micro_batches: Vec<_> = firsts.iter().flat_map(|part| part.micro_batches.clone()).collect();
-        if micro_batches != (0..spec.train.micro_batches).collect::<Vec<_>>() {
+        if micro_batches != (0..spec.train.global_micro_batches).collect::<Vec<_>>() {
             self.broken("S10", format!("generation {} takes {micro_batches:?}", assignment.generation));
         }
     }

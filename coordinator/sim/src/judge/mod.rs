@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use coxswain_core::cluster::{Ending, FormedRank};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{Layout, OnLoss};
-use coxswain_types::status::{SavedFile, Wish};
+use coxswain_types::status::{Directive, SavedFile};
 
 /// How long a worker may be silent, as both programs' documentation has it.
 pub(crate) const LEASE_MS: u64 = 5000;
@@ -26,7 +26,7 @@ const MAX_TRIES: u32 = 5;
 /// a timer that is late.
 const JUDGED_MS: u64 = 1500 + LEASE_MS + 1000;
 /// Interruptions in a row, without a new step, that a job survives.
-const MAX_SETBACKS: u32 = 10;
+const MAX_FAILED_ATTEMPTS: u32 = 10;
 
 /// A rule was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,11 +68,11 @@ pub(crate) struct Judge {
     pub(crate) slow: BTreeSet<WorkerId>,
     /// The processes that are members.
     members: BTreeMap<WorkerId, u64>,
-    /// The newest generation that each process was sent wishes of.
+    /// The newest generation that each process was sent directives of.
     asked: BTreeMap<usize, Generation>,
     /// What the ranks of a generation were told to do.
     parts: BTreeMap<Generation, BTreeMap<u32, live::Part>>,
-    /// The newest number of a wish on disk.
+    /// The newest number of a directive on disk.
     revision: u64,
     /// Jobs that a generation was formed of.
     formed_ever: BTreeSet<String>,
@@ -123,7 +123,7 @@ pub(crate) struct Running {
     /// When the coordinator noticed a pause, after which closed connections do not count as losses for a while.
     paused_ms: Option<u64>,
     /// What is wanted of it.
-    wish: Wish,
+    directive: Directive,
     /// Whether its layout is smaller than the job's.
     shrunk: bool,
 }

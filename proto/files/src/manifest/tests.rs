@@ -69,7 +69,7 @@ fn fingerprints_say_what_differs() {
     let other = Fingerprint {
         threads: 9,
         precision: "bf16".into(),
-        reduction_runs: 0,
+        gradient_groups: 0,
         tensor_shards: 4,
         ..one.clone()
     };
@@ -78,7 +78,7 @@ fn fingerprints_say_what_differs() {
         [
             "train.threads: the checkpoint has 1, this run 9",
             "train.precision: the checkpoint has fp32, this run bf16",
-            "train.reduction_runs: the checkpoint has 2, this run one for each data rank (fast)",
+            "train.gradient_groups: the checkpoint has 2, this run one for each data rank (fast)",
             "train.tensor_shards: the checkpoint has none, this run 4",
         ]
     );
@@ -120,18 +120,18 @@ fn a_foreign_job_out_of_bounds_is_refused_before_memory_is_taken() {
         ("name", &json!("x".repeat(1 << 20)), "name: has 1048576 bytes"),
         ("train/steps", &json!(u64::MAX), "train.steps"),
         ("train/sequence", &huge, "train.sequence"),
-        ("train/micro_batch", &huge, "train.micro_batch"),
-        ("train/micro_batches", &huge, "train.micro_batches"),
-        ("train/reduction_runs", &huge, "train.reduction_runs"),
+        ("train/micro_batch_size", &huge, "train.micro_batch_size"),
+        ("train/global_micro_batches", &huge, "train.global_micro_batches"),
+        ("train/gradient_groups", &huge, "train.gradient_groups"),
         ("train/tensor_shards", &json!(3), "train.tensor_shards"),
         ("train/threads", &huge, "train.threads"),
-        ("train/masked", &json!(1.0), "train.masked"),
+        ("train/mask_rate", &json!(1.0), "train.mask_rate"),
         ("train/dropout", &json!(-1.0), "train.dropout"),
-        ("train/checkpointing", &json!({"budget": {"bytes": u64::MAX}}), "train.checkpointing.budget"),
+        ("train/recompute", &json!({"budget": {"bytes": u64::MAX}}), "train.recompute.budget"),
         ("train/optimizer/learning_rate", &json!(0.0), "train.learning_rate"),
         ("train/optimizer/beta1", &json!(1.5), "train.betas"),
         ("data", &json!({"synthetic": {"tokens": u64::MAX}}), "data.synthetic.tokens"),
-        ("data", &json!({"text": {"files": vec!["/x"; 2000], "held_out": 0.0}}), "names 2000 files"),
+        ("data", &json!({"text": {"files": vec!["/x"; 2000], "validation": 0.0}}), "names 2000 files"),
         ("layout/pipeline", &huge, "layout.pipeline"),
         ("layout/tensor", &json!(0), "layout.tensor"),
         ("layout/schedule", &json!({"interleaved": {"chunks": u32::MAX}}), "layout.chunks"),

@@ -10,10 +10,10 @@ use coxswain_types::framing::Framing;
 use coxswain_types::job::DataSpec;
 
 use super::lines::Lines;
-use super::read::{Whole, held_out_start, read};
+use super::read::{Whole, read, validation_start};
 use super::split::{Divider, Fragment, LineCounter, Room, Side, Split, without_end};
 use super::texts::{MAX_TEXT_BYTES, TextFault, look_at, text_error};
-use super::{HELD_OUT, HELD_OUT_TEXT, PrepareError, TRAIN, write_error};
+use super::{PrepareError, TRAIN, VALIDATION, VALIDATION_TEXT, write_error};
 use crate::atomic::{AtomicFile, Written};
 use crate::digests::Digests;
 use crate::progress::{Phase, Progress, Watch};
@@ -60,7 +60,7 @@ impl<'a> Texts<'a> {
             digests.saw(path, seen, &whole.digest);
             let split = match counter {
                 Some(counter) => counter.finish(share, &mut room)?,
-                None => Split::Bytes(held_out_start(key, path, whole.bytes, share)?),
+                None => Split::Bytes(validation_start(key, path, whole.bytes, share)?),
             };
             texts.files.push((path, whole, split));
         }
@@ -96,7 +96,7 @@ impl<'a> Texts<'a> {
         Ok(())
     }
 
-    /// A tokenizer of at most `vocab` tokens, learned from what is not held out; and by how much the count of
+    /// A tokenizer of at most `vocab` tokens, learned from the training part; and by how much the count of
     /// a word may have been too low.
     ///
     /// # Errors
@@ -118,7 +118,7 @@ impl<'a> Texts<'a> {
         Ok((Tokenizer::learn(words, vocab, self.watch)?, short_by))
     }
 
-    /// Writes the tokens of both sides below `dir`; of the held-out side also the text, where there is one.
+    /// Writes the tokens of both sides below `dir`; of the validation side also the text, where there is one.
     ///
     /// # Errors
     /// [`PrepareError`].
@@ -130,7 +130,7 @@ impl<'a> Texts<'a> {
             batch: Batch::new(),
             threads: Threads::new(),
             train: TokenWriter::create(dir, TRAIN)?,
-            held_out: if holds_out { Some(HeldOut::create(dir)?) } else { None },
+            validation: if holds_out { Some(ValidationFiles::create(dir)?) } else { None },
             done: 0,
             total: self.bytes,
             watch: self.watch,
@@ -156,7 +156,7 @@ pub(super) struct How<'a> {
 pub(super) struct Made {
     pub(super) train: coxswain_types::assignment::TokenFile,
     /// The tokens, and the text.
-    pub(super) held_out: Option<(coxswain_types::assignment::TokenFile, Written)>,
+    pub(super) validation: Option<(coxswain_types::assignment::TokenFile, Written)>,
 }
 
 /// Text that is to be tokenized.
@@ -199,28 +199,29 @@ impl How<'_> {
     }
 }
 
-/// The files of what is held out.
-struct HeldOut<'a> {
+/// The files of what is kept for validation.
+struct ValidationFiles<'a> {
     dir: &'a Path,
     tokens: TokenWriter,
     text: BufWriter<AtomicFile>,
 }
 
-impl<'a> HeldOut<'a> {
-    fn create(dir: &'a Path) -> Result<HeldOut<'a>, PrepareError> {
-        let text = AtomicFile::create(&dir.join(HELD_OUT_TEXT)).map_err(write_error(dir, HELD_OUT_TEXT))?;
-        Ok(HeldOut { dir, tokens: TokenWriter::create(dir, HELD_OUT)?, text: BufWriter::new(text) })
+impl<'a> ValidationFiles<'a> {
+    fn create(dir: &'a Path) -> Result<ValidationFiles<'a>, PrepareError> {
+        let text =
+            AtomicFile::create(&dir.join(VALIDATION_TEXT)).map_err(write_error(dir, VALIDATION_TEXT))?;
+        Ok(ValidationFiles { dir, tokens: TokenWriter::create(dir, VALIDATION)?, text: BufWriter::new(text) })
     }
 
     fn write_text(&mut self, text: &str) -> Result<(), PrepareError> {
-        self.text.write_all(text.as_bytes()).map_err(write_error(self.dir, HELD_OUT_TEXT))
+        self.text.write_all(text.as_bytes()).map_err(write_error(self.dir, VALIDATION_TEXT))
     }
 
     fn finish(self) -> Result<(coxswain_types::assignment::TokenFile, Written), PrepareError> {
         let tokens = self.tokens.finish()?;
         let text =
             self.text.into_inner().map_err(io::IntoInnerError::into_error).and_then(AtomicFile::commit);
-        Ok((tokens, text.map_err(write_error(self.dir, HELD_OUT_TEXT))?))
+        Ok((tokens, text.map_err(write_error(self.dir, VALIDATION_TEXT))?))
     }
 }
 
@@ -233,7 +234,7 @@ struct Encoder<'a> {
     batch: Batch<Work<'a>>,
     threads: Threads,
     train: TokenWriter,
-    held_out: Option<HeldOut<'a>>,
+    validation: Option<ValidationFiles<'a>>,
     done: u64,
     total: u64,
     watch: Watch<'a>,
@@ -279,8 +280,8 @@ impl<'a> Encoder<'a> {
     }
 
     fn hold_out(&mut self, fragment: Fragment<'_>) -> Result<(), PrepareError> {
-        match &mut self.held_out {
-            Some(held_out) if fragment.side == Side::HeldOut => held_out.write_text(fragment.text),
+        match &mut self.validation {
+            Some(validation) if fragment.side == Side::Validation => validation.write_text(fragment.text),
             _ => Ok(()),
         }
     }
@@ -295,14 +296,14 @@ impl<'a> Encoder<'a> {
 
     fn run(&mut self) -> Result<(), PrepareError> {
         (self.watch)(Progress { phase: Phase::Encoding, done: self.done, total: self.total })?;
-        let Encoder { how, batch, threads, train, held_out, done, .. } = self;
+        let Encoder { how, batch, threads, train, validation, done, .. } = self;
         batch.run(
             threads,
             |work| how.encode(work),
             |work, tokens| {
                 *done += work.text.len() as u64;
-                let to = match (work.side, &mut *held_out) {
-                    (Side::HeldOut, Some(held_out)) => &mut held_out.tokens,
+                let to = match (work.side, &mut *validation) {
+                    (Side::Validation, Some(validation)) => &mut validation.tokens,
                     _ => &mut *train,
                 };
                 if matches!(work.of, Of::Start) {
@@ -318,9 +319,9 @@ impl<'a> Encoder<'a> {
         if self.how.lines.is_some() {
             // A number follows the last row, as a token follows the last sample of a text.
             self.train.write(&[0])?;
-            self.held_out.as_mut().map_or(Ok(()), |held_out| held_out.tokens.write(&[0]))?;
+            self.validation.as_mut().map_or(Ok(()), |validation| validation.tokens.write(&[0]))?;
         }
         let train = self.train.finish()?;
-        Ok(Made { train, held_out: self.held_out.map(HeldOut::finish).transpose()? })
+        Ok(Made { train, validation: self.validation.map(ValidationFiles::finish).transpose()? })
     }
 }

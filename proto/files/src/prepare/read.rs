@@ -91,13 +91,13 @@ fn newlines(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
-/// Where the held-out part of a text starts, of a file of `len` bytes of text: `share` of its bytes from the
+/// Where the validation part of a text starts, of a file of `len` bytes of text: `share` of its bytes from the
 /// end, moved on to the start of a letter, and to the start of a line where one starts in the first half of
 /// the part. The other half bounds what a text of very long lines would lose.
 ///
 /// # Errors
 /// [`PrepareError::Text`] where the file cannot be read.
-pub(super) fn held_out_start(
+pub(super) fn validation_start(
     key: &'static str,
     path: &Path,
     len: u64,
@@ -109,10 +109,10 @@ pub(super) fn held_out_start(
     start_in(&mut file, mark, len, share).map_err(|error| failed(TextFault::Read(error)))
 }
 
-/// As [`held_out_start`], of a text that begins `mark` bytes after the file does.
+/// As [`validation_start`], of a text that begins `mark` bytes after the file does.
 fn start_in(file: &mut (impl Read + Seek), mark: u64, len: u64, share: f64) -> io::Result<u64> {
-    let held_out = (len as f64 * share) as u64;
-    let mut start = len - held_out.min(len);
+    let validation = (len as f64 * share) as u64;
+    let mut start = len - validation.min(len);
     // A letter has at most three bytes after its first.
     let mut letter = Vec::new();
     file.seek(SeekFrom::Start(mark + start))?;
@@ -121,7 +121,7 @@ fn start_in(file: &mut (impl Read + Seek), mark: u64, len: u64, share: f64) -> i
     // The byte before counts too: a part that starts with a line stays as it is.
     let from = start.saturating_sub(1);
     file.seek(SeekFrom::Start(mark + from))?;
-    let most = (held_out / 2 + 1).min(len - from);
+    let most = (validation / 2 + 1).min(len - from);
     let skipped = newline_within(&mut io::BufReader::new(file.take(most)))?;
     Ok(start + skipped.unwrap_or(0))
 }
@@ -164,7 +164,7 @@ mod tests {
         whole.map(|whole| (text, whole)).map_err(|error| error.to_string())
     }
 
-    /// Where the held-out part of a text starts.
+    /// Where the validation part of a text starts.
     fn start_of(text: &str, share: f64) -> usize {
         start_in(&mut io::Cursor::new(text), 0, text.len() as u64, share).unwrap() as usize
     }
@@ -197,11 +197,11 @@ mod tests {
         }
 
         #[test]
-        fn about_the_share_is_held_out(text in "[a\u{e4}\u{1F6A3}\n]{0,80}", share in 0.0f64..0.5) {
-            let held_out = text.len() - start_of(&text, share);
+        fn about_the_share_is_validation(text in "[a\u{e4}\u{1F6A3}\n]{0,80}", share in 0.0f64..0.5) {
+            let validation = text.len() - start_of(&text, share);
             let wanted = (text.len() as f64 * share) as usize;
-            prop_assert!(held_out <= wanted && held_out + 4 >= wanted / 2, "{} of {}", held_out, wanted);
-            prop_assert!(text.is_char_boundary(text.len() - held_out));
+            prop_assert!(validation <= wanted && validation + 4 >= wanted / 2, "{} of {}", validation, wanted);
+            prop_assert!(text.is_char_boundary(text.len() - validation));
         }
     }
 

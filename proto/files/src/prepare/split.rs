@@ -1,4 +1,4 @@
-//! Which parts of a text are trained on and which are held out, decided from positions and counts, and found
+//! Which parts of a text are trained on and which are kept for validation, decided from positions and counts, and found
 //! again while the text is read chunk by chunk.
 
 use std::collections::BTreeMap;
@@ -23,13 +23,13 @@ const CLASS_BYTES: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Train,
-    HeldOut,
+    Validation,
 }
 
 /// How a text is split.
 #[derive(Debug, PartialEq)]
 pub(super) enum Split {
-    /// The bytes from here on are held out.
+    /// The bytes from here on are kept for validation.
     Bytes(u64),
     /// So many lines are to train on; `None` means all.
     Lines(Option<u64>),
@@ -144,7 +144,7 @@ impl<'a> LineCounter<'a> {
         reader.push(chunk, &mut |line, number| count(lines, classes, room, (line, number), path))
     }
 
-    /// How the text is split: `share` of its lines, rounded down, are held out. For pairs these are the last
+    /// How the text is split: `share` of its lines, rounded down, are kept for validation. For pairs these are the last
     /// lines; for classes the last lines of each class, so that a file that is sorted by class keeps some of
     /// each on both sides.
     ///
@@ -194,14 +194,14 @@ fn count(
     Ok(())
 }
 
-/// How many lines of each class are to train on. The share that is held out is one of all lines, rounded down
+/// How many lines of each class are to train on. The share that is kept for validation is one of all lines, rounded down
 /// once and not for each class.
 fn kept(classes: BTreeMap<String, u64>, share: f64) -> BTreeMap<String, u64> {
-    let (mut seen, mut held_out) = (0, 0);
+    let (mut seen, mut validation) = (0, 0);
     let kept = |(class, count)| {
         seen += count;
-        let now = ((seen as f64 * share) as u64).saturating_sub(held_out).min(count);
-        held_out += now;
+        let now = ((seen as f64 * share) as u64).saturating_sub(validation).min(count);
+        validation += now;
         (class, count - now)
     };
     classes.into_iter().map(kept).collect()
@@ -211,8 +211,8 @@ fn kept(classes: BTreeMap<String, u64>, share: f64) -> BTreeMap<String, u64> {
 /// without a newline is not split.
 fn kept_lines(newlines: u64, unended: bool, share: f64) -> Option<u64> {
     let lines = newlines + u64::from(unended && newlines > 0);
-    let held_out = (lines as f64 * share) as u64;
-    (held_out > 0).then(|| lines.saturating_sub(held_out))
+    let validation = (lines as f64 * share) as u64;
+    (validation > 0).then(|| lines.saturating_sub(validation))
 }
 
 /// Finds the parts of a text that comes chunk by chunk.
@@ -250,9 +250,9 @@ impl<'a> Divider<'a> {
                 let at = usize::try_from(*left).map_or(chunk.len(), |left| left.min(chunk.len()));
                 // The place lies between two letters, but in a file that has changed since; that is seen at
                 // its end.
-                let (train, held_out) = chunk.split_at(chunk.floor_char_boundary(at));
+                let (train, validation) = chunk.split_at(chunk.floor_char_boundary(at));
                 *left -= at as u64;
-                for (side, text) in [(Side::Train, train), (Side::HeldOut, held_out)] {
+                for (side, text) in [(Side::Train, train), (Side::Validation, validation)] {
                     if !text.is_empty() {
                         each(Fragment { side, text, line: 0 })?;
                     }
@@ -285,7 +285,7 @@ impl<'a> Divider<'a> {
 }
 
 fn of_line(kept: Option<u64>, line: usize) -> Side {
-    if kept.is_none_or(|kept| line as u64 <= kept) { Side::Train } else { Side::HeldOut }
+    if kept.is_none_or(|kept| line as u64 <= kept) { Side::Train } else { Side::Validation }
 }
 
 /// `None` for a blank line.
@@ -298,7 +298,7 @@ fn of_class<'t>(left: &mut BTreeMap<&str, u64>, text: &'t str, line: usize) -> O
             *left -= 1;
             Side::Train
         }
-        _ => Side::HeldOut,
+        _ => Side::Validation,
     };
     Some(Fragment { side, text, line })
 }
@@ -337,7 +337,7 @@ mod tests {
     fn divided(split: &Split, text: &str, chunk: usize) -> [(String, Vec<usize>); 2] {
         let mut sides = [(String::new(), Vec::new()), (String::new(), Vec::new())];
         let mut add = |fragment: Fragment<'_>| {
-            let (text, lines) = &mut sides[usize::from(fragment.side == Side::HeldOut)];
+            let (text, lines) = &mut sides[usize::from(fragment.side == Side::Validation)];
             text.push_str(fragment.text);
             lines.push(fragment.line);
             Ok(())
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_lines_are_held_out() {
+    fn whole_lines_are_validation() {
         for (text, share, expected) in [
             ("0\ta\n1\tb\n", 0.49, "0\ta\n1\tb\n"),
             ("0\ta\n1\tb", 0.49, "0\ta\n1\tb"),
@@ -362,28 +362,28 @@ mod tests {
             ("0\ta", 0.4, "0\ta"),
             ("", 0.4, ""),
         ] {
-            let [(train, _), (held_out, _)] = split(&pairs(), text, share);
+            let [(train, _), (validation, _)] = split(&pairs(), text, share);
             assert_eq!(train, expected, "{text:?} {share}");
-            assert_eq!(train + &held_out, text);
+            assert_eq!(train + &validation, text);
         }
-        let [train, held_out] = split(&pairs(), "a\tb\n\nc\td\r\ne\tf", 0.5);
+        let [train, validation] = split(&pairs(), "a\tb\n\nc\td\r\ne\tf", 0.5);
         assert_eq!(train, ("a\tb\n\n".into(), vec![1, 2]));
-        assert_eq!(held_out, ("c\td\r\ne\tf".into(), vec![3, 4]));
+        assert_eq!(validation, ("c\td\r\ne\tf".into(), vec![3, 4]));
     }
 
     #[test]
-    fn every_class_is_held_out_where_a_file_is_sorted_by_class() {
+    fn every_class_is_validation_where_a_file_is_sorted_by_class() {
         let sorted: String = (0..20).map(|i| format!("{}\t{i}\n", i / 10)).collect();
-        let [(_, train), (text, held_out)] = split(&classes(), &sorted, 0.2);
+        let [(_, train), (text, validation)] = split(&classes(), &sorted, 0.2);
         assert_eq!(text, "0\t8\n0\t9\n1\t18\n1\t19\n");
-        assert_eq!(held_out, [9, 10, 19, 20]);
+        assert_eq!(validation, [9, 10, 19, 20]);
         assert_eq!(train, [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17, 18]);
         // The share of all lines also where each class has too few for one; blank lines are none.
         let many: String = (0..10).map(|i| format!("{i}\ta\n\n{i}\tb\n")).collect();
-        let [(_, train), (_, held_out)] = split(&classes(), &many, 0.25);
-        assert_eq!((train.len(), held_out.len()), (15, 5));
-        let [(train, _), (held_out, _)] = split(&classes(), "0\ta\n1\tb", 0.0);
-        assert_eq!((train.as_str(), held_out.as_str()), ("0\ta\n1\tb\n", ""));
+        let [(_, train), (_, validation)] = split(&classes(), &many, 0.25);
+        assert_eq!((train.len(), validation.len()), (15, 5));
+        let [(train, _), (validation, _)] = split(&classes(), "0\ta\n1\tb", 0.0);
+        assert_eq!((train.as_str(), validation.as_str()), ("0\ta\n1\tb\n", ""));
     }
 
     #[test]
@@ -417,8 +417,8 @@ mod tests {
                 }
             }
             let at = text.floor_char_boundary((text.len() as f64 * share) as usize);
-            let [(train, _), (held_out, _)] = divided(&Split::Bytes(at as u64), text, chunk);
-            prop_assert_eq!((train.as_str(), held_out.as_str()), text.split_at(at));
+            let [(train, _), (validation, _)] = divided(&Split::Bytes(at as u64), text, chunk);
+            prop_assert_eq!((train.as_str(), validation.as_str()), text.split_at(at));
         }
     }
 }

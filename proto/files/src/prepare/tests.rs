@@ -26,7 +26,7 @@ fn run() -> (tempfile::TempDir, JobSpec) {
         fs::write(&path, text).unwrap();
         files.push(path.to_str().unwrap().to_owned());
     }
-    (dir, fixture::spec(DataSpec::Text { files, held_out: 0.1 }))
+    (dir, fixture::spec(DataSpec::Text { files, validation: 0.1 }))
 }
 
 fn tokens(dir: &Path, source: impl Into<TokenSource>) -> Vec<u32> {
@@ -36,14 +36,14 @@ fn tokens(dir: &Path, source: impl Into<TokenSource>) -> Vec<u32> {
     ids.into_iter().map(|id| id as u32).collect()
 }
 
-fn set_held_out(spec: &mut JobSpec, share: f64) {
-    if let DataSpec::Text { held_out, .. } = &mut spec.data {
-        *held_out = share;
+fn set_validation(spec: &mut JobSpec, share: f64) {
+    if let DataSpec::Text { validation, .. } = &mut spec.data {
+        *validation = share;
     }
 }
 
 #[test]
-fn text_becomes_tokens_and_a_part_is_held_out() {
+fn text_becomes_tokens_and_a_part_is_validation() {
     let (dir, spec) = run();
     let data = prepare(dir.path(), &spec).unwrap();
     let tokenizer = Tokenizer::load(&dir.path().join(TOKENIZER)).unwrap();
@@ -54,23 +54,23 @@ fn text_becomes_tokens_and_a_part_is_held_out() {
     let (a, b) = train.split_once("<|endoftext|>").unwrap();
     assert_eq!(a, "the boat goes on and on\n".repeat(18));
     assert_eq!(b, "the oars go in and out\r\n".repeat(27));
-    let held_out = tokens(dir.path(), data.held_out.clone().unwrap());
-    let text = fs::read_to_string(dir.path().join(HELD_OUT_TEXT)).unwrap();
+    let validation = tokens(dir.path(), data.validation.clone().unwrap());
+    let text = fs::read_to_string(dir.path().join(VALIDATION_TEXT)).unwrap();
     assert_eq!(text, "the boat goes on and on\n".repeat(2) + &"the oars go in and out\r\n".repeat(3));
-    assert_eq!(tokenizer.decode(&held_out).replace("<|endoftext|>", ""), text);
-    assert_eq!(data.held_out_bytes, text.len() as u64);
+    assert_eq!(tokenizer.decode(&validation).replace("<|endoftext|>", ""), text);
+    assert_eq!(data.validation_bytes, text.len() as u64);
     // The tokenizer has seen the training parts only.
     assert_eq!(tokenizer.to_bytes(), Tokenizer::train(&[a, b], 300).unwrap().to_bytes());
 }
 
 #[test]
-fn nothing_held_out_leaves_no_held_out_files() {
+fn nothing_validation_leaves_no_validation_files() {
     let (dir, mut spec) = run();
     prepare(dir.path(), &spec).unwrap();
-    set_held_out(&mut spec, 0.0);
+    set_validation(&mut spec, 0.0);
     let data = prepare(dir.path(), &spec).unwrap();
-    assert_eq!((data.held_out, data.held_out_bytes), (None, 0));
-    assert!(!dir.path().join(HELD_OUT_TEXT).exists() && !dir.path().join(HELD_OUT).exists());
+    assert_eq!((data.validation, data.validation_bytes), (None, 0));
+    assert!(!dir.path().join(VALIDATION_TEXT).exists() && !dir.path().join(VALIDATION).exists());
 }
 
 #[test]
@@ -84,8 +84,8 @@ fn what_is_prepared_is_found_until_something_changes() {
     assert_eq!(written(), first, "it was made again");
 
     // A damaged file of any kind is made again, with the same contents.
-    let [train, held_out] = [TRAIN, HELD_OUT].map(list_of);
-    for name in [TOKENIZER, TRAIN, &train, HELD_OUT, &held_out, HELD_OUT_TEXT, PREPARED] {
+    let [train, validation] = [TRAIN, VALIDATION].map(list_of);
+    for name in [TOKENIZER, TRAIN, &train, VALIDATION, &validation, VALIDATION_TEXT, PREPARED] {
         let good = fs::read(at(name)).unwrap();
         fs::write(at(name), &good[1..]).unwrap();
         assert_eq!(prepare(dir.path(), &spec).unwrap(), data, "{name}");
@@ -139,7 +139,7 @@ fn synthetic_tokens_are_uniform_and_of_the_seed() {
     let dir = tempfile::tempdir().unwrap();
     let mut spec = fixture::spec(DataSpec::Synthetic { tokens: 30_000 });
     let data = prepare(dir.path(), &spec).unwrap();
-    assert_eq!((data.tokenizer_digest.clone(), data.held_out.clone()), (None, None));
+    assert_eq!((data.tokenizer_digest.clone(), data.validation.clone()), (None, None));
     let ids = tokens(dir.path(), data.train.clone());
     assert_eq!(ids.len(), 30_000);
     let mut seen = [0u32; 300];
@@ -189,7 +189,7 @@ fn bad_data_is_refused_by_name() {
         fs::write(dir.path().join(name), bytes).unwrap();
         dir.path().join(name).to_str().unwrap().to_owned()
     };
-    let text = |files: Vec<String>, held_out| DataSpec::Text { files, held_out };
+    let text = |files: Vec<String>, validation| DataSpec::Text { files, validation };
     let rows = [
         (
             text(vec![file("bad", b"good \xff")], 0.0),
@@ -199,12 +199,12 @@ fn bad_data_is_refused_by_name() {
         (text(vec![], 0.0), "no file is named"),
         (text(vec!["/nowhere/at/all".into()], 0.0), "data.text: /nowhere/at/all does not exist"),
         (text(vec![file("short", b"abcdefgh")], 0.0), "makes 8 tokens, and one sample takes 17"),
-        (text(vec![file("tail", b"abcdefghijklmnopqrst")], 0.06), "held-out text makes 1 token, and"),
+        (text(vec![file("tail", b"abcdefghijklmnopqrst")], 0.06), "validation text makes 1 token, and"),
         (
             DataSpec::Labelled {
                 files: vec![file("none.tsv", b"")],
                 classes: vec![],
-                held_out: 0.0,
+                validation: 0.0,
                 weights: false,
             },
             "data.labelled: ",
@@ -271,15 +271,15 @@ fn small_texts_give_the_tokens_that_they_always_gave() {
     let lines = vec![file("d", lines_of(900, &["\n", "\r\n", "\n \n"])), file("e", lines_of(90, &["\n"]))];
     let rows = [
         (
-            DataSpec::Text { files, held_out: 0.07 },
+            DataSpec::Text { files, validation: 0.07 },
             ["377e2c8fef16e514", "109422fe38287a69", "0c7ad8877975f3b1", "391f507756ad088e"],
         ),
         (
-            DataSpec::Pairs { files: lines.clone(), held_out: 0.2, weights: false },
+            DataSpec::Pairs { files: lines.clone(), validation: 0.2, weights: false },
             ["9cbf257175469c50", "2f9ec975ab27236f", "3c76be7bc000c377", "90032334ee78038d"],
         ),
         (
-            DataSpec::Labelled { files: lines, classes: Vec::new(), held_out: 0.1, weights: false },
+            DataSpec::Labelled { files: lines, classes: Vec::new(), validation: 0.1, weights: false },
             ["42e22ca2ec3be6ae", "8761c2e12ba18402", "425e5ffe4ce1b6a3", "9ce3abde7f09ec00"],
         ),
     ];
@@ -290,10 +290,10 @@ fn small_texts_give_the_tokens_that_they_always_gave() {
             spec.model.head = Head::Pooled { classes: 3 };
         }
         let data = prepare(dir.path(), &spec).unwrap();
-        let held_out = data.held_out.unwrap();
-        let text = digest_file(&dir.path().join(HELD_OUT_TEXT)).unwrap();
+        let validation = data.validation.unwrap();
+        let text = digest_file(&dir.path().join(VALIDATION_TEXT)).unwrap();
         let found =
-            [&data.tokenizer_digest.unwrap(), &data.train.file().unwrap().digest, &held_out.digest, &text];
+            [&data.tokenizer_digest.unwrap(), &data.train.file().unwrap().digest, &validation.digest, &text];
         assert_eq!(found.map(|digest| &digest[..16]), expected);
     }
 }

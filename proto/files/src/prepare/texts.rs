@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     fn looked(path: &Path) -> Result<Option<Looked>, PrepareError> {
-        look(&DataSpec::Text { files: vec![path.to_str().unwrap().to_owned()], held_out: 0.0 })
+        look(&DataSpec::Text { files: vec![path.to_str().unwrap().to_owned()], validation: 0.0 })
     }
 
     #[test]

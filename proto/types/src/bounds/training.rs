@@ -3,7 +3,7 @@
 use super::limits;
 use super::{OutOfBounds, count, expect, number};
 use crate::job::{
-    Checkpointing, DataSpec, JobSpec, Layout, Lengths, OptimizerSpec, Reduction, Schedule, TrainSpec,
+    DataSpec, JobSpec, Layout, Lengths, OptimizerSpec, RecomputePolicy, Reduction, Schedule, TrainSpec,
 };
 
 pub(super) fn check(spec: &JobSpec) -> Result<(), OutOfBounds> {
@@ -22,19 +22,19 @@ pub(super) fn check(spec: &JobSpec) -> Result<(), OutOfBounds> {
 fn steps(train: &TrainSpec) -> Result<(), OutOfBounds> {
     count("train.steps", train.steps, &limits::STEPS)?;
     count("train.sequence", train.sequence, &limits::SEQUENCE)?;
-    count("train.micro_batch", train.micro_batch, &limits::MICRO_BATCH)?;
-    let tokens = u64::from(train.sequence) * u64::from(train.micro_batch);
-    expect(tokens <= limits::MICRO_BATCH_TOKENS, "train.micro_batch", || {
+    count("train.micro_batch_size", train.micro_batch_size, &limits::MICRO_BATCH)?;
+    let tokens = u64::from(train.sequence) * u64::from(train.micro_batch_size);
+    expect(tokens <= limits::MICRO_BATCH_TOKENS, "train.micro_batch_size", || {
         format!("makes {tokens} tokens at once; at most {} may be", limits::MICRO_BATCH_TOKENS)
     })?;
-    count("train.micro_batches", train.micro_batches, &limits::MICRO_BATCHES)?;
+    count("train.global_micro_batches", train.global_micro_batches, &limits::MICRO_BATCHES)?;
     // Fast reduction has a run for each data rank of the layout that the run began with.
     let most = match train.reduction {
-        Reduction::Canonical => train.micro_batches,
+        Reduction::Canonical => train.global_micro_batches,
         Reduction::Fast => limits::WORLD.most as u32,
     };
-    let runs = train.reduction_runs;
-    expect((1..=most).contains(&runs), "train.reduction_runs", || {
+    let runs = train.gradient_groups;
+    expect((1..=most).contains(&runs), "train.gradient_groups", || {
         format!("found {runs}; must be 1 to {most}")
     })?;
     if let Some(shards) = train.tensor_shards {
@@ -52,14 +52,14 @@ fn shares(train: &TrainSpec) -> Result<(), OutOfBounds> {
     let share = |key, found| number(key, found, |x| (0.0..1.0).contains(&x), "0 or more and below 1");
     share("train.dropout", train.dropout)?;
     share("train.attention_dropout", train.attention_dropout)?;
-    number("train.masked", train.masked, |x| x > 0.0 && x < 1.0, "above 0 and below 1")?;
+    number("train.mask_rate", train.mask_rate, |x| x > 0.0 && x < 1.0, "above 0 and below 1")?;
     let most = limits::LOSS_SCALE.most as f64;
     let scale = train.loss_scale.initial;
     number("train.initial_loss_scale", scale, |x| (1.0..=most).contains(&x), &format!("1 to {most}"))?;
     count("train.loss_scale_growth_steps", train.loss_scale.growth_steps, &limits::STEPS)?;
-    match train.checkpointing {
-        Checkpointing::Budget { bytes } => count("train.checkpointing.budget", bytes, &limits::BUDGET),
-        Checkpointing::None | Checkpointing::Full | Checkpointing::Selective(_) => Ok(()),
+    match train.recompute {
+        RecomputePolicy::Budget { bytes } => count("train.recompute.budget", bytes, &limits::BUDGET),
+        RecomputePolicy::None | RecomputePolicy::Full | RecomputePolicy::Selective(_) => Ok(()),
     }
 }
 
@@ -85,10 +85,10 @@ fn data(data: &DataSpec) -> Result<(), OutOfBounds> {
     let classes = data.class_names().len();
     count("data.classes", classes as u64, &limits::CLASSES)?;
     match data {
-        DataSpec::Text { held_out, .. }
-        | DataSpec::Labelled { held_out, .. }
-        | DataSpec::Pairs { held_out, .. } => {
-            number("data.held_out", *held_out, |x| (0.0..0.5).contains(&x), "0 or more and below 0.5")
+        DataSpec::Text { validation, .. }
+        | DataSpec::Labelled { validation, .. }
+        | DataSpec::Pairs { validation, .. } => {
+            number("data.validation", *validation, |x| (0.0..0.5).contains(&x), "0 or more and below 0.5")
         }
         DataSpec::Synthetic { tokens } => count("data.synthetic.tokens", *tokens, &limits::SYNTHETIC_TOKENS),
     }
@@ -117,7 +117,7 @@ fn layout(spec: &JobSpec) -> Result<(), OutOfBounds> {
 fn shares_of(spec: &JobSpec) -> Result<(), OutOfBounds> {
     let (layout, train, model) = (&spec.layout, &spec.train, &spec.model);
     let canonical = train.reduction == Reduction::Canonical;
-    let most = if canonical { train.reduction_runs } else { u32::MAX }.min(train.micro_batches);
+    let most = if canonical { train.gradient_groups } else { u32::MAX }.min(train.global_micro_batches);
     expect(layout.data <= most, "layout.data", || format!("found {}; must be {most} or less", layout.data))?;
     let (heads, kv_heads, shards) = (model.heads, model.kv_heads, train.shards(layout.tensor));
     for (key, ways) in [("layout.tensor", layout.tensor), ("train.tensor_shards", shards)] {

@@ -8,7 +8,7 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The output head's name, where it has weights of its own.
 pub const HEAD: &str = "lm_head.weight";
 
-/// GPT-2's deviation of values at birth.
+/// GPT-2's deviation of initial values.
 const STD: f64 = 0.02;
 
 /// Every parameter of the model, in the canonical order.

@@ -5,7 +5,7 @@ use coxswain_types::job::{Corruption, Lengths, SPAN_TOKENS, noise};
 
 /// How texts are corrupted.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Mending {
+pub(super) struct SpanCorruption {
     pub(super) key: u64,
     pub(super) corruption: Corruption,
     /// The share of tokens that is taken out.
@@ -21,7 +21,7 @@ pub(super) struct Mending {
 
 /// A sample of an encoder-decoder.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Mended {
+pub(super) struct Corrupted {
     /// What the encoder reads.
     pub(super) source: Vec<i64>,
     /// What the decoder reads: its targets, one later.
@@ -34,7 +34,7 @@ pub(super) struct Mended {
     pub(super) targets_of: Vec<u32>,
 }
 
-impl Mended {
+impl Corrupted {
     /// Adds what became of a piece of a document.
     fn extend(&mut self, document: u32, (source, targets): (Vec<i64>, Vec<i64>)) {
         self.source.extend(source);
@@ -129,28 +129,28 @@ impl Draws {
     }
 }
 
-impl Mending {
+impl SpanCorruption {
     /// The sample of a text, whose tokens are of these documents. One of fewer than two tokens has nothing to be
     /// taken out, and no targets. Where documents of a few tokens leave too much to be read, the last tokens
     /// are left out.
-    pub(super) fn corrupt(&self, sample: u64, tokens: &[i64], documents: &[u32]) -> Mended {
-        let fits = |mended: &Mended| {
-            mended.source.len() <= self.lengths.source as usize
-                && mended.targets.len() <= self.lengths.target as usize
+    pub(super) fn corrupt(&self, sample: u64, tokens: &[i64], documents: &[u32]) -> Corrupted {
+        let fits = |corrupted: &Corrupted| {
+            corrupted.source.len() <= self.lengths.source as usize
+                && corrupted.targets.len() <= self.lengths.target as usize
         };
         let whole = (2..=tokens.len()).rev().map(|len| self.attempt(sample, &tokens[..len], documents));
         whole.into_iter().find(fits).unwrap_or_else(|| {
             let source = tokens.iter().copied().take(1).chain([i64::from(self.end_of_text)]).collect();
-            let mut mended = Mended::default();
-            mended.extend(0, (source, Vec::new()));
-            mended
+            let mut corrupted = Corrupted::default();
+            corrupted.extend(0, (source, Vec::new()));
+            corrupted
         })
     }
 
-    fn attempt(&self, sample: u64, tokens: &[i64], documents: &[u32]) -> Mended {
+    fn attempt(&self, sample: u64, tokens: &[i64], documents: &[u32]) -> Corrupted {
         let mut draws = Draws { key: draw(self.key, sample), next: 0 };
         let mut share = Share::of(tokens.len(), self.share);
-        let (mut mended, mut at, mut stands) = (Mended::default(), 0, i64::from(self.mask));
+        let (mut corrupted, mut at, mut stands) = (Corrupted::default(), 0, i64::from(self.mask));
         for piece in documents[..tokens.len()].chunk_by(|one, other| one == other) {
             let (text, last) = (&tokens[at..at + piece.len()], at + piece.len() == tokens.len());
             let (noise, spans) = share.next(text.len());
@@ -158,11 +158,11 @@ impl Mending {
                 Corruption::Spans => self.spans(&mut draws, text, (noise, spans), &mut stands, last),
                 Corruption::Infilling => self.infilling(&mut draws, text, noise),
             };
-            mended.extend(piece[0], made);
+            corrupted.extend(piece[0], made);
             at += piece.len();
         }
-        mended.begin(self.start);
-        mended
+        corrupted.begin(self.start);
+        corrupted
     }
 
     /// Kept tokens and spans take turns, kept ones first (arXiv 1910.10683, 3.1.4). What stands for a span
@@ -227,25 +227,25 @@ impl Mending {
 mod tests {
     use super::*;
 
-    fn mending(corruption: Corruption, share: f64) -> Mending {
+    fn corruptor(corruption: Corruption, share: f64) -> SpanCorruption {
         let lengths = Lengths { window: 600, source: 600, target: 600 };
-        Mending { key: 7, corruption, share, mask: 999, end_of_text: 0, start: 0, lengths }
+        SpanCorruption { key: 7, corruption, share, mask: 999, end_of_text: 0, start: 0, lengths }
     }
 
-    fn alone(mending: &Mending, sample: u64, text: &[i64]) -> Mended {
-        mending.corrupt(sample, text, &vec![0; text.len()])
+    fn alone(corruptor: &SpanCorruption, sample: u64, text: &[i64]) -> Corrupted {
+        corruptor.corrupt(sample, text, &vec![0; text.len()])
     }
 
     /// The text again, from what the encoder reads and what the decoder writes.
-    fn mend(mended: &Mended) -> Vec<i64> {
+    fn restored(corrupted: &Corrupted) -> Vec<i64> {
         let mut text = Vec::new();
-        for id in &mended.source {
+        for id in &corrupted.source {
             if *id < 900 {
                 text.push(*id);
                 continue;
             }
-            let at = mended.targets.iter().position(|target| target == id).unwrap();
-            text.extend(mended.targets[at + 1..].iter().take_while(|id| **id < 900 && **id != 0));
+            let at = corrupted.targets.iter().position(|target| target == id).unwrap();
+            text.extend(corrupted.targets[at + 1..].iter().take_while(|id| **id < 900 && **id != 0));
         }
         text
     }
@@ -256,21 +256,21 @@ mod tests {
         for (len, share) in [(2, 0.15), (3, 0.5), (20, 0.15), (568, 0.15), (100, 0.5), (100, 0.9)] {
             let text: Vec<i64> = (0..len).map(|i| 1 + i * 7 % 800).collect();
             for sample in 0..20 {
-                let mended = alone(&mending(Corruption::Spans, share), sample, &text);
-                let whole = mend(&mended);
+                let corrupted = alone(&corruptor(Corruption::Spans, share), sample, &text);
+                let whole = restored(&corrupted);
                 assert_eq!(whole[..text.len()], text, "{len} {share} {sample}");
                 let (noise, spans) = noise(len as u32, share);
                 let lengths =
                     [len as usize - noise as usize + spans as usize + 1, (noise + spans) as usize + 1];
-                assert_eq!([mended.source.len(), mended.targets.len()], lengths);
+                assert_eq!([corrupted.source.len(), corrupted.targets.len()], lengths);
                 assert_eq!(
-                    (mended.ids[0], &mended.ids[1..]),
-                    (end, &mended.targets[..mended.targets.len() - 1])
+                    (corrupted.ids[0], &corrupted.ids[1..]),
+                    (end, &corrupted.targets[..corrupted.targets.len() - 1])
                 );
             }
         }
         let text: Vec<i64> = (1..100).collect();
-        let spans = mending(Corruption::Spans, 0.15);
+        let spans = corruptor(Corruption::Spans, 0.15);
         assert_ne!(alone(&spans, 1, &text), alone(&spans, 2, &text));
         assert_eq!(alone(&spans, 1, &text), alone(&spans, 1, &text));
     }
@@ -280,31 +280,31 @@ mod tests {
         let text: Vec<i64> = (1..=400).collect();
         let (mut kept, mut masks) = (0, 0);
         for sample in 0..200 {
-            let mended = alone(&mending(Corruption::Infilling, 0.3), sample, &text);
-            assert!(mended.source.len() <= text.len() && mended.targets == text);
-            let rest: Vec<i64> = mended.source.iter().copied().filter(|id| *id != 999).collect();
+            let corrupted = alone(&corruptor(Corruption::Infilling, 0.3), sample, &text);
+            assert!(corrupted.source.len() <= text.len() && corrupted.targets == text);
+            let rest: Vec<i64> = corrupted.source.iter().copied().filter(|id| *id != 999).collect();
             assert!(rest.is_sorted());
             kept += rest.len();
-            masks += mended.source.len() - rest.len();
+            masks += corrupted.source.len() - rest.len();
         }
         assert_eq!(kept, 200 * 280);
         // 120 tokens in spans of 3, the last one cut.
         assert!((200 * 38..200 * 44).contains(&masks), "{masks}");
     }
     #[test]
-    fn documents_are_mended_each_by_itself() {
+    fn documents_are_corrupted_each_by_itself() {
         let lengths = Lengths { window: 300, source: 300, target: 300 };
         for corruption in [Corruption::Spans, Corruption::Infilling] {
-            let mending = Mending { lengths, ..mending(corruption, 0.3) };
+            let corruptor = SpanCorruption { lengths, ..corruptor(corruption, 0.3) };
             for sample in 0..40 {
                 // Documents of 1 to 60 tokens, which say in their tokens which one they are.
                 let lens = [1, 60, 7, 2, 40, 3, 50, 100];
                 let documents: Vec<u32> = (0..).zip(lens).flat_map(|(of, len)| vec![of; len]).collect();
                 let text: Vec<i64> =
                     documents.iter().map(|of| 100 * i64::from(*of) + 1 + sample as i64).collect();
-                let mended = mending.corrupt(sample, &text, &documents);
-                assert!(mended.source.len() <= 300 && mended.targets.len() <= 300);
-                assert_eq!(mended.source.len(), mended.source_of.len());
+                let corrupted = corruptor.corrupt(sample, &text, &documents);
+                assert!(corrupted.source.len() <= 300 && corrupted.targets.len() <= 300);
+                assert_eq!(corrupted.source.len(), corrupted.source_of.len());
                 let own = |ids: &[i64], of: &[u32]| {
                     let texts =
                         ids.iter().zip(of).filter(|(id, _)| **id > 0 && **id % 100 < 60 && **id < 800);
@@ -313,20 +313,22 @@ mod tests {
                         count + 1
                     })
                 };
-                let (read, told) =
-                    (own(&mended.source, &mended.source_of), own(&mended.targets, &mended.targets_of));
+                let (read, told) = (
+                    own(&corrupted.source, &corrupted.source_of),
+                    own(&corrupted.targets, &corrupted.targets_of),
+                );
                 let (noise, spans) = noise(text.len() as u32, 0.3);
                 let (whole, taken) = (text.len(), noise as usize);
                 match corruption {
                     Corruption::Spans => assert_eq!([read + told, told], [whole, taken]),
                     Corruption::Infilling => assert_eq!([read, told], [whole - taken, whole]),
                 }
-                let stand: Vec<i64> = mended.targets.iter().copied().filter(|id| *id > 900).collect();
+                let stand: Vec<i64> = corrupted.targets.iter().copied().filter(|id| *id > 900).collect();
                 let counted: Vec<i64> = (0..i64::from(spans)).map(|span| 999 - span).collect();
                 assert_eq!(stand, if corruption == Corruption::Spans { counted } else { Vec::new() });
-                for (at, id) in mended.ids.iter().enumerate() {
-                    let begins = at == 0 || mended.targets_of[at] != mended.targets_of[at - 1];
-                    assert_eq!(*id, if begins { 0 } else { mended.targets[at - 1] });
+                for (at, id) in corrupted.ids.iter().enumerate() {
+                    let begins = at == 0 || corrupted.targets_of[at] != corrupted.targets_of[at - 1];
+                    assert_eq!(*id, if begins { 0 } else { corrupted.targets[at - 1] });
                 }
             }
         }
@@ -335,11 +337,11 @@ mod tests {
     #[test]
     fn a_row_of_tiny_documents_still_fits() {
         let lengths = Lengths { window: 40, source: 34, target: 16 };
-        let mending = Mending { lengths, ..mending(Corruption::Spans, 0.3) };
+        let corruptor = SpanCorruption { lengths, ..corruptor(Corruption::Spans, 0.3) };
         let documents: Vec<u32> = (0..40).collect();
-        let mended = mending.corrupt(3, &vec![5; 40], &documents);
-        assert_eq!((mended.source.len(), mended.targets.len()), (34, 1), "33 tokens and an end");
-        let few = mending.corrupt(3, &[5], &[0]);
+        let corrupted = corruptor.corrupt(3, &vec![5; 40], &documents);
+        assert_eq!((corrupted.source.len(), corrupted.targets.len()), (34, 1), "33 tokens and an end");
+        let few = corruptor.corrupt(3, &[5], &[0]);
         assert_eq!((few.source, few.targets), (vec![5, 0], vec![]));
     }
 }

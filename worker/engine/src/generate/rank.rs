@@ -225,7 +225,7 @@ pub(super) mod tests {
     use crate::data::Documents;
     use crate::model::initial_values;
 
-    /// The whole model, with larger values than at birth: attention has something to choose from.
+    /// The whole model, with larger initial values: attention has something to choose from.
     pub(in super::super) fn random(model: &ModelSpec) -> Rank {
         let (rank, parameters) = Rank::alone(model, 1).unwrap();
         for param in parameters.iter().filter(|param| param.home) {

@@ -113,8 +113,11 @@ impl Embedding {
         dx_bte: &Tensor,
         pass: &Pass<'_>,
     ) -> Result<(), EngineError> {
-        let gathered =
-            if self.context.spread { self.context.group.gather(dx_bte, 1)? } else { dx_bte.shallow_clone() };
+        let gathered = if self.context.sequence_parallel {
+            self.context.group.gather(dx_bte, 1)?
+        } else {
+            dx_bte.shallow_clone()
+        };
         let dx_ne = gathered.f_flatten(0, 1)?;
         for shard in &self.shards {
             for (table, ids_n, factor) in self.tables(shard, ids_bt, pass)? {
@@ -155,7 +158,7 @@ impl Embedding {
         if self.context.model.positions == Positions::Sinusoidal {
             let (here, context) = (x.size()[1], &self.context);
             let (parts, part) =
-                if context.spread { (context.group_size, context.group_index) } else { (1, 0) };
+                if context.sequence_parallel { (context.group_size, context.group_index) } else { (1, 0) };
             let positions_bt = pass.positions(self.encoder, here * parts)?.f_narrow(1, part * here, here)?;
             let table = on_device(&sinusoids(x.size()[2], &positions_bt)?, x.device())?;
             x = x.f_add(&table.f_to_kind(x.kind())?)?;

@@ -1,4 +1,4 @@
-//! Values at birth: a function of (seed, parameter name, element index), so that each rank makes
+//! Initial values: a function of (seed, parameter name, element index), so that each rank makes
 //! its own slice and all layouts start from the same bits.
 
 use coxswain_files::hash::draw;

@@ -47,7 +47,7 @@ impl Column {
 pub(super) fn add(x_bto: &Tensor, bias: &Param, context: &Context) -> Result<Tensor, EngineError> {
     let tokens = x_bto.size().iter().rev().nth(1).copied().unwrap_or(0);
     let all = NormUse { slot: &bias.slot, first: 0, tokens };
-    Ok(ops::add_bias(x_bto, &bias.weight, &[all], &context.tape)?)
+    Ok(ops::add_bias(x_bto, &bias.weight, &[all], &context.wgrad_queue)?)
 }
 
 /// A map whose inputs are cut: a sum over shards, and a bias after it.

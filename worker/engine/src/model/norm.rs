@@ -36,9 +36,11 @@ impl Norm {
 
     /// x and the result are `[b, t, d]`.
     pub(super) fn forward(&self, x_btd: &Tensor) -> Result<Tensor, EngineError> {
-        let (eps, tape) = (self.context.model.norm.eps, &self.context.tape);
+        let (eps, wgrad_queue) = (self.context.model.norm.eps, &self.context.wgrad_queue);
         let (weight, uses) = (self.weight.weight()?, self.weight.of(x_btd));
-        let Some(bias) = &self.bias else { return Ok(ops::rms_norm(x_btd, weight, eps, &uses, tape)?) };
-        Ok(ops::layer_norm(x_btd, weight, bias.weight()?, eps, &uses, &bias.of(x_btd), tape)?)
+        let Some(bias) = &self.bias else {
+            return Ok(ops::rms_norm(x_btd, weight, eps, &uses, wgrad_queue)?);
+        };
+        Ok(ops::layer_norm(x_btd, weight, bias.weight()?, eps, &uses, &bias.of(x_btd), wgrad_queue)?)
     }
 }

@@ -63,7 +63,7 @@ impl Dropout {
     /// The dropout of a micro-batch; `None` where the job drops nothing.
     pub fn of(train: &TrainSpec, step: u64, micro_batch: u32) -> Option<Dropout> {
         let (rate, attention_rate) = (train.dropout, train.attention_dropout);
-        // One draw apart from those of samples and values at birth, which start from the bare seed.
+        // One draw apart from those of samples and initial values, which start from the bare seed.
         let key = [u64::from(b'd'), step, u64::from(micro_batch)].into_iter().fold(train.seed, draw);
         (rate > 0.0 || attention_rate > 0.0).then_some(Dropout { key, rate, attention_rate })
     }
@@ -86,8 +86,11 @@ impl Pass<'_> {
             return Ok(x_btd.shallow_clone());
         };
         let here = x_btd.size().get(1).copied().unwrap_or(0);
-        let (first, tokens) =
-            if context.spread { (context.group_index * here, context.group_size * here) } else { (0, here) };
+        let (first, tokens) = if context.sequence_parallel {
+            (context.group_index * here, context.group_size * here)
+        } else {
+            (0, here)
+        };
         let place = random::Place { first, tokens };
         Ok(random::dropout(x_btd, dropout.at(layer, site), dropout.rate, place)?)
     }
@@ -104,7 +107,7 @@ impl Pass<'_> {
 
     /// So many tokens of a sequence, in this rank's part of it.
     pub(super) fn here(&self, tokens: i64, context: &Context) -> i64 {
-        if context.spread { tokens / context.group_size } else { tokens }
+        if context.sequence_parallel { tokens / context.group_size } else { tokens }
     }
 
     /// Whether values are dropped.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use coxswain_comm::Group;
-use coxswain_native::ops::{self, Tape};
+use coxswain_native::ops::{self, WgradQueue};
 use coxswain_types::assignment::{Assignment, Recompute};
 use coxswain_types::job::{ModelSpec, Precision};
 use coxswain_types::params::Place;
@@ -34,7 +34,7 @@ pub struct Context {
     /// Logical tensor shards in all.
     pub shard_count: u32,
     /// Whether what lies between tensor-parallel products is split over the sequence.
-    pub spread: bool,
+    pub sequence_parallel: bool,
     /// The tensor ranks.
     pub group: Group,
     /// This rank's place among them.
@@ -42,7 +42,7 @@ pub struct Context {
     /// How many there are.
     pub group_size: i64,
     /// Weight gradients that wait to be computed.
-    pub tape: Tape,
+    pub wgrad_queue: WgradQueue,
 }
 
 impl Context {
@@ -55,11 +55,11 @@ impl Context {
             precision: assignment.spec.train.precision,
             shards: assignment.shards.clone(),
             shard_count: assignment.shard_count,
-            spread: assignment.spec.layout.sequence_parallel,
+            sequence_parallel: assignment.spec.layout.sequence_parallel,
             group,
             group_index: i64::from(assignment.tensor_index),
             group_size: assignment.tensor_group.len() as i64,
-            tape: Tape::new(),
+            wgrad_queue: WgradQueue::new(),
         }
     }
 
@@ -72,26 +72,32 @@ impl Context {
             precision: Precision::Fp32,
             shards: 0..1,
             shard_count: 1,
-            spread: false,
+            sequence_parallel: false,
             group,
             group_index: 0,
             group_size: 1,
-            tape: Tape::new(),
+            wgrad_queue: WgradQueue::new(),
         }
     }
 
     /// Hands x to every shard of this rank (Megatron's f).
     pub(super) fn copy_to_shards(&self, x_btd: &Tensor) -> Result<Vec<Tensor>, EngineError> {
-        Ok(ops::copy_to_shards(x_btd, &self.group, &self.tape, self.shards.len(), self.spread)?)
+        Ok(ops::copy_to_shards(
+            x_btd,
+            &self.group,
+            &self.wgrad_queue,
+            self.shards.len(),
+            self.sequence_parallel,
+        )?)
     }
 
     /// Adds the partial sums of all shards (Megatron's g).
     pub(super) fn reduce_from_shards(&self, parts: &[Tensor]) -> Result<Tensor, EngineError> {
-        Ok(ops::reduce_from_shards(parts, &self.group, self.spread)?)
+        Ok(ops::reduce_from_shards(parts, &self.group, self.sequence_parallel)?)
     }
 
     pub(super) fn linear(&self, x: &Tensor, param: &Param) -> Result<Tensor, EngineError> {
-        Ok(ops::linear(x, &param.compute, &param.slot, &self.tape)?)
+        Ok(ops::linear(x, &param.compute, &param.slot, &self.wgrad_queue)?)
     }
 }
 

@@ -26,7 +26,7 @@ impl Uses {
         parameters: &Parameters,
         context: &Context,
     ) -> Result<Uses, EngineError> {
-        let shards = if context.spread { context.shards.clone() } else { 0..context.shard_count };
+        let shards = if context.sequence_parallel { context.shards.clone() } else { 0..context.shard_count };
         shards.map(|shard| parameters.take(place, name, shard)).collect::<Result<_, _>>().map(Uses)
     }
 
@@ -73,6 +73,6 @@ impl Bias {
 
     /// x and the result are `[.., t, d]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor, EngineError> {
-        Ok(ops::add_bias(x, self.uses.weight()?, &self.uses.of(x), &self.context.tape)?)
+        Ok(ops::add_bias(x, self.uses.weight()?, &self.uses.of(x), &self.context.wgrad_queue)?)
     }
 }

@@ -1,6 +1,6 @@
 //! What is kept of a micro-batch between its actions on a stage.
 
-use coxswain_native::ops::Filed;
+use coxswain_native::ops::DeferredWgrads;
 use coxswain_types::params::Place;
 use tch::Tensor;
 
@@ -37,9 +37,9 @@ pub(super) struct Flight {
 
 /// A micro-batch between its backward for the input and that for the weights.
 #[derive(Default)]
-pub(super) struct Filings {
+pub(super) struct LaterWgrads {
     /// Weight gradients in the order of the backward pass, and whether their place is then done.
-    pub(super) places: Vec<(Place, bool, Filed)>,
+    pub(super) places: Vec<(Place, bool, DeferredWgrads)>,
     /// What gradients of embeddings need: their places and the gradients of their look-ups, and the tokens.
     pub(super) look_ups: Vec<(Place, Tensor)>,
     pub(super) data: Option<MicroBatchData>,

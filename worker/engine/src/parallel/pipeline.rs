@@ -7,13 +7,13 @@
 use std::collections::BTreeMap;
 
 use coxswain_comm::{Axis, Links, Pipe, Transfer};
-use coxswain_native::ops::Filed;
+use coxswain_native::ops::DeferredWgrads;
 use coxswain_types::job::Lengths;
 use coxswain_types::params::Place;
 use coxswain_types::schedule::{Action, Kind as Act};
 use tch::{Device, Kind, Tensor};
 
-use super::flight::{Filings, Flight, Kept, Part};
+use super::flight::{Flight, Kept, LaterWgrads, Part};
 use super::piece::{piece, run};
 use super::seat::Seat;
 use super::{Cut, Probe, Reduction};
@@ -84,7 +84,7 @@ struct Progress {
     posted: BTreeMap<Message, (Transfer, Tensor)>,
     made: BTreeMap<Message, Tensor>,
     flights: BTreeMap<(u32, u32), Flight>,
-    filed: BTreeMap<(u32, u32), Filings>,
+    deferred: BTreeMap<(u32, u32), LaterWgrads>,
     /// Each with the tensor that has its number.
     losses: Vec<(MicroLoss, Tensor)>,
 }
@@ -127,9 +127,9 @@ impl<'a> Runner<'a> {
                     self.backward(&mut progress, seat, mode, action, false)?;
                 }
                 Act::Input => {
-                    self.context.tape.hold(true);
+                    self.context.wgrad_queue.hold(true);
                     let done = self.backward(&mut progress, seat, mode, action, true);
-                    self.context.tape.hold(false);
+                    self.context.wgrad_queue.hold(false);
                     done?;
                 }
                 Act::Weight => self.weight(&mut progress, seat, mode, action)?,
@@ -171,9 +171,12 @@ impl<'a> Runner<'a> {
             encoder if next <= encoder => source,
             _ => target + source,
         };
-        let here =
-            if self.context.spread { i64::from(tokens) / self.context.group_size } else { tokens.into() };
-        [self.train.micro_batch.into(), here, model.dim.into()]
+        let here = if self.context.sequence_parallel {
+            i64::from(tokens) / self.context.group_size
+        } else {
+            tokens.into()
+        };
+        [self.train.micro_batch_size.into(), here, model.dim.into()]
     }
 
     /// What a stage needs from its neighbour: from the network, or from this rank itself; `None` at
@@ -338,11 +341,11 @@ impl<'a> Runner<'a> {
         let Mode::Train { multiplier, .. } = mode else {
             return Err(refuse(action, "an evaluation has no backward"));
         };
-        let mut filings = Filings::default();
+        let mut later = LaterWgrads::default();
         let mut dx = match (flight.head, grad) {
             (Some(cut), None) => {
                 let scale = Tensor::f_full([], multiplier, (Kind::Double, self.context.device))?;
-                self.at_place(Place::Head, micro_batch, true, delay, &mut filings, || cut.backward(&scale))?
+                self.at_place(Place::Head, micro_batch, true, delay, &mut later, || cut.backward(&scale))?
             }
             (None, Some(received)) => received,
             _ => return Err(refuse(action, "its gradient is not there, or not its own")),
@@ -358,19 +361,19 @@ impl<'a> Runner<'a> {
                     (seat.stage.places[at], last)
                 }
             };
-            // The tape is the model's, and what is filed goes where `at_place` directs it.
+            // The queue of weight gradients is the model's, and what is deferred goes where `at_place` directs it.
             let pass = self.pass(mode, micro_batch, &flight.data);
             let cut = match state {
                 Kept::Cut(cut) => cut,
                 Kept::Input(x) => Cut::run(&x, |x| run(seat, part, x, &pass))?,
             };
-            dx = self.at_place(place, micro_batch, last, delay, &mut filings, || cut.backward(&dx))?;
+            dx = self.at_place(place, micro_batch, last, delay, &mut later, || cut.backward(&dx))?;
             if let (Part::Bridge(shape), Some(bridge)) = (part, &seat.stage.bridge) {
                 let (own, memory) = bridge.part(&dx, shape)?;
                 dx = memory.f_contiguous()?;
                 let look_up = (Place::Bridge, own.f_contiguous()?);
                 if delay {
-                    filings.look_ups.push(look_up);
+                    later.look_ups.push(look_up);
                 } else {
                     self.look_up_grad(seat, mode, micro_batch, &flight.data, look_up)?;
                 }
@@ -378,7 +381,7 @@ impl<'a> Runner<'a> {
         }
         if seat.stage.embedding.is_some() {
             if delay {
-                filings.look_ups.push((Place::Embedding, dx));
+                later.look_ups.push((Place::Embedding, dx));
             } else {
                 self.look_up_grad(seat, mode, micro_batch, &flight.data, (Place::Embedding, dx))?;
             }
@@ -386,31 +389,31 @@ impl<'a> Runner<'a> {
             progress.made.insert((false, seat.index, micro_batch), dx);
         }
         if delay {
-            filings.data = Some(flight.data);
-            progress.filed.insert((seat.index, micro_batch), filings);
+            later.data = Some(flight.data);
+            progress.deferred.insert((seat.index, micro_batch), later);
         }
         Ok(())
     }
 
     /// Runs a piece of backward whose weight gradients belong to `place`. They are computed at once,
-    /// or filed; `last` says that no other piece of the place follows.
+    /// or deferred; `last` says that no other piece of the place follows.
     fn at_place(
         &mut self,
         place: Place,
         micro_batch: u32,
         last: bool,
         delay: bool,
-        filings: &mut Filings,
+        later: &mut LaterWgrads,
         piece: impl FnOnce() -> Result<Tensor, EngineError>,
     ) -> Result<Tensor, EngineError> {
         if delay {
             let dx = piece()?;
-            filings.places.push((place, last, self.context.tape.take()));
+            later.places.push((place, last, self.context.wgrad_queue.take()));
             return Ok(dx);
         }
         self.reduction.begin(self.parameters, place, micro_batch)?;
         let dx = piece()?;
-        self.context.tape.flush()?;
+        self.context.wgrad_queue.flush()?;
         if last {
             self.finish_place(place, micro_batch)?;
         }
@@ -424,7 +427,7 @@ impl<'a> Runner<'a> {
         self.reduction.end(self.parameters, place, micro_batch)
     }
 
-    /// The weight gradients that a backward pass has filed.
+    /// The weight gradients that a backward pass has deferred.
     fn weight(
         &mut self,
         progress: &mut Progress,
@@ -433,18 +436,18 @@ impl<'a> Runner<'a> {
         action: &Action,
     ) -> Result<(), EngineError> {
         let micro_batch = action.micro_batch.0;
-        let filings = progress.filed.remove(&(seat.index, micro_batch));
-        let mut filings = filings.ok_or_else(|| refuse(action, "its backward for the input has not run"))?;
-        for (place, last, filed) in std::mem::take(&mut filings.places) {
+        let later = progress.deferred.remove(&(seat.index, micro_batch));
+        let mut later = later.ok_or_else(|| refuse(action, "its backward for the input has not run"))?;
+        for (place, last, deferred) in std::mem::take(&mut later.places) {
             self.links.expect_wanted()?;
             self.reduction.begin(self.parameters, place, micro_batch)?;
-            Filed::run(filed)?;
+            DeferredWgrads::run(deferred)?;
             if last {
                 self.finish_place(place, micro_batch)?;
             }
         }
-        let Some(data) = &filings.data else { return Ok(()) };
-        for look_up in std::mem::take(&mut filings.look_ups) {
+        let Some(data) = &later.data else { return Ok(()) };
+        for look_up in std::mem::take(&mut later.look_ups) {
             self.look_up_grad(seat, mode, micro_batch, data, look_up)?;
         }
         Ok(())

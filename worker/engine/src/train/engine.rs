@@ -14,7 +14,7 @@ use coxswain_types::job::{Lengths, Precision};
 use coxswain_types::model::Head;
 use coxswain_types::params::{norm_slots, parameter_table};
 use coxswain_types::schedule::Action;
-use coxswain_types::status::{Begun, HeldOut, Pace, Saved, StepReport, Wish};
+use coxswain_types::status::{Begun, Directive, Pace, Saved, StepReport, ValidationResult};
 use tch::Device;
 
 use super::closing::{Closing, Vote, close};
@@ -48,8 +48,8 @@ pub enum Event {
 
 /// The engine's view of what is wanted, and its way to tell. Called from the engine's thread.
 pub trait Control {
-    /// The newest wish that this rank has seen.
-    fn wish(&self) -> Wish;
+    /// The newest directive that this rank has seen.
+    fn directive(&self) -> Directive;
     /// Tells.
     fn tell(&self, event: Event);
 }
@@ -96,15 +96,14 @@ impl Engine {
         let directory = PathBuf::from(&a.directory);
         // Before any file is looked at: how long that takes is a matter of this rank's storage, and the others
         // wait for each other to join only so long.
-        let links =
-            Links::join(store, a.rank.0, a.world, port, a.forming_ms, a.operation_ms).map_err(|cause| {
-                EngineError::Joining {
-                    generation: a.generation.0,
-                    rank: a.rank.0,
-                    address: port.address().to_string(),
-                    cause,
-                }
-            })?;
+        let links = Links::join(store, a.rank.0, a.world, port, a.rendezvous_ms, a.operation_ms).map_err(
+            |cause| EngineError::Joining {
+                generation: a.generation.0,
+                rank: a.rank.0,
+                address: port.address().to_string(),
+                cause,
+            },
+        )?;
         links.enter(0, "checking the files of its run".to_owned());
         control.tell(Event::Linked(links.clone()));
         expect_shared(&directory, &links, a)?;
@@ -167,15 +166,15 @@ impl Engine {
         }
     }
 
-    /// What the newest step asks for beside being taken: the held-out loss, a report, a checkpoint. An
+    /// What the newest step asks for beside being taken: the validation loss, a report, a checkpoint. An
     /// earlier generation may have left it undone.
     fn settle(&mut self, control: &dyn Control) -> Result<(), EngineError> {
         let (step, last) = (self.step(), self.step() >= self.run_to);
         let due = |every: u64| last || (every > 0 && step.0.is_multiple_of(every));
         if let Some(mut report) = self.state.unfinished.clone() {
-            if due(self.assignment.spec.train.evaluate_every) {
-                self.links.enter(step.0, "the held-out loss".to_owned());
-                report.held_out = self.evaluate()?;
+            if due(self.assignment.spec.train.validate_every) {
+                self.links.enter(step.0, "the validation loss".to_owned());
+                report.validation = self.evaluate()?;
             }
             self.state.remember(&report);
             if self.links.rank() == 0 {
@@ -204,9 +203,10 @@ impl Engine {
         let norms = norms(&state.parameters, &self.reduction, group, &self.links)?;
         state.vote(&self.reduction)?;
         let losses = if self.assignment.tensor_index == 0 { losses } else { Vec::new() };
-        let vote = Vote { wish: control.wish(), norms, losses };
+        let vote = Vote { directive: control.directive(), norms, losses };
         let train = &self.assignment.spec.train;
-        let (closing, list) = close(&self.links, &vote, self.assignment.norm_slots, train.micro_batches)?;
+        let (closing, list) =
+            close(&self.links, &vote, self.assignment.norm_slots, train.global_micro_batches)?;
         self.links.enter(step.0, "updating weights".to_owned());
         let verdict = state.close(&closing, list, &self.context.group)?;
         if verdict == Verdict::Stop {
@@ -216,8 +216,8 @@ impl Engine {
         let seconds = started.elapsed().as_secs_f64();
         let report = self.report(&closing, seconds, &before, verdict == Verdict::Skip);
         self.state.unfinished = Some(report);
-        self.run_to = closing.wish.run_to.min(Step(self.assignment.spec.train.steps));
-        self.save_after = closing.wish.save_after;
+        self.run_to = closing.directive.run_to.min(Step(self.assignment.spec.train.steps));
+        self.save_after = closing.directive.save_after;
         self.state.gather(&self.reduction, &self.links, &self.assignment.optimizer_group)?;
         self.reduction.clear();
         let waited_us = self.links.waited_us() - waited_us;
@@ -292,17 +292,17 @@ impl Engine {
         runner.run(actions, mode, &|micro_batch| fetch(tokens, micro_batch))
     }
 
-    /// The loss over the whole held-out text, if there is one.
-    fn evaluate(&mut self) -> Result<Option<HeldOut>, EngineError> {
-        let rounds = self.tokens.held_out_rounds();
+    /// The loss over the whole validation text, if there is one.
+    fn evaluate(&mut self) -> Result<Option<ValidationResult>, EngineError> {
+        let rounds = self.tokens.validation_rounds();
         if rounds == 0 {
             return Ok(None);
         }
-        let micro_batches = self.assignment.spec.train.micro_batches;
+        let micro_batches = self.assignment.spec.train.global_micro_batches;
         let actions = std::mem::take(&mut self.assignment.evaluate);
         let mut losses = Vec::new();
         for round in 0..rounds {
-            let fetch = |tokens: &Tokens, mb: u32| tokens.held_out(round, mb);
+            let fetch = |tokens: &Tokens, mb: u32| tokens.validation(round, mb);
             let part = self.interpret(&actions, Mode::Evaluate, None, &fetch)?;
             losses.extend(part.into_iter().map(|loss| MicroLoss {
                 micro_batch: loss.micro_batch + round as u32 * micro_batches,
@@ -324,7 +324,7 @@ impl Engine {
             Head::Lm | Head::MaskedLm { .. } => None,
         };
         let bits = closing.loss / std::f64::consts::LN_2;
-        Ok(Some(HeldOut {
+        Ok(Some(ValidationResult {
             loss: closing.mean_loss(),
             accuracy,
             // Masked tokens and answers are a part of the text, and the masked know what follows them: no code
@@ -334,7 +334,7 @@ impl Engine {
                     if self.assignment.spec.model.encoder_layers == 0
                         && !self.assignment.spec.train.pairs =>
                 {
-                    bits / self.assignment.data.held_out_bytes as f64
+                    bits / self.assignment.data.validation_bytes as f64
                 }
                 Head::Lm | Head::MaskedLm { .. } | Head::Pooled { .. } => f64::NAN,
             },
@@ -362,7 +362,7 @@ impl Engine {
             } else {
                 BTreeMap::new()
             },
-            held_out: None,
+            validation: None,
         }
     }
 

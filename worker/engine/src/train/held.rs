@@ -41,7 +41,10 @@ impl Part {
             };
             Layout::of(rows, kind).into_iter().map(part)
         };
-        let copy = a.buddy.iter().flat_map(|buddy| of(true, &buddy.parameters, buddy.slice));
+        let copy = a
+            .peer_replica
+            .iter()
+            .flat_map(|peer_replica| of(true, &peer_replica.parameters, peer_replica.slice));
         of(false, &a.parameters, a.data_index).chain(copy).collect()
     }
 

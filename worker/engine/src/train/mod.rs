@@ -1,7 +1,6 @@
 //! The step, its closing exchange, the learning rate, the loop.
 
 mod closing;
-mod copy;
 mod crossing;
 mod engine;
 mod handover;
@@ -10,6 +9,7 @@ mod muon;
 mod norms;
 mod optimizer;
 mod rate;
+mod replica;
 mod shared_folder;
 mod state;
 mod takeover;

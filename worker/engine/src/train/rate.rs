@@ -5,7 +5,8 @@ pub use coxswain_types::rate::learning_rate;
 #[cfg(test)]
 pub(super) mod tests {
     use coxswain_types::job::{
-        Checkpointing, LossScale, OptimizerKind, OptimizerSpec, Precision, RateSchedule, Reduction, TrainSpec,
+        LossScale, OptimizerKind, OptimizerSpec, Precision, RateSchedule, RecomputePolicy, Reduction,
+        TrainSpec,
     };
 
     use super::*;
@@ -16,9 +17,9 @@ pub(super) mod tests {
             steps: 110,
             seed: 1,
             sequence: 8,
-            micro_batch: 1,
-            micro_batches: 1,
-            reduction_runs: 1,
+            micro_batch_size: 1,
+            global_micro_batches: 1,
+            gradient_groups: 1,
             threads: None,
             reduction: Reduction::Canonical,
             tensor_shards: None,
@@ -27,7 +28,7 @@ pub(super) mod tests {
             non_finite_max: 10,
             dropout: 0.0,
             attention_dropout: 0.0,
-            checkpointing: Checkpointing::None,
+            recompute: RecomputePolicy::None,
             optimizer: OptimizerSpec {
                 kind: OptimizerKind::AdamW,
                 momentum: 0.95,
@@ -41,9 +42,9 @@ pub(super) mod tests {
                 weight_decay: 0.1,
                 clip_norm: 1.0,
             },
-            evaluate_every: 0,
+            validate_every: 0,
             parameter_norms: false,
-            masked: 0.15,
+            mask_rate: 0.15,
             corruption: coxswain_types::job::Corruption::Spans,
             separate_documents: false,
             whole_words: false,

@@ -10,10 +10,10 @@ use coxswain_types::status::StepReport;
 use tch::{Device, Tensor};
 
 use super::closing::Closing;
-use super::copy::Copy;
 use super::handover::{Mark, Piece, Roster};
 use super::held::{Held, Part, together};
 use super::optimizer::{Optimizer, StepNumbers, gather_weights};
+use super::replica::Replica;
 use super::verdict::{Trainer, Verdict};
 use crate::EngineError;
 use crate::model::{Bucket, Parameters};
@@ -84,7 +84,7 @@ pub struct State {
     /// The optimizer's state.
     pub optimizer: Optimizer,
     /// What is kept for another rank.
-    pub copy: Option<Copy>,
+    pub copy: Option<Replica>,
     /// What a handover that failed has left; then there are no parameters.
     left: Vec<Held>,
     /// The training's own numbers.
@@ -115,7 +115,8 @@ impl State {
     pub fn of(a: &Assignment, held: Vec<Held>) -> Result<State, EngineError> {
         let (copy, own): (Vec<_>, Vec<_>) = held.into_iter().partition(|held| held.part.copy);
         let (parameters, optimizer) = together(a, a.spec.train.precision, own)?;
-        let copy = a.buddy.as_ref().map(|buddy| Copy::of(a, buddy, copy)).transpose()?;
+        let copy =
+            a.peer_replica.as_ref().map(|peer_replica| Replica::of(a, peer_replica, copy)).transpose()?;
         Ok(State { copy, ..State::without(a, parameters, optimizer) })
     }
 
@@ -266,7 +267,7 @@ pub(super) fn lineage(before: u64, list: &[f64]) -> u64 {
     number(&hasher.finalize())
 }
 
-/// The lineage of a training that starts from a checkpoint with this digest, or from values at birth.
+/// The lineage of a training that starts from a checkpoint with this digest, or from initial values.
 pub(super) fn origin(digest: &str) -> u64 {
     number(&blake3::hash(digest.as_bytes()))
 }

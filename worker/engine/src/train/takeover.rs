@@ -1,5 +1,5 @@
 //! The values that a rank of a new generation begins with: those that ranks hold in memory from an earlier
-//! generation, where they hold all of them; else those of a checkpoint; else those at birth.
+//! generation, where they hold all of them; else those of a checkpoint; else the initial ones.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -51,7 +51,7 @@ pub(super) fn take_up(
             *remains = None;
             let mut state = State::zeros(a, device)?;
             state.trainer = load(a, directory, runtime, links, &state)?;
-            let digest = a.resume.as_ref().map_or("birth", |resume| &resume.digest);
+            let digest = a.resume.as_ref().map_or("initial", |resume| &resume.digest);
             state.mark = Mark { step: least, lineage: lineage(digest) };
             (state, if a.resume.is_some() { Origin::Checkpoint } else { Origin::Initial })
         }
@@ -96,7 +96,7 @@ fn hand_over(
     let closed = will.closed.map(|(before, bits)| Closed::of_bits(before, &bits));
     let rolls = decision.rolls.get(links.rank() as usize) == Some(&true);
     if let (true, Some(remains), Some(closed)) = (rolls, remains.as_mut(), &closed) {
-        let closing = Closing::decode(&closed.list, a.norm_slots, a.spec.train.micro_batches);
+        let closing = Closing::decode(&closed.list, a.norm_slots, a.spec.train.global_micro_batches);
         // Matrices are whole here: where they are not, a rank does not say that it can take the step.
         let alone = Links::alone().group(&[0], Axis::Tensor)?;
         remains.close(&closing, closed.list.clone(), &alone)?;
@@ -131,7 +131,7 @@ fn hand_over(
     Ok(state)
 }
 
-/// Values of the assignment's checkpoint, or at birth.
+/// Values of the assignment's checkpoint, or the initial ones.
 fn load(
     a: &Assignment,
     directory: &Path,

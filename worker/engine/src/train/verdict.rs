@@ -48,7 +48,7 @@ impl Trainer {
     /// What the sum of a micro-batch's losses is multiplied by: the scale over the number of its
     /// tokens, which is rounded up to a power of two so that nothing is rounded.
     pub fn multiplier(&self, train: &TrainSpec) -> f64 {
-        let tokens = u64::from(train.sequence) * u64::from(train.micro_batch);
+        let tokens = u64::from(train.sequence) * u64::from(train.micro_batch_size);
         match train.precision {
             Precision::Fp16 => self.loss_scale / tokens.next_power_of_two() as f64,
             Precision::Fp32 | Precision::Bf16 => 1.0,
@@ -111,13 +111,13 @@ impl Trainer {
 #[cfg(test)]
 mod tests {
     use coxswain_types::job::LossScale;
-    use coxswain_types::status::Wish;
+    use coxswain_types::status::Directive;
 
     use super::*;
     use crate::train::rate::tests::train_spec;
 
     fn closing(norm: f64, loss: f64) -> Closing {
-        Closing { wish: Wish::NONE, norm, squares: Vec::new(), loss, tokens: 10, weight: 10.0 }
+        Closing { directive: Directive::NONE, norm, squares: Vec::new(), loss, tokens: 10, weight: 10.0 }
     }
 
     #[test]
@@ -127,7 +127,7 @@ mod tests {
             loss_scale: LossScale { initial: 1024.0, growth_steps: 2 },
             non_finite_max: 3,
             sequence: 5,
-            micro_batch: 2,
+            micro_batch_size: 2,
             ..train_spec()
         };
         let mut trainer = Trainer::new(&train);

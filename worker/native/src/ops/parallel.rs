@@ -8,29 +8,38 @@ use std::ffi::c_void;
 
 use tch::Tensor;
 
-use super::{Tape, made, raw};
+use super::{WgradQueue, made, raw};
 use crate::TorchError;
 use crate::error::check;
 use crate::ffi;
 use crate::net::Group;
 
 /// Megatron's f (arXiv 1909.08053) for each of this rank's `count` shards: `count` copies of x forward,
-/// the sum over all shards backward. Weight gradients filed so far are computed while the sum travels,
-/// unless the tape is held.
+/// the sum over all shards backward. Weight gradients deferred so far are computed while the sum travels,
+/// unless the queue is held.
 ///
-/// `spread` (sequence parallelism, arXiv 2205.05198): x `[b, t / ranks, ..]` is this rank's tokens, the
+/// `sequence_parallel` (sequence parallelism, arXiv 2205.05198): x `[b, t / ranks, ..]` is this rank's tokens, the
 /// copies `[b, t, ..]` are those of all ranks, and the gradient is again this rank's.
 pub fn copy_to_shards(
     x: &Tensor,
     group: &Group,
-    tape: &Tape,
+    wgrad_queue: &WgradQueue,
     count: usize,
-    spread: bool,
+    sequence_parallel: bool,
 ) -> Result<Vec<Tensor>, TorchError> {
     let mut outs: Vec<*mut c_void> = vec![std::ptr::null_mut(); count];
     // SAFETY: all are alive during the call, the list has room for `count` tensors, and the graph takes
-    // references of its own to group and tape.
-    check(unsafe { ffi::cx_copy_to_shards(raw(x), group.raw(), tape.0, count, spread, outs.as_mut_ptr()) })?;
+    // references of its own to group and queue of weight gradients.
+    check(unsafe {
+        ffi::cx_copy_to_shards(
+            raw(x),
+            group.raw(),
+            wgrad_queue.0,
+            count,
+            sequence_parallel,
+            outs.as_mut_ptr(),
+        )
+    })?;
     // SAFETY: on success the shim has stored `count` new tensors, which are ours.
     Ok(outs.into_iter().map(|out| unsafe { Tensor::from_ptr(out.cast()) }).collect())
 }
@@ -38,12 +47,18 @@ pub fn copy_to_shards(
 /// Megatron's g: the sum over all shards forward, of which `parts` are this rank's; the identity
 /// backward.
 ///
-/// `spread`: parts `[b, t, ..]` are of all tokens, the sum `[b, t / ranks, ..]` is of this rank's
+/// `sequence_parallel`: parts `[b, t, ..]` are of all tokens, the sum `[b, t / ranks, ..]` is of this rank's
 /// tokens, and t must divide evenly.
-pub fn reduce_from_shards(parts: &[Tensor], group: &Group, spread: bool) -> Result<Tensor, TorchError> {
+pub fn reduce_from_shards(
+    parts: &[Tensor],
+    group: &Group,
+    sequence_parallel: bool,
+) -> Result<Tensor, TorchError> {
     let list: Vec<_> = parts.iter().map(raw).collect();
     // SAFETY: as for `copy_to_shards`.
-    made(|out| unsafe { ffi::cx_reduce_from_shards(list.as_ptr(), list.len(), group.raw(), spread, out) })
+    made(|out| unsafe {
+        ffi::cx_reduce_from_shards(list.as_ptr(), list.len(), group.raw(), sequence_parallel, out)
+    })
 }
 
 /// The sum of `-log softmax(logits)[target]` over rows, a double scalar; a target of -1 counts nothing, the

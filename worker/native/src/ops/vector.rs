@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use tch::Tensor;
 
-use super::{Slot, Tape, made, raw};
+use super::{Slot, WgradQueue, made, raw};
 use crate::TorchError;
 use crate::ffi::{self, UseList};
 
@@ -53,11 +53,11 @@ pub fn rms_norm(
     w: &Tensor,
     eps: f64,
     uses: &[NormUse<'_>],
-    tape: &Tape,
+    wgrad_queue: &WgradQueue,
 ) -> Result<Tensor, TorchError> {
     let lists = Lists::of(uses);
-    // SAFETY: all are alive during the call; the graph takes references of its own to slots and tape.
-    made(|out| unsafe { ffi::cx_rms_norm(raw(x), raw(w), eps, lists.raw(), tape.0, out) })
+    // SAFETY: all are alive during the call; the graph takes references of its own to slots and queue of weight gradients.
+    made(|out| unsafe { ffi::cx_rms_norm(raw(x), raw(w), eps, lists.raw(), wgrad_queue.0, out) })
 }
 
 /// LayerNorm over the last dim (arXiv 1607.06450): as [`rms_norm`], with a bias b `[d]` in fp32.
@@ -68,20 +68,25 @@ pub fn layer_norm(
     eps: f64,
     w_uses: &[NormUse<'_>],
     b_uses: &[NormUse<'_>],
-    tape: &Tape,
+    wgrad_queue: &WgradQueue,
 ) -> Result<Tensor, TorchError> {
     let (of_w, of_b) = (Lists::of(w_uses), Lists::of(b_uses));
     // SAFETY: as for `rms_norm`.
     made(|out| unsafe {
-        ffi::cx_layer_norm(raw(x), raw(w), raw(b), eps, of_w.raw(), of_b.raw(), tape.0, out)
+        ffi::cx_layer_norm(raw(x), raw(w), raw(b), eps, of_w.raw(), of_b.raw(), wgrad_queue.0, out)
     })
 }
 
 /// x `[.., t, d]` plus b `[d]` in fp32, as x's type. Uses and gradients as in [`rms_norm`].
-pub fn add_bias(x: &Tensor, b: &Tensor, uses: &[NormUse<'_>], tape: &Tape) -> Result<Tensor, TorchError> {
+pub fn add_bias(
+    x: &Tensor,
+    b: &Tensor,
+    uses: &[NormUse<'_>],
+    wgrad_queue: &WgradQueue,
+) -> Result<Tensor, TorchError> {
     let lists = Lists::of(uses);
     // SAFETY: as for `rms_norm`.
-    made(|out| unsafe { ffi::cx_add_bias(raw(x), raw(b), lists.raw(), tape.0, out) })
+    made(|out| unsafe { ffi::cx_add_bias(raw(x), raw(b), lists.raw(), wgrad_queue.0, out) })
 }
 
 /// The columns of a table `[v, h]` in fp32 at rows `[n]`: `[h, n]`. Backward files the table's gradient,
@@ -92,8 +97,10 @@ pub fn table_columns(
     table: &Tensor,
     rows: &Tensor,
     slot: &Slot,
-    tape: &Tape,
+    wgrad_queue: &WgradQueue,
 ) -> Result<Tensor, TorchError> {
     // SAFETY: as for `rms_norm`.
-    made(|out| unsafe { ffi::cx_table_columns(raw(anchor), raw(table), raw(rows), slot.0, tape.0, out) })
+    made(|out| unsafe {
+        ffi::cx_table_columns(raw(anchor), raw(table), raw(rows), slot.0, wgrad_queue.0, out)
+    })
 }

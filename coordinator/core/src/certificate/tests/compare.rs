@@ -13,7 +13,7 @@ fn records_are_compared_to_the_bit() {
     let rows: &[Row] = &[
         ("the same", |_| {}, (true, 0, 0, 0, 0, false)),
         ("loss one ulp off", |r| *r.losses.get_mut(&2).unwrap() = next(5.0), (false, 1, 0, 0, 0, false)),
-        ("held-out one ulp off", |r| r.held_out = Some(next(5.5)), (false, 1, 0, 0, 0, false)),
+        ("validation one ulp off", |r| r.validation = Some(next(5.5)), (false, 1, 0, 0, 0, false)),
         ("norm one ulp off", |r| *r.norms.get_mut(&1).unwrap() = next(1.5), (false, 0, 1, 0, 0, false)),
         (
             "parameter norm one ulp off",
@@ -32,7 +32,7 @@ fn records_are_compared_to_the_bit() {
             |r| *r.losses.get_mut(&2).unwrap() = f64::NAN,
             (false, 1, 0, 0, 0, false),
         ),
-        ("no held-out loss", |r| r.held_out = None, (false, 1, 0, 0, 0, true)),
+        ("no validation loss", |r| r.validation = None, (false, 1, 0, 0, 0, true)),
         (
             "a step less",
             |r| drop((r.losses.remove(&2), r.norms.remove(&2), r.parameter_norms.remove(&2))),

@@ -3,7 +3,7 @@
 use expect_test::expect;
 
 use super::story::tell_to;
-use crate::cluster::{Cluster, Happening};
+use crate::cluster::{Cluster, JobEvent};
 
 const AT_WORK: &str = "
     0 submit demo wait pp=2 steps=9
@@ -114,7 +114,7 @@ fn where_a_generation_goes_on_is_told_once_it_is_known() {
             &format!("300 w1' g2 running {begun}\n 310 w0 g2 running {begun}\n 320 w0 g2 running {begun}"),
         );
         assert_eq!(print.matches(told).count(), 1, "{print}");
-        let event = serde_json::to_value(Happening::from(&journal[0])).unwrap();
+        let event = serde_json::to_value(JobEvent::from(&journal[0])).unwrap();
         assert_eq!((event["kind"].as_str(), event["again"].as_u64()), (Some("begun"), Some(again)));
         assert!(tell_to(&mut cluster, "330 explain demo-1").0.contains(told));
     }
@@ -160,7 +160,7 @@ fn the_journal_is_told_as_events() {
                 230 drain w1 a new disk\n 240 cancel-now demo-1 enough";
     journal.extend(tell_to(&mut cluster, more).1);
     let lines: Vec<_> =
-        journal.iter().map(|entry| serde_json::to_string(&Happening::from(entry)).unwrap()).collect();
+        journal.iter().map(|entry| serde_json::to_string(&JobEvent::from(entry)).unwrap()).collect();
     expect![[r#"
         {"kind":"started","text":"the coordinator started, for time 1 on this journal"}
         {"kind":"submitted","job":"demo-1","text":"to run in /runs/0","directory":"/runs/0"}

@@ -6,7 +6,7 @@ use super::at_work;
 use super::story::tell;
 
 #[test]
-fn a_wish_is_sent_after_all_that_it_follows_from_is_on_disk() {
+fn a_directive_is_sent_after_all_that_it_follows_from_is_on_disk() {
     let print = tell(
         "0 submit demo pp=1 steps=4
          0 prepared demo-1

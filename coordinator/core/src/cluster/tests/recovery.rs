@@ -6,7 +6,7 @@ use super::AT_WORK;
 use super::story::{tell, tell_to};
 use coxswain_types::ids::WorkerId;
 
-use crate::cluster::{Cluster, MAX_SETBACKS};
+use crate::cluster::{Cluster, MAX_FAILED_ATTEMPTS};
 
 #[test]
 fn a_job_goes_on_when_a_lost_worker_is_back() {
@@ -152,7 +152,7 @@ fn a_job_that_comes_no_further_is_given_up() {
     tell_to(&mut cluster, "0 submit demo wait pp=2 steps=4");
     tell_to(&mut cluster, AT_WORK.split_once("steps=4").unwrap().1);
     let mut print = String::new();
-    for generation in 1..=MAX_SETBACKS + 2 {
+    for generation in 1..=MAX_FAILED_ATTEMPTS + 2 {
         let story = format!(
             "200 w0 g{generation} running step=1 reports=1..1
              200 w1 g{generation} leaving: it was asked to stop
@@ -163,7 +163,10 @@ fn a_job_that_comes_no_further_is_given_up() {
         print.push_str(&tell_to(&mut cluster, &story).0);
     }
     let count = |what: &str| print.matches(what).count() as u32;
-    assert_eq!((count("record interrupted"), count("record formed")), (MAX_SETBACKS, MAX_SETBACKS));
+    assert_eq!(
+        (count("record interrupted"), count("record formed")),
+        (MAX_FAILED_ATTEMPTS, MAX_FAILED_ATTEMPTS)
+    );
     assert_eq!(count("record ended demo-1 Failed"), 1);
     let ends: Vec<_> = print.lines().map(str::trim).filter(|line| line.starts_with("warn: job")).collect();
     expect!["warn: job demo-1 failed: worker w1 (rank 1, stage 1, pid 101 on alpha) leaves: it was asked to stop; 10 tries before this one made no new step either"].assert_eq(&ends.join("\n"));
@@ -328,7 +331,7 @@ fn a_run_whose_workers_do_not_come_back_is_interrupted() {
 }
 
 #[test]
-fn wishes_of_a_later_coordinator_are_above_those_of_an_earlier_one() {
+fn directives_of_a_later_coordinator_are_above_those_of_an_earlier_one() {
     let mut journal = Vec::new();
     let mut newest = 0;
     for start in 1..=3 {
@@ -498,18 +501,19 @@ fn a_damaged_checkpoint_is_looked_at_and_is_no_reason_to_end() {
 fn damage_that_only_a_rank_sees_ends_the_job_in_time() {
     let mut cluster = Cluster::default();
     tell_to(&mut cluster, "0 submit demo wait steps=8\n0 w0 idle\n0 prepared demo-1 resume=4");
-    for setback in 1..=u64::from(MAX_SETBACKS) {
-        let now = 100 * setback;
+    for failed_attempt in 1..=u64::from(MAX_FAILED_ATTEMPTS) {
+        let now = 100 * failed_attempt;
         let (print, _) = tell_to(
             &mut cluster,
             &format!(
-                "{now} w0 g{setback} damaged: its memory\n{now} w0 idle\n{now} prepared demo-1 resume=4"
+                "{now} w0 g{failed_attempt} damaged: its memory\n{now} w0 idle\n{now} prepared demo-1 resume=4"
             ),
         );
         assert!(print.contains("prepare demo-1, looking at every byte"), "{print}");
         assert!(print.contains("record formed"), "{print}");
     }
-    let (print, _) = tell_to(&mut cluster, &format!("9000 w0 g{} damaged: its memory", MAX_SETBACKS + 1));
+    let (print, _) =
+        tell_to(&mut cluster, &format!("9000 w0 g{} damaged: its memory", MAX_FAILED_ATTEMPTS + 1));
     assert!(print.contains("record ended demo-1 Failed"), "{print}");
 }
 

@@ -23,8 +23,8 @@ use std::collections::{BTreeMap, VecDeque};
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
 use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
 use coxswain_types::job::{
-    CheckpointSpec, Checkpointing, DataSpec, JobSpec, Layout, LossScale, ModelSpec, OnLoss, OptimizerKind,
-    OptimizerSpec, Precision, RateSchedule, RecoverySpec, Reduction, Schedule, TrainSpec,
+    CheckpointSpec, DataSpec, JobSpec, Layout, LossScale, ModelSpec, OnLoss, OptimizerKind, OptimizerSpec,
+    Precision, RateSchedule, RecomputePolicy, RecoverySpec, Reduction, Schedule, TrainSpec,
 };
 use coxswain_types::status::{
     Activity, Begun, Fault, Origin, Pace, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo,
@@ -54,9 +54,9 @@ pub(super) fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         steps,
         seed: 1,
         sequence: 16,
-        micro_batch: 1,
-        micro_batches: 4,
-        reduction_runs: 4,
+        micro_batch_size: 1,
+        global_micro_batches: 4,
+        gradient_groups: 4,
         threads: None,
         reduction: Reduction::Canonical,
         tensor_shards: None,
@@ -65,11 +65,11 @@ pub(super) fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         non_finite_max: 10,
         dropout: 0.0,
         attention_dropout: 0.0,
-        checkpointing: Checkpointing::None,
+        recompute: RecomputePolicy::None,
         optimizer,
-        evaluate_every: 0,
+        validate_every: 0,
         parameter_norms: false,
-        masked: 0.15,
+        mask_rate: 0.15,
         corruption: coxswain_types::job::Corruption::Spans,
         separate_documents: false,
         whole_words: false,
@@ -84,7 +84,7 @@ pub(super) fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
         layout,
         actions: Vec::new(),
         checkpoint: CheckpointSpec { every: 2, every_minutes: 10, keep: 2 },
-        recovery: RecoverySpec { on_loss: OnLoss::Fail, buddy: false, rebalance: false },
+        recovery: RecoverySpec { on_loss: OnLoss::Fail, peer_replica: false, rebalance: false },
         priority: 0,
     }
 }
@@ -101,7 +101,7 @@ fn report(step: u64) -> StepReport {
         skipped: false,
         loss_scale: None,
         parameter_norms: BTreeMap::new(),
-        held_out: None,
+        validation: None,
     }
 }
 

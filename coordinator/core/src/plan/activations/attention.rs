@@ -67,8 +67,10 @@ impl Sizes<'_> {
             inside: self.normed(tokens) + shards * (own + log_sums + bias),
             backward: (self.mixing(heads, tokens, tokens, false) + extra)
                 .max(self.input_grads(tokens) + low_copy)
-                + if self.spread { self.whole(tokens) } else { 0 },
-            filed: self.whole(tokens) + 3 * self.here(tokens) + shards * number(2 * heads.q + 2 * heads.kv),
+                + if self.sequence_parallel { self.whole(tokens) } else { 0 },
+            deferred: self.whole(tokens)
+                + 3 * self.here(tokens)
+                + shards * number(2 * heads.q + 2 * heads.kv),
             low_copy,
         }
     }
@@ -113,14 +115,14 @@ impl Sizes<'_> {
         let log_sums = FP32 * heads.count * tokens;
         let each = self.bytes * tokens * 2 * heads.q + 2 * self.pair(heads, keys, true) + log_sums;
         // The encoder's output is copied for its maps, where rows are cut or ranks have parts of it.
-        let memory = if self.rows > 1 || self.spread { self.whole(keys) } else { 0 };
+        let memory = if self.rows > 1 || self.sequence_parallel { self.whole(keys) } else { 0 };
         let low_copy = self.low_grad(heads.q, self.dim);
         BlockSize {
             inside: self.normed(tokens) + memory + self.shards * each,
             backward: self
                 .mixing(heads, tokens, keys, true)
                 .max(self.input_grads(tokens.max(keys)) + self.whole(keys) + low_copy),
-            filed: self.whole(tokens + keys)
+            deferred: self.whole(tokens + keys)
                 + 3 * self.here(tokens)
                 + self.shards * self.bytes * (tokens * 2 * heads.q + keys * 2 * heads.kv),
             low_copy,

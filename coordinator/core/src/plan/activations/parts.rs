@@ -19,7 +19,7 @@ pub(super) struct Part {
     /// The gradient of its input.
     pub(super) input_grad: u64,
     /// From I to W.
-    pub(super) filed: u64,
+    pub(super) deferred: u64,
     /// A weight gradient in a low precision, before it is added.
     pub(super) low_copy: u64,
 }
@@ -38,7 +38,7 @@ pub(super) struct BlockSize {
     /// For a moment of its backward, beside what is kept.
     pub(super) backward: u64,
     /// From I to W.
-    pub(super) filed: u64,
+    pub(super) deferred: u64,
     /// The largest weight gradient in a low precision.
     pub(super) low_copy: u64,
 }
@@ -85,7 +85,7 @@ impl Sizes<'_> {
             forward: (self.shards + 1) * own,
             backward: backward + own + split,
             input_grad: stream,
-            filed: sum(|block| block.filed),
+            deferred: sum(|block| block.deferred),
             low_copy: blocks.iter().map(|block| block.low_copy).max().unwrap_or(0),
         }
     }
@@ -95,7 +95,9 @@ impl Sizes<'_> {
     pub(super) fn normed(&self, tokens: u64) -> u64 {
         let kept = match self.model.norm.placement {
             NormPlacement::Pre => self.whole(tokens),
-            NormPlacement::Post => self.here(tokens) + if self.spread { self.whole(tokens) } else { 0 },
+            NormPlacement::Post => {
+                self.here(tokens) + if self.sequence_parallel { self.whole(tokens) } else { 0 }
+            }
         };
         kept + self.statistics(tokens)
     }
@@ -116,12 +118,12 @@ impl Sizes<'_> {
         let (all, one) = (self.bytes * tokens * each * self.shards, self.bytes * tokens * each);
         let ways = if self.model.activation.gated() { 3 } else { 2 };
         let low_copy = self.low_grad(each, self.dim);
-        let gathered = if self.spread { self.whole(tokens) } else { 0 };
+        let gathered = if self.sequence_parallel { self.whole(tokens) } else { 0 };
         BlockSize {
             inside: self.normed(tokens) + ways * all,
             backward: gathered + (ways * one).max(self.input_grads(tokens) + low_copy),
             // Inputs of the products, and their outputs' gradients; of the norm its input and gradient.
-            filed: self.whole(tokens) + 3 * self.here(tokens) + ways * all,
+            deferred: self.whole(tokens) + 3 * self.here(tokens) + ways * all,
             low_copy,
         }
     }
@@ -163,7 +165,7 @@ impl Sizes<'_> {
             forward: 2 * own.max(narrow),
             backward: own.max(narrow) + if mapped { narrow * self.shards + low_copy } else { 0 },
             input_grad: narrow,
-            filed: inside + if embedding.norm || mapped { own } else { 0 },
+            deferred: inside + if embedding.norm || mapped { own } else { 0 },
             low_copy,
         })
     }
@@ -181,7 +183,7 @@ impl Sizes<'_> {
             forward: joined + self.stream(first),
             backward: joined + stem.backward + self.stream(first),
             input_grad: memory,
-            filed: stem.filed + 2 * memory + self.looked_up(true),
+            deferred: stem.deferred + 2 * memory + self.looked_up(true),
             low_copy: stem.low_copy,
         }
     }
@@ -192,7 +194,9 @@ impl Sizes<'_> {
         let (tokens, incoming) = (self.tokens(last), self.stream(last));
         let mut inside = match self.model.norm.placement {
             NormPlacement::Pre => self.whole(tokens) + self.statistics(tokens),
-            NormPlacement::Post if self.spread || self.model.logit_scale != 1.0 => self.whole(tokens),
+            NormPlacement::Post if self.sequence_parallel || self.model.logit_scale != 1.0 => {
+                self.whole(tokens)
+            }
             NormPlacement::Post => 0,
         };
         if self.model.crosses(last) {
@@ -207,7 +211,7 @@ impl Sizes<'_> {
                 inside,
                 backward: 2 * own,
                 input_grad: incoming,
-                filed: inside,
+                deferred: inside,
                 ..Part::default()
             };
         }
@@ -234,7 +238,7 @@ impl Sizes<'_> {
             backward: (self.shards + 1) * self.bytes * tokens * width + low_copy + split,
             input_grad: incoming,
             // What W needs: the head's input and the logits' gradient, and those of the norm.
-            filed: logits + self.bytes * tokens * width + 2 * own,
+            deferred: logits + self.bytes * tokens * width + 2 * own,
             low_copy,
         }
     }

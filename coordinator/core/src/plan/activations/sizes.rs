@@ -21,7 +21,7 @@ pub(super) struct Sizes<'a> {
     pub(super) shards: u64,
     /// Ranks that split the sequence; 1 where none do.
     pub(super) parts: u64,
-    pub(super) spread: bool,
+    pub(super) sequence_parallel: bool,
     pub(super) rows: u64,
     /// Tokens of the vocabulary on this rank.
     pub(super) vocabulary: u64,
@@ -30,7 +30,7 @@ pub(super) struct Sizes<'a> {
 impl<'a> Sizes<'a> {
     pub(super) fn of(a: &'a Assignment) -> Sizes<'a> {
         let (model, train, layout) = (&a.spec.model, &a.spec.train, &a.spec.layout);
-        let spread = layout.sequence_parallel;
+        let sequence_parallel = layout.sequence_parallel;
         let logits =
             |row: &&ParameterRow| row.place == Place::Head && [HEAD, EMBEDDING].contains(&row.name.as_str());
         Sizes {
@@ -42,9 +42,9 @@ impl<'a> Sizes<'a> {
             head_dim: model.head_dim.into(),
             all_shards: u64::from(a.shard_count).max(1),
             shards: a.shards.len().max(1) as u64,
-            parts: if spread { u64::from(layout.tensor).max(1) } else { 1 },
-            spread,
-            rows: train.micro_batch.into(),
+            parts: if sequence_parallel { u64::from(layout.tensor).max(1) } else { 1 },
+            sequence_parallel,
+            rows: train.micro_batch_size.into(),
             vocabulary: a.parameters.iter().filter(logits).map(|row| row.len).sum(),
         }
     }

@@ -10,7 +10,7 @@ const JOB: &str = "
 name: tiny
 model: {layers: 8, dim: 32, heads: 4, vocab: 300}
 data: {synthetic: {tokens: 4096}}
-train: {steps: 5, sequence: 16, micro_batches: 8}
+train: {steps: 5, sequence: 16, global_micro_batches: 8}
 ";
 
 fn spec(layout: &str) -> JobSpec {
@@ -43,7 +43,7 @@ fn work_goes_to_those_who_keep_up() {
         };
         let (even, world) = (Balance::new(&spec, &[]), spec.layout.world() as usize);
         let before = vec![KEEPS_UP; world];
-        let gain = relief(&spec, &before, slow, slow);
+        let gain = rebalance_gain(&spec, &before, slow, slow);
         assert!(balance.slowest(slow) <= even.slowest(slow));
         let layout = &layout[..layout.len().min(40)];
         writeln!(
@@ -71,21 +71,21 @@ fn work_goes_to_those_who_keep_up() {
 }
 
 #[test]
-fn a_plan_that_no_budget_allows_relieves_nobody() {
+fn a_plan_that_no_budget_allows_gains_nothing() {
     let mut spec = spec("{pipeline: 2}");
-    assert!(relief(&spec, &[], &[300, 100], &[300, 100]) > 1.2);
+    assert!(rebalance_gain(&spec, &[], &[300, 100], &[300, 100]) > 1.2);
     let kept =
         super::super::sketch(&spec, 2).unwrap().memory().iter().map(|m| m.tensor_bytes()).max().unwrap();
-    spec.train.checkpointing = coxswain_types::job::Checkpointing::Budget { bytes: kept };
-    assert_eq!(relief(&spec, &[], &[300, 100], &[300, 100]), 1.0);
+    spec.train.recompute = coxswain_types::job::RecomputePolicy::Budget { bytes: kept };
+    assert_eq!(rebalance_gain(&spec, &[], &[300, 100], &[300, 100]), 1.0);
 }
 
 #[test]
-fn a_spare_in_the_place_of_a_slow_worker_is_a_relief() {
+fn a_spare_in_the_place_of_a_slow_worker_is_a_gain() {
     let spec = spec("{pipeline: 2}");
-    let gain = relief(&spec, &[], &[300, 100], &[100, 100]);
+    let gain = rebalance_gain(&spec, &[], &[300, 100], &[100, 100]);
     assert!((2.0..=3.0).contains(&gain), "{gain}");
     // And one that keeps up again gets its share back.
-    assert!(relief(&spec, &[300, 100], &[100, 100], &[100, 100]) > 1.2);
-    assert_eq!(relief(&spec, &[], &[], &[]), 1.0);
+    assert!(rebalance_gain(&spec, &[300, 100], &[100, 100], &[100, 100]) > 1.2);
+    assert_eq!(rebalance_gain(&spec, &[], &[], &[]), 1.0);
 }

@@ -109,7 +109,7 @@ fn check_owners(assignments: &[Assignment]) -> Result<(), Violation> {
         for micro_batch in line.flatten() {
             *owners.entry(micro_batch).or_insert(0) += 1;
         }
-        for micro_batch in 0..a.spec.train.micro_batches {
+        for micro_batch in 0..a.spec.train.global_micro_batches {
             let owners = owners.get(&micro_batch).copied().unwrap_or(0);
             if owners != 1 {
                 return Err(Violation::Owners { micro_batch, owners });

@@ -276,7 +276,7 @@ fn split(change: impl FnOnce(&mut Vec<Assignment>)) -> String {
     let plan = changed(4, |spec| {
         spec.layout.pipeline = 2;
         spec.layout.schedule = Schedule::ZbH1;
-        (spec.train.micro_batches, spec.train.reduction_runs) = (2, 1);
+        (spec.train.global_micro_batches, spec.train.gradient_groups) = (2, 1);
     });
     let mut ranks = plan.unwrap().assignments;
     change(&mut ranks);

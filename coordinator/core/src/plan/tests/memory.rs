@@ -2,7 +2,7 @@
 
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::Recompute;
-use coxswain_types::job::{Block, Checkpointing, Corruption, OptimizerKind, Precision, Schedule};
+use coxswain_types::job::{Block, Corruption, OptimizerKind, Precision, RecomputePolicy, Schedule};
 use coxswain_types::model::{Activation, Architecture, Attention, ModelSpec, Positions};
 use expect_test::expect;
 
@@ -20,7 +20,7 @@ fn memory(change: impl FnOnce(&mut JobSpec)) -> Memory {
 
 fn pipeline(spec: &mut JobSpec, pipeline: u32, micro_batches: u32, schedule: Schedule) {
     (spec.layout.pipeline, spec.layout.schedule) = (pipeline, schedule);
-    (spec.train.micro_batches, spec.train.reduction_runs) = (micro_batches, 1);
+    (spec.train.global_micro_batches, spec.train.gradient_groups) = (micro_batches, 1);
 }
 
 #[test]
@@ -91,24 +91,24 @@ fn shared_weights_are_held_once_and_have_a_sum_for_each_use() {
 fn sequence_parallelism_splits_the_residual_stream() {
     let wide = |spec: &mut JobSpec| spec.layout.tensor = 2;
     let whole = memory(wide);
-    let spread = memory(|spec| {
+    let sequence_parallel = memory(|spec| {
         wide(spec);
         spec.layout.sequence_parallel = true;
     });
     // Of 8 layers two places each: 64 tokens of 64 numbers, halved.
     let streams = 16 * 4 * 64 * 64 / 2;
-    let saved = whole.activations_bytes - spread.activations_bytes;
+    let saved = whole.activations_bytes - sequence_parallel.activations_bytes;
     assert!(saved * 2 > streams && saved < 2 * streams, "{saved} of {streams}");
 }
 
 /// The activations of one rank under each way of keeping less.
 #[test]
 fn recomputing_more_holds_less() {
-    let with = |mode| memory(|spec| spec.train.checkpointing = mode).activations_bytes;
-    let none = with(Checkpointing::None);
-    let attention = with(Checkpointing::Selective(Block::Attention));
-    let ffn = with(Checkpointing::Selective(Block::Ffn));
-    let full = with(Checkpointing::Full);
+    let with = |mode| memory(|spec| spec.train.recompute = mode).activations_bytes;
+    let none = with(RecomputePolicy::None);
+    let attention = with(RecomputePolicy::Selective(Block::Attention));
+    let ffn = with(RecomputePolicy::Selective(Block::Ffn));
+    let full = with(RecomputePolicy::Full);
     assert!(none > attention && attention > ffn && ffn > full, "{none} {attention} {ffn} {full}");
 }
 
@@ -119,10 +119,10 @@ fn recomputed(plan: &Plan, rank: usize) -> Vec<bool> {
 
 #[test]
 fn a_budget_recomputes_the_fewest_layers_that_fit() {
-    let with = |mode| planned(|spec| spec.train.checkpointing = mode);
+    let with = |mode| planned(|spec| spec.train.recompute = mode);
     let peak = |plan: &Plan| plan.memory()[0].tensor_bytes();
-    let (none, full) = (peak(&with(Checkpointing::None)), peak(&with(Checkpointing::Full)));
-    let budget = |bytes| with(Checkpointing::Budget { bytes });
+    let (none, full) = (peak(&with(RecomputePolicy::None)), peak(&with(RecomputePolicy::Full)));
+    let budget = |bytes| with(RecomputePolicy::Budget { bytes });
     let count = |plan: &Plan| recomputed(plan, 0).iter().filter(|again| **again).count();
     assert_eq!(count(&budget(none)), 0);
     // The last layer is run backward as soon as it has run forward: keeping it costs nothing at the peak.
@@ -148,7 +148,7 @@ fn each_pipeline_rank_fits_by_itself_and_a_tensor_group_together() {
     let bytes = least(&[0, 1], &none) - 1;
     let plan = planned(|spec| {
         layout(spec);
-        spec.train.checkpointing = Checkpointing::Budget { bytes };
+        spec.train.recompute = RecomputePolicy::Budget { bytes };
     });
     assert!(least(&[0, 1, 2, 3], &plan) <= bytes);
     assert_eq!(recomputed(&plan, 0), recomputed(&plan, 1));
@@ -159,8 +159,8 @@ fn each_pipeline_rank_fits_by_itself_and_a_tensor_group_together() {
 
 #[test]
 fn a_budget_that_nothing_meets_names_the_worker() {
-    let refused = changed(8, |spec| spec.train.checkpointing = Checkpointing::Budget { bytes: 1 << 20 });
-    expect!["worker-0 needs about 10.7 MiB even if every layer is computed again, and train.checkpointing allows 1.0 MiB; raise the budget, use more pipeline or tensor ranks, set layout.zero to 1, or make train.micro_batch smaller"].assert_eq(&refused.unwrap_err().to_string());
+    let refused = changed(8, |spec| spec.train.recompute = RecomputePolicy::Budget { bytes: 1 << 20 });
+    expect!["worker-0 needs about 10.7 MiB even if every layer is computed again, and train.recompute allows 1.0 MiB; raise the budget, use more pipeline or tensor ranks, set layout.zero to 1, or make train.micro_batch_size smaller"].assert_eq(&refused.unwrap_err().to_string());
 }
 
 /// What is kept of a micro-batch follows the parts of the model; `tests/tests/estimates.rs` holds all of it to what

@@ -10,7 +10,7 @@ use crate::plan::check::peak_in_flight;
 fn scheduled(pipeline: u32, micro_batches: u32, schedule: Schedule) -> Plan {
     let plan = changed(pipeline * schedule.chunks(), |spec| {
         (spec.layout.pipeline, spec.layout.schedule) = (pipeline, schedule);
-        (spec.train.micro_batches, spec.train.reduction_runs) = (micro_batches, 1);
+        (spec.train.global_micro_batches, spec.train.gradient_groups) = (micro_batches, 1);
     });
     plan.unwrap()
 }
@@ -104,7 +104,7 @@ fn own(lists: &[&str], micro_batches: u32, chunks: u32) -> Result<Plan, PlanErro
         spec.layout.schedule = Schedule::Custom { chunks };
         spec.layout.pipeline = lists.len() as u32;
         spec.actions = lists.iter().map(parse).collect();
-        (spec.train.micro_batches, spec.train.reduction_runs) = (micro_batches, 1);
+        (spec.train.global_micro_batches, spec.train.gradient_groups) = (micro_batches, 1);
     })
 }
 

@@ -37,27 +37,29 @@ pub(super) fn data(
     if raw.labelled.is_none() {
         faults.only_with("data.classes", raw.classes.is_some(), "data.labelled only");
     }
-    let (held_out, weights) = (raw.held_out.unwrap_or(0.05), raw.weights.unwrap_or(false));
+    let (validation, weights) = (raw.validation.unwrap_or(0.05), raw.weights.unwrap_or(false));
     let of_text = |path: &'static str, paths, faults: &mut Faults| {
-        check_text(model, train, held_out, faults);
+        check_text(model, train, validation, faults);
         files(path, paths, base, faults)
     };
     let data = match (raw.text, raw.labelled, raw.pairs, raw.synthetic) {
         (Some(paths), None, None, None) => {
-            Some(DataSpec::Text { files: of_text("data.text", paths, faults), held_out })
+            Some(DataSpec::Text { files: of_text("data.text", paths, faults), validation })
         }
         (None, Some(paths), None, None) => {
             let files = of_text("data.labelled", paths, faults);
             let classes = classes(raw.classes.unwrap_or_default(), model, faults);
-            Some(DataSpec::Labelled { files, classes, held_out, weights })
+            Some(DataSpec::Labelled { files, classes, validation, weights })
         }
         (None, None, Some(paths), None) => {
-            Some(DataSpec::Pairs { files: of_text("data.pairs", paths, faults), held_out, weights })
+            Some(DataSpec::Pairs { files: of_text("data.pairs", paths, faults), validation, weights })
         }
         (None, None, None, Some(synthetic)) => {
-            if raw.held_out.is_some() {
-                faults
-                    .add("data.held_out", "goes with data.text only; random tokens hold out nothing".into());
+            if raw.validation.is_some() {
+                faults.add(
+                    "data.validation",
+                    "goes with data.text only; random tokens have no validation split".into(),
+                );
             }
             let reserved = reserved_tokens(model, train);
             if model.vocab > 0 && model.vocab <= reserved {
@@ -91,27 +93,27 @@ pub(super) fn data(
             None
         }
     };
-    let nothing_held_out = match &data {
+    let nothing_validation = match &data {
         Some(
-            DataSpec::Text { held_out, .. }
-            | DataSpec::Labelled { held_out, .. }
-            | DataSpec::Pairs { held_out, .. },
-        ) => *held_out == 0.0,
+            DataSpec::Text { validation, .. }
+            | DataSpec::Labelled { validation, .. }
+            | DataSpec::Pairs { validation, .. },
+        ) => *validation == 0.0,
         Some(DataSpec::Synthetic { .. }) => true,
         None => false,
     };
-    if nothing_held_out && train.evaluate_every > 0 {
-        let found = train.evaluate_every;
+    if nothing_validation && train.validate_every > 0 {
+        let found = train.validate_every;
         faults.add(
-            "train.evaluate_every",
-            format!("found {found}; must be 0 where no text is held out: there is nothing to evaluate on"),
+            "train.validate_every",
+            format!("found {found}; must be 0 without a validation split: there is nothing to evaluate on"),
         );
     }
     data
 }
 
 /// What every text asks of the job.
-fn check_text(model: &ModelSpec, train: &TrainSpec, held_out: f64, faults: &mut Faults) {
+fn check_text(model: &ModelSpec, train: &TrainSpec, validation: f64, faults: &mut Faults) {
     let reserved = reserved_tokens(model, train);
     let least = limits::TEXT_VOCAB + reserved;
     // A tokenizer that is there already has its own size, which is checked where it is read.
@@ -125,7 +127,7 @@ fn check_text(model: &ModelSpec, train: &TrainSpec, held_out: f64, faults: &mut 
         faults.add("model.vocab", format!("found {found}; with text must be {least} or more ({why})"));
     }
     let must = "0 or more and below 0.5 (the share at the end of each file)";
-    faults.number("data.held_out", held_out, |x| (0.0..0.5).contains(&x), must);
+    faults.number("data.validation", validation, |x| (0.0..0.5).contains(&x), must);
 }
 
 /// The names of classes, each of which stands in front of a tab.

@@ -35,7 +35,7 @@ pub(super) fn layout(
     if tensor_fits {
         check_tensor_ranks(&layout, model, train, faults);
     }
-    let data_fits = data_fits && train.micro_batches > 0 && check_data(data, train, faults);
+    let data_fits = data_fits && train.global_micro_batches > 0 && check_data(data, train, faults);
     let actions = if stages_fit && data_fits {
         schedule::actions(raw.actions.as_deref(), &layout, train, faults)
     } else {
@@ -156,17 +156,17 @@ fn check_tensor_ranks(layout: &Layout, model: &ModelSpec, train: &TrainSpec, fau
 }
 
 fn check_data(data: u32, train: &TrainSpec, faults: &mut Faults) -> bool {
-    let (micro_batches, runs) = (train.micro_batches, train.reduction_runs);
+    let (micro_batches, runs) = (train.global_micro_batches, train.gradient_groups);
     if data > micro_batches {
         let why = "each data rank needs at least one micro-batch of the step";
-        let must = format!("must be at most train.micro_batches ({micro_batches}): {why}");
+        let must = format!("must be at most train.global_micro_batches ({micro_batches}): {why}");
         faults.add("layout.data", format!("found {data}, more data ranks than micro-batches; {must}"));
         return false;
     }
     if train.reduction == Reduction::Canonical && runs > 0 && data > runs {
-        let why = "a data rank owns whole runs";
-        let must = format!("must be at most train.reduction_runs ({runs}): {why}");
-        let hint = format!("train.reduction_runs may be raised to {micro_batches}");
+        let why = "a data rank owns whole groups";
+        let must = format!("must be at most train.gradient_groups ({runs}): {why}");
+        let hint = format!("train.gradient_groups may be raised to {micro_batches}");
         faults.add("layout.data", format!("found {data}; {must} ({hint})"));
         return false;
     }
@@ -178,7 +178,7 @@ pub(super) fn check_buddy(layout: &Layout, train: &TrainSpec, faults: &mut Fault
     let along_tensor = layout.data == 1 && layout.pipeline == 1 && layout.tensor > 1;
     if along_tensor && train.optimizer.kind == OptimizerKind::Muon {
         let why = "muon needs whole matrices, and each tensor rank would copy another part of them";
-        faults.add("recovery.buddy", format!("needs pipeline ranks, or ZeRO and data ranks: {why}"));
+        faults.add("recovery.peer_replica", format!("needs pipeline ranks, or ZeRO and data ranks: {why}"));
     }
 }
 

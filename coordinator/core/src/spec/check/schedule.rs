@@ -80,7 +80,7 @@ pub(super) fn actions(
         faults.add(ACTIONS, format!("found {items} actions; must be {most} or less ({why})"));
         return Vec::new();
     }
-    let micro_batches = train.micro_batches / layout.data;
+    let micro_batches = train.global_micro_batches / layout.data;
     let mut lists = Vec::new();
     for (rank, (number, line)) in (0..).zip(lines) {
         let stages = Stages { rank, pipeline, all: 0..layout.stages() };
@@ -97,7 +97,9 @@ pub(super) fn actions(
 
 /// Checks that one list serves every data rank.
 fn check_shares(data: u32, train: &TrainSpec, faults: &mut Faults) -> bool {
-    for (name, found) in [("micro_batches", train.micro_batches), ("reduction_runs", train.reduction_runs)] {
+    for (name, found) in
+        [("global_micro_batches", train.global_micro_batches), ("gradient_groups", train.gradient_groups)]
+    {
         if !found.is_multiple_of(data) {
             let why = "its list is for one number of micro-batches, the same on every data rank";
             let message = format!(

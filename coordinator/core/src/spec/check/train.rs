@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use coxswain_types::job::{Checkpointing, Corruption, LossScale, Precision, Reduction, TrainSpec};
+use coxswain_types::job::{Corruption, LossScale, Precision, RecomputePolicy, Reduction, TrainSpec};
 
 use super::super::limits;
 use super::super::raw::RawTrain;
@@ -12,7 +12,7 @@ use super::optimizer::optimizer;
 
 /// `data_ranks`: of the layout, since fast reduction has one run for each.
 pub(super) fn train(raw: &RawTrain, data_ranks: u32, base: &Path, faults: &mut Faults) -> TrainSpec {
-    let micro_batches = raw.micro_batches.unwrap_or(1);
+    let micro_batches = raw.global_micro_batches.unwrap_or(1);
     let reduction = raw.reduction.unwrap_or(Reduction::Canonical);
     let precision = raw.precision.unwrap_or(Precision::Fp32);
     let corruption = raw.corruption.unwrap_or(Corruption::Spans);
@@ -20,10 +20,10 @@ pub(super) fn train(raw: &RawTrain, data_ranks: u32, base: &Path, faults: &mut F
         steps: raw.steps,
         seed: raw.seed.unwrap_or(1),
         sequence: raw.sequence,
-        micro_batch: raw.micro_batch.unwrap_or(1),
-        micro_batches,
-        reduction_runs: match reduction {
-            Reduction::Canonical => raw.reduction_runs.unwrap_or(micro_batches.min(8)),
+        micro_batch_size: raw.micro_batch_size.unwrap_or(1),
+        global_micro_batches: micro_batches,
+        gradient_groups: match reduction {
+            Reduction::Canonical => raw.gradient_groups.unwrap_or(micro_batches.min(8)),
             Reduction::Fast => data_ranks,
         },
         threads: raw.threads,
@@ -34,34 +34,34 @@ pub(super) fn train(raw: &RawTrain, data_ranks: u32, base: &Path, faults: &mut F
         non_finite_max: raw.non_finite_max.unwrap_or(10),
         dropout: raw.dropout.unwrap_or(0.0),
         attention_dropout: raw.attention_dropout.unwrap_or(0.0),
-        checkpointing: raw.checkpointing.map_or(Checkpointing::None, |kept| kept.0),
+        recompute: raw.recompute.map_or(RecomputePolicy::None, |kept| kept.0),
         optimizer: optimizer(raw, faults),
         parameter_norms: raw.parameter_norms.unwrap_or(false),
-        masked: raw.masked.unwrap_or(if corruption == Corruption::Infilling { 0.3 } else { 0.15 }),
+        mask_rate: raw.mask_rate.unwrap_or(if corruption == Corruption::Infilling { 0.3 } else { 0.15 }),
         corruption,
         separate_documents: raw.separate_documents.unwrap_or(false),
-        evaluate_every: raw.evaluate_every.unwrap_or(0),
+        validate_every: raw.validate_every.unwrap_or(0),
         whole_words: raw.whole_words.unwrap_or(false),
         pairs: false,
         start_from: raw.start_from.as_deref().and_then(|path| start_from(path, base, faults)),
     };
     faults.count("train.steps", train.steps, &limits::STEPS);
     let sequence = faults.count("train.sequence", train.sequence, &limits::SEQUENCE);
-    let micro_batch = faults.count("train.micro_batch", train.micro_batch, &limits::MICRO_BATCH);
-    let tokens = u64::from(train.sequence) * u64::from(train.micro_batch);
+    let micro_batch = faults.count("train.micro_batch_size", train.micro_batch_size, &limits::MICRO_BATCH);
+    let tokens = u64::from(train.sequence) * u64::from(train.micro_batch_size);
     if sequence && micro_batch && tokens > limits::MICRO_BATCH_TOKENS {
         let most = limits::MICRO_BATCH_TOKENS / u64::from(train.sequence);
         let message = format!(
             "found {}; with a train.sequence of {} must be {most} or less (at most {} tokens at once; more \
              belong into more micro-batches)",
-            train.micro_batch,
+            train.micro_batch_size,
             train.sequence,
             limits::MICRO_BATCH_TOKENS
         );
-        faults.add("train.micro_batch", message);
+        faults.add("train.micro_batch_size", message);
     }
-    let known = faults.count("train.micro_batches", micro_batches, &limits::MICRO_BATCHES);
-    check_runs(&train, known, raw.reduction_runs, faults);
+    let known = faults.count("train.global_micro_batches", micro_batches, &limits::MICRO_BATCHES);
+    check_runs(&train, known, raw.gradient_groups, faults);
     check_rest(&train, faults);
     train
 }
@@ -80,19 +80,19 @@ fn start_from(path: &str, base: &Path, faults: &mut Faults) -> Option<String> {
 }
 
 fn check_runs(train: &TrainSpec, micro_batches_known: bool, given: Option<u32>, faults: &mut Faults) {
-    let path = "train.reduction_runs";
-    let TrainSpec { micro_batches, reduction_runs: found, .. } = *train;
+    let path = "train.gradient_groups";
+    let TrainSpec { global_micro_batches: micro_batches, gradient_groups: found, .. } = *train;
     match (train.reduction, given) {
         (Reduction::Canonical, _) => {
             if micro_batches_known && !(1..=micro_batches).contains(&found) {
-                let why = "a run holds at least one micro-batch";
-                let must = format!("must be 1 to train.micro_batches ({micro_batches}): {why}");
+                let why = "a group holds at least one micro-batch";
+                let must = format!("must be 1 to train.global_micro_batches ({micro_batches}): {why}");
                 faults.add(path, format!("found {found}; {must}"));
             }
         }
         (Reduction::Fast, None) => {}
         (Reduction::Fast, Some(found)) => {
-            let why = "each data rank is one run then";
+            let why = "each data rank is one group then";
             faults.add(path, format!("found {found}; must be left out with train.reduction fast: {why}"));
         }
     }
@@ -109,9 +109,9 @@ fn check_rest(train: &TrainSpec, faults: &mut Faults) {
     {
         faults.number(path, share, |x| (0.0..1.0).contains(&x), "0 or more and below 1");
     }
-    faults.number("train.masked", train.masked, |x| x > 0.0 && x < 1.0, "above 0 and below 1");
-    if let Checkpointing::Budget { bytes } = train.checkpointing {
-        faults.count("train.checkpointing.budget", bytes, &limits::BUDGET);
+    faults.number("train.mask_rate", train.mask_rate, |x| x > 0.0 && x < 1.0, "above 0 and below 1");
+    if let RecomputePolicy::Budget { bytes } = train.recompute {
+        faults.count("train.recompute.budget", bytes, &limits::BUDGET);
     }
 }
 

@@ -132,8 +132,8 @@ fn every_preset_is_planned_for_several_workers_and_survives_its_resolved_text() 
     }
     let many = job("gpt2", 34, &[]).layout;
     assert_eq!((many.pipeline, many.data), (2, 17));
-    let fewer = job("gpt2", 4, &[("train.micro_batches", "2")]).train;
-    assert_eq!((fewer.micro_batches, fewer.reduction_runs), (2, 2));
+    let fewer = job("gpt2", 4, &[("train.global_micro_batches", "2")]).train;
+    assert_eq!((fewer.global_micro_batches, fewer.gradient_groups), (2, 2));
     let chosen = job("gpt2", 4, &[("layout.tensor", "4")]).layout;
     assert_eq!((chosen.pipeline, chosen.tensor, chosen.data), (1, 4, 1));
 }

@@ -119,7 +119,10 @@ pub(super) const RULES: [(&str, Sets); 93] = [
         "`train.attention_dropout` is 0 with `linear` attention.",
         &[("model.attention", "linear"), ("train.attention_dropout", "0.1")],
     ),
-    ("`train.masked` goes with the head `masked-lm` and encoder-decoders only.", &[("train.masked", "0.15")]),
+    (
+        "`train.mask_rate` goes with the head `masked-lm` and encoder-decoders only.",
+        &[("train.mask_rate", "0.15")],
+    ),
     ("`train.whole_words` goes with the head `masked-lm` only.", &[("train.whole_words", "true")]),
     (
         "`train.corruption` goes with `data.text` only.",
@@ -191,18 +194,18 @@ pub(super) const RULES: [(&str, Sets); 93] = [
         ],
     ),
     (
-        "`data.held_out` does not go with `data.synthetic`.",
-        &[("data", "{synthetic: {tokens: 999}, held_out: 0.1}")],
+        "`data.validation` does not go with `data.synthetic`.",
+        &[("data", "{synthetic: {tokens: 999}, validation: 0.1}")],
     ),
     ("`data.synthetic.tokens` is at least `train.sequence` + 1.", &[("data", "{synthetic: {tokens: 64}}")]),
     (
-        "`train.sequence` x `train.micro_batch` is at most 16777216 tokens.",
-        &[("train.sequence", "1048576"), ("train.micro_batch", "17")],
+        "`train.sequence` x `train.micro_batch_size` is at most 16777216 tokens.",
+        &[("train.sequence", "1048576"), ("train.micro_batch_size", "17")],
     ),
-    ("`train.reduction_runs` is at most `train.micro_batches`.", &[("train.reduction_runs", "2")]),
+    ("`train.gradient_groups` is at most `train.global_micro_batches`.", &[("train.gradient_groups", "2")]),
     (
-        "`train.reduction_runs` is left out with `train.reduction: fast`.",
-        &[("train.reduction", "fast"), ("train.reduction_runs", "1")],
+        "`train.gradient_groups` is left out with `train.reduction: fast`.",
+        &[("train.reduction", "fast"), ("train.gradient_groups", "1")],
     ),
     ("`train.tensor_shards` divides `model.heads`.", &[("train.tensor_shards", "16")]),
     (
@@ -236,8 +239,8 @@ pub(super) const RULES: [(&str, Sets); 93] = [
     ("`train.warmup_steps` is at most `train.steps`.", &[("train.warmup_steps", "201")]),
     ("`train.min_learning_rate` is at most `train.learning_rate`.", &[("train.min_learning_rate", "1")]),
     (
-        "`train.evaluate_every` is 0 where no text is held out.",
-        &[("data.held_out", "0"), ("train.evaluate_every", "10")],
+        "`train.validate_every` is 0 without a validation split.",
+        &[("data.validation", "0"), ("train.validate_every", "10")],
     ),
     ("`layout.pipeline` is at most `model.layers`.", &[("layout.pipeline", "5")]),
     (
@@ -272,11 +275,11 @@ pub(super) const RULES: [(&str, Sets); 93] = [
         &[("layout.schedule", "custom"), ("layout.actions", "0F0,0B0,0F1,0B1")],
     ),
     (
-        "With `custom`, `layout.data` divides `train.micro_batches` and `train.reduction_runs`.",
+        "With `custom`, `layout.data` divides `train.global_micro_batches` and `train.gradient_groups`.",
         &[
             ("layout.schedule", "custom"),
             ("layout.actions", "0F0,0B0"),
-            ("train.micro_batches", "3"),
+            ("train.global_micro_batches", "3"),
             ("layout.data", "2"),
         ],
     ),
@@ -299,16 +302,16 @@ pub(super) const RULES: [(&str, Sets); 93] = [
         "`layout.tensor` divides `model.kv_heads`, or is a multiple of it.",
         &[("model", "{layers: 1, dim: 96, heads: 12, kv_heads: 6, vocab: 300}"), ("layout.tensor", "4")],
     ),
-    ("`layout.data` is at most `train.micro_batches`.", &[("layout.data", "2")]),
+    ("`layout.data` is at most `train.global_micro_batches`.", &[("layout.data", "2")]),
     (
-        "`layout.data` is at most `train.reduction_runs`.",
-        &[("train.micro_batches", "16"), ("layout.data", "9")],
+        "`layout.data` is at most `train.gradient_groups`.",
+        &[("train.global_micro_batches", "16"), ("layout.data", "9")],
     ),
     (
         "The product of the layout is at most 4096 workers.",
         &[
-            ("train.micro_batches", "4096"),
-            ("train.reduction_runs", "4096"),
+            ("train.global_micro_batches", "4096"),
+            ("train.gradient_groups", "4096"),
             ("layout.tensor", "2"),
             ("layout.data", "2049"),
         ],

@@ -1,12 +1,12 @@
-use coxswain_types::job::{Checkpointing, Corruption, OnLoss, Precision, Reduction};
+use coxswain_types::job::{Corruption, OnLoss, Precision, RecomputePolicy, Reduction};
 use coxswain_types::model::{Architecture, Biases, NormKind, NormPlacement};
 use expect_test::expect_file;
 
 use super::super::node::Node;
 use super::super::raw::{
-    ActivationName, AttentionName, BiasNames, Checkpoints, HeadName, OptimizerName, Paths, PositionsName,
+    ActivationName, AttentionName, BiasNames, HeadName, OptimizerName, Paths, PositionsName,
     RateScheduleName, RawAttention, RawCheckpoint, RawData, RawJob, RawLayout, RawModel, RawRecovery,
-    RawRopeScaling, RawSynthetic, RawTrain, RopeScalingName, ScheduleName, ZeroStage,
+    RawRopeScaling, RawSynthetic, RawTrain, RecomputeSetting, RopeScalingName, ScheduleName, ZeroStage,
 };
 use super::super::{resolved_yaml, yaml};
 use super::Allowed::{Count, Words};
@@ -29,16 +29,16 @@ fn whole() -> RawJob {
             classes: Some(Vec::new()),
             pairs: Some(Paths::Many(Vec::new())),
             weights: Some(false),
-            held_out: Some(0.0),
+            validation: Some(0.0),
             synthetic: Some(RawSynthetic { tokens: 0 }),
         },
         train: RawTrain {
             steps: 0,
             seed: Some(0),
             sequence: 0,
-            micro_batch: Some(0),
-            micro_batches: Some(0),
-            reduction_runs: Some(0),
+            micro_batch_size: Some(0),
+            global_micro_batches: Some(0),
+            gradient_groups: Some(0),
             threads: Some(0),
             reduction: Some(Reduction::Canonical),
             tensor_shards: Some(0),
@@ -48,7 +48,7 @@ fn whole() -> RawJob {
             non_finite_max: Some(0),
             dropout: Some(0.0),
             attention_dropout: Some(0.0),
-            checkpointing: Some(Checkpoints(Checkpointing::None)),
+            recompute: Some(RecomputeSetting(RecomputePolicy::None)),
             optimizer: Some(OptimizerName::AdamW),
             momentum: Some(0.0),
             learning_rate: Some(0.0),
@@ -60,9 +60,9 @@ fn whole() -> RawJob {
             eps: Some(0.0),
             weight_decay: Some(0.0),
             clip_norm: Some(0.0),
-            evaluate_every: Some(0),
+            validate_every: Some(0),
             parameter_norms: Some(false),
-            masked: Some(0.0),
+            mask_rate: Some(0.0),
             whole_words: Some(false),
             corruption: Some(Corruption::Spans),
             separate_documents: Some(false),
@@ -81,7 +81,7 @@ fn whole() -> RawJob {
         checkpoint: Some(RawCheckpoint { every: Some(0), every_minutes: Some(0), keep: Some(0) }),
         recovery: Some(RawRecovery {
             on_loss: Some(OnLoss::Wait),
-            buddy: Some(false),
+            peer_replica: Some(false),
             rebalance: Some(false),
         }),
         priority: Some(0),
@@ -209,10 +209,10 @@ fn same(one: &Node, other: &Node) -> bool {
 fn a_stated_default_is_what_a_job_gets() {
     // Defaults that are said in words: some values of other keys, and what follows from them.
     let custom: Sets = &[("layout.schedule", "custom"), ("layout.actions", "0F0,0B0")];
-    let mends: Sets = &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")];
+    let corrupts: Sets = &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")];
     let in_words: [(&str, Sets, &str); 56] = [
-        ("train.masked", mends, "0.15"),
-        ("train.corruption", mends, "spans"),
+        ("train.mask_rate", corrupts, "0.15"),
+        ("train.corruption", corrupts, "spans"),
         ("train.corruption", &[], "null"),
         ("train.start_from", &[], "null"),
         ("data.labelled", &[], "null"),
@@ -254,8 +254,8 @@ fn a_stated_default_is_what_a_job_gets() {
         ("model.ffn", &[], "384"),
         ("model.ffn", &[("model.dim", "192")], "512"),
         ("model.ffn", &[("model.dim", "208")], "576"),
-        ("train.reduction_runs", &[("train.micro_batches", "5")], "5"),
-        ("train.reduction_runs", &[("train.micro_batches", "50")], "8"),
+        ("train.gradient_groups", &[("train.global_micro_batches", "5")], "5"),
+        ("train.gradient_groups", &[("train.global_micro_batches", "50")], "8"),
         ("train.threads", &[], "null"),
         ("train.min_learning_rate", &[("train.learning_rate", "0.5")], "0.05"),
         ("train.warmup_steps", &[], "20"),
@@ -266,11 +266,11 @@ fn a_stated_default_is_what_a_job_gets() {
             "{pipeline: 1, tensor: 1, data: 1, schedule: 1f1b, sequence_parallel: false, zero: 0}",
         ),
         ("checkpoint", &[], "{every: 0, every_minutes: 10, keep: 2}"),
-        ("recovery", &[], "{on_loss: wait, buddy: false, rebalance: false}"),
+        ("recovery", &[], "{on_loss: wait, peer_replica: false, rebalance: false}"),
         ("data.text", &[("data", "{synthetic: {tokens: 999}}")], "null"),
         ("data.synthetic", &[], "null"),
         ("data.classes", &[], "null"),
-        ("data.held_out", &[("data", "{synthetic: {tokens: 999}}")], "null"),
+        ("data.validation", &[("data", "{synthetic: {tokens: 999}}")], "null"),
     ];
     for (path, sets, expected) in in_words {
         let job = resolved(sets);

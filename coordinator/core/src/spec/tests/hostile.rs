@@ -10,11 +10,11 @@ use crate::spec::{JobText, parse};
 const JOB: &str = "
 name: demo
 model: {layers: 4, dim: 32, heads: 4, kv_heads: 2, ffn: 64, vocab: 300}
-data: {text: [a.txt, 'b: c'], held_out: 0.1}
+data: {text: [a.txt, 'b: c'], validation: 0.1}
 train:
   steps: 10
   sequence: 16
-  micro_batches: 4
+  global_micro_batches: 4
   learning_rate: 1.0e-3
   betas: [0.9, 0.95]
 layout: {pipeline: 2, schedule: custom, actions: \"0F0,0B0\\n1F0,1B0\"}

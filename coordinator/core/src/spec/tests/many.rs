@@ -15,17 +15,17 @@ proptest! {
     fn a_resolved_job_is_the_same_job(
         (layers, heads_log, head_pairs, kv_log) in (1_u32..9, 0_u32..4, 1_u32..9, 0_u32..4),
         (steps, seed, micro_batches) in (1_u64..10_000, any::<u64>(), 1_u32..33),
-        (learning_rate, held_out, beta) in (1e-9_f64..10.0, 0.0_f64..0.5, 0.0_f64..1.0),
+        (learning_rate, validation, beta) in (1e-9_f64..10.0, 0.0_f64..0.5, 0.0_f64..1.0),
         threads in proptest::option::of(1_u32..64),
         synthetic in any::<bool>(),
     ) {
         let (heads, kv_heads) = (1 << heads_log, 1 << kv_log.min(heads_log));
         let dim = heads * head_pairs * 2;
-        let data = if synthetic { "{synthetic: {tokens: 999}}".to_owned() } else { format!("{{text: [a, 'b: c'], held_out: {held_out:?}}}") };
+        let data = if synthetic { "{synthetic: {tokens: 999}}".to_owned() } else { format!("{{text: [a, 'b: c'], validation: {validation:?}}}") };
         let text = format!(
             "name: p\nmodel: {{layers: {layers}, dim: {dim}, heads: {heads}, kv_heads: {kv_heads}, vocab: 300}}\n\
              data: {data}\n\
-             train: {{steps: {steps}, seed: {seed}, sequence: 9, micro_batches: {micro_batches}, \
+             train: {{steps: {steps}, seed: {seed}, sequence: 9, global_micro_batches: {micro_batches}, \
              learning_rate: {learning_rate:?}, betas: [{beta:?}, 0.5], threads: {}}}\n\
              layout: {{pipeline: {layers}, tensor: {heads}}}\n",
             threads.map_or("null".to_owned(), |t| t.to_string()),
@@ -51,7 +51,7 @@ proptest! {
             ("train.dropout", format!("{dropout:?}")),
             ("train.attention_dropout", format!("{:?}", dropout / 3.0)),
             ("train.tensor_shards", ["null", "1", "2", "4", "8"][shards].to_owned()),
-            ("train.checkpointing",
+            ("train.recompute",
                 ["none", "full", "attention", "ffn", &format!("{{budget: {bytes}}}")][kept].to_owned()),
             ("train.optimizer", if muon { "muon" } else { "adamw" }.to_owned()),
             ("train.learning_rate_schedule", ["cosine", "linear", "wsd", "constant"][rate].to_owned()),
@@ -160,17 +160,17 @@ proptest! {
     fn a_job_of_any_size_is_refused_or_planned_within_a_time(
         (layers, heads, shards, micro_batches) in (0_u32..=10, 0_u32..=10, 0_u32..=6, 0_u32..=12),
         (pipeline, tensor, data, chunks) in (0_u32..=6, 0_u32..=6, 0_u32..=6, 1_u32..=4),
-        (schedule, checkpointing, flags) in (0_usize..4, 0_usize..3, any::<[bool; 3]>()),
+        (schedule, recompute, flags) in (0_usize..4, 0_usize..3, any::<[bool; 3]>()),
     ) {
         let schedule = ["schedule: 1f1b", "schedule: gpipe", "schedule: zb-h1", "schedule: interleaved"][schedule];
         let chunks = if schedule.ends_with("interleaved") { format!(", chunks: {}", 1 << chunks) } else { String::new() };
-        let checkpointing = ["none", "full", "{budget: 3GiB}"][checkpointing];
+        let recompute = ["none", "full", "{budget: 3GiB}"][recompute];
         let runs = 1 << micro_batches.min(data.max(3));
         let text = format!(
             "name: p\nmodel: {{layers: {}, dim: {}, heads: {}, vocab: 2000, tied_embeddings: {}}}\n\
              data: {{synthetic: {{tokens: 9999999}}}}\n\
-             train: {{steps: 2, sequence: 16, micro_batches: {}, reduction_runs: {runs}, tensor_shards: {}, \
-             checkpointing: {checkpointing}}}\n\
+             train: {{steps: 2, sequence: 16, global_micro_batches: {}, gradient_groups: {runs}, tensor_shards: {}, \
+             recompute: {recompute}}}\n\
              layout: {{pipeline: {}, tensor: {}, data: {}, sequence_parallel: {}, zero: {}, {schedule}{chunks}}}\n",
             1 << layers, 4 << heads, 1 << heads, flags[0], 1 << micro_batches, 1 << shards,
             1 << pipeline, 1 << tensor, 1 << data, flags[1], u8::from(flags[2]),

@@ -76,7 +76,7 @@ fn one_preparation() {
         _ => write_words(&path, bytes),
     }
     let file = path.to_str().unwrap().to_owned();
-    let mut spec = fixture::spec(DataSpec::Text { files: vec![file], held_out: 0.01 });
+    let mut spec = fixture::spec(DataSpec::Text { files: vec![file], validation: 0.01 });
     spec.model.vocab = 8000;
     let start = Instant::now();
     let data = super::super::prepare(dir.path(), &spec, None, &Digests::default(), &|_| Ok(())).unwrap();

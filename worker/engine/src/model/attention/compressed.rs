@@ -51,7 +51,8 @@ impl AttentionBlock {
         let table = shard.summary.as_ref();
         let table = table.ok_or_else(|| EngineError::Table("a layer has no summaries".to_owned()))?;
         let rows = Tensor::f_arange(i64::from(block), (Kind::Int64, x_btd.device()))?;
-        let logits_gb = ops::table_columns(x_btd, &table.weight, &rows, &table.slot, &self.context.tape)?;
+        let logits_gb =
+            ops::table_columns(x_btd, &table.weight, &rows, &table.slot, &self.context.wgrad_queue)?;
         Ok(logits_gb.f_softmax(1, Kind::Float)?.f_transpose(0, 1)?)
     }
 }

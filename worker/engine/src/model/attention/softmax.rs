@@ -164,7 +164,13 @@ impl AttentionBlock {
                     .map(|distance| relative_bucket(distance, !causal, buckets, max_distance))
                     .collect();
                 let rows_r = on_device(&Tensor::from_slice(&rows), anchor.device())?;
-                Ok(Some(ops::table_columns(anchor, &table.weight, &rows_r, &table.slot, &self.context.tape)?))
+                Ok(Some(ops::table_columns(
+                    anchor,
+                    &table.weight,
+                    &rows_r,
+                    &table.slot,
+                    &self.context.wgrad_queue,
+                )?))
             }
             _ => Ok(None),
         }

@@ -67,12 +67,12 @@ pub(in super::super) fn check_training(
         faults.only_with("train.whole_words", raw.whole_words.is_some(), with);
     }
     let both = model.architecture == Architecture::EncoderDecoder;
-    let mends = both && !train.pairs;
-    if !masked && !mends {
+    let corrupts = both && !train.pairs;
+    if !masked && !corrupts {
         let with = "model.head masked-lm and model.architecture encoder-decoder only";
-        faults.only_with("train.masked", raw.masked.is_some(), with);
+        faults.only_with("train.mask_rate", raw.mask_rate.is_some(), with);
     }
-    if !mends {
+    if !corrupts {
         let with = "model.architecture encoder-decoder on data.text only";
         faults.only_with("train.corruption", raw.corruption.is_some(), with);
     }

@@ -9,7 +9,7 @@ use super::event::{Entry, FormedRank, Notice};
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Happening {
+pub struct JobEvent {
     /// What kind of thing, in one word.
     pub kind: &'static str,
     /// The job, if it is about one.
@@ -28,12 +28,12 @@ pub struct Happening {
     pub fields: Map<String, Value>,
 }
 
-impl Happening {
-    fn of_job(kind: &'static str, job: &str, generation: Option<Generation>, text: String) -> Happening {
-        Happening { kind, job: Some(job.to_owned()), generation, worker: None, text, fields: Map::new() }
+impl JobEvent {
+    fn of_job(kind: &'static str, job: &str, generation: Option<Generation>, text: String) -> JobEvent {
+        JobEvent { kind, job: Some(job.to_owned()), generation, worker: None, text, fields: Map::new() }
     }
 
-    fn with(mut self, name: &str, value: impl Into<Value>) -> Happening {
+    fn with(mut self, name: &str, value: impl Into<Value>) -> JobEvent {
         self.fields.insert(name.to_owned(), value.into());
         self
     }
@@ -66,19 +66,19 @@ fn rank_value(rank: &FormedRank) -> Value {
     json!({"worker": rank.worker.0, "stage": rank.stage, "host": rank.host, "pid": rank.pid})
 }
 
-impl From<&Entry> for Happening {
-    fn from(entry: &Entry) -> Happening {
-        let of = Happening::of_job;
+impl From<&Entry> for JobEvent {
+    fn from(entry: &Entry) -> JobEvent {
+        let of = JobEvent::of_job;
         match entry {
             Entry::Compacted { entries, .. } => {
                 let text = format!("{entries} entries that no restart needs are here no more");
                 let fields = Map::new();
-                Happening { kind: "compacted", job: None, generation: None, worker: None, text, fields }
+                JobEvent { kind: "compacted", job: None, generation: None, worker: None, text, fields }
             }
             Entry::Started { epoch } => {
                 let text = format!("the coordinator started, for time {epoch} on this journal");
                 let fields = Map::new();
-                Happening { kind: "started", job: None, generation: None, worker: None, text, fields }
+                JobEvent { kind: "started", job: None, generation: None, worker: None, text, fields }
             }
             Entry::Submitted(submission) => {
                 of("submitted", &submission.job, None, format!("to run in {}", submission.directory))
@@ -134,7 +134,7 @@ impl From<&Entry> for Happening {
                 let ending = format!("{ending:?}").to_lowercase();
                 of("ended", job, None, format!("{ending}: {reason}")).with("ending", ending)
             }
-            Entry::Drained { worker, reason, .. } => Happening {
+            Entry::Drained { worker, reason, .. } => JobEvent {
                 kind: "drained",
                 job: None,
                 generation: None,
@@ -142,7 +142,7 @@ impl From<&Entry> for Happening {
                 text: reason.clone(),
                 fields: Map::new(),
             },
-            Entry::Noted { kind, job, generation, worker, text } => Happening {
+            Entry::Noted { kind, job, generation, worker, text } => JobEvent {
                 kind: kind.name(),
                 job: job.clone(),
                 generation: *generation,

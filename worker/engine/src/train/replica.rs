@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use coxswain_comm::{Axis, Group, Links};
-use coxswain_types::assignment::{Assignment, Buddy};
+use coxswain_types::assignment::{Assignment, PeerReplica};
 use coxswain_types::job::Precision;
 use tch::{Kind, Tensor};
 
@@ -20,7 +20,7 @@ use crate::parallel::Reduction;
 
 /// What a rank keeps for another.
 #[derive(Debug)]
-pub struct Copy {
+pub struct Replica {
     of: u32,
     by: u32,
     /// The other's weights.
@@ -31,16 +31,16 @@ pub struct Copy {
     grads: Vec<Tensor>,
 }
 
-impl Copy {
+impl Replica {
     /// The copy that these values are of.
-    pub fn of(a: &Assignment, buddy: &Buddy, held: Vec<Held>) -> Result<Copy, EngineError> {
+    pub fn of(a: &Assignment, peer_replica: &PeerReplica, held: Vec<Held>) -> Result<Replica, EngineError> {
         // Nothing is computed with these weights, so they are needed in fp32 only.
         let (parameters, optimizer) = together(a, Precision::Fp32, held)?;
         let flat = |bucket: &Bucket| {
             buffer(&[bucket.layout.weight_elements()], Kind::Float, bucket.weights.device())
         };
         let grads: Vec<_> = parameters.buckets().iter().map(flat).collect::<Result<_, _>>()?;
-        Ok(Copy { of: buddy.of, by: buddy.by, parameters, optimizer, grads })
+        Ok(Replica { of: peer_replica.of, by: peer_replica.by, parameters, optimizer, grads })
     }
 
     /// Hands this rank's sums to the rank that copies it, and takes those of the rank that it copies.
@@ -53,10 +53,10 @@ impl Copy {
         let mut transfers = Vec::new();
         let part = |x: &Tensor, own: &Range<i64>| x.f_narrow(0, own.start, own.end - own.start);
         for (grad, own) in self.grads.iter().zip(self.optimizer.owned()).filter(|(_, own)| !own.is_empty()) {
-            transfers.push(links.recv(&part(grad, own)?, self.of, Axis::Buddy)?);
+            transfers.push(links.recv(&part(grad, own)?, self.of, Axis::Replica)?);
         }
         for (at, own) in optimizer.owned().enumerate().filter(|(_, own)| !own.is_empty()) {
-            transfers.push(links.send(&part(reduction.total(at)?, own)?, self.by, Axis::Buddy)?);
+            transfers.push(links.send(&part(reduction.total(at)?, own)?, self.by, Axis::Replica)?);
         }
         for transfer in transfers {
             transfer.wait().doing(|| "handing gradients to the rank that keeps a copy".to_owned())?;

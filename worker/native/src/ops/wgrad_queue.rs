@@ -46,77 +46,77 @@ impl Default for Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, and this reference given up once; graphs and tapes have their own.
+        // SAFETY: made by `new`, and this reference given up once; graphs and queues have their own.
         unsafe { ffi::cx_slot_free(self.0) }
     }
 }
 
-/// Weight gradients that backward passes have filed and that are still to be computed.
+/// Weight gradients that backward passes have deferred and that are still to be computed.
 #[derive(Debug)]
-pub struct Tape(pub(super) *mut c_void);
+pub struct WgradQueue(pub(super) *mut c_void);
 
 // SAFETY: as for `Slot`.
-unsafe impl Send for Tape {}
+unsafe impl Send for WgradQueue {}
 
-impl Tape {
-    /// An empty tape.
-    pub fn new() -> Tape {
+impl WgradQueue {
+    /// An empty queue.
+    pub fn new() -> WgradQueue {
         // SAFETY: allocates.
-        Tape(unsafe { ffi::cx_tape_new() })
+        WgradQueue(unsafe { ffi::cx_wgrad_queue_new() })
     }
 
-    /// Whether backward passes leave what is filed alone while their sums travel, for
-    /// [`Tape::take`]. A new tape is not held.
+    /// Whether backward passes leave what is deferred alone while their sums travel, for
+    /// [`WgradQueue::take`]. A new queue is not held.
     pub fn hold(&self, held: bool) {
-        // SAFETY: the tape is alive, and is not `Sync`.
-        unsafe { ffi::cx_tape_hold(self.0, held) }
+        // SAFETY: the queue of weight gradients is alive, and is not `Sync`.
+        unsafe { ffi::cx_wgrad_queue_hold(self.0, held) }
     }
 
-    /// Takes out what was filed so far, to be computed later. It keeps the tensors it needs alive.
-    pub fn take(&self) -> Filed {
-        // SAFETY: the tape is alive; the list is ours.
-        Filed(unsafe { ffi::cx_tape_take(self.0) })
+    /// Takes out what was deferred so far, to be computed later. It keeps the tensors it needs alive.
+    pub fn take(&self) -> DeferredWgrads {
+        // SAFETY: the queue of weight gradients is alive; the list is ours.
+        DeferredWgrads(unsafe { ffi::cx_wgrad_queue_take(self.0) })
     }
 
-    /// Computes what was filed, in the order of filing.
+    /// Computes what was deferred, in the order in which it was deferred.
     pub fn flush(&self) -> Result<(), TorchError> {
-        // SAFETY: the tape is alive.
-        check(unsafe { ffi::cx_tape_flush(self.0) })
+        // SAFETY: the queue of weight gradients is alive.
+        check(unsafe { ffi::cx_wgrad_queue_flush(self.0) })
     }
 }
 
-impl Default for Tape {
-    fn default() -> Tape {
-        Tape::new()
+impl Default for WgradQueue {
+    fn default() -> WgradQueue {
+        WgradQueue::new()
     }
 }
 
-impl Drop for Tape {
+impl Drop for WgradQueue {
     fn drop(&mut self) {
         // SAFETY: made by `new`, dropped once.
-        unsafe { ffi::cx_tape_free(self.0) }
+        unsafe { ffi::cx_wgrad_queue_free(self.0) }
     }
 }
 
-/// Weight gradients taken from a [`Tape`]: the W action of a schedule that splits backward. Slots are
+/// Weight gradients taken from a [`WgradQueue`]: the W action of a schedule that splits backward. Slots are
 /// read when it runs, so they may be given other buffers meanwhile. Dropped, it computes nothing.
 #[derive(Debug)]
-pub struct Filed(*mut c_void);
+pub struct DeferredWgrads(*mut c_void);
 
 // SAFETY: as for `Slot`.
-unsafe impl Send for Filed {}
+unsafe impl Send for DeferredWgrads {}
 
-impl Filed {
-    /// Computes them, in the order of filing. After an error the rest is dropped.
+impl DeferredWgrads {
+    /// Computes them, in the order in which they were deferred. After an error the rest is dropped.
     pub fn run(self) -> Result<(), TorchError> {
         // SAFETY: the list is alive until it is dropped below.
-        check(unsafe { ffi::cx_filed_run(self.0) })
+        check(unsafe { ffi::cx_deferred_run(self.0) })
     }
 }
 
-impl Drop for Filed {
+impl Drop for DeferredWgrads {
     fn drop(&mut self) {
-        // SAFETY: made by `Tape::take`, dropped once.
-        unsafe { ffi::cx_filed_free(self.0) }
+        // SAFETY: made by `WgradQueue::take`, dropped once.
+        unsafe { ffi::cx_deferred_free(self.0) }
     }
 }
