@@ -137,7 +137,7 @@ fn report(run: &Metrics, gzip: &Gzip, took: Duration, folder: &Path, checkpoint:
     format!(
         "trained        {} steps in {} ({} with start, data and checkpoints)\n\
          loss           {:.3} nats per token at the last step\n\
-         validation text  {:.3} bits per byte by the model, {:.3} by {} ({} bytes)\n\
+         validation     {:.3} bits per byte by the model, {:.3} by {} ({} bytes)\n\
          checkpoint     {checkpoint}\n\
          metrics        {}\n\
          loss curve     {}\n",
