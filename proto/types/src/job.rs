@@ -4,6 +4,7 @@
 //! defaults and the messages. One that was written down, in a checkpoint's manifest, is read back from there and
 //! lies within [`crate::bounds`], or is refused.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use crate::model::ModelSpec;
@@ -175,7 +176,7 @@ impl TrainSpec {
 }
 
 /// What is done to a text before an encoder reads it; its decoder writes what was there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Corruption {
     /// Spans are taken out, and a token of its own stands for each; the decoder writes the spans, each
@@ -269,7 +270,7 @@ pub fn reserved_tokens(model: &ModelSpec, train: &TrainSpec) -> u32 {
 }
 
 /// The order in which gradients are added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reduction {
     /// Runs of micro-batches in a fixed tree: the same bits for every number of data ranks.
@@ -279,7 +280,7 @@ pub enum Reduction {
 }
 
 /// What forward and backward compute in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// Single precision.
@@ -493,7 +494,7 @@ pub struct RecoverySpec {
 }
 
 /// What a run does when a worker is lost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnLoss {
     /// Waits until there are workers enough, and goes on.

@@ -3,6 +3,7 @@
 //! The numbers are checked and the defaults filled in by `coxswain_core::spec`; what weights follow
 //! from them is in [`crate::params`].
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A transformer.
@@ -52,7 +53,7 @@ pub struct ModelSpec {
 }
 
 /// Which stacks of layers there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Architecture {
     /// Each token sees those before it (GPT, LLaMA).
@@ -144,7 +145,7 @@ pub struct NormSpec {
 }
 
 /// What a norm does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NormKind {
     /// Divides by the root of the mean square (arXiv 1910.07467).
@@ -154,7 +155,7 @@ pub enum NormKind {
 }
 
 /// Where norms stand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NormPlacement {
     /// Before each block, and once after the last layer (arXiv 2002.04745).

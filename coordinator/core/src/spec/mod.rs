@@ -1,8 +1,8 @@
 //! The one door into the checked world: the text of a job file becomes a [`JobSpec`], or a list of
 //! refusals that each name a path, a place in the file, what was found and what is allowed.
 //!
-//! - [`raw`]: the job file as it is written; its doc comments are the reference of the format, and
-//!   `reference` (tests only) holds `docs/job.md` to them.
+//! - [`raw`]: the job file as it is written, with the meaning and the bounds of each key.
+//! - `schema`: that as a JSON schema; `reference` (tests only) makes the tables of `docs/job.md` from it.
 //! - `values`: the words of the format, and what may be written in two ways.
 //! - `yaml`, `node`: text to a tree, and the tree to raw structs. YAML stays inside `yaml`.
 //! - [`presets`]: known models by name.
@@ -20,6 +20,7 @@ pub mod raw;
 #[cfg(test)]
 mod reference;
 mod resolved;
+mod schema;
 mod values;
 mod yaml;
 
@@ -29,6 +30,7 @@ use coxswain_types::JobSpec;
 
 pub use error::{Fault, Origin, SpecError};
 pub use resolved::{Difference, differences, resolved_yaml};
+pub use schema::schema;
 
 use check::Purpose;
 use error::KeyPath;

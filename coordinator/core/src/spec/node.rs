@@ -10,7 +10,7 @@ use serde::de::{
 };
 
 use super::error::{KeyPath, Segment, shown};
-use super::limits::{self, Limit};
+use super::schema;
 
 /// A value of a job file.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,12 +85,13 @@ impl ShapeError {
 
     /// What is wrong, and what the key at the path takes.
     pub(super) fn message(&self) -> String {
-        match (&self.problem, limits::of(&self.culprit().to_string())) {
-            (Problem::Type { found, wanted }, Some(Limit { least, most, .. })) if wanted == COUNT => {
-                format!("found {found}; must be a whole number from {least} to {most}")
-            }
-            (problem, _) => problem.to_string(),
+        if let Problem::Type { found, wanted } = &self.problem
+            && wanted == COUNT
+            && let Some((least, most)) = schema::bounds(&self.culprit().to_string())
+        {
+            return format!("found {found}; must be a whole number from {least} to {most}");
         }
+        self.problem.to_string()
     }
 
     /// Adds a step in front: errors travel from the inside out.

@@ -2,7 +2,11 @@
 //! and its default. They are not checked; [`super::parse`] turns them into a `JobSpec`.
 
 use coxswain_types::job::{Corruption, OnLoss, Precision, Reduction};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::limits;
+use super::schema::{each_a_share, within};
 
 mod model;
 
@@ -14,11 +18,12 @@ pub use model::{
 pub use super::values::{OptimizerName, Paths, RateScheduleName, RecomputeSetting, ScheduleName, ZeroStage};
 
 /// A job file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawJob {
     /// The name of the run in logs and folders: 1 to 64 of a-z, 0-9, `.`, `_` and `-`, beginning
     /// with a letter or a digit.
+    #[schemars(extend("pattern" = limits::NAME_PATTERN))]
     pub name: String,
     /// The transformer.
     pub model: RawModel,
@@ -38,11 +43,12 @@ pub struct RawJob {
     /// Which job has its turn first where several wait: the one of the higher number, and of equal ones the
     /// one that was submitted first. A job at work is not interrupted for another. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = i32::MIN, "maximum" = i32::MAX))]
     pub priority: Option<i32>,
 }
 
 /// `data`: where tokens come from; one of `text`, `labelled`, `pairs` and `synthetic`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawData {
     /// One path or a list of paths of text files. Relative ones start from the job file's folder.
@@ -53,9 +59,11 @@ pub struct RawData {
     /// than `train.sequence` tokens are cut.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labelled: Option<Paths>,
-    /// The names of the classes of `labelled`, in the order of their numbers, such as `[neg, pos]`. Default:
+    /// The names of the classes of `labelled`, in the order of their numbers, as many as
+    /// `model.classes`, such as `[neg, pos]`. Default:
     /// numbers from 0 on.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(inner(length(min = 1)))]
     pub classes: Option<Vec<String>>,
     /// One path or a list of paths of files of pairs, for decoders and encoder-decoders: a prompt, a tab, and
     /// its answer. Only the answer's tokens count in the loss. A decoder reads one after the other, cut to
@@ -69,6 +77,7 @@ pub struct RawData {
     /// The share at the end of each file that is kept for the validation loss: 0 to below 0.5. Of `labelled`,
     /// the share of the lines of each class. Default: 0.05.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 0, "exclusiveMaximum" = 0.5))]
     pub validation: Option<f64>,
     /// Uniformly random tokens, for measurements of speed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -76,44 +85,52 @@ pub struct RawData {
 }
 
 /// `data.synthetic`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawSynthetic {
     /// How many tokens.
+    #[schemars(transform = within(&limits::SYNTHETIC_TOKENS))]
     pub tokens: u64,
 }
 
 /// `train`: how to train.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawTrain {
     /// Optimizer steps in all.
+    #[schemars(transform = within(&limits::STEPS))]
     pub steps: u64,
     /// Seed of initial values and of the order of samples. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
     /// Tokens in a sample.
+    #[schemars(transform = within(&limits::SEQUENCE))]
     pub sequence: u32,
     /// Samples in a micro-batch. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::MICRO_BATCH))]
     pub micro_batch_size: Option<u32>,
     /// Micro-batches in a step, over all data ranks together. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::MICRO_BATCHES))]
     pub global_micro_batches: Option<u32>,
     /// Groups of consecutive micro-batches whose gradients are accumulated before they are combined
     /// in a fixed tree; the same for every layout. Default: `global_micro_batches`, at most 8.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 1))]
     pub gradient_groups: Option<u32>,
     /// Threads of each worker's libtorch. Default: chosen once from the cores, then recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::THREADS))]
     pub threads: Option<u32>,
     /// `canonical` adds gradients in an order that every layout shares. `fast` takes one run for each
     /// data rank, so that the bits depend on `layout.data`. Default: `canonical`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reduction: Option<Reduction>,
-    /// Logical tensor shards, whose partial sums are added in a fixed tree: every `layout.tensor` that
+    /// Logical tensor shards, a power of two, whose partial sums are added in a fixed tree: every `layout.tensor` that
     /// divides them gives the same bits. Default: as many as `layout.tensor`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::TENSOR_SHARDS))]
     pub tensor_shards: Option<u32>,
     /// What forward and backward compute in. Weights, the optimizer's state and sums of gradients are
     /// fp32 always. Default: `fp32`.
@@ -122,20 +139,25 @@ pub struct RawTrain {
     /// What the loss is multiplied by at first, a power of two; it halves where gradients overflow.
     /// Default: 65536.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::LOSS_SCALE))]
     pub initial_loss_scale: Option<u64>,
     /// Good steps in a row after which the loss scale doubles. Default: 2000.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::STEPS))]
     pub loss_scale_growth_steps: Option<u64>,
     /// Steps in a row whose loss or gradients are not finite, after which the run stops. Such steps
     /// change no weights. Default: 10.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::NON_FINITE))]
     pub non_finite_max: Option<u32>,
     /// The share of values that is dropped after the embedding, the attention and the feed-forward
     /// layer. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 0, "exclusiveMaximum" = 1))]
     pub dropout: Option<f64>,
     /// The share of attention probabilities that is dropped. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 0, "exclusiveMaximum" = 1))]
     pub attention_dropout: Option<f64>,
     /// `none` keeps all intermediate values for the backward pass. `full` keeps the input of each layer
     /// only and computes the rest again; `attention` and `ffn` do so with one block of each layer.
@@ -149,9 +171,11 @@ pub struct RawTrain {
     pub optimizer: Option<OptimizerName>,
     /// Muon's momentum. Default: 0.95.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 0, "exclusiveMaximum" = 1))]
     pub momentum: Option<f64>,
     /// The learning rate after warm-up. Default: 3e-4.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub learning_rate: Option<f64>,
     /// What the learning rate does after warm-up. `cosine` and `linear` fall to `min_learning_rate` at
     /// the last step; `wsd` stays, then falls in a straight line over the last `decay_steps`;
@@ -160,6 +184,7 @@ pub struct RawTrain {
     pub learning_rate_schedule: Option<RateScheduleName>,
     /// The learning rate at the last step. Default: a tenth of `learning_rate`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 0))]
     pub min_learning_rate: Option<f64>,
     /// Steps of the fall of `wsd`. Default: a tenth of `steps`, at least 1 and at most `steps -
     /// warmup_steps`.
@@ -170,15 +195,19 @@ pub struct RawTrain {
     pub warmup_steps: Option<u64>,
     /// AdamW's decay of the running means of gradients and of their squares. Default: [0.9, 0.95].
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = each_a_share)]
     pub betas: Option<[f64; 2]>,
     /// Added to the root of the second moment. Default: 1e-8.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub eps: Option<f64>,
     /// Decoupled weight decay, applied to matrices only. Default: 0.1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 0))]
     pub weight_decay: Option<f64>,
     /// Bound of the global gradient norm; 0 for none. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 0))]
     pub clip_norm: Option<f64>,
     /// Steps between evaluations of the validation loss; 0 for one at the end only. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -191,6 +220,7 @@ pub struct RawTrain {
     /// ten of them are hidden, one is replaced, one stays. Of an encoder-decoder, the share of tokens that
     /// are taken out. Default: 0.15, and 0.3 where `corruption` is `infilling`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     pub mask_rate: Option<f64>,
     /// Whether a masked language model is asked for whole words: all tokens of a word that is asked for.
     /// Default: false.
@@ -210,31 +240,37 @@ pub struct RawTrain {
     /// checkpoint, and its tokenizer is the job's. What only this job's head has is born anew. Relative
     /// paths start from the job file's folder. Default: weights from `seed`, a tokenizer from the text.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub start_from: Option<String>,
 }
 
 /// `layout`: how many ways the work is split; their product is the number of workers.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawLayout {
     /// Pipeline ranks, each with some of the layers. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::WORLD))]
     pub pipeline: Option<u32>,
     /// Tensor ranks, each with some of the heads of every layer. Divides `model.heads`. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::WORLD))]
     pub tensor: Option<u32>,
     /// Data ranks, each with some of the micro-batches. At most `train.gradient_groups`. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::WORLD))]
     pub data: Option<u32>,
     /// The order of forwards and backwards on a pipeline rank. Default: `1f1b`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<ScheduleName>,
     /// Stages of each pipeline rank. Default: 2 for `interleaved`, 1 for `custom`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 1))]
     pub chunks: Option<u32>,
     /// The schedule of `custom`: a line for each pipeline rank, with actions like `0F0, 0F1, 0B0, 0B1`
     /// (stage, forward or backward, micro-batch) over the micro-batches of one data rank.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub actions: Option<String>,
     /// Whether what lies between tensor-parallel products is split over the sequence. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -245,7 +281,7 @@ pub struct RawLayout {
 }
 
 /// `recovery`: what becomes of the run when a worker is lost.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawRecovery {
     /// `wait` gathers the workers that are left and waits for those that are missing, then goes on from
@@ -267,7 +303,7 @@ pub struct RawRecovery {
 }
 
 /// `checkpoint`: when checkpoints are written.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawCheckpoint {
     /// Steps between checkpoints; with 0 steps are not counted. Default: 0.
@@ -276,8 +312,10 @@ pub struct RawCheckpoint {
     /// Minutes after its newest checkpoint, or its start, in which a run writes another one, after the step at
     /// hand; with 0 time is not counted. Default: 10.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::EVERY_MINUTES))]
     pub every_minutes: Option<u32>,
     /// How many committed checkpoints stay on disk. Default: 2.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::KEEP))]
     pub keep: Option<u32>,
 }

@@ -1,5 +1,4 @@
-//! What `docs/job.md` says of the format, made from the format: the meaning, type and default of each
-//! key from [`super::raw`] as it is written, the bounds from [`super::limits`], the rest from [`look`].
+//! The tables of `docs/job.md`, made from the [`schema`] of job files and from [`RULES`].
 //!
 //! The page's prose is its own. [`filled`] replaces what stands between `<!-- NAME -->` and
 //! `<!-- end of NAME -->`; a test compares, and `UPDATE_EXPECT=1` rewrites the page.
@@ -8,337 +7,224 @@ use std::path::Path;
 
 use coxswain_types::JobSpec;
 use coxswain_types::params::{Parameter, parameter_table};
+use serde_json::{Map, Value};
 
-use super::limits::{self, Limit};
+use super::node::{Node, Problem, decode};
 use super::presets;
+use super::raw::RawJob;
+use super::schema::{Words, forms, properties, schema, split_default};
 use super::tests::LEAST;
-use super::{JobText, SpecError, look, parse, resolved_yaml};
-use model::{MODEL, beside_model};
+use super::{JobText, SpecError, look, parse, resolved_yaml, yaml};
 use rules::RULES;
 
-/// The structs whose fields are the keys.
-const RAW: &str = concat!(include_str!("raw.rs"), include_str!("raw/model.rs"));
-
-/// A struct of [`RAW`], or a field of one.
-struct Item {
-    name: String,
-    /// Its type as Rust writes it; empty for a struct.
-    ty: String,
-    doc: String,
-    fields: Vec<Item>,
-}
-
 /// A key of the job file.
-struct Key {
+pub(super) struct Key {
     /// Such as `model.heads`.
+    pub(super) path: String,
+    /// Whether it has to be given.
+    pub(super) required: bool,
+    schema: Map<String, Value>,
+    /// What its forms refer to.
+    definitions: Value,
+}
+
+/// A map of the job file, of which the first is the whole file.
+struct Section {
     path: String,
-    /// The type, without `Option`.
-    ty: String,
-    /// Whether it may be left out.
-    optional: bool,
     meaning: String,
-    /// What is said of its default.
-    default: Option<String>,
+    keys: Vec<Key>,
 }
 
-/// The values that a key takes.
-#[derive(Clone, Copy)]
-enum Allowed {
-    /// A count within these bounds.
-    Count(&'static Limit),
-    /// In words, with values on both sides of the border.
-    Words { words: &'static str, fit: &'static [&'static str], unfit: &'static [&'static str] },
-}
-
-use Allowed::{Count, Words};
-
-const POSITIVE: Allowed = Words { words: "above 0", fit: &["1e-9", "1000000"], unfit: &["0", "-1", ".inf"] };
-const NOT_NEGATIVE: Allowed = Words { words: "0 or more", fit: &["0", "5.5"], unfit: &["-0.1", ".nan"] };
-const SHARE: Allowed =
-    Words { words: "0 or more and below 1", fit: &["0", "0.99"], unfit: &["-0.1", "1", ".nan"] };
-const FLAG: Allowed = Words { words: "`true` or `false`", fit: &["true", "false"], unfit: &["1", "yes"] };
-const ANY_COUNT: Allowed = Words { words: "0 or more", fit: &["0", "7"], unfit: &["-1", "0.5"] };
-
-/// What keys take that take no count within fixed bounds, which [`limits::of`] has. Beside this, keys have the
-/// rules of [`RULES`].
-const ALLOWED: [(&str, Allowed); 44] = [
-    (
-        "name",
-        Words {
-            words: "as the meaning says", fit: &["a", "0.b_c-d"], unfit: &["''", "A", "-a", "a b", "ä"]
-        },
-    ),
-    ("data.text", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
-    ("data.pairs", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
-    ("train.whole_words", FLAG),
-    ("data.weights", FLAG),
-    (
-        "data.classes",
-        Words { words: "`model.classes` names", fit: &["[neg, pos]"], unfit: &["[neg]", "['', pos]"] },
-    ),
-    ("data.labelled", Words { words: "1 to 1024 files", fit: &["a", "[a, b]"], unfit: &["[]", "''"] }),
-    (
-        "data.validation",
-        Words { words: "0 or more and below 0.5", fit: &["0", "0.49"], unfit: &["-0.1", "0.5"] },
-    ),
-    ("train.seed", Words { words: "0 to 2^64 - 1", fit: &["0", "18446744073709551615"], unfit: &["-1"] }),
-    ("train.gradient_groups", Words { words: "1 to `micro_batches`", fit: &["1"], unfit: &["0", "2"] }),
-    (
-        "train.reduction",
-        Words { words: "`canonical` or `fast`", fit: &["canonical", "fast"], unfit: &["slow"] },
-    ),
-    (
-        "train.tensor_shards",
-        Words { words: "a power of two, 1 to 64", fit: &["1", "2", "8"], unfit: &["0", "3", "128"] },
-    ),
-    (
-        "train.precision",
-        Words { words: "`fp32`, `bf16` or `fp16`", fit: &["fp32", "bf16", "fp16"], unfit: &["fp8", "32"] },
-    ),
-    (
-        "train.initial_loss_scale",
-        Words {
-            words: "a power of two, 1 to 16777216",
-            fit: &["1", "16777216"],
-            unfit: &["0", "3", "0.5", "33554432"],
-        },
-    ),
-    ("train.dropout", SHARE),
-    ("train.attention_dropout", SHARE),
-    (
-        "train.recompute",
-        Words {
-            words: "`none`, `full`, `attention`, `ffn` or `{budget: BYTES}`",
-            fit: &["none", "full", "attention", "ffn", "{budget: 2GiB}", "{budget: 1}"],
-            unfit: &["some", "{budget: 0}", "{budget: 2GB}", "{budget: 1025TiB}", "{}", "7"],
-        },
-    ),
-    ("train.optimizer", Words { words: "`adamw` or `muon`", fit: &["adamw", "muon"], unfit: &["adam"] }),
-    ("train.momentum", SHARE),
-    (
-        "train.learning_rate_schedule",
-        Words {
-            words: "`cosine`, `linear`, `wsd` or `constant`",
-            fit: &["cosine", "linear", "wsd", "constant"],
-            unfit: &["step"],
-        },
-    ),
-    ("train.learning_rate", POSITIVE),
-    (
-        "train.min_learning_rate",
-        Words { words: "0 to `learning_rate`", fit: &["0", "3e-4"], unfit: &["-1", "4e-4"] },
-    ),
-    (
-        "train.decay_steps",
-        Words { words: "0 to `steps - warmup_steps`", fit: &["0", "180"], unfit: &["181"] },
-    ),
-    ("train.warmup_steps", Words { words: "0 to `steps`", fit: &["0", "200"], unfit: &["201"] }),
-    (
-        "train.betas",
-        Words {
-            words: "each 0 or more and below 1",
-            fit: &["[0, 0.999]"],
-            unfit: &["[0.9, 1]", "[-1, 0.9]"],
-        },
-    ),
-    ("train.eps", POSITIVE),
-    ("train.weight_decay", NOT_NEGATIVE),
-    ("train.clip_norm", NOT_NEGATIVE),
-    ("train.validate_every", ANY_COUNT),
-    ("train.parameter_norms", FLAG),
-    (
-        "train.mask_rate",
-        Words { words: "above 0 and below 1", fit: &["0.01", "0.99"], unfit: &["0", "1", ".nan"] },
-    ),
-    (
-        "train.corruption",
-        Words { words: "`spans` or `infilling`", fit: &["spans", "infilling"], unfit: &["deletion"] },
-    ),
-    ("train.separate_documents", FLAG),
-    ("train.start_from", Words { words: "a folder", fit: &["a", "../runs/b"], unfit: &["''", "[a]"] }),
-    (
-        "layout.schedule",
-        Words {
-            words: "`gpipe`, `1f1b`, `interleaved`, `zb-h1` or `custom`",
-            fit: &["gpipe", "1f1b", "interleaved", "zb-h1", "custom"],
-            unfit: &["zb", "7"],
-        },
-    ),
-    (
-        "layout.chunks",
-        Words { words: "2 or more, 1 or more for `custom`", fit: &["2", "4"], unfit: &["1", "5"] },
-    ),
-    (
-        "layout.actions",
-        Words {
-            words: "a line for each pipeline rank",
-            fit: &["0F0,0B0", "' 0F0 , 0I0,0W0 '"],
-            unfit: &["''", "0F0,,0B0", "0F0,1B0", "0F0,0B1", "7"],
-        },
-    ),
-    ("layout.sequence_parallel", FLAG),
-    ("layout.zero", Words { words: "0 or 1", fit: &["0", "1", "true"], unfit: &["2", "3", "4", "one"] }),
-    ("checkpoint.every", ANY_COUNT),
-    (
-        "recovery.on_loss",
-        Words {
-            words: "`wait`, `shrink` or `fail`",
-            fit: &["wait", "shrink", "fail"],
-            unfit: &["retry", "7"],
-        },
-    ),
-    ("recovery.peer_replica", FLAG),
-    ("recovery.rebalance", FLAG),
-    (
-        "priority",
-        Words {
-            words: "-2147483648 to 2147483647",
-            fit: &["-2147483648", "0", "2147483647"],
-            unfit: &["-2147483649", "2147483648", "0.5", "high"],
-        },
-    ),
-];
-
-fn allowed(path: &str) -> Option<Allowed> {
-    let words = || ALLOWED.iter().chain(&MODEL).find(|(of, _)| *of == path).map(|(_, allowed)| *allowed);
-    limits::of(path).map(Count).or_else(words)
-}
-
-/// What has to stand beside a key that goes with another choice only.
-fn beside(path: &str) -> Sets {
-    match path {
-        "train.initial_loss_scale" | "train.loss_scale_growth_steps" => &[("train.precision", "fp16")],
-        "train.momentum" => &[("train.optimizer", "muon")],
-        "train.decay_steps" => &[("train.learning_rate_schedule", "wsd")],
-        "train.mask_rate" => &[("model.architecture", "encoder"), ("model.vocab", "600")],
-        "train.whole_words" => &[("model.architecture", "encoder"), ("model.vocab", "600")],
-        "data.pairs" => &[("data", "{}")],
-        "data.weights" => &[("data", "{pairs: a}")],
-        "train.corruption" => &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")],
-        "data.classes" => &[
-            ("data", "{labelled: a}"),
-            ("model.architecture", "encoder"),
-            ("model.head", "pooled"),
-            ("model.classes", "2"),
-        ],
-        "data.labelled" => &[
-            ("data", "{}"),
-            ("model.architecture", "encoder"),
-            ("model.head", "pooled"),
-            ("model.classes", "2"),
-        ],
-        "layout.chunks" => &[("layout.schedule", "interleaved")],
-        "layout.actions" => &[("layout.schedule", "custom")],
-        path => beside_model(path),
-    }
-}
-
-/// Values that replace those of the minimal job, by path.
-type Sets = &'static [(&'static str, &'static str)];
-
-/// The structs of `source`, with their fields.
-fn structs(source: &str) -> Vec<Item> {
-    let (mut found, mut doc) = (Vec::<Item>::new(), String::new());
-    let item = |name: &str, ty: &str, doc: &mut String| Item {
-        name: name.to_owned(),
-        ty: ty.to_owned(),
-        doc: std::mem::take(doc).trim().to_owned(),
-        fields: Vec::new(),
-    };
-    for line in source.lines().map(str::trim) {
-        if let Some(text) = line.strip_prefix("///") {
-            doc.push_str(text);
-        } else if let Some(name) = line.strip_prefix("pub struct ") {
-            found.push(item(name.trim_end_matches(" {"), "", &mut doc));
-        } else if let Some((name, ty)) = line.strip_prefix("pub ").and_then(|line| line.split_once(": ")) {
-            let field = item(name, ty.trim_end_matches(','), &mut doc);
-            found.last_mut().unwrap().fields.push(field);
-        } else if !line.starts_with("#[") {
-            doc.clear();
-        }
-    }
-    found
-}
-
-/// Maps in the order of the file: what is said of each, and its keys. The first is the whole file.
-fn sections() -> Vec<(String, String, Vec<Key>)> {
-    let structs = structs(RAW);
+/// Maps in the order of the file.
+fn sections() -> Vec<Section> {
+    let root = schema();
+    let mut open = vec![(String::new(), root.as_object().unwrap().clone())];
     let mut sections = Vec::new();
-    let mut open = vec![("RawJob".to_owned(), String::new())];
-    while let Some((name, at)) = open.pop() {
-        let of = structs.iter().find(|item| item.name == name).unwrap();
-        let keys: Vec<Key> = of.fields.iter().map(|field| key(field, &at)).collect();
-        open.extend(
-            keys.iter().rev().filter(|key| key.is_map()).map(|key| (key.ty.clone(), key.path.clone())),
-        );
-        sections.push((at, of.doc.clone(), keys));
+    while let Some((path, of)) = open.pop() {
+        let (meaning, keys) = keys_of(&path, &of, &root["$defs"]);
+        let maps = keys.iter().rev().filter(|key| key.is_map());
+        open.extend(maps.map(|key| (key.path.clone(), key.schema.clone())));
+        sections.push(Section { path, meaning, keys });
     }
     sections
 }
 
-fn key(field: &Item, above: &str) -> Key {
-    let path = if above.is_empty() { field.name.clone() } else { format!("{above}.{}", field.name) };
-    let inner = field.ty.strip_prefix("Option<").and_then(|ty| ty.strip_suffix('>'));
-    let (meaning, default) = match field.doc.split_once(" Default: ") {
-        Some((meaning, default)) => (meaning, Some(default.trim_end_matches('.').to_owned())),
-        None => (field.doc.as_str(), None),
+/// What is said of a map, and its keys.
+fn keys_of(above: &str, of: &Map<String, Value>, definitions: &Value) -> (String, Vec<Key>) {
+    let map = std::iter::successors(Some(of), |form| forms(form, definitions).last())
+        .find(|form| form.contains_key("properties"));
+    let map = map.unwrap_or(of);
+    let required = map.get("required").and_then(Value::as_array).cloned().unwrap_or_default();
+    let key = |(name, schema): (&String, &Value)| Key {
+        path: if above.is_empty() { name.clone() } else { format!("{above}.{name}") },
+        required: required.iter().any(|known| known.as_str() == Some(name)),
+        schema: schema.as_object().unwrap().clone(),
+        definitions: definitions.clone(),
     };
-    let ty = inner.unwrap_or(&field.ty).to_owned();
-    Key { path, ty, optional: inner.is_some(), meaning: meaning.to_owned(), default }
+    let mut keys: Vec<Key> = properties(map, definitions).into_iter().flatten().map(key).collect();
+    let order = order_below(above);
+    keys.sort_by_key(|key| order.iter().position(|name| format!(".{}", key.path).ends_with(name)));
+    (map["description"].as_str().unwrap().to_owned(), keys)
+}
+
+/// The keys of the map at `path` in the order of the file. The schema's own are sorted by name.
+fn order_below(path: &str) -> Vec<String> {
+    let mut job = yaml::read(LEAST).ok().unwrap();
+    let unknown = if path.is_empty() { "?".to_owned() } else { format!("{path}.?") };
+    job.set(&unknown, Node::Null).unwrap();
+    match decode::<RawJob>(job).unwrap_err().problem {
+        Problem::Unknown { known, .. } => known.iter().map(|key| format!(".{key}")).collect(),
+        other => panic!("{path}: {other}"),
+    }
+}
+
+pub(super) fn all_keys() -> Vec<Key> {
+    sections().into_iter().flat_map(|section| section.keys).collect()
 }
 
 impl Key {
-    fn is_map(&self) -> bool {
-        self.ty.starts_with("Raw")
+    /// Whether it holds keys of its own.
+    pub(super) fn is_map(&self) -> bool {
+        properties(&self.schema, &self.definitions).is_some_and(|keys| !keys.contains_key("budget"))
     }
 
-    fn type_word(&self) -> &'static str {
-        match self.ty.as_str() {
-            "String" => "text",
-            "Vec<String>" => "list of texts",
-            "u32" | "u64" | "i32" => "whole number",
-            "f64" => "number",
-            "[f64; 2]" => "two numbers",
-            "bool" => "true or false",
-            "OnLoss" | "Reduction" | "Precision" | "Corruption" | "OptimizerName" | "RateScheduleName"
-            | "ScheduleName" | "Architecture" | "PositionsName" | "RopeScalingName" | "NormKind"
-            | "NormPlacement" | "ActivationName" | "AttentionName" | "HeadName" => "word",
-            "BiasNames" => "true, false or list",
-            "RecomputeSetting" => "word or map",
-            "ZeroStage" => "whole number",
-            "Paths" => "path or list",
-            "RawAttention" => "word or map",
-            ty if ty.starts_with("Raw") => "map",
-            other => panic!("say what a {other} is"),
-        }
+    fn description(&self) -> &str {
+        self.schema["description"].as_str().unwrap()
+    }
+
+    pub(super) fn meaning(&self) -> &str {
+        split_default(self.description()).0
+    }
+
+    pub(super) fn default_words(&self) -> Option<&str> {
+        split_default(self.description()).1
+    }
+
+    /// The default that is a value.
+    pub(super) fn default(&self) -> Option<&Value> {
+        self.schema.get("default")
+    }
+
+    /// The words that it takes.
+    pub(super) fn words(&self) -> Vec<String> {
+        let words = Words::of(&self.schema, &self.definitions).0;
+        words.iter().map(|word| word.as_str().unwrap().to_owned()).collect()
+    }
+
+    /// A number that bounds it, such as its `minimum`, also where it takes other forms beside a number.
+    pub(super) fn bound(&self, keyword: &str) -> Option<&Value> {
+        let mut forms = forms(&self.schema, &self.definitions);
+        self.schema.get(keyword).or_else(|| forms.find_map(|form| form.get(keyword)))
     }
 
     fn row(&self) -> String {
-        let default = match (&self.default, self.optional) {
-            (Some(default), _) => default.as_str(),
-            (None, true) => "absent",
-            (None, false) => "**required**",
+        let default = match (self.default_words(), self.required) {
+            (Some(default), _) => default,
+            (None, false) => "absent",
+            (None, true) => "**required**",
         };
-        let allowed = match allowed(&self.path) {
-            Some(Count(limit)) => format!("{} to {}", limit.least, limit.most),
-            Some(Words { words, .. }) => (*words).to_owned(),
-            None => String::new(),
-        };
-        format!("| `{}` | {} | {default} | {allowed} | {} |\n", self.path, self.type_word(), self.meaning)
+        let (kind, allowed) = (kind(&self.schema, &self.definitions), self.allowed());
+        format!("| `{}` | {kind} | {default} | {allowed} | {} |\n", self.path, self.meaning())
+    }
+
+    fn allowed(&self) -> String {
+        if self.is_map() {
+            return String::new();
+        }
+        if self.path == "model.preset" {
+            return "a name [below](#presets)".to_owned();
+        }
+        allowed(&self.schema, &self.definitions)
+    }
+}
+
+/// What sort of value a schema takes.
+fn kind(schema: &Map<String, Value>, definitions: &Value) -> String {
+    if let Some(Value::String(title)) = schema.get("title") {
+        return title.clone();
+    }
+    if schema.contains_key("enum") || schema.contains_key("const") {
+        return "word".to_owned();
+    }
+    if let Some(form) = forms(schema, definitions).next() {
+        return kind(form, definitions);
+    }
+    match plain_type(schema) {
+        "array" if schema.get("maxItems") == Some(&2.into()) => "two numbers",
+        "array" => "list of texts",
+        "boolean" => "true or false",
+        "integer" => "whole number",
+        "number" => "number",
+        "object" => "map",
+        "string" => "text",
+        other => panic!("say what {other} is"),
+    }
+    .to_owned()
+}
+
+/// The type beside `null`.
+fn plain_type(schema: &Map<String, Value>) -> &str {
+    match &schema["type"] {
+        Value::String(name) => name,
+        Value::Array(names) => names[0].as_str().unwrap(),
+        other => panic!("a type like {other}"),
+    }
+}
+
+/// The values that a schema takes, in words; empty for any of its kind.
+fn allowed(schema: &Map<String, Value>, definitions: &Value) -> String {
+    let words = Words::of(schema, definitions).0;
+    let mut words: Vec<_> = words.iter().map(|word| format!("`{}`", word.as_str().unwrap())).collect();
+    if properties(schema, definitions).is_some() {
+        words.push("`{budget: BYTES}`".to_owned());
+    }
+    if let Some((last, others @ [_, ..])) = words.split_last() {
+        return format!("{} or {last}", others.join(", "));
+    }
+    let several: Vec<_> = forms(schema, definitions)
+        .map(|form| allowed(form, definitions))
+        .filter(|words| !words.is_empty())
+        .collect();
+    if !several.is_empty() {
+        return several.join(", or ");
+    }
+    let bound = |keyword: &str| schema.get(keyword).filter(|bound| !bound.is_null());
+    match schema.get("type").map(|_| plain_type(schema)) {
+        Some("boolean") => "`true` or `false`".to_owned(),
+        Some("array") => list(schema, definitions),
+        _ => {
+            let least = bound("minimum").map(|least| format!("{least} or more"));
+            let least = least.or_else(|| bound("exclusiveMinimum").map(|border| format!("above {border}")));
+            let below = bound("exclusiveMaximum").map(|border| format!("below {border}"));
+            match (least, below, bound("minimum"), bound("maximum")) {
+                (_, _, Some(least), Some(most)) => format!("{least} to {most}"),
+                (least, below, ..) => least.into_iter().chain(below).collect::<Vec<_>>().join(" and "),
+            }
+        }
+    }
+}
+
+fn list(schema: &Map<String, Value>, definitions: &Value) -> String {
+    let items = allowed(schema["items"].as_object().unwrap(), definitions);
+    match (schema.get("minItems"), schema.get("maxItems")) {
+        (Some(least), Some(most)) if least != most => format!("{least} to {most} files"),
+        (Some(_), _) if !items.is_empty() => format!("each {items}"),
+        _ if !items.is_empty() => format!("a list of {items}"),
+        _ => String::new(),
     }
 }
 
 /// Every key, a table for each map.
 fn keys() -> String {
     let mut text = String::new();
-    for (path, doc, keys) in sections() {
-        let (heading, doc) = match path.as_str() {
+    for Section { path, meaning, keys } in sections() {
+        let (heading, meaning) = match path.as_str() {
             "" => ("The whole file".to_owned(), "The whole file is a map."),
-            path => (format!("`{path}`"), doc.split_once(": ").map_or("", |(_, doc)| doc)),
+            path => (format!("`{path}`"), meaning.split_once(": ").map_or("", |(_, rest)| rest)),
         };
         text.push_str(&format!("### {heading}\n\n"));
-        if let Some(first) = doc.chars().next() {
-            let rest = &doc[first.len_utf8()..];
+        if let Some(first) = meaning.chars().next() {
+            let rest = &meaning[first.len_utf8()..];
             text.push_str(&format!("{}{rest}\n\n", first.to_uppercase()));
         }
         text.push_str("| Key | Type | Default | Allowed | Meaning |\n|---|---|---|---|---|\n");
@@ -374,13 +260,16 @@ fn rules() -> String {
 /// The bounds with their reasons.
 fn bounds() -> String {
     let mut text = "| Key | At most | Why |\n|---|---|---|\n".to_owned();
-    for key in sections().iter().flat_map(|(_, _, keys)| keys) {
-        if let Some(Count(Limit { most, reason, .. })) = allowed(&key.path) {
-            text.push_str(&format!("| `{}` | {most} | {reason} |\n", key.path));
+    for key in all_keys() {
+        if let Some(Value::String(reason)) = key.schema.get("$comment") {
+            text.push_str(&format!("| `{}` | {} | {reason} |\n", key.path, key.schema["maximum"]));
         }
     }
     text.trim_end().to_owned()
 }
+
+/// Values that replace those of the minimal job, by path.
+type Sets = &'static [(&'static str, &'static str)];
 
 /// The minimal job with some values replaced.
 fn read(sets: &[(&str, &str)]) -> Result<JobSpec, SpecError> {
@@ -418,6 +307,6 @@ fn filled(page: &str) -> String {
     })
 }
 
-mod model;
+mod beside;
 mod rules;
 mod tests;

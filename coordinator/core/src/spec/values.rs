@@ -1,17 +1,21 @@
 //! The values of a job file that are more than a number: words, and what may be written in two ways.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use coxswain_types::job::{Block, OptimizerKind, RecomputePolicy};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::limits;
+
 pub(super) mod model;
 
 /// An optimizer's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerName {
     /// AdamW.
@@ -30,7 +34,7 @@ impl From<OptimizerName> for OptimizerKind {
 }
 
 /// The name of what the learning rate does after warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RateScheduleName {
     /// Half a cosine.
@@ -44,7 +48,7 @@ pub enum RateScheduleName {
 }
 
 /// The name of a pipeline schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleName {
     /// All forwards, then all backwards.
@@ -109,6 +113,34 @@ impl<'de> Deserialize<'de> for RecomputeSetting {
         }
 
         deserializer.deserialize_any(WordOrBudget)
+    }
+}
+
+impl JsonSchema for RecomputeSetting {
+    fn schema_name() -> Cow<'static, str> {
+        "RecomputeSetting".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let words: Vec<&str> = WORDS.iter().map(|(word, _)| *word).collect();
+        let bytes = json_schema!({
+            "type": "object",
+            "properties": {
+                "budget": {
+                    "anyOf": [
+                        { "type": "integer", "minimum": limits::BUDGET.least, "maximum": limits::BUDGET.most },
+                        { "type": "string", "pattern": "^[0-9]+ *(B|KiB|MiB|GiB|TiB)?$" },
+                    ],
+                },
+            },
+            "required": ["budget"],
+            "additionalProperties": false,
+        });
+        json_schema!({ "title": "word or map", "anyOf": [{ "type": "string", "enum": words }, bytes] })
     }
 }
 
@@ -187,14 +219,30 @@ impl<'de> Deserialize<'de> for ZeroStage {
     }
 }
 
+impl JsonSchema for ZeroStage {
+    fn schema_name() -> Cow<'static, str> {
+        "ZeroStage".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let stage = json_schema!({ "type": "integer", "minimum": 0, "maximum": 1 });
+        json_schema!({ "title": "whole number", "anyOf": [stage, { "type": "boolean" }] })
+    }
+}
+
 /// One path or a list of paths.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(title = "path or list", inline)]
 pub enum Paths {
     /// `text: a.txt`
-    One(String),
+    One(#[schemars(length(min = 1))] String),
     /// `text: [a.txt, b.txt]`
-    Many(Vec<String>),
+    Many(#[schemars(length(min = 1, max = limits::TEXT_FILES), inner(length(min = 1)))] Vec<String>),
 }
 
 impl<'de> Deserialize<'de> for Paths {

@@ -1,7 +1,11 @@
 //! The `model` map of a job file.
 
 use coxswain_types::model::{Architecture, NormKind, NormPlacement};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::super::limits;
+use super::super::schema::{one_of_presets, or_its_kind, within, without_gate};
 
 pub use super::super::values::model::{
     ActivationName, AttentionName, BiasNames, HeadName, PositionsName, RopeScalingName,
@@ -9,38 +13,47 @@ pub use super::super::values::model::{
 
 /// `model`: a transformer. With no more than the required keys it is a decoder, LLaMA style: RMSNorm,
 /// RoPE, SwiGLU, no biases.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawModel {
     /// The name of a known model, whose values then stand for all keys that are left out here. A key with
     /// the value `null` takes the default of this table instead.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = one_of_presets)]
     pub preset: Option<String>,
     /// `decoder`: each token sees those before it (GPT, LLaMA). `encoder`: each sees all (BERT).
     /// `encoder-decoder`: a decoder that also sees an encoder's output (T5, BART). Default: `decoder`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub architecture: Option<Architecture>,
     /// Number of transformer layers: of the decoder, or of an encoder that stands alone.
+    #[schemars(transform = within(&limits::LAYERS))]
     pub layers: u32,
     /// Number of layers of the encoder in an `encoder-decoder`. Default: `layers`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::LAYERS))]
     pub encoder_layers: Option<u32>,
     /// Width of the residual stream.
+    #[schemars(transform = within(&limits::DIM))]
     pub dim: u32,
     /// Number of query heads. Divides `dim`, and `dim / heads` is even with `rope`, unless `head_dim` is set.
+    #[schemars(transform = within(&limits::DIM))]
     pub heads: u32,
     /// Number of key/value heads. Divides `heads`. Default: `heads`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::DIM))]
     pub kv_heads: Option<u32>,
     /// Width of a head; even with `rope`. Default: `dim / heads`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::DIM))]
     pub head_dim: Option<u32>,
     /// Width of the feed-forward layer. Default: 8/3 of `dim`, rounded up to a multiple of 64, or 4 times
     /// `dim` where `activation` has no gate.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::FFN))]
     pub ffn: Option<u32>,
     /// Number of tokens that the model knows. With text at least 257: the bytes and the end of text; one
     /// more with the head `masked-lm`, whose last token is the one that hides others.
+    #[schemars(transform = within(&limits::VOCAB))]
     pub vocab: u32,
     /// How a token's place is known: `rope` rotates queries and keys (arXiv 2104.09864), `learned` and
     /// `sinusoidal` (arXiv 1706.03762, a sine and a cosine of each wavelength in turn) add to the embedding,
@@ -50,22 +63,28 @@ pub struct RawModel {
     pub positions: Option<PositionsName>,
     /// Base of the rotary position encoding. Default: 10000.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 1))]
     pub rope_theta: Option<f64>,
     /// How the wavelengths of `rope` are stretched for longer sequences. Default: not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope_scaling: Option<RawRopeScaling>,
     /// The longest sequence of `learned` positions, which have a vector for each.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::LENGTH))]
     pub max_positions: Option<u32>,
     /// Rows of the table of `learned` positions before the first position's (2 in RoBERTa and BART).
     /// Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::POSITION_OFFSET))]
     pub position_offset: Option<u32>,
-    /// Buckets of distances of `relative` positions. Default: 32.
+    /// Buckets of distances of `relative` positions, a multiple of 4. Default: 32.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::BUCKETS))]
     pub relative_buckets: Option<u32>,
-    /// The distance from which on all are in the last bucket of `relative` positions. Default: 128.
+    /// The distance from which on all are in the last bucket of `relative` positions; above half of
+    /// `relative_buckets`. Default: 128.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::LENGTH))]
     pub relative_max_distance: Option<u32>,
     /// `rms` divides by the root of the mean square (arXiv 1910.07467), `layer` takes off the mean first
     /// and adds a bias (arXiv 1607.06450). Default: `rms`.
@@ -77,6 +96,7 @@ pub struct RawModel {
     pub norm_placement: Option<NormPlacement>,
     /// Added to the mean square or the variance. Default: 1e-5.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     pub norm_eps: Option<f64>,
     /// The non-linearity of the feed-forward layer; those with `glu` have a gate (arXiv 2002.05202), and
     /// `-tanh` is the approximation of GPT-2. Default: `swiglu`.
@@ -92,12 +112,15 @@ pub struct RawModel {
     pub attention: Option<RawAttention>,
     /// What products of queries and keys are multiplied by. Default: `head_dim^-0.5`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub attention_scale: Option<f64>,
     /// Width of the token embedding; another one than the model's is mapped to it (ALBERT). Default: `dim`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::DIM))]
     pub embedding_dim: Option<u32>,
     /// Token types, each with a learned vector (2 in BERT). Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::TOKEN_TYPES))]
     pub token_types: Option<u32>,
     /// Whether a norm follows the embedding. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -113,12 +136,15 @@ pub struct RawModel {
     /// The non-linearity of the dense layer of the head `masked-lm`; always `gelu` in RoBERTa. Default: that
     /// of `activation`, without a gate.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = without_gate)]
     pub head_activation: Option<ActivationName>,
     /// Classes of the `pooled` head; 0 where features alone are wanted. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::CLASSES))]
     pub classes: Option<u32>,
     /// What logits are multiplied by (`dim^-0.5` in T5). Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub logit_scale: Option<f64>,
     /// Whether the output head uses the token embedding's weights. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,40 +152,50 @@ pub struct RawModel {
     /// Groups of consecutive layers whose layers share their weights: layer l is of group
     /// floor(l / (layers / layer_groups)), as in ALBERT. Default: `layers`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 1))]
     pub layer_groups: Option<u32>,
 }
 
 /// `model.rope_scaling`: how rotary positions reach beyond the length that a model was trained on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawRopeScaling {
     /// `linear` stretches all wavelengths (arXiv 2306.15595), `llama3` the long ones (arXiv 2407.21783),
     /// `yarn` by parts and with sharper scores (arXiv 2309.00071).
     pub kind: RopeScalingName,
     /// By how much.
+    #[schemars(extend("minimum" = 1))]
     pub factor: f64,
     /// The length that the model was trained on at first; required with `llama3` and `yarn`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::LENGTH))]
     pub original: Option<u32>,
-    /// With `llama3`, waves longer than `original` over this are stretched by the factor. Default: 1.
+    /// With `llama3`, waves longer than `original` over this are stretched by the factor; below
+    /// `high`. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub low: Option<f64>,
     /// With `llama3`, waves shorter than `original` over this are not stretched. Default: 4.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub high: Option<f64>,
     /// With `yarn`, rotations over `original` above which a dimension is not stretched. Default: 32.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub beta_fast: Option<f64>,
-    /// With `yarn`, rotations over `original` below which a dimension is stretched by the factor.
+    /// With `yarn`, rotations over `original` below which a dimension is stretched by the factor;
+    /// below `beta_fast`.
     /// Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub beta_slow: Option<f64>,
 }
 
 /// `model.attention`: which keys a query sees, and in what form they are kept. A kind whose numbers all
 /// have defaults may stand alone, without a map.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, remote = "Self")]
+#[schemars(transform = or_its_kind)]
 pub struct RawAttention {
     /// `full`: all that the architecture lets it see. `window`: the nearest. `longformer`: a window, and
     /// first tokens that see all and are seen by all (arXiv 2004.05150). `bigbird`: by blocks, a window,
@@ -170,22 +206,27 @@ pub struct RawAttention {
     /// Tokens of the window: the last ones, itself included, in a decoder; so many on each side in an
     /// encoder. With `bigbird` blocks, an odd number, 3 if left out; required with the others.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::LENGTH))]
     pub window: Option<u32>,
     /// Tokens (`longformer`) or blocks (`bigbird`) at the start that see all and are seen by all. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::GLOBAL))]
     pub global: Option<u32>,
     /// Whether the global tokens of `longformer` have projections of their own. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub projections: Option<bool>,
     /// Tokens of a block of `bigbird`, or of a summary of `compressed`. Default: 64.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::LENGTH))]
     pub block: Option<u32>,
     /// Blocks of `bigbird` at the end that see all and are seen by all, in an encoder. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::GLOBAL))]
     pub last: Option<u32>,
     /// Blocks that a row of blocks of `bigbird` sees at random, beside those that it sees already. An encoder
     /// sees all of a sequence of at most `window + global + last + 2 * random` blocks. Default: 3.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::GLOBAL))]
     pub random: Option<u32>,
     /// Whether each head of `linear` forgets by a learned share at each token (arXiv 2312.06635). Default:
     /// false.
@@ -193,8 +234,10 @@ pub struct RawAttention {
     pub decay: Option<bool>,
     /// Width of the latent of `latent`, which needs it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::DIM))]
     pub rank: Option<u32>,
     /// Width of the rotated part of a head of `latent`, which needs it; even, and below the width of a head.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::DIM))]
     pub rope_dim: Option<u32>,
 }

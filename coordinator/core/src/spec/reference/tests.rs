@@ -1,16 +1,9 @@
-use coxswain_types::job::{Corruption, OnLoss, Precision, RecomputePolicy, Reduction};
-use coxswain_types::model::{Architecture, Biases, NormKind, NormPlacement};
 use expect_test::expect_file;
 
 use super::super::node::Node;
-use super::super::raw::{
-    ActivationName, AttentionName, BiasNames, HeadName, OptimizerName, Paths, PositionsName,
-    RateScheduleName, RawAttention, RawCheckpoint, RawData, RawJob, RawLayout, RawModel, RawRecovery,
-    RawRopeScaling, RawSynthetic, RawTrain, RecomputeSetting, RopeScalingName, ScheduleName, ZeroStage,
-};
 use super::super::{resolved_yaml, yaml};
-use super::Allowed::{Count, Words};
-use super::{ALLOWED, Key, Limit, MODEL, Sets, allowed, beside, filled, limits, read, sections};
+use super::beside::beside;
+use super::{Key, Sets, all_keys, filled, read};
 
 #[test]
 fn the_page_is_what_the_code_says() {
@@ -18,140 +11,11 @@ fn the_page_is_what_the_code_says() {
     expect_file!["../../../../../docs/job.md"].assert_eq(&filled(page));
 }
 
-/// A job with every key. It is no good job, but no field of the structs can be missing here.
-fn whole() -> RawJob {
-    RawJob {
-        name: String::new(),
-        model: model(),
-        data: RawData {
-            text: Some(Paths::Many(Vec::new())),
-            labelled: Some(Paths::Many(Vec::new())),
-            classes: Some(Vec::new()),
-            pairs: Some(Paths::Many(Vec::new())),
-            weights: Some(false),
-            validation: Some(0.0),
-            synthetic: Some(RawSynthetic { tokens: 0 }),
-        },
-        train: RawTrain {
-            steps: 0,
-            seed: Some(0),
-            sequence: 0,
-            micro_batch_size: Some(0),
-            global_micro_batches: Some(0),
-            gradient_groups: Some(0),
-            threads: Some(0),
-            reduction: Some(Reduction::Canonical),
-            tensor_shards: Some(0),
-            precision: Some(Precision::Fp32),
-            initial_loss_scale: Some(0),
-            loss_scale_growth_steps: Some(0),
-            non_finite_max: Some(0),
-            dropout: Some(0.0),
-            attention_dropout: Some(0.0),
-            recompute: Some(RecomputeSetting(RecomputePolicy::None)),
-            optimizer: Some(OptimizerName::AdamW),
-            momentum: Some(0.0),
-            learning_rate: Some(0.0),
-            learning_rate_schedule: Some(RateScheduleName::Wsd),
-            min_learning_rate: Some(0.0),
-            decay_steps: Some(0),
-            warmup_steps: Some(0),
-            betas: Some([0.0; 2]),
-            eps: Some(0.0),
-            weight_decay: Some(0.0),
-            clip_norm: Some(0.0),
-            validate_every: Some(0),
-            parameter_norms: Some(false),
-            mask_rate: Some(0.0),
-            whole_words: Some(false),
-            corruption: Some(Corruption::Spans),
-            separate_documents: Some(false),
-            start_from: Some(String::new()),
-        },
-        layout: Some(RawLayout {
-            pipeline: Some(0),
-            tensor: Some(0),
-            data: Some(0),
-            schedule: Some(ScheduleName::Custom),
-            chunks: Some(0),
-            actions: Some(String::new()),
-            sequence_parallel: Some(false),
-            zero: Some(ZeroStage(0)),
-        }),
-        checkpoint: Some(RawCheckpoint { every: Some(0), every_minutes: Some(0), keep: Some(0) }),
-        recovery: Some(RawRecovery {
-            on_loss: Some(OnLoss::Wait),
-            peer_replica: Some(false),
-            rebalance: Some(false),
-        }),
-        priority: Some(0),
-    }
-}
-
-fn model() -> RawModel {
-    RawModel {
-        preset: Some(String::new()),
-        architecture: Some(Architecture::Encoder),
-        layers: 0,
-        encoder_layers: Some(0),
-        dim: 0,
-        heads: 0,
-        kv_heads: Some(0),
-        head_dim: Some(0),
-        ffn: Some(0),
-        vocab: 0,
-        positions: Some(PositionsName::Rope),
-        rope_theta: Some(0.0),
-        rope_scaling: Some(RawRopeScaling {
-            kind: RopeScalingName::Yarn,
-            factor: 0.0,
-            original: Some(0),
-            low: Some(0.0),
-            high: Some(0.0),
-            beta_fast: Some(0.0),
-            beta_slow: Some(0.0),
-        }),
-        max_positions: Some(0),
-        position_offset: Some(0),
-        relative_buckets: Some(0),
-        relative_max_distance: Some(0),
-        norm: Some(NormKind::Rms),
-        norm_placement: Some(NormPlacement::Pre),
-        norm_eps: Some(0.0),
-        activation: Some(ActivationName::Relu),
-        biases: Some(BiasNames(Biases::default())),
-        attention: Some(RawAttention {
-            kind: AttentionName::Full,
-            window: Some(0),
-            global: Some(0),
-            projections: Some(false),
-            block: Some(0),
-            last: Some(0),
-            random: Some(0),
-            decay: Some(false),
-            rank: Some(0),
-            rope_dim: Some(0),
-        }),
-        attention_scale: Some(0.0),
-        embedding_dim: Some(0),
-        token_types: Some(0),
-        embedding_norm: Some(false),
-        embedding_scaled: Some(false),
-        head: Some(HeadName::Lm),
-        head_activation: Some(ActivationName::Relu),
-        classes: Some(0),
-        logit_scale: Some(0.0),
-        tied_embeddings: Some(false),
-        layer_groups: Some(0),
-    }
-}
-
-/// The paths of all values that are no maps, in order.
-fn leaves(node: &Node, at: &str, found: &mut Vec<String>) {
-    let Node::Map(entries) = node else { return found.push(at.to_owned()) };
-    for (name, value) in entries {
-        let path = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
-        leaves(value, &path, found);
+#[test]
+fn every_key_says_what_it_means() {
+    for key in all_keys() {
+        let meaning = key.meaning();
+        assert!(!meaning.is_empty() && !meaning.contains("Default"), "{}", key.path);
     }
 }
 
@@ -168,28 +32,6 @@ fn tree(text: &str) -> Node {
 
 fn resolved(sets: &[(&str, &str)]) -> Node {
     tree(&resolved_yaml(&read(sets).unwrap()).unwrap())
-}
-
-fn all_keys() -> Vec<Key> {
-    sections().into_iter().flat_map(|(_, _, keys)| keys).collect()
-}
-
-#[test]
-fn every_key_is_there_and_has_its_words() {
-    let mut known = Vec::new();
-    leaves(&tree(&yaml::write(&whole()).unwrap()), "", &mut known);
-    let keys = all_keys();
-    let mut told: Vec<_> = keys.iter().filter(|key| !key.is_map()).map(|key| key.path.clone()).collect();
-    for key in &keys {
-        assert!(!key.meaning.is_empty() && !key.meaning.contains("Default"), "{}", key.path);
-        assert!(key.is_map() || allowed(&key.path).is_some(), "{}", key.path);
-    }
-    assert!(ALLOWED.iter().chain(&MODEL).all(|(path, _)| told.iter().any(|key| key == path)));
-    let files = format!("1 to {} files", limits::TEXT_FILES);
-    assert!(matches!(allowed("data.text"), Some(Words { words, .. }) if *words == files));
-    known.sort();
-    told.sort();
-    assert_eq!(told, known);
 }
 
 /// Numbers are the same whether they are written with a point or without.
@@ -277,49 +119,142 @@ fn a_stated_default_is_what_a_job_gets() {
         let found = at(&job, path).unwrap_or(&Node::Null);
         assert!(same(found, &tree(expected)), "{path} with {sets:?}: {found:?}");
     }
-    for Key { path, default, optional, .. } in all_keys() {
-        assert!(optional || default.is_none(), "{path} has to be given, so its default is none");
-        let value = default.map(|text| tree(text.trim_matches('`')));
-        let is_word = |text: &str| matches!(allowed(&path), Some(Words { fit, .. }) if fit.contains(&text));
-        match value {
-            Some(Node::Text(text)) if !is_word(&text) => {
-                assert!(in_words.iter().any(|(of, ..)| *of == path), "{path}: no row for `{text}`");
-            }
-            Some(value) => {
-                let least = resolved(beside(&path));
-                let found = at(&least, &path);
-                assert!(
-                    found.is_some_and(|found| same(found, &value)),
-                    "{path}: {value:?} is said, {found:?} is so"
-                );
-            }
-            None => assert!(!optional || in_words.iter().any(|(of, ..)| *of == path), "{path}"),
+    for key in all_keys() {
+        let (path, words) = (&key.path, key.default_words());
+        assert!(!key.required || words.is_none(), "{path} has to be given, so it has no default");
+        let has_row = in_words.iter().any(|(of, ..)| of == path);
+        let Some(stated) = key.default() else {
+            assert!(key.required || has_row, "{path}: no row for {words:?}");
+            continue;
+        };
+        // A kind alone becomes a map.
+        if path == "model.attention" {
+            continue;
         }
+        let least = resolved(beside(path));
+        let found = at(&least, path);
+        let stated = tree(&stated.to_string());
+        assert!(
+            found.is_some_and(|found| same(found, &stated)),
+            "{path}: {stated:?} is said, {found:?} is so"
+        );
     }
 }
 
+/// Whether the minimal job, with what has to stand beside the key, is refused for this value of it.
+fn is_refused(path: &str, value: &str) -> bool {
+    let synthetic = format!("{{synthetic: {{tokens: {value}}}}}");
+    let set = if path == "data.synthetic.tokens" { ("data", synthetic.as_str()) } else { (path, value) };
+    let sets: Vec<_> = beside(path).iter().copied().chain([set]).collect();
+    let faults = read(&sets).err().map_or(Vec::new(), |error| error.faults().to_vec());
+    faults.iter().any(|fault| fault.path.starts_with(path))
+}
+
+/// Values within the schema's borders that other keys of the minimal job forbid.
+const FORBIDDEN: [&str; 10] = [
+    "model.head_dim=1",
+    "model.vocab=1",
+    "model.relative_max_distance=1",
+    "model.head=masked-lm",
+    "model.head=pooled",
+    "model.rope_scaling.high=1e-9",
+    "model.rope_scaling.beta_fast=1e-9",
+    "model.attention.rope_dim=1",
+    "data.synthetic.tokens=1",
+    "layout.chunks=1",
+];
+
 #[test]
-fn the_borders_are_where_they_are_said_to_be() {
-    let refused_at = |path: &str, value: &str| {
-        let synthetic = format!("{{synthetic: {{tokens: {value}}}}}");
-        let set = if path == "data.synthetic.tokens" { ("data", synthetic.as_str()) } else { (path, value) };
-        let sets: Vec<_> = beside(path).iter().copied().chain([set]).collect();
-        let faults = read(&sets).err().map_or(Vec::new(), |error| error.faults().to_vec());
-        faults.iter().any(|fault| fault.path.starts_with(path))
+fn the_borders_are_where_the_schema_says() {
+    let mut wrong = Vec::new();
+    let mut expect = |key: &Key, value: String, refused: bool| {
+        let set = format!("{}={value}", key.path);
+        if is_refused(&key.path, &value) != (refused || FORBIDDEN.contains(&set.as_str())) {
+            wrong.push(set);
+        }
     };
-    for key in all_keys() {
-        let path = &key.path;
-        match allowed(path) {
-            Some(Count(Limit { least, most, .. })) => {
-                assert!(refused_at(path, &(i128::from(*least) - 1).to_string()), "{path}");
-                assert!(refused_at(path, &(i128::from(*most) + 1).to_string()), "{path}");
-            }
-            Some(Words { fit, unfit, .. }) => {
-                assert!(!fit.is_empty() && !unfit.is_empty(), "{path}");
-                assert!(fit.iter().all(|value| !refused_at(path, value)), "{path}");
-                assert!(unfit.iter().all(|value| refused_at(path, value)), "{path}");
-            }
-            None => assert!(key.is_map(), "{path}"),
+    for key in all_keys().iter().filter(|key| !key.is_map()) {
+        let whole = |keyword| key.bound(keyword).and_then(|bound| bound.as_i64()).map(i128::from);
+        let number = |keyword| key.bound(keyword).and_then(serde_json::Value::as_f64);
+        for word in key.words() {
+            expect(key, word, false);
+        }
+        if let Some(least) = whole("minimum") {
+            expect(key, least.to_string(), false);
+            expect(key, (least - 1).to_string(), true);
+        }
+        if let Some(most) = whole("maximum") {
+            expect(key, (most + 1).to_string(), true);
+        }
+        if let Some(border) = number("exclusiveMinimum") {
+            expect(key, format!("{border:?}"), true);
+            expect(key, format!("{:?}", border + 1e-9), false);
+        }
+        if let Some(border) = number("exclusiveMaximum") {
+            expect(key, format!("{border:?}"), true);
+            expect(key, format!("{:?}", border - 1e-9), false);
+        }
+        expect(key, "{never: a value}".to_owned(), true);
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What keys take and refuse beside the schema's borders and words.
+#[test]
+fn keys_take_what_their_meaning_says() {
+    let rows: [(&str, &[&str], &[&str]); 40] = [
+        ("name", &["a", "0.b_c-d"], &["''", "A", "-a", "a b", "ä"]),
+        ("data.text", &["a", "[a, b]"], &["[]", "''"]),
+        ("data.pairs", &["a", "[a, b]"], &["[]", "''"]),
+        ("data.classes", &["[neg, pos]"], &["[neg]", "['', pos]"]),
+        ("data.labelled", &["a", "[a, b]"], &["[]", "''"]),
+        ("data.validation", &["0", "0.49"], &["-0.1", "0.5"]),
+        ("train.seed", &["0", "18446744073709551615"], &["-1"]),
+        ("train.gradient_groups", &["1"], &["0", "2"]),
+        ("train.tensor_shards", &["1", "2", "8"], &["0", "3", "128"]),
+        ("train.initial_loss_scale", &["1", "16777216"], &["0", "3", "0.5", "33554432"]),
+        (
+            "train.recompute",
+            &["none", "full", "attention", "ffn", "{budget: 2GiB}", "{budget: 1}"],
+            &["some", "{budget: 0}", "{budget: 2GB}", "{budget: 1025TiB}", "{}", "7"],
+        ),
+        ("train.min_learning_rate", &["0", "3e-4"], &["-1", "4e-4"]),
+        ("train.decay_steps", &["0", "180"], &["181"]),
+        ("train.warmup_steps", &["0", "200"], &["201"]),
+        ("train.betas", &["[0, 0.999]"], &["[0.9, 1]", "[-1, 0.9]"]),
+        ("train.start_from", &["a", "../runs/b"], &["''", "[a]"]),
+        ("layout.chunks", &["2", "4"], &["1", "5"]),
+        ("layout.actions", &["0F0,0B0", "' 0F0 , 0I0,0W0 '"], &["''", "0F0,,0B0", "0F0,1B0", "0F0,0B1", "7"]),
+        ("layout.zero", &["0", "1", "true"], &["2", "3", "4", "one"]),
+        ("priority", &["-2147483648", "0", "2147483647"], &["-2147483649", "2147483648", "0.5", "high"]),
+        ("model.preset", &["gpt2", "t5-small"], &["gpt5", "7", "''"]),
+        ("model.rope_theta", &["1.1", "500000"], &["1", "0"]),
+        ("model.rope_scaling.factor", &["1", "32.5"], &["0.9", ".inf"]),
+        ("model.rope_scaling.low", &["1", "3.9"], &["0"]),
+        ("model.rope_scaling.high", &["1.1", "8"], &["1", ".nan"]),
+        ("model.rope_scaling.beta_fast", &["1.1"], &["1", "0"]),
+        ("model.rope_scaling.beta_slow", &["0.5", "31"], &["0", "-1"]),
+        ("model.position_offset", &["0", "1024"], &["-1", "1025"]),
+        ("model.relative_buckets", &["4", "128"], &["0", "30", "4100"]),
+        ("model.relative_max_distance", &["17", "1048576"], &["16", "1048577"]),
+        ("model.biases", &["true", "false", "[qkv]", "[ffn, out, qkv]", "[]"], &["qkv", "[q]", "1"]),
+        ("model.attention.global", &["0", "65536"], &["-1", "65537"]),
+        ("model.attention.last", &["0", "65536"], &["-1", "65537"]),
+        ("model.attention.random", &["0", "65536"], &["-1", "65537"]),
+        ("model.attention.rope_dim", &["2", "14"], &["0", "3", "16", "65537"]),
+        ("model.token_types", &["0", "1024"], &["-1", "1025"]),
+        ("model.head", &["lm"], &["mlm", "pooled", "masked-lm"]),
+        ("model.head_activation", &["relu", "gelu", "gelu-tanh", "silu"], &["swiglu", "geglu-tanh", "tanh"]),
+        ("model.classes", &["0", "65536"], &["-1", "65537"]),
+        ("model.layer_groups", &["1", "4"], &["0", "5"]),
+    ];
+    for (path, fit, unfit) in rows {
+        assert!(!fit.is_empty() && !unfit.is_empty(), "{path}");
+        for value in fit {
+            assert!(!is_refused(path, value), "{path}: {value}");
+        }
+        for value in unfit {
+            assert!(is_refused(path, value), "{path}: {value}");
         }
     }
 }

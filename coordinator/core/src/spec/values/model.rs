@@ -1,8 +1,10 @@
 //! The words of the `model` map, and what it takes in two forms.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use coxswain_types::model::{Activation, Biases};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -10,7 +12,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::super::raw::RawAttention;
 
 /// How a token's place is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PositionsName {
     /// Rotated queries and keys.
@@ -42,7 +44,7 @@ impl PositionsName {
 }
 
 /// How wavelengths are stretched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RopeScalingName {
     /// All by one factor.
@@ -54,7 +56,7 @@ pub enum RopeScalingName {
 }
 
 /// A non-linearity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ActivationName {
     /// ReLU.
@@ -96,7 +98,7 @@ impl From<Activation> for ActivationName {
 }
 
 /// The kind of attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AttentionName {
     /// All keys.
@@ -181,7 +183,7 @@ impl<'de> Deserialize<'de> for RawAttention {
 }
 
 /// The head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum HeadName {
     /// The next token.
@@ -203,6 +205,22 @@ enum BiasName {
     Qkv,
     Out,
     Ffn,
+}
+
+impl JsonSchema for BiasNames {
+    fn schema_name() -> Cow<'static, str> {
+        "BiasNames".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let list =
+            json_schema!({ "type": "array", "items": { "type": "string", "enum": ["qkv", "out", "ffn"] } });
+        json_schema!({ "title": "true, false or list", "anyOf": [{ "type": "boolean" }, list] })
+    }
 }
 
 impl Serialize for BiasNames {
