@@ -1,41 +1,13 @@
-//! The commands, their options, and what their exit codes mean.
+//! The commands, and what each of them starts.
 
-use std::path::PathBuf;
-
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use coxswain_console::logs::LogFormat;
 use coxswain_console::say;
-use coxswain_proto::tls::TlsArgs;
 
+use crate::failure::{BAD_INPUT, DONE, FAILED, Failure};
 use crate::preparation::child::Prepare;
 use crate::tls::certs;
 use crate::{client, local, models, preparation, serve, up, verify};
-
-/// The command did what it should; a run is done.
-pub(crate) const DONE: u8 = 0;
-/// The run failed or was cancelled, or something could not be done.
-pub(crate) const FAILED: u8 = 1;
-/// The input is invalid: an option, a job file. Nothing was started.
-pub(crate) const BAD_INPUT: u8 = 2;
-/// The reader of stdout has closed it. A shell reports the same code for a program that SIGPIPE ended.
-pub(crate) const UNREAD: u8 = 141;
-
-/// Why a command ends without success.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// The input is invalid.
-    Input(String),
-    /// It could not be done.
-    Failed(anyhow::Error),
-    /// It ended with this code and has said why.
-    Said(u8),
-}
-
-impl From<anyhow::Error> for Failure {
-    fn from(error: anyhow::Error) -> Failure {
-        Failure::Failed(error)
-    }
-}
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -157,6 +129,18 @@ Exit codes:
   1  the picture cannot be written
   2  bad input, such as a layout that needs another number of workers")]
     Plan(local::PlanArgs),
+    /// Print the JSON schema of job files, by which editors complete and check them.
+    #[command(after_help = "\
+Example:
+  coxswain schema > job.schema.json
+
+An editor with a YAML language server takes it from the first line of a job file:
+  # yaml-language-server: $schema=job.schema.json
+
+Exit codes:
+  0  done
+  1  failed")]
+    Schema,
     /// Run a few steps in several layouts and certify that the numbers are the same.
     #[command(after_help = "\
 Example:
@@ -220,27 +204,6 @@ Exit codes:
     Export(models::Export),
 }
 
-/// Where the coordinator is.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct Coordinator {
-    /// The coordinator's address.
-    #[arg(long, value_name = "URL", env = "COXSWAIN_COORDINATOR", default_value = "127.0.0.1:7070")]
-    pub(crate) coordinator: String,
-    #[command(flatten)]
-    pub(crate) tls: TlsArgs,
-}
-
-/// A job file and changes to it.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct JobFile {
-    /// The job file (YAML).
-    #[arg(value_name = "JOB.yaml")]
-    pub(crate) job: PathBuf,
-    /// Replace a value of the job, such as train.steps=100 (repeatable).
-    #[arg(long = "set", value_name = "PATH=VALUE")]
-    pub(crate) sets: Vec<String>,
-}
-
 /// Does a command; returns the exit code.
 pub(crate) async fn run(command: Command) -> u8 {
     let result = match command {
@@ -257,6 +220,7 @@ pub(crate) async fn run(command: Command) -> u8 {
         Command::Certs(args) => certs::certs(args).await,
         Command::Token(args) => certs::token(args).await,
         Command::Plan(args) => local::plan(&args),
+        Command::Schema => local::schema(),
         Command::Verify(args) => verify::verify(args).await,
         Command::Generate(args) => local::generate(args).await,
         Command::Classify(args) => local::classify(args).await,

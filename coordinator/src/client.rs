@@ -16,7 +16,9 @@ use coxswain_types::status::StepReport;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::cli::{Coordinator, FAILED, Failure, JobFile};
+use crate::args::{Coordinator, JobFile};
+use crate::event_line::EventLine;
+use crate::failure::{FAILED, Failure};
 use crate::output;
 use crate::page::next;
 use crate::progress::Progress;
@@ -225,7 +227,7 @@ pub(crate) async fn events(args: Events) -> Result<(), Failure> {
     let refused = |status| refused(&coordinator, status);
     let mut stream = jobs(&coordinator).await?.events(request).await.map_err(refused)?.into_inner();
     while let Some(event) = stream.message().await.map_err(refused)? {
-        output::write(&events::Line::received(event)?.json()?)?;
+        output::write(&EventLine::received(event)?.json()?)?;
     }
     Ok(())
 }

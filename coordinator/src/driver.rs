@@ -19,7 +19,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::MissedTickBehavior;
 
-use crate::events::Line;
+use crate::event_line::EventLine;
 use crate::handle::{Handle, JobNews, News, Request, Times};
 use crate::journal::Journal;
 use crate::keeper::Keepers;
@@ -69,7 +69,7 @@ struct Driver {
     digests: BTreeMap<String, Known>,
     news: broadcast::Sender<News>,
     /// What goes into the journal.
-    happened: broadcast::Sender<Line>,
+    happened: broadcast::Sender<EventLine>,
     /// When jobs were first formed, and when they ended, by the wall clock.
     dates: Dates,
     /// The summaries that watchers know, of jobs that are not over.
@@ -309,7 +309,7 @@ impl Driver {
                 block_in_place(append)
                     .context("the journal cannot be written, so nothing can be promised any more")?;
                 // An error means that nobody follows.
-                let _ = self.happened.send(Line::new(at_ms, JobEvent::from(&entry)));
+                let _ = self.happened.send(EventLine::new(at_ms, JobEvent::from(&entry)));
                 date(&mut self.dates, at_ms, &entry);
                 self.recorded(entry);
             }

@@ -4,15 +4,13 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
-use anyhow::Context;
 use coxswain_core::cluster::JobEvent;
 use coxswain_proto::wire;
-use serde::Serialize;
-use serde_json::{Map, Value};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use crate::event_line::EventLine;
 use crate::handle::Handle;
 use crate::journal;
 use crate::service::unknown;
@@ -23,67 +21,11 @@ const MAX_PAST: usize = 100_000;
 /// How many of them are compared with what is told from then on. A follower holds no more.
 const RECENT: usize = 1000;
 
-/// An event as it is written out.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Line {
-    /// Milliseconds since the epoch by the coordinator's clock; 0 where an older program wrote it.
-    at_ms: u64,
-    kind: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    job: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    generation: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    worker: Option<String>,
-    text: String,
-    #[serde(flatten)]
-    fields: Map<String, Value>,
-}
-
-impl Line {
-    pub(crate) fn new(at_ms: u64, event: JobEvent) -> Line {
-        let JobEvent { kind, job, generation, worker, text, fields } = event;
-        let (generation, worker) = (generation.map(|generation| generation.0), worker.map(|worker| worker.0));
-        Line { at_ms, kind: kind.to_owned(), job, generation, worker, text, fields }
-    }
-
-    /// A line that came over the wire.
-    pub(crate) fn received(event: wire::JobEvent) -> anyhow::Result<Line> {
-        let wire::JobEvent { at_ms, kind, job, generation, worker, text, fields } = event;
-        let fields = serde_json::from_str(&fields).context("the fields of an event")?;
-        Ok(Line { at_ms, kind, job, generation, worker, text, fields })
-    }
-
-    /// Whether it is of interest to who asks for this job; an empty name is for all.
-    fn is_of(&self, job: &str) -> bool {
-        job.is_empty() || self.job.as_deref() == Some(job)
-    }
-
-    pub(crate) fn json(&self) -> anyhow::Result<String> {
-        Ok(serde_json::to_string(self).context("an event as JSON")? + "\n")
-    }
-}
-
-impl From<Line> for wire::JobEvent {
-    fn from(line: Line) -> wire::JobEvent {
-        let Line { at_ms, kind, job, generation, worker, text, fields } = line;
-        wire::JobEvent {
-            at_ms,
-            kind,
-            job,
-            generation,
-            worker,
-            text,
-            fields: Value::Object(fields).to_string(),
-        }
-    }
-}
-
 /// The newest events in a coordinator's folder, of one job or of all.
-pub(crate) fn past(folder: &Path, job: &str) -> anyhow::Result<VecDeque<Line>> {
+pub(crate) fn past(folder: &Path, job: &str) -> anyhow::Result<VecDeque<EventLine>> {
     let mut lines = VecDeque::new();
     journal::each(folder, |at_ms, entry| {
-        let line = Line::new(at_ms, JobEvent::from(entry));
+        let line = EventLine::new(at_ms, JobEvent::from(entry));
         if line.is_of(job) {
             lines.push_back(line);
         }
@@ -117,7 +59,7 @@ pub(crate) async fn tell(
         return;
     }
     // What was read may have been heard of as well, for as long as reading took.
-    let recent: Vec<Line> = past.iter().rev().take(RECENT).cloned().collect();
+    let recent: Vec<EventLine> = past.iter().rev().take(RECENT).cloned().collect();
     for line in past {
         if out.send(Ok(line.into())).await.is_err() {
             return;

@@ -13,7 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 
-use crate::events::Line;
+use crate::event_line::EventLine;
 
 /// How many submitted jobs are planned at once. A plan takes milliseconds, and seconds where it is large: others wait,
 /// and the cores and the memory are left to the rest of the coordinator.
@@ -99,7 +99,7 @@ pub(crate) struct Ending;
 pub(crate) struct Handle {
     requests: mpsc::Sender<Request>,
     news: broadcast::Sender<News>,
-    happened: broadcast::Sender<Line>,
+    happened: broadcast::Sender<EventLine>,
     folder: Arc<Path>,
     /// Turns of those who plan a job that is submitted.
     sketches: Arc<Semaphore>,
@@ -109,7 +109,7 @@ impl Handle {
     pub(crate) fn new(
         requests: mpsc::Sender<Request>,
         news: broadcast::Sender<News>,
-        happened: broadcast::Sender<Line>,
+        happened: broadcast::Sender<EventLine>,
         folder: &Path,
     ) -> Handle {
         Handle {
@@ -127,7 +127,7 @@ impl Handle {
     }
 
     /// What goes into the journal from now on.
-    pub(crate) fn job_events(&self) -> broadcast::Receiver<Line> {
+    pub(crate) fn job_events(&self) -> broadcast::Receiver<EventLine> {
         self.happened.subscribe()
     }
 

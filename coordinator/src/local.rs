@@ -1,4 +1,4 @@
-//! The commands that need no coordinator: `plan`, `generate`, `classify`; and how a job file is read.
+//! The commands that need no coordinator: `schema`, `plan`, `generate`, `classify`; and how a job file is read.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,13 +9,15 @@ use std::process::{ExitStatus, Stdio};
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use coxswain_core::plan::{Plan, sketch, svg};
+use coxswain_core::spec;
 use coxswain_files::hf::{Form, HfError};
 use coxswain_proto::parent;
 use coxswain_types::job::{Layout, ModelSpec, OptimizerKind, Precision, Schedule};
 use coxswain_types::{Assignment, JobSpec};
 use serde_json::json;
 
-use crate::cli::{FAILED, Failure, JobFile};
+use crate::args::JobFile;
+use crate::failure::{FAILED, Failure};
 use crate::output;
 use crate::{job, models, texts, workers};
 
@@ -148,6 +150,12 @@ fn read_text(path: &Path) -> Result<String, String> {
         format!("is not valid UTF-8 (invalid byte at offset {})", e.utf8_error().valid_up_to())
     })?;
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+}
+
+/// `coxswain schema`: the schema of job files.
+pub(crate) fn schema() -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(spec::schema()).context("the schema as JSON")?;
+    output::write(&(text + "\n"))
 }
 
 pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {

@@ -3,13 +3,14 @@
 //!
 //! The thin shell around `coxswain-core`, which decides everything:
 //! - [`cli`]: the commands; [`serve`], [`up`], [`client`], [`local`], [`verify`]: what each of
-//!   them does.
+//!   them does; [`args`]: options that several have; [`failure`]: how they end.
 //! - [`service`]: gRPC in and out; [`scoped`]: answers as their callers may read
 //!   them; [`views`]: jobs and workers as they are shown.
 //! - [`auth`]: who calls and what they may do; [`tls`]: certificates and connections; [`access`]: the
 //!   service that gives certificates.
 //! - [`driver`]: the one task that owns the cluster's state; [`handle`]: the way to it.
-//! - [`journal`]: what survives a restart; [`events`]: that, for people and programs; [`store`]: the rendezvous of a generation's ranks.
+//! - [`journal`]: what survives a restart; [`events`]: that, for people and programs, each as an
+//!   [`event_line`]; [`store`]: the rendezvous of a generation's ranks.
 //! - [`keeper`]: writes into runs' folders, beside the driver; [`claim`]: the lock on such a folder.
 //! - [`preparation`]: the child processes that prepare jobs' data; [`texts`]: a job's texts, checked beforehand.
 //! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder; [`beginning`]: what
@@ -19,6 +20,7 @@
 //!   `coxswain_console` says; [`output`]: what programs read.
 
 mod access;
+mod args;
 mod auth;
 mod beginning;
 mod claim;
@@ -26,7 +28,9 @@ mod cli;
 mod client;
 mod curve;
 mod driver;
+mod event_line;
 mod events;
+mod failure;
 mod folder;
 mod handle;
 mod job;
@@ -69,7 +73,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => {
             say(&format!("error: the asynchronous runtime does not start: {error}"));
-            return ExitCode::from(cli::FAILED);
+            return ExitCode::from(failure::FAILED);
         }
     };
     let code = runtime.block_on(cli::run(cli.command));

@@ -26,7 +26,7 @@ use coxswain_types::params::{Parameter, parameter_table};
 use coxswain_types::status::SavedFile;
 use coxswain_types::{Generation, JobSpec, Rank};
 
-use crate::cli::Failure;
+use crate::failure::Failure;
 use crate::output;
 
 /// What an export needs to give back what was imported, below the folder of the import.

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Write};
 
-use crate::cli::{Failure, UNREAD};
+use crate::failure::{Failure, UNREAD};
 
 /// Writes `text`.
 ///

@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::access::Joining;
 use crate::auth::pods::{PodError, Pods, Subject};
-use crate::cli::Failure;
+use crate::failure::Failure;
 use crate::roots::RootArgs;
 use crate::service::{Access, Port, Secure};
 use crate::tls::authority::DAY;

@@ -4,7 +4,7 @@ use coxswain_files::prepare::{Looked, look};
 use coxswain_types::JobSpec;
 use coxswain_types::job::{DataSpec, Lengths};
 
-use crate::cli::Failure;
+use crate::failure::Failure;
 
 /// What a job does with its texts; `None` where it has none.
 pub(crate) fn texts(spec: &JobSpec) -> Result<Option<Texts>, Failure> {

@@ -21,7 +21,8 @@ use coxswain_types::status::WorkerInfo;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::cli::{FAILED, Failure, JobFile};
+use crate::args::JobFile;
+use crate::failure::{FAILED, Failure};
 use crate::handle::{Handle, JobNews};
 use crate::metrics::METRICS;
 use crate::progress::{Preparing, Progress};

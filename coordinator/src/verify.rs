@@ -20,7 +20,8 @@ use coxswain_console::say;
 use coxswain_core::certificate::{Certificate, Done, Head, ONE, RunRecord, certify};
 use coxswain_files::atomic::{create_folder, write_atomic};
 
-use crate::cli::{FAILED, Failure, JobFile};
+use crate::args::JobFile;
+use crate::failure::{FAILED, Failure};
 use crate::output;
 use crate::serve::stop_signal;
 use cases::{Case, Cases};

@@ -16,8 +16,9 @@ use time::OffsetDateTime;
 
 use super::authority::{Authority, DAY, hosts_of};
 use super::config::{CA_KEY, open_authority};
+use crate::args::Coordinator;
 use crate::auth::identity::{Identity, Jobs, Role};
-use crate::cli::{Coordinator, Failure};
+use crate::failure::Failure;
 use crate::{client, output};
 
 /// How long the CA lives: all certificates have to be made anew when it ends.

@@ -7,7 +7,7 @@ use coxswain_core::plan::sketch;
 use coxswain_types::JobSpec;
 
 use super::{Verify, called};
-use crate::cli::Failure;
+use crate::failure::Failure;
 use crate::local::{self, JobInput};
 
 /// Where the kernel says how much memory is free, and the bound of this process's own control group.

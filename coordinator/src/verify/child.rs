@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::cases::Case;
 use super::{Verify, called};
-use crate::cli::{FAILED, Failure};
+use crate::failure::{FAILED, Failure};
 
 /// The folder of a run's tokens and tokenizer.
 const DATA: &str = "data";
