@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coxswain_proto::tls::JoinToken;
-use coxswain_proto::tls::client::{certificates, provider};
-use coxswain_proto::tls::token::{ID_BYTES, SECRET_BYTES};
 use coxswain_proto::wire;
+use coxswain_transport::tls::JoinToken;
+use coxswain_transport::tls::client::{certificates, provider};
+use coxswain_transport::tls::token::{ID_BYTES, SECRET_BYTES};
 use rcgen::PublicKeyData;
 use tokio::task::block_in_place;
 use tonic::{Request, Response, Status};

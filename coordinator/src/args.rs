@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use coxswain_proto::tls::TlsArgs;
+use coxswain_transport::tls::TlsArgs;
 
 /// Where the coordinator is.
 #[derive(Clone, Debug, Args)]

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use coxswain_files::atomic::create_folder;
 use coxswain_files::regular;
-use coxswain_proto::tls::client::provider;
+use coxswain_transport::tls::client::provider;
 use serde::{Deserialize, Serialize};
 
 /// The name of the file in the run's folder.

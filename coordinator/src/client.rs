@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use coxswain_console::{printable, say};
-use coxswain_proto::tls::{Transport, why};
+use coxswain_proto::wire;
 use coxswain_proto::wire::access_client::AccessClient;
 use coxswain_proto::wire::job_update::Event;
 use coxswain_proto::wire::jobs_client::JobsClient;
-use coxswain_proto::{access_client, connect_over, jobs_client, wire};
+use coxswain_transport::tls::{Transport, why};
+use coxswain_transport::{access_client, connect_over, jobs_client};
 use coxswain_types::status::StepReport;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -242,7 +243,7 @@ pub(crate) async fn access(args: &Coordinator) -> Result<AccessClient<Channel>, 
 }
 
 async fn channel(args: &Coordinator) -> Result<Channel, Failure> {
-    use coxswain_proto::ConnectError;
+    use coxswain_transport::ConnectError;
     let transport = args.tls.transport().map_err(|error| Failure::Input(error.to_string()))?;
     connect_over(&args.coordinator, &transport).await.map_err(|error| match error {
         ConnectError::Address { .. } => Failure::Input(error.to_string()),

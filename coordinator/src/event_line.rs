@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct EventLine {
     /// Milliseconds since the epoch by the coordinator's clock; 0 where an older program wrote it.
-    at_ms: u64,
+    pub(crate) at_ms: u64,
     kind: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     job: Option<String>,

@@ -8,10 +8,10 @@ use std::process::{ExitStatus, Stdio};
 
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
+use coxswain_console::parent;
 use coxswain_core::plan::{Plan, sketch, svg};
 use coxswain_core::spec;
 use coxswain_files::hf::{Form, HfError};
-use coxswain_proto::parent;
 use coxswain_types::job::{Layout, ModelSpec, OptimizerKind, Precision, Schedule};
 use coxswain_types::{Assignment, JobSpec};
 use serde_json::json;

@@ -258,7 +258,7 @@ fn start(asked: Vec<u8>) -> std::io::Result<Process> {
     let own = std::path::Path::new("/proc/self/exe");
     let program = if own.exists() { own.to_owned() } else { std::env::current_exe()? };
     let mut command = Command::new(program);
-    command.arg0("coxswain").arg("prepare").args(coxswain_proto::parent::options());
+    command.arg0("coxswain").arg("prepare").args(coxswain_console::parent::options());
     // Ctrl-C in a terminal must reach the coordinator only.
     command.process_group(0);
     start_command(command, asked)

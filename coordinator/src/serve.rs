@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use coxswain_proto::file_mode::FileModeArgs;
+use coxswain_console::file_mode::FileModeArgs;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::access::Joining;

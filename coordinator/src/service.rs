@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{self, CancelWhen, Event, SubmitError};
-use coxswain_proto::{access_server, cluster_server, convert, jobs_server, limits, wire};
+use coxswain_proto::{convert, limits, wire};
+use coxswain_transport::{access_server, cluster_server, jobs_server};
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Generation, WorkerId};
 use coxswain_types::status::{DesiredState, Leave, LeaveCause, WorkerStatus};

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use coxswain_console::file_mode::FileModeArgs;
+use coxswain_console::parent::ParentArgs;
 use coxswain_console::say;
 use coxswain_core::cluster::{CancelWhen, Ending, Event, JobState, JobSummary, LEASE_MS};
 use coxswain_core::plan::threads_for;
 use coxswain_core::spec::resolved_yaml;
 use coxswain_files::atomic::write_atomic;
 use coxswain_files::folders::step_folder;
-use coxswain_proto::file_mode::FileModeArgs;
-use coxswain_proto::parent::ParentArgs;
 use coxswain_types::JobSpec;
 use coxswain_types::ids::WorkerId;
 use coxswain_types::job::OnLoss;

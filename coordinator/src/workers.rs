@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use coxswain_files::atomic::create_folder;
 use coxswain_files::regular;
-use coxswain_proto::tls::args::TLS_DIR;
+use coxswain_transport::tls::args::TLS_DIR;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep, timeout_at};
 

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use coxswain_proto::tls::client::certificates;
-use coxswain_proto::tls::token::ca_hash;
-use coxswain_proto::tls::{ClientTls, Credentials, Transport};
-use coxswain_proto::{access_client, cluster_client, connect_over, jobs_client, wire};
+use coxswain_proto::wire;
+use coxswain_transport::tls::client::certificates;
+use coxswain_transport::tls::token::ca_hash;
+use coxswain_transport::tls::{ClientTls, Credentials, Transport};
+use coxswain_transport::{access_client, cluster_client, connect_over, jobs_client};
 use place::{Place, coxswain, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use coxswain_proto::wire;
 use coxswain_proto::wire::jobs_client::JobsClient;
-use coxswain_proto::{cluster_client, connect, wire};
+use coxswain_transport::{cluster_client, connect};
 use serve::{Serve, free_port, long};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -18,9 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use coxswain_proto::tls::{ClientTls, Credentials, Transport, enroll};
+use coxswain_proto::wire;
 use coxswain_proto::wire::jobs_client::JobsClient;
-use coxswain_proto::{connect_over, jobs_client, wire};
+use coxswain_transport::tls::{ClientTls, Credentials, Transport, enroll};
+use coxswain_transport::{connect_over, jobs_client};
 use place::{Place, SERVE, command, coxswain, text};
 use tonic::transport::Channel;
 

@@ -4,19 +4,11 @@
 //! - [`wire`]: generated from the .proto files.
 //! - [`convert`]: wire messages to checked types and back.
 //! - [`limits`]: the bounds that both ends of a call must share.
-//! - [`channel`]: how a client reaches the coordinator, with those bounds in place.
 //! - [`device`]: what `--device` may be.
-//! - [`file_mode`]: who may use the files that a program makes.
-//! - [`parent`]: processes that end with the one that started them.
-//! - [`tls`]: transport security as those who call see it.
 
-pub mod channel;
 pub mod convert;
 pub mod device;
-pub mod file_mode;
 pub mod limits;
-pub mod parent;
-pub mod tls;
 
 /// The messages, clients and servers of package `coxswain.v1`; see the .proto files.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -33,8 +25,4 @@ pub const PROTOCOL: u32 = 1;
 
 pub use prost::Message;
 
-pub use channel::{
-    ConnectError, access_client, access_server, cluster_client, cluster_server, connect, connect_over,
-    expect_protocol, jobs_client, jobs_server,
-};
 pub use convert::WireError;

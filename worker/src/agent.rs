@@ -9,9 +9,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use coxswain_comm::DataPort;
 use coxswain_comm::Links;
 use coxswain_proto::limits::{HEARTBEAT_MS, MAX_REPORTS};
-use coxswain_proto::tls::enroll::may_pass;
 use coxswain_proto::wire;
 use coxswain_proto::wire::cluster_client::ClusterClient;
+use coxswain_transport::tls::enroll::may_pass;
 use coxswain_types::ids::Rank as RankId;
 use coxswain_types::status::{
     Activity, DesiredState, Fault, Leave, LeaveCause, Phase, Publish, Published, WorkerInfo, WorkerStatus,
@@ -127,7 +127,7 @@ async fn work_for(work: &Work, info: WorkerInfo) -> Result<End> {
             not_renewed.send(()).await.ok();
         }
     });
-    let agent = Agent::new(info, work, port, coxswain_proto::cluster_client(channel))?;
+    let agent = Agent::new(info, work, port, coxswain_transport::cluster_client(channel))?;
     let result = stay(work, agent, signals).await;
     renewing.abort();
     result

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use coxswain_console::file_mode::FileModeArgs;
 use coxswain_console::logs::LogFormat;
-use coxswain_proto::file_mode::FileModeArgs;
-use coxswain_proto::parent::ParentArgs;
-use coxswain_proto::tls::{Secret, TlsArgs};
+use coxswain_console::parent::ParentArgs;
+use coxswain_transport::tls::{Secret, TlsArgs};
 
 /// A worker of a Coxswain cluster: one process, one device.
 ///

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use coxswain_comm::{DataPort, TensorTls};
-use coxswain_proto::tls::client::provider;
-use coxswain_proto::tls::enroll::{EnrollError, Enrolled, Ticket};
-use coxswain_proto::tls::{ClientTls, Transport, enroll};
+use coxswain_transport::tls::client::provider;
+use coxswain_transport::tls::enroll::{EnrollError, Enrolled, Ticket};
+use coxswain_transport::tls::{ClientTls, Transport, enroll};
 use tonic::transport::Channel;
 
 use crate::args::Work;
@@ -87,13 +87,15 @@ impl Proof {
                 None => self.identity(&work.coordinator, name).await,
             };
             let error = match tried {
-                Ok(found) => match coxswain_proto::connect_over(&work.coordinator, &found.transport).await {
-                    Ok(channel) => return Ok((found, channel)),
-                    Err(error) => {
-                        identity = Some(found);
-                        EnrollError::Connect(error)
+                Ok(found) => {
+                    match coxswain_transport::connect_over(&work.coordinator, &found.transport).await {
+                        Ok(channel) => return Ok((found, channel)),
+                        Err(error) => {
+                            identity = Some(found);
+                            EnrollError::Connect(error)
+                        }
                     }
-                },
+                }
                 Err(error) => error,
             };
             match error {

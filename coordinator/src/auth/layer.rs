@@ -49,7 +49,8 @@ impl Authorize {
             return Err(Status::internal("this call has no known peer address"));
         };
         let agent = request.headers().get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok());
-        coxswain_proto::expect_protocol(agent.unwrap_or_default()).map_err(Status::failed_precondition)?;
+        coxswain_transport::expect_protocol(agent.unwrap_or_default())
+            .map_err(Status::failed_precondition)?;
         let (who, rate) = match &peer.caller {
             // Whoever reaches a port without certificates can do worse than call often.
             Caller::Trusted => return Ok(()),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use coxswain_proto::tls::JoinToken;
+use coxswain_transport::tls::JoinToken;
 use tokio::task::block_in_place;
 
 use super::chains::Made;

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use coxswain_proto::tls::credentials::{FileError, Replacement};
+use coxswain_transport::tls::credentials::{FileError, Replacement};
 
 use super::register::{Change, Register};
 use crate::journal::line::{frame, framed};

@@ -2,7 +2,7 @@
 //! are revoked. A question changes nothing; what it leads to is a list of [`Change`]s, which are written down
 //! before they are applied ([`super::members`]).
 
-use coxswain_proto::tls::JoinToken;
+use coxswain_transport::tls::JoinToken;
 use serde::{Deserialize, Serialize};
 
 use super::Shown;

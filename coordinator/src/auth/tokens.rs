@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use coxswain_proto::tls::JoinToken;
+use coxswain_transport::tls::JoinToken;
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;

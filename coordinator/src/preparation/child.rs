@@ -6,10 +6,10 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use coxswain_console::parent::ParentArgs;
 use coxswain_core::cluster::{Look, Prepared, Submission, Weight};
 use coxswain_files::digests::Remembered;
 use coxswain_files::{Digests, Progress, Stopped};
-use coxswain_proto::parent::ParentArgs;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use coxswain_proto::tls::enroll::{self, EnrollError, Enrolled, Ticket};
-use coxswain_proto::tls::{ClientTls, Credentials, JoinToken, Secret, Transport};
-use coxswain_proto::{access_client, cluster_client, connect_over, jobs_client, wire};
+use coxswain_proto::wire;
+use coxswain_transport::tls::enroll::{self, EnrollError, Enrolled, Ticket};
+use coxswain_transport::tls::{ClientTls, Credentials, JoinToken, Secret, Transport};
+use coxswain_transport::{access_client, cluster_client, connect_over, jobs_client};
 use rcgen::KeyPair;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -59,7 +60,7 @@ async fn a_certificate_is_renewed_over_its_own_connection() {
     let key = KeyPair::generate().unwrap();
     let sign = |identity: &Identity| {
         let pem = site.authority.client(identity, &key, Duration::from_secs(2))?;
-        let shown = shown(&coxswain_proto::tls::client::certificates("it", &pem)?[0])?;
+        let shown = shown(&coxswain_transport::tls::client::certificates("it", &pem)?[0])?;
         Ok(Signed { pem, made: Made { digest: shown.digest, ends_s: shown.ends_s } })
     };
     let (identity, chain) = site.members.join(token.spoken().expose(), "w0", sign).unwrap();
@@ -68,7 +69,7 @@ async fn a_certificate_is_renewed_over_its_own_connection() {
     let (tls, channel) = site.by(&short).await;
     let (other, without) = site.by(&short).await;
     let enrolled = enroll::renew(channel.clone(), &tls).await.unwrap();
-    let der = coxswain_proto::tls::client::certificates("it", &enrolled.credentials.chain).unwrap();
+    let der = coxswain_transport::tls::client::certificates("it", &enrolled.credentials.chain).unwrap();
     assert_eq!(shown(&der[0]).unwrap().identity, identity);
     assert_eq!(enrolled.lives.as_secs(), 3600);
     // Whoever renews a certificate has it, so the connection lasts as long as that one.

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coxswain_proto::wire::cluster_client::ClusterClient;
-use coxswain_proto::{cluster_client, connect, limits, wire};
+use coxswain_proto::{limits, wire};
+use coxswain_transport::{cluster_client, connect};
 use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
 use coxswain_types::status::{

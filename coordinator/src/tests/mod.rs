@@ -11,9 +11,10 @@ mod tunnel;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coxswain_proto::wire;
 use coxswain_proto::wire::job_update::Event;
 use coxswain_proto::wire::jobs_client::JobsClient;
-use coxswain_proto::{connect, jobs_client, wire};
+use coxswain_transport::{connect, jobs_client};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Status};

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coxswain_proto::tls::{ClientTls, Credentials, Secret, Transport};
-use coxswain_proto::{connect_over, jobs_client, wire};
+use coxswain_proto::wire;
+use coxswain_transport::tls::{ClientTls, Credentials, Secret, Transport};
+use coxswain_transport::{connect_over, jobs_client};
 use rcgen::KeyPair;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;

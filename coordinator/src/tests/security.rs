@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use coxswain_proto::tls::token::ca_hash;
-use coxswain_proto::tls::{ClientTls, Credentials, Transport};
-use coxswain_proto::{RPCS, access_client, cluster_client, connect_over, jobs_client, wire};
+use coxswain_proto::{RPCS, wire};
+use coxswain_transport::tls::token::ca_hash;
+use coxswain_transport::tls::{ClientTls, Credentials, Transport};
+use coxswain_transport::{access_client, cluster_client, connect_over, jobs_client};
 use expect_test::expect;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -107,13 +108,13 @@ async fn every_call_by_every_caller() {
 async fn plain_text_and_an_address_that_says_so_get_nowhere() {
     let site = Secured::start().await;
     let plain = site.url.replace("https", "http");
-    let channel = coxswain_proto::connect(&plain).await;
+    let channel = coxswain_transport::connect(&plain).await;
     if let Ok(channel) = channel {
         jobs_client(channel).list(wire::ListRequest::default()).await.unwrap_err();
     }
     let error = connect_over(&plain, &site.transport("coxswain://admin/a/job/*")).await.unwrap_err();
     assert!(error.to_string().contains("say https://"), "{error}");
-    let error = coxswain_proto::connect(&site.url).await.unwrap_err();
+    let error = coxswain_transport::connect(&site.url).await.unwrap_err();
     assert!(error.to_string().contains("COXSWAIN_TLS_DIR"), "{error}");
     // A coordinator of another cluster, and one without certificates.
     let other = Secured::start().await;
@@ -123,7 +124,7 @@ async fn plain_text_and_an_address_that_says_so_get_nowhere() {
     let url = open.url.replace("http", "https");
     let error = connect_over(&url, &site.transport("coxswain://admin/a/job/*")).await.unwrap_err();
     assert!(error.to_string().contains("speaks no TLS"), "{error}");
-    let mut access = access_client(coxswain_proto::connect(&open.url).await.unwrap());
+    let mut access = access_client(coxswain_transport::connect(&open.url).await.unwrap());
     let none = access.create_token(wire::CreateTokenRequest::default()).await.err().unwrap();
     assert!(none.message().contains("coxswain certs init"), "{none}");
 }

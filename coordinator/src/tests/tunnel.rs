@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use coxswain_proto::tls::ClientTls;
+use coxswain_transport::tls::ClientTls;
 use tokio::net::TcpListener;
 
 /// Opens it on this machine for a caller with the credentials of `tls`; returns its address.

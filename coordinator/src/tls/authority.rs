@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use coxswain_proto::tls::Secret;
-use coxswain_proto::tls::client::certificates;
+use coxswain_transport::tls::Secret;
+use coxswain_transport::tls::client::certificates;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,

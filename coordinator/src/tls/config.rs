@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use coxswain_proto::tls::client::{certificates, private_key, provider, roots};
-use coxswain_proto::tls::credentials::{CA, CHAIN, KEY};
-use coxswain_proto::tls::{Credentials, Secret};
+use coxswain_transport::tls::client::{certificates, private_key, provider, roots};
+use coxswain_transport::tls::credentials::{CA, CHAIN, KEY};
+use coxswain_transport::tls::{Credentials, Secret};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ServerConfig, version};
 

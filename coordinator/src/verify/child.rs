@@ -7,9 +7,9 @@ use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use coxswain_console::parent;
 use coxswain_console::say;
 use coxswain_files::atomic::create_folder;
-use coxswain_proto::parent;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 

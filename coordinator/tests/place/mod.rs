@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
-use coxswain_proto::tls::{Credentials, JoinToken, enroll};
+use coxswain_transport::tls::{Credentials, JoinToken, enroll};
 
 /// How the coordinator is started, in the folder.
 pub(crate) const SERVE: [&str; 11] = [

@@ -6,8 +6,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use coxswain_proto::wire;
 use coxswain_proto::wire::jobs_client::JobsClient;
-use coxswain_proto::{connect, jobs_client, wire};
+use coxswain_transport::{connect, jobs_client};
 use tonic::Code;
 use tonic::transport::Channel;
 

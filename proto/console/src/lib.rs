@@ -1,9 +1,11 @@
-//! What the programs say to people on stderr. Nothing here can end a program: where stderr is closed, full or a
+//! What both programs are as processes, and what they say to people on stderr. Nothing here can end a program: where stderr is closed, full or a
 //! terminal that is gone, a line is lost and the program goes on. Data on stdout is the commands' own matter.
 //!
 //! - [`say`]: a line; [`status`], [`keep`], [`clear`]: the line that stays below all others on a terminal.
 //! - [`look`]: what a stream can show; [`width`]: how much of it.
 //! - [`logs`]: log lines, through the same door.
+//! - [`file_mode`]: who may use the files that a program makes.
+//! - [`parent`]: processes that end with the one that started them.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -11,7 +13,9 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub mod file_mode;
 pub mod logs;
+pub mod parent;
 
 /// Back to the start of the line, which is cleared.
 const CLEAR: &str = "\r\x1b[K";

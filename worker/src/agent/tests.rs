@@ -38,7 +38,7 @@ fn at_work() -> (Agent, std::sync::mpsc::Sender<()>) {
     let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
     let agent = Agent {
         info,
-        client: coxswain_proto::cluster_client(channel),
+        client: coxswain_transport::cluster_client(channel),
         port: DataPort::local().unwrap(),
         generation: Generation(1),
         shared: Shared::new(status),

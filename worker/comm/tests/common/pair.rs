@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use coxswain_comm::{Axis, DataPort, Links, MemoryStore, TensorTls};
-use coxswain_proto::tls::{ClientTls, Credentials, Secret};
+use coxswain_transport::tls::{ClientTls, Credentials, Secret};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tch::{Device, Kind, Tensor};
 

@@ -7,13 +7,13 @@ use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::tls::client::{Transport, explain, tls_error};
-use crate::wire::access_client::AccessClient;
-use crate::wire::access_server::{Access, AccessServer};
-use crate::wire::cluster_client::ClusterClient;
-use crate::wire::cluster_server::{Cluster, ClusterServer};
-use crate::wire::jobs_client::JobsClient;
-use crate::wire::jobs_server::{Jobs, JobsServer};
-use crate::{PROTOCOL, limits};
+use coxswain_proto::wire::access_client::AccessClient;
+use coxswain_proto::wire::access_server::{Access, AccessServer};
+use coxswain_proto::wire::cluster_client::ClusterClient;
+use coxswain_proto::wire::cluster_server::{Cluster, ClusterServer};
+use coxswain_proto::wire::jobs_client::JobsClient;
+use coxswain_proto::wire::jobs_server::{Jobs, JobsServer};
+use coxswain_proto::{PROTOCOL, limits};
 
 /// The coordinator could not be reached.
 #[derive(Debug, thiserror::Error)]

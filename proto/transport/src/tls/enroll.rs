@@ -11,7 +11,8 @@ use tonic::{Code, Status};
 use super::client::{ClientTls, TlsError, Transport, why};
 use super::credentials::{Credentials, FileError, Secret, read_ca};
 use super::token::{JoinToken, NoToken, ca_hash};
-use crate::{ConnectError, access_client, connect_over, wire};
+use crate::channel::{ConnectError, access_client, connect_over};
+use coxswain_proto::wire;
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
