@@ -7,7 +7,7 @@ use coxswain_files::atomic::{create_folder, digest_file};
 use coxswain_files::folders::{Sound, set_aside, step_folder, step_path};
 use coxswain_files::manifest::MANIFEST;
 use coxswain_files::progress::Watch;
-use coxswain_files::{Checkpoint, CheckpointError, Digests, Manifest};
+use coxswain_files::{Checkpoint, CheckpointError, Digests, Fingerprint, Manifest};
 use coxswain_types::assignment::{PreparedData, Resume};
 use coxswain_types::job::{OptimizerKind, Reduction, TrainSpec};
 use coxswain_types::{JobSpec, Step};
@@ -53,21 +53,26 @@ pub(crate) fn newest(
             folder.display()
         ));
     }
-    if let Some(difference) = difference(&manifest, &spec.train) {
+    let Manifest { fingerprint: Some(fingerprint), spec: was, data, .. } = manifest else {
+        return Err(format!(
+            "{} is an imported model, which no run computed; give another folder, and name this one in train.start_from",
+            folder.display()
+        ));
+    };
+    if let Some(difference) = difference(&was.train, fingerprint.threads, &spec.train) {
         return Err(format!(
             "{} was trained with {difference}: the numbers would be other ones; set it back, or give another folder",
             folder.display()
         ));
     }
     let resume = Resume { step: Step(step), path: step_path(step), digest };
-    let Manifest { fingerprint, spec, data, .. } = manifest;
-    let newest = Newest { resume, threads: fingerprint.threads, runtime: fingerprint.runtime, spec, data };
+    let Fingerprint { threads, runtime, .. } = fingerprint;
+    let newest = Newest { resume, threads, runtime, spec: was, data };
     Ok((Some(newest), damaged))
 }
 
 /// The first key of `is` that a run has to keep and that differs from the checkpoint's.
-fn difference(checkpoint: &Manifest, is: &TrainSpec) -> Option<String> {
-    let (was, threads) = (&checkpoint.spec.train, checkpoint.fingerprint.threads);
+fn difference(was: &TrainSpec, threads: u32, is: &TrainSpec) -> Option<String> {
     let shards = |train: &TrainSpec| train.tensor_shards.map_or("left out".to_owned(), |n| n.to_string());
     // With one run for each data rank their number follows the layout, which may change.
     let runs = |train: &TrainSpec| match train.reduction {
@@ -151,9 +156,6 @@ pub(crate) fn prune(job: &str, directory: &Path, (newest, keep): (Step, u32)) {
 #[cfg(test)]
 mod tests {
     use coxswain_core::spec::{JobText, parse};
-    use coxswain_files::Fingerprint;
-    use coxswain_files::manifest::FORMAT;
-    use coxswain_types::assignment::TokenFile;
 
     use super::*;
 
@@ -169,29 +171,6 @@ train: {steps: 5, sequence: 16, global_micro_batches: 4}
         parse(&JobText { source: "job.yaml", text: JOB, sets: &sets, base: Path::new("/") }).unwrap()
     }
 
-    fn checkpoint(spec: JobSpec) -> Manifest {
-        let train = TokenFile { path: "data/train.tokens".into(), tokens: 100, digest: "d".into() };
-        Manifest {
-            format: FORMAT,
-            job: "tiny-1".into(),
-            step: 3,
-            fingerprint: Fingerprint {
-                runtime: "cpu".into(),
-                threads: 2,
-                dtype: "fp32".into(),
-                precision: spec.train.precision.name().into(),
-                global_micro_batches: 4,
-                micro_batch_size: 1,
-                gradient_groups: 4,
-                tensor_shards: 0,
-            },
-            spec,
-            data: PreparedData::of_tokens(train),
-            files: vec![],
-            tensors: vec![],
-        }
-    }
-
     #[test]
     fn a_run_keeps_what_its_numbers_depend_on() {
         let refused = [
@@ -203,9 +182,9 @@ train: {steps: 5, sequence: 16, global_micro_batches: 4}
             (("train.gradient_groups", "2"), "train.gradient_groups 4, and the job says 2"),
             (("train.optimizer", "muon"), "train.optimizer adamw, and the job says muon"),
         ];
-        let was = checkpoint(spec(&[]));
+        let was = spec(&[]).train;
         for (set, expected) in refused {
-            assert_eq!(difference(&was, &spec(&[set]).train).as_deref(), Some(expected));
+            assert_eq!(difference(&was, 2, &spec(&[set]).train).as_deref(), Some(expected));
         }
         let may_change = [
             ("train.dropout", "0.1"),
@@ -216,14 +195,14 @@ train: {steps: 5, sequence: 16, global_micro_batches: 4}
             ("train.threads", "2"),
         ];
         for set in may_change {
-            assert_eq!(difference(&was, &spec(&[set]).train), None, "{set:?}");
+            assert_eq!(difference(&was, 2, &spec(&[set]).train), None, "{set:?}");
         }
     }
 
     #[test]
     fn a_fast_run_may_change_its_number_of_data_ranks() {
         let fast = ("train.reduction", "fast");
-        let was = checkpoint(spec(&[fast]));
-        assert_eq!(difference(&was, &spec(&[fast, ("layout.data", "3")]).train), None);
+        let was = spec(&[fast]).train;
+        assert_eq!(difference(&was, 2, &spec(&[fast, ("layout.data", "3")]).train), None);
     }
 }

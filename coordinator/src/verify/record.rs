@@ -38,7 +38,9 @@ pub(super) fn read(folder: &Path) -> Result<(RunRecord, Fingerprint)> {
     let checkpoint = Checkpoint::open(&step, None)?;
     record.digests = checkpoint.digests()?.into_iter().collect();
     ensure!(!record.digests.is_empty(), "{} holds no tensors", step.display());
-    Ok((record, checkpoint.manifest().fingerprint.clone()))
+    let fingerprint = checkpoint.manifest().fingerprint.clone();
+    let fingerprint = fingerprint.with_context(|| format!("{} was computed by no run", step.display()))?;
+    Ok((record, fingerprint))
 }
 
 fn steps(text: &str) -> Result<RunRecord> {

@@ -74,7 +74,7 @@ pub(crate) fn header(step: u64) -> Header {
         job: "tiny-1".into(),
         step,
         spec: spec(DataSpec::Synthetic { tokens: 100 }),
-        fingerprint: Fingerprint {
+        fingerprint: Some(Fingerprint {
             runtime: "cpu".into(),
             threads: 1,
             dtype: "fp32".into(),
@@ -83,7 +83,7 @@ pub(crate) fn header(step: u64) -> Header {
             micro_batch_size: 1,
             gradient_groups: 2,
             tensor_shards: 0,
-        },
+        }),
         data: PreparedData::of_tokens(train),
     }
 }

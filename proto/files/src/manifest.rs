@@ -13,9 +13,6 @@ use coxswain_types::assignment::PreparedData;
 use coxswain_types::status::SavedFile;
 use serde::{Deserialize, Serialize};
 
-pub use crate::checkpoint::Checkpoint;
-pub use crate::folders::{latest, prune};
-
 use crate::atomic::{digest_bytes, parent_of, sync_folder, write_atomic};
 use crate::error::CheckpointError;
 use crate::region::{CoverError, Cut, cover, elements};
@@ -51,8 +48,9 @@ pub struct Manifest {
     pub step: u64,
     /// The job.
     pub spec: JobSpec,
-    /// What the numbers depend on beside the job.
-    pub fingerprint: Fingerprint,
+    /// What the numbers depend on beside the job; `None` for an import, which no run computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
     /// The tokens that were trained on.
     pub data: PreparedData,
     /// The shard files, in the order of their names.
@@ -152,8 +150,8 @@ pub struct Header {
     pub step: u64,
     /// The job.
     pub spec: JobSpec,
-    /// What the numbers depend on beside the job.
-    pub fingerprint: Fingerprint,
+    /// What the numbers depend on beside the job; `None` for an import.
+    pub fingerprint: Option<Fingerprint>,
     /// The tokens that are trained on.
     pub data: PreparedData,
 }

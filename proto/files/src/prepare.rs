@@ -18,8 +18,6 @@ use coxswain_types::job::{Corruption, DataSpec, Lengths, reserved_tokens};
 use coxswain_types::model::{Architecture, Head};
 use serde::{Deserialize, Serialize};
 
-pub use crate::hash::mix;
-
 use crate::atomic::{create_folder, digest_bytes, write_atomic};
 use crate::digests::Digests;
 use crate::progress::{Phase, Progress, Stopped, Watch};

@@ -28,7 +28,7 @@ pub(crate) fn header(spec: JobSpec) -> Header {
         job: "small-1".to_owned(),
         step: 1,
         spec,
-        fingerprint: Fingerprint {
+        fingerprint: Some(Fingerprint {
             runtime: "cpu".to_owned(),
             threads: 1,
             dtype: "fp32".to_owned(),
@@ -37,7 +37,7 @@ pub(crate) fn header(spec: JobSpec) -> Header {
             micro_batch_size: 1,
             gradient_groups: 1,
             tensor_shards: 0,
-        },
+        }),
         data: PreparedData::of_tokens(tokens),
     }
 }

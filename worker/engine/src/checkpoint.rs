@@ -49,7 +49,7 @@ pub fn header(assignment: &Assignment, runtime: &str, step: Step) -> Header {
         job: assignment.job.clone(),
         step: step.0,
         spec: assignment.spec.clone(),
-        fingerprint: fingerprint(assignment, runtime),
+        fingerprint: Some(fingerprint(assignment, runtime)),
         data: assignment.data.clone(),
     }
 }
@@ -265,7 +265,13 @@ pub fn load(
     links: &Links,
 ) -> Result<Trainer, EngineError> {
     let checkpoint = Checkpoint::open(&directory.join(&resume.path), Some(&resume.digest)).map_err(damage)?;
-    let differences = checkpoint.manifest().fingerprint.differences(&fingerprint(assignment, runtime));
+    let Some(its) = &checkpoint.manifest().fingerprint else {
+        return Err(EngineError::Other(format!(
+            "{} is an imported model, which no run computed",
+            resume.path
+        )));
+    };
+    let differences = its.differences(&fingerprint(assignment, runtime));
     if !differences.is_empty() {
         return Err(EngineError::Fingerprint(differences));
     }

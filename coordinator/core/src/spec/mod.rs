@@ -29,7 +29,7 @@ use std::path::Path;
 use coxswain_types::JobSpec;
 
 pub use error::{Fault, Origin, SpecError};
-pub use resolved::{Difference, differences, resolved_yaml};
+pub use resolved::{Difference, differences, raw_model, raw_yaml, resolved_yaml};
 pub use schema::schema;
 
 use check::Purpose;

@@ -48,7 +48,7 @@ pub struct RawJob {
 }
 
 /// `data`: where tokens come from; one of `text`, `labelled`, `pairs` and `synthetic`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawData {
     /// One path or a list of paths of text files. Relative ones start from the job file's folder.
@@ -94,7 +94,7 @@ pub struct RawSynthetic {
 }
 
 /// `train`: how to train.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawTrain {
     /// Optimizer steps in all.

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use coxswain_types::JobSpec;
-use coxswain_types::job::{DataSpec, OptimizerKind, Precision, RateSchedule, Reduction, Schedule};
+use coxswain_types::job::{DataSpec, ModelSpec, OptimizerKind, Precision, RateSchedule, Reduction, Schedule};
 use coxswain_types::model::{Architecture, Head};
 use coxswain_types::schedule::Action;
 use serde_json::Value;
 
 use super::error::{Fault, SpecError};
 use super::raw::{
-    OptimizerName, Paths, RateScheduleName, RawCheckpoint, RawData, RawJob, RawLayout, RawRecovery,
+    OptimizerName, Paths, RateScheduleName, RawCheckpoint, RawData, RawJob, RawLayout, RawModel, RawRecovery,
     RawSynthetic, RawTrain, RecomputeSetting, ScheduleName, ZeroStage,
 };
 use super::yaml;
@@ -23,7 +23,20 @@ mod model;
 /// # Errors
 /// Never for a job that came out of [`super::parse`]; the writer of YAML could fail in theory.
 pub fn resolved_yaml(job: &JobSpec) -> Result<String, SpecError> {
-    yaml::write(&unchecked(job)).map_err(|message| Fault::in_file(&job.name, None, "", message).into())
+    raw_yaml(&unchecked(job))
+}
+
+/// A job that was not checked, as YAML; keys without a value are left out.
+///
+/// # Errors
+/// Never for what a job file can say; the writer of YAML could fail in theory.
+pub fn raw_yaml(job: &RawJob) -> Result<String, SpecError> {
+    yaml::write(job).map_err(|message| Fault::in_file(&job.name, None, "", message).into())
+}
+
+/// A model with every key of the job file that it has.
+pub fn raw_model(model: &ModelSpec) -> RawModel {
+    model::model(model)
 }
 
 /// A key of two jobs that differs, with its value in each as JSON; `None` where it is left out.
@@ -70,31 +83,22 @@ fn flatten(key: String, value: Value, into: &mut BTreeMap<String, Value>) {
 }
 
 fn unchecked(job: &JobSpec) -> RawJob {
-    let nothing = RawData {
-        text: None,
-        labelled: None,
-        classes: None,
-        pairs: None,
-        weights: None,
-        validation: None,
-        synthetic: None,
-    };
     let many = |files: &[String]| Some(Paths::Many(files.to_vec()));
     let data = match &job.data {
         DataSpec::Text { files, validation } => {
-            RawData { text: many(files), validation: Some(*validation), ..nothing }
+            RawData { text: many(files), validation: Some(*validation), ..RawData::default() }
         }
         DataSpec::Labelled { files, classes, validation, weights } => {
             let (weights, validation) = (Some(*weights), Some(*validation));
             let classes = (!classes.is_empty()).then(|| classes.clone());
-            RawData { labelled: many(files), classes, weights, validation, ..nothing }
+            RawData { labelled: many(files), classes, weights, validation, ..RawData::default() }
         }
         DataSpec::Pairs { files, validation, weights } => {
             let (weights, validation) = (Some(*weights), Some(*validation));
-            RawData { pairs: many(files), weights, validation, ..nothing }
+            RawData { pairs: many(files), weights, validation, ..RawData::default() }
         }
         DataSpec::Synthetic { tokens } => {
-            RawData { synthetic: Some(RawSynthetic { tokens: *tokens }), ..nothing }
+            RawData { synthetic: Some(RawSynthetic { tokens: *tokens }), ..RawData::default() }
         }
     };
     let checkpoint = RawCheckpoint {
@@ -104,7 +108,7 @@ fn unchecked(job: &JobSpec) -> RawJob {
     };
     RawJob {
         name: job.name.clone(),
-        model: model::model(&job.model),
+        model: raw_model(&job.model),
         data,
         train: train(job),
         layout: Some(layout(job)),

@@ -64,7 +64,7 @@ fn what_makes_up_no_checkpoint_is_not_published() {
 
 #[test]
 fn fingerprints_say_what_differs() {
-    let one = header(0).fingerprint;
+    let one = header(0).fingerprint.unwrap();
     assert!(one.differences(&one).is_empty());
     let other = Fingerprint {
         threads: 9,

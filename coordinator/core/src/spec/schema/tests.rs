@@ -99,6 +99,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
+#[allow(clippy::disallowed_methods, reason = "a test over all job files of the repository, new ones too")]
 /// The job files that the repository shows: whole files, and those in its pages.
 fn examples() -> Vec<(String, String)> {
     let folder = root().join("deploy/jobs");
