@@ -1,10 +1,12 @@
 //! `coxswain-worker`: one process, one device. It does what it is assigned and decides nothing.
 //!
 //! - [`args`]: what it is told when it starts.
-//! - [`agent`]: the Sync loop with the coordinator.
+//! - [`agent`]: the loop that feeds the agent's state machine (`coxswain-agent`) and does what that decides.
+//! - [`conversation`]: the stream with the coordinator.
+//! - [`engine_handle`]: the thread that owns libtorch.
+//! - [`rank`]: one assignment on that thread.
+//! - [`signals`]: what asks this process to stop.
 //! - [`identity`]: its certificate, from files or by a join token.
-//! - [`state`]: what the loop and the engine's thread share.
-//! - [`rank`]: the thread that owns libtorch.
 //! - [`store`]: the rendezvous of a generation over the coordinator's gRPC.
 //! - [`machine`]: what this machine is.
 //! - [`device`]: the GPU, where it computes on one.
@@ -14,17 +16,20 @@
 mod agent;
 mod args;
 mod classify;
+mod conversation;
 mod device;
+mod engine_handle;
 mod identity;
 mod machine;
 mod rank;
-mod state;
+mod signals;
 mod store;
 mod write;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use coxswain_agent::Departure;
 use coxswain_console::{logs, say};
 use coxswain_proto::device::DeviceName;
 
@@ -53,7 +58,7 @@ fn main() -> ExitCode {
     let result = match &args.command {
         Some(Command::Generate(generate)) => write::run(generate).map(|()| 0),
         Some(Command::Classify(args)) => classify::run(args).map(|()| 0),
-        None => device::open(device).and_then(|()| agent::run(&args.work)).map(agent::End::code),
+        None => device::open(device).and_then(|()| agent::run(&args.work)).map(Departure::code),
     };
     let error = match result {
         Ok(code) => return ExitCode::from(code),
