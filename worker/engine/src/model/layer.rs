@@ -46,13 +46,22 @@ pub enum Piece {
     Ffn,
 }
 
-/// The pieces of a layer, in order, and whether each is computed again in the backward pass.
-pub fn pieces(recompute: Recompute) -> &'static [(Piece, bool)] {
+/// What a piece keeps between its forward and its backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// The graph, with all activations.
+    Graph,
+    /// Its input; the backward pass computes the rest again.
+    Input,
+}
+
+/// The pieces of a layer, in order, and what each keeps.
+pub fn pieces(recompute: Recompute) -> &'static [(Piece, Keeps)] {
     match recompute {
-        Recompute::Nothing => &[(Piece::Whole, false)],
-        Recompute::Layer => &[(Piece::Whole, true)],
-        Recompute::Block(Block::Attention) => &[(Piece::Attention, true), (Piece::Ffn, false)],
-        Recompute::Block(Block::Ffn) => &[(Piece::Attention, false), (Piece::Ffn, true)],
+        Recompute::Nothing => &[(Piece::Whole, Keeps::Graph)],
+        Recompute::Layer => &[(Piece::Whole, Keeps::Input)],
+        Recompute::Block(Block::Attention) => &[(Piece::Attention, Keeps::Input), (Piece::Ffn, Keeps::Graph)],
+        Recompute::Block(Block::Ffn) => &[(Piece::Attention, Keeps::Graph), (Piece::Ffn, Keeps::Input)],
     }
 }
 

@@ -24,7 +24,7 @@ pub use cache::Cache;
 pub use embedding::Embedding;
 pub use head::Head;
 pub use init::initial_values;
-pub use layer::{Layer, Piece, pieces};
+pub use layer::{Keeps, Layer, Piece, pieces};
 pub(crate) use layer::{buffer, on_device};
 pub use norm::Norm;
 pub(crate) use param::kind;

@@ -2,8 +2,6 @@
 //! canonical sum of gradients over micro-batches and data ranks.
 
 mod cut;
-mod flight;
-mod piece;
 mod pipeline;
 mod probe;
 mod reduce;
