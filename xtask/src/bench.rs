@@ -18,8 +18,8 @@ mod peer;
 mod shape;
 mod table;
 
-use shape::{Row, Shape};
-use table::{Measured, Measurement};
+use shape::{BenchRow, BenchShape};
+use table::{BenchMeasured, Measurement};
 
 /// What to measure.
 #[derive(clap::Args, Debug)]
@@ -27,9 +27,9 @@ use table::{Measured, Measurement};
   cargo xtask bench                                   all rows with the defaults
   cargo xtask bench --rows single,tp2 --steps 4       two rows, shorter
   cargo xtask bench --layers 4 --dim 256 --heads 4 --kv-heads 4 --ffn 704 --json")]
-pub(crate) struct Args {
+pub(crate) struct BenchArgs {
     #[command(flatten)]
-    shape: Shape,
+    shape: BenchShape,
     /// Which rows, separated by commas.
     #[arg(
         long,
@@ -37,7 +37,7 @@ pub(crate) struct Args {
         value_delimiter = ',',
         default_value = "single,dp2,pp2,tp2,single-bf16,single-full,dp2-zero"
     )]
-    rows: Vec<Row>,
+    rows: Vec<BenchRow>,
     /// How often each row is measured, ours and PyTorch in turn; the medians are shown.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -45,14 +45,14 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    libtorch: libtorch::Choice,
+    libtorch: libtorch::LibtorchChoice,
 }
 
 /// Measures each row and prints the table to stdout.
 ///
 /// # Errors
 /// When a row cannot be measured; no partial table is printed then.
-pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
+pub(crate) fn bench(repo: &Repo, args: &BenchArgs) -> Result<()> {
     for row in &args.rows {
         args.shape.check(*row)?;
     }
@@ -75,7 +75,11 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
                 &format!("{name}: PyTorch"),
             )?);
         }
-        rows.push(Measured { row: row.name(), ours: table::median_of(ours), peer: table::median_of(peers) });
+        rows.push(BenchMeasured {
+            row: row.name(),
+            ours: table::median_of(ours),
+            peer: table::median_of(peers),
+        });
     }
     if args.json {
         println!("{}", table::json(&args.shape, &rows));

@@ -7,7 +7,7 @@ use crate::repo::Repo;
 use crate::run::{cargo, run};
 
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct ChaosArgs {
     /// How many workers are killed in each layout.
     #[arg(long, value_name = "N", default_value_t = 20)]
     kills: u32,
@@ -15,10 +15,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
-    libtorch: libtorch::Choice,
+    libtorch: libtorch::LibtorchChoice,
 }
 
-pub(crate) fn chaos(repo: &Repo, args: &Args) -> Result<()> {
+pub(crate) fn chaos(repo: &Repo, args: &ChaosArgs) -> Result<()> {
     let libtorch = libtorch::setup(repo, &args.libtorch)?;
     let workspace = |words: &[&str]| {
         let mut command = cargo();

@@ -20,7 +20,7 @@ use crate::texts;
 
 /// How the demo runs.
 #[derive(clap::Args, Debug)]
-pub(crate) struct Args {
+pub(crate) struct DemoArgs {
     /// Optimizer steps, where the job file's number takes too long. Such a run need not beat gzip.
     #[arg(long)]
     steps: Option<u64>,
@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
-    libtorch: libtorch::Choice,
+    libtorch: libtorch::LibtorchChoice,
 }
 
 const JOB: &str = "deploy/jobs/demo.yaml";
@@ -40,7 +40,7 @@ const PASSAGE_TOKENS: &str = "120";
 ///
 /// # Errors
 /// When a step of it fails, or when the model needs more bits for the validation text than gzip.
-pub(crate) fn demo(repo: &Repo, args: &Args) -> Result<()> {
+pub(crate) fn demo(repo: &Repo, args: &DemoArgs) -> Result<()> {
     let libtorch = libtorch::setup(repo, &args.libtorch)?;
     let texts = texts::texts(repo)?;
     let mut build = cargo();
@@ -59,7 +59,7 @@ pub(crate) fn demo(repo: &Repo, args: &Args) -> Result<()> {
     let metrics = folder.join("metrics.jsonl");
     let text =
         fs::read_to_string(&metrics).with_context(|| format!("could not read {}", metrics.display()))?;
-    let run_of = Metrics::read(&text).with_context(|| format!("in {}", metrics.display()))?;
+    let run_of = DemoMetrics::read(&text).with_context(|| format!("in {}", metrics.display()))?;
     let validation = folder.join("data/validation.txt");
     let gzip = gzip(&validation)?;
     eprintln!("\n{}", report(&run_of, &gzip, took, &folder, newest(&folder.join("checkpoints")).as_deref()));
@@ -71,7 +71,7 @@ pub(crate) fn demo(repo: &Repo, args: &Args) -> Result<()> {
     judge(&run_of, &gzip, args.steps.is_some())
 }
 
-fn up(repo: &Repo, args: &Args, folder: &Path, texts: &[PathBuf]) -> Command {
+fn up(repo: &Repo, args: &DemoArgs, folder: &Path, texts: &[PathBuf]) -> Command {
     let texts: Vec<Value> = texts.iter().map(|path| path.to_string_lossy().into()).collect();
     let mut up = Command::new(repo.binary("coxswain"));
     up.arg("up").arg(repo.path(JOB)).args(["--workers", WORKERS, "--out"]).arg(folder);
@@ -84,15 +84,15 @@ fn up(repo: &Repo, args: &Args, folder: &Path, texts: &[PathBuf]) -> Command {
 
 /// What the demo reads of metrics.jsonl.
 #[derive(Debug, PartialEq)]
-struct Metrics {
+struct DemoMetrics {
     step: u64,
     loss: f64,
     bits_per_byte: f64,
     training: Duration,
 }
 
-impl Metrics {
-    fn read(text: &str) -> Result<Metrics> {
+impl DemoMetrics {
+    fn read(text: &str) -> Result<DemoMetrics> {
         let mut seconds = 0.0;
         let (mut last, mut bits) = (None, None);
         for (index, line) in text.lines().enumerate() {
@@ -104,7 +104,7 @@ impl Metrics {
         }
         let (step, loss) = last.context("no step was recorded")?;
         let bits_per_byte = bits.context("no line has validation.bits_per_byte")?;
-        Ok(Metrics { step, loss, bits_per_byte, training: Duration::from_secs_f64(seconds) })
+        Ok(DemoMetrics { step, loss, bits_per_byte, training: Duration::from_secs_f64(seconds) })
     }
 }
 
@@ -131,7 +131,13 @@ fn gzip(text: &Path) -> Result<Gzip> {
     Ok(Gzip { program, bits_per_byte: 8.0 * packed.len() as f64 / bytes as f64, bytes })
 }
 
-fn report(run: &Metrics, gzip: &Gzip, took: Duration, folder: &Path, checkpoint: Option<&Path>) -> String {
+fn report(
+    run: &DemoMetrics,
+    gzip: &Gzip,
+    took: Duration,
+    folder: &Path,
+    checkpoint: Option<&Path>,
+) -> String {
     let checkpoint =
         checkpoint.map_or_else(|| "none was found".to_owned(), |path| path.display().to_string());
     format!(
@@ -155,7 +161,7 @@ fn report(run: &Metrics, gzip: &Gzip, took: Duration, folder: &Path, checkpoint:
 }
 
 /// The demo must beat gzip; a run that was cut short on purpose need not.
-fn judge(run: &Metrics, gzip: &Gzip, shortened: bool) -> Result<()> {
+fn judge(run: &DemoMetrics, gzip: &Gzip, shortened: bool) -> Result<()> {
     let (model, gzip) = (run.bits_per_byte, gzip.bits_per_byte);
     // The comparison is written so that a loss that is no number fails.
     if model < gzip {
@@ -199,15 +205,15 @@ mod tests {
 
     #[test]
     fn the_last_validation_loss_counts() {
-        let read = Metrics::read(METRICS).unwrap();
+        let read = DemoMetrics::read(METRICS).unwrap();
         let training = Duration::from_millis(1_500);
-        assert_eq!(read, Metrics { step: 3, loss: 7.0, bits_per_byte: 3.1, training });
+        assert_eq!(read, DemoMetrics { step: 3, loss: 7.0, bits_per_byte: 3.1, training });
         for (text, error) in [
             ("", "no step was recorded"),
             ("{\"step\":1,\"loss\":7.5}", "no line has validation.bits_per_byte"),
             ("{\"step\":1,\"loss\":7.5}\n{\"st", "line 2 is no JSON"),
         ] {
-            assert_eq!(Metrics::read(text).unwrap_err().to_string(), error);
+            assert_eq!(DemoMetrics::read(text).unwrap_err().to_string(), error);
         }
     }
 
@@ -221,7 +227,7 @@ mod tests {
             (f64::NAN, false, false),
             (3.4, true, true),
         ] {
-            let run = Metrics { bits_per_byte, ..Metrics::read(METRICS).unwrap() };
+            let run = DemoMetrics { bits_per_byte, ..DemoMetrics::read(METRICS).unwrap() };
             assert_eq!(judge(&run, &gzip, shortened).is_ok(), good, "{bits_per_byte} {shortened}");
         }
     }
@@ -244,7 +250,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("Cargo.toml"), "").unwrap();
         let repo = Repo::find(Some(root.path().to_owned())).unwrap();
-        let args = Args { steps: Some(20), resume: false, libtorch: libtorch::Choice::default() };
+        let args = DemoArgs { steps: Some(20), resume: false, libtorch: libtorch::LibtorchChoice::default() };
         let command =
             up(&repo, &args, Path::new("/out"), &[PathBuf::from("/t/a b.txt"), PathBuf::from("/t/c.txt")]);
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();

@@ -18,7 +18,7 @@ use crate::run::{capture, cargo, human, run, say};
 #[command(after_help = "Examples:
   cargo xtask fuzz                                 every format for ten minutes
   cargo xtask fuzz --target gguf --seconds 60      one of them for a minute")]
-pub(crate) struct Args {
+pub(crate) struct FuzzArgs {
     /// A format: one of the folders in tests/fuzz/corpus. Every format unless given.
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
@@ -57,7 +57,7 @@ const CORPUS: &str = "tests/fuzz/corpus";
 ///
 /// # Errors
 /// Names the first format with a finding, and the file of its input.
-pub(crate) fn fuzz(repo: &Repo, args: &Args) -> Result<()> {
+pub(crate) fn fuzz(repo: &Repo, args: &FuzzArgs) -> Result<()> {
     let all = targets(&repo.path(CORPUS))?;
     let chosen = match &args.target {
         None => all,
@@ -67,8 +67,11 @@ pub(crate) fn fuzz(repo: &Repo, args: &Args) -> Result<()> {
     let triple = host()?;
     build(repo, &triple)?;
     for name in chosen {
-        let format =
-            Format { corpus: repo.path(CORPUS).join(&name), program: program(repo, &triple, &name), name };
+        let format = FuzzFormat {
+            corpus: repo.path(CORPUS).join(&name),
+            program: program(repo, &triple, &name),
+            name,
+        };
         format.run(&repo.target("fuzz").join(&format.name), args.seconds)?;
     }
     Ok(())
@@ -109,13 +112,13 @@ fn program(repo: &Repo, triple: &str, name: &str) -> PathBuf {
 }
 
 /// A format, its program, and its kept inputs.
-struct Format {
+struct FuzzFormat {
     name: String,
     program: PathBuf,
     corpus: PathBuf,
 }
 
-impl Format {
+impl FuzzFormat {
     /// Tries inputs for so long; `work` holds what is found.
     fn run(&self, work: &Path, seconds: u32) -> Result<()> {
         let (found, findings) = (work.join("found"), work.join("findings"));

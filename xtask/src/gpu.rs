@@ -130,7 +130,7 @@ const KIT_BYTES: u64 = 60 << 20;
 /// # Errors
 /// Something cannot be built, or the kit is too heavy.
 pub(crate) fn kit(repo: &Repo) -> Result<()> {
-    let libtorch = libtorch::setup_with(repo, &libtorch::Choice::default(), &[&EMULATED])?;
+    let libtorch = libtorch::setup_with(repo, &libtorch::LibtorchChoice::default(), &[&EMULATED])?;
     ensure!(emulated(repo, &libtorch)?, "the kit needs the bits of the emulated GPU; unset LIBTORCH");
     kernels(repo)?;
     // As the tests build, so that nothing is compiled twice.

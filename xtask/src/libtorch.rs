@@ -22,7 +22,7 @@ const VERSION: &str = "2.11.0";
 
 /// Which libtorch is wanted.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
-pub(crate) struct Choice {
+pub(crate) struct LibtorchChoice {
     /// The libtorch for NVIDIA GPUs: 2.5 GB to fetch, 3.7 GB on disk. Not verified by the tests, which
     /// have no GPU.
     #[arg(long)]
@@ -123,8 +123,7 @@ impl Recipe {
     }
 
     fn pins(&self) -> impl Iterator<Item = Pin> {
-        let rows = self.wheels.lines().filter_map(|row| row.split_once("  "));
-        rows.map(|(sha256, file)| Pin { file, sha256 })
+        wheel_pins(self.wheels)
     }
 
     /// How many leading folders come off the members of a wheel, and which are taken.
@@ -139,6 +138,12 @@ impl Recipe {
     }
 }
 
+/// The files of a list as `sha256sum` writes it.
+pub(crate) fn wheel_pins(list: &'static str) -> impl Iterator<Item = Pin> {
+    let rows = list.lines().filter_map(|row| row.split_once("  "));
+    rows.map(|(sha256, file)| Pin { file, sha256 })
+}
+
 /// The file that holds a recipe's stamp.
 const STAMP: &str = "made-of";
 
@@ -146,7 +151,7 @@ const STAMP: &str = "made-of";
 ///
 /// # Errors
 /// When the user's has another version, when a prerequisite is missing, or when the fetch fails.
-pub(crate) fn setup(repo: &Repo, choice: &Choice) -> Result<Libtorch> {
+pub(crate) fn setup(repo: &Repo, choice: &LibtorchChoice) -> Result<Libtorch> {
     setup_with(repo, choice, &[])
 }
 
@@ -154,7 +159,7 @@ pub(crate) fn setup(repo: &Repo, choice: &Choice) -> Result<Libtorch> {
 ///
 /// # Errors
 /// As for [`setup`].
-pub(crate) fn setup_with(repo: &Repo, choice: &Choice, others: &[&Recipe]) -> Result<Libtorch> {
+pub(crate) fn setup_with(repo: &Repo, choice: &LibtorchChoice, others: &[&Recipe]) -> Result<Libtorch> {
     check_compiler()?;
     if let Some(home) = users_own(repo, env::var_os("LIBTORCH").map(PathBuf::from)) {
         check_users_own(&home)?;

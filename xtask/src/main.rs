@@ -48,42 +48,42 @@ use repo::Repo;
 /// Set-up, demo, tests and measurements of Coxswain.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
-struct Cli {
+struct XtaskCli {
     /// The repository's root; for trying this tool on a copy.
     #[arg(long, global = true, hide = true)]
     root: Option<PathBuf>,
     #[command(subcommand)]
-    command: Command,
+    command: XtaskCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
-    /// Fetch libtorch, pinned and checked; at once when it is already there.
-    Setup(libtorch::Choice),
+enum XtaskCommand {
+    /// Fetch libtorch and the test runner, pinned and checked; at once when they are already there.
+    Setup(libtorch::LibtorchChoice),
     /// Train a small transformer on four workers, compare it with gzip, and let it write.
-    Demo(demo::Args),
+    Demo(demo::DemoArgs),
     /// Run every check and every test.
-    Test(test::Args),
+    Test(test::TestArgs),
     /// Check the rules of the tree that no compiler checks.
     Tidy,
     /// Measure our training step beside PyTorch's own.
-    Bench(bench::Args),
+    Bench(bench::BenchArgs),
     /// Kill workers at random, measure the way back, and compare bits with a calm run.
-    Chaos(chaos::Args),
+    Chaos(chaos::ChaosArgs),
     /// Simulate whole clusters with faults, by the thousand.
     Sim(sim::Args),
     /// Try inputs of every format that others write, and keep those that reach new code.
-    Fuzz(fuzz::Args),
+    Fuzz(fuzz::FuzzArgs),
     /// Compile the GPU kernels that --device cuda needs; fetches nvcc (104 MB), needs no GPU.
     Kernels,
     /// Pack target/gpu-kit: checks and measurements of this tree for a machine with a GPU and PyTorch, without Rust.
     GpuKit,
     /// Compare models with the reference implementations, or a real one with its published behaviour.
-    Parity(parity::Args),
+    Parity(parity::ParityArgs),
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = XtaskCli::parse();
     match Repo::find(cli.root).and_then(|repo| dispatch(cli.command, &repo)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -93,19 +93,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command, repo: &Repo) -> Result<()> {
+fn dispatch(command: XtaskCommand, repo: &Repo) -> Result<()> {
     match command {
-        Command::Setup(args) => libtorch::setup(repo, &args).map(drop),
-        Command::Demo(args) => demo::demo(repo, &args),
-        Command::Test(args) => test::test(repo, &args),
-        Command::Tidy => tidy::tidy(repo),
-        Command::Bench(args) => bench::bench(repo, &args),
-        Command::Chaos(args) => chaos::chaos(repo, &args),
-        Command::Sim(args) => sim::sim(repo, &args),
-        Command::Fuzz(args) => fuzz::fuzz(repo, &args),
-        Command::Kernels => gpu::kernels(repo),
-        Command::GpuKit => gpu::kit(repo),
-        Command::Parity(args) => parity::parity(repo, &args),
+        XtaskCommand::Setup(args) => {
+            // A missing cargo-nextest is said, and hinders nothing.
+            test::TestRunner::find(repo);
+            libtorch::setup(repo, &args).map(drop)
+        }
+        XtaskCommand::Demo(args) => demo::demo(repo, &args),
+        XtaskCommand::Test(args) => test::test(repo, &args),
+        XtaskCommand::Tidy => tidy::tidy(repo),
+        XtaskCommand::Bench(args) => bench::bench(repo, &args),
+        XtaskCommand::Chaos(args) => chaos::chaos(repo, &args),
+        XtaskCommand::Sim(args) => sim::sim(repo, &args),
+        XtaskCommand::Fuzz(args) => fuzz::fuzz(repo, &args),
+        XtaskCommand::Kernels => gpu::kernels(repo),
+        XtaskCommand::GpuKit => gpu::kit(repo),
+        XtaskCommand::Parity(args) => parity::parity(repo, &args),
     }
 }
 
@@ -115,6 +119,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        super::Cli::command().debug_assert();
+        super::XtaskCli::command().debug_assert();
     }
 }

@@ -18,7 +18,7 @@ use crate::texts;
 
 /// What is compared.
 #[derive(clap::Args, Debug)]
-pub(crate) struct Args {
+pub(crate) struct ParityArgs {
     /// A Python that has torch, transformers and safetensors.
     #[arg(long, value_name = "PROGRAM", default_value = "python3")]
     python: PathBuf,
@@ -30,7 +30,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "real")]
     exports: bool,
     #[command(flatten)]
-    libtorch: libtorch::Choice,
+    libtorch: libtorch::LibtorchChoice,
 }
 
 /// SmolLM2-135M-Instruct, quantized to four bits, as a package of the Python index.
@@ -55,7 +55,7 @@ const TENSOR_TOLERANCE: f64 = 1e-5;
 ///
 /// # Errors
 /// When something is missing or a number is off.
-pub(crate) fn parity(repo: &Repo, args: &Args) -> Result<()> {
+pub(crate) fn parity(repo: &Repo, args: &ParityArgs) -> Result<()> {
     let libtorch = libtorch::setup(repo, &args.libtorch)?;
     if args.real {
         let mut build = cargo();

@@ -1,5 +1,6 @@
 //! Commands whose failures explain themselves, and clocks for people.
 
+use std::ffi::OsStr;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -45,7 +46,12 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
 
 /// A `cargo` command; the very cargo that runs us, if one does.
 pub(crate) fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo_tool(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// A command that is cargo, or starts it.
+pub(crate) fn cargo_tool(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
     // What cargo has told this tool of itself. Some build scripts would run again for it, and again without it.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
@@ -57,7 +63,7 @@ pub(crate) fn cargo() -> Command {
 }
 
 /// A command line as one would type it, near enough for messages.
-fn line(command: &Command) -> String {
+pub(crate) fn line(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
     for argument in command.get_args() {
         let argument = argument.to_string_lossy();

@@ -1,30 +1,52 @@
 //! `test`: everything that must hold before a change lands, phase by phase, with what each took.
 //!
+//! - [`runner`]: what runs the tests, cargo-nextest or `cargo test`;
+//! - [`in_process`]: tests that share the process of their binary;
+//! - [`report`]: the last lines: what took how long, and what was skipped.
+//!
 //! Only the release profile is built: tests run programs that are compiled as those of users are, and a machine of
-//! two cores compiles libtorch's bindings once.
+//! two cores compiles libtorch's bindings once. `--fast` alone takes the profile of the inner loop, which compiles the
+//! crates without libtorch in seconds.
 
+mod in_process;
+mod report;
+mod runner;
+
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+pub(crate) use runner::TestRunner;
+
 use crate::gpu;
 use crate::libtorch;
 use crate::repo::Repo;
-use crate::run::{cargo, human, run, say, succeeds};
+use crate::run::{cargo, human, run, succeeds};
 use crate::{texts, tidy};
+use report::TestTime;
+use runner::TestRun;
 
 /// What to test.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask test                  everything that CI checks
+  cargo xtask test --fast           format, tidiness and the crates without libtorch: about a minute
   cargo xtask test --long           also the tests that take minutes each
   cargo xtask test -- layouts       only tests whose names contain `layouts`")]
-pub(crate) struct Args {
+pub(crate) struct TestArgs {
     /// Also run the tests that take minutes each (they look for COXSWAIN_LONG_TESTS=1).
     #[arg(long)]
     long: bool,
+    /// Only check the format, the tidiness and the crates that need no libtorch, without optimisation.
+    #[arg(long, conflicts_with = "long")]
+    fast: bool,
+    /// Run the tests under `cargo test`, even where there is cargo-nextest.
+    #[arg(long)]
+    plain: bool,
     #[command(flatten)]
-    libtorch: libtorch::Choice,
+    libtorch: libtorch::LibtorchChoice,
     /// Passed on to the tests: a part of their names, or flags of the test harness. Formatting,
     /// lints and tidiness are left out then.
     #[arg(last = true)]
@@ -37,26 +59,53 @@ const LONG: &str = "COXSWAIN_LONG_TESTS";
 /// The one that has tests of the emulated GPU left out.
 const NO_GPU: &str = "COXSWAIN_NO_EMULATED_GPU";
 
-/// The phases that have run, and how long each took.
+/// The one that names the file to which tests add a line for what they skip (tests/src/skip.rs).
+const SKIPPED: &str = "COXSWAIN_SKIPPED_FILE";
+
+/// What `--fast` tests. The simulator's seeds and the coordinator's tests with real processes take minutes without
+/// optimisation.
+const FAST: [&str; 10] = [
+    "--package=coxswain-types",
+    "--package=coxswain-files",
+    "--package=coxswain-console",
+    "--package=coxswain-proto",
+    "--package=coxswain-core",
+    "--package=coxswain-fuzz",
+    "--package=xtask",
+    "--lib",
+    "--bins",
+    "--tests",
+];
+
+/// What has run so far, how long it took, and what was skipped.
 #[derive(Default)]
-struct Log {
+struct TestLog {
     phases: Vec<(&'static str, Duration)>,
+    times: Vec<TestTime>,
+    skipped: Vec<String>,
 }
 
-impl Log {
-    fn phase<T>(&mut self, name: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+impl TestLog {
+    fn phase<T>(&mut self, name: &'static str, work: impl FnOnce(&mut TestLog) -> Result<T>) -> Result<T> {
         let start = Instant::now();
-        let result = work();
+        let result = work(self);
         self.phases.push((name, start.elapsed()));
         result.with_context(|| format!("phase `{name}` failed"))
     }
 
-    /// One line a phase, and the sum.
+    /// One line a phase, and the sum; the slowest tests; and what was skipped.
     fn table(&self) -> String {
-        let mut lines = String::new();
+        let mut lines = "phases\n".to_owned();
         let total = self.phases.iter().map(|(_, took)| *took).sum();
         for (name, took) in self.phases.iter().copied().chain([("total", total)]) {
-            lines += &format!("{name:<10} {:>10}\n", human(took));
+            lines += &format!("{:>10}  {name}\n", human(took));
+        }
+        if !self.times.is_empty() {
+            lines += &format!("the slowest tests\n{}", report::slowest(&self.times));
+        }
+        if !self.skipped.is_empty() {
+            lines += "skipped\n";
+            lines.extend(self.skipped.iter().map(|what| format!("  {what}\n")));
         }
         lines
     }
@@ -66,56 +115,107 @@ impl Log {
 ///
 /// # Errors
 /// Names the phase and the command that failed.
-pub(crate) fn test(repo: &Repo, args: &Args) -> Result<()> {
-    let mut log = Log::default();
-    let result = phases(repo, args, &mut log);
-    eprint!("\nphases\n{}", log.table());
+pub(crate) fn test(repo: &Repo, args: &TestArgs) -> Result<()> {
+    let mut log = TestLog::default();
+    let result = if args.fast { fast(repo, args, &mut log) } else { phases(repo, args, &mut log) };
+    eprint!("\n{}", log.table());
     result
 }
 
-fn phases(repo: &Repo, args: &Args, log: &mut Log) -> Result<()> {
+fn phases(repo: &Repo, args: &TestArgs, log: &mut TestLog) -> Result<()> {
     let all = args.filter.is_empty();
     if all {
-        log.phase("format", || run(cargo().current_dir(repo.root()).args(["fmt", "--all", "--check"])))?;
-        log.phase("tidy", || tidy::tidy(repo))?;
-        log.phase("deny", || deny(repo))?;
+        written_well(repo, log)?;
+        log.phase("deny", |log| deny(repo, log))?;
     }
-    let (libtorch, emulated) = log.phase("set-up", || {
+    let (runner, libtorch, emulated) = log.phase("set-up", |_| {
         let libtorch = libtorch::setup_with(repo, &args.libtorch, &[&gpu::EMULATED])?;
         texts::texts(repo)?;
         let emulated = gpu::emulated(repo, &libtorch)?;
-        Ok((libtorch, emulated))
+        Ok((runner(repo, args), libtorch, emulated))
     })?;
-    let workspace = |words: &[&str], rest: &[String]| {
+    let build = ["--release", "--workspace"];
+    let workspace = |words: &[&str]| {
         let mut command = cargo();
-        libtorch.apply(command.current_dir(repo.root()).args(words).args(["--release", "--workspace"]));
-        if args.long {
-            command.env(LONG, "1");
-        }
-        if !emulated {
-            command.env(NO_GPU, "1");
-        }
-        run(command.args(rest))
+        libtorch.apply(command.current_dir(repo.root()).arg(words[0]).args(build));
+        run(command.args(&words[1..]))
     };
-    let deny_warnings = ["--all-targets", "--", "-D", "warnings"].map(str::to_owned);
     if all {
-        log.phase("lint", || workspace(&["clippy"], &deny_warnings))?;
+        log.phase("lint", |_| workspace(&["clippy", "--all-targets", "--", "-D", "warnings"]))?;
     }
     // Tests of whole clusters start the programs, which `cargo test` alone would not build. One command builds both:
     // tests enable more features of tokio, and two commands would compile it and its dependents twice.
-    log.phase("build", || workspace(&["build"], &["--all-targets".to_owned()]))?;
-    let mut rest = args.filter.clone();
-    if !all {
-        rest.insert(0, "--".to_owned());
+    log.phase("build", |_| workspace(&["build", "--all-targets"]))?;
+    let mut variables = Vec::new();
+    if args.long {
+        variables.push((LONG, "1".to_owned()));
     }
-    log.phase("tests", || workspace(&["test"], &rest))
+    if !emulated {
+        variables.push((NO_GPU, "1".to_owned()));
+    }
+    let profile = if args.long { "long" } else { "default" };
+    let (filter, libtorch) = (&args.filter[..], Some(&libtorch));
+    let tests = TestRun { build: &build, profile, filter, libtorch, in_process: true, variables };
+    run_tests(repo, &runner, tests, log)
+}
+
+/// What can be said within about a minute.
+fn fast(repo: &Repo, args: &TestArgs, log: &mut TestLog) -> Result<()> {
+    if args.filter.is_empty() {
+        written_well(repo, log)?;
+    }
+    let runner = log.phase("set-up", |_| Ok(runner(repo, args)))?;
+    let tests = TestRun {
+        build: &FAST,
+        profile: "fast",
+        filter: &args.filter,
+        libtorch: None,
+        in_process: false,
+        variables: Vec::new(),
+    };
+    run_tests(repo, &runner, tests, log)
+}
+
+fn runner(repo: &Repo, args: &TestArgs) -> TestRunner {
+    if args.plain { TestRunner::Plain } else { TestRunner::find(repo) }
+}
+
+/// What no compiler is needed for.
+fn written_well(repo: &Repo, log: &mut TestLog) -> Result<()> {
+    log.phase("format", |_| run(cargo().current_dir(repo.root()).args(["fmt", "--all", "--check"])))?;
+    log.phase("tidy", |_| tidy::tidy(repo))
+}
+
+/// Runs the tests, and notes how long they took and what they skipped.
+fn run_tests(repo: &Repo, runner: &TestRunner, mut tests: TestRun<'_>, log: &mut TestLog) -> Result<()> {
+    let skipped = repo.target("skipped-tests");
+    forget(&skipped)?;
+    tests.variables.push((SKIPPED, skipped.to_string_lossy().into_owned()));
+    let ran = log.phase("tests", |log| runner.run(repo, &tests, &mut log.times));
+    log.skipped.extend(report::skipped(&skipped));
+    ran?;
+    // Examples have no names to choose by.
+    if tests.filter.is_empty() {
+        log.phase("examples", |_| runner.run_examples(repo, &tests))?;
+    }
+    Ok(())
+}
+
+/// Removes what an earlier run has left.
+fn forget(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("could not remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Licences, sources and duplicates of what we depend on. The tool is no part of a plain Rust
 /// installation, so it is used where it is found.
-fn deny(repo: &Repo) -> Result<()> {
+fn deny(repo: &Repo, log: &mut TestLog) -> Result<()> {
     if !succeeds(cargo().args(["deny", "--version"])) {
-        say("deny: skipped, for cargo-deny is not installed (cargo install cargo-deny)");
+        log.skipped.push("deny: cargo-deny is not installed (cargo install cargo-deny)".to_owned());
         return Ok(());
     }
     run(cargo().current_dir(repo.root()).args(["deny", "check", "bans", "licenses", "sources"]))
@@ -127,17 +227,24 @@ mod tests {
 
     #[test]
     fn the_log_holds_every_phase_up_to_the_one_that_failed() {
-        let mut log = Log::default();
-        log.phase("good", || Ok(())).unwrap();
-        let error = log.phase("bad", || -> Result<()> { anyhow::bail!("it broke") }).unwrap_err();
+        let mut log = TestLog::default();
+        log.phase("good", |_| Ok(())).unwrap();
+        let error = log.phase("bad", |_| -> Result<()> { anyhow::bail!("it broke") }).unwrap_err();
         assert_eq!(format!("{error:#}"), "phase `bad` failed: it broke");
         let names: Vec<_> = log.phases.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["good", "bad"]);
         log.phases = vec![("good", Duration::from_millis(1_500)), ("bad", Duration::from_secs(75))];
+        log.times = vec![TestTime { name: "layouts hold".to_owned(), took: Duration::from_secs(61) }];
+        log.skipped = vec!["tests/tests/nodes.rs:41: network namespaces need root".to_owned()];
         expect_test::expect![[r"
-              good            1.5 s
-              bad          1 m 15 s
-              total        1 m 17 s
+            phases
+                 1.5 s  good
+              1 m 15 s  bad
+              1 m 17 s  total
+            the slowest tests
+               1 m 1 s  layouts hold
+            skipped
+              tests/tests/nodes.rs:41: network namespaces need root
         "]]
         .assert_eq(&log.table());
     }

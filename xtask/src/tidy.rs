@@ -18,33 +18,33 @@ type Tree = BTreeMap<String, String>;
 
 /// A rule broken: on which line (from 1; 0 for the whole file), and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Fault {
+struct TidyFault {
     line: usize,
     message: String,
 }
 
-impl Fault {
-    fn new(line: usize, message: impl Into<String>) -> Fault {
-        Fault { line, message: message.into() }
+impl TidyFault {
+    fn new(line: usize, message: impl Into<String>) -> TidyFault {
+        TidyFault { line, message: message.into() }
     }
 }
 
 /// A rule: its name, the files it is for, and the check.
-struct Rule {
+struct TidyRule {
     name: &'static str,
     applies: fn(&str) -> bool,
-    check: fn(&str, &Tree) -> Vec<Fault>,
+    check: fn(&str, &Tree) -> Vec<TidyFault>,
 }
 
-const RULES: [Rule; 8] = [
-    Rule { name: "length", applies: is_code, check: length },
-    Rule { name: "header", applies: |path| path.ends_with(".rs"), check: header },
-    Rule { name: "told-once", applies: |path| path.ends_with(".rs"), check: told_once },
-    Rule { name: "unfinished", applies: |_| true, check: unfinished },
-    Rule { name: "private-path", applies: |_| true, check: private_path },
-    Rule { name: "links", applies: |path| path.ends_with(".md"), check: links::check },
-    Rule { name: "lints", applies: |path| path.ends_with("Cargo.toml"), check: lints },
-    Rule { name: "map", applies: |path| path == MAP, check: map },
+const RULES: [TidyRule; 8] = [
+    TidyRule { name: "length", applies: is_code, check: length },
+    TidyRule { name: "header", applies: |path| path.ends_with(".rs"), check: header },
+    TidyRule { name: "told-once", applies: |path| path.ends_with(".rs"), check: told_once },
+    TidyRule { name: "unfinished", applies: |_| true, check: unfinished },
+    TidyRule { name: "private-path", applies: |_| true, check: private_path },
+    TidyRule { name: "links", applies: |path| path.ends_with(".md"), check: links::check },
+    TidyRule { name: "lints", applies: |path| path.ends_with("Cargo.toml"), check: lints },
+    TidyRule { name: "map", applies: |path| path == MAP, check: map },
 ];
 
 /// Lines that a file of code may have. Past it, there are two ideas in it.
@@ -79,7 +79,7 @@ fn faults(tree: &Tree) -> Vec<String> {
     let mut all = Vec::new();
     for path in tree.keys() {
         for rule in RULES.iter().filter(|rule| (rule.applies)(path)) {
-            for Fault { line, message } in (rule.check)(path, tree) {
+            for TidyFault { line, message } in (rule.check)(path, tree) {
                 all.push(format!("{path}:{line}: {message} [{}]", rule.name));
             }
         }
@@ -121,26 +121,30 @@ fn is_code(path: &str) -> bool {
     [".rs", ".cpp", ".h", ".py", ".proto"].iter().any(|end| path.ends_with(end))
 }
 
-fn length(path: &str, tree: &Tree) -> Vec<Fault> {
+fn length(path: &str, tree: &Tree) -> Vec<TidyFault> {
     let lines = text(path, tree).lines().count();
-    let fault = || Fault::new(lines, format!("{lines} lines, more than {MOST_LINES}; split it by its ideas"));
+    let fault =
+        || TidyFault::new(lines, format!("{lines} lines, more than {MOST_LINES}; split it by its ideas"));
     (lines > MOST_LINES).then(fault).into_iter().collect()
 }
 
 /// A file of Rust says first what it is for. Build scripts and tests are known by their names.
-fn header(path: &str, tree: &Tree) -> Vec<Fault> {
+fn header(path: &str, tree: &Tree) -> Vec<TidyFault> {
     let (folders, file) = path.rsplit_once('/').unwrap_or(("", path));
     // The crate `tests` is a crate; a folder `tests` inside a crate is not.
     let is_test = folders.split('/').skip(1).any(|folder| folder == "tests") || file == "tests.rs";
     if file == "build.rs" || is_test || text(path, tree).starts_with("//!") {
         return Vec::new();
     }
-    vec![Fault::new(1, "the file does not begin with `//!`: say what it is for and what it leaves to others")]
+    vec![TidyFault::new(
+        1,
+        "the file does not begin with `//!`: say what it is for and what it leaves to others",
+    )]
 }
 
 /// An error whose message has its cause in it must not hand the cause on beside that: a chain of errors would say it
 /// twice. `thiserror` hands on a field named `source` and what stands behind `#[from]`.
-fn told_once(path: &str, tree: &Tree) -> Vec<Fault> {
+fn told_once(path: &str, tree: &Tree) -> Vec<TidyFault> {
     let mut faults = Vec::new();
     let mut message: Option<(usize, String)> = None;
     for (index, line) in text(path, tree).lines().map(str::trim).enumerate() {
@@ -156,7 +160,7 @@ fn told_once(path: &str, tree: &Tree) -> Vec<Fault> {
                 if handed_on {
                     let advice = "the message has its cause, which is handed on too and told twice; name the field \
                                   `cause`, or leave #[from] out";
-                    faults.push(Fault::new(*at, advice));
+                    faults.push(TidyFault::new(*at, advice));
                 }
                 message = None;
             }
@@ -169,7 +173,7 @@ fn told_once(path: &str, tree: &Tree) -> Vec<Fault> {
 const MARKS: [&str; 4] =
     [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X"), concat!("#[", "ignore")];
 
-fn unfinished(path: &str, tree: &Tree) -> Vec<Fault> {
+fn unfinished(path: &str, tree: &Tree) -> Vec<TidyFault> {
     let message = |mark: &str| format!("`{mark}`: finish it, or open an issue for it");
     search(path, tree, &MARKS, message)
 }
@@ -178,19 +182,19 @@ fn unfinished(path: &str, tree: &Tree) -> Vec<Fault> {
 const PRIVATE: [&str; 4] =
     [concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/Us", "ers/"), concat!("/wo", "rk/")];
 
-fn private_path(path: &str, tree: &Tree) -> Vec<Fault> {
+fn private_path(path: &str, tree: &Tree) -> Vec<TidyFault> {
     let message = |found: &str| format!("`{found}`: a path of one machine; make it relative or an argument");
     search(path, tree, &PRIVATE, message)
 }
 
 /// The lines that hold one of `words` by itself: not as a part of a longer word, nor, where it is a
 /// path, of a longer path or an address.
-fn search(path: &str, tree: &Tree, words: &[&str], message: impl Fn(&str) -> String) -> Vec<Fault> {
+fn search(path: &str, tree: &Tree, words: &[&str], message: impl Fn(&str) -> String) -> Vec<TidyFault> {
     let mut faults = Vec::new();
     for (index, line) in text(path, tree).lines().enumerate() {
         for word in words {
             if line.match_indices(word).any(|(at, _)| stands_alone(line, at, word)) {
-                faults.push(Fault::new(index + 1, message(word)));
+                faults.push(TidyFault::new(index + 1, message(word)));
             }
         }
     }
@@ -209,23 +213,23 @@ fn stands_alone(line: &str, at: usize, word: &str) -> bool {
 }
 
 /// Every crate takes the workspace's lints; one that does not would be held to none.
-fn lints(path: &str, tree: &Tree) -> Vec<Fault> {
+fn lints(path: &str, tree: &Tree) -> Vec<TidyFault> {
     let manifest = text(path, tree);
     let is_package = manifest.lines().any(|line| line.trim() == "[package]");
     let mut after = manifest.lines().skip_while(|line| line.trim() != "[lints]").skip(1);
     let takes = after.next().is_some_and(|line| line.replace(' ', "") == "workspace=true");
-    let fault = || Fault::new(1, "no `[lints]` with `workspace = true`");
+    let fault = || TidyFault::new(1, "no `[lints]` with `workspace = true`");
     (is_package && !takes).then(fault).into_iter().collect()
 }
 
 /// The map names every crate of the workspace by its folder.
-fn map(path: &str, tree: &Tree) -> Vec<Fault> {
+fn map(path: &str, tree: &Tree) -> Vec<TidyFault> {
     let manifest = text("Cargo.toml", tree);
     let members = manifest.split_once("members = [").and_then(|(_, rest)| rest.split_once(']'));
     let members = members.map_or("", |(members, _)| members);
     let folders = members.split('"').skip(1).step_by(2);
     let missing = folders.filter(|folder| !text(path, tree).contains(folder));
-    missing.map(|folder| Fault::new(0, format!("the crate `{folder}` is not in the map"))).collect()
+    missing.map(|folder| TidyFault::new(0, format!("the crate `{folder}` is not in the map"))).collect()
 }
 
 #[cfg(test)]

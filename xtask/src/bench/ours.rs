@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::median;
-use super::shape::{Row, Shape, WARM_UP_STEPS};
+use super::shape::{BenchRow, BenchShape, WARM_UP_STEPS};
 use super::table::Measurement;
 use crate::repo::Repo;
 use crate::run::run;
@@ -16,7 +16,7 @@ use crate::run::run;
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// Runs the row's job in target/bench and reads what it left there.
-pub(super) fn measure(repo: &Repo, shape: &Shape, row: Row) -> Result<Measurement> {
+pub(super) fn measure(repo: &Repo, shape: &BenchShape, row: BenchRow) -> Result<Measurement> {
     let folder = repo.target("bench").join(row.name());
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("could not remove {}", folder.display()))?;

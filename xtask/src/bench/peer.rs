@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::shape::{Row, Shape};
+use super::shape::{BenchRow, BenchShape};
 use super::table::Measurement;
 use crate::pip::check_python;
 use crate::repo::Repo;
@@ -40,7 +40,7 @@ pub(super) fn environment(repo: &Repo) -> Result<PathBuf> {
 }
 
 /// Runs the peer once.
-pub(super) fn measure(repo: &Repo, python: &Path, shape: &Shape, row: Row) -> Result<Measurement> {
+pub(super) fn measure(repo: &Repo, python: &Path, shape: &BenchShape, row: BenchRow) -> Result<Measurement> {
     let mut peer = Command::new(python);
     peer.arg(repo.path("xtask/peers/torch_peer.py")).args(shape.flags(row));
     // Its own defaults are measured, not what this shell asks of OpenMP.

@@ -9,7 +9,7 @@ pub(super) const WARM_UP_STEPS: u64 = 2;
 
 /// A row of the table: a layout, and one thing that differs from the plain step.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Row {
+pub(super) enum BenchRow {
     /// One process.
     Single,
     /// Two data ranks.
@@ -26,27 +26,27 @@ pub(super) enum Row {
     Dp2Zero,
 }
 
-impl Row {
+impl BenchRow {
     /// The row's name.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Row::Single => "single",
-            Row::Dp2 => "dp2",
-            Row::Pp2 => "pp2",
-            Row::Tp2 => "tp2",
-            Row::SingleBf16 => "single-bf16",
-            Row::SingleFull => "single-full",
-            Row::Dp2Zero => "dp2-zero",
+            BenchRow::Single => "single",
+            BenchRow::Dp2 => "dp2",
+            BenchRow::Pp2 => "pp2",
+            BenchRow::Tp2 => "tp2",
+            BenchRow::SingleBf16 => "single-bf16",
+            BenchRow::SingleFull => "single-full",
+            BenchRow::Dp2Zero => "dp2-zero",
         }
     }
 
     /// Data, pipeline and tensor ranks.
     fn layout(self) -> [u32; 3] {
         match self {
-            Row::Single | Row::SingleBf16 | Row::SingleFull => [1, 1, 1],
-            Row::Dp2 | Row::Dp2Zero => [2, 1, 1],
-            Row::Pp2 => [1, 2, 1],
-            Row::Tp2 => [1, 1, 2],
+            BenchRow::Single | BenchRow::SingleBf16 | BenchRow::SingleFull => [1, 1, 1],
+            BenchRow::Dp2 | BenchRow::Dp2Zero => [2, 1, 1],
+            BenchRow::Pp2 => [1, 2, 1],
+            BenchRow::Tp2 => [1, 1, 2],
         }
     }
 
@@ -69,7 +69,7 @@ impl Row {
 /// A LLaMA-style decoder and the batch of a step. The defaults are those of the table in
 /// docs/performance.md.
 #[derive(clap::Args, Clone, Debug)]
-pub(super) struct Shape {
+pub(super) struct BenchShape {
     /// Transformer layers.
     #[arg(long, default_value_t = 8)]
     layers: u32,
@@ -105,9 +105,9 @@ pub(super) struct Shape {
     checkpoint: bool,
 }
 
-impl Shape {
+impl BenchShape {
     /// Refuses what the peer could not split as we do; the rest is refused by the job file's checks.
-    pub(super) fn check(&self, row: Row) -> Result<()> {
+    pub(super) fn check(&self, row: BenchRow) -> Result<()> {
         let even = |value: u32| value.is_multiple_of(2);
         let name = row.name();
         match row.mode() {
@@ -122,8 +122,8 @@ impl Shape {
         Ok(())
     }
 
-    fn recomputes(&self, row: Row) -> bool {
-        self.checkpoint || row == Row::SingleFull
+    fn recomputes(&self, row: BenchRow) -> bool {
+        self.checkpoint || row == BenchRow::SingleFull
     }
 
     fn all_steps(&self) -> u64 {
@@ -131,7 +131,7 @@ impl Shape {
     }
 
     /// The job file. JSON is YAML, so nothing needs quoting by hand.
-    pub(super) fn job(&self, row: Row) -> String {
+    pub(super) fn job(&self, row: BenchRow) -> String {
         let [data, pipeline, tensor] = row.layout();
         let samples = u64::from(self.micro_batch) * u64::from(self.micro_batches) * self.all_steps();
         let job = json!({
@@ -152,7 +152,7 @@ impl Shape {
                 "micro_batch_size": self.micro_batch,
                 "global_micro_batches": self.micro_batches,
                 "recompute": if self.recomputes(row) { "full" } else { "none" },
-                "precision": if row == Row::SingleBf16 { "bf16" } else { "fp32" },
+                "precision": if row == BenchRow::SingleBf16 { "bf16" } else { "fp32" },
                 // The peer's optimizer: AdamW with its defaults, no warm-up, no clipping.
                 "learning_rate": 3e-4,
                 "min_learning_rate": 3e-4,
@@ -166,14 +166,14 @@ impl Shape {
                 "data": data,
                 "pipeline": pipeline,
                 "tensor": tensor,
-                "zero": u32::from(row == Row::Dp2Zero),
+                "zero": u32::from(row == BenchRow::Dp2Zero),
             },
         });
         format!("{job:#}\n")
     }
 
     /// The peer's flags.
-    pub(super) fn flags(&self, row: Row) -> Vec<String> {
+    pub(super) fn flags(&self, row: BenchRow) -> Vec<String> {
         let mut flags = vec!["--mode".to_owned(), row.mode().to_owned()];
         let mut flag = |name: &str, value: u64| flags.extend([format!("--{name}"), value.to_string()]);
         for (name, value) in [
@@ -193,8 +193,8 @@ impl Shape {
         flag("warm-up", WARM_UP_STEPS);
         for (name, given) in [
             ("--checkpoint", self.recomputes(row)),
-            ("--bf16", row == Row::SingleBf16),
-            ("--zero", row == Row::Dp2Zero),
+            ("--bf16", row == BenchRow::SingleBf16),
+            ("--zero", row == BenchRow::Dp2Zero),
         ] {
             flags.extend(given.then(|| name.to_owned()));
         }
@@ -226,26 +226,26 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct BenchLine {
         #[command(flatten)]
-        shape: Shape,
+        shape: BenchShape,
     }
 
-    fn shape(line: &[&str]) -> Shape {
-        Line::parse_from([&["bench"], line].concat()).shape
+    fn shape(line: &[&str]) -> BenchShape {
+        BenchLine::parse_from([&["bench"], line].concat()).shape
     }
 
     #[test]
     fn a_row_is_one_job_and_the_same_flags() {
         let shape = shape(&["--kv-heads", "4", "--steps", "3", "--checkpoint"]);
-        let job: Value = serde_json::from_str(&shape.job(Row::Pp2)).unwrap();
+        let job: Value = serde_json::from_str(&shape.job(BenchRow::Pp2)).unwrap();
         assert_eq!(job["layout"], json!({ "data": 1, "pipeline": 2, "tensor": 1, "zero": 0 }));
         assert_eq!(job["train"]["steps"], 5);
         assert_eq!(job["train"]["recompute"], "full");
         assert_eq!(job["model"]["kv_heads"], 4);
         assert_eq!(job["data"]["synthetic"]["tokens"], 2 * 8 * 5 * 257);
         assert_eq!(
-            shape.flags(Row::Pp2).join(" "),
+            shape.flags(BenchRow::Pp2).join(" "),
             "--mode pp --layers 8 --dim 512 --heads 8 --kv-heads 4 --ffn 1408 --vocab 8192 --seq 256 \
              --micro-batch 2 --micro-batches 8 --steps 3 --warm-up 2 --checkpoint"
         );
@@ -254,9 +254,9 @@ mod tests {
     #[test]
     fn a_row_of_another_kind_says_so_on_both_sides() {
         for (row, key, value, flag) in [
-            (Row::SingleBf16, "/train/precision", json!("bf16"), "--bf16"),
-            (Row::SingleFull, "/train/recompute", json!("full"), "--checkpoint"),
-            (Row::Dp2Zero, "/layout/zero", json!(1), "--zero"),
+            (BenchRow::SingleBf16, "/train/precision", json!("bf16"), "--bf16"),
+            (BenchRow::SingleFull, "/train/recompute", json!("full"), "--checkpoint"),
+            (BenchRow::Dp2Zero, "/layout/zero", json!(1), "--zero"),
         ] {
             let job: Value = serde_json::from_str(&shape(&[]).job(row)).unwrap();
             assert_eq!(job.pointer(key), Some(&value));
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn every_job_passes_the_real_door() {
-        for row in Row::value_variants().iter().copied() {
+        for row in BenchRow::value_variants().iter().copied() {
             let text = shape(&["--checkpoint"]).job(row);
             let base = std::path::Path::new("/");
             let job = coxswain_core::spec::JobText { source: "bench.yaml", text: &text, sets: &[], base };
@@ -280,12 +280,12 @@ mod tests {
     #[test]
     fn what_cannot_be_halved_is_refused_for_its_row_only() {
         for (line, refused) in [
-            (&["--layers", "3"], Row::Pp2),
-            (&["--micro-batches", "5"], Row::Dp2),
-            (&["--heads", "3"], Row::Tp2),
-            (&["--vocab", "8191"], Row::Tp2),
+            (&["--layers", "3"], BenchRow::Pp2),
+            (&["--micro-batches", "5"], BenchRow::Dp2),
+            (&["--heads", "3"], BenchRow::Tp2),
+            (&["--vocab", "8191"], BenchRow::Tp2),
         ] {
-            for row in [Row::Single, Row::Dp2, Row::Pp2, Row::Tp2] {
+            for row in [BenchRow::Single, BenchRow::Dp2, BenchRow::Pp2, BenchRow::Tp2] {
                 assert_eq!(shape(line).check(row).is_err(), row == refused, "{line:?} {row:?}");
             }
         }

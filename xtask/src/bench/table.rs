@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::median;
-use super::shape::Shape;
+use super::shape::BenchShape;
 
 /// One side of a row.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,7 +15,7 @@ pub(super) struct Measurement {
 }
 
 /// A row of the table.
-pub(super) struct Measured {
+pub(super) struct BenchMeasured {
     /// The row's name.
     pub(super) row: &'static str,
     /// Coxswain.
@@ -24,7 +24,7 @@ pub(super) struct Measured {
     pub(super) peer: Measurement,
 }
 
-impl Measured {
+impl BenchMeasured {
     fn ratio(&self) -> f64 {
         self.ours.tokens_per_second / self.peer.tokens_per_second
     }
@@ -40,7 +40,7 @@ pub(super) fn median_of(rounds: Vec<Measurement>) -> Measurement {
 }
 
 /// The table, in Markdown, aligned so that it reads without a renderer.
-pub(super) fn text(rows: &[Measured]) -> String {
+pub(super) fn text(rows: &[BenchMeasured]) -> String {
     let mut cells = vec![
         ["row", "ours tok/s", "PyTorch tok/s", "ratio", "ours peak MiB", "PyTorch peak MiB"]
             .map(str::to_owned),
@@ -70,7 +70,7 @@ pub(super) fn text(rows: &[Measured]) -> String {
 }
 
 /// The same as JSON, with the shape that was measured.
-pub(super) fn json(shape: &Shape, rows: &[Measured]) -> Value {
+pub(super) fn json(shape: &BenchShape, rows: &[BenchMeasured]) -> Value {
     let side =
         |of: &Measurement| json!({ "tokens_per_second": of.tokens_per_second, "peak_mib": of.peak_mib });
     let rows: Vec<Value> = rows
@@ -91,8 +91,12 @@ mod tests {
     #[test]
     fn the_table_lines_up() {
         let rows = [
-            Measured { row: "single", ours: measurement(530.4, &[1600]), peer: measurement(520.0, &[1700]) },
-            Measured {
+            BenchMeasured {
+                row: "single",
+                ours: measurement(530.4, &[1600]),
+                peer: measurement(520.0, &[1700]),
+            },
+            BenchMeasured {
                 row: "dp2",
                 ours: measurement(700.0, &[1500, 1501]),
                 peer: measurement(600.0, &[1800, 1802]),

@@ -1,13 +1,13 @@
 //! Relative links of Markdown files: the file must exist, and so must the heading after a `#`.
 
-use super::{Fault, Tree, text};
+use super::{TidyFault, Tree, text};
 
 /// Every link of `path` that leads nowhere.
-pub(super) fn check(path: &str, tree: &Tree) -> Vec<Fault> {
+pub(super) fn check(path: &str, tree: &Tree) -> Vec<TidyFault> {
     let mut faults = Vec::new();
     for (line, target) in links(text(path, tree)) {
         if let Err(message) = resolve(path, &target, tree) {
-            faults.push(Fault::new(line, format!("the link `{target}` {message}")));
+            faults.push(TidyFault::new(line, format!("the link `{target}` {message}")));
         }
     }
     faults
