@@ -5,6 +5,9 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use coxswain_tests::Run;
 
+/// Half of Alice's Adventures in Wonderland (Lewis Carroll, 1865), which is in the public domain.
+const TEXT: &str = "texts/alice.txt";
+
 /// How far the validation loss in bf16 may be from that in fp32, relative: the band between two seeds
 /// of the same job is wider than this.
 const BAND: f64 = 0.01;
@@ -12,11 +15,7 @@ const BAND: f64 = 0.01;
 #[test]
 fn bf16_learns_real_text_as_fp32_does() -> Result<()> {
     let guard = tempfile::tempdir().context("a folder for the runs")?;
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the repository")?;
-    let text: Vec<_> = ["docs/job.md", "docs/operations.md", "docs/numerics.md", "ARCHITECTURE.md"]
-        .iter()
-        .map(|file| docs.join(file).display().to_string())
-        .collect();
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join(TEXT).display().to_string();
     let job = format!(
         "name: words\n\
          model: {{layers: 4, dim: 96, heads: 4, kv_heads: 2, ffn: 256, vocab: 512}}\n\
