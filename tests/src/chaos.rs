@@ -4,10 +4,9 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
 use crate::process::{lines, signal};
-use crate::{Run, wait_until};
+use crate::{Run, events, wait_until};
 
 /// A loaded machine may take this long to come from a loss to the next step, and some.
 pub const RECOVERY: Duration = Duration::from_secs(30);
@@ -32,50 +31,19 @@ pub struct Chaos {
 /// # Errors
 /// There is none, or the journal cannot be read.
 pub fn at_work(run: &Run) -> Result<Vec<u32>> {
-    let pid = |pid: Value| pid.as_u64().and_then(|pid| u32::try_from(pid).ok()).context("a rank's process");
-    ranks(&run.events()?, "pid")?.into_iter().map(pid).collect()
-}
-
-/// What these events say of each rank of the newest generation under a key whose values are texts.
-///
-/// # Errors
-/// There is no generation, or it has another form.
-pub fn ranks_at_work(events: &[Value], key: &str) -> Result<Vec<String>> {
-    let text = |text: Value| text.as_str().map(str::to_owned).with_context(|| format!("a rank's {key}"));
-    ranks(events, key)?.into_iter().map(text).collect()
-}
-
-/// The values of `key` of each rank of the newest generation.
-fn ranks(events: &[Value], key: &str) -> Result<Vec<Value>> {
-    let formed = events.iter().rev().find(|event| event["kind"] == "formed").context("no generation yet")?;
-    let ranks = formed["ranks"].as_array().context("its ranks")?;
-    Ok(ranks.iter().map(|rank| rank[key].clone()).collect())
+    events::processes_at_work(&run.events()?)
 }
 
 /// How often the run's workers were gathered again.
 pub fn interruptions(run: &Run) -> usize {
-    let again = |event: &Value| event["kind"] == "interrupted" || event["kind"] == "regrouped";
     // Before the run's first entry there is no journal.
-    run.events().map_or(0, |events| events.iter().filter(|event| again(event)).count())
+    run.events().map_or(0, |all| events::interruptions(&all))
 }
 
 /// What the run's journal says, a line for each entry.
 fn story(run: &Run) -> String {
     let events = run.events().unwrap_or_default();
     events.iter().map(|event| format!("{} {}\n", event["kind"], event["text"])).collect()
-}
-
-/// How many generations went on from what ranks held in memory, and not from a checkpoint.
-///
-/// # Errors
-/// The journal cannot be read.
-pub fn from_memory(run: &Run) -> Result<usize> {
-    Ok(began_from_memory(&run.events()?))
-}
-
-/// How many generations of these events went on from memory.
-pub fn began_from_memory(events: &[Value]) -> usize {
-    events.iter().filter(|event| event["kind"] == "begun" && event["origin"] == "memory").count()
 }
 
 /// Waits until the run has noted more than `before` steps; `false` where it has ended instead.

@@ -5,10 +5,12 @@
 //! - [`Table`]: runs, and what each must equal.
 //! - [`Site`]: a coordinator and workers, each started by the test.
 //! - [`chaos`]: losses of workers, thrown at a run.
+//! - [`events`]: what a coordinator's journal says.
 //! - [`threads`]: ranks as threads of this process.
 //! - [`nodes`]: two nodes on this machine, and a cluster on them.
 //! - [`random`]: small random jobs, held to one process.
 //! - [`process`]: processes as the operating system sees them.
+//! - [`skip`]: tests that are left out, which say so.
 //!
 //! The tests themselves lie in `tests/`: tables of layouts and modes, certificates, failures, two
 //! nodes, memory, convergence, text that is generated, deployment files.
@@ -17,17 +19,19 @@
 
 pub mod chaos;
 mod corpus;
+pub mod events;
 mod folder;
 pub mod nodes;
 pub mod process;
 pub mod random;
 mod run;
 mod site;
+pub mod skip;
 mod table;
 pub mod threads;
 
 pub use corpus::text;
 pub use folder::{Folder, JOB};
-pub use run::{EMULATED, Outcome, Run, Summary, emulated_gpu, events, programs, wait_until};
+pub use run::{EMULATED, Outcome, Run, Summary, emulated_gpu, programs, wait_until};
 pub use site::{SOON, Site};
-pub use table::{Equal, Row, Table};
+pub use table::{Equal, Row, Table, try_all};

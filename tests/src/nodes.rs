@@ -10,10 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use coxswain_console::say;
-
 use crate::process::system;
-use crate::{Folder, Run, Summary, programs, wait_until};
+use crate::{Folder, Run, Summary, events, programs, skip, wait_until};
 
 /// The interface between the nodes, by the same name on both.
 const LINK: &str = "cox0";
@@ -128,9 +126,19 @@ impl Drop for Nodes {
     }
 }
 
-/// The nodes, or none where this machine has none; then it says so.
-pub fn here(nodes: Result<Nodes>) -> Option<Nodes> {
-    nodes.map_err(|why| say(&format!("skipped, for network namespaces cannot be made: {why:#}"))).ok()
+/// The nodes, or none where this machine has none; then the caller's skip is noted.
+///
+/// # Errors
+/// As [`skip::not_made`].
+#[track_caller]
+pub fn here(nodes: Result<Nodes>) -> Result<Option<Nodes>> {
+    match nodes {
+        Ok(nodes) => Ok(Some(nodes)),
+        Err(why) => {
+            skip::not_made("network namespaces", &format!("{why:#}")).map_err(anyhow::Error::msg)?;
+            Ok(None)
+        }
+    }
 }
 
 /// Ends its processes when dropped.
@@ -246,7 +254,7 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// Where it cannot be read.
     pub fn events(&self) -> Result<Vec<serde_json::Value>> {
-        crate::events(&self.folder.path().join(format!("{}-state", self.name)))
+        events::events(&self.folder.path().join(format!("{}-state", self.name)))
     }
 
     /// What a worker has logged.

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use coxswain_files::Checkpoint;
 
+use crate::events;
+
 /// A run that takes longer than this has hung: the slowest row of the table takes ten seconds.
 pub(crate) const RUN_MAX: Duration = Duration::from_secs(120);
 
@@ -33,24 +35,27 @@ pub fn emulated_gpu() -> Result<PathBuf> {
 }
 
 /// Waits for `what`, which is looked at every few milliseconds.
-pub fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) -> Result<Duration> {
+pub fn wait_until(what: &str, limit: Duration, holds: impl FnMut() -> bool) -> Result<Duration> {
+    look_every(Duration::from_millis(5), what, limit, holds)
+}
+
+/// The same, where a look starts a process, which would take a core from those under test.
+pub(crate) fn wait_until_told(what: &str, limit: Duration, holds: impl FnMut() -> bool) -> Result<Duration> {
+    look_every(Duration::from_millis(50), what, limit, holds)
+}
+
+fn look_every(
+    pause: Duration,
+    what: &str,
+    limit: Duration,
+    mut holds: impl FnMut() -> bool,
+) -> Result<Duration> {
     let start = Instant::now();
     while !holds() {
         ensure!(start.elapsed() < limit, "{what}: not within {limit:?}");
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(pause);
     }
     Ok(start.elapsed())
-}
-
-/// The events in the journal of this folder, which a coordinator may be writing to.
-///
-/// # Errors
-/// There is none, or `coxswain events` fails.
-pub fn events(folder: &Path) -> Result<Vec<serde_json::Value>> {
-    let output = Command::new(programs("coxswain")?).arg("events").arg("--data-dir").arg(folder).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    lines.map(|line| serde_json::from_slice(line).context("an event")).collect()
 }
 
 /// A job about to run.
@@ -172,7 +177,7 @@ impl Run {
     /// # Errors
     /// There is no journal yet.
     pub fn events(&self) -> Result<Vec<serde_json::Value>> {
-        events(&self.out.join("coordinator"))
+        events::events(&self.out.join("coordinator"))
     }
 
     /// Waits for the end of a started run.

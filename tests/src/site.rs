@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::process::signal;
-use crate::run::RUN_MAX;
+use crate::run::{RUN_MAX, wait_until_told};
 use crate::{EMULATED, Folder, Run, Summary, emulated_gpu, events, programs, wait_until};
 
 /// A loaded machine may take this long for what takes a second.
@@ -214,11 +214,46 @@ impl<'a> Site<'a> {
     /// # Errors
     /// The journal cannot be read.
     pub fn events(&self) -> Result<Vec<serde_json::Value>> {
-        events(&self.folder.path().join("coordinator"))
+        events::events(&self.folder.path().join("coordinator"))
     }
 
-    /// Whether the job is done: its last checkpoint can be read then, and not yet when a worker says that it is.
-    pub fn done(&self) -> bool {
-        self.coxswain(&["explain", "tiny-1"]).is_ok_and(|(_, said)| said.contains("tiny-1 is done"))
+    /// Whether this holds of what happened so far; not while the coordinator has no journal.
+    pub fn tells(&self, holds: impl FnOnce(&[serde_json::Value]) -> bool) -> bool {
+        self.events().is_ok_and(|events| holds(&events))
+    }
+
+    /// Waits until a worker of this name has joined.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn wait_for_worker(&self, name: &str) -> Result<()> {
+        wait_until_told(name, SOON, || self.tells(|all| events::joined(all, name))).map(drop)
+    }
+
+    /// Waits until the generation of this number, or a later one, is formed.
+    ///
+    /// # Errors
+    /// There is none in time; the coordinator's log is in the error.
+    pub fn wait_for_generation(&self, number: u64, limit: Duration) -> Result<()> {
+        let what = format!("generation {number}");
+        let formed = wait_until_told(&what, limit, || self.tells(|all| events::generation(all) >= number));
+        formed.map(drop).with_context(|| format!("the coordinator said:\n{}", self.said()))
+    }
+
+    /// Waits for a good end of the job. Its last checkpoint can be read then, and not yet when a worker says that it is.
+    ///
+    /// # Errors
+    /// It does not end in time, or ends badly.
+    pub fn wait_for_end(&self) -> Result<()> {
+        let mut ending = None;
+        wait_until_told("the end", SOON, || {
+            self.tells(|all| {
+                ending = events::ending(all).map(str::to_owned);
+                ending.is_some()
+            })
+        })?;
+        let said = || format!("the job ended as {ending:?}; the coordinator said:\n{}", self.said());
+        ensure!(ending.as_deref() == Some("done"), "{}", said());
+        Ok(())
     }
 }

@@ -29,19 +29,23 @@ pub enum Equal {
 /// Name, (pipeline, tensor, data), changes to the job, what it must equal.
 pub type Row = (&'static str, (u32, u32, u32), &'static [&'static str], &'static [Equal]);
 
-/// Runs that have been compared so far.
+/// After so many rows whose runs end badly the rest are left out: each may take as long as a run that hangs.
+const BROKEN_MAX: usize = 3;
+
+/// Runs that have been compared so far. A row that fails is noted, and the next one is tried.
 #[derive(Debug)]
 pub struct Table<'a> {
     folder: &'a Folder,
     site: Option<&'a Site<'a>>,
     done: BTreeMap<String, Summary>,
     failures: Vec<String>,
+    broken: usize,
 }
 
 impl<'a> Table<'a> {
     /// No rows yet. Each will run under `coxswain up`.
     pub fn new(folder: &'a Folder) -> Table<'a> {
-        Table { folder, site: None, done: BTreeMap::new(), failures: Vec::new() }
+        Table { folder, site: None, done: BTreeMap::new(), failures: Vec::new(), broken: 0 }
     }
 
     /// No rows yet. One after the other will run on the workers of a site, which saves their starts.
@@ -60,23 +64,42 @@ impl<'a> Table<'a> {
     }
 
     /// Runs a row and compares it.
+    ///
+    /// # Errors
+    /// As [`Table::compare`].
     pub fn row(&mut self, row: &Row) -> Result<Run> {
         let run = self.job(row);
         self.compare(row.0, &run, row.3)?;
         Ok(run)
     }
 
-    /// Runs `run` and compares it.
+    /// Runs `run` and compares it. What does not hold is noted for [`Table::end`].
+    ///
+    /// # Errors
+    /// Where more than a few runs have ended badly.
     pub fn compare(&mut self, name: &str, run: &Run, equals: &[Equal]) -> Result<()> {
-        let summary = self.site.map_or_else(|| run.summary(), |site| site.summary(run));
-        let summary = summary.with_context(|| name.to_owned())?;
-        for equal in equals {
-            let verdict = self.verdict(&summary, *equal)?;
-            println!("{name:<32} {}", verdict.as_deref().unwrap_or("holds"));
-            self.failures.extend(verdict.map(|why| format!("{name}: {why}")));
+        match self.site.map_or_else(|| run.summary(), |site| site.summary(run)) {
+            Ok(summary) => {
+                for equal in equals {
+                    let verdict = self.verdict(&summary, *equal);
+                    self.note(name, verdict.unwrap_or_else(|error| Some(format!("{error:#}"))));
+                }
+                self.add(name, summary);
+            }
+            Err(error) => {
+                self.broken += 1;
+                self.note(name, Some(format!("{error:#}")));
+            }
         }
-        self.add(name, summary);
+        let failures = || self.failures.join("\n");
+        anyhow::ensure!(self.broken < BROKEN_MAX, "{BROKEN_MAX} runs ended badly:\n{}", failures());
         Ok(())
+    }
+
+    /// Prints how a comparison came out, and keeps it where it did not hold.
+    fn note(&mut self, name: &str, why: Option<String>) {
+        println!("{name:<32} {}", why.as_deref().unwrap_or("holds"));
+        self.failures.extend(why.map(|why| format!("{name}: {why}")));
     }
 
     /// What later rows are compared with, and ran elsewhere.
@@ -107,7 +130,10 @@ impl<'a> Table<'a> {
         self.done.get(name).with_context(|| format!("the row {name} has not run yet"))
     }
 
-    /// Fails where a row did.
+    /// Fails where a row did, and names each that did.
+    ///
+    /// # Errors
+    /// The rows that do not hold, and why.
     pub fn end(self) -> Result<()> {
         let failures = self.failures;
         anyhow::ensure!(
@@ -118,4 +144,14 @@ impl<'a> Table<'a> {
         );
         Ok(())
     }
+}
+
+/// Tries all of these, and fails with what each of them says that failed.
+///
+/// # Errors
+/// One or more have failed.
+pub fn try_all(tries: impl IntoIterator<Item = Result<()>>) -> Result<()> {
+    let failed: Vec<_> = tries.into_iter().filter_map(|tried| Some(format!("{:#}", tried.err()?))).collect();
+    anyhow::ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
 }

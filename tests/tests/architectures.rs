@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use coxswain_tests::Equal::{Bits, Differs, Near};
-use coxswain_tests::{Folder, Row, Site, Table};
+use coxswain_tests::{Folder, Row, Site, Table, try_all};
 
 const T4: &str = "train.tensor_shards=4";
 const SPREAD: &str = "layout.sequence_parallel=true";
@@ -80,30 +80,32 @@ fn encoders() -> Result<()> {
     let site = Site::new(&at, 4)?;
     let albert = ["model.embedding_dim=32", "model.layer_groups=1"];
     let albert: Vec<_> = BERT.into_iter().chain(albert).collect();
-    hold(
-        &site,
-        &BERT,
-        &[
-            ("bert, one", (1, 1, 1), &[T4], &[]),
-            ("bert, pp4, zb-h1", (4, 1, 1), &[T4, ZERO_BUBBLE], &[Bits("bert, one")]),
-            ("bert, pp2 tp2, split, ffn", (2, 2, 1), &[T4, SPREAD, FFN], &[Bits("bert, one")]),
-            ("bert, tp4", (1, 4, 1), &[T4, ATTENTION], &[Bits("bert, one")]),
-            ("bert, bf16", (1, 1, 1), &[T4, BF16], &[Near("bert, one")]),
-            ("bert, bf16, pp2 tp2", (2, 2, 1), &[T4, BF16], &[Bits("bert, bf16")]),
-            ("bert, whole words", (1, 1, 1), &[T4, WORDS], &[Differs("bert, one")]),
-            ("bert, whole words, pp2", (2, 1, 1), &[T4, WORDS], &[Bits("bert, whole words")]),
-        ],
-    )?;
-    hold(
-        &site,
-        &albert,
-        &[
-            ("albert, one", (1, 1, 1), &[T4, DROP], &[]),
-            ("albert, pp2 tp2", (2, 2, 1), &[T4, DROP], &[Bits("albert, one")]),
-            ("albert, pp2 dp2, ZeRO", (2, 1, 2), &[T4, DROP, ZERO], &[Bits("albert, one")]),
-            ("albert, tp2, split", (1, 2, 1), &[T4, DROP, SPREAD], &[Bits("albert, one")]),
-        ],
-    )
+    try_all([
+        hold(
+            &site,
+            &BERT,
+            &[
+                ("bert, one", (1, 1, 1), &[T4], &[]),
+                ("bert, pp4, zb-h1", (4, 1, 1), &[T4, ZERO_BUBBLE], &[Bits("bert, one")]),
+                ("bert, pp2 tp2, split, ffn", (2, 2, 1), &[T4, SPREAD, FFN], &[Bits("bert, one")]),
+                ("bert, tp4", (1, 4, 1), &[T4, ATTENTION], &[Bits("bert, one")]),
+                ("bert, bf16", (1, 1, 1), &[T4, BF16], &[Near("bert, one")]),
+                ("bert, bf16, pp2 tp2", (2, 2, 1), &[T4, BF16], &[Bits("bert, bf16")]),
+                ("bert, whole words", (1, 1, 1), &[T4, WORDS], &[Differs("bert, one")]),
+                ("bert, whole words, pp2", (2, 1, 1), &[T4, WORDS], &[Bits("bert, whole words")]),
+            ],
+        ),
+        hold(
+            &site,
+            &albert,
+            &[
+                ("albert, one", (1, 1, 1), &[T4, DROP], &[]),
+                ("albert, pp2 tp2", (2, 2, 1), &[T4, DROP], &[Bits("albert, one")]),
+                ("albert, pp2 dp2, ZeRO", (2, 1, 2), &[T4, DROP, ZERO], &[Bits("albert, one")]),
+                ("albert, tp2, split", (1, 2, 1), &[T4, DROP, SPREAD], &[Bits("albert, one")]),
+            ],
+        ),
+    ])
 }
 
 /// Sequences of two tiles, so that masks leave some out.
@@ -150,7 +152,7 @@ fn attentions() -> Result<()> {
         ("documents", &["train.separate_documents=true"]),
         ("relative, causal", &["model.positions=relative", "model.activation=relu"]),
     ];
-    for (name, form) in forms {
+    try_all(forms.into_iter().map(|(name, form)| {
         let model: Vec<_> = LONG.into_iter().chain(form.iter().copied()).collect();
         let rows: [Row; 4] = [
             ("one", (1, 1, 1), &[T4], &[]),
@@ -160,9 +162,8 @@ fn attentions() -> Result<()> {
         ];
         // Probabilities are dropped by one kernel for all lists, and at two sites where there are two.
         let rows = if DROPPED.contains(&name) { &rows[..] } else { &rows[..2] };
-        hold(&site, &model, rows).context(name)?;
-    }
-    Ok(())
+        hold(&site, &model, rows).context(name)
+    }))
 }
 
 /// Forms of attention that are held to the bit with dropout too.
@@ -179,7 +180,7 @@ fn attentions_that_keep_less() -> Result<()> {
         ("decay", &["model.attention={kind: linear, decay: true}", "model.positions=none"]),
         ("latent", &[LATENT, "model.kv_heads=4"]),
     ];
-    for (name, form) in forms {
+    let held = forms.into_iter().map(|(name, form)| {
         let rows: [Row; 5] = [
             ("one", (1, 1, 1), &[T4], &[]),
             ("pp2 tp2", (2, 2, 1), &[T4, FULL], &[Bits("one")]),
@@ -188,14 +189,14 @@ fn attentions_that_keep_less() -> Result<()> {
             ("bf16, pp2 tp2, split", (2, 2, 1), &[T4, BF16, SPREAD, ZERO_BUBBLE], &[Bits("bf16")]),
         ];
         let rows = if ["decay", "latent"].contains(&name) { &rows[..] } else { &rows[..3] };
-        hold(&site, form, rows).context(name)?;
-    }
+        hold(&site, form, rows).context(name)
+    });
     let muon = [LATENT, "model.kv_heads=4", "train.optimizer=muon"];
     let rows: [Row; 2] = [
         ("muon, one", (1, 1, 1), &[T4], &[]),
         ("muon, tp2 dp2, ZeRO", (1, 2, 2), &[T4, ZERO], &[Bits("muon, one")]),
     ];
-    hold(&site, &muon, &rows)
+    try_all(held.chain(std::iter::once_with(|| hold(&site, &muon, &rows))))
 }
 
 const LATENT: &str = "model.attention={kind: latent, rank: 24, rope_dim: 4}";
@@ -228,31 +229,33 @@ const BART: [&str; 10] = [
 fn encoder_decoders() -> Result<()> {
     let at = Folder::new()?;
     let site = Site::new(&at, 6)?;
-    hold(
-        &site,
-        &T5,
-        &[
-            ("t5, one", (1, 1, 1), &[T4], &[]),
-            ("t5, pp2", (2, 1, 1), &[T4], &[Bits("t5, one")]),
-            ("t5, pp3", (3, 1, 1), &[T4, FULL], &[Bits("t5, one")]),
-            ("t5, pp4, zb-h1", (4, 1, 1), &[T4, ZERO_BUBBLE], &[Bits("t5, one")]),
-            ("t5, pp2 tp2, split", (2, 2, 1), &[T4, SPREAD, ATTENTION], &[Bits("t5, one")]),
-            ("t5, tp2 dp2, ZeRO", (1, 2, 2), &[T4, ZERO], &[Bits("t5, one")]),
-            ("t5, bf16", (1, 1, 1), &[T4, BF16], &[Near("t5, one")]),
-            ("t5, bf16, pp2 tp2", (2, 2, 1), &[T4, BF16], &[Bits("t5, bf16")]),
-            ("t5, dropped", (1, 1, 1), &[T4, DROP, DROP_ATTENTION], &[Differs("t5, one")]),
-            ("t5, dropped, pp4", (4, 1, 1), &[T4, DROP, DROP_ATTENTION, FFN], &[Bits("t5, dropped")]),
-        ],
-    )?;
-    hold(
-        &site,
-        &BART,
-        &[
-            ("bart, one", (1, 1, 1), &[T4], &[]),
-            ("bart, pp4", (4, 1, 1), &[T4], &[Bits("bart, one")]),
-            ("bart, pp3 tp2, split", (3, 2, 1), &[T4, SPREAD, FULL], &[Bits("bart, one")]),
-        ],
-    )
+    try_all([
+        hold(
+            &site,
+            &T5,
+            &[
+                ("t5, one", (1, 1, 1), &[T4], &[]),
+                ("t5, pp2", (2, 1, 1), &[T4], &[Bits("t5, one")]),
+                ("t5, pp3", (3, 1, 1), &[T4, FULL], &[Bits("t5, one")]),
+                ("t5, pp4, zb-h1", (4, 1, 1), &[T4, ZERO_BUBBLE], &[Bits("t5, one")]),
+                ("t5, pp2 tp2, split", (2, 2, 1), &[T4, SPREAD, ATTENTION], &[Bits("t5, one")]),
+                ("t5, tp2 dp2, ZeRO", (1, 2, 2), &[T4, ZERO], &[Bits("t5, one")]),
+                ("t5, bf16", (1, 1, 1), &[T4, BF16], &[Near("t5, one")]),
+                ("t5, bf16, pp2 tp2", (2, 2, 1), &[T4, BF16], &[Bits("t5, bf16")]),
+                ("t5, dropped", (1, 1, 1), &[T4, DROP, DROP_ATTENTION], &[Differs("t5, one")]),
+                ("t5, dropped, pp4", (4, 1, 1), &[T4, DROP, DROP_ATTENTION, FFN], &[Bits("t5, dropped")]),
+            ],
+        ),
+        hold(
+            &site,
+            &BART,
+            &[
+                ("bart, one", (1, 1, 1), &[T4], &[]),
+                ("bart, pp4", (4, 1, 1), &[T4], &[Bits("bart, one")]),
+                ("bart, pp3 tp2, split", (3, 2, 1), &[T4, SPREAD, FULL], &[Bits("bart, one")]),
+            ],
+        ),
+    ])
 }
 
 /// Many documents of a line or a few, each of which sees itself only: in an encoder, in a decoder, and from a
@@ -264,7 +267,7 @@ fn many_documents() -> Result<()> {
     const APART: &str = "train.separate_documents=true";
     let sinusoids = ["model.positions=sinusoidal"];
     let models: [(&str, &[&str]); 3] = [("t5", &T5), ("bart", &BART), ("sinusoids", &sinusoids)];
-    for (name, model) in models {
+    try_all(models.into_iter().map(|(name, model)| {
         let folder = Folder::new()?;
         let (documents, mut table) = (folder.documents(120)?, Table::on(&site, &folder));
         let rows: [Row; 3] = [
@@ -274,9 +277,8 @@ fn many_documents() -> Result<()> {
         ];
         for row in &rows {
             let run = model.iter().fold(table.job(row), |run, set| run.set(set)).set(&documents);
-            table.compare(row.0, &run, row.3).with_context(|| name.to_owned())?;
+            table.compare(row.0, &run, row.3).context(name)?;
         }
-        table.end().context(name)?;
-    }
-    Ok(())
+        table.end().context(name)
+    }))
 }

@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use coxswain_tests::chaos::began_from_memory;
+use anyhow::{Context, Result, ensure};
 use coxswain_tests::process::{lines, signal};
-use coxswain_tests::{Folder, Run, SOON, Site, wait_until};
+use coxswain_tests::{Folder, Run, SOON, Site, events, wait_until};
 
 const STEPS: usize = 300;
+/// How long the coordinator is away, each time that it is killed.
+const AWAY_MS: [u64; 3] = [0, 300, 1500];
 /// Between two kills.
 const CALM: Duration = Duration::from_millis(700);
 
@@ -22,25 +23,22 @@ fn a_killed_coordinator_interrupts_nothing() -> Result<()> {
     site.submit(&run, &["layout.pipeline=2", &steps])?;
     let metrics = run.out().join("metrics.jsonl");
     wait_until("the first steps", SOON, || lines(&metrics) >= 3)?;
-    for away_ms in [0, 300, 1500] {
+    for away_ms in AWAY_MS {
         site.kill_coordinator(Duration::from_millis(away_ms))?;
         let before = lines(&metrics);
         wait_until("a step that is noted again", SOON, || lines(&metrics) > before.min(STEPS - 1))?;
         std::thread::sleep(CALM);
     }
     wait_until("the last step", 2 * SOON, || lines(&metrics) == STEPS)?;
-    wait_until("the end", SOON, || site.done())?;
+    site.wait_for_end()?;
     let lived = run.read()?;
     if let Some(how) = lived.bits_differ(&calm) {
         anyhow::bail!("{how}");
     }
-    for index in 0..2 {
-        let log = site.log(index)?;
-        ensure!(log.matches("joining from").count() == 1, "w{index} joined more than once:\n{log}");
-        ensure!(log.matches("lost the coordinator").count() == 3, "w{index} did not lose it:\n{log}");
-    }
-    let said = site.said();
-    ensure!(!said.contains("workers are gathered"), "the run was interrupted:\n{said}");
+    let told = site.events()?;
+    ensure!(events::count(&told, "started") == 1 + AWAY_MS.len(), "it was not killed: {told:#?}");
+    ensure!(events::count(&told, "formed") == 1, "the run was formed again: {told:#?}");
+    ensure!(events::interruptions(&told) == 0, "the run was interrupted: {told:#?}");
     Ok(())
 }
 
@@ -60,20 +58,19 @@ fn a_run_shrinks_grows_and_lets_a_worker_go_with_the_same_bits() -> Result<()> {
     let metrics = run.out().join("metrics.jsonl");
     wait_until("the first steps", SOON, || lines(&metrics) >= 3)?;
     signal(site.worker(3), "KILL")?;
-    wait_until("a smaller generation", SOON, || site.said().contains("generation=2"))?;
+    site.wait_for_generation(2, SOON).context("a smaller one")?;
     let before = lines(&metrics);
     wait_until("its steps", SOON, || lines(&metrics) > before)?;
     site.join()?;
-    wait_until("a generation of all again", SOON, || site.said().contains("generation=3"))?;
+    site.wait_for_generation(3, SOON).context("one of all again")?;
     site.join()?;
-    let here = |name: &str| site.coxswain(&["status"]).is_ok_and(|(_, said)| said.contains(name));
-    wait_until("a spare", SOON, || here("w5"))?;
+    site.wait_for_worker("w5").context("a spare")?;
     site.coxswain(&["drain", "w0"])?;
-    wait_until("a generation without w0", SOON, || site.said().contains("generation=4"))?;
+    site.wait_for_generation(4, SOON).context("one without w0")?;
     wait_until("the last step", 3 * SOON, || lines(&metrics) == MANY)?;
-    wait_until("the end", SOON, || site.done())?;
-    let events = site.events()?;
-    ensure!(began_from_memory(&events) == 3, "not all generations went on from memory: {events:#?}");
+    site.wait_for_end()?;
+    let told = site.events()?;
+    ensure!(events::from_memory(&told) == 3, "not all generations went on from memory: {told:#?}");
     match run.read()?.bits_differ(&calm) {
         Some(how) => anyhow::bail!("{how}"),
         None => Ok(()),

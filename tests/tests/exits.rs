@@ -23,7 +23,7 @@ fn a_worker_that_a_signal_ends_is_to_be_started_again() -> Result<()> {
     let folder = Folder::new()?;
     let mut site = Site::new(&folder, 2)?;
     for (worker, sign, expected) in [(0, "TERM", 143), (1, "INT", 130)] {
-        wait_until("a worker", SOON, || site.log(worker).is_ok_and(|log| log.contains("connected")))?;
+        site.wait_for_worker(&format!("w{worker}"))?;
         signal(site.worker(worker), sign)?;
         ensure!(site.exit_code(worker)? == Some(expected), "{sign}");
     }
@@ -34,8 +34,7 @@ fn a_worker_that_a_signal_ends_is_to_be_started_again() -> Result<()> {
 fn a_drained_worker_ends_with_0_and_a_refused_one_does_not() -> Result<()> {
     let folder = Folder::new()?;
     let mut site = Site::new(&folder, 1)?;
-    let here = |site: &Site<'_>, worker| site.log(worker).is_ok_and(|log| log.contains("connected"));
-    wait_until("a worker", SOON, || here(&site, 0))?;
+    site.wait_for_worker("w0")?;
     // A newer process of its name takes its place.
     site.join_as("w0")?;
     ensure!(site.exit_code(0)? == Some(3), "a worker that was replaced: {}", site.log(0)?);

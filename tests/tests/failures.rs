@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use coxswain_tests::process::{children, is_alive, lines, signal, system};
-use coxswain_tests::{Folder, Run, SOON, Site, programs, wait_until};
+use coxswain_tests::{Folder, Run, Site, programs, skip, wait_until};
 
 /// Within this time a run whose worker or coordinator is gone must have ended.
 const END: Duration = Duration::from_secs(10);
@@ -109,7 +109,7 @@ fn workers_need_nobody_who_reads_their_logs() -> Result<()> {
     drop(reader);
     site.join_with(writer.into())?;
     site.submit(&run, &["layout.pipeline=2"])?;
-    wait_until("the end", SOON, || site.done())?;
+    site.wait_for_end()?;
     ensure!(run.read()?.losses.len() == 20, "not all steps are noted");
     Ok(())
 }
@@ -122,8 +122,7 @@ fn a_full_disk_is_said_and_the_last_checkpoint_stays() -> Result<()> {
     let path = run.out().to_string_lossy().into_owned();
     // Room for one checkpoint of 1.6 MB and not for a second beside it.
     if let Err(why) = system(&["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", &path]) {
-        println!("skipped: {why:#}");
-        return Ok(());
+        return skip::not_made("a small file system", &format!("{why:#}")).map_err(anyhow::Error::msg);
     }
     let result = (|| {
         std::fs::write(run.out().join("ballast"), vec![0; 500_000])?;

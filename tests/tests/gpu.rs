@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use coxswain_tests::Equal::{Bits, Close, Near};
-use coxswain_tests::{EMULATED, Folder, Site, Table, emulated_gpu, process, programs, wait_until};
+use coxswain_tests::{EMULATED, Folder, Site, Table, emulated_gpu, process, programs, skip, wait_until};
 
 const BF16: &str = "train.precision=bf16";
 const SHARDS: &str = "train.tensor_shards=2";
@@ -62,11 +62,12 @@ const FORMS: &[Form] = &[
     ),
 ];
 
-/// Whether there is no emulated GPU, which goes with the libtorch that the set-up fetches.
+/// Whether there is no emulated GPU.
+#[track_caller]
 fn left_out() -> bool {
     let left_out = std::env::var_os("COXSWAIN_NO_EMULATED_GPU").is_some();
     if left_out {
-        println!("left out: there is no emulated GPU for this libtorch");
+        skip::lacking("the emulated GPU, which goes with the libtorch that the set-up fetches");
     }
     left_out
 }

@@ -1,6 +1,6 @@
 //! Two nodes: network namespaces with an interface each, so that no address is the loopback's.
 //!
-//! Needs root and `ip`; where they are missing the test says so and passes.
+//! Needs root and `ip`; where they are missing the tests are skipped, and say so.
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use coxswain_console::say;
 use coxswain_tests::nodes::{self, Cluster, Nodes};
 use coxswain_tests::process::lines;
-use coxswain_tests::{Folder, Run, wait_until};
+use coxswain_tests::{Folder, Run, events, skip, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long it may take until it is certain that two workers do not reach each other: ten seconds without an answer,
@@ -23,13 +23,13 @@ const HEALED: Duration = Duration::from_secs(90);
 
 /// Why generations ended.
 fn interruptions(cluster: &Cluster<'_>) -> Vec<String> {
-    let events = cluster.events().unwrap_or_default();
-    events.iter().filter(|event| event["kind"] == "interrupted").map(ToString::to_string).collect()
+    let told = cluster.events().unwrap_or_default();
+    told.iter().filter(|event| event["kind"] == "interrupted").map(ToString::to_string).collect()
 }
 
 #[test]
 fn two_nodes_give_the_bits_of_one() -> Result<()> {
-    let Some(nodes) = nodes::here(Nodes::pair("plain")) else { return Ok(()) };
+    let Some(nodes) = nodes::here(Nodes::pair("plain"))? else { return Ok(()) };
     let folder = Folder::new()?;
     let one = folder.run("one").summary()?;
     let cluster = Cluster::plain(&nodes, &folder, "two")?;
@@ -94,7 +94,7 @@ fn windows_seen(run: &Run, captured: &Path) -> Result<(usize, usize)> {
 
 #[test]
 fn a_capture_holds_no_tensor_unless_the_network_is_trusted() -> Result<()> {
-    let Some(nodes) = nodes::here(Nodes::pair("tls")) else { return Ok(()) };
+    let Some(nodes) = nodes::here(Nodes::pair("tls"))? else { return Ok(()) };
     let folder = Folder::new()?;
     let one = folder.run("one").summary()?;
     // Each rank sends the other the weights that it has brought up to date.
@@ -122,12 +122,11 @@ fn a_capture_holds_no_tensor_unless_the_network_is_trusted() -> Result<()> {
 /// what, and goes on with the same bits when they reach each other again. `cargo xtask test --long` runs it.
 #[test]
 fn a_network_that_parts_two_workers_interrupts_the_run_until_it_is_whole_again() -> Result<()> {
-    if std::env::var_os("COXSWAIN_LONG_TESTS").is_none() {
-        say("skipped, `cargo xtask test --long` runs it");
+    if skip::unless_long() {
         return Ok(());
     }
     for (name, both) in [("parted", true), ("oneway", false)] {
-        let Some(nodes) = nodes::here(Nodes::routed(name)) else { return Ok(()) };
+        let Some(nodes) = nodes::here(Nodes::routed(name))? else { return Ok(()) };
         let folder = Folder::new()?;
         let cluster = Cluster::plain(&nodes, &folder, name)?;
         let sets = ["layout.pipeline=2", "train.steps=2000", "checkpoint.every=0", "train.validate_every=0"];
@@ -151,7 +150,8 @@ fn a_network_that_parts_two_workers_interrupts_the_run_until_it_is_whole_again()
         let took = wait_until("a step", HEALED, || lines(&metrics) > before + 1)?;
         say(&format!("{name}: {took:.1?} from the whole network to a step"));
         ensure!(cluster.call(&["cancel", &job])?.output()?.status.success(), "cancel");
-        wait_until("its end", PATIENCE, || status().is_ok_and(|text| text.contains("cancelled")))?;
+        let over = || cluster.events().is_ok_and(|all| events::ending(&all) == Some("cancelled"));
+        wait_until("its end", PATIENCE, over)?;
         let alone = folder.run("alone").set("train.steps=2000").set("checkpoint.every=0");
         let mut child = alone.set("train.validate_every=0").start()?;
         let other = folder.path().join("alone").join("metrics.jsonl");

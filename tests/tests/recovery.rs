@@ -4,12 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use coxswain_core::cluster::LEASE_MS;
-use coxswain_tests::chaos::{
-    Chaos, RECOVERY, began_from_memory, from_memory, interruptions, next_step, ranks_at_work,
-};
+use coxswain_tests::chaos::{Chaos, RECOVERY, interruptions, next_step};
 use coxswain_tests::process::{children, is_alive, lines, signal};
-use coxswain_tests::{Folder, Run, SOON, Site, wait_until};
-use serde_json::Value;
+use coxswain_tests::{Folder, Run, SOON, Site, events, skip, wait_until};
 
 /// From a loss to the next new step, over a step's time: what `cargo xtask chaos` demands.
 const MEDIAN_MAX_S: f64 = 1.0;
@@ -79,24 +76,22 @@ fn workers_that_lose_a_peer_stay_and_so_does_what_they_hold() -> Result<()> {
     for turn in 0..LOSSES {
         let before = lines(&metrics);
         wait_until("steps", SOON, || lines(&metrics) >= before + 3)?;
-        let name = ranks_at_work(&site.events()?, "worker")?[turn % 2].to_owned();
+        let name = events::workers_at_work(&site.events()?)?[turn % 2].to_owned();
         let index: usize = name.trim_start_matches('w').parse().with_context(|| name.clone())?;
         ensure!(lines(&metrics) < STEPS, "the run was over before loss {turn}");
         signal(site.worker(index), "KILL")?;
         lost.push(index);
         site.join()?;
-        let formed = |event: &Value| event["kind"] == "formed" && event["generation"] == turn + 2;
-        wait_until("the next generation", SOON, || site.events().is_ok_and(|all| all.iter().any(formed)))
-            .with_context(|| format!("the coordinator said:\n{}", site.said()))?;
+        site.wait_for_generation(turn as u64 + 2, SOON)?;
     }
     wait_until("the last step", SOON, || lines(&metrics) == STEPS)?;
-    wait_until("the end", SOON, || site.done())?;
+    site.wait_for_end()?;
     for index in (0..3 + LOSSES).filter(|index| !lost.contains(index)) {
         ensure!(is_alive(site.worker(index)), "w{index} has ended:\n{}", site.log(index)?);
     }
-    let events = site.events()?;
-    let held = began_from_memory(&events);
-    ensure!(held == LOSSES, "{held} generations went on from memory:\n{events:?}");
+    let told = site.events()?;
+    let held = events::from_memory(&told);
+    ensure!(held == LOSSES, "{held} generations went on from memory: {told:#?}");
     match run.read()?.bits_differ(&calm) {
         Some(how) => bail!("{how}"),
         None => Ok(()),
@@ -106,8 +101,7 @@ fn workers_that_lose_a_peer_stay_and_so_does_what_they_hold() -> Result<()> {
 /// A backward of this job takes longer than the three seconds that what ends at once is given.
 #[test]
 fn a_worker_outlives_its_peer_whose_loss_meets_it_in_an_action_of_seconds() -> Result<()> {
-    if std::env::var_os("COXSWAIN_LONG_TESTS").is_none() {
-        println!("skipped: `cargo xtask test --long` runs it");
+    if skip::unless_long() {
         return Ok(());
     }
     const ACTION_MIN_S: f64 = 3.0;
@@ -132,18 +126,15 @@ fn a_worker_outlives_its_peer_whose_loss_meets_it_in_an_action_of_seconds() -> R
     let step = step_seconds(&run)?;
     ensure!(step / 3.0 > ACTION_MIN_S, "a step takes {step:.1} s: its backwards are too short for this test");
     std::thread::sleep(Duration::from_secs_f64(step / 6.0));
-    let workers = ranks_at_work(&site.events()?, "worker")?;
+    let workers = events::workers_at_work(&site.events()?)?;
     let index = |name: &String| name.trim_start_matches('w').parse::<usize>().with_context(|| name.clone());
     let (stays, lost) = (index(&workers[0])?, index(&workers[1])?);
     signal(site.worker(lost), "KILL")?;
-    let formed = |event: &Value| event["kind"] == "formed" && event["generation"] == 2;
-    wait_until("the next generation", 4 * RECOVERY, || {
-        site.events().is_ok_and(|all| all.iter().any(formed))
-    })?;
+    site.wait_for_generation(2, 4 * RECOVERY)?;
     wait_until("the next step", 8 * RECOVERY, || lines(&metrics) >= 2)?;
     ensure!(is_alive(site.worker(stays)), "w{stays} has ended:\n{}", site.log(stays)?);
-    let events = site.events()?;
-    ensure!(began_from_memory(&events) == 1, "the state in memory was lost:\n{events:?}");
+    let told = site.events()?;
+    ensure!(events::from_memory(&told) == 1, "the state in memory was lost: {told:#?}");
     Ok(())
 }
 
@@ -200,8 +191,8 @@ fn step_seconds(run: &Run) -> Result<f64> {
 /// Minutes: `cargo xtask chaos` runs it, and so does `cargo xtask test --long`.
 #[test]
 fn chaos() -> Result<()> {
-    if std::env::var_os("COXSWAIN_CHAOS_KILLS").or(std::env::var_os("COXSWAIN_LONG_TESTS")).is_none() {
-        println!("skipped: `cargo xtask chaos` runs it");
+    if std::env::var_os("COXSWAIN_CHAOS_KILLS").is_none() && !skip::long() {
+        skip::left_to("cargo xtask chaos");
         return Ok(());
     }
     let (losses, seed) = (given("COXSWAIN_CHAOS_KILLS", 20)? as usize, given("COXSWAIN_CHAOS_SEED", 1)?);
@@ -224,7 +215,7 @@ fn chaos() -> Result<()> {
         let step = step_seconds(&run)?;
         let over: Vec<f64> = took.iter().map(|took| took.as_secs_f64() - step).collect();
         let (median, worst) = (median(&over), over.iter().copied().fold(f64::NAN, f64::max));
-        let memory = from_memory(&run)?;
+        let memory = events::from_memory(&run.events()?);
         println!("{name:<20} {:>6} {memory:>12} {median:>8.2} {worst:>8.2}", over.len());
         if (memory == 0) != (name == "pp4, checkpoint") {
             off.push("not as it says");

@@ -17,7 +17,7 @@ use coxswain_files::{Checkpoint, Digests, Header, ShardTensor, latest, prepare, 
 use coxswain_tests::chaos::{at_work, interruptions, next_step};
 use coxswain_tests::process::{lines, signal};
 use coxswain_tests::threads::assignments_of;
-use coxswain_tests::{Folder, JOB, Run, text, wait_until};
+use coxswain_tests::{Folder, JOB, Run, skip, text, wait_until};
 use coxswain_types::status::Directive;
 
 /// How long ranks wait for each other to join, and how long the files of one take to check.
@@ -89,8 +89,9 @@ fn a_rank_that_checks_its_files_for_long_is_waited_for() -> Result<()> {
                 })
             })
             .collect();
-        // The slow rank has joined by then, and looks at no file yet.
-        std::thread::sleep(Duration::from_millis(JOINING_MS));
+        // The slow rank has joined, and looks at no file yet.
+        let joined = || watches[1].links.lock().unwrap().is_some();
+        wait_until("the slow rank", PATIENCE, joined)?;
         // What it does is there to be told.
         let links = watches[1].links.lock().unwrap().clone();
         let doing = links.map(|links| links.doing().what);
@@ -257,8 +258,7 @@ fn recovery(run: &Run) -> Result<f64> {
 /// Minutes, and 5 GiB of disk: `cargo xtask test --long` runs it.
 #[test]
 fn a_loss_takes_as_long_whatever_the_files_weigh() -> Result<()> {
-    if std::env::var_os("COXSWAIN_LONG_TESTS").is_none() {
-        drop(writeln!(std::io::stdout(), "skipped: `cargo xtask test --long` runs it"));
+    if skip::unless_long() {
         return Ok(());
     }
     let folder = Folder::new()?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use coxswain_tests::process::lines;
-use coxswain_tests::{Folder, Run, SOON, Site, Summary, wait_until};
+use coxswain_tests::{Folder, Run, SOON, Site, Summary, events, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Lets a process run for a sixth of the time, until told to stop. A step's computing takes some milliseconds, and
@@ -45,20 +45,21 @@ fn relieves((pipeline, data): (u32, u32), layout: &[&str], calm: &Summary) -> Re
     let (stop, slow) = (AtomicBool::new(false), site.worker(0));
     let relieved = std::thread::scope(|scope| {
         let slowing = scope.spawn(|| slow_down(slow, &stop));
-        let relieved = wait_until("a generation that is divided anew", SOON, || {
-            site.said().contains("work is divided as w0 takes")
-        });
+        let relieved = site.wait_for_generation(2, SOON);
         stop.store(true, Ordering::Relaxed);
         let slowed =
             slowing.join().map_err(|_| anyhow::anyhow!("the thread that slows a worker down panicked"));
         relieved.and(slowed.and_then(|slowed| slowed))
     });
-    relieved.with_context(|| format!("the coordinator said:\n{}", site.said()))?;
+    relieved.context("work that is divided anew")?;
     wait_until("the last step", 2 * SOON, || lines(&metrics) == MANY)?;
-    wait_until("the end", SOON, || site.done())?;
-    let (said, lived) = (site.said(), run.read()?);
-    ensure!(said.contains("worker w0 (rank 0, stage 0"), "another worker was named:\n{said}");
-    ensure!(!said.contains("was lost"), "a worker was lost:\n{said}");
+    site.wait_for_end()?;
+    let (told, lived) = (site.events()?, run.read()?);
+    // The slow worker was named, the run stopped for that after a step, and no worker was lost.
+    let slow = told.iter().find(|event| event["kind"] == "straggler").context("no straggler was named")?;
+    ensure!(slow["worker"] == "w0", "another worker was named: {slow}");
+    ensure!(events::count(&told, "regrouped") > 0, "the work is divided as it was: {told:#?}");
+    ensure!(events::count(&told, "interrupted") == 0, "a worker was lost: {told:#?}");
     match lived.bits_differ(calm) {
         Some(how) => anyhow::bail!("{how}"),
         None => Ok(()),

@@ -1,6 +1,10 @@
 //! Every planted bug is caught. That takes minutes, so it runs where long tests are asked for; that each can still
 //! be planted is looked at always.
 
+#[path = "../../../tests/src/skip.rs"]
+#[allow(dead_code, unreachable_pub, reason = "other tests use more of it")]
+mod skip;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -43,7 +47,7 @@ fn every_bug_can_be_planted() {
 
 #[test]
 fn every_planted_bug_is_caught() {
-    if std::env::var_os("COXSWAIN_LONG_TESTS").is_none() {
+    if skip::unless_long() {
         return;
     }
     let lane = Command::new(env!("CARGO_BIN_EXE_coxswain-sim")).arg("--mutations").status().unwrap();

@@ -12,6 +12,13 @@ use coxswain_transport::{connect, jobs_client};
 use tonic::Code;
 use tonic::transport::Channel;
 
+#[path = "../../../tests/src/skip.rs"]
+#[allow(dead_code, unreachable_pub, reason = "other tests use more of it")]
+mod skip;
+
+#[allow(unused_imports, reason = "as above")]
+pub(crate) use skip::long;
+
 /// How long a start may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -93,9 +100,4 @@ impl Drop for Serve {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Whether tests of minutes are asked for.
-pub(crate) fn long() -> bool {
-    std::env::var_os("COXSWAIN_LONG_TESTS").is_some()
 }

@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 mod common;
+#[path = "../../../tests/src/skip.rs"]
+#[allow(dead_code, unreachable_pub, reason = "other tests use more of it")]
+mod skip;
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -52,8 +55,7 @@ fn reductions_give_all_ranks_the_bits_of_the_tree() {
 /// `cargo xtask test --long` runs it.
 #[test]
 fn a_hundred_and_twenty_eight_ranks_meet_and_close_a_step() {
-    if std::env::var_os("COXSWAIN_LONG_TESTS").is_none() {
-        tell("a_hundred_and_twenty_eight_ranks_meet: skipped, `cargo xtask test --long` runs it");
+    if skip::unless_long() {
         return;
     }
     // Two ends of a socket for each two ranks.
@@ -63,7 +65,7 @@ fn a_hundred_and_twenty_eight_ranks_meet_and_close_a_step() {
     for world in [32, 64, 128] {
         let needed = world * (world + 8);
         if needed > files {
-            tell(&format!("{world} ranks left out: they need {needed} open files, and {files} are allowed"));
+            skip::lacking(&format!("{needed} open files for {world} ranks, and {files} are allowed"));
             continue;
         }
         let start = Instant::now();
