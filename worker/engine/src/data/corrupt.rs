@@ -3,6 +3,9 @@
 use coxswain_files::hash::draw;
 use coxswain_types::job::{Corruption, Lengths, SPAN_TOKENS, noise};
 
+use super::batch::SampleRow;
+use super::objective::TextWindow;
+
 /// How texts are corrupted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct SpanCorruption {
@@ -130,6 +133,18 @@ impl Draws {
 }
 
 impl SpanCorruption {
+    /// The row of a text: what is left of it to read, and what was taken out as targets.
+    pub(super) fn row(&self, window: &TextWindow<'_>) -> SampleRow {
+        let corrupted = self.corrupt(window.sample, window.text(), &window.documents);
+        SampleRow {
+            read: Some(corrupted.source.len() as u32),
+            own: Some(corrupted.targets_of),
+            source_own: Some(corrupted.source_of),
+            source: corrupted.source,
+            ..SampleRow::of(corrupted.ids, corrupted.targets)
+        }
+    }
+
     /// The sample of a text, whose tokens are of these documents. One of fewer than two tokens has nothing to be
     /// taken out, and no targets. Where documents of a few tokens leave too much to be read, the last tokens
     /// are left out.
