@@ -3,21 +3,22 @@
 use coxswain_native::linear_attention::LinearState;
 use tch::Tensor;
 
+use super::attention::Summarized;
 use crate::EngineError;
 
 /// What a layer keeps.
 #[derive(Debug, Default)]
 pub struct Cache {
     /// For each of the rank's logical shards.
-    shards: Vec<Kept>,
+    shards: Vec<ShardCache>,
     /// What all heads share of keys and values, `[b, s, r]`.
     latents: Option<Tensor>,
 }
 
 impl Cache {
-    pub(super) fn shard(&mut self, at: usize) -> &mut Kept {
+    pub(super) fn shard(&mut self, at: usize) -> &mut ShardCache {
         while self.shards.len() <= at {
-            self.shards.push(Kept::default());
+            self.shards.push(ShardCache::default());
         }
         &mut self.shards[at]
     }
@@ -34,7 +35,7 @@ impl Cache {
 
     /// Bytes of memory that it takes.
     pub fn held_bytes(&self) -> u64 {
-        let shards: u64 = self.shards.iter().map(Kept::held_bytes).sum();
+        let shards: u64 = self.shards.iter().map(ShardCache::held_bytes).sum();
         shards + self.latents.as_ref().map_or(0, bytes)
     }
 }
@@ -43,27 +44,41 @@ fn bytes(x: &Tensor) -> u64 {
     (x.numel() * x.kind().elt_size_in_bytes()) as u64
 }
 
-/// Keys and values.
-type Pair = (Tensor, Tensor);
+/// Bytes of memory that keys and values take.
+pub(super) fn pair_bytes((k, v): &Pair) -> u64 {
+    bytes(k) + bytes(v)
+}
 
-fn shallow((k, v): &Pair) -> Pair {
+/// Keys and values.
+pub(super) type Pair = (Tensor, Tensor);
+
+pub(super) fn shallow((k, v): &Pair) -> Pair {
     (k.shallow_clone(), v.shallow_clone())
 }
 
 /// What a shard of a layer keeps.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
-    /// Keys and values, `[b, s, g, k]`.
-    pairs: Option<Pair>,
+pub(super) struct ShardCache {
+    own: OwnCache,
     /// Keys and values of the encoder's output, which are made once.
     crossed: Option<Pair>,
-    /// What linear attention has come to.
-    state: Option<LinearState>,
-    /// Of compressed attention.
-    memory: Memory,
 }
 
-impl Kept {
+/// What a shard keeps of its own tokens, by the form of its attention.
+#[derive(Debug, Default)]
+enum OwnCache {
+    /// Nothing so far, or what all shards share.
+    #[default]
+    Nothing,
+    /// Keys and values, `[b, s, g, k]`.
+    Pairs(Pair),
+    /// What linear attention has come to.
+    State(LinearState),
+    /// Of compressed attention.
+    Summarized(Summarized),
+}
+
+impl ShardCache {
     /// Keeps keys and values of the encoder's output.
     pub(super) fn cross(&mut self, k: &Tensor, v: &Tensor) {
         self.crossed = Some((k.shallow_clone(), v.shallow_clone()));
@@ -77,93 +92,58 @@ impl Kept {
     /// Adds keys and values of further tokens; returns those of all. Of more than `last`, where that is
     /// given, the older ones are then forgotten.
     pub(super) fn append(&mut self, k: &Tensor, v: &Tensor, last: Option<i64>) -> Result<Pair, EngineError> {
-        let (k, v) = joined(self.pairs.as_ref(), (k, v))?;
+        let old = match &self.own {
+            OwnCache::Pairs(pair) => Some(pair),
+            OwnCache::Nothing | OwnCache::State(_) | OwnCache::Summarized(_) => None,
+        };
+        let (k, v) = joined(old, (k, v))?;
         let keys = k.size()[1];
-        self.pairs = Some(match last {
+        self.own = OwnCache::Pairs(match last {
             Some(last) if last < keys => (part(&k, keys - last, last)?, part(&v, keys - last, last)?),
             _ => (k.shallow_clone(), v.shallow_clone()),
         });
         Ok((k, v))
     }
 
+    /// What linear attention has come to.
     pub(super) fn state(&self) -> Option<&LinearState> {
-        self.state.as_ref()
+        match &self.own {
+            OwnCache::State(state) => Some(state),
+            OwnCache::Nothing | OwnCache::Pairs(_) | OwnCache::Summarized(_) => None,
+        }
     }
 
+    /// Linear attention has come to this.
     pub(super) fn go_on(&mut self, state: LinearState) {
-        self.state = Some(state);
+        self.own = OwnCache::State(state);
     }
 
-    pub(super) fn memory(&self) -> &Memory {
-        &self.memory
+    /// What compressed attention keeps.
+    pub(super) fn summarized(&self) -> Option<&Summarized> {
+        match &self.own {
+            OwnCache::Summarized(kept) => Some(kept),
+            OwnCache::Nothing | OwnCache::Pairs(_) | OwnCache::State(_) => None,
+        }
     }
 
-    pub(super) fn remember(&mut self, memory: Memory) {
-        self.memory = memory;
+    /// Compressed attention keeps this.
+    pub(super) fn remember(&mut self, kept: Summarized) {
+        self.own = OwnCache::Summarized(kept);
     }
 
     fn held_bytes(&self) -> u64 {
-        let pairs = [&self.pairs, &self.crossed, &self.memory.tokens, &self.memory.summaries];
-        let pairs = pairs.into_iter().flatten().map(|(k, v)| bytes(k) + bytes(v));
-        pairs.sum::<u64>() + self.state.as_ref().map_or(0, LinearState::held_bytes)
+        let own = match &self.own {
+            OwnCache::Nothing => 0,
+            OwnCache::Pairs(pair) => pair_bytes(pair),
+            OwnCache::State(state) => state.held_bytes(),
+            OwnCache::Summarized(kept) => kept.held_bytes(),
+        };
+        own + self.crossed.as_ref().map_or(0, pair_bytes)
     }
 }
 
-/// Keys and values in two forms: summaries of blocks, then tokens.
-#[derive(Debug, Default)]
-pub(super) struct Memory {
-    /// The place of the first token that is kept by itself.
-    pub start: i64,
-    tokens: Option<Pair>,
-    summaries: Option<Pair>,
-}
-
-impl Memory {
-    /// With further tokens.
-    pub(super) fn followed_by(&self, k: &Tensor, v: &Tensor) -> Result<Memory, EngineError> {
-        Ok(Memory {
-            start: self.start,
-            tokens: Some(joined(self.tokens.as_ref(), (k, v))?),
-            summaries: self.summaries.as_ref().map(shallow),
-        })
-    }
-
-    /// With summaries of what its first tokens are summarized to, which stay beside them.
-    pub(super) fn summarized(
-        self,
-        of: impl Fn(&Tensor) -> Result<Tensor, EngineError>,
-    ) -> Result<Memory, EngineError> {
-        let (k, v) = self.tokens.as_ref().ok_or_else(nothing)?;
-        let (k, v) = (of(k)?, of(v)?);
-        Ok(Memory { summaries: Some(joined(self.summaries.as_ref(), (&k, &v))?), ..self })
-    }
-
-    /// Number of tokens that are kept by themselves.
-    pub(super) fn tokens(&self) -> Result<i64, EngineError> {
-        Ok(self.tokens.as_ref().ok_or_else(nothing)?.0.size()[1])
-    }
-
-    /// Number of summaries.
-    pub(super) fn summaries(&self) -> Result<i64, EngineError> {
-        Ok(self.summaries.as_ref().ok_or_else(nothing)?.0.size()[1])
-    }
-
-    /// Summaries, then tokens.
-    pub(super) fn all(&self) -> Result<Pair, EngineError> {
-        let (k, v) = self.tokens.as_ref().ok_or_else(nothing)?;
-        joined(self.summaries.as_ref(), (k, v))
-    }
-
-    /// Without the tokens before a place.
-    pub(super) fn forget_before(self, place: i64) -> Result<Memory, EngineError> {
-        let (k, v) = self.tokens.as_ref().ok_or_else(nothing)?;
-        let (gone, all) = (place - self.start, k.size()[1]);
-        let tokens = Some((part(k, gone, all - gone)?, part(v, gone, all - gone)?));
-        Ok(Memory { start: place, tokens, ..self })
-    }
-}
-
-fn joined(old: Option<&Pair>, (k, v): (&Tensor, &Tensor)) -> Result<Pair, EngineError> {
+/// Old keys and values followed by new ones.
+pub(super) fn joined(old: Option<&Pair>, (k, v): (&Tensor, &Tensor)) -> Result<Pair, EngineError> {
     match old {
         None => Ok((k.shallow_clone(), v.shallow_clone())),
         Some((old_k, old_v)) => Ok((Tensor::f_cat(&[old_k, k], 1)?, Tensor::f_cat(&[old_v, v], 1)?)),
@@ -171,10 +151,10 @@ fn joined(old: Option<&Pair>, (k, v): (&Tensor, &Tensor)) -> Result<Pair, Engine
 }
 
 /// A copy of some tokens: a view would keep them all.
-fn part(x: &Tensor, first: i64, count: i64) -> Result<Tensor, EngineError> {
+pub(super) fn part(x: &Tensor, first: i64, count: i64) -> Result<Tensor, EngineError> {
     Ok(Tensor::f_cat(&[x.f_narrow(1, first, count)?], 1)?)
 }
 
-fn nothing() -> EngineError {
+pub(super) fn nothing() -> EngineError {
     EngineError::Other("nothing is kept of a layer's tokens".to_owned())
 }

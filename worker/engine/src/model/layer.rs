@@ -13,7 +13,7 @@ use coxswain_types::model::NormPlacement;
 use coxswain_types::params::{Place, layer_prefix};
 use tch::{Device, Kind, Tensor};
 
-use super::attention::AttentionBlock;
+use super::attention::{AttentionBlock, CrossAttention};
 use super::cache::Cache;
 use super::ffn::Ffn;
 use super::norm::Norm;
@@ -29,7 +29,7 @@ pub struct Layer {
     attention_norm: Norm,
     attention: AttentionBlock,
     /// Attention to an encoder's output.
-    cross: Option<(Norm, AttentionBlock)>,
+    cross: Option<(Norm, CrossAttention)>,
     ffn_norm: Norm,
     ffn: Ffn,
     context: Rc<Context>,
@@ -70,15 +70,16 @@ impl Layer {
     pub fn build(index: u32, parameters: &Parameters, context: &Rc<Context>) -> Result<Layer, EngineError> {
         let (prefix, place) = (layer_prefix(&context.model, index), Place::Layer(index));
         let norm = |part: &str| Norm::build(place, &format!("{prefix}.{part}"), parameters, context);
-        let attention = |part: &str, cross| {
-            AttentionBlock::build((index, cross), &format!("{prefix}.{part}"), parameters, context)
+        let cross = || -> Result<_, EngineError> {
+            let prefix = format!("{prefix}.cross_attn");
+            let block = CrossAttention::build(index, &prefix, parameters, context)?;
+            Ok((norm("cross_attention_layernorm")?, block))
         };
-        let cross =
-            || Ok::<_, EngineError>((norm("cross_attention_layernorm")?, attention("cross_attn", true)?));
+        let attention = format!("{prefix}.self_attn");
         Ok(Layer {
             index,
             attention_norm: norm("input_layernorm")?,
-            attention: attention("self_attn", false)?,
+            attention: AttentionBlock::build(index, &attention, parameters, context)?,
             cross: context.model.crosses(index).then(cross).transpose()?,
             ffn_norm: norm("post_attention_layernorm")?,
             ffn: Ffn::build(place, &format!("{prefix}.mlp"), parameters, context)?,
@@ -140,7 +141,7 @@ impl Layer {
             self.attention.forward(x_btd, pass, cache.as_deref_mut())
         })?;
         let Some((norm, cross)) = &self.cross else { return Ok(x_btd) };
-        self.residual(&x_btd, norm, Site::Cross, pass, |x_btd| cross.cross(x_btd, memory_bsd, pass, cache))
+        self.residual(&x_btd, norm, Site::Cross, pass, |x_btd| cross.forward(x_btd, memory_bsd, pass, cache))
     }
 
     fn ffn(&self, x_btd: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {

@@ -6,52 +6,68 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use coxswain_types::model::Attention;
-use coxswain_types::params::Place;
 use tch::Tensor;
 
-use super::softmax::Mixed;
-use super::{AttentionBlock, Shard};
+use super::heads::{BlockBuilder, into_heads};
+use super::scores::{KeysOf, Mixed, ScoreShard, Scores};
 use crate::EngineError;
 use crate::model::cache::Cache;
 use crate::model::linear::Column;
 use crate::model::norm::Norm;
-use crate::model::param::{Param, Parameters};
-use crate::model::pass::Pass;
+use crate::model::param::Param;
+use crate::model::pass::{Pass, Site};
 use crate::model::stage::Context;
 use crate::model::uses::Uses;
 
-/// What makes a token's latent and rotated key.
+/// Its weights on this rank.
 #[derive(Debug)]
-pub(super) struct Latent {
+pub(super) struct LatentAttention {
+    shards: Vec<LatentShard>,
+    /// What makes a token's latent and rotated key.
     down: Uses,
     norm: Norm,
     /// Widths of the latent, and of the key that all heads share.
     widths: [i64; 2],
+    scores: Scores,
     context: Rc<Context>,
 }
 
-impl Latent {
+/// The weights of one logical tensor shard.
+#[derive(Debug)]
+struct LatentShard {
+    q: Column,
+    /// Keys and values, from the latent.
+    up: Column,
+    scores: ScoreShard,
+}
+
+impl LatentAttention {
     pub(super) fn build(
-        place: Place,
-        prefix: &str,
-        parameters: &Parameters,
-        context: &Rc<Context>,
-    ) -> Result<Latent, EngineError> {
-        let Attention::Latent { rank, rope_dim } = context.model.attention else {
-            return Err(EngineError::Table("the model has no latents".to_owned()));
+        builder: &BlockBuilder<'_>,
+        widths: [u32; 2],
+    ) -> Result<LatentAttention, EngineError> {
+        let (place, prefix, parameters, context) =
+            (builder.place(), builder.prefix, builder.parameters, builder.context);
+        let shard = |index| {
+            Ok(LatentShard {
+                q: builder.projection("q_proj", index)?,
+                up: builder.column("kv_up_proj", index, false)?,
+                scores: builder.scores(index)?,
+            })
         };
-        Ok(Latent {
+        Ok(LatentAttention {
+            shards: builder.shards(shard)?,
             down: Uses::build(place, &format!("{prefix}.kv_down_proj.weight"), parameters, context)?,
             norm: Norm::build(place, &format!("{prefix}.kv_norm"), parameters, context)?,
-            widths: [rank.into(), rope_dim.into()],
+            widths: widths.map(i64::from),
+            scores: Scores::new(builder, KeysOf::Own),
             context: Rc::clone(context),
         })
     }
 
     /// For each shard here the latent of all tokens and the rotated key beside it, `[b, s, r + k]`; with a
     /// cache, of its tokens too.
-    pub(super) fn forward(
+    pub(super) fn latents(
         &self,
         x_btd: &Tensor,
         pass: &Pass<'_>,
@@ -84,34 +100,30 @@ impl Latent {
         let [rank, rope_dim] = self.widths;
         Ok([both.f_narrow(2, 0, rank)?, both.f_narrow(2, rank, rope_dim)?])
     }
-}
 
-impl AttentionBlock {
-    /// Queries of x `[b, t, d]`, and keys and values of a shard's heads from the latents `[b, s, r + k]`.
-    pub(super) fn latent(
+    /// Queries of x `[b, t, d]`, and keys and values of a shard's heads from the latents `[b, s, r + k]`; the result
+    /// `[b, t, h, k]`.
+    pub(super) fn forward(
         &self,
-        shard: &Shard,
-        up: &Column,
+        at: usize,
         x_btd: &Tensor,
         latent_bsl: &Tensor,
         pass: &Pass<'_>,
     ) -> Result<Tensor, EngineError> {
-        let Some(latent) = &self.latent else {
-            return Err(EngineError::Table("a layer has no latents".to_owned()));
-        };
+        let LatentShard { q, up, scores } = &self.shards[at];
         let head = i64::from(self.context.model.head_dim);
-        let rope_dim = latent.widths[1];
+        let [_, rope_dim] = self.widths;
         let plain = head - rope_dim;
-        let q = self.heads(x_btd, &shard.q)?;
+        let q = into_heads(x_btd, q, head)?;
         let rotated = pass.rotate(&q.f_narrow(3, plain, rope_dim)?)?;
         let q = Tensor::f_cat(&[q.f_narrow(3, 0, plain)?, rotated], 3)?;
-        let [latent_bsr, key_bsk] = latent.split(latent_bsl)?;
+        let [latent_bsr, key_bsk] = self.split(latent_bsl)?;
         let both = up.forward(&latent_bsr.f_contiguous()?)?.f_unflatten(2, [-1, plain + head].as_slice())?;
         let key_bshk = key_bsk.f_unsqueeze(2)?.f_expand([-1, -1, both.size()[2], -1], false)?;
         let k = Tensor::f_cat(&[both.f_narrow(3, 0, plain)?, key_bshk], 3)?;
         let v = both.f_narrow(3, plain, head)?.f_contiguous()?;
         let first = k.size()[1] - q.size()[1];
         let mixed = Mixed { q: &q, k: &k, v: &v, first, own: None, again: true };
-        self.mix(shard, x_btd, &mixed, pass, self.site())
+        self.scores.mix(scores, x_btd, &mixed, pass, Site::Probabilities)
     }
 }

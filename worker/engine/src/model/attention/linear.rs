@@ -3,9 +3,10 @@
 use coxswain_native::linear_attention::linear_attention;
 use tch::{Kind, Tensor};
 
-use super::{AttentionBlock, Shard};
+use super::heads::{BlockBuilder, Projections, Qkv};
 use crate::EngineError;
-use crate::model::cache::Kept;
+use crate::model::cache::ShardCache;
+use crate::model::linear::Column;
 use crate::model::on_device;
 use crate::model::pass::Pass;
 
@@ -15,60 +16,93 @@ const FORGET: f64 = -200.0;
 /// A key whose features are zero: e^x below the smallest number.
 const NO_KEY: f64 = -1e4;
 
-impl AttentionBlock {
-    /// q `[b, t, h, k]`, k and v `[b, t, g, k]`; what a layer keeps is a sum of fixed size.
-    pub(super) fn linear(
+/// Its weights on this rank.
+#[derive(Debug)]
+pub(super) struct LinearAttention {
+    shards: Vec<LinearShard>,
+    causal: bool,
+}
+
+/// The weights of one logical tensor shard.
+#[derive(Debug)]
+struct LinearShard {
+    projections: Projections,
+    /// What each head forgets at a token.
+    decay: Option<Column>,
+}
+
+impl LinearAttention {
+    pub(super) fn build(builder: &BlockBuilder<'_>, decay: bool) -> Result<LinearAttention, EngineError> {
+        let shard = |index| {
+            Ok(LinearShard {
+                projections: Projections::build(builder, "", index)?,
+                decay: decay.then(|| builder.column("decay_proj", index, true)).transpose()?,
+            })
+        };
+        let causal = builder.context.model.causal(builder.layer);
+        Ok(LinearAttention { shards: builder.shards(shard)?, causal })
+    }
+
+    /// x `[b, t, d]`; the result `[b, t, h, k]`. What a cache keeps is a sum of fixed size.
+    pub(super) fn forward(
         &self,
-        shard: &Shard,
+        at: usize,
         x_btd: &Tensor,
-        [q, k, v]: [&Tensor; 3],
         pass: &Pass<'_>,
-        kept: Option<&mut Kept>,
+        cache: Option<&mut ShardCache>,
     ) -> Result<Tensor, EngineError> {
-        if !self.causal() {
+        let LinearShard { projections, decay } = &self.shards[at];
+        let Qkv { q, k, v } = projections.forward_with(x_btd, |x_bthk| rotate(x_bthk, pass))?;
+        if !self.causal {
             let k = match pass.padded {
-                None => k.shallow_clone(),
+                None => k,
                 Some(counts) => {
                     k.f_masked_fill(&on_device(&padding(counts, k.size()[1])?, k.device())?, NO_KEY)?
                 }
             };
-            return Ok(linear_attention(q, &k, v, None, false, None)?.0);
+            return Ok(linear_attention(&q, &k, &v, None, false, None)?.0);
         }
-        let decay = shard.decay.as_ref().map(|decay| -> Result<Tensor, EngineError> {
+        let decay = decay.as_ref().map(|decay| -> Result<Tensor, EngineError> {
             // A head keeps sigmoid(x) of what it has; this form of its logarithm does not overflow.
             Ok(decay.forward(x_btd)?.f_to_kind(Kind::Float)?.f_log_sigmoid()?)
         });
-        let decay = self.forget(decay.transpose()?, q, pass)?;
-        let state = kept.as_ref().and_then(|kept| kept.state());
-        let (mixed, state) = linear_attention(q, k, v, decay.as_ref(), true, state)?;
-        if let (Some(kept), Some(state)) = (kept, state) {
-            kept.go_on(state);
+        let decay = forget(decay.transpose()?, &q, pass)?;
+        let state = cache.as_ref().and_then(|cache| cache.state());
+        let (mixed, state) = linear_attention(&q, &k, &v, decay.as_ref(), true, state)?;
+        if let (Some(cache), Some(state)) = (cache, state) {
+            cache.go_on(state);
         }
         Ok(mixed)
     }
+}
 
-    /// Log decays `[b, t, h]`, by which the first token of a document forgets those before it.
-    fn forget(
-        &self,
-        decay: Option<Tensor>,
-        q_bthk: &Tensor,
-        pass: &Pass<'_>,
-    ) -> Result<Option<Tensor>, EngineError> {
-        let Some(rows) = pass.documents_of(false) else { return Ok(decay) };
-        let first = |row: &[u32]| -> Vec<bool> {
-            let before = std::iter::once(row.first()).chain(row.iter().map(Some));
-            row.iter().zip(before).map(|(own, before)| Some(own) != before).collect()
-        };
-        let firsts: Vec<bool> = rows.iter().flat_map(|row| first(row)).collect();
-        let shape = &q_bthk.size()[..3];
-        let firsts_bt1 = Tensor::from_slice(&firsts).f_view([shape[0], shape[1], 1])?;
-        let firsts_bt1 = on_device(&firsts_bt1, q_bthk.device())?;
-        let decay = match decay {
-            Some(decay) => decay,
-            None => Tensor::f_zeros(shape, (Kind::Float, q_bthk.device()))?,
-        };
-        Ok(Some(decay.f_masked_fill(&firsts_bt1, FORGET)?))
+/// x `[b, t, h, k]` rotated by its tokens' positions, where the model rotates. A score depends on their
+/// difference alone, a product of features does not: there each document begins anew.
+fn rotate(x_bthk: &Tensor, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
+    match pass.rotary {
+        Some(rotary) if pass.documents.is_some() => {
+            rotary.rotate_by(&pass.positions(false, x_bthk.size()[1])?, x_bthk)
+        }
+        _ => pass.rotate(x_bthk),
     }
+}
+
+/// Log decays `[b, t, h]`, by which the first token of a document forgets those before it.
+fn forget(decay: Option<Tensor>, q_bthk: &Tensor, pass: &Pass<'_>) -> Result<Option<Tensor>, EngineError> {
+    let Some(rows) = pass.documents_of(false) else { return Ok(decay) };
+    let first = |row: &[u32]| -> Vec<bool> {
+        let before = std::iter::once(row.first()).chain(row.iter().map(Some));
+        row.iter().zip(before).map(|(own, before)| Some(own) != before).collect()
+    };
+    let firsts: Vec<bool> = rows.iter().flat_map(|row| first(row)).collect();
+    let shape = &q_bthk.size()[..3];
+    let firsts_bt1 = Tensor::from_slice(&firsts).f_view([shape[0], shape[1], 1])?;
+    let firsts_bt1 = on_device(&firsts_bt1, q_bthk.device())?;
+    let decay = match decay {
+        Some(decay) => decay,
+        None => Tensor::f_zeros(shape, (Kind::Float, q_bthk.device()))?,
+    };
+    Ok(Some(decay.f_masked_fill(&firsts_bt1, FORGET)?))
 }
 
 /// Which of `tokens` are padding, for rows of so many that are not: `[b, t, 1, 1]`.

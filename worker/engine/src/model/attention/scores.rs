@@ -1,8 +1,10 @@
-//! Values mixed by a softmax over the keys that a mask leaves.
+//! Values mixed by a softmax over the keys that a mask leaves, which all forms but the linear one come down to.
 //!
 //! What a query sees is said by a mask ([`coxswain_types::mask`]); where that is more than "all" or "all
 //! before", kernels are handed the list of tiles that it leaves.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,11 +14,13 @@ use coxswain_types::mask::{Blocks, Mask};
 use coxswain_types::model::Positions;
 use tch::Tensor;
 
-use super::{AttentionBlock, Shard};
+use super::heads::BlockBuilder;
 use crate::EngineError;
 use crate::model::on_device;
+use crate::model::param::Param;
 use crate::model::pass::{Pass, Site};
 use crate::model::positions::{alibi_slopes, relative_bucket};
+use crate::model::stage::Context;
 
 /// What is mixed, and how it is seen.
 pub(super) struct Mixed<'a> {
@@ -40,12 +44,59 @@ impl Mixed<'_> {
     }
 }
 
-impl AttentionBlock {
+/// Whose keys a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeysOf {
+    /// Those of its own sequence.
+    Own,
+    /// Those of the encoder's output: all of them, without positions.
+    EncoderOutput,
+}
+
+/// What the softmax knows of a logical tensor shard.
+#[derive(Debug)]
+pub(super) struct ScoreShard {
+    /// Which of all shards.
+    pub(super) index: u32,
+    /// The table of relative positions.
+    pub(super) relative: Option<Rc<Param>>,
+}
+
+/// The softmax of a layer.
+#[derive(Debug)]
+pub(super) struct Scores {
+    pub(super) layer: u32,
+    keys_of: KeysOf,
+    /// Lists of tiles that were made before.
+    lists: RefCell<BTreeMap<ListKey, Rc<BlockList>>>,
+    pub(super) context: Rc<Context>,
+}
+
+/// What a list of tiles depends on within a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct ListKey {
+    shard: u32,
+    /// The place of the first query among the keys.
+    first: i64,
+    keys: i64,
+}
+
+impl Scores {
+    pub(super) fn new(builder: &BlockBuilder<'_>, keys_of: KeysOf) -> Scores {
+        let context = Rc::clone(builder.context);
+        Scores { layer: builder.layer, keys_of, lists: RefCell::default(), context }
+    }
+
+    /// Whether a query sees only keys up to its own.
+    pub(super) fn causal(&self) -> bool {
+        self.keys_of == KeysOf::Own && self.context.model.causal(self.layer)
+    }
+
     /// `softmax(q k^T scale + bias) v` over the keys that the mask leaves, `[b, t, h, k]`. The anchor is what
     /// queries are made of.
     pub(super) fn mix(
         &self,
-        shard: &Shard,
+        shard: &ScoreShard,
         anchor: &Tensor,
         mixed: &Mixed<'_>,
         pass: &Pass<'_>,
@@ -86,13 +137,14 @@ impl AttentionBlock {
     /// The tiles that the mask leaves; `None` where it is all keys, or all before a query.
     fn list(
         &self,
-        shard: &Shard,
+        shard: &ScoreShard,
         mixed: &Mixed<'_>,
         pass: &Pass<'_>,
     ) -> Result<Option<Rc<BlockList>>, EngineError> {
         let (heads, (queries, keys)) = (mixed.q.size()[2] as u32, mixed.lengths());
         let rows = self.rows(pass);
-        let (known, again) = ((shard.index, mixed.first, keys), mixed.again && rows.is_none());
+        let known = ListKey { shard: shard.index, first: mixed.first, keys };
+        let again = mixed.again && rows.is_none();
         if let Some(list) = self.lists.borrow().get(&known).filter(|_| again) {
             return Ok(Some(Rc::clone(list)));
         }
@@ -119,7 +171,7 @@ impl AttentionBlock {
         // Padding is a document too.
         let encoder = !self.causal() && pass.source > 0;
         if let (Some(queries), Some(keys)) =
-            (pass.documents_of(encoder && !self.cross), pass.documents_of(encoder))
+            (pass.documents_of(encoder && self.keys_of == KeysOf::Own), pass.documents_of(encoder))
         {
             let of = |(queries, keys): (&Arc<[u32]>, &Arc<[u32]>)| Mask::Documents {
                 queries: Arc::clone(queries),
@@ -132,9 +184,14 @@ impl AttentionBlock {
     }
 
     /// What is added to scores, by relative position; see [`Options`].
-    fn bias(&self, shard: &Shard, anchor: &Tensor, mixed: &Mixed<'_>) -> Result<Option<Tensor>, EngineError> {
+    fn bias(
+        &self,
+        shard: &ScoreShard,
+        anchor: &Tensor,
+        mixed: &Mixed<'_>,
+    ) -> Result<Option<Tensor>, EngineError> {
         let model = &self.context.model;
-        if self.cross {
+        if self.keys_of == KeysOf::EncoderOutput {
             return Ok(None);
         }
         let (queries, keys) = mixed.lengths();

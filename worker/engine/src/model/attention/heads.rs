@@ -1,0 +1,135 @@
+//! Projections into heads, and what builds them.
+
+use std::rc::Rc;
+
+use coxswain_types::model::Positions;
+use coxswain_types::params::{Place, relative_bias};
+use tch::Tensor;
+
+use super::scores::ScoreShard;
+use crate::EngineError;
+use crate::model::linear::{Column, Row};
+use crate::model::param::{Param, Parameters};
+use crate::model::pass::Pass;
+use crate::model::stage::Context;
+
+/// Takes the parameters of a block.
+#[derive(Clone, Copy)]
+pub(super) struct BlockBuilder<'b> {
+    pub(super) layer: u32,
+    /// What the names of its parameters begin with.
+    pub(super) prefix: &'b str,
+    pub(super) parameters: &'b Parameters,
+    pub(super) context: &'b Rc<Context>,
+}
+
+impl BlockBuilder<'_> {
+    pub(super) fn place(&self) -> Place {
+        Place::Layer(self.layer)
+    }
+
+    /// A projection of one logical shard.
+    pub(super) fn column(&self, part: &str, shard: u32, biased: bool) -> Result<Column, EngineError> {
+        let name = format!("{}.{part}", self.prefix);
+        Column::build((self.place(), &name, shard), biased, self.parameters, self.context)
+    }
+
+    /// A projection of one logical shard, with a bias where those of the model have one.
+    pub(super) fn projection(&self, part: &str, shard: u32) -> Result<Column, EngineError> {
+        self.column(part, shard, self.context.model.biases.qkv)
+    }
+
+    /// One logical shard of a parameter that is none of a projection.
+    pub(super) fn param(&self, part: &str, shard: u32) -> Result<Rc<Param>, EngineError> {
+        self.parameters.take(self.place(), &format!("{}.{part}", self.prefix), shard)
+    }
+
+    /// What a softmax knows of a shard, with the table of relative positions where the model has one.
+    pub(super) fn scores(&self, shard: u32) -> Result<ScoreShard, EngineError> {
+        let model = &self.context.model;
+        let take = || self.parameters.take(self.place(), &relative_bias(model, self.layer), shard);
+        let relative = matches!(model.positions, Positions::RelativeBias { .. });
+        Ok(ScoreShard { index: shard, relative: relative.then(take).transpose()? })
+    }
+
+    /// The projection back.
+    pub(super) fn output(&self) -> Result<Row, EngineError> {
+        let name = format!("{}.o_proj", self.prefix);
+        Row::build(self.place(), &name, self.context.model.biases.out, self.parameters, self.context)
+    }
+
+    /// Builds something of each logical shard here.
+    pub(super) fn shards<T>(
+        &self,
+        build: impl Fn(u32) -> Result<T, EngineError>,
+    ) -> Result<Vec<T>, EngineError> {
+        self.context.shards.clone().map(build).collect()
+    }
+}
+
+/// Queries, keys and values of a logical shard, each by a projection.
+#[derive(Debug)]
+pub(super) struct Projections {
+    pub(super) q: Column,
+    pub(super) k: Column,
+    pub(super) v: Column,
+    head_dim: i64,
+}
+
+/// Queries `[b, t, h, k]`, and keys and values `[b, s, g, k]`.
+pub(super) struct Qkv {
+    pub(super) q: Tensor,
+    pub(super) k: Tensor,
+    pub(super) v: Tensor,
+}
+
+impl Projections {
+    /// Those whose names begin with `part` behind the block's prefix.
+    pub(super) fn build(
+        builder: &BlockBuilder<'_>,
+        part: &str,
+        shard: u32,
+    ) -> Result<Projections, EngineError> {
+        let column = |name: &str| builder.projection(&format!("{part}{name}_proj"), shard);
+        let head_dim = builder.context.model.head_dim.into();
+        Ok(Projections { q: column("q")?, k: column("k")?, v: column("v")?, head_dim })
+    }
+
+    /// Qkv of x `[b, t, d]`; queries and keys are rotated where the model rotates.
+    pub(super) fn forward(&self, x_btd: &Tensor, pass: &Pass<'_>) -> Result<Qkv, EngineError> {
+        self.forward_with(x_btd, |x_bthk| pass.rotate(x_bthk))
+    }
+
+    /// The same with another rotation.
+    pub(super) fn forward_with(
+        &self,
+        x_btd: &Tensor,
+        rotate: impl Fn(&Tensor) -> Result<Tensor, EngineError>,
+    ) -> Result<Qkv, EngineError> {
+        let q = rotate(&self.heads(x_btd, &self.q)?)?;
+        let k = rotate(&self.heads(x_btd, &self.k)?)?;
+        Ok(Qkv { q, k, v: self.heads(x_btd, &self.v)? })
+    }
+
+    /// A product cut into heads: `[b, t, heads, k]`.
+    pub(super) fn heads(&self, x_btd: &Tensor, column: &Column) -> Result<Tensor, EngineError> {
+        into_heads(x_btd, column, self.head_dim)
+    }
+}
+
+/// A product cut into heads of this width: `[b, t, heads, k]`.
+pub(super) fn into_heads(x_btd: &Tensor, column: &Column, width: i64) -> Result<Tensor, EngineError> {
+    Ok(column.forward(x_btd)?.f_unflatten(2, [-1, width].as_slice())?)
+}
+
+impl Pass<'_> {
+    /// x `[b, t, h, k]` rotated by its tokens' positions, where the model rotates.
+    pub(super) fn rotate(&self, x_bthk: &Tensor) -> Result<Tensor, EngineError> {
+        self.rotate_from(0, x_bthk)
+    }
+
+    /// The same of tokens from `first` on.
+    pub(super) fn rotate_from(&self, first: i64, x_bthk: &Tensor) -> Result<Tensor, EngineError> {
+        self.rotary.map_or_else(|| Ok(x_bthk.shallow_clone()), |rotary| rotary.rotate(first, x_bthk))
+    }
+}
