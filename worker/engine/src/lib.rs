@@ -4,9 +4,9 @@
 //! Reading order:
 //! - [`model`]: parameters, layers, the stage; top to bottom what is computed.
 //! - [`parallel`]: cuts, the interpreter of a step's actions, the canonical sum of gradients.
-//! - [`train`]: the step, its closing exchange, the learning rate, the loop.
+//! - [`train`]: the step, its closing exchange, the learning rate, the loop, what is saved of a training.
 //! - [`data`]: micro-batches from token files.
-//! - [`checkpoint`]: values to disk and back.
+//! - [`checkpoint`]: slices of tensors to disk and back.
 //! - [`generate`]: text from a checkpoint.
 //!
 //! Shapes in names: b samples, t tokens, n rows (b * t), d model dim, h heads, g key/value heads,

@@ -20,15 +20,16 @@ use tch::Device;
 use super::closing::{Closing, Vote, close};
 use super::norms::norms;
 use super::rate::learning_rate;
+use super::saving;
 use super::shared_folder::expect_shared;
 use super::state::State;
 use super::takeover::take_up;
 use super::verdict::{Trainer, Verdict};
+use crate::EngineError;
 use crate::data::{MicroBatchData, Tokens};
 use crate::error::Doing;
 use crate::model::{Context, Rotary};
 use crate::parallel::{Finding, MicroLoss, Mode, Probe, Reduction, Runner, Seat, seats};
-use crate::{EngineError, checkpoint};
 
 /// What a rank has to tell while it trains.
 #[derive(Clone, Debug)]
@@ -380,7 +381,7 @@ impl Engine {
 
     fn save(&self, control: &dyn Control) -> Result<(), EngineError> {
         let (a, state) = (&self.assignment, &self.state);
-        let files = checkpoint::save(
+        let files = saving::save(
             &self.directory,
             self.step(),
             a,

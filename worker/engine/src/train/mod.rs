@@ -1,4 +1,4 @@
-//! The step, its closing exchange, the learning rate, the loop.
+//! The step, its closing exchange, the learning rate, the loop, what is saved of a training.
 
 mod closing;
 mod crossing;
@@ -10,6 +10,7 @@ mod norms;
 mod optimizer;
 mod rate;
 mod replica;
+mod saving;
 mod shared_folder;
 mod state;
 mod takeover;

@@ -14,6 +14,7 @@ use super::closing::Closing;
 use super::crossing::Crossing;
 use super::handover::{Decision, Mark, Roster, decide};
 use super::held::Part;
+use super::saving;
 use super::state::{Closed, State, origin as lineage};
 use super::verdict::Trainer;
 use crate::error::Doing;
@@ -142,7 +143,7 @@ fn load(
     let copy = state.copy.as_ref().map(|copy| (&copy.parameters, &copy.optimizer));
     let stores: Vec<_> = [(&state.parameters, &state.optimizer)].into_iter().chain(copy).collect();
     if let Some(resume) = &a.resume {
-        return checkpoint::load(directory, resume, a, runtime, &stores, links);
+        return saving::load(directory, resume, a, runtime, &stores, links);
     }
     for (parameters, _) in stores {
         for param in parameters.iter().filter(|param| param.home) {
