@@ -316,7 +316,7 @@ impl Run<'_> {
             && failed
         {
             workers.settle().await;
-            words = workers.last_words(&summary.reason);
+            words = workers.last_words(&summary.about);
         }
         if let Some(workers) = self.workers.take_if(|_| self.signals > 1) {
             workers.kill().await;

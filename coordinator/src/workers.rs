@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use coxswain_files::atomic::create_folder;
 use coxswain_files::regular;
 use coxswain_transport::tls::args::TLS_DIR;
+use coxswain_types::ids::WorkerId;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -126,11 +127,11 @@ impl Workers {
         }
     }
 
-    /// How those ended that have, and the last words of theirs and of those that `reason` names.
-    pub(crate) fn last_words(&self, reason: &str) -> String {
+    /// How those ended that have, and the last words of theirs and of those that the failure is `about`.
+    pub(crate) fn last_words(&self, about: &[WorkerId]) -> String {
         let mut words = String::new();
         for worker in &self.workers {
-            let named = reason.contains(&format!("worker {} (", worker.name));
+            let named = about.iter().any(|id| id.0 == worker.name);
             let state = match worker.ended {
                 Some(status) => describe(status),
                 None if named => "still running".to_owned(),

@@ -1,6 +1,8 @@
 //! Wire messages to checked types and back. Towards the wire nothing can fail; from it, an error
 //! names the field.
 
+mod activity;
+
 use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
 use coxswain_types::status;
 
@@ -216,10 +218,6 @@ fn check_words(status: &wire::WorkerStatus) -> Result<(), WireError> {
     let most = limits::MAX_WORDS_BYTES;
     within("WorkerStatus.failure", &status.failure, most)?;
     within("WorkerStatus.leaving", status.leaving.as_deref().unwrap_or_default(), most)?;
-    if let Some(activity) = &status.activity {
-        within("Activity.doing", &activity.doing, most)?;
-        within("Activity.last", activity.last.as_deref().unwrap_or_default(), most)?;
-    }
     if let Some(saved) = &status.saved {
         at_most("Saved.files", saved.files.len(), limits::MAX_SAVED_FILES)?;
         let [names, digests] = limits::MAX_SAVED_FILE_BYTES;
@@ -259,7 +257,7 @@ impl TryFrom<wire::WorkerStatus> for status::WorkerStatus {
             published: status.published.map(TryInto::try_into).transpose()?,
             peak_tensor_bytes: status.peak_tensor_bytes,
             leaving: status.leaving,
-            activity: status.activity.map(Into::into),
+            activity: status.activity.map(TryInto::try_into).transpose()?,
             pace: status.pace.map(Into::into),
             begun: status.begun.map(TryInto::try_into).transpose()?,
         })
@@ -369,32 +367,6 @@ impl TryFrom<wire::Saved> for status::Saved {
 
     fn try_from(saved: wire::Saved) -> Result<Self, WireError> {
         Ok(status::Saved { step: Step(saved.step), files: files_from_wire(saved.files)? })
-    }
-}
-
-impl From<status::Activity> for wire::Activity {
-    fn from(activity: status::Activity) -> Self {
-        wire::Activity {
-            step: activity.step.0,
-            doing: cut(activity.doing),
-            for_ms: activity.for_ms,
-            waits_for: activity.waits_for.map(|rank| rank.0),
-            last: activity.last.map(cut),
-            still_ms: activity.still_ms,
-        }
-    }
-}
-
-impl From<wire::Activity> for status::Activity {
-    fn from(activity: wire::Activity) -> Self {
-        status::Activity {
-            step: Step(activity.step),
-            doing: activity.doing,
-            for_ms: activity.for_ms,
-            waits_for: activity.waits_for.map(Rank),
-            last: activity.last,
-            still_ms: activity.still_ms,
-        }
     }
 }
 

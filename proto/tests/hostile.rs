@@ -48,7 +48,11 @@ fn status() -> wire::WorkerStatus {
         leaving: Some("SIGTERM".into()),
         activity: Some(wire::Activity {
             step: 12,
-            doing: "0B7".into(),
+            doing: Some(wire::activity::Doing::Action(wire::Action {
+                stage: 0,
+                kind: wire::ActionKind::Backward.into(),
+                micro_batch_size: 7,
+            })),
             for_ms: 3,
             waits_for: Some(1),
             last: None,
@@ -133,13 +137,20 @@ type Change = fn(&mut wire::WorkerStatus);
 
 #[test]
 fn words_are_bounded_and_names_are_of_one_line() {
-    let rows: [(&str, Change); 8] = [
+    let rows: [(&str, Change); 10] = [
         ("WorkerInfo.id: has control", |status| status.info.as_mut().unwrap().id = "a\nfake-1 done".into()),
         ("WorkerInfo.host: has control", |status| status.info.as_mut().unwrap().host = "\u{1b}[2J".into()),
         ("WorkerInfo.device: 100 bytes", |status| status.info.as_mut().unwrap().device = "x".repeat(100)),
         ("WorkerStatus.failure: 5000 bytes", |status| status.failure = "x".repeat(5000)),
         ("WorkerStatus.leaving: 5000 bytes", |status| status.leaving = Some("x".repeat(5000))),
-        ("Activity.doing: 5000 bytes", |status| status.activity.as_mut().unwrap().doing = "x".repeat(5000)),
+        ("Activity.doing: missing", |status| status.activity.as_mut().unwrap().doing = None),
+        ("Activity.phase: 99 names nothing", |status| {
+            status.activity.as_mut().unwrap().doing = Some(wire::activity::Doing::Phase(99));
+        }),
+        ("Action.kind: missing", |status| {
+            let nothing = wire::Action { stage: 0, kind: 0, micro_batch: 0 };
+            status.activity.as_mut().unwrap().last = Some(nothing);
+        }),
         ("SavedFile.name: 5000 bytes", |status| {
             status.saved.as_mut().unwrap().files[0].name = "x".repeat(5000)
         }),

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 
 use coxswain_proto::{WireError, limits, wire};
+use coxswain_types::activity::{Activity, EnginePhase, EngineWork};
 use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
 use coxswain_types::model::{Architecture, Biases, ModelSpec, NormKind, NormPlacement, NormSpec};
 use coxswain_types::params::parameter_table;
 use coxswain_types::status::{
-    Activity, Begun, DesiredState, Fault, Leave, LeaveCause, Origin, Pace, Phase, Publish, Published, Saved,
-    SavedFile, StepReport, ValidationResult, WorkerInfo, WorkerStatus,
+    Begun, DesiredState, Fault, Leave, LeaveCause, Origin, Pace, Phase, Publish, Published, Saved, SavedFile,
+    StepReport, ValidationResult, WorkerInfo, WorkerStatus,
 };
 use prost::Message;
 
@@ -75,10 +76,10 @@ fn status(phase: Phase) -> WorkerStatus {
         leaving: Some("it was asked to stop".into()),
         activity: Some(Activity {
             step: Step(8),
-            doing: "0B7".into(),
+            doing: EngineWork::Action("0B7".parse().unwrap()),
             for_ms: 31,
             waits_for: Some(Rank(0)),
-            last: Some("0F11".into()),
+            last: Some("0F11".parse().unwrap()),
             still_ms: 30,
         }),
         pace: Some(Pace { step: Step(7), busy_us: 1234 }),
@@ -112,6 +113,17 @@ fn a_status_comes_back_the_same() {
     };
     let back = WorkerStatus::try_from(carried(&wire::WorkerStatus::from(bare.clone()))).unwrap();
     assert_eq!(back, bare);
+}
+
+#[test]
+fn all_that_a_rank_can_do_comes_back_the_same() {
+    let actions = ["2F0", "0B13", "1I4", "3W11", "1SEND_F3", "0RECV_B1", "10RECV_F2", "3SEND_B7"];
+    let actions = actions.map(|action| EngineWork::Action(action.parse().unwrap()));
+    for doing in EnginePhase::ALL.map(EngineWork::Phase).into_iter().chain(actions) {
+        let sent = Activity { doing, last: None, ..status(Phase::Running).activity.unwrap() };
+        let back = Activity::try_from(carried(&wire::Activity::from(sent.clone())));
+        assert_eq!(back.unwrap(), sent);
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use coxswain_agent::{
 use coxswain_comm::DataPort;
 use coxswain_proto::limits::{HEARTBEAT_MS, MAX_REPORTS};
 use coxswain_proto::wire;
+use coxswain_types::activity::{EnginePhase, EngineWork};
 use coxswain_types::status::{WorkerInfo, WorkerStatus};
 use coxswain_types::{Assignment, Step};
 use tokio::sync::mpsc;
@@ -227,7 +228,8 @@ impl WorkerLoop {
             Ok(departure) => self.stop_engine().await.map(|()| departure),
             Err(error @ AgentError::Lost { .. }) => self.stop_engine().await.and(Err(error.into())),
             Err(error @ AgentError::Hung { .. }) => {
-                let doing = self.engine.activity().map_or("joining".to_owned(), |activity| activity.doing);
+                let joining = EngineWork::Phase(EnginePhase::Joining);
+                let doing = self.engine.activity().map_or(joining, |activity| activity.doing);
                 bail!("{error} (it was at: {doing})")
             }
             Err(error @ (AgentError::Refused(_) | AgentError::Broken(_))) => Err(error.into()),

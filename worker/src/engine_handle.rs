@@ -10,8 +10,9 @@ use coxswain_agent::EngineNews;
 use coxswain_comm::Links;
 use coxswain_engine::{Control, Event, State};
 use coxswain_types::Step;
+use coxswain_types::activity::Activity;
 use coxswain_types::ids::Rank as RankId;
-use coxswain_types::status::{Activity, Directive, Phase};
+use coxswain_types::status::{Directive, Phase};
 use tokio::sync::{mpsc, watch};
 
 /// How long a worker without work keeps what its last engine held: a run that waits longer for workers

@@ -6,6 +6,7 @@
     reason = "a tool for developers, which may end with its terminal"
 )]
 
+#[cfg(feature = "mutations")]
 mod mutants;
 
 use std::process::ExitCode;
@@ -48,9 +49,14 @@ struct Args {
     /// Say only which rule is broken first, and at which seed.
     #[arg(long)]
     brief: bool,
-    /// Plant bugs in a copy of the core and see them caught; those whose names contain TEXT.
+    /// Plant bugs in the core, one at a time, and see them caught; those whose names contain TEXT.
+    #[cfg(feature = "mutations")]
     #[arg(long, value_name = "TEXT", num_args = 0..=1, default_missing_value = "")]
     mutations: Option<String>,
+    /// Plant the bug of this name.
+    #[cfg(feature = "mutations")]
+    #[arg(long, value_name = "NAME")]
+    plant: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -64,8 +70,13 @@ fn main() -> ExitCode {
 }
 
 fn simulate(args: &Args) -> Result<()> {
+    #[cfg(feature = "mutations")]
     if let Some(only) = &args.mutations {
         return mutants::mutations(only);
+    }
+    #[cfg(feature = "mutations")]
+    if let Some(name) = &args.plant {
+        mutants::plant(name)?;
     }
     if let (Some(seed), None) = (args.seed, args.seeds) {
         return one(args, seed);

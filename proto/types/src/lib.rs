@@ -17,6 +17,7 @@
 //!
 //! The text form of a job (YAML) belongs to `coxswain-core`, the wire form to `coxswain-proto`.
 
+pub mod activity;
 pub mod assignment;
 pub mod bounds;
 pub mod buckets;

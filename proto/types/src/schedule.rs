@@ -57,10 +57,15 @@ pub struct Action {
     pub micro_batch: MicroBatch,
 }
 
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Kind::ALL.iter().find(|(kind, _)| kind == self).map_or("?", |(_, text)| text))
+    }
+}
+
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = Kind::ALL.iter().find(|(kind, _)| *kind == self.kind).map_or("?", |(_, text)| text);
-        write!(f, "{}{text}{}", self.stage, self.micro_batch)
+        write!(f, "{}{}{}", self.stage, self.kind, self.micro_batch)
     }
 }
 

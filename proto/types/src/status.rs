@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::activity::Activity;
 use crate::ids::{Generation, Rank, Step, WorkerId};
 
 /// What a worker is.
@@ -155,23 +156,6 @@ pub enum Origin {
     Checkpoint,
     /// In the memory of its ranks.
     Memory,
-}
-
-/// What a rank is doing. From those of all ranks it shows who holds up a run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Activity {
-    /// The step that it takes.
-    pub step: Step,
-    /// What it does, for people, such as `1F11` (the forward of stage 1 for micro-batch 11).
-    pub doing: String,
-    /// For how long it has done so, in milliseconds.
-    pub for_ms: u64,
-    /// The rank that it cannot go on without, where it waits for one.
-    pub waits_for: Option<Rank>,
-    /// The compute action that it ended last.
-    pub last: Option<String>,
-    /// For how long it has waited for that rank while no byte of a tensor has come or gone, in milliseconds.
-    pub still_ms: u64,
 }
 
 /// How long a step took a rank.

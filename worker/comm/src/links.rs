@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use coxswain_native::net::{Group, Network, Transfer};
+use coxswain_types::activity::{EnginePhase, EngineWork};
+use coxswain_types::schedule::Action;
 use tch::{Device, Kind, Tensor};
 
 use crate::rendezvous::Store;
@@ -100,16 +102,16 @@ pub struct Doing {
     /// The step that it takes.
     pub step: u64,
     /// What it does.
-    pub what: String,
+    pub what: EngineWork,
     /// Since when.
     pub since: Instant,
     /// The action that it ended last.
-    pub last: Option<String>,
+    pub last: Option<Action>,
 }
 
 impl Now {
-    fn of(rank: u32, world: u32) -> Arc<Now> {
-        let what = format!("joining as rank {rank} of {world}");
+    fn new() -> Arc<Now> {
+        let what = EngineWork::Phase(EnginePhase::Joining);
         let doing = Mutex::new(Doing { step: 0, what, since: Instant::now(), last: None });
         let looks = Mutex::new(Looks { at: Instant::now(), waited_us: 0, longest: Duration::ZERO });
         Arc::new(Now {
@@ -146,12 +148,12 @@ impl Links {
         let connect = Duration::from_millis(rendezvous_ms.min(CONNECT_MS));
         let mesh = Mesh::join(&store, rank, world, port, connect).map_err(TorchError)?;
         let network = Network::new(mesh, Duration::from_millis(operation_ms));
-        Ok(Links { network: Some(network), now: Now::of(rank, world), rank, world })
+        Ok(Links { network: Some(network), now: Now::new(), rank, world })
     }
 
     /// A rank that has no others.
     pub fn alone() -> Links {
-        Links { network: None, now: Now::of(0, 1), rank: 0, world: 1 }
+        Links { network: None, now: Now::new(), rank: 0, world: 1 }
     }
 
     /// This rank.
@@ -208,17 +210,16 @@ impl Links {
     }
 
     /// Says what this rank does from now on, for those who ask while it does.
-    pub fn enter(&self, step: u64, what: String) {
+    pub fn enter(&self, step: u64, what: EngineWork) {
         let mut doing = self.doing_now();
         doing.step = step;
         doing.what = what;
         doing.since = Instant::now();
     }
 
-    /// The action that [`Links::enter`] named last has ended.
-    pub fn ended(&self) {
-        let mut doing = self.doing_now();
-        doing.last = Some(doing.what.clone());
+    /// This action, which [`Links::enter`] named, has ended.
+    pub fn ended(&self, action: Action) {
+        self.doing_now().last = Some(action);
     }
 
     /// What this rank does now.

@@ -34,6 +34,15 @@ impl Pair {
     }
 }
 
+/// Two workers that are kept apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Parted<'a> {
+    pub(super) one: &'a WorkerId,
+    pub(super) other: &'a WorkerId,
+    /// For how long still.
+    pub(super) left_ms: u64,
+}
+
 /// Pairs of workers that are kept apart.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Apart(BTreeMap<Pair, Kept>);
@@ -100,16 +109,11 @@ impl Apart {
         }
     }
 
-    /// Two of `group` that keep it from working together, in words.
-    pub(super) fn why(&self, now_ms: u64, group: &[&WorkerInfo]) -> Option<String> {
+    /// Two of `group` that keep it from working together.
+    pub(super) fn first_pair(&self, now_ms: u64, group: &[&WorkerInfo]) -> Option<Parted<'_>> {
         let here = |worker: &WorkerId| group.iter().any(|info| info.id == *worker);
         let pair = self.now(now_ms).find(|pair| here(&pair.0) && here(&pair.1))?;
         let left_ms = self.0.get(pair)?.until_ms.saturating_sub(now_ms);
-        Some(format!(
-            "the network between {} and {} does not answer, and they are tried again in {} s",
-            pair.0,
-            pair.1,
-            left_ms.div_ceil(1000)
-        ))
+        Some(Parted { one: &pair.0, other: &pair.1, left_ms })
     }
 }

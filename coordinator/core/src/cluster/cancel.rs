@@ -5,8 +5,9 @@
 use coxswain_types::ids::Step;
 use coxswain_types::status::Phase;
 
-use super::event::{CancelWhen, Effect, Entry, Weight};
-use super::job::Job;
+use super::entry::Entry;
+use super::event::{CancelWhen, Effect, Weight};
+use super::job::{Cancelling, Job};
 use super::run::Run;
 use super::summary::{Ending, JobState};
 use super::{Cluster, notice};
@@ -14,15 +15,6 @@ use super::{Cluster, notice};
 /// How long the ranks of a cancelled job may take to stop, beside the time of a few steps: it covers a large
 /// checkpoint on a slow disk. After it the job ends unsaved, so that a rank that hangs holds up no cancel for ever.
 pub(super) const STOP_MS: u64 = 300_000;
-
-/// A cancelled job that is still at work.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Cancelling {
-    /// Why it was cancelled.
-    pub(super) reason: String,
-    /// When it ends whatever its ranks do.
-    pub(super) until_ms: u64,
-}
 
 impl Job {
     /// Whether it was cancelled and its ranks did not stop in time.
@@ -60,6 +52,9 @@ impl Cluster {
     pub(super) fn cancel(&mut self, id: &str, reason: &str, when: CancelWhen, out: &mut Vec<Effect>) {
         let now_ms = self.now_ms;
         let Some(job) = self.job(id).filter(|job| !job.state.is_over()) else { return };
+        if planted!(CancelIgnored) && job.state != JobState::Queued {
+            return;
+        }
         let run = self.runs.iter().find(|run| run.job == id);
         // After an interruption ranks hold steps in memory that no checkpoint has.
         let saves = run.filter(|run| run.may_have_steps() || !job.taken.is_empty());

@@ -3,13 +3,18 @@
 //! An entry sets fields of its job, and a later one sets them again. So an entry is needed as long as one
 //! of its fields is set by no later entry, or is read by a later one that is needed, and as long as its job is
 //! remembered. What is counted over all entries goes into one, [`Entry::Compacted`].
+//!
+//! A snapshot of the cluster in place of them would not be simpler. The entries after it are replayed all the same, so
+//! `replay` would stay and the snapshot would be a second form of each job's state, to be written, read and kept in step
+//! with the first. Entries are also what `coxswain events` prints and what the times in `coxswain status` come from, so
+//! a snapshot would have to carry copies of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use coxswain_types::ids::WorkerId;
 
 use super::Cluster;
-use super::event::Entry;
+use super::entry::Entry;
 use super::job::MAX_INTERRUPTIONS;
 
 /// What an entry sets.
@@ -84,7 +89,7 @@ pub fn compact(entries: &[(u64, Entry)]) -> Vec<(u64, Entry)> {
 
 /// Something that is set.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Place<'a> {
+enum Setting<'a> {
     Job(&'a str, Field),
     Drain(&'a WorkerId),
 }
@@ -93,7 +98,7 @@ enum Place<'a> {
 struct Later<'a> {
     known: &'a Counted,
     /// What is set by an entry that is kept, and read by none before that.
-    set: BTreeSet<Place<'a>>,
+    set: BTreeSet<Setting<'a>>,
     /// How many interruptions of a job are kept.
     interruptions: BTreeMap<&'a str, usize>,
 }
@@ -103,12 +108,12 @@ impl<'a> Later<'a> {
     fn needs(&mut self, entry: &'a Entry) -> Option<Entry> {
         if let Entry::Drained { worker, .. } = entry {
             let newest =
-                self.known.cluster.drains.contains_key(worker) && self.set.insert(Place::Drain(worker));
+                self.known.cluster.drains.contains_key(worker) && self.set.insert(Setting::Drain(worker));
             return newest.then(|| entry.clone());
         }
         let (job, fields) = sets(entry).filter(|(job, _)| self.known.jobs.contains(*job))?;
         let newest: Vec<_> =
-            fields.iter().copied().filter(|field| self.set.insert(Place::Job(job, *field))).collect();
+            fields.iter().copied().filter(|field| self.set.insert(Setting::Job(job, *field))).collect();
         let listed = matches!(entry, Entry::Interrupted { .. } | Entry::Regrouped { .. });
         if listed {
             let count = self.interruptions.entry(job).or_default();
@@ -117,8 +122,8 @@ impl<'a> Later<'a> {
             }
             *count += 1;
             // The list says of which generation it was, and after which step.
-            self.set.remove(&Place::Job(job, Field::Formation));
-            self.set.remove(&Place::Job(job, Field::Step));
+            self.set.remove(&Setting::Job(job, Field::Formation));
+            self.set.remove(&Setting::Job(job, Field::Step));
         } else if newest.is_empty() {
             return None;
         }

@@ -9,7 +9,8 @@ use super::Cluster;
 impl Cluster {
     /// What is wanted of `worker` now.
     pub fn desired(&self, worker: &WorkerId) -> DesiredState {
-        let dismissed = self.dismissed.clone().map(|reason| Leave { cause: LeaveCause::Dismissed, reason });
+        let dismissed = self.dismissed.clone().filter(|_| !planted!(NobodyLeaves));
+        let dismissed = dismissed.map(|reason| Leave { cause: LeaveCause::Dismissed, reason });
         let out =
             || self.leave_of(worker).map(|leave| Leave { reason: format!("it {}", leave.reason), ..leave });
         let idle = || DesiredState {
@@ -21,12 +22,10 @@ impl Cluster {
         let Some((run, rank)) = self.run_of(worker).and_then(|run| Some((run, run.rank_of(worker)?))) else {
             return idle();
         };
-        let seat = &run.seats[rank];
+        let seat = &run.seats[if planted!(WishOfAnother) { (rank + 1) % run.seats.len() } else { rank }];
         let lead = rank == 0;
-        let named = self.members.get(worker).is_some_and(|member| {
-            member.status.generation == run.generation
-                && member.status.assignment_digest.as_ref() == Some(&seat.digest)
-        });
+        let member = self.members.get(worker);
+        let named = member.is_some_and(|member| seat.is_named_by(run.generation, &member.status));
         DesiredState {
             generation: run.generation,
             assignment_digest: Some(seat.digest.clone()),
@@ -36,7 +35,7 @@ impl Cluster {
             run_to: if run.directive.stop.is_some() { Step(0) } else { run.steps },
             save_after: run.directive.save_after,
             publish: run.saving.publishing().filter(|_| lead).cloned(),
-            decided: run.saving.newest_decided(),
+            decided: if planted!(DecidedLost) { Step(0) } else { run.saving.newest_decided() },
             acknowledged: if lead { run.acknowledged() } else { Step(0) },
             leave: dismissed,
         }

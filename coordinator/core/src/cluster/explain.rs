@@ -1,16 +1,19 @@
 //! The story of a job, for people: where it is and why, what each rank does, who waits for whom, and what
-//! interrupted it so far.
+//! interrupted it so far. The words for what the queue decides are here too.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use coxswain_types::status::Phase;
 
 use super::Cluster;
 use super::hang::{self, Look};
-use super::job::Job;
+use super::job::{Job, Needs};
 use super::job_event::begun_text;
+use super::placement::{Rebalance, Shortage, Whereabouts};
+use super::queue::Waiting;
 use super::run::Run;
 use super::summary::{Ending, JobState, Numbers, duration};
+use crate::plan::{Fit, counted};
 
 impl Cluster {
     /// The story of a job, which has been at work for so long; `None` if it is not known.
@@ -24,7 +27,7 @@ impl Cluster {
                 let _ = writeln!(text, "{slow}");
             }
             if let Some(chain) = run.longest_wait(self.now_ms).and_then(|(_, chain)| chain) {
-                let _ = writeln!(text, "{chain}");
+                let _ = writeln!(text, "{}", chain.text);
             }
         }
         if !job.interruptions.is_empty() {
@@ -107,4 +110,96 @@ fn doing(phase: Option<&Phase>, look: &Look<'_>) -> String {
         }
     };
     if look.is_silent() { format!("{what}; silent for {}", hang::seconds(look.silent_ms)) } else { what }
+}
+
+/// Why a run stops that can grow by so many workers.
+pub(super) fn growth_reason(more: usize, fit: &Fit) -> String {
+    let size = if fit.reason.is_empty() { "all of its layout" } else { &fit.reason };
+    let workers = if more == 1 { "worker is" } else { "workers are" };
+    format!("{more} more {workers} here, enough for {size}")
+}
+
+/// Why a run stops whose work shall be divided anew.
+pub(super) fn rebalance_reason(run: &Run, rebalance: &Rebalance) -> String {
+    let ranks = rebalance.ranks.iter().map(|eased| {
+        let told = run.told_of(eased.rank);
+        match &eased.spare {
+            Some(spare) => format!("{told}, and {spare} waits and can take its place"),
+            None => told,
+        }
+    });
+    let ranks: Vec<_> = ranks.collect();
+    format!("{}; the slowest rank would be done {:.1} times as fast", ranks.join(", "), rebalance.gain)
+}
+
+impl fmt::Display for Waiting<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Waiting::Behind(ready) => write!(f, "waits behind {ready}"),
+            Waiting::ForTokens(other) => write!(f, "waits until the tokens of {other} are ready"),
+            Waiting::ForPlan(other) => write!(f, "waits until the work of {other} is divided"),
+            Waiting::ForWorkers { shortage, since, first } => {
+                write!(f, "{shortage}")?;
+                if let Some(cause) = since {
+                    write!(f, ", since {cause}")?;
+                }
+                first.map_or(Ok(()), |first| write!(f, "; {first} waits too and is served first"))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Shortage<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Shortage::Parted { world, parted } => write!(
+                f,
+                "waiting for {world} workers that reach each other: the network between {} and {} does not \
+                 answer, and they are tried again in {} s",
+                parted.one,
+                parted.other,
+                parted.left_ms.div_ceil(1000)
+            ),
+            Shortage::Mixed { world, groups } => {
+                let groups: Vec<_> =
+                    groups.iter().map(|(count, compute)| format!("{count} with {compute}")).collect();
+                write!(
+                    f,
+                    "waiting for {world} workers that compute alike: idle are {}; ranks of one generation must \
+                     have the same kind of device and the same libtorch",
+                    groups.join("; ")
+                )
+            }
+            Shortage::Missing { world, open, needs, elsewhere } => {
+                let workers = counted(*world as u64, "worker", "workers");
+                write!(f, "waiting for {} of {workers}", world - open)?;
+                match needs {
+                    Some(Needs::Began(compute)) => write!(f, " with {compute}, which it began with")?,
+                    Some(Needs::Checkpoint(runtime)) => {
+                        write!(f, " with {runtime}, which its checkpoint was made with")?;
+                    }
+                    None => {}
+                }
+                let mut places: Vec<_> =
+                    elsewhere.iter().map(|(place, count)| (place.to_string(), count)).collect();
+                places.sort();
+                let places: Vec<_> = places.iter().map(|(place, count)| format!("{count} {place}")).collect();
+                if places.is_empty() { Ok(()) } else { write!(f, " (here: {})", places.join(", ")) }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Whereabouts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Whereabouts::AtWork(job) => write!(f, "at work for {job}"),
+            Whereabouts::Bound => write!(f, "bound to other jobs"),
+            Whereabouts::Idle(compute) => write!(f, "idle with {compute}"),
+            Whereabouts::KeptFor(job) => write!(f, "kept for {job}"),
+            Whereabouts::Leaving => write!(f, "leaving"),
+            Whereabouts::Unknown => write!(f, "with an unknown libtorch"),
+            Whereabouts::Busy => write!(f, "not idle yet"),
+        }
+    }
 }

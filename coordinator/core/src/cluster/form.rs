@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use coxswain_types::ids::{Generation, Step};
 
-use super::event::{Compute, Effect, Entry, Weight};
-use super::planning::{Formation, PlannedRank};
+use super::entry::{Compute, Entry};
+use super::event::{Effect, Weight};
+use super::question::{Formation, PlannedRank};
 use super::run::{Run, Seat};
 use super::summary::{Ending, JobState};
 use super::{Cluster, notice};
@@ -45,14 +46,17 @@ impl Cluster {
         }
         job.enter(JobState::Running, reason);
         let layout = job.layout;
-        let ranks = job.formed.clone();
+        let mut ranks = job.formed.clone();
+        if planted!(RanksInWrongOrder) {
+            ranks.reverse();
+        }
         self.revisions.grow();
         let revision = self.revisions.newest();
         let record =
             Entry::Formed { job: id.clone(), generation, ranks, threads, from, revision, layout, compute };
         out.push(Effect::Record(record));
         let mut text = told(formation, &seats, from, again);
-        text.push_str(&relieved(&seats));
+        text.push_str(&divided_as(&seats));
         if layout.is_some() {
             text.push_str(&format!(", as {}: for all of its layout there are too few workers", fit.reason));
         }
@@ -97,7 +101,7 @@ fn seats(formation: &Formation, ranks: Vec<PlannedRank>) -> Result<(Vec<Seat>, C
 }
 
 /// Whose share of the work is another since they are slow.
-fn relieved(seats: &[Seat]) -> String {
+fn divided_as(seats: &[Seat]) -> String {
     let slow = seats.iter().filter(|seat| seat.slow_percent > KEEPS_UP);
     let slow = slow.map(|seat| {
         let factor = f64::from(seat.slow_percent) / f64::from(KEEPS_UP);

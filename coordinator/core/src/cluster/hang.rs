@@ -1,7 +1,7 @@
 //! Who holds up a run: from a rank that waits, along whom it waits for, to the one that is silent or computes.
 
+use coxswain_types::activity::{Activity, EngineWork};
 use coxswain_types::schedule::{Action, Kind};
-use coxswain_types::status::Activity;
 
 use super::run::SILENT_MS;
 
@@ -69,65 +69,77 @@ pub(super) fn patience_ms(step_seconds: Option<f64>) -> u64 {
     step_seconds.map_or(FIRST_STEP_MS, |seconds| HANG_MS.max((HANG_STEPS * seconds.max(0.0) * 1000.0) as u64))
 }
 
+/// Who waits for whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct WaitChain {
+    /// In words.
+    pub(super) text: String,
+    /// The ranks along it.
+    pub(super) ranks: Vec<usize>,
+}
+
 /// Follows the waiting from rank `from` to its end.
-pub(super) fn chain(ranks: &[Look<'_>], from: usize) -> Option<String> {
-    let first = ranks.get(from)?;
+pub(super) fn chain(looks: &[Look<'_>], from: usize) -> Option<WaitChain> {
+    let first = looks.get(from)?;
     let mut text = first.name.clone();
-    let mut seen = vec![from];
+    let mut ranks = vec![from];
     let mut at = first;
     // Every turn sees another rank, so there are no more turns than ranks.
     while let Some(next) = at.waits_for() {
         let activity = at.activity?;
-        let Some(rank) = ranks.get(next) else {
-            return Some(format!("{text} waits for rank {next}, which is none of this generation"));
+        let Some(look) = looks.get(next) else {
+            text.push_str(&format!(" waits for rank {next}, which is none of this generation"));
+            return Some(WaitChain { text, ranks });
         };
-        text.push_str(&format!(" waits {} {}", wanted(&activity.doing), rank.name));
-        if seen.contains(&next) {
+        text.push_str(&format!(" waits {} {}", wanted(activity.doing), look.name));
+        if ranks.contains(&next) {
             text.push_str(": they wait for each other");
-            return Some(text);
+            return Some(WaitChain { text, ranks });
         }
-        seen.push(next);
-        at = rank;
-        if rank.is_silent() || rank.waits_for().is_none() {
+        ranks.push(next);
+        at = look;
+        if look.is_silent() || look.waits_for().is_none() {
             break;
         }
         text.push_str(", which");
     }
-    let state = match at.activity {
-        _ if seen.len() == 1 => return None,
+    text.push_str(&match at.activity {
+        _ if ranks.len() == 1 => return None,
         Some(activity) if at.is_silent() => {
-            let last = activity.last.as_deref().unwrap_or(&activity.doing);
-            format!(", silent for {}, which last did {}", seconds(at.silent_ms), spaced(last))
+            let last = activity.last.map_or(activity.doing, EngineWork::Action);
+            format!(", silent for {}, which last did {}", seconds(at.silent_ms), without_stage(last))
         }
         None if at.is_silent() => format!(", silent for {}", seconds(at.silent_ms)),
-        Some(activity) => format!(", which is at {} for {}", spaced(&activity.doing), seconds(at.for_ms())),
+        Some(activity) => {
+            format!(", which is at {} for {}", without_stage(activity.doing), seconds(at.for_ms()))
+        }
         None => ", which has not said what it does".to_owned(),
-    };
-    Some(text + &state)
+    });
+    Some(WaitChain { text, ranks })
 }
 
-/// What a rank waits for that is at this: `for the backward of micro-batch 7 from`.
-fn wanted(doing: &str) -> String {
-    match doing.parse::<Action>() {
-        Ok(Action { kind: Kind::Forward | Kind::RecvForward, micro_batch, .. }) => {
+/// What a rank waits for that does this: `for the backward of micro-batch 7 from`.
+fn wanted(doing: EngineWork) -> String {
+    match doing {
+        EngineWork::Action(Action { kind: Kind::Forward | Kind::RecvForward, micro_batch, .. }) => {
             format!("for the forward of micro-batch {micro_batch} from")
         }
-        Ok(Action { kind: Kind::Backward | Kind::Input | Kind::RecvBackward, micro_batch, .. }) => {
+        EngineWork::Action(Action {
+            kind: Kind::Backward | Kind::Input | Kind::RecvBackward,
+            micro_batch,
+            ..
+        }) => {
             format!("for the backward of micro-batch {micro_batch} from")
         }
-        _ => format!("at {} for", spaced(doing)),
+        other => format!("at {} for", without_stage(other)),
     }
 }
 
 /// `F 11` for `1F11`, since the stage is that of the worker; anything else as it is.
-fn spaced(doing: &str) -> String {
-    match doing.parse::<Action>() {
-        Ok(action) => {
-            let text = action.to_string();
-            let kind = text.trim_matches(|c: char| c.is_ascii_digit());
-            format!("{kind} {}", action.micro_batch)
-        }
-        Err(_) => doing.to_owned(),
+fn without_stage(doing: EngineWork) -> String {
+    match doing {
+        EngineWork::Action(Action { kind, micro_batch, .. }) => format!("{kind} {micro_batch}"),
+        EngineWork::Phase(phase) => phase.to_string(),
     }
 }
 
@@ -138,17 +150,19 @@ pub(super) fn seconds(ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use coxswain_types::activity::EnginePhase;
     use coxswain_types::ids::{Rank, Step};
 
     use super::*;
 
+    /// `doing` is an action, or anything else for what follows the actions.
     fn activity(doing: &str, for_ms: u64, waits_for: Option<u32>, last: &str) -> Activity {
         Activity {
             step: Step(3),
-            doing: doing.to_owned(),
+            doing: doing.parse().map_or(EngineWork::Phase(EnginePhase::AddingGradients), EngineWork::Action),
             for_ms,
             waits_for: waits_for.map(Rank),
-            last: Some(last.to_owned()).filter(|last| !last.is_empty()),
+            last: last.parse().ok(),
             still_ms: for_ms,
         }
     }
@@ -178,8 +192,9 @@ mod tests {
                  for 4.2 s",
             ),
             (
-                vec![waits("reduce layer 3", 1), (None, 5000)],
-                "worker 0 (stage 0) waits at reduce layer 3 for worker 1 (stage 1), silent for 5.0 s",
+                vec![waits("gradients", 1), (None, 5000)],
+                "worker 0 (stage 0) waits at adding gradients over ranks for worker 1 (stage 1), \
+                 silent for 5.0 s",
             ),
             (
                 vec![waits("0F1", 1), (None, 0)],
@@ -196,7 +211,10 @@ mod tests {
         for (rows, expected) in rows {
             let ranks = looks(&rows);
             assert_eq!(longest(&ranks).map(|(rank, _)| rank), Some(0));
-            assert_eq!(chain(&ranks, 0).as_deref(), Some(expected));
+            let found = chain(&ranks, 0).unwrap_or_default();
+            assert_eq!(found.text, expected);
+            let named = |rank: &usize| expected.contains(&ranks[*rank].name);
+            assert!(found.ranks.iter().all(named), "{found:?}");
         }
         let computes = [(Some(activity("0F1", 9000, None, "")), 0)];
         assert_eq!((longest(&looks(&computes)), chain(&looks(&computes), 0)), (None, None));

@@ -8,9 +8,10 @@ use coxswain_types::job::{Layout, OnLoss};
 use coxswain_types::status::{Begun, Publish, Published, StepReport};
 
 use super::apart::Apart;
-use super::cancel::Cancelling;
-use super::event::{Compute, FormedRank, Prepared, Submission};
-use super::planning::Sizes;
+use super::entry::{Compute, FormedRank, Submission};
+use super::event::Prepared;
+use super::question::Sizes;
+use super::revision::Asked;
 use super::summary::{JobState, JobSummary, Numbers};
 use crate::plan::{Fit, KEEPS_UP};
 
@@ -27,15 +28,22 @@ const TOLD_SLOW_MS: u64 = 60_000;
 /// a process in less, and the way back from fewer ranks costs a regrouping.
 pub const SHRINK_AFTER_MS: u64 = 2000;
 
-/// What is wanted of all ranks of a generation, beside its last step.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Asked {
-    /// The number of this directive.
-    pub(super) revision: u64,
-    /// They save after the first step from this one on.
-    pub(super) save_after: Step,
-    /// Why they stop after a step and save, if they shall.
-    pub(super) stop: Option<String>,
+/// A cancelled job that is still at work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Cancelling {
+    /// Why it was cancelled.
+    pub(super) reason: String,
+    /// When it ends whatever its ranks do.
+    pub(super) until_ms: u64,
+}
+
+/// What a job's workers have to compute with, so that its bits stay the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Needs<'a> {
+    /// What its first generation began with.
+    Began(&'a Compute),
+    /// The runtime of its checkpoint, which does not say on which kind of device it was made.
+    Checkpoint(&'a str),
 }
 
 /// A job and how far it has come.
@@ -44,6 +52,8 @@ pub(super) struct Job {
     pub(super) submission: Submission,
     pub(super) state: JobState,
     pub(super) reason: String,
+    /// The workers that the reason is about, of a job that is over.
+    pub(super) about: Vec<WorkerId>,
     pub(super) generation: Generation,
     /// The last step that is recorded.
     pub(super) step: Step,
@@ -107,6 +117,7 @@ impl Job {
             submission,
             state: JobState::Queued,
             reason: "waits for its turn".to_owned(),
+            about: Vec::new(),
             generation: Generation(0),
             step: Step(0),
             checkpoint: None,
@@ -186,31 +197,24 @@ impl Job {
 
     /// When it may go on with fewer workers than its own layout needs, if it may.
     pub(super) fn shrinks_ms(&self) -> Option<u64> {
-        let shrinks = self.submission.spec.recovery.on_loss == OnLoss::Shrink && self.recovers();
+        let asked = self.submission.spec.recovery.on_loss == OnLoss::Shrink;
+        let shrinks = (asked || planted!(ShrinksWithoutLeave)) && self.recovers();
         shrinks.then(|| self.lost_ms.map_or(0, |lost_ms| lost_ms + SHRINK_AFTER_MS))
     }
 
-    /// What its workers have to compute with: what they began with, or what the checkpoint was made with. A
-    /// checkpoint does not say on which kind of device.
-    pub(super) fn needs(&self) -> Option<(Option<&str>, &str)> {
-        let made = || self.prepared.as_ref()?.runtime.as_deref().map(|runtime| (None, runtime));
-        self.compute.as_ref().map(|began| (Some(began.device.as_str()), began.runtime.as_str())).or_else(made)
-    }
-
-    /// The needs as text.
-    pub(super) fn needs_text(&self) -> Option<String> {
-        let (device, runtime) = self.needs()?;
-        Some(match device {
-            Some(device) => format!(" with {device}, {runtime}, which it began with"),
-            None => format!(" with {runtime}, which its checkpoint was made with"),
-        })
+    /// What its workers have to compute with, once that is known.
+    pub(super) fn needs(&self) -> Option<Needs<'_>> {
+        let made = || self.prepared.as_ref()?.runtime.as_deref().map(Needs::Checkpoint);
+        self.compute.as_ref().map(Needs::Began).or_else(made)
     }
 
     /// Whether a worker that computes with this reproduces the job's bits.
     pub(super) fn computes_with(&self, compute: &Compute) -> bool {
-        self.needs().is_none_or(|(device, runtime)| {
-            device.is_none_or(|device| device == compute.device) && runtime == compute.runtime
-        })
+        match self.needs() {
+            None => true,
+            Some(Needs::Began(began)) => began == compute,
+            Some(Needs::Checkpoint(runtime)) => runtime == compute.runtime,
+        }
     }
 
     /// Whether this worker was in its newest generation, by whichever process now.
@@ -264,9 +268,14 @@ impl Job {
         }
     }
 
+    /// Whether its work shall be divided by how slow its workers are.
+    pub(super) fn rebalances_work(&self) -> bool {
+        self.submission.spec.recovery.rebalance || planted!(RebalanceUnasked)
+    }
+
     /// Who is slow, as far as work shall be divided by it.
     pub(super) fn slow_for_plans(&self) -> BTreeMap<WorkerId, u32> {
-        if self.submission.spec.recovery.rebalance { self.slow.clone() } else { BTreeMap::new() }
+        if self.rebalances_work() { self.slow.clone() } else { BTreeMap::new() }
     }
 
     /// Compares a step that is taken again with what it gave before; `Err` says how they differ.
@@ -279,7 +288,9 @@ impl Job {
         }
         match before {
             None => {
-                self.failed_attempts = 0;
+                if !planted!(SetbacksNeverForgiven) {
+                    self.failed_attempts = 0;
+                }
                 let formed = &self.formed;
                 let here = |worker: &WorkerId| formed.iter().any(|rank| rank.worker == *worker);
                 self.broke.retain(|worker| !here(worker));
@@ -308,6 +319,7 @@ impl Job {
             priority: self.priority(),
             state: self.state,
             reason: self.reason.clone(),
+            about: self.about.clone(),
             generation: self.generation,
             step: self.step,
             steps: self.steps().0,

@@ -5,7 +5,7 @@ use coxswain_types::status::{Begun, Origin};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::event::{Entry, FormedRank, Notice};
+use super::entry::{Entry, FormedRank};
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -151,42 +151,5 @@ impl From<&Entry> for JobEvent {
                 fields: Map::new(),
             },
         }
-    }
-}
-
-/// What is noted that decides nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NoteKind {
-    /// A worker is here.
-    Joined,
-    /// A worker is gone.
-    Gone,
-    /// A rank waits for longer than it should.
-    Hang,
-    /// A rank computes for longer than its peers.
-    Straggler,
-    /// A straggler keeps up again.
-    Recovered,
-}
-
-impl NoteKind {
-    /// Its name in events.
-    pub fn name(self) -> &'static str {
-        match self {
-            NoteKind::Joined => "joined",
-            NoteKind::Gone => "gone",
-            NoteKind::Hang => "hang",
-            NoteKind::Straggler => "straggler",
-            NoteKind::Recovered => "recovered",
-        }
-    }
-}
-
-impl Notice {
-    /// As the journal has it.
-    pub(super) fn noted(&self, kind: NoteKind) -> Entry {
-        let Notice { job, generation, worker, text, .. } = self.clone();
-        Entry::Noted { kind, job, generation, worker, text }
     }
 }

@@ -4,9 +4,11 @@ use coxswain_types::ids::{Generation, Step};
 use coxswain_types::job::OnLoss;
 use coxswain_types::status::{Begun, Published, StepReport};
 
-use super::event::{Effect, Entry, Prepared, Submission, Weight};
+use super::cause::Cause;
+use super::entry::{Entry, NoteKind, Submission};
+use super::event::{Effect, Prepared, Weight};
 use super::job::Job;
-use super::job_event::{NoteKind, begun_text};
+use super::job_event::begun_text;
 use super::run::Commit;
 use super::summary::{Ending, JobState, JobSummary};
 use super::{Cluster, notice};
@@ -109,7 +111,7 @@ impl Cluster {
     }
 
     /// The job's generation cannot go on: its workers are gathered again, or the job ends.
-    pub(super) fn interrupt(&mut self, id: &str, cause: String, out: &mut Vec<Effect>) {
+    pub(super) fn interrupt(&mut self, id: &str, cause: Cause, out: &mut Vec<Effect>) {
         match self.job(id) {
             Some(job) if job.submission.spec.recovery.on_loss == OnLoss::Fail && job.cancelling.is_none() => {
                 self.end(id, Ending::Failed, cause, out);
@@ -119,7 +121,7 @@ impl Cluster {
     }
 
     /// A rank found its checkpoint damaged. No worker was lost, so `on_loss: fail` does not apply.
-    pub(super) fn doubt(&mut self, id: &str, cause: String, out: &mut Vec<Effect>) {
+    pub(super) fn doubt(&mut self, id: &str, cause: Cause, out: &mut Vec<Effect>) {
         if let Some(job) = self.job_mut(id) {
             job.doubts = true;
         }
@@ -127,19 +129,23 @@ impl Cluster {
     }
 
     /// Gives up the job's generation and gathers workers again, up to [`MAX_FAILED_ATTEMPTS`] times without a new step.
-    fn gather_again(&mut self, id: &str, cause: String, out: &mut Vec<Effect>) {
+    fn gather_again(&mut self, id: &str, cause: Cause, out: &mut Vec<Effect>) {
         let now_ms = self.now_ms;
         let Some(job) = self.job_mut(id) else { return };
         if job.cancelling.is_some() {
-            return self.give_up(id, &cause, out);
+            return self.give_up(id, &cause.text, out);
         }
-        job.failed_attempts += 1;
+        if !planted!(SetbacksNeverCounted) {
+            job.failed_attempts += 1;
+        }
         if job.failed_attempts > MAX_FAILED_ATTEMPTS {
-            let reason =
-                format!("{cause}; {MAX_FAILED_ATTEMPTS} tries before this one made no new step either");
-            return self.end(id, Ending::Failed, reason, out);
+            let text = format!(
+                "{}; {MAX_FAILED_ATTEMPTS} tries before this one made no new step either",
+                cause.text
+            );
+            return self.end(id, Ending::Failed, Cause { text, ..cause }, out);
         }
-        let generation = job.generation;
+        let (cause, generation) = (cause.text, job.generation);
         job.enter(JobState::Queued, cause.clone());
         job.interrupted(cause.clone());
         job.lost_ms = Some(now_ms);
@@ -183,7 +189,12 @@ impl Cluster {
                 let digest = prepared.resume.as_ref().map(|resume| resume.digest.clone());
                 job.step = from.unwrap_or_default();
                 job.checkpoint = from.zip(digest).map(|(step, digest)| Published { step, digest });
-                job.prepared = Some(prepared);
+                if planted!(ResumeForgotten) {
+                    job.step = Step(0);
+                    job.prepared = Some(Prepared { resume: None, ..prepared });
+                } else {
+                    job.prepared = Some(prepared);
+                }
                 let steps = job.steps();
                 if job.prepares_anew() {
                     job.tries = 0;
@@ -214,9 +225,11 @@ impl Cluster {
         self.end(id, Ending::Failed, reason, out);
     }
 
-    pub(super) fn end(&mut self, id: &str, ending: Ending, reason: String, out: &mut Vec<Effect>) {
+    pub(super) fn end(&mut self, id: &str, ending: Ending, cause: impl Into<Cause>, out: &mut Vec<Effect>) {
         let Some(job) = self.job_mut(id) else { return };
+        let Cause { text: reason, workers } = cause.into();
         job.enter(JobState::Ended(ending), reason.clone());
+        job.about = workers;
         let (weight, word) = match ending {
             Ending::Done => (Weight::Info, "is done"),
             Ending::Failed => (Weight::Warning, "failed"),
@@ -256,8 +269,8 @@ impl Cluster {
                 job.apart.keep(now_ms, apart);
             }
             return match complaint.of_peer {
-                true => self.interrupt(&job, complaint.text, out),
-                false => self.end(&job, Ending::Failed, complaint.text, out),
+                true => self.interrupt(&job, complaint.cause, out),
+                false => self.end(&job, Ending::Failed, complaint.cause, out),
             };
         }
         match run.commit() {
@@ -278,7 +291,7 @@ impl Cluster {
                 let reason = format!("step {step} is taken and its checkpoint can be read");
                 self.end(&job, Ending::Done, reason, out);
             }
-            Some(step) if cancelling => self.stopped(&job, step, out),
+            Some(step) if cancelling && !planted!(CancelledGoesOn) => self.stopped(&job, step, out),
             Some(step) => {
                 // Ranks stop because they were told to, by this coordinator or an earlier one.
                 let reason =
@@ -324,12 +337,15 @@ impl Cluster {
         let now_ms = self.now_ms;
         let newest = checkpoint.step;
         let Some(job) = self.job_mut(id) else { return };
-        let keep = job.submission.spec.checkpoint.keep;
+        let keep = job.submission.spec.checkpoint.keep - u32::from(planted!(PruneTooMuch));
         job.checkpoint = Some(checkpoint.clone());
         job.saved_ms = now_ms;
         job.taken = job.taken.split_off(&(checkpoint.step.0 + 1));
         let text = format!("the checkpoint of step {} can be read", checkpoint.step);
         let about = notice(Weight::Info, text).about_run(id, job.generation);
+        if planted!(PruneTooEarly) {
+            out.push(Effect::Prune { job: id.to_owned(), newest, keep });
+        }
         out.push(Effect::Record(Entry::Published { job: id.to_owned(), checkpoint }));
         out.push(Effect::Notice(about));
         out.push(Effect::Prune { job: id.to_owned(), newest, keep });

@@ -87,7 +87,9 @@ impl Members {
             );
         }
         let admission = match self.members.get(&info.id) {
-            Some(member) if member.status.info.incarnation > info.incarnation => {
+            Some(member)
+                if member.status.info.incarnation > info.incarnation && !planted!(StaleIncarnation) =>
+            {
                 let other = &member.status.info;
                 return Admission::Refused(format!(
                     "a newer process goes by the name {} (pid {} on {}); give each worker a name of its own",
@@ -99,7 +101,9 @@ impl Members {
             }
             Some(member) if is_steady(&member.status, &status) => Admission::Steady,
             Some(_) => Admission::Changed,
-            None if self.newest.get(&info.id).is_some_and(|newest| *newest > info.incarnation) => {
+            None if self.newest.get(&info.id).is_some_and(|newest| *newest > info.incarnation)
+                && !planted!(IncarnationForgotten) =>
+            {
                 return Admission::Refused(format!(
                     "a newer process went by the name {}; start this one again, or give it a name of its own",
                     info.id
@@ -116,6 +120,10 @@ impl Members {
         if !matches!(admission, Admission::Steady | Admission::Changed) {
             self.remember(&id, incarnation);
         }
+        let now_ms = match self.members.get(&id) {
+            Some(member) if planted!(LeaseNotRenewed) => member.seen_ms,
+            _ => now_ms,
+        };
         self.silence.insert((now_ms, id.clone()));
         let reminded_ms = self.members.get(&id).map_or(now_ms, |member| member.reminded_ms);
         let before = self.members.insert(id.clone(), Member { status, seen_ms: now_ms, reminded_ms });
@@ -128,7 +136,7 @@ impl Members {
     /// Whether a worker that has not heard a directive is to be told again now.
     pub(super) fn remind(&mut self, now_ms: u64, worker: &WorkerId) -> bool {
         let due = |member: &&mut Member| member.reminded_ms + REMIND_MS <= now_ms;
-        let member = self.members.get_mut(worker).filter(due);
+        let member = self.members.get_mut(worker).filter(due).filter(|_| !planted!(WishNotRepeated));
         member.map(|member| member.reminded_ms = now_ms).is_some()
     }
 
@@ -176,7 +184,8 @@ impl Members {
 
     /// Those whose lease has run out, in the order in which they fell silent.
     pub(super) fn expired(&self, now_ms: u64) -> Vec<(WorkerId, u64)> {
-        let silent = self.silence.iter().take_while(|(seen_ms, _)| seen_ms + LEASE_MS <= now_ms);
+        let until_ms = now_ms.saturating_sub(u64::from(planted!(LeaseOffByOne)));
+        let silent = self.silence.iter().take_while(|(seen_ms, _)| seen_ms + lease_ms() <= until_ms);
         silent
             .filter_map(|(_, id)| Some((id.clone(), self.members.get(id)?.status.info.incarnation)))
             .collect()
@@ -184,8 +193,12 @@ impl Members {
 
     /// When the next lease runs out.
     pub(super) fn next_expiry_ms(&self) -> Option<u64> {
-        self.silence.first().map(|(seen_ms, _)| seen_ms + LEASE_MS)
+        self.silence.first().map(|(seen_ms, _)| seen_ms + lease_ms())
     }
+}
+
+fn lease_ms() -> u64 {
+    if planted!(LeaseTooShort) { LEASE_MS - 1000 } else { LEASE_MS }
 }
 
 /// Whether a worker that said the one and then the other is as free for work, or as bound, as before. What else

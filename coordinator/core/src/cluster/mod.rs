@@ -5,15 +5,16 @@
 //! is lost its generation is given up, and workers are gathered again, to go on from the newest checkpoint; or
 //! the job ends, if its file says so.
 //!
-//! - [`event`]: what happens, what follows, what the journal holds.
+//! - [`event`]: what happens, and what follows; [`mod@entry`]: what the journal holds.
 //! - `member`: the workers that are here, and their leases.
 //! - `run`: a generation at work, and why it ended.
-//! - `saving`: when a checkpoint is decided.
+//! - `heard`: what a status means for its worker's run, and what follows.
+//! - `saving`: when ranks save; `checkpoints`: when a checkpoint is decided.
 //! - `job`, `life`: a job from its submission to its end; `replay`: what a restart makes of it.
 //! - [`fn@compact`]: a journal in fewer entries.
 //! - `apart`: workers between which the network does not answer.
-//! - `queue`, `hall`: whose turn it is, and which workers it can have: those that compute as the job began.
-//! - [`Planning`]: a plan that is asked for, and made beside the cluster; `form`: idle workers become the ranks of a
+//! - `queue`, `placement`: whose turn it is, and which workers it can have: those that compute as the job began.
+//! - `question`, `planning`: a plan that is asked for, and made beside the cluster; `form`: idle workers become the ranks of a
 //!   generation; `regroup`: one ends at a step's boundary.
 //! - `cancel`: a cancelled job saves after the current step and ends, or ends at once.
 //! - `desired`, `revision`: what is wanted of each worker, and its number.
@@ -25,19 +26,24 @@
 
 mod apart;
 mod cancel;
+mod cause;
+mod checkpoints;
 mod compact;
 mod desired;
+pub mod entry;
 pub mod event;
 mod explain;
 mod form;
-mod hall;
 mod hang;
+mod heard;
 mod job;
 pub mod job_event;
 mod life;
 mod member;
 mod pace;
+mod placement;
 mod planning;
+mod question;
 mod queue;
 mod regroup;
 mod replay;
@@ -52,12 +58,12 @@ mod watch;
 use std::collections::BTreeMap;
 
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Fault, Phase, WorkerStatus};
+use coxswain_types::status::WorkerStatus;
 
 pub use compact::compact;
-pub use event::{
-    CancelWhen, Compute, Effect, Entry, Event, FormedRank, Look, Notice, Prepared, Submission, Weight,
-};
+use entry::NoteKind;
+pub use entry::{Compute, Entry, FormedRank, Submission};
+pub use event::{CancelWhen, Effect, Event, Look, Notice, Prepared, Weight};
 pub use member::{LEASE_MS, MAX_WORKERS, PAUSE_MS};
 pub use run::{GRACE_MS, RETURN_MS};
 pub use summary::{Ending, JobState, JobSummary, Numbers, WorkerSummary, duration};
@@ -67,10 +73,9 @@ pub use hang::HANG_MS;
 use job::Job;
 pub use job::SHRINK_AFTER_MS;
 pub use job_event::JobEvent;
-use job_event::NoteKind;
 pub use life::{MAX_FAILED_ATTEMPTS, MAX_WAITING, SubmitError};
 use member::{Admission, Members};
-pub use planning::{Planned, Planning};
+pub use question::{Planned, Planning};
 pub use queue::MAX_TRIES;
 use regroup::Drain;
 pub use regroup::GROW_AFTER_MS;
@@ -140,9 +145,14 @@ impl Cluster {
             Event::Tick => self.expire(now_ms, &mut out),
         }
         self.advance(steady.as_ref(), &mut out);
+        if cfg!(feature = "mutations") {
+            out.retain(|effect| !matches!(effect, Effect::Record(entry) if is_unrecorded(entry)));
+        }
         // A directive is read off the state as the whole event leaves it, so it may be sent only after all that
         // this state follows from is on disk.
-        out.sort_by_key(|effect| matches!(effect, Effect::Wake(_)));
+        if !planted!(WakeBeforeRecord) {
+            out.sort_by_key(|effect| matches!(effect, Effect::Wake(_)));
+        }
         out
     }
 
@@ -163,7 +173,8 @@ impl Cluster {
         // What is past has been looked at, and needs an event to change.
         let queue = self.queue_deadlines_ms().filter(|due_ms| *due_ms > self.looked_ms);
         let stops = self.cancel_deadlines_ms();
-        self.members.next_expiry_ms().into_iter().chain(verdicts).chain(queue).chain(stops).min()
+        let leases = self.members.next_expiry_ms().filter(|_| !planted!(LeaseWithoutTimer));
+        leases.into_iter().chain(verdicts).chain(queue).chain(stops).min()
     }
 
     /// The jobs and generations whose ranks may meet.
@@ -210,7 +221,9 @@ impl Cluster {
             }
             Admission::Replaced { incarnation: older } => {
                 self.drains.remove(&worker);
-                self.lost_from_run(&worker, older, "a newer process took its name", out);
+                if !planted!(ReplacedKeepsSeat) {
+                    self.lost_from_run(&worker, older, "a newer process took its name", out);
+                }
                 self.welcome(&status, out);
             }
             Admission::New => self.welcome(&status, out),
@@ -239,96 +252,6 @@ impl Cluster {
         out.push(Effect::Wake(info.id.clone()));
     }
 
-    /// What the status means for the run.
-    fn observe(&mut self, now_ms: u64, status: &WorkerStatus, out: &mut Vec<Effect>) {
-        let worker = &status.info.id;
-        let seated = self.runs.iter_mut().find_map(|run| run.rank_of(worker).map(|rank| (run, rank)));
-        let Some((run, rank)) = seated else {
-            if self.wants_out(worker).is_some() {
-                return out.push(Effect::Wake(worker.clone()));
-            }
-            let deaf = status.assignment_digest.is_some() || self.dismissed.is_some();
-            return self.remind(now_ms, deaf, worker, out);
-        };
-        if !run.seats[rank].may_be(status) {
-            let (job, cause) = (run.job.clone(), format!("{} was started again", run.describe(rank)));
-            return self.interrupt(&job, cause, out);
-        }
-        let seat = &mut run.seats[rank];
-        if status.generation != run.generation {
-            if status.phase != Phase::Idle && !seat.stale {
-                seat.stale = true;
-                let text = format!(
-                    "worker {worker} speaks of generation {}, but {} is at work: ignored",
-                    status.generation, run.generation
-                );
-                out.push(Effect::Notice(
-                    notice(Weight::Warning, text).about_run(&run.job, run.generation).about_worker(worker),
-                ));
-            }
-            // The message with the assignment may have been lost; it is sent again until it is named.
-            out.push(Effect::Wake(worker.clone()));
-            return;
-        }
-        let named = status.assignment_digest.as_ref() == Some(&seat.digest);
-        if !named {
-            out.push(Effect::Wake(worker.clone()));
-            if !matches!(status.phase, Phase::Failed { .. }) {
-                return;
-            }
-        }
-        if let Phase::Failed { message, fault: Fault::Checkpoint } = &status.phase {
-            let (id, cause) = (run.job.clone(), format!("{} cannot go on: {message}", run.describe(rank)));
-            return self.doubt(&id, cause, out);
-        }
-        let has_worked = || self.jobs.iter().any(|job| job.id() == run.job && job.has_worked());
-        let lost = match &status.phase {
-            Phase::Failed { message, fault: Fault::Leaving } => Some(("leaves", message)),
-            // Where it never worked, another device would most likely fail as well.
-            Phase::Failed { message, fault: Fault::Device } if status.step > Step(0) || has_worked() => {
-                Some(("broke", message))
-            }
-            _ => None,
-        };
-        if let Some((how, message)) = lost {
-            let (id, cause) = (run.job.clone(), format!("{} {how}: {message}", run.describe(rank)));
-            let broke = matches!(status.phase, Phase::Failed { fault: Fault::Device, .. });
-            if let Some(job) = self.job_mut(&id).filter(|_| broke) {
-                job.broke.insert(worker.clone());
-            }
-            return self.interrupt(&id, cause, out);
-        }
-        let reports = run.observe(now_ms, rank, status);
-        let found = run.pace(now_ms, rank, status.pace.as_ref());
-        let slow: Vec<_> = found.iter().map(|finding| run.slow_percent(*finding)).collect();
-        let looked = found.iter().map(|finding| finding.rank()).chain([rank]);
-        let looked: Vec<_> = looked.map(|rank| (rank, run.is_slow(rank))).collect();
-        let published = status.published.clone().filter(|p| rank == 0 && run.saving.publish(p));
-        let (job, deaf) = (run.job.clone(), run.is_deaf(rank, status));
-        if let Some(begun) = status.begun.filter(|_| rank == 0) {
-            self.begun(&job, begun, out);
-        }
-        if let Some(job) = self.job_mut(&job) {
-            slow.into_iter().for_each(|(worker, percent)| job.found(worker, percent));
-        }
-        for (rank, slow) in looked {
-            self.tell_pace(&job, rank, slow, out);
-        }
-        let news = published.is_some();
-        for report in reports {
-            self.reported(&job, report, out);
-        }
-        if let Some(published) = published {
-            self.published(&job, published, out);
-        }
-        if news {
-            self.revisions.grow();
-            out.push(Effect::Wake(worker.clone()));
-        } else {
-            self.remind(now_ms, deaf, worker, out);
-        }
-    }
-
     /// Takes in which reports of a job are written. Returns the worker that leads it, for whom nothing else changes.
     fn written(&mut self, job: &str, step: Step, synced: bool, out: &mut Vec<Effect>) -> Option<WorkerId> {
         let run = self.runs.iter_mut().find(|run| run.job == job)?;
@@ -340,28 +263,12 @@ impl Cluster {
         Some(lead)
     }
 
-    /// Tells people whether a rank is slow, where that is news.
-    fn tell_pace(&mut self, job: &str, rank: usize, slow: bool, out: &mut Vec<Effect>) {
-        let now_ms = self.now_ms;
-        let Some(run) = self.runs.iter().find(|run| run.job == job) else { return };
-        let worker = &run.seats[rank].info.id;
-        let job = self.jobs.iter_mut().rev().find(|of| of.id() == job);
-        if job.is_some_and(|job| job.tells_slow(now_ms, worker, slow)) {
-            let (kind, about) = run.standing(rank);
-            self.note(kind, about, out);
-        }
-    }
-
-    /// Tells a worker again what is wanted of it, if it shows that it has not heard: any message may be lost.
-    fn remind(&mut self, now_ms: u64, deaf: bool, worker: &WorkerId, out: &mut Vec<Effect>) {
-        if deaf && self.members.remind(now_ms, worker) {
-            out.push(Effect::Wake(worker.clone()));
-        }
-    }
-
     fn lost(&mut self, worker: &WorkerId, incarnation: u64, why: &str, out: &mut Vec<Effect>) {
         if !self.members.remove(worker, incarnation) {
             return;
+        }
+        if planted!(DrainLostWithStream) {
+            self.drains.remove(worker);
         }
         let about = notice(Weight::Info, format!("worker {worker} is gone: {why}")).about_worker(worker);
         self.note(NoteKind::Gone, about, out);
@@ -445,6 +352,24 @@ impl Cluster {
             step: status.step,
             peak_tensor_bytes: status.peak_tensor_bytes,
         }
+    }
+}
+
+/// Whether a planted bug keeps the entry out of the journal.
+fn is_unrecorded(entry: &Entry) -> bool {
+    match entry {
+        Entry::Started { .. } => planted!(EpochNotRecorded),
+        Entry::Submitted(_) => planted!(SubmittedNotRecorded),
+        Entry::Formed { .. } => planted!(FormedNotRecorded),
+        Entry::Saving { .. } => planted!(SaveNotRecorded),
+        Entry::Stopping { .. } => planted!(StopNotRecorded),
+        Entry::Cancelling { .. } => planted!(CancelNotRecorded),
+        Entry::Regrouped { .. } => planted!(RegroupedNotRecorded),
+        Entry::Interrupted { .. } => planted!(InterruptedNotRecorded),
+        Entry::Committed { .. } => planted!(CommittedNotRecorded),
+        Entry::Published { .. } => planted!(PublishedNotRecorded),
+        Entry::Ended { .. } => planted!(EndedNotRecorded),
+        _ => false,
     }
 }
 

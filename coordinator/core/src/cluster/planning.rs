@@ -2,148 +2,20 @@
 //! its own, and meanwhile every other event is handled. There are two: who does what in a generation, whose answer
 //! counts if its workers are still free; and which layout so many workers can take, which a job remembers.
 
-use std::collections::BTreeMap;
-
-use coxswain_types::assignment::{PreparedData, Resume};
-use coxswain_types::ids::{Generation, WorkerId};
-use coxswain_types::job::JobSpec;
+use coxswain_types::ids::Generation;
 use coxswain_types::status::{Phase, WorkerInfo};
 
 use super::event::{Effect, Weight};
 use super::job::Job;
+use super::question::{Answer, Formation, Planned, Planning, Question, Sizes};
 use super::summary::{Ending, JobState};
 use super::{Cluster, notice};
-use crate::plan::{Fit, KEEPS_UP, PlanRequest, counted, encode, fitting, plan, threads_for};
+use crate::plan::{Fit, counted, threads_for};
 
 /// How many layouts a job remembers. A search takes as long as a plan, so what is forgotten costs seconds at most.
 const MAX_FITS: usize = 64;
 
 const OTHER_QUESTION: &str = "the planner answered another question; please report this";
-
-/// A question to the planner.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Planning {
-    /// Tells this question from others; the answer names it.
-    pub ticket: u64,
-    /// The job's id.
-    pub job: String,
-    question: Question,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-enum Question {
-    Formation(Box<Formation>),
-    Fit(Box<JobSpec>, Sizes),
-}
-
-/// Between how many ranks a layout is looked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Sizes {
-    /// It has no more than these.
-    pub(super) available: u32,
-    /// It has more than these.
-    pub(super) least: u32,
-}
-
-/// A generation that would be formed: all that its plan is made from.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Formation {
-    /// Which formation it would be.
-    pub(super) generation: Generation,
-    /// The workers, which are as many as the layout of `fit` needs.
-    pub(super) workers: Vec<WorkerInfo>,
-    /// The layout.
-    pub(super) fit: Fit,
-    /// Threads of each rank's libtorch.
-    pub(super) threads: u32,
-    /// Where the number of threads comes from.
-    pub(super) threads_from: &'static str,
-    /// The job in that layout.
-    spec: JobSpec,
-    /// The run's folder.
-    directory: String,
-    data: PreparedData,
-    resume: Option<Resume>,
-    /// The workers of the generation before, by rank.
-    before: Vec<WorkerId>,
-    /// How slow workers are known to be, in percent of their peers' time.
-    slow_percent: BTreeMap<WorkerId, u32>,
-}
-
-/// The planner's answer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Planned(Answer);
-
-#[derive(Clone, Debug, PartialEq)]
-enum Answer {
-    /// Who does what, by rank.
-    Formation(Vec<PlannedRank>),
-    /// The largest layout between these sizes, if there is one.
-    Fit(Option<Fit>),
-}
-
-/// A place in a plan.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct PlannedRank {
-    pub(super) worker: WorkerId,
-    /// The place along the pipeline axis.
-    pub(super) stage: u32,
-    /// How slow the worker was taken to be, in percent of its peers' time.
-    pub(super) slow_percent: u32,
-    /// The assignment, as JSON.
-    pub(super) json: String,
-    /// Its digest.
-    pub(super) digest: String,
-}
-
-impl Planning {
-    /// Answers the question.
-    ///
-    /// # Errors
-    /// Why the job cannot run in this layout, in words.
-    pub fn plan(&self) -> Result<Planned, String> {
-        let answer = match &self.question {
-            Question::Fit(spec, Sizes { available, least }) => Answer::Fit(fitting(spec, *available, *least)),
-            // A budget of memory may leave those who keep up no room for more.
-            Question::Formation(formation) => Answer::Formation(
-                formation
-                    .plan(&self.job, &formation.slow_percent)
-                    .or_else(|_| formation.plan(&self.job, &BTreeMap::new()))?,
-            ),
-        };
-        Ok(Planned(answer))
-    }
-}
-
-impl Formation {
-    fn plan(&self, job: &str, slow_percent: &BTreeMap<WorkerId, u32>) -> Result<Vec<PlannedRank>, String> {
-        let planned = plan(&PlanRequest {
-            job: job.to_owned(),
-            generation: self.generation,
-            spec: &self.spec,
-            workers: &self.workers,
-            directory: &self.directory,
-            data: &self.data,
-            resume: self.resume.clone(),
-            before: &self.before,
-            slow_percent,
-            threads: self.threads,
-        })
-        .map_err(|error| error.to_string())?;
-        let ranks = planned.assignments.into_iter().map(|assignment| {
-            let (json, digest) = encode(&assignment);
-            let slow_percent = slow_percent.get(&assignment.worker).copied().unwrap_or(KEEPS_UP);
-            PlannedRank {
-                stage: assignment.pipeline_index,
-                worker: assignment.worker,
-                slow_percent,
-                json,
-                digest,
-            }
-        });
-        Ok(ranks.collect())
-    }
-}
 
 impl Cluster {
     /// Asks for a plan of the job on these workers.
@@ -211,7 +83,8 @@ impl Cluster {
             }
             (Question::Formation(_), _) if job.state != JobState::Gathering => {}
             (Question::Formation(formation), Ok(Planned(Answer::Formation(ranks)))) => {
-                if formation.workers.iter().all(|worker| self.is_free(worker)) {
+                let free = formation.workers.iter().all(|worker| self.is_free(worker));
+                if free || planted!(PlanOutlivesWorker) {
                     self.form(index, &formation, ranks, out);
                 }
             }
@@ -232,7 +105,7 @@ impl Cluster {
         let here = self.members.get(&worker.id).map(|member| &member.status);
         here.is_some_and(|status| status.phase == Phase::Idle && status.info == *worker)
             && !worker.runtime.is_empty()
-            && self.run_of(&worker.id).is_none()
+            && (self.run_of(&worker.id).is_none() || planted!(OneWorkerForTwoJobs))
             && self.wants_out(&worker.id).is_none()
     }
 }

@@ -11,10 +11,11 @@ use coxswain_types::ids::Generation;
 use coxswain_types::status::WorkerInfo;
 
 use super::Cluster;
-use super::event::{Effect, Entry, Look};
-use super::hall::{Choice, Growth, Hall};
+use super::entry::Entry;
+use super::event::{Effect, Look};
 use super::job::Job;
-use super::planning::Sizes;
+use super::placement::{Growth, IdlePool, Placement, Rebalance, Shortage};
+use super::question::Sizes;
 use super::run::Run;
 use super::summary::{Ending, JobState};
 use crate::plan::Fit;
@@ -40,8 +41,39 @@ enum Turn {
     Look(usize, Sizes),
     /// Its generation, which is smaller than its layout, can be formed anew with so many more workers.
     Grow(Generation, usize, Fit),
-    /// Its generation can be formed anew with its work divided otherwise, for this reason.
-    Rebalance(usize, String),
+    /// Its generation can be formed anew with its work divided otherwise.
+    Rebalance(usize, Rebalance),
+}
+
+/// Why a job waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Waiting<'a> {
+    /// This job has its turn first.
+    Behind(&'a str),
+    /// The tokens of this job are being made ready.
+    ForTokens(&'a str),
+    /// The planner divides the work of this job.
+    ForPlan(&'a str),
+    /// There are too few workers for it.
+    ForWorkers {
+        shortage: Shortage<'a>,
+        /// Why its last generation is no more.
+        since: Option<&'a str>,
+        /// The job that has its turn first.
+        first: Option<&'a str>,
+    },
+}
+
+/// What a job in the queue means for those behind it.
+enum Outlook {
+    /// It can go on now.
+    Turn(Turn),
+    /// It waits for no workers.
+    Passes,
+    /// It will need workers once its tokens are ready: they are kept for it.
+    Prepares,
+    /// It waits for workers, or for its turn: what it can have is kept for it.
+    Waits,
 }
 
 impl Cluster {
@@ -59,7 +91,7 @@ impl Cluster {
                 Some(Turn::Form(index, workers, fit)) => self.ask_for_plan(index, workers, fit, out),
                 Some(Turn::Look(index, sizes)) => self.ask_for_fit(index, sizes, out),
                 Some(Turn::Grow(generation, more, fit)) => self.grow(generation, more, &fit, out),
-                Some(Turn::Rebalance(index, reason)) => self.relieve(index, reason, out),
+                Some(Turn::Rebalance(index, rebalance)) => self.rebalance(index, &rebalance, out),
             }
         }
     }
@@ -111,97 +143,141 @@ impl Cluster {
             let job = &self.jobs[index];
             let run = self.runs.iter().find(|run| run.generation == job.generation);
             let grows = run.filter(|_| job.is_shrunk()).map(|run| run.improves_ms(0));
-            let relieves =
-                run.filter(|_| self.is_unbalanced(index)).map(|run| run.improves_ms(job.rebalances));
-            grows.into_iter().chain(relieves)
+            let unbalanced = run.filter(|_| self.is_unbalanced(index));
+            grows.into_iter().chain(unbalanced.map(|run| run.improves_ms(job.rebalances)))
         });
         let met = self.jobs.iter().filter(|job| job.waits() || job.is_shrunk());
         let met = met.filter_map(|job| job.apart.ends_ms(self.now_ms));
         shrinks.filter_map(|job| job.shrinks_ms()).chain(improves).chain(holds).chain(met)
     }
 
-    /// The first job in the queue that can go on, and why those before it wait.
+    /// The first job in the queue that can go on, and why those before it wait, where that is news.
     fn next_turn(&self) -> (Vec<(usize, String)>, Option<Turn>) {
-        let mut reasons = Vec::new();
         let waiting = self.waiting();
-        // Most of the time nobody waits, and looking at all workers is not free.
+        // Most of the time no job waits, and looking at all workers is not free.
         if waiting.is_empty() {
-            return (reasons, None);
+            return (Vec::new(), None);
         }
-        let mut hall = Hall::new(self);
-        let preparing = waiting.iter().map(|&index| &self.jobs[index]).filter(|job| job.prepares_anew());
+        let mut walk = QueueWalk::new(self, &waiting);
+        let turn = waiting.iter().find_map(|&index| walk.visit(index));
+        let told = walk.reasons.iter().map(|(index, waiting)| (*index, waiting.to_string()));
+        (told.filter(|(index, reason)| self.jobs[*index].reason != *reason).collect(), turn)
+    }
+}
+
+/// A walk along the queue, from the job that has its turn first.
+struct QueueWalk<'a> {
+    cluster: &'a Cluster,
+    pool: IdlePool<'a>,
+    /// The jobs that are being prepared for their first generation.
+    preparing: Vec<&'a Job>,
+    /// The first job that waits.
+    first: Option<&'a str>,
+    /// The first that waits and is not being prepared.
+    ready: Option<&'a str>,
+    reasons: Vec<(usize, Waiting<'a>)>,
+}
+
+impl<'a> QueueWalk<'a> {
+    fn new(cluster: &'a Cluster, waiting: &[usize]) -> QueueWalk<'a> {
+        let preparing = waiting.iter().map(|&index| &cluster.jobs[index]).filter(|job| job.prepares_anew());
+        QueueWalk {
+            cluster,
+            pool: IdlePool::new(cluster),
+            preparing: preparing.collect(),
+            first: None,
+            ready: None,
+            reasons: Vec::new(),
+        }
+    }
+
+    /// Looks at a job; keeps workers for it if it waits.
+    fn visit(&mut self, index: usize) -> Option<Turn> {
+        let job = &self.cluster.jobs[index];
+        let outlook = match job.state {
+            JobState::Queued => self.queued(index, job),
+            JobState::Preparing => self.preparing(job),
+            JobState::Gathering => self.gathering(index, job),
+            JobState::Running => self.running(index, job),
+            JobState::Ended(_) => Outlook::Passes,
+        };
+        match outlook {
+            Outlook::Turn(turn) => return Some(turn),
+            Outlook::Passes => return None,
+            Outlook::Prepares => {}
+            Outlook::Waits => self.ready = self.ready.or(Some(job.id())),
+        }
+        self.pool.keep(index);
+        self.first = self.first.or(Some(job.id()));
+        None
+    }
+
+    fn wait(&mut self, index: usize, waiting: Waiting<'a>) -> Outlook {
+        self.reasons.push((index, waiting));
+        Outlook::Waits
+    }
+
+    fn queued(&mut self, index: usize, job: &Job) -> Outlook {
+        match (self.ready, self.prepared_before(job)) {
+            _ if job.recovers() => Outlook::Turn(Turn::Prepare(index)),
+            (None, None) => Outlook::Turn(Turn::Prepare(index)),
+            (Some(ready), _) => self.wait(index, Waiting::Behind(ready)),
+            (None, Some(other)) => self.wait(index, Waiting::ForTokens(other.id())),
+        }
+    }
+
+    /// A job that has to be prepared before this one is, if there is one.
+    fn prepared_before(&self, job: &Job) -> Option<&'a Job> {
+        let first = self.preparing.first().copied();
         // A job that may have crashed a coordinator is prepared alone, so that no other job is blamed with it.
-        let alone = preparing.clone().find(|job| job.tries > 1);
-        let full = preparing.clone().nth(MAX_PREPARING - 1).and(preparing.clone().next());
-        let busy_for = |job: &Job| alone.or(full).or(preparing.clone().next().filter(|_| job.tries > 0));
-        // The first job that waits, and the first that is not being prepared.
-        let (mut first, mut ready): (Option<&str>, Option<&str>) = (None, None);
-        for &index in &waiting {
-            let job = &self.jobs[index];
-            match (job.state, ready, busy_for(job)) {
-                (JobState::Queued, _, _) if job.recovers() => return (reasons, Some(Turn::Prepare(index))),
-                (JobState::Queued, None, None) => return (reasons, Some(Turn::Prepare(index))),
-                (JobState::Queued, Some(ready), _) => reasons.push((index, format!("waits behind {ready}"))),
-                (JobState::Queued, None, Some(other)) => {
-                    reasons.push((index, format!("waits until the tokens of {} are ready", other.id())));
-                }
-                (JobState::Running, _, _) => {
-                    let run = self.runs.iter().find(|run| run.generation == job.generation);
-                    let may = |before: u32| {
-                        let due = |run: &&Run| run.improves_ms(before) <= self.now_ms;
-                        run.filter(|run| run.directive.stop.is_none() && run.is_taken()).filter(due)
-                    };
-                    match may(0).map(|run| hall.growth(index, run)) {
-                        Some(Growth::To(more, fit)) => {
-                            return (reasons, Some(Turn::Grow(job.generation, more, fit)));
-                        }
-                        Some(Growth::Look(sizes)) if self.plans().is_none() => {
-                            return (reasons, Some(Turn::Look(index, sizes)));
-                        }
-                        Some(Growth::Look(_) | Growth::None) | None => {}
-                    }
-                    let unbalanced = may(job.rebalances).filter(|_| self.is_unbalanced(index));
-                    if let Some(reason) = unbalanced.and_then(|run| hall.rebalance_gain(index, run)) {
-                        return (reasons, Some(Turn::Rebalance(index, reason)));
-                    }
-                    if run.is_none_or(|run| run.directive.stop.is_none()) {
-                        continue;
-                    }
-                }
-                (JobState::Gathering, ..) if self.plans() == Some(job.id()) => {}
-                (JobState::Gathering, ..) => match (hall.choose(index), self.plans()) {
-                    (Choice::Form(workers, fit), None) => {
-                        return (reasons, Some(Turn::Form(index, workers, fit)));
-                    }
-                    (Choice::Look(sizes), None) => return (reasons, Some(Turn::Look(index, sizes))),
-                    (Choice::Form(..) | Choice::Look(_), Some(other)) => {
-                        reasons.push((index, format!("waits until the work of {other} is divided")));
-                    }
-                    (Choice::Wait(mut reason), _) => {
-                        if let Some(cause) = &job.interruption {
-                            reason.push_str(&format!(", since {cause}"));
-                        }
-                        if let Some(first) = first {
-                            reason.push_str(&format!("; {first} waits too and is served first"));
-                        }
-                        reasons.push((index, reason));
-                    }
-                },
-                (JobState::Preparing, ..) if job.prepares_anew() => {
-                    if job.preparing_ms + HOLD_MS <= self.now_ms {
-                        continue;
-                    }
-                    hall.keep(index);
-                    first = first.or(Some(job.id()));
-                    continue;
-                }
-                _ => {}
-            }
-            hall.keep(index);
-            first = first.or(Some(job.id()));
-            ready = ready.or(Some(job.id()));
+        let alone = self.preparing.iter().copied().find(|job| job.tries > 1);
+        let full = first.filter(|_| self.preparing.len() >= MAX_PREPARING);
+        alone.or(full).or(first.filter(|_| job.tries > 0))
+    }
+
+    fn preparing(&self, job: &Job) -> Outlook {
+        match job.prepares_anew() {
+            true if job.preparing_ms + HOLD_MS <= self.cluster.now_ms => Outlook::Passes,
+            true => Outlook::Prepares,
+            false => Outlook::Waits,
         }
-        reasons.retain(|(index, reason)| self.jobs[*index].reason != *reason);
-        (reasons, None)
+    }
+
+    fn gathering(&mut self, index: usize, job: &'a Job) -> Outlook {
+        let planned = self.cluster.plans();
+        if planned == Some(job.id()) {
+            return Outlook::Waits;
+        }
+        match (self.pool.choose(index), planned) {
+            (Ok(Placement::Workers(workers, fit)), None) => Outlook::Turn(Turn::Form(index, workers, fit)),
+            (Ok(Placement::Unplanned(sizes)), None) => Outlook::Turn(Turn::Look(index, sizes)),
+            (Ok(_), Some(other)) => self.wait(index, Waiting::ForPlan(other)),
+            (Err(shortage), _) => {
+                let since = job.interruption.as_deref();
+                self.wait(index, Waiting::ForWorkers { shortage, since, first: self.first })
+            }
+        }
+    }
+
+    /// A job at work may be formed anew for something better. While its ranks stop for that, it waits as others do.
+    fn running(&self, index: usize, job: &Job) -> Outlook {
+        let run = self.cluster.runs.iter().find(|run| run.generation == job.generation);
+        let may = |before: u32| {
+            let due = |run: &&Run| run.improves_ms(before) <= self.cluster.now_ms;
+            run.filter(|run| run.directive.stop.is_none() && run.is_taken()).filter(due)
+        };
+        match may(0).map(|run| self.pool.growth(index, run)) {
+            Some(Growth::To(more, fit)) => return Outlook::Turn(Turn::Grow(job.generation, more, fit)),
+            Some(Growth::Unplanned(sizes)) if self.cluster.plans().is_none() => {
+                return Outlook::Turn(Turn::Look(index, sizes));
+            }
+            Some(Growth::Unplanned(_) | Growth::None) | None => {}
+        }
+        let unbalanced = may(job.rebalances).filter(|_| self.cluster.is_unbalanced(index));
+        match unbalanced.and_then(|run| self.pool.rebalance(index, run)) {
+            Some(rebalance) => Outlook::Turn(Turn::Rebalance(index, rebalance)),
+            None if run.is_none_or(|run| run.directive.stop.is_none()) => Outlook::Passes,
+            None => Outlook::Waits,
+        }
     }
 }

@@ -12,9 +12,13 @@ use coxswain_types::status::{Leave, LeaveCause};
 
 use crate::plan::{Fit, KEEPS_UP};
 
-use super::event::{Effect, Entry, Weight};
-use super::job::Asked;
+use super::entry::Entry;
+use super::event::{Effect, Weight};
+use super::explain::{growth_reason, rebalance_reason};
 use super::member::MAX_WORKERS;
+use super::placement::Rebalance;
+use super::revision::Asked;
+use super::run::Run;
 use super::summary::JobState;
 use super::{Cluster, notice};
 
@@ -24,16 +28,20 @@ pub const GROW_AFTER_MS: u64 = 10_000;
 
 /// How often in a row that time doubles for a job whose work is divided anew again and again: a machine that is
 /// slow now and then shall not cost a regrouping each time. Ten seconds become ten minutes.
-pub(super) const MAX_DOUBLINGS: u32 = 6;
-
-/// How many times as fast a step's computing must become for work to be divided anew.
-pub(super) const MIN_GAIN: f64 = 1.2;
+const MAX_DOUBLINGS: u32 = 6;
 
 /// A process that a user wants no more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Drain {
     pub(super) incarnation: u64,
     pub(super) reason: String,
+}
+
+impl Run {
+    /// When it may be formed anew for something better, of a job of which `before` were formed for that already.
+    pub(super) fn improves_ms(&self, before: u32) -> u64 {
+        self.formed_ms + (GROW_AFTER_MS << before.min(MAX_DOUBLINGS))
+    }
 }
 
 impl Cluster {
@@ -104,17 +112,18 @@ impl Cluster {
 
     /// Stops a run that shrank, since `more` workers that wait would let it be `fit`.
     pub(super) fn grow(&mut self, generation: Generation, more: usize, fit: &Fit, out: &mut Vec<Effect>) {
-        let size = if fit.reason.is_empty() { "all of its layout" } else { &fit.reason };
-        let workers = if more == 1 { "worker is" } else { "workers are" };
-        self.stop(generation, format!("{more} more {workers} here, enough for {size}"), out);
+        self.stop(generation, growth_reason(more, fit), out);
     }
 
-    /// Stops a run whose work shall be divided anew, for this reason.
-    pub(super) fn relieve(&mut self, index: usize, reason: String, out: &mut Vec<Effect>) {
+    /// Stops a run whose work shall be divided anew.
+    pub(super) fn rebalance(&mut self, index: usize, rebalance: &Rebalance, out: &mut Vec<Effect>) {
         let Some(job) = self.jobs.get_mut(index) else { return };
         job.rebalances += 1;
         let generation = job.generation;
-        self.stop(generation, reason, out);
+        let run = self.runs.iter().find(|run| run.generation == generation);
+        if let Some(reason) = run.map(|run| rebalance_reason(run, rebalance)) {
+            self.stop(generation, reason, out);
+        }
     }
 
     /// Whether the job's workers are not as slow as its work was divided for, and that matters to it.
@@ -122,7 +131,7 @@ impl Cluster {
         let job = &self.jobs[index];
         let slow = |worker: &WorkerId| job.slow.get(worker).copied().unwrap_or(KEEPS_UP);
         job.state == JobState::Running
-            && job.submission.spec.recovery.rebalance
+            && job.rebalances_work()
             && job.formed.iter().any(|rank| rank.slow_percent != slow(&rank.worker))
     }
 

@@ -3,11 +3,12 @@
 use coxswain_types::status::{Begun, Publish};
 
 use super::Cluster;
-use super::cancel::{Cancelling, STOP_MS};
-use super::event::{Entry, Submission};
+use super::cancel::STOP_MS;
+use super::entry::{Entry, Submission};
 use super::form::at_work;
-use super::job::{Asked, Job};
+use super::job::{Cancelling, Job};
 use super::regroup::Drain;
+use super::revision::Asked;
 use super::run::Run;
 use super::summary::JobState;
 use crate::plan::KEEPS_UP;
@@ -26,6 +27,9 @@ impl Cluster {
 
     /// Takes in an entry of the journal. `compact` knows what each one sets.
     pub(super) fn apply(&mut self, entry: Entry) {
+        if cfg!(feature = "mutations") && is_forgotten(&entry) {
+            return;
+        }
         match entry {
             Entry::Compacted { submitted, generation, epoch, newest, .. } => {
                 for (worker, incarnation) in &newest {
@@ -49,13 +53,15 @@ impl Cluster {
                 }
             }
             Entry::Formed { job, generation, from, threads, ranks, revision, layout, compute } => {
-                self.generation = self.generation.max(generation);
-                for rank in &ranks {
+                if !planted!(GenerationResetAtBoot) {
+                    self.generation = self.generation.max(generation);
+                }
+                for rank in ranks.iter().filter(|_| !planted!(IncarnationLostAtBoot)) {
                     self.members.remember(&rank.worker, rank.incarnation);
                 }
                 if let Some(job) = self.job_mut(&job) {
                     job.tries = 0;
-                    job.threads = Some(threads);
+                    job.threads = Some(threads).filter(|_| !planted!(ThreadsLostAtBoot));
                     job.compute = Some(compute);
                     job.enter(JobState::Running, at_work(ranks.len(), generation));
                     let slow = ranks.iter().filter(|rank| rank.slow_percent > KEEPS_UP);
@@ -135,5 +141,19 @@ impl Cluster {
     pub(super) fn enqueue(&mut self, submission: Submission) {
         self.submitted += 1;
         self.jobs.push(Job::new(submission));
+    }
+}
+
+/// Whether a planted bug keeps a restart from what the entry says.
+fn is_forgotten(entry: &Entry) -> bool {
+    match entry {
+        Entry::Stopping { .. } => planted!(StopLostAtBoot),
+        Entry::Cancelling { .. } => planted!(CancelLostAtBoot),
+        Entry::Drained { .. } => planted!(DrainLostAtBoot),
+        Entry::Interrupted { .. } | Entry::Regrouped { .. } => planted!(InterruptionLostAtBoot),
+        Entry::Committed { .. } => planted!(CommitLostAtBoot),
+        Entry::Published { .. } => planted!(PublishedLostAtBoot),
+        Entry::Ended { .. } => planted!(EndLostAtBoot),
+        _ => false,
     }
 }

@@ -1,6 +1,8 @@
 //! The numbers of directives. A rank votes in each step with the newest number that it has seen, and the least of
 //! all votes rules; so numbers grow, also from one start of the coordinator to the next.
 
+use coxswain_types::ids::Step;
+
 /// Below the epoch: directives of one start. At a thousand a second these last for three months.
 const COUNT_BITS: u32 = 33;
 
@@ -51,6 +53,17 @@ impl Revisions {
     pub(super) fn newest(&self) -> u64 {
         self.epoch << COUNT_BITS | self.count
     }
+}
+
+/// What is wanted of all ranks of a generation, beside its last step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// The number of this directive.
+    pub(super) revision: u64,
+    /// They save after the first step from this one on.
+    pub(super) save_after: Step,
+    /// Why they stop after a step and save, if they shall.
+    pub(super) stop: Option<String>,
 }
 
 #[cfg(test)]

@@ -7,16 +7,18 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use coxswain_types::JobSpec;
+use coxswain_types::activity::Activity;
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Activity, Fault, Phase, Publish, StepReport, WorkerInfo, WorkerStatus};
+use coxswain_types::status::{Fault, Phase, Publish, StepReport, WorkerInfo, WorkerStatus};
 
 use super::apart::Pair;
-use super::event::FormedRank;
-use super::job::{Asked, Job};
+use super::cause::Cause;
+use super::checkpoints::Saving;
+use super::entry::FormedRank;
+use super::job::Job;
 use super::member::{LEASE_MS, Members};
 use super::pace::Paces;
-use super::regroup::{GROW_AFTER_MS, MAX_DOUBLINGS};
-use super::saving::Saving;
+use super::revision::Asked;
 use crate::plan::shares;
 
 /// How long after the first complaint the cause is named. A closed connection is noticed within a
@@ -63,7 +65,13 @@ impl Seat {
     /// Whether the process that says this can be in this place: it has its assignment, or can get it.
     pub(super) fn may_be(&self, status: &WorkerStatus) -> bool {
         let lost = self.assignment.is_none() && status.phase == Phase::Idle;
-        self.info.incarnation == status.info.incarnation && !lost
+        let (formed, here) = (self.info.incarnation, status.info.incarnation);
+        (formed == here || planted!(ReplacedKeepsSeat) && formed < here) && !lost
+    }
+
+    /// Whether the worker says that it has this place's assignment in this generation.
+    pub(super) fn is_named_by(&self, generation: Generation, status: &WorkerStatus) -> bool {
+        status.generation == generation && status.assignment_digest.as_ref() == Some(&self.digest)
     }
 
     /// As the journal has it.
@@ -177,7 +185,7 @@ pub(super) struct Complaint {
     /// When the first rank complained.
     since_ms: u64,
     /// Who says what.
-    pub(super) text: String,
+    pub(super) cause: Cause,
     /// Whether it is no fault of the rank itself, so that another try may go well.
     pub(super) of_peer: bool,
 }
@@ -246,28 +254,20 @@ impl Run {
     }
 
     /// A worker that has not come back, once the time for it is over.
-    pub(super) fn missing(&mut self, now_ms: u64) -> Option<String> {
+    pub(super) fn missing(&mut self, now_ms: u64) -> Option<Cause> {
         let (until_ms, after) = self.back?;
         let missing = self.seats.iter().position(|seat| seat.phase.is_none());
         // After a pause, a worker's last status may arrive before the news that its old connection closed.
         if missing.is_none() && (after == After::Restart || until_ms <= now_ms) {
             self.back = None;
         }
-        let rank = missing.filter(|_| until_ms <= now_ms)?;
-        Some(format!(
-            "{} did not come back within {} s after the coordinator {}",
-            self.describe(rank),
-            RETURN_MS / 1000,
-            match after {
-                After::Restart => "was started again",
-                After::Pause => "had paused",
-            }
-        ))
-    }
-
-    /// When it may be formed anew for something better, of a job of which `before` were formed for that already.
-    pub(super) fn improves_ms(&self, before: u32) -> u64 {
-        self.formed_ms + (GROW_AFTER_MS << before.min(MAX_DOUBLINGS))
+        let rank = missing.filter(|_| until_ms <= now_ms && !planted!(ReturnWaitsForever))?;
+        let after = match after {
+            After::Restart => "was started again",
+            After::Pause => "had paused",
+        };
+        let seconds = RETURN_MS / 1000;
+        Some(self.cause(rank, &format!("did not come back within {seconds} s after the coordinator {after}")))
     }
 
     /// The rank of a worker, whichever process goes by its name.
@@ -278,11 +278,8 @@ impl Run {
     /// Takes in what the worker of `rank` says of this generation. Returns the reports that are new.
     pub(super) fn observe(&mut self, now_ms: u64, rank: usize, status: &WorkerStatus) -> Vec<StepReport> {
         if let Phase::Failed { message, fault } = &status.phase {
-            self.complain(
-                now_ms,
-                format!("{} failed: {message}", self.describe(rank)),
-                matches!(fault, Fault::Peer | Fault::Path { .. }),
-            );
+            let cause = self.cause(rank, &format!("failed: {message}"));
+            self.complain(now_ms, cause, matches!(fault, Fault::Peer | Fault::Path { .. }));
             if let Fault::Path { peer } = fault {
                 self.parted(rank, peer.index());
             }
@@ -323,7 +320,7 @@ impl Run {
     /// The lead may forget reports up to this step: they are written. The folder may hold later ones, of steps that
     /// the previous generation took and this one has yet to repeat.
     pub(super) fn acknowledged(&self) -> Step {
-        self.reported.min(self.written)
+        if planted!(AcknowledgedAhead) { self.reported } else { self.reported.min(self.written) }
     }
 
     /// Takes in that reports up to `step` are written; returns whether the lead may forget more than before.
@@ -340,7 +337,7 @@ impl Run {
     /// committed only once their reports are synced.
     pub(super) fn commit(&mut self) -> Result<Commit<'_>, String> {
         match self.saving.complete() {
-            Some(step) if self.synced >= step => {
+            Some(step) if self.synced >= step || planted!(CheckpointBeforeMetrics) => {
                 Ok(self.saving.commit()?.map_or(Commit::Wait, Commit::Publish))
             }
             Some(step) if self.reported >= step && self.sync_asked < step => {
@@ -366,11 +363,11 @@ impl Run {
 
     /// The first complaint stands, unless a later rank says that the fault is its own: then the first
     /// one was of that rank's silence.
-    fn complain(&mut self, now_ms: u64, text: String, of_peer: bool) {
+    fn complain(&mut self, now_ms: u64, cause: Cause, of_peer: bool) {
         let since_ms = self.failure.as_ref().map_or(now_ms, |first| first.since_ms);
-        let text = if of_peer { self.with_wait(now_ms, text) } else { text };
+        let cause = if of_peer { self.with_wait(now_ms, cause) } else { cause };
         if self.failure.as_ref().is_none_or(|first| first.of_peer && !of_peer) {
-            self.failure = Some(Complaint { since_ms, text, of_peer });
+            self.failure = Some(Complaint { since_ms, cause, of_peer });
         }
     }
 
@@ -386,9 +383,9 @@ impl Run {
 
     /// The cause to name now that the worker of `rank` is lost; `None` if it had complained before,
     /// since then its end explains nothing.
-    pub(super) fn lost(&self, now_ms: u64, rank: usize, why: &str) -> Option<String> {
+    pub(super) fn lost(&self, now_ms: u64, rank: usize, why: &str) -> Option<Cause> {
         let failed = matches!(self.seats[rank].phase, Some(Phase::Failed { .. }));
-        (!failed).then(|| self.with_wait(now_ms, format!("{} was lost: {why}", self.describe(rank))))
+        (!failed).then(|| self.with_wait(now_ms, self.cause(rank, &format!("was lost: {why}"))))
     }
 
     /// When this generation will be judged, if nothing happens before.
@@ -413,7 +410,7 @@ impl Run {
     /// The first complaint, once it is to be believed.
     pub(super) fn verdict(&self, now_ms: u64, members: &Members) -> Option<Complaint> {
         let due = self.verdict_ms(members)? <= now_ms;
-        self.failure.clone().filter(|_| due)
+        self.failure.clone().filter(|_| due && !planted!(ComplaintNeverJudged))
     }
 
     /// Whether every rank has its assignment, and so what was wanted of it first.
@@ -425,7 +422,7 @@ impl Run {
     pub(super) fn done_at(&self) -> Option<Step> {
         let step = self.acknowledged();
         let done = self.seats.iter().all(|seat| seat.phase == Some(Phase::Done) && seat.step == step);
-        (done && self.saving.published() == step).then_some(step)
+        (done && (self.saving.published() == step || planted!(DoneTooEarly))).then_some(step)
     }
 
     /// The work of its ranks is that of this job, in the layout that it has here, each with so many threads.

@@ -1,6 +1,6 @@
 //! What people are shown: jobs and workers as they are now.
 
-use coxswain_types::ids::{Generation, Step};
+use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{Phase, Published, StepReport, WorkerInfo};
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +51,8 @@ pub struct JobSummary {
     pub state: JobState,
     /// Why it is there.
     pub reason: String,
+    /// The workers that the reason is about, once the job is over and as far as this coordinator saw it.
+    pub about: Vec<WorkerId>,
     /// The newest generation that worked on it; 0 before the first.
     pub generation: Generation,
     /// The last step that is recorded.

@@ -3,9 +3,10 @@
 use coxswain_types::ids::WorkerId;
 use coxswain_types::status::{Pace, Phase};
 
+use super::cause::Cause;
+use super::entry::NoteKind;
 use super::event::{Notice, Weight};
-use super::hang::{self, Look};
-use super::job_event::NoteKind;
+use super::hang::{self, Look, WaitChain};
 use super::notice;
 use super::pace::Finding;
 use super::run::{Run, SILENT_MS, Seat};
@@ -81,17 +82,26 @@ impl Run {
     }
 
     /// How long the rank has waited that waits the longest, and for whom.
-    pub(super) fn longest_wait(&self, now_ms: u64) -> Option<(u64, Option<String>)> {
+    pub(super) fn longest_wait(&self, now_ms: u64) -> Option<(u64, Option<WaitChain>)> {
         let looks = self.looks(now_ms);
         let (rank, for_ms) = hang::longest(&looks)?;
         Some((for_ms, hang::chain(&looks, rank)))
     }
 
-    pub(super) fn with_wait(&self, now_ms: u64, cause: String) -> String {
-        match self.longest_wait(now_ms) {
-            Some((for_ms, Some(chain))) if for_ms >= TELLING_MS => format!("{cause} ({chain})"),
-            _ => cause,
+    /// The cause with who waited for whom, if that may explain it.
+    pub(super) fn with_wait(&self, now_ms: u64, mut cause: Cause) -> Cause {
+        if let Some((for_ms, Some(chain))) = self.longest_wait(now_ms)
+            && for_ms >= TELLING_MS
+        {
+            cause.text.push_str(&format!(" ({})", chain.text));
+            cause.workers.extend(self.names(&chain));
         }
+        cause
+    }
+
+    fn names(&self, chain: &WaitChain) -> Vec<WorkerId> {
+        let seats = chain.ranks.iter().filter_map(|&rank| self.seats.get(rank));
+        seats.map(|seat| seat.info.id.clone()).collect()
     }
 
     /// How long a rank may wait, as long as steps take here.
@@ -115,12 +125,12 @@ impl Run {
             return None;
         }
         self.hang_told = Some(self.reported);
-        chain
+        chain.map(|chain| chain.text)
     }
 
     /// Who waits for whom, where the run cannot go on by itself: each rank has waited for long, no tensor moves, and it
     /// stays so.
-    pub(super) fn stuck(&mut self, now_ms: u64) -> Option<String> {
+    pub(super) fn stuck(&mut self, now_ms: u64) -> Option<Cause> {
         // Whatever is stuck hangs first.
         if self.hang_told != Some(self.reported) {
             return None;
@@ -140,7 +150,15 @@ impl Run {
             return None;
         }
         let (_, chain) = self.longest_wait(now_ms)?;
-        Some(format!("every rank waits and no tensor moves: {}", chain.unwrap_or_default()))
+        let chain = chain.unwrap_or_default();
+        let text = format!("every rank waits and no tensor moves: {}", chain.text);
+        Some(Cause { text, workers: self.names(&chain) })
+    }
+
+    /// Why the run cannot go on: what became of a rank.
+    pub(super) fn cause(&self, rank: usize, what: &str) -> Cause {
+        let text = format!("{} {what}", self.describe(rank));
+        Cause { text, workers: vec![self.seats[rank].info.id.clone()] }
     }
 
     pub(super) fn describe(&self, rank: usize) -> String {

@@ -13,10 +13,7 @@ use coxswain_types::tree::Node;
 use serde::Serialize;
 
 use super::activations;
-use super::reduction::{Arriving, after};
-
-/// Bytes of an fp32 number.
-pub(super) const FP32: u64 = 4;
+use super::reduction::{Arriving, FP32, after};
 
 /// What a worker's process holds beside tensors, in resident memory: the program, libtorch, the scratch of its kernels,
 /// and freed memory that the C library keeps. Not counted but measured, with one thread a worker on x86-64 Linux (CPU

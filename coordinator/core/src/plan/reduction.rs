@@ -7,7 +7,8 @@ use coxswain_types::Assignment;
 use coxswain_types::buckets::Layout;
 use coxswain_types::params::{ParameterRow, Place};
 
-use super::memory::FP32;
+/// Bytes of an fp32 number.
+pub(super) const FP32: u64 = 4;
 
 /// Bytes of gradients that arrive from other data ranks once a place's last micro-batch is done.
 #[derive(Debug, Default)]

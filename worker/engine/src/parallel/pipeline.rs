@@ -11,6 +11,7 @@
 //! - [`forward`], [`backward`]: what a compute action does.
 
 use coxswain_comm::{Links, Pipe};
+use coxswain_types::activity::EngineWork;
 use coxswain_types::job::{Lengths, TrainSpec};
 use coxswain_types::params::Place;
 use coxswain_types::schedule::{Action, Kind as Act};
@@ -133,7 +134,7 @@ impl<'a> Runner<'a> {
                 Act::Weight => self.weight_backward(&task, &mut stash)?,
             }
             if shown {
-                self.links.ended();
+                self.links.ended(*action);
             }
         }
         self.pipe.drain().doing(|| "sending to a neighbouring stage".to_owned())?;
@@ -145,7 +146,7 @@ impl<'a> Runner<'a> {
         let computes = matches!(action.kind, Act::Forward | Act::Backward | Act::Input | Act::Weight);
         match mode {
             Mode::Train { step, .. } if computes => {
-                self.links.enter(step + 1, action.to_string());
+                self.links.enter(step + 1, EngineWork::Action(*action));
                 true
             }
             Mode::Train { .. } | Mode::Evaluate => false,

@@ -9,6 +9,7 @@ use std::time::Instant;
 use coxswain_comm::{Axis, DataPort, Links, Pipe, Store};
 use coxswain_native::memory;
 use coxswain_types::Step;
+use coxswain_types::activity::{EnginePhase, EngineWork};
 use coxswain_types::assignment::Assignment;
 use coxswain_types::job::{Lengths, Precision};
 use coxswain_types::model::Head;
@@ -105,12 +106,12 @@ impl Engine {
                 cause,
             },
         )?;
-        links.enter(0, "checking the files of its run".to_owned());
+        links.enter(0, EngineWork::Phase(EnginePhase::CheckingFiles));
         control.tell(Event::Linked(links.clone()));
         expect_shared(&directory, &links, a)?;
         let tokens = Tokens::open(&directory, &a.data, &a.spec)?;
 
-        links.enter(0, "getting its values".to_owned());
+        links.enter(0, EngineWork::Phase(EnginePhase::GettingValues));
         let (state, origin) = take_up(a, &directory, (runtime, device), &links, remains)?;
         *remains = None;
         let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?, device));
@@ -174,7 +175,7 @@ impl Engine {
         let due = |every: u64| last || (every > 0 && step.0.is_multiple_of(every));
         if let Some(mut report) = self.state.unfinished.clone() {
             if due(self.assignment.spec.train.validate_every) {
-                self.links.enter(step.0, "the validation loss".to_owned());
+                self.links.enter(step.0, EngineWork::Phase(EnginePhase::Evaluating));
                 report.validation = self.evaluate()?;
             }
             self.state.remember(&report);
@@ -184,7 +185,7 @@ impl Engine {
         }
         let asked = self.saved < self.save_after && self.save_after <= step;
         if self.saved < step && (asked || due(self.assignment.spec.checkpoint.every)) {
-            self.links.enter(step.0, "writing its part of a checkpoint".to_owned());
+            self.links.enter(step.0, EngineWork::Phase(EnginePhase::WritingCheckpoint));
             self.save(control)?;
             self.saved = step;
         }
@@ -196,7 +197,7 @@ impl Engine {
         let (step, before) = (self.step().next(), self.state.trainer);
         let losses = self.gradients(None)?;
         let state = &mut self.state;
-        self.links.enter(step.0, "closing the step with all ranks".to_owned());
+        self.links.enter(step.0, EngineWork::Phase(EnginePhase::ClosingStep));
         if let Some(copy) = &state.copy {
             copy.exchange(&state.optimizer, &self.reduction, &self.links)?;
         }
@@ -208,7 +209,7 @@ impl Engine {
         let train = &self.assignment.spec.train;
         let (closing, list) =
             close(&self.links, &vote, self.assignment.norm_slots, train.global_micro_batches)?;
-        self.links.enter(step.0, "updating weights".to_owned());
+        self.links.enter(step.0, EngineWork::Phase(EnginePhase::UpdatingWeights));
         let verdict = state.close(&closing, list, &self.context.group)?;
         if verdict == Verdict::Stop {
             self.reduction.clear();
@@ -236,7 +237,7 @@ impl Engine {
         let losses = self.interpret(&actions, mode, probe, &|tokens, mb| tokens.train(step, mb));
         self.assignment.train = actions;
         let losses = losses?;
-        self.links.enter(step + 1, "adding gradients over ranks".to_owned());
+        self.links.enter(step + 1, EngineWork::Phase(EnginePhase::AddingGradients));
         self.reduction.finish(&self.state.parameters)?;
         Ok(losses)
     }

@@ -6,6 +6,7 @@ use coxswain_comm::{Axis, Links};
 use coxswain_files::folders::{model_file, optimizer_file, step_folder};
 use coxswain_files::{Checkpoint, CheckpointError, ShardTensor, write_shard};
 use coxswain_types::Step;
+use coxswain_types::activity::{EnginePhase, EngineWork};
 use coxswain_types::assignment::{Assignment, Resume};
 use coxswain_types::status::SavedFile;
 use tch::{Device, Kind, Tensor};
@@ -197,17 +198,17 @@ pub(super) fn load(
             resume.path
         )));
     }
-    links.enter(resume.step.0, format!("checking the files of the checkpoint of step {}", resume.step));
+    let enter = |phase| links.enter(resume.step.0, EngineWork::Phase(phase));
+    enter(EnginePhase::CheckingCheckpoint);
     let go_on = || -> Result<(), EngineError> { Ok(links.expect_wanted()?) };
     let verified = checkpoint.verify_share(links.rank(), assignment.world, go_on);
     verified.map_err(|error| match error {
         EngineError::Checkpoint(error) => damage(error),
         other => other,
     })?;
-    links
-        .enter(resume.step.0, "waiting until all ranks have checked their part of the checkpoint".to_owned());
+    enter(EnginePhase::AwaitingChecks);
     links.barrier().doing(|| "checking the checkpoint with all ranks".to_owned())?;
-    links.enter(resume.step.0, format!("reading the checkpoint of step {}", resume.step));
+    enter(EnginePhase::ReadingCheckpoint);
     for (parameters, optimizer) in stores {
         load_values(&checkpoint, parameters, optimizer, links)?;
     }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::many::{history, line};
 use super::story::{entry_text, spec};
-use crate::cluster::job_event::NoteKind;
+use crate::cluster::entry::NoteKind;
 use crate::cluster::{Cluster, Compute, Effect, Ending, Entry, Event, MAX_WORKERS, Submission, compact};
 
 fn submitted(n: u64) -> Entry {

@@ -139,7 +139,7 @@ fn a_spare_takes_the_place_of_a_straggler() {
 }
 
 #[test]
-fn a_spare_that_broke_is_no_relief() {
+fn a_spare_that_broke_takes_no_place() {
     let mut cluster = Cluster::default();
     tell_to(&mut cluster, AT_WORK);
     tell_to(

@@ -15,11 +15,12 @@
 //! 9000 paused 8000
 //! 0 written late-1 3     0 synced late-1 4 (of a job whose name begins with `late`)
 //! 0 tick     0 desired w0     0 jobs    0 submit demo wait steps=4 (waits when workers are lost)
-//! 0 submit demo wait rebalance dp=2 (relieves stragglers)     0 submit demo minutes=1 (saves each minute)
+//! 0 submit demo wait rebalance dp=2 (divides work anew)     0 submit demo minutes=1 (saves each minute)
 //! ```
 
 use std::collections::{BTreeMap, VecDeque};
 
+use coxswain_types::activity::{Activity, EngineWork};
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
 use coxswain_types::ids::{Generation, Rank, Step, WorkerId};
 use coxswain_types::job::{
@@ -27,8 +28,7 @@ use coxswain_types::job::{
     Precision, RateSchedule, RecomputePolicy, RecoverySpec, Reduction, Schedule, TrainSpec,
 };
 use coxswain_types::status::{
-    Activity, Begun, Fault, Origin, Pace, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo,
-    WorkerStatus,
+    Begun, Fault, Origin, Pace, Phase, Published, Saved, SavedFile, StepReport, WorkerInfo, WorkerStatus,
 };
 
 use crate::cluster::{
@@ -184,10 +184,10 @@ fn status(cluster: &Cluster, name: &str, words: &[&str], line: &str) -> WorkerSt
         leaving: value(words, "leaves").map(str::to_owned),
         activity: value(words, "doing").map(|doing| Activity {
             step: Step(number(words, "step").unwrap_or(0) + 1),
-            doing: doing.to_owned(),
+            doing: EngineWork::Action(doing.parse().expect(doing)),
             for_ms: number(words, "for").unwrap_or(0),
             waits_for: number(words, "waits").map(|rank| Rank(rank as u32)),
-            last: value(words, "last").map(str::to_owned),
+            last: value(words, "last").map(|last| last.parse().expect(last)),
             still_ms: number(words, "still").unwrap_or(0),
         }),
         pace: number(words, "busy")

@@ -3,7 +3,8 @@
 use coxswain_types::model::{Attention, Head, Positions};
 
 use super::parts::BlockSize;
-use super::sizes::{FP32, Sizes};
+use super::sizes::Sizes;
+use crate::plan::reduction::FP32;
 
 /// Widths of the heads of one shard.
 #[derive(Clone, Copy)]

@@ -3,7 +3,8 @@
 
 use coxswain_types::model::{Head, NormPlacement, Positions};
 
-use super::sizes::{FP32, Sizes};
+use super::sizes::Sizes;
+use crate::plan::reduction::FP32;
 
 /// A part of a stage, as bytes.
 #[derive(Clone, Copy, Debug, Default)]

@@ -4,8 +4,7 @@ use coxswain_types::Assignment;
 use coxswain_types::job::{Lengths, ModelSpec, Precision, TrainSpec};
 use coxswain_types::params::{EMBEDDING, HEAD, ParameterRow, Place};
 
-/// Bytes of an fp32 number.
-pub(super) const FP32: u64 = 4;
+use crate::plan::reduction::FP32;
 
 /// A rank's job, as numbers of 64 bits.
 pub(super) struct Sizes<'a> {
