@@ -51,7 +51,7 @@ fn status() -> wire::WorkerStatus {
             doing: Some(wire::activity::Doing::Action(wire::Action {
                 stage: 0,
                 kind: wire::ActionKind::Backward.into(),
-                micro_batch_size: 7,
+                micro_batch: 7,
             })),
             for_ms: 3,
             waits_for: Some(1),

@@ -320,6 +320,7 @@ impl Job {
             state: self.state,
             reason: self.reason.clone(),
             about: self.about.clone(),
+            cancelling: self.cancelling.is_some() && !self.state.is_over(),
             generation: self.generation,
             step: self.step,
             steps: self.steps().0,

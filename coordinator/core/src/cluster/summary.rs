@@ -53,6 +53,8 @@ pub struct JobSummary {
     pub reason: String,
     /// The workers that the reason is about, once the job is over and as far as this coordinator saw it.
     pub about: Vec<WorkerId>,
+    /// Whether a user cancelled it and it ends after the step at hand.
+    pub cancelling: bool,
     /// The newest generation that worked on it; 0 before the first.
     pub generation: Generation,
     /// The last step that is recorded.

@@ -46,7 +46,8 @@ impl World {
             let jobs = cluster.jobs().into_iter().map(|job| {
                 let over = job.state.is_over().then(|| (job.state, job.reason.clone()));
                 let running = job.state == JobState::Running;
-                (job.job, job.name, job.directory, job.steps, job.workers, job.generation, over, running)
+                let at_work = (running, job.cancelling);
+                (job.job, job.name, job.directory, job.steps, job.workers, job.generation, over, at_work)
             });
             jobs.collect::<Vec<_>>()
         };
