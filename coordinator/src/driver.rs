@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{
-    CancelWhen, Cluster, Effect, Entry, Event, JobEvent, JobState, JobSummary, Look, Notice, PAUSE_MS,
+    CancelWhen, CheckDepth, Cluster, Effect, Entry, Event, JobEvent, JobState, JobSummary, Notice, PAUSE_MS,
     Planning, Submission, Weight,
 };
 use coxswain_core::plan::MAX_ASSIGNMENT_BYTES;
@@ -370,13 +370,13 @@ impl Driver {
     }
 
     /// Claims a job's folder; the job is prepared once that is done.
-    fn claim(&mut self, job: &str, look: Look) {
+    fn claim(&mut self, job: &str, look: CheckDepth) {
         if let Some(submission) = self.cluster.submission(job) {
             self.keepers.claim(job, Path::new(&submission.directory), look);
         }
     }
 
-    fn prepare(&mut self, job: String, look: Look) {
+    fn prepare(&mut self, job: String, look: CheckDepth) {
         let summary = self.cluster.summary(&job);
         // It may have been cancelled since.
         if summary.as_ref().is_none_or(|job| job.state != JobState::Preparing) {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use coxswain_core::cluster::{Look, Prepared, Submission, Weight};
+use coxswain_core::cluster::{CheckDepth, PreparedJob, Submission, Weight};
 use coxswain_files::atomic::{create_folder, digest_file};
 use coxswain_files::folders::{Sound, set_aside, step_folder, step_path};
 use coxswain_files::manifest::MANIFEST;
@@ -117,16 +117,17 @@ pub(crate) struct Words<'a> {
 /// people are told what the job begins with.
 pub(crate) fn prepare(
     submission: &Submission,
-    look: Look,
+    look: CheckDepth,
     digests: &Digests,
     words: &Words<'_>,
     first: bool,
-) -> Result<Prepared, String> {
+) -> Result<PreparedJob, String> {
     let directory = Path::new(&submission.directory);
     create_folder(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
     // Hashed again instead of trusting remembered digests: bit rot leaves metadata unchanged. No rank verifies the
     // checkpoint of a finished job.
-    let whole = |manifest: &Manifest| look == Look::Whole || manifest.step >= submission.spec.train.steps;
+    let whole =
+        |manifest: &Manifest| look == CheckDepth::Whole || manifest.step >= submission.spec.train.steps;
     let (newest, damaged) = newest(directory, &submission.spec, whole)?;
     for (step, error) in damaged {
         (words.tell)(Weight::Warning, format!("the checkpoint of step {step} is set aside: {error}"));
@@ -141,7 +142,7 @@ pub(crate) fn prepare(
         }
     }
     let (threads, runtime) = newest.as_ref().map(|newest| (newest.threads, newest.runtime.clone())).unzip();
-    Ok(Prepared { data, resume: newest.map(|newest| newest.resume), threads, runtime })
+    Ok(PreparedJob { data, resume: newest.map(|newest| newest.resume), threads, runtime })
 }
 
 /// Lets go of old checkpoints. What cannot be removed costs room and nothing else.

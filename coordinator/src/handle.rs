@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use coxswain_core::cluster::{Event, JobSummary, Look, SubmitError, WorkerSummary};
+use coxswain_core::cluster::{CheckDepth, Event, JobSummary, SubmitError, WorkerSummary};
 use coxswain_core::plan::expect_plannable;
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Step, WorkerId};
@@ -34,7 +34,7 @@ pub(crate) enum Request {
     /// Handle an event, without a reply.
     Event(Event),
     /// A job's folder is its own: it can be prepared.
-    Claimed { job: String, look: Look },
+    Claimed { job: String, look: CheckDepth },
     /// Reports of a job were written, up to this step.
     Written { job: String, reports: Vec<StepReport>, step: Step, synced: bool },
     /// The metrics of a job that is over are closed.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coxswain_core::cluster::{Event, Look, MAX_WAITING};
+use coxswain_core::cluster::{CheckDepth, Event, MAX_WAITING};
 use coxswain_types::Step;
 use coxswain_types::status::StepReport;
 use tokio::sync::mpsc::WeakSender;
@@ -39,7 +39,7 @@ const MAX_FOLDERS: usize = 2 * MAX_WAITING;
 /// An operation in a folder.
 enum Task {
     /// Claim it for a job that is about to be prepared.
-    Claim(String, Look),
+    Claim(String, CheckDepth),
     /// Open the metrics of a job, which goes on after this step.
     Open(String, Step),
     /// Note a step.
@@ -86,7 +86,7 @@ impl Keepers {
     }
 
     /// Claims a folder for a job that is about to be prepared.
-    pub(crate) fn claim(&mut self, job: &str, directory: &Path, look: Look) {
+    pub(crate) fn claim(&mut self, job: &str, directory: &Path, look: CheckDepth) {
         self.keep(job, directory);
         self.give(job, Task::Claim(job.to_owned(), look));
     }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coxswain_core::cluster::{Event, Look, Prepared, Submission, Weight};
+use coxswain_core::cluster::{CheckDepth, Event, PreparedJob, Submission, Weight};
 use coxswain_files::digests::Remembered;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
@@ -74,7 +74,7 @@ impl Preparations {
     pub(crate) fn start(
         &mut self,
         submission: Submission,
-        (look, first): (Look, bool),
+        (look, first): (CheckDepth, bool),
         known: Known,
         requests: mpsc::WeakSender<Request>,
     ) {
@@ -167,7 +167,7 @@ fn follow(
     under_way: &Mutex<UnderWay>,
     known: &Known,
     doing: &dyn Fn(String),
-) -> Result<Prepared, String> {
+) -> Result<PreparedJob, String> {
     let cannot = |error: &dyn std::fmt::Display| format!("its data cannot be prepared: {error}");
     let mut line = serde_json::to_vec(asked).map_err(|error| cannot(&error))?;
     line.push(b'\n');

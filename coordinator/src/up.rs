@@ -9,7 +9,7 @@ use clap::Args;
 use coxswain_console::file_mode::FileModeArgs;
 use coxswain_console::parent::ParentArgs;
 use coxswain_console::say;
-use coxswain_core::cluster::{CancelWhen, Ending, Event, JobState, JobSummary, LEASE_MS};
+use coxswain_core::cluster::{CancelWhen, Event, JobEnding, JobState, JobSummary, LEASE_MS};
 use coxswain_core::plan::threads_for;
 use coxswain_core::spec::resolved_yaml;
 use coxswain_files::atomic::write_atomic;
@@ -310,7 +310,7 @@ impl Run<'_> {
         if let Some(progress) = &self.progress {
             progress.finish();
         }
-        let failed = summary.state == JobState::Ended(Ending::Failed);
+        let failed = summary.state == JobState::Ended(JobEnding::Failed);
         let mut words = String::new();
         if let Some(workers) = &mut self.workers
             && failed
@@ -325,13 +325,13 @@ impl Run<'_> {
             // A driver that is gone can dismiss nobody; then they are killed.
             let _ = self.happened(Event::Dismissed { reason }).await;
             workers.stop().await;
-        } else if summary.state == JobState::Ended(Ending::Done) {
+        } else if summary.state == JobState::Ended(JobEnding::Done) {
             say(&format!("nothing to do: {}", summary.reason));
         }
         self.coordinator.service.abort();
         let result = match summary.state {
-            JobState::Ended(Ending::Done) => Ok(()),
-            JobState::Ended(Ending::Cancelled) => {
+            JobState::Ended(JobEnding::Done) => Ok(()),
+            JobState::Ended(JobEnding::Cancelled) => {
                 say(&format!("the run was cancelled: {}", summary.reason));
                 Err(Failure::Said(FAILED))
             }

@@ -1,7 +1,7 @@
 //! Jobs and workers as they are shown: to the wire, from the wire, and as tables for people.
 
 use coxswain_console::printable;
-use coxswain_core::cluster::{Ending, JobState, JobSummary, WorkerSummary, duration};
+use coxswain_core::cluster::{JobEnding, JobState, JobSummary, WorkerSummary, duration};
 use coxswain_proto::convert::phase_to_wire;
 use coxswain_proto::wire;
 
@@ -14,9 +14,9 @@ pub(crate) fn job_to_wire(summary: JobSummary, times: Times) -> wire::JobSummary
         JobState::Preparing => wire::JobState::Preparing,
         JobState::Gathering => wire::JobState::Gathering,
         JobState::Running => wire::JobState::Running,
-        JobState::Ended(Ending::Done) => wire::JobState::Done,
-        JobState::Ended(Ending::Failed) => wire::JobState::Failed,
-        JobState::Ended(Ending::Cancelled) => wire::JobState::Cancelled,
+        JobState::Ended(JobEnding::Done) => wire::JobState::Done,
+        JobState::Ended(JobEnding::Failed) => wire::JobState::Failed,
+        JobState::Ended(JobEnding::Cancelled) => wire::JobState::Cancelled,
     };
     wire::JobSummary {
         job: summary.job,

@@ -3,30 +3,30 @@
 
 use coxswain_types::WorkerId;
 
-use crate::faults::Family;
+use crate::faults::FaultFamily;
 use crate::random::{Random, digest};
 use crate::swarm::stream;
 use crate::world::{SimEvent, World};
 
 /// The families that incidents are of.
-const INCIDENTS: [Family; 17] = [
-    Family::Kill,
-    Family::Vanish,
-    Family::Terminate,
-    Family::Pause,
-    Family::Slow,
-    Family::Zombie,
-    Family::Cut,
-    Family::PeerCut,
-    Family::PeerReset,
-    Family::Clog,
-    Family::Reset,
-    Family::Crash,
-    Family::Stall,
-    Family::DiskFull,
-    Family::Torn,
-    Family::Drain,
-    Family::Break,
+const INCIDENTS: [FaultFamily; 17] = [
+    FaultFamily::Kill,
+    FaultFamily::Vanish,
+    FaultFamily::Terminate,
+    FaultFamily::Pause,
+    FaultFamily::Slow,
+    FaultFamily::Zombie,
+    FaultFamily::Cut,
+    FaultFamily::PeerCut,
+    FaultFamily::PeerReset,
+    FaultFamily::Clog,
+    FaultFamily::Reset,
+    FaultFamily::Crash,
+    FaultFamily::Stall,
+    FaultFamily::DiskFull,
+    FaultFamily::Torn,
+    FaultFamily::Drain,
+    FaultFamily::Break,
 ];
 
 /// How many workers a clog holds up, at most.
@@ -59,10 +59,10 @@ impl World {
         let slot = random.below(self.slots.len() as u64) as usize;
         let until_us = self.now_us + 1000 + random.below(self.swarm.longest_us);
         let happened = match family {
-            Family::Crash | Family::Torn | Family::Stall | Family::DiskFull => {
+            FaultFamily::Crash | FaultFamily::Torn | FaultFamily::Stall | FaultFamily::DiskFull => {
                 self.coordinator_incident(family, until_us)
             }
-            Family::Clog => self.clog(&mut random, until_us),
+            FaultFamily::Clog => self.clog(&mut random, until_us),
             _ => self.worker_incident(family, slot, until_us, &mut random),
         };
         if happened {
@@ -71,21 +71,21 @@ impl World {
         }
     }
 
-    fn coordinator_incident(&mut self, family: Family, until_us: u64) -> bool {
+    fn coordinator_incident(&mut self, family: FaultFamily, until_us: u64) -> bool {
         if !self.coordinator.up {
             return false;
         }
         match family {
-            Family::Crash => {
+            FaultFamily::Crash => {
                 self.judge_replay();
                 self.crash("it is killed");
             }
-            Family::Stall => {
+            FaultFamily::Stall => {
                 self.tell(|| "the coordinator is stopped for a while".to_owned());
                 self.coordinator.stalled_until_us = until_us;
                 self.coordinator.stopped_us.get_or_insert(self.now_us);
             }
-            Family::DiskFull => {
+            FaultFamily::DiskFull => {
                 self.tell(|| "the disk of the journal is full".to_owned());
                 self.coordinator.full_until_us = until_us;
             }
@@ -111,37 +111,43 @@ impl World {
         true
     }
 
-    fn worker_incident(&mut self, family: Family, slot: usize, until_us: u64, random: &mut Random) -> bool {
+    fn worker_incident(
+        &mut self,
+        family: FaultFamily,
+        slot: usize,
+        until_us: u64,
+        random: &mut Random,
+    ) -> bool {
         let Some(process) = self.slots[slot].filter(|process| self.processes[*process].alive) else {
             return false;
         };
         let name = self.name(process);
         match family {
-            Family::Kill => {
+            FaultFamily::Kill => {
                 self.tell(|| format!("worker {name} is killed"));
                 self.end_process(process);
             }
-            Family::Vanish => {
+            FaultFamily::Vanish => {
                 self.tell(|| format!("the machine of worker {name} is gone"));
                 self.processes[process].vanished = true;
                 self.end_process(process);
             }
-            Family::Terminate => {
+            FaultFamily::Terminate => {
                 self.tell(|| format!("worker {name} is asked to stop"));
                 self.terminate(process);
             }
-            Family::Pause => {
+            FaultFamily::Pause => {
                 let ms = (until_us - self.now_us) / 1000;
                 self.tell(|| format!("worker {name} is stopped for {ms} ms"));
                 self.processes[process].paused_until_us = until_us;
             }
-            Family::Slow => {
+            FaultFamily::Slow => {
                 self.tell(|| format!("worker {name} is slow for a while"));
                 // Longer than what else goes wrong: work is divided anew only after a while.
                 self.processes[process].slow_until_us = until_us + 3 * (until_us - self.now_us);
                 self.judge.slow.insert(WorkerId(format!("w{slot}")));
             }
-            Family::Zombie => {
+            FaultFamily::Zombie => {
                 self.tell(|| format!("a second process takes the name of worker {name}"));
                 if random.below(2) == 0 {
                     // The first one hears of it late, from another coordinator perhaps.
@@ -149,14 +155,14 @@ impl World {
                 }
                 self.spawn(slot);
             }
-            Family::Drain => return self.drain(process),
-            Family::Break => return self.breaks(process),
-            Family::Cut => self.cut(slot, until_us, random.below(3)),
-            Family::PeerCut | Family::PeerReset => {
+            FaultFamily::Drain => return self.drain(process),
+            FaultFamily::Break => return self.breaks(process),
+            FaultFamily::Cut => self.cut(slot, until_us, random.below(3)),
+            FaultFamily::PeerCut | FaultFamily::PeerReset => {
                 let other = random.below(self.slots.len() as u64) as usize;
                 return self.between_peers(family, slot, other, until_us);
             }
-            Family::Reset => {
+            FaultFamily::Reset => {
                 let Some(connection) = self.processes[process].connection else { return false };
                 self.tell(|| format!("the connection of worker {name} to the coordinator breaks"));
                 self.reset(connection);
@@ -179,12 +185,12 @@ impl World {
         self.watch_cut(slot);
     }
 
-    fn between_peers(&mut self, family: Family, slot: usize, other: usize, until_us: u64) -> bool {
+    fn between_peers(&mut self, family: FaultFamily, slot: usize, other: usize, until_us: u64) -> bool {
         let (Some(one), Some(two)) = (self.slots[slot], self.slots[other]) else { return false };
         if slot == other {
             return false;
         }
-        if family == Family::PeerCut {
+        if family == FaultFamily::PeerCut {
             self.tell(|| format!("nothing passes between workers w{slot} and w{other}"));
             self.network.cut_peers.insert((slot.min(other), slot.max(other)), until_us);
             self.at(until_us, SimEvent::Flush);

@@ -6,7 +6,7 @@ use std::path::Path;
 use coxswain_core::cluster::{CancelWhen, Event, Submission};
 use coxswain_core::spec::{self, JobText};
 
-use crate::faults::Family;
+use crate::faults::FaultFamily;
 use crate::swarm::JobPlan;
 use crate::truth::Lineage;
 use crate::world::{SECOND_US, SimEvent, World};
@@ -52,7 +52,7 @@ impl World {
 
     /// A user cancels a job that is not over.
     pub(crate) fn cancel(&mut self, number: u64) {
-        if !self.may(Family::Cancel) {
+        if !self.may(FaultFamily::Cancel) {
             return;
         }
         let again_us = SECOND_US * self.chance.clients.between(20, 300);
@@ -67,7 +67,7 @@ impl World {
         }
         let job = open[self.chance.clients.below(open.len() as u64) as usize].clone();
         let life = self.coordinator.life;
-        self.counts.count(Family::Cancel);
+        self.counts.count(FaultFamily::Cancel);
         self.tell(|| format!("a user cancels {job}"));
         self.judge.cancelled(&job);
         let when = if number.is_multiple_of(3) { CancelWhen::Now } else { CancelWhen::AfterStep };

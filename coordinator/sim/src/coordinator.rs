@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use coxswain_core::cluster::{Cluster, Effect, Entry, Event, PAUSE_MS, Planning, Prepared, Submission};
+use coxswain_core::cluster::{Cluster, Effect, Entry, Event, PAUSE_MS, Planning, PreparedJob, Submission};
 use coxswain_types::assignment::{PreparedData, Resume, TokenFile};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::status::{DesiredState, Leave, LeaveCause, StepReport, WorkerStatus};
 
 use crate::disk;
-use crate::faults::Family;
+use crate::faults::FaultFamily;
 use crate::world::{SECOND_US, SimEvent, World};
 
 /// Times in a million that the coordinator dies between two effects, where it may.
@@ -20,7 +20,7 @@ const TEARS: u64 = 8_000;
 const SHELL_FAILURES: u64 = 1_500;
 
 /// A write into a run's folder.
-enum Write {
+enum MetricsWrite {
     /// The line of a step.
     Report(Box<StepReport>),
     /// A sync, requested for this step.
@@ -32,7 +32,7 @@ const LOOK_MS: u64 = 1000;
 
 /// The coordinator's process, or its place.
 #[derive(Default)]
-pub(crate) struct Coordinator {
+pub(crate) struct SimCoordinator {
     pub(crate) cluster: Cluster,
     pub(crate) up: bool,
     /// How often it was started.
@@ -51,7 +51,7 @@ pub(crate) struct Coordinator {
     /// Jobs whose metrics are open.
     metrics: BTreeSet<String>,
     /// Writes into runs' folders that wait, in order.
-    writes: VecDeque<(String, Write)>,
+    writes: VecDeque<(String, MetricsWrite)>,
     /// Whose plan is being made.
     planning: Option<String>,
     /// When the timer that is set goes off.
@@ -59,7 +59,7 @@ pub(crate) struct Coordinator {
     now_us: u64,
 }
 
-impl Coordinator {
+impl SimCoordinator {
     /// Whether calls are answered.
     pub(crate) fn serves(&self, now_us: u64) -> bool {
         self.up && self.stalled_until_us <= now_us
@@ -102,12 +102,12 @@ impl World {
             Err(why) => return self.broken("replay", format!("the journal cannot be read: {why}")),
         };
         self.judge_found(&entries);
-        let clock = match self.may(Family::Drift) {
+        let clock = match self.may(FaultFamily::Drift) {
             true => 1_000_000 - self.swarm.drift + self.chance.coordinator.below(2 * self.swarm.drift),
             false => 1_000_000,
         };
         let count = entries.len();
-        self.coordinator = Coordinator {
+        self.coordinator = SimCoordinator {
             cluster: Cluster::replay(entries),
             up: true,
             life: self.coordinator.life + 1,
@@ -115,14 +115,14 @@ impl World {
             now_us: self.now_us,
             clock,
             full_until_us: self.coordinator.full_until_us,
-            ..Coordinator::default()
+            ..SimCoordinator::default()
         };
         let jobs = self.coordinator.cluster.jobs().into_iter();
         let begun = jobs.filter(|job| !job.state.is_over() && job.generation > Generation(0));
         self.coordinator.metrics = begun.map(|job| job.job).collect();
         self.judge_boot();
         let begun: Vec<_> = self.coordinator.metrics.iter().cloned().collect();
-        begun.into_iter().for_each(|job| self.write_later(job, Write::Sync(Step(0))));
+        begun.into_iter().for_each(|job| self.write_later(job, MetricsWrite::Sync(Step(0))));
         self.tell(|| format!("the coordinator starts with {count} entries in its journal"));
         self.handle(Event::Tick);
     }
@@ -150,7 +150,7 @@ impl World {
     /// Puts off what happens to a coordinator that is stopped; `false` where this life is over.
     fn coordinates(&mut self, life: u32, what: impl FnOnce() -> SimEvent) -> bool {
         self.coordinator.now_us = self.now_us;
-        let Coordinator { up, life: now, stalled_until_us, .. } = self.coordinator;
+        let SimCoordinator { up, life: now, stalled_until_us, .. } = self.coordinator;
         if up && now == life && self.now_us < stalled_until_us {
             self.at(stalled_until_us, what());
             return false;
@@ -238,7 +238,7 @@ impl World {
     /// Sets the timer for the next deadline.
     fn set_timer(&mut self) {
         let Some(due_ms) = self.coordinator.cluster.next_deadline_ms() else { return };
-        let Coordinator { started_us, clock, life, timer_us, .. } = self.coordinator;
+        let SimCoordinator { started_us, clock, life, timer_us, .. } = self.coordinator;
         // Rounded up, for a timer that is early would be set again and again.
         let at_us = (started_us + (due_ms * clock).div_ceil(1000)).max(self.now_us + 1);
         if timer_us.is_none_or(|timer_us| at_us < timer_us) {
@@ -257,8 +257,8 @@ impl World {
         let at_work = self.coordinator.at_work();
         self.coordinator.met.retain(|(job, generation), _| at_work.contains(&(job.clone(), *generation)));
         for effect in effects.clone() {
-            if self.may(Family::Crash) && self.chance.coordinator.happens(CRASHES) {
-                self.counts.count(Family::Crash);
+            if self.may(FaultFamily::Crash) && self.chance.coordinator.happens(CRASHES) {
+                self.counts.count(FaultFamily::Crash);
                 return self.crash("it is killed between two effects");
             }
             if let Err(why) = self.act(effect) {
@@ -293,10 +293,10 @@ impl World {
             Effect::Report { job, report } => {
                 if self.coordinator.metrics.contains(&job) {
                     self.judge_report(&job, &report);
-                    self.write_later(job, Write::Report(Box::new(report)));
+                    self.write_later(job, MetricsWrite::Report(Box::new(report)));
                 }
             }
-            Effect::Sync { job, step } => self.write_later(job, Write::Sync(step)),
+            Effect::Sync { job, step } => self.write_later(job, MetricsWrite::Sync(step)),
             Effect::Prune { job, newest, keep } => {
                 self.judge_prune(&job, keep);
                 let directory = self.coordinator.cluster.submission(&job).map(|s| s.directory.clone());
@@ -310,7 +310,7 @@ impl World {
     }
 
     /// Queues a write.
-    fn write_later(&mut self, job: String, write: Write) {
+    fn write_later(&mut self, job: String, write: MetricsWrite) {
         self.coordinator.writes.push_back((job, write));
         let latest_us = self.chance.coordinator.pick(&[100, 5_000, SECOND_US]);
         let soon_us = self.chance.coordinator.between(10, latest_us);
@@ -327,39 +327,39 @@ impl World {
         if !self.coordinator.metrics.contains(&job) {
             return;
         }
-        if self.may(Family::MetricsFail) && self.chance.coordinator.happens(SHELL_FAILURES) {
-            self.counts.count(Family::MetricsFail);
+        if self.may(FaultFamily::MetricsFail) && self.chance.coordinator.happens(SHELL_FAILURES) {
+            self.counts.count(FaultFamily::MetricsFail);
             self.judge.excuse(&job);
             self.coordinator.metrics.remove(&job);
             let reason = "metrics: no space left on device".to_owned();
             return self.handle(Event::Broken { job, reason });
         }
         let (step, synced) = match write {
-            Write::Report(report) => {
+            MetricsWrite::Report(report) => {
                 self.judge_written(&job, &report);
                 (Step(report.step), false)
             }
-            Write::Sync(step) => (self.last_written(&job).max(step), true),
+            MetricsWrite::Sync(step) => (self.last_written(&job).max(step), true),
         };
         self.handle(Event::Written { job, step, synced });
     }
 
     fn append(&mut self, entry: &Entry) -> Result<(), String> {
-        if self.may(Family::Torn) && self.chance.coordinator.happens(TEARS) {
-            self.counts.count(Family::Torn);
+        if self.may(FaultFamily::Torn) && self.chance.coordinator.happens(TEARS) {
+            self.counts.count(FaultFamily::Torn);
             let kept = self.chance.coordinator.pick(&[0, 500, 900, 1000]);
-            self.disk.append(entry, disk::Write::Died { kept });
+            self.disk.append(entry, disk::JournalWrite::Died { kept });
             return Err(format!("its machine dies with {kept} thousandths of an entry on disk"));
         }
-        let fails = self.may(Family::DiskError) && self.chance.coordinator.happens(TEARS);
+        let fails = self.may(FaultFamily::DiskError) && self.chance.coordinator.happens(TEARS);
         if fails {
-            self.counts.count(Family::DiskError);
+            self.counts.count(FaultFamily::DiskError);
         }
         if fails || self.now_us < self.coordinator.full_until_us {
-            self.disk.append(entry, disk::Write::Failed);
+            self.disk.append(entry, disk::JournalWrite::Failed);
             return Err("the journal cannot be written".to_owned());
         }
-        self.disk.append(entry, disk::Write::Synced);
+        self.disk.append(entry, disk::JournalWrite::Synced);
         Ok(())
     }
 
@@ -428,14 +428,14 @@ impl World {
             let train = TokenFile { path: "tokens".to_owned(), tokens: 4096, digest: "t".to_owned() };
             let (resume, made) = found.unzip();
             let (threads, runtime) = made.unzip();
-            Prepared { data: PreparedData::of_tokens(train), resume, threads, runtime }
+            PreparedJob { data: PreparedData::of_tokens(train), resume, threads, runtime }
         });
         if let Err(why) = &result {
             let why = why.clone();
             return self.broken("S6", format!("the newest checkpoint of {job} cannot be read: {why}"));
         }
-        if self.may(Family::PrepareFails) && self.chance.coordinator.happens(10 * SHELL_FAILURES) {
-            self.counts.count(Family::PrepareFails);
+        if self.may(FaultFamily::PrepareFails) && self.chance.coordinator.happens(10 * SHELL_FAILURES) {
+            self.counts.count(FaultFamily::PrepareFails);
             self.judge.excuse(&job);
             result = Err("the text cannot be read".to_owned());
         }
@@ -443,7 +443,7 @@ impl World {
         self.after(soon_us, SimEvent::Found { life, job, result: Box::new(result) });
     }
 
-    pub(crate) fn found(&mut self, life: u32, job: String, result: Result<Prepared, String>) {
+    pub(crate) fn found(&mut self, life: u32, job: String, result: Result<PreparedJob, String>) {
         let (job_again, again) = (job.clone(), Box::new(result.clone()));
         if self.coordinates(life, || SimEvent::Found { life, job: job_again, result: again }) {
             self.handle(Event::Prepared { job, result });

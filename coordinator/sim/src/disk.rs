@@ -5,7 +5,7 @@ use coxswain_core::cluster::Entry;
 
 /// What an append came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Write {
+pub(crate) enum JournalWrite {
     /// It is on disk.
     Synced,
     /// The disk said no, half-way.
@@ -24,14 +24,14 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Appends an entry. Only [`Write::Synced`] promises anything.
-    pub(crate) fn append(&mut self, entry: &Entry, write: Write) {
+    /// Appends an entry. Only [`JournalWrite::Synced`] promises anything.
+    pub(crate) fn append(&mut self, entry: &Entry, write: JournalWrite) {
         let mut line = serde_json::to_vec(entry).unwrap_or_default();
         line.push(b'\n');
         let kept = match write {
-            Write::Synced => line.len(),
-            Write::Failed => line.len() / 2,
-            Write::Died { kept } => line.len() * kept as usize / 1000,
+            JournalWrite::Synced => line.len(),
+            JournalWrite::Failed => line.len() / 2,
+            JournalWrite::Died { kept } => line.len() * kept as usize / 1000,
         };
         self.bytes.extend(&line[..kept]);
     }

@@ -8,8 +8,8 @@ use coxswain_types::Assignment;
 use coxswain_types::ids::{Generation, Step};
 use coxswain_types::status::{Begun, Directive, Fault, Origin, Pace, Phase, Saved, StepReport};
 
-use crate::faults::Family;
-use crate::memory::{Held, Roster, Start, decide, roster};
+use crate::faults::FaultFamily;
+use crate::memory::{SimHeld, SimRoster, SimStart, decide, roster};
 use crate::random::digest;
 use crate::truth;
 use crate::worker::GOODBYE_US;
@@ -20,7 +20,7 @@ const LOOK_US: u64 = 150_000;
 
 /// What an engine comes to the end of.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Work {
+pub(crate) enum SimWork {
     /// It looks whether the others are there.
     Meet,
     /// Its stage is built.
@@ -35,20 +35,20 @@ pub(crate) enum Work {
 #[derive(Clone, Debug)]
 pub(crate) enum Letter {
     /// What a rank holds in memory.
-    Roster { generation: Generation, rank: u32, roster: Box<Roster> },
+    Roster { generation: Generation, rank: u32, roster: Box<SimRoster> },
     /// Where all go on from; without, from their checkpoint.
-    Begin { generation: Generation, start: Option<Box<Start>> },
+    Begin { generation: Generation, start: Option<Box<SimStart>> },
     /// A rank's part of a step.
-    Vote { generation: Generation, rank: u32, vote: Vote },
+    Vote { generation: Generation, rank: u32, vote: SimVote },
     /// What all ranks make of a step.
-    Close { generation: Generation, step: u64, closing: Closing },
+    Close { generation: Generation, step: u64, closing: SimClosing },
     /// The connection to a rank has closed.
     Hang { generation: Generation },
 }
 
 /// A rank's part of a step.
 #[derive(Clone, Debug)]
-pub(crate) struct Vote {
+pub(crate) struct SimVote {
     step: u64,
     /// The newest directive that it has seen.
     directive: Directive,
@@ -59,13 +59,13 @@ pub(crate) struct Vote {
 
 /// What all ranks agree on.
 #[derive(Clone, Debug)]
-pub(crate) struct Closing {
+pub(crate) struct SimClosing {
     directive: Directive,
     state: u64,
 }
 
 /// A rank at work.
-pub(crate) struct Engine {
+pub(crate) struct SimEngine {
     pub(crate) generation: Generation,
     job: String,
     /// The processes by rank, once all have met.
@@ -74,11 +74,11 @@ pub(crate) struct Engine {
     rendezvous_until_us: u64,
     joined: bool,
     /// Once it trains: what it holds.
-    held: Option<Held>,
+    held: Option<SimHeld>,
     /// The newest step of which it has written its part.
     saved: u64,
-    rosters: BTreeMap<u32, Roster>,
-    votes: BTreeMap<u64, BTreeMap<u32, Vote>>,
+    rosters: BTreeMap<u32, SimRoster>,
+    votes: BTreeMap<u64, BTreeMap<u32, SimVote>>,
     run_to: u64,
     save_after: u64,
     /// How long it computed its part of the step at hand.
@@ -98,14 +98,14 @@ fn share_percent(assignment: &Assignment) -> u64 {
     (100 * u64::from(micro_batches) * u64::from(layers) * ranks).div_ceil(all.max(1))
 }
 
-impl Engine {
+impl SimEngine {
     fn step(&self) -> u64 {
         self.held.as_ref().map_or(0, |held| held.step)
     }
 }
 
 /// What the peers of an engine see when its connections close.
-pub(crate) fn hang(engine: &Engine) -> Letter {
+pub(crate) fn hang(engine: &SimEngine) -> Letter {
     Letter::Hang { generation: engine.generation }
 }
 
@@ -113,7 +113,7 @@ impl World {
     /// Takes an assignment.
     pub(crate) fn begin(&mut self, process: usize, assignment: Assignment) {
         let rendezvous_us = self.processes[process].lasts(assignment.rendezvous_ms * 1000);
-        self.processes[process].engine = Some(Engine {
+        self.processes[process].engine = Some(SimEngine {
             generation: assignment.generation,
             job: assignment.job.clone(),
             peers: Vec::new(),
@@ -130,11 +130,11 @@ impl World {
         });
         self.processes[process].assignment = Some(Arc::new(assignment));
         let soon_us = self.delay_us();
-        self.later(process, soon_us, Work::Meet);
+        self.later(process, soon_us, SimWork::Meet);
     }
 
     /// Returns how long it takes this process.
-    fn later(&mut self, process: usize, while_us: u64, work: Work) -> u64 {
+    fn later(&mut self, process: usize, while_us: u64, work: SimWork) -> u64 {
         let me = &self.processes[process];
         let slow = if self.now_us < me.slow_until_us && !self.healed { 5 } else { 1 };
         let (stint, while_us) = (me.stint, me.lasts(while_us) * slow);
@@ -142,7 +142,7 @@ impl World {
         while_us
     }
 
-    pub(crate) fn work(&mut self, process: usize, stint: u32, work: Work) {
+    pub(crate) fn work(&mut self, process: usize, stint: u32, work: SimWork) {
         let me = &self.processes[process];
         if !me.alive || me.stint != stint || me.engine.is_none() {
             return;
@@ -152,10 +152,10 @@ impl World {
             return self.at(until_us, SimEvent::Work { process, stint, work });
         }
         match work {
-            Work::Meet => self.meet(process),
-            Work::Load => self.load(process),
-            Work::Compute => self.computed(process),
-            Work::Save => self.saved(process),
+            SimWork::Meet => self.meet(process),
+            SimWork::Load => self.load(process),
+            SimWork::Compute => self.computed(process),
+            SimWork::Save => self.saved(process),
         }
     }
 
@@ -183,7 +183,7 @@ impl World {
         }
         let peers = self.coordinator.met(&assignment.job, assignment.generation, assignment.world);
         let Some(peers) = peers else {
-            self.later(process, LOOK_US, Work::Meet);
+            self.later(process, LOOK_US, SimWork::Meet);
             return;
         };
         let gone = |peer: &usize| {
@@ -197,13 +197,13 @@ impl World {
             engine.peers = peers;
         }
         let takes_us = self.chance.workers.between(1000, 800_000);
-        self.later(process, takes_us, Work::Load);
+        self.later(process, takes_us, SimWork::Load);
     }
 
     fn load(&mut self, process: usize) {
         let Some(assignment) = self.processes[process].assignment.clone() else { return };
-        if self.swarm.cursed && assignment.world > 1 && self.may(Family::PeerReset) {
-            self.counts.count(Family::PeerReset);
+        if self.swarm.cursed && assignment.world > 1 && self.may(FaultFamily::PeerReset) {
+            self.counts.count(FaultFamily::PeerReset);
             return self.fail(process, "a peer closed its connection".to_owned(), Fault::Peer);
         }
         let me = &self.processes[process];
@@ -218,7 +218,7 @@ impl World {
     }
 
     /// The lead takes in what a rank holds, and decides when it knows of all.
-    fn gather(&mut self, process: usize, rank: u32, roster: Roster) {
+    fn gather(&mut self, process: usize, rank: u32, roster: SimRoster) {
         let Some(assignment) = self.processes[process].assignment.clone() else { return };
         let Some(engine) = &mut self.processes[process].engine else { return };
         engine.rosters.insert(rank, roster);
@@ -235,9 +235,9 @@ impl World {
     }
 
     /// Begins to train, from what is in memory or from the checkpoint.
-    fn train(&mut self, process: usize, start: Option<Start>) {
+    fn train(&mut self, process: usize, start: Option<SimStart>) {
         let Some(assignment) = self.processes[process].assignment.clone() else { return };
-        let begun = |step, state| Start { step, state, reports: Vec::new() };
+        let begun = |step, state| SimStart { step, state, reports: Vec::new() };
         let origin = match (&start, &assignment.resume) {
             (Some(_), _) => Origin::Memory,
             (None, Some(_)) => Origin::Checkpoint,
@@ -272,7 +272,7 @@ impl World {
             me.status.reports.clone_from(&start.reports);
         }
         if let Some(engine) = &mut me.engine {
-            let held = engine.held.insert(Held::new(&assignment));
+            let held = engine.held.insert(SimHeld::new(&assignment));
             held.begin(start);
         }
         self.say(process);
@@ -289,7 +289,7 @@ impl World {
         if due && engine.saved < step {
             engine.saved = step;
             let takes_us = self.chance.workers.between(1000, 120_000);
-            self.later(process, takes_us, Work::Save);
+            self.later(process, takes_us, SimWork::Save);
             return;
         }
         self.next(process);
@@ -306,7 +306,7 @@ impl World {
         }
         let step_us = self.step_us(&assignment.directory) * share_percent(&assignment) / 100;
         let takes_us = step_us * self.chance.workers.between(90, 110) / 100;
-        let busy_us = self.later(process, takes_us, Work::Compute);
+        let busy_us = self.later(process, takes_us, SimWork::Compute);
         if let Some(engine) = &mut self.processes[process].engine {
             engine.busy_us = busy_us;
         }
@@ -319,7 +319,7 @@ impl World {
         let runs = assignment.owned_runs.start as usize..assignment.owned_runs.end as usize;
         let owned = assignment.runs[runs].iter().flat_map(|run| run.clone());
         let Some(held) = &engine.held else { return };
-        let vote = Vote {
+        let vote = SimVote {
             step: held.step + 1,
             directive: me.directive,
             state: held.state,
@@ -336,7 +336,7 @@ impl World {
     }
 
     /// The lead takes in a vote, and closes the step when all are there.
-    fn vote(&mut self, process: usize, rank: u32, vote: Vote) {
+    fn vote(&mut self, process: usize, rank: u32, vote: SimVote) {
         let Some(assignment) = self.processes[process].assignment.clone() else { return };
         let Some(engine) = &mut self.processes[process].engine else { return };
         let step = engine.step() + 1;
@@ -351,7 +351,7 @@ impl World {
         states.dedup();
         // Ranks whose parts do not belong together make numbers that belong to nothing.
         let before = if let [state] = states.as_slice() { *state } else { digest(&states) };
-        let closing = Closing {
+        let closing = SimClosing {
             directive: votes.values().map(|vote| vote.directive).min().unwrap_or_default(),
             state: truth::advance(before, step, &micro_batches),
         };
@@ -363,7 +363,7 @@ impl World {
     }
 
     /// Takes the step.
-    fn apply(&mut self, process: usize, closing: Closing) {
+    fn apply(&mut self, process: usize, closing: SimClosing) {
         let me = &mut self.processes[process];
         let Some(assignment) = me.assignment.clone() else { return };
         let Some(engine) = &mut me.engine else { return };
@@ -387,8 +387,8 @@ impl World {
         let (Some(assignment), Some(engine)) = (me.assignment.clone(), &me.engine) else { return };
         let Some(held) = &engine.held else { return };
         let (step, state, generation) = (Step(held.step), held.state, engine.generation);
-        if self.may(Family::SaveFails) && self.chance.workers.happens(2_000) {
-            self.counts.count(Family::SaveFails);
+        if self.may(FaultFamily::SaveFails) && self.chance.workers.happens(2_000) {
+            self.counts.count(FaultFamily::SaveFails);
             self.judge.excuse(&assignment.job);
             return self.fail(process, "no space left on device".to_owned(), Fault::Own);
         }

@@ -2,7 +2,7 @@
 
 /// A kind of thing that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
+pub enum FaultFamily {
     /// A worker's process is killed; its peers see their connections close.
     Kill,
     /// A worker's machine is gone without a word.
@@ -63,38 +63,38 @@ pub enum Family {
     Break,
 }
 
-impl Family {
+impl FaultFamily {
     /// All of them.
-    pub const ALL: [Family; 29] = [
-        Family::Kill,
-        Family::Vanish,
-        Family::Terminate,
-        Family::Pause,
-        Family::Slow,
-        Family::Zombie,
-        Family::Liar,
-        Family::Cut,
-        Family::PeerCut,
-        Family::PeerReset,
-        Family::Clog,
-        Family::Reset,
-        Family::Drop,
-        Family::Duplicate,
-        Family::Late,
-        Family::Delay,
-        Family::Crash,
-        Family::Torn,
-        Family::Stall,
-        Family::DiskFull,
-        Family::DiskError,
-        Family::SaveFails,
-        Family::PrepareFails,
-        Family::MetricsFail,
-        Family::Drift,
-        Family::Cancel,
-        Family::Stuck,
-        Family::Drain,
-        Family::Break,
+    pub const ALL: [FaultFamily; 29] = [
+        FaultFamily::Kill,
+        FaultFamily::Vanish,
+        FaultFamily::Terminate,
+        FaultFamily::Pause,
+        FaultFamily::Slow,
+        FaultFamily::Zombie,
+        FaultFamily::Liar,
+        FaultFamily::Cut,
+        FaultFamily::PeerCut,
+        FaultFamily::PeerReset,
+        FaultFamily::Clog,
+        FaultFamily::Reset,
+        FaultFamily::Drop,
+        FaultFamily::Duplicate,
+        FaultFamily::Late,
+        FaultFamily::Delay,
+        FaultFamily::Crash,
+        FaultFamily::Torn,
+        FaultFamily::Stall,
+        FaultFamily::DiskFull,
+        FaultFamily::DiskError,
+        FaultFamily::SaveFails,
+        FaultFamily::PrepareFails,
+        FaultFamily::MetricsFail,
+        FaultFamily::Drift,
+        FaultFamily::Cancel,
+        FaultFamily::Stuck,
+        FaultFamily::Drain,
+        FaultFamily::Break,
     ];
 
     /// What it is called on the command line.
@@ -111,8 +111,8 @@ impl Family {
     }
 
     /// The family of a name.
-    pub fn of_name(name: &str) -> Option<Family> {
-        Family::ALL.into_iter().find(|family| family.name() == name)
+    pub fn of_name(name: &str) -> Option<FaultFamily> {
+        FaultFamily::ALL.into_iter().find(|family| family.name() == name)
     }
 
     fn bit(self) -> u32 {
@@ -126,7 +126,7 @@ pub struct Families(u32);
 
 impl Families {
     /// Adds one.
-    pub fn with(self, family: Family) -> Families {
+    pub fn with(self, family: FaultFamily) -> Families {
         Families(self.0 | family.bit())
     }
 
@@ -136,28 +136,28 @@ impl Families {
     }
 
     /// Whether this one is among them.
-    pub fn has(self, family: Family) -> bool {
+    pub fn has(self, family: FaultFamily) -> bool {
         self.0 & family.bit() != 0
     }
 
     /// Those among them.
-    pub fn list(self) -> Vec<Family> {
-        Family::ALL.into_iter().filter(|family| self.has(*family)).collect()
+    pub fn list(self) -> Vec<FaultFamily> {
+        FaultFamily::ALL.into_iter().filter(|family| self.has(*family)).collect()
     }
 }
 
 /// How often each family has happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts([u64; Family::ALL.len()]);
+pub struct Counts([u64; FaultFamily::ALL.len()]);
 
 impl Counts {
     /// Counts one.
-    pub fn count(&mut self, family: Family) {
+    pub fn count(&mut self, family: FaultFamily) {
         self.0[family as usize] += 1;
     }
 
     /// How often this one happened.
-    pub fn of(&self, family: Family) -> u64 {
+    pub fn of(&self, family: FaultFamily) -> u64 {
         self.0[family as usize]
     }
 

@@ -10,14 +10,14 @@ use crate::random::{digest, digest_text};
 
 /// A rank's part of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Shard {
+struct SimShard {
     state: u64,
     digest: String,
 }
 
 /// What readers see of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Manifest {
+struct SimManifest {
     files: Vec<SavedFile>,
     threads: u32,
     runtime: String,
@@ -25,15 +25,15 @@ struct Manifest {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Checkpoint {
-    shards: BTreeMap<String, Shard>,
-    manifest: Option<Manifest>,
+struct SimCheckpoint {
+    shards: BTreeMap<String, SimShard>,
+    manifest: Option<SimManifest>,
 }
 
 /// The folder of a run.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Folder {
-    checkpoints: BTreeMap<u64, Checkpoint>,
+pub(crate) struct SimFolder {
+    checkpoints: BTreeMap<u64, SimCheckpoint>,
     /// The bits of loss and gradient norm by step, as the metrics file has them.
     pub(crate) metrics: BTreeMap<u64, (u64, u64)>,
 }
@@ -41,12 +41,12 @@ pub(crate) struct Folder {
 /// The bytes of a shard file; all that matters is that both sides say the same.
 const SHARD_BYTES: u64 = 64;
 
-impl Folder {
+impl SimFolder {
     /// A rank writes its part of a checkpoint.
     pub(crate) fn write(&mut self, step: Step, generation: Generation, rank: u32, state: u64) -> SavedFile {
         let name = format!("model-g{generation}-r{rank:03}");
         let digest = format!("{:016x}", digest(&[state, step.0, generation.0, rank.into()]));
-        let shard = Shard { state, digest: digest.clone() };
+        let shard = SimShard { state, digest: digest.clone() };
         self.checkpoints.entry(step.0).or_default().shards.insert(name.clone(), shard);
         SavedFile { name, bytes: SHARD_BYTES, digest }
     }
@@ -73,13 +73,13 @@ impl Folder {
         files.sort_by(|one, other| one.name.cmp(&other.name));
         let parts = files.iter().flat_map(|file| [digest_text(&file.name), digest_text(&file.digest)]);
         let digest = format!("{:016x}", digest(&parts.collect::<Vec<_>>()));
-        checkpoint.manifest = Some(Manifest { files, threads, runtime, digest: digest.clone() });
+        checkpoint.manifest = Some(SimManifest { files, threads, runtime, digest: digest.clone() });
         Ok(digest)
     }
 
     /// The step and digest of the newest checkpoint that readers see.
     pub(crate) fn latest(&self) -> Option<(Step, String)> {
-        let published = |(step, checkpoint): (&u64, &Checkpoint)| {
+        let published = |(step, checkpoint): (&u64, &SimCheckpoint)| {
             Some((Step(*step), checkpoint.manifest.as_ref()?.digest.clone()))
         };
         self.checkpoints.iter().rev().find_map(published)

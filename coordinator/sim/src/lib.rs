@@ -28,4 +28,4 @@ mod truth;
 mod worker;
 mod world;
 
-pub use judge::Violation;
+pub use judge::RuleViolation;

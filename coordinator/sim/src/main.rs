@@ -16,12 +16,12 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use coxswain_sim::run::run;
 use coxswain_sim::shrink::{families, shrink, story};
-use coxswain_sim::swarm::Case;
+use coxswain_sim::swarm::SimCase;
 use coxswain_sim::sweep::sweep;
 
 /// Simulates whole clusters with faults.
 #[derive(Parser)]
-struct Args {
+struct SimArgs {
     /// How many seeds.
     #[arg(long, value_name = "N")]
     seeds: Option<u64>,
@@ -60,7 +60,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match simulate(&Args::parse()) {
+    match simulate(&SimArgs::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn simulate(args: &Args) -> Result<()> {
+fn simulate(args: &SimArgs) -> Result<()> {
     #[cfg(feature = "mutations")]
     if let Some(only) = &args.mutations {
         return mutants::mutations(only);
@@ -101,14 +101,14 @@ fn simulate(args: &Args) -> Result<()> {
     }
     let Some((seed, violation)) = sweep.failures.first() else { return Ok(()) };
     println!("\nthe shortest story of seed {seed}:");
-    print!("{}", story(&shrink(&Case::of(*seed), violation.rule)));
+    print!("{}", story(&shrink(&SimCase::of(*seed), violation.rule)));
     bail!("{} seeds broke a rule", sweep.failures.len())
 }
 
-fn one(args: &Args, seed: u64) -> Result<()> {
+fn one(args: &SimArgs, seed: u64) -> Result<()> {
     let without = families(&args.without).map_err(anyhow::Error::msg)?;
     let (workers, jobs, events) = (args.workers, args.jobs, args.events);
-    let case = Case { seed, without, workers, jobs, events, skip: args.skip.clone() };
+    let case = SimCase { seed, without, workers, jobs, events, skip: args.skip.clone() };
     print!("{}", story(&case));
     if run(&case, false).violation.is_some() {
         bail!("a rule was broken");

@@ -15,7 +15,7 @@ const REPORTS_MAX: usize = 4096;
 
 /// A shard of a layer, and which of its parts are meant.
 #[derive(Clone, Debug)]
-struct Piece {
+struct SimPiece {
     layer: u32,
     tensor: u32,
     weights: Range<u64>,
@@ -24,7 +24,7 @@ struct Piece {
 
 /// The state that a rank holds.
 #[derive(Clone, Debug)]
-pub(crate) struct Held {
+pub(crate) struct SimHeld {
     pub(crate) job: String,
     pub(crate) step: u64,
     pub(crate) state: u64,
@@ -32,29 +32,29 @@ pub(crate) struct Held {
     pub(crate) voted: bool,
     /// The state before the step that it took last.
     pub(crate) before: Option<u64>,
-    pieces: Vec<Piece>,
+    pieces: Vec<SimPiece>,
     reports: VecDeque<StepReport>,
 }
 
 /// What a rank brings to a handover.
 #[derive(Clone, Debug)]
-pub(crate) struct Roster {
-    held: Option<Held>,
-    needs: Vec<Piece>,
+pub(crate) struct SimRoster {
+    held: Option<SimHeld>,
+    needs: Vec<SimPiece>,
 }
 
 /// Where a generation goes on from.
 #[derive(Clone, Debug)]
-pub(crate) struct Start {
+pub(crate) struct SimStart {
     pub(crate) step: u64,
     pub(crate) state: u64,
     pub(crate) reports: Vec<StepReport>,
 }
 
-impl Held {
+impl SimHeld {
     /// What a rank with this assignment comes to hold.
-    pub(crate) fn new(assignment: &Assignment) -> Held {
-        Held {
+    pub(crate) fn new(assignment: &Assignment) -> SimHeld {
+        SimHeld {
             job: assignment.job.clone(),
             step: 0,
             state: 0,
@@ -66,7 +66,7 @@ impl Held {
     }
 
     /// Begins to train.
-    pub(crate) fn begin(&mut self, start: Start) {
+    pub(crate) fn begin(&mut self, start: SimStart) {
         (self.step, self.state, self.reports) = (start.step, start.state, start.reports.into());
     }
 
@@ -88,21 +88,21 @@ impl Held {
 }
 
 /// What this rank says when a generation begins.
-pub(crate) fn roster(assignment: &Assignment, held: Option<&Held>) -> Roster {
+pub(crate) fn roster(assignment: &Assignment, held: Option<&SimHeld>) -> SimRoster {
     let mut held = held.filter(|held| held.job == assignment.job).cloned();
     for piece in held.iter_mut().filter(|held| held.voted).flat_map(|held| &mut held.pieces) {
         // Once it takes the step that it has voted on, only its own part is of that step.
         piece.weights = piece.moments.clone();
     }
-    Roster { held, needs: pieces(assignment) }
+    SimRoster { held, needs: pieces(assignment) }
 }
 
-fn pieces(assignment: &Assignment) -> Vec<Piece> {
+fn pieces(assignment: &Assignment) -> Vec<SimPiece> {
     let parts = assignment.optimizer_group.len() as u64;
     let border = |index: u64| index * WHOLE / parts.max(1);
     let index = if parts > 1 { u64::from(assignment.data_index) } else { 0 };
     let layers = assignment.stages.iter().flat_map(|stage| stage.layers.clone());
-    let piece = |layer| Piece {
+    let piece = |layer| SimPiece {
         layer,
         tensor: assignment.tensor_index,
         weights: 0..WHOLE,
@@ -112,7 +112,7 @@ fn pieces(assignment: &Assignment) -> Vec<Piece> {
 }
 
 /// The newest state that all ranks can come to from what they hold, not older than their checkpoint.
-pub(crate) fn decide(rosters: &BTreeMap<u32, Roster>, least: u64) -> Option<Start> {
+pub(crate) fn decide(rosters: &BTreeMap<u32, SimRoster>, least: u64) -> Option<SimStart> {
     let held = || rosters.values().filter_map(|roster| roster.held.as_ref());
     let mut marks: Vec<_> = held().map(|held| (held.step, held.state)).collect();
     marks.retain(|(step, _)| *step >= least);
@@ -123,13 +123,13 @@ pub(crate) fn decide(rosters: &BTreeMap<u32, Roster>, least: u64) -> Option<Star
         let come: Vec<_> = held().filter(|held| held.comes_to(step, state, first.before)).collect();
         let sources: Vec<_> = come.iter().flat_map(|held| &held.pieces).collect();
         let whole = rosters.values().flat_map(|roster| &roster.needs).all(|need| {
-            let here = |piece: &&&Piece| (piece.layer, piece.tensor) == (need.layer, need.tensor);
-            let of = |what: fn(&Piece) -> &Range<u64>| {
+            let here = |piece: &&&SimPiece| (piece.layer, piece.tensor) == (need.layer, need.tensor);
+            let of = |what: fn(&SimPiece) -> &Range<u64>| {
                 covers(sources.iter().filter(here).map(|piece| what(piece)), what(need))
             };
             of(|piece| &piece.weights) && of(|piece| &piece.moments)
         });
-        whole.then(|| Start { step, state, reports: first.reports.iter().cloned().collect() })
+        whole.then(|| SimStart { step, state, reports: first.reports.iter().cloned().collect() })
     })
 }
 

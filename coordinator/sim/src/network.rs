@@ -7,7 +7,7 @@ use coxswain_types::ids::{Generation, Rank};
 use coxswain_types::status::{DesiredState, Fault, WorkerStatus};
 
 use crate::engine::Letter;
-use crate::faults::Family;
+use crate::faults::FaultFamily;
 use crate::world::{SECOND_US, SimEvent, World};
 
 /// Statuses that wait in a stream which is held up; the sender drops what is beyond.
@@ -24,7 +24,7 @@ const UNANSWERED_US: u64 = 10 * SECOND_US;
 const LATE_US: u64 = 3 * SECOND_US;
 
 /// A worker's stream.
-pub(crate) struct Connection {
+pub(crate) struct SimConnection {
     pub(crate) process: usize,
     /// The coordinator's life that it leads to.
     pub(crate) life: u32,
@@ -47,8 +47,8 @@ pub(crate) struct Connection {
 
 /// All connections, and what is cut.
 #[derive(Default)]
-pub(crate) struct Network {
-    pub(crate) connections: Vec<Connection>,
+pub(crate) struct SimNetwork {
+    pub(crate) connections: Vec<SimConnection>,
     /// Until when nothing passes from a slot to the coordinator, and to a slot from it.
     pub(crate) cut_up: BTreeMap<usize, u64>,
     pub(crate) cut_down: BTreeMap<usize, u64>,
@@ -77,8 +77,8 @@ impl World {
     pub(crate) fn delay_us(&mut self) -> u64 {
         let most_us = self.swarm.delay_us;
         let usual_us = 50 + self.chance.network.below(most_us);
-        if self.may(Family::Delay) && self.chance.network.happens(self.swarm.message_faults) {
-            self.counts.count(Family::Delay);
+        if self.may(FaultFamily::Delay) && self.chance.network.happens(self.swarm.message_faults) {
+            self.counts.count(FaultFamily::Delay);
             return usual_us + self.chance.network.below(2 * SECOND_US);
         }
         usual_us
@@ -86,8 +86,8 @@ impl World {
 
     /// A stream from a worker to the coordinator that lives now.
     pub(crate) fn connect(&mut self, process: usize) -> usize {
-        let late = self.may(Family::Late) && self.chance.network.below(2) == 0;
-        self.network.connections.push(Connection {
+        let late = self.may(FaultFamily::Late) && self.chance.network.below(2) == 0;
+        self.network.connections.push(SimConnection {
             process,
             life: self.coordinator.life,
             heard: true,
@@ -105,8 +105,8 @@ impl World {
 
     /// Sends a status.
     pub(crate) fn send_up(&mut self, connection: usize, status: Box<WorkerStatus>) {
-        if self.may(Family::Drop) && self.chance.network.happens(self.swarm.message_faults) {
-            return self.counts.count(Family::Drop);
+        if self.may(FaultFamily::Drop) && self.chance.network.happens(self.swarm.message_faults) {
+            return self.counts.count(FaultFamily::Drop);
         }
         if self.is_cut(&self.network.cut_up, self.slot_of(connection)) {
             let held = &mut self.network.connections[connection].held_up;
@@ -115,9 +115,10 @@ impl World {
             }
             return;
         }
-        let twice = self.may(Family::Duplicate) && self.chance.network.happens(self.swarm.message_faults);
+        let twice =
+            self.may(FaultFamily::Duplicate) && self.chance.network.happens(self.swarm.message_faults);
         if twice {
-            self.counts.count(Family::Duplicate);
+            self.counts.count(FaultFamily::Duplicate);
             self.deliver_up(connection, status.clone());
         }
         self.deliver_up(connection, status);
@@ -134,17 +135,18 @@ impl World {
     /// Sends directives.
     pub(crate) fn send_down(&mut self, connection: usize, desired: Box<DesiredState>) {
         // The last word to a worker closes its stream, so it is not lost alone.
-        let can_drop = desired.leave.is_none() && self.may(Family::Drop);
+        let can_drop = desired.leave.is_none() && self.may(FaultFamily::Drop);
         if can_drop && self.chance.network.happens(self.swarm.message_faults) {
-            return self.counts.count(Family::Drop);
+            return self.counts.count(FaultFamily::Drop);
         }
         if self.is_cut(&self.network.cut_down, self.slot_of(connection)) {
             self.network.connections[connection].held_down = Some(desired);
             return;
         }
-        let twice = self.may(Family::Duplicate) && self.chance.network.happens(self.swarm.message_faults);
+        let twice =
+            self.may(FaultFamily::Duplicate) && self.chance.network.happens(self.swarm.message_faults);
         if twice {
-            self.counts.count(Family::Duplicate);
+            self.counts.count(FaultFamily::Duplicate);
             self.deliver_down(connection, desired.clone());
         }
         self.deliver_down(connection, desired);
@@ -190,7 +192,7 @@ impl World {
         let link = &self.network.connections[connection];
         let (torn, read) = (link.torn, link.heard && (!link.torn || link.late));
         if torn && read {
-            self.counts.count(Family::Late);
+            self.counts.count(FaultFamily::Late);
         }
         read
     }

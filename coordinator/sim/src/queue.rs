@@ -36,14 +36,14 @@ impl<T> Ord for Due<T> {
 }
 
 /// What will happen.
-pub(crate) struct Queue<T> {
+pub(crate) struct EventQueue<T> {
     heap: BinaryHeap<Reverse<Due<T>>>,
     number: u64,
 }
 
-impl<T> Queue<T> {
-    pub(crate) fn new() -> Queue<T> {
-        Queue { heap: BinaryHeap::new(), number: 0 }
+impl<T> EventQueue<T> {
+    pub(crate) fn new() -> EventQueue<T> {
+        EventQueue { heap: BinaryHeap::new(), number: 0 }
     }
 
     pub(crate) fn push(&mut self, at_us: u64, what: T) {

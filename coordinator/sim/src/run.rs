@@ -3,9 +3,9 @@
 
 use coxswain_core::cluster::JobState;
 
-use crate::Violation;
+use crate::RuleViolation;
 use crate::faults::Counts;
-use crate::swarm::{Case, probe};
+use crate::swarm::{SimCase, probe};
 use crate::world::{SECOND_US, SimEvent, World};
 
 /// The safety phase ends after so much time, whatever has happened: clusters of one worker have few events.
@@ -25,7 +25,7 @@ const DRAINED_US: u64 = 90 * SECOND_US;
 
 /// What became of a seed.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct SimOutcome {
     /// Events in all.
     pub events: u64,
     /// Simulated time.
@@ -35,7 +35,7 @@ pub struct Outcome {
     /// A digest of all that happened.
     pub trace: u64,
     /// The rule that was broken, if one was.
-    pub violation: Option<Violation>,
+    pub violation: Option<RuleViolation>,
     /// The incidents that happened, by number.
     pub incidents: Vec<u64>,
     /// The story, if it was asked for.
@@ -43,7 +43,7 @@ pub struct Outcome {
 }
 
 /// Lets a history happen; with its story if `told`.
-pub fn run(case: &Case, told: bool) -> Outcome {
+pub fn run(case: &SimCase, told: bool) -> SimOutcome {
     let mut world = World::new(case, told);
     while world.events < world.swarm.events && world.now_us < MAX_SAFETY_US && world.step() {}
     if world.judge.violation.is_none() {
@@ -53,7 +53,7 @@ pub fn run(case: &Case, told: bool) -> Outcome {
     if world.judge.violation.is_none() {
         world.judge_promises();
     }
-    Outcome {
+    SimOutcome {
         events: world.events,
         simulated_us: world.now_us,
         counts: world.counts,

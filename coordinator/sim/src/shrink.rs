@@ -2,8 +2,8 @@
 //! as long as the same rule is still broken.
 
 use crate::faults::Families;
-use crate::run::{Outcome, run};
-use crate::swarm::Case;
+use crate::run::{SimOutcome, run};
+use crate::swarm::SimCase;
 
 /// How many histories a search may try.
 const MAX_TRIES: u32 = 400;
@@ -12,7 +12,7 @@ const MAX_TRIES: u32 = 400;
 const MAX_LINES: usize = 60;
 
 /// The least case found that breaks `rule`.
-pub fn shrink(case: &Case, rule: &str) -> Case {
+pub fn shrink(case: &SimCase, rule: &str) -> SimCase {
     let mut search = Search { best: case.clone(), rule, tries: 0 };
     search.families();
     search.sizes();
@@ -23,14 +23,14 @@ pub fn shrink(case: &Case, rule: &str) -> Case {
 }
 
 struct Search<'a> {
-    best: Case,
+    best: SimCase,
     rule: &'a str,
     tries: u32,
 }
 
 impl Search<'_> {
     /// Takes a smaller case if it breaks the same rule.
-    fn take(&mut self, smaller: Case) -> bool {
+    fn take(&mut self, smaller: SimCase) -> bool {
         if self.tries >= MAX_TRIES || smaller == self.best {
             return false;
         }
@@ -43,20 +43,20 @@ impl Search<'_> {
     }
 
     fn families(&mut self) {
-        for family in crate::faults::Family::ALL {
+        for family in crate::faults::FaultFamily::ALL {
             let without = self.best.without.with(family);
-            self.take(Case { without, ..self.best.clone() });
+            self.take(SimCase { without, ..self.best.clone() });
         }
     }
 
     fn sizes(&mut self) {
         for number in 1..=8 {
-            if self.take(Case { jobs: Some(number), ..self.best.clone() }) {
+            if self.take(SimCase { jobs: Some(number), ..self.best.clone() }) {
                 break;
             }
         }
         for number in [1, 2, 3, 4, 6, 8, 12, 16, 24, 32] {
-            if self.take(Case { workers: Some(number), ..self.best.clone() }) {
+            if self.take(SimCase { workers: Some(number), ..self.best.clone() }) {
                 break;
             }
         }
@@ -67,7 +67,7 @@ impl Search<'_> {
         let (mut low, mut high) = (0, run(&self.best, false).events);
         while low < high {
             let middle = low + (high - low) / 2;
-            match self.take(Case { events: Some(middle), ..self.best.clone() }) {
+            match self.take(SimCase { events: Some(middle), ..self.best.clone() }) {
                 true => high = middle,
                 false => low = middle + 1,
             }
@@ -81,7 +81,7 @@ impl Search<'_> {
             let happened = run(&self.best, false).incidents;
             for part in happened.chunks(size) {
                 let skip = self.best.skip.iter().chain(part).copied().collect();
-                self.take(Case { skip, ..self.best.clone() });
+                self.take(SimCase { skip, ..self.best.clone() });
             }
             size = if size == 1 { 0 } else { size.div_ceil(2) };
         }
@@ -89,9 +89,9 @@ impl Search<'_> {
 }
 
 /// What a person reads of a history that broke a rule.
-pub fn story(case: &Case) -> String {
+pub fn story(case: &SimCase) -> String {
     let outcome = run(case, true);
-    let Outcome { events, story, violation, .. } = outcome;
+    let SimOutcome { events, story, violation, .. } = outcome;
     let mut text = String::new();
     if story.len() > MAX_LINES {
         text.push_str(&format!("        ... ({} lines before)\n", story.len() - MAX_LINES));
@@ -117,7 +117,7 @@ pub fn story(case: &Case) -> String {
 pub fn families(names: &[String]) -> Result<Families, String> {
     let mut families = Families::default();
     for name in names {
-        let family = crate::faults::Family::of_name(name);
+        let family = crate::faults::FaultFamily::of_name(name);
         families = families.with(family.ok_or_else(|| format!("no family of faults is called {name}"))?);
     }
     Ok(families)

@@ -1,6 +1,6 @@
 //! What a seed decides before anything happens: the cluster, its jobs, and which faults it meets how often.
 
-use crate::faults::{Families, Family};
+use crate::faults::{Families, FaultFamily};
 use crate::random::Random;
 
 /// Streams of chance, one for each purpose.
@@ -19,7 +19,7 @@ pub const MAX_WORKERS: u64 = 64;
 
 /// A run of the simulation: the seed, and what is taken away from what it would do. Shrinking takes away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Case {
+pub struct SimCase {
     /// The seed.
     pub seed: u64,
     /// Families that stay away.
@@ -34,17 +34,17 @@ pub struct Case {
     pub skip: Vec<u64>,
 }
 
-impl Case {
+impl SimCase {
     /// A seed with all that it does.
-    pub fn of(seed: u64) -> Case {
-        Case { seed, ..Case::default() }
+    pub fn of(seed: u64) -> SimCase {
+        SimCase { seed, ..SimCase::default() }
     }
 
     /// The command that repeats it.
     pub fn command(&self) -> String {
         let mut command = format!("cargo xtask sim --seed {}", self.seed);
         let mut add = |key: &str, value: String| command.push_str(&format!(" --{key} {value}"));
-        let names: Vec<_> = self.without.list().into_iter().map(Family::name).collect();
+        let names: Vec<_> = self.without.list().into_iter().map(FaultFamily::name).collect();
         if !names.is_empty() {
             add("without", names.join(","));
         }
@@ -111,7 +111,7 @@ pub(crate) struct Swarm {
 }
 
 impl Swarm {
-    pub(crate) fn of(case: &Case) -> Swarm {
+    pub(crate) fn of(case: &SimCase) -> Swarm {
         let mut random = Random::new(case.seed, stream::SWARM);
         // Most clusters are small: they have room for more history in as many events.
         let workers = match random.below(10) {
@@ -127,7 +127,7 @@ impl Swarm {
         let share = random.pick(&[0, 2, 4, 4, 6, 6, 8]);
         let calm = random.below(20) == 0;
         let mut on = Families::default();
-        for family in Family::ALL {
+        for family in FaultFamily::ALL {
             if random.below(10) < share && !calm {
                 on = on.with(family);
             }

@@ -3,10 +3,10 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::Violation;
-use crate::faults::{Counts, Family};
+use crate::RuleViolation;
+use crate::faults::{Counts, FaultFamily};
 use crate::run::run;
-use crate::swarm::Case;
+use crate::swarm::SimCase;
 
 /// One in so many seeds runs twice, and has to leave the same trace.
 const TWICE: u64 = 100;
@@ -25,7 +25,7 @@ pub struct Sweep {
     /// How often each family happened.
     pub counts: Counts,
     /// Seeds that broke a rule, the least first.
-    pub failures: Vec<(u64, Violation)>,
+    pub failures: Vec<(u64, RuleViolation)>,
 }
 
 /// Runs `seeds` from `first` on over `threads`; stops soon after a failure unless `all`. `progress` hears
@@ -40,12 +40,12 @@ pub fn sweep(first: u64, seeds: u64, threads: usize, all: bool, progress: impl F
                 return;
             }
             let seed = first + number;
-            let outcome = run(&Case::of(seed), false);
+            let outcome = run(&SimCase::of(seed), false);
             let mut violation = outcome.violation;
             let twice = number.is_multiple_of(TWICE);
-            if twice && run(&Case::of(seed), false).trace != outcome.trace {
+            if twice && run(&SimCase::of(seed), false).trace != outcome.trace {
                 let text = "the same seed gave another history".to_owned();
-                violation = violation.or(Some(Violation { rule: "seed", text, at_us: 0 }));
+                violation = violation.or(Some(RuleViolation { rule: "seed", text, at_us: 0 }));
             }
             let Ok(mut total) = total.lock() else { return };
             total.seeds += 1;
@@ -79,8 +79,8 @@ impl Sweep {
     }
 
     /// Families that never happened.
-    pub fn silent(&self) -> Vec<Family> {
-        Family::ALL.into_iter().filter(|family| self.counts.of(*family) == 0).collect()
+    pub fn silent(&self) -> Vec<FaultFamily> {
+        FaultFamily::ALL.into_iter().filter(|family| self.counts.of(*family) == 0).collect()
     }
 
     /// What people are told.
@@ -94,7 +94,7 @@ impl Sweep {
             self.counts.total(),
             self.twice,
         );
-        for row in Family::ALL.chunks(5) {
+        for row in FaultFamily::ALL.chunks(5) {
             let cells: Vec<_> = row
                 .iter()
                 .map(|family| format!("{:>13} {:<7}", family.name(), self.counts.of(*family)))

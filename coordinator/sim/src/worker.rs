@@ -10,9 +10,9 @@ use coxswain_types::status::{
     DesiredState, Directive, Fault, Leave, Phase, Publish, Published, Saved, WorkerInfo, WorkerStatus,
 };
 
-use crate::engine::Engine;
-use crate::faults::Family;
-use crate::memory::Held;
+use crate::engine::SimEngine;
+use crate::faults::FaultFamily;
+use crate::memory::SimHeld;
 use crate::world::{Publishing, SECOND_US, SimEvent, World};
 
 /// A heartbeat, and the pause between two tries to reach the coordinator.
@@ -30,7 +30,7 @@ const SAVED_MAX: usize = 16;
 const REPORTS_MAX: usize = 256;
 
 /// A worker's process.
-pub(crate) struct Process {
+pub(crate) struct SimProcess {
     pub(crate) slot: usize,
     pub(crate) alive: bool,
     /// The machine is gone: nobody hears of its end.
@@ -53,16 +53,16 @@ pub(crate) struct Process {
     saved: VecDeque<Saved>,
     pub(crate) assignment: Option<Arc<Assignment>>,
     publishing: Option<Step>,
-    pub(crate) engine: Option<Engine>,
+    pub(crate) engine: Option<SimEngine>,
     /// What its last engine held.
-    pub(crate) remains: Option<Held>,
+    pub(crate) remains: Option<SimHeld>,
     /// Whether it was asked to stop.
     leaving: bool,
     /// The newest generation that it was asked for, by any coordinator.
     pub(crate) asked: Generation,
 }
 
-impl Process {
+impl SimProcess {
     /// How long `us` of its clock take.
     pub(crate) fn lasts(&self, us: u64) -> u64 {
         us * self.clock / 1_000_000
@@ -124,9 +124,9 @@ impl World {
         let liar = slot as u64 >= self.swarm.workers;
         let lie = if liar { slot as u64 % 3 } else { u64::MAX };
         let drift = self.swarm.drift;
-        let clock = match self.may(Family::Drift) {
+        let clock = match self.may(FaultFamily::Drift) {
             true => {
-                self.counts.count(Family::Drift);
+                self.counts.count(FaultFamily::Drift);
                 1_000_000 - drift + self.chance.workers.below(2 * drift)
             }
             false => 1_000_000,
@@ -147,7 +147,7 @@ impl World {
             serves: None,
         };
         if liar {
-            self.counts.count(Family::Liar);
+            self.counts.count(FaultFamily::Liar);
         }
         // One from another cluster speaks of what this one never formed.
         let generation = Generation(if lie == 2 { 1000 } else { 0 });
@@ -156,7 +156,7 @@ impl World {
             status.phase = Phase::Done;
             status.assignment_digest = Some("of another cluster".to_owned());
         }
-        self.processes.push(Process {
+        self.processes.push(SimProcess {
             slot,
             alive: true,
             vanished: false,
@@ -186,7 +186,7 @@ impl World {
 
     /// Puts off what happens to a process that is stopped; `false` where it is dead.
     fn runs(&mut self, process: usize, what: impl FnOnce() -> SimEvent) -> bool {
-        let Process { alive, paused_until_us, .. } = self.processes[process];
+        let SimProcess { alive, paused_until_us, .. } = self.processes[process];
         if alive && self.now_us < paused_until_us {
             self.at(paused_until_us, what());
             return false;
@@ -397,8 +397,8 @@ impl World {
     fn let_go(&mut self, process: usize) -> bool {
         let works = self.processes[process].engine.is_some();
         self.stop_engine(process);
-        if works && self.may(Family::Stuck) && self.chance.workers.happens(30_000) {
-            self.counts.count(Family::Stuck);
+        if works && self.may(FaultFamily::Stuck) && self.chance.workers.happens(30_000) {
+            self.counts.count(FaultFamily::Stuck);
             let name = self.name(process);
             self.tell(|| format!("the engine of worker {name} does not end"));
             let me = &mut self.processes[process];
@@ -434,7 +434,7 @@ impl World {
 
     /// A manifest is renamed into place, by a thread that outlives its engine.
     pub(crate) fn published(&mut self, process: usize, stint: u32, publish: Publishing) {
-        let Process { alive, paused_until_us, .. } = self.processes[process];
+        let SimProcess { alive, paused_until_us, .. } = self.processes[process];
         if alive && self.now_us < paused_until_us {
             return self
                 .at(paused_until_us, SimEvent::Publish { process, stint, publish: Box::new(publish) });

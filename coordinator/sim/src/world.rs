@@ -2,23 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use coxswain_core::cluster::{Planning, Prepared};
+use coxswain_core::cluster::{Planning, PreparedJob};
 use coxswain_types::ids::{Generation, Step};
 use coxswain_types::job::JobSpec;
 use coxswain_types::status::{DesiredState, SavedFile, WorkerStatus};
 
-use crate::coordinator::Coordinator;
+use crate::coordinator::SimCoordinator;
 use crate::disk::Disk;
-use crate::engine::{Letter, Work};
-use crate::faults::{Counts, Family};
-use crate::folder::Folder;
-use crate::judge::{Judge, Violation};
-use crate::network::Network;
-use crate::queue::Queue;
+use crate::engine::{Letter, SimWork};
+use crate::faults::{Counts, FaultFamily};
+use crate::folder::SimFolder;
+use crate::judge::{Judge, RuleViolation};
+use crate::network::SimNetwork;
+use crate::queue::EventQueue;
 use crate::random::{Random, digest};
-use crate::swarm::{Case, JobPlan, Swarm, stream};
+use crate::swarm::{JobPlan, SimCase, Swarm, stream};
 use crate::truth::Lineage;
-use crate::worker::Process;
+use crate::worker::SimProcess;
 
 /// A second.
 pub(crate) const SECOND_US: u64 = 1_000_000;
@@ -30,7 +30,7 @@ pub(crate) enum SimEvent {
     /// A worker looks for its coordinator.
     Reach { process: usize },
     /// A worker's engine has come to the end of something.
-    Work { process: usize, stint: u32, work: Work },
+    Work { process: usize, stint: u32, work: SimWork },
     /// A message from another rank has come.
     Letter { from: usize, to: usize, letter: Letter },
     /// A rank has had no answer of another for long.
@@ -56,7 +56,7 @@ pub(crate) enum SimEvent {
     /// A job's folder was looked at.
     Look { life: u32, job: String },
     /// What was found there has come.
-    Found { life: u32, job: String, result: Box<Result<Prepared, String>> },
+    Found { life: u32, job: String, result: Box<Result<PreparedJob, String>> },
     /// A generation was planned.
     Planned { life: u32, planning: Box<Planning> },
     /// The next line of metrics is written.
@@ -90,16 +90,16 @@ pub(crate) struct Publishing {
 /// All that is simulated.
 pub(crate) struct World {
     pub(crate) swarm: Swarm,
-    pub(crate) case: Case,
+    pub(crate) case: SimCase,
     pub(crate) now_us: u64,
-    queue: Queue<SimEvent>,
-    pub(crate) network: Network,
-    pub(crate) processes: Vec<Process>,
+    queue: EventQueue<SimEvent>,
+    pub(crate) network: SimNetwork,
+    pub(crate) processes: Vec<SimProcess>,
     /// The newest process of each name.
     pub(crate) slots: Vec<Option<usize>>,
-    pub(crate) coordinator: Coordinator,
+    pub(crate) coordinator: SimCoordinator,
     pub(crate) disk: Disk,
-    pub(crate) folders: BTreeMap<String, Folder>,
+    pub(crate) folders: BTreeMap<String, SimFolder>,
     pub(crate) truths: BTreeMap<String, Lineage>,
     pub(crate) jobs: Vec<JobPlan>,
     pub(crate) specs: Vec<JobSpec>,
@@ -123,18 +123,18 @@ pub(crate) struct Chance {
 }
 
 impl World {
-    pub(crate) fn new(case: &Case, told: bool) -> World {
+    pub(crate) fn new(case: &SimCase, told: bool) -> World {
         let swarm = Swarm::of(case);
         let random = |purpose| Random::new(case.seed, purpose);
-        let slots = (swarm.workers + if swarm.on.has(Family::Liar) { swarm.liars } else { 0 }) as usize;
+        let slots = (swarm.workers + if swarm.on.has(FaultFamily::Liar) { swarm.liars } else { 0 }) as usize;
         let mut world = World {
             case: case.clone(),
             now_us: 0,
-            queue: Queue::new(),
-            network: Network::default(),
+            queue: EventQueue::new(),
+            network: SimNetwork::default(),
             processes: Vec::new(),
             slots: vec![None; slots],
-            coordinator: Coordinator::default(),
+            coordinator: SimCoordinator::default(),
             disk: Disk::default(),
             folders: BTreeMap::new(),
             truths: BTreeMap::new(),
@@ -167,7 +167,7 @@ impl World {
         }
         let first_us = world.pause_between_incidents(0);
         world.after(first_us, SimEvent::Incident { number: 0 });
-        if world.swarm.on.has(Family::Cancel) {
+        if world.swarm.on.has(FaultFamily::Cancel) {
             let at_us = world.chance.clients.below(120 * SECOND_US);
             world.after(at_us, SimEvent::Cancel { number: 0 });
         }
@@ -226,7 +226,7 @@ impl World {
     }
 
     /// Whether a fault of this family may happen now.
-    pub(crate) fn may(&self, family: Family) -> bool {
+    pub(crate) fn may(&self, family: FaultFamily) -> bool {
         !self.healed && self.swarm.on.has(family)
     }
 
@@ -242,7 +242,7 @@ impl World {
     pub(crate) fn broken(&mut self, rule: &'static str, text: String) {
         self.tell(|| format!("BROKEN: {rule}: {text}"));
         if self.judge.violation.is_none() {
-            self.judge.violation = Some(Violation { rule, text, at_us: self.now_us });
+            self.judge.violation = Some(RuleViolation { rule, text, at_us: self.now_us });
         }
     }
 

@@ -1,7 +1,7 @@
 //! Five thousand histories, and no rule is broken in any.
 
 use coxswain_sim::shrink::{shrink, story};
-use coxswain_sim::swarm::Case;
+use coxswain_sim::swarm::SimCase;
 use coxswain_sim::sweep::sweep;
 
 /// How many seeds; on two cores they take about a minute.
@@ -16,7 +16,7 @@ fn no_seed_breaks_a_rule() {
     let sweep = sweep(1, SEEDS, threads, false, |_| {});
     println!("{}", sweep.report());
     if let Some((seed, violation)) = sweep.failures.first() {
-        panic!("seed {seed}:\n{}", story(&shrink(&Case::of(*seed), violation.rule)));
+        panic!("seed {seed}:\n{}", story(&shrink(&SimCase::of(*seed), violation.rule)));
     }
     assert_eq!(sweep.seeds, SEEDS);
     assert_eq!(sweep.twice, SEEDS / 100, "one in a hundred runs twice");

@@ -2,7 +2,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use coxswain_core::cluster::{Cluster, Compute, Ending, FormedRank, Submission};
+use coxswain_core::cluster::{Cluster, Compute, FormedRank, JobEnding, Submission};
 use coxswain_core::spec::{JobText, parse};
 use coxswain_files::hash::draw_below;
 use coxswain_types::ids::{Generation, Step, WorkerId};
@@ -11,7 +11,7 @@ use coxswain_types::status::{Published, SavedFile};
 use super::*;
 
 fn entry(n: usize) -> Entry {
-    Entry::Ended { job: format!("demo-{n}"), ending: Ending::Done, reason: "all\nis well".to_owned() }
+    Entry::Ended { job: format!("demo-{n}"), ending: JobEnding::Done, reason: "all\nis well".to_owned() }
 }
 
 /// A journal of three entries.

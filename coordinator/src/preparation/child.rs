@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use coxswain_console::parent::ParentArgs;
-use coxswain_core::cluster::{Look, Prepared, Submission, Weight};
+use coxswain_core::cluster::{CheckDepth, PreparedJob, Submission, Weight};
 use coxswain_files::digests::Remembered;
 use coxswain_files::{Digests, Progress, Stopped};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -32,7 +32,7 @@ pub(crate) struct Prepare {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Asked {
     pub(crate) submission: Submission,
-    pub(crate) look: Look,
+    pub(crate) look: CheckDepth,
     /// Whether no generation of the job was formed.
     pub(crate) first: bool,
     /// The digests that earlier processes found.
@@ -52,7 +52,7 @@ pub(crate) enum Said {
     /// It is done.
     Done {
         /// What was found, or why the job cannot run.
-        result: Box<Result<Prepared, String>>,
+        result: Box<Result<PreparedJob, String>>,
         /// The digests that are known now.
         digests: Remembered,
     },

@@ -45,11 +45,11 @@ pub(super) struct Parted<'a> {
 
 /// Pairs of workers that are kept apart.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Apart(BTreeMap<Pair, Kept>);
+pub(super) struct Apart(BTreeMap<Pair, KeptApart>);
 
 /// Until when a pair is kept apart, and how often it had to be since it worked together.
 #[derive(Clone, Copy, Debug)]
-struct Kept {
+struct KeptApart {
     until_ms: u64,
     times: u32,
 }
@@ -62,7 +62,7 @@ impl Apart {
             if self.0.len() >= MAX_PAIRS && !self.0.contains_key(&pair) {
                 return;
             }
-            let kept = self.0.entry(pair).or_insert(Kept { until_ms: 0, times: 0 });
+            let kept = self.0.entry(pair).or_insert(KeptApart { until_ms: 0, times: 0 });
             kept.until_ms = now_ms + (APART_MS << kept.times.min(MAX_DOUBLINGS));
             kept.times += 1;
         }

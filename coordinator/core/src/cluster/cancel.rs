@@ -8,8 +8,8 @@ use coxswain_types::status::Phase;
 use super::entry::Entry;
 use super::event::{CancelWhen, Effect, Weight};
 use super::job::{Cancelling, Job};
-use super::run::Run;
-use super::summary::{Ending, JobState};
+use super::run::GenerationRun;
+use super::summary::{JobEnding, JobState};
 use super::{Cluster, notice};
 
 /// How long the ranks of a cancelled job may take to stop, beside the time of a few steps: it covers a large
@@ -39,7 +39,7 @@ impl Job {
     }
 }
 
-impl Run {
+impl GenerationRun {
     /// Whether its ranks may have taken a step, as far as they have said. An earlier coordinator may know of more.
     fn may_have_steps(&self) -> bool {
         let past_loading = |phase: &Option<Phase>| matches!(phase, Some(Phase::Running | Phase::Done));
@@ -90,7 +90,7 @@ impl Cluster {
     pub(super) fn stopped(&mut self, id: &str, step: Step, out: &mut Vec<Effect>) {
         let reason = self.job(id).and_then(|job| job.cancelling.as_ref()).map(|it| it.reason.clone());
         let reason = format!("{}; stopped after step {step}, which is saved", reason.unwrap_or_default());
-        self.end(id, Ending::Cancelled, reason, out);
+        self.end(id, JobEnding::Cancelled, reason, out);
     }
 
     /// A cancelled job cannot save, and ends all the same.
@@ -104,6 +104,6 @@ impl Cluster {
             Some(unsaved) => format!("{reason}; {unsaved}"),
             None => reason,
         };
-        self.end(id, Ending::Cancelled, reason, out);
+        self.end(id, JobEnding::Cancelled, reason, out);
     }
 }

@@ -8,7 +8,7 @@ use coxswain_types::job::{JobSpec, Layout};
 use coxswain_types::status::{Origin, Published, SavedFile, WorkerInfo};
 use serde::{Deserialize, Serialize};
 
-use super::summary::Ending;
+use super::summary::JobEnding;
 use crate::plan::KEEPS_UP;
 
 /// A job that was asked for. Its id comes from [`super::Cluster::next_job`].
@@ -189,7 +189,7 @@ pub enum Entry {
         /// The job's id.
         job: String,
         /// How it ended.
-        ending: Ending,
+        ending: JobEnding,
         /// Why.
         reason: String,
     },

@@ -6,11 +6,11 @@ use coxswain_types::status::{StepReport, WorkerStatus};
 use serde::{Deserialize, Serialize};
 
 use super::entry::{Entry, NoteKind, Submission};
-use super::question::{Planned, Planning};
+use super::question::{PlanAnswer, Planning};
 
 /// What was found in the run's folder before the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Prepared {
+pub struct PreparedJob {
     /// The tokens.
     pub data: PreparedData,
     /// The newest checkpoint, if there is one.
@@ -24,7 +24,7 @@ pub struct Prepared {
 
 /// How thoroughly the checkpoints in a run's folder are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Look {
+pub enum CheckDepth {
     /// The manifest and file sizes. The ranks verify contents; for a finished job, which starts no ranks, this does
     /// too.
     Manifest,
@@ -49,14 +49,14 @@ pub enum Event {
         /// The job's id.
         job: String,
         /// What was found, or why the job cannot run.
-        result: Result<Prepared, String>,
+        result: Result<PreparedJob, String>,
     },
     /// The answer to [`Effect::Plan`].
     Planned {
         /// The question's number.
         ticket: u64,
         /// Who does what, or why the job cannot run.
-        result: Result<Planned, String>,
+        result: Result<PlanAnswer, String>,
     },
     /// A worker says how it is.
     Seen {
@@ -138,7 +138,7 @@ pub enum Effect {
         /// The job's id.
         job: String,
         /// How thoroughly to check; damaged checkpoints are set aside.
-        look: Look,
+        look: CheckDepth,
     },
     /// Plan a generation beside the cluster ([`Planning::plan`]), for that takes seconds with thousands of ranks;
     /// then say [`Event::Planned`].

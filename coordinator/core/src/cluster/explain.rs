@@ -6,13 +6,13 @@ use std::fmt::{self, Write as _};
 use coxswain_types::status::Phase;
 
 use super::Cluster;
-use super::hang::{self, Look};
+use super::hang::{self, RankLook};
 use super::job::{Job, Needs};
 use super::job_event::begun_text;
 use super::placement::{Rebalance, Shortage, Whereabouts};
 use super::queue::Waiting;
-use super::run::Run;
-use super::summary::{Ending, JobState, Numbers, duration};
+use super::run::GenerationRun;
+use super::summary::{JobEnding, JobState, Numbers, duration};
 use crate::plan::{Fit, counted};
 
 impl Cluster {
@@ -40,7 +40,7 @@ impl Cluster {
     }
 
     /// A line for each rank.
-    fn ranks(&self, run: &Run) -> String {
+    fn ranks(&self, run: &GenerationRun) -> String {
         let mut text = String::new();
         for (rank, look) in run.looks(self.now_ms).iter().enumerate() {
             let seat = &run.seats[rank];
@@ -65,9 +65,9 @@ fn headline(job: &Job, elapsed_s: Option<u64>) -> String {
         JobState::Preparing => "preparing",
         JobState::Gathering => "gathering workers",
         JobState::Running => "running",
-        JobState::Ended(Ending::Done) => "done",
-        JobState::Ended(Ending::Failed) => "failed",
-        JobState::Ended(Ending::Cancelled) => "cancelled",
+        JobState::Ended(JobEnding::Done) => "done",
+        JobState::Ended(JobEnding::Failed) => "failed",
+        JobState::Ended(JobEnding::Cancelled) => "cancelled",
     };
     let mut text = format!("{} is {state}: {}\n", summary.job, summary.reason);
     let checkpoint = match &summary.checkpoint {
@@ -97,7 +97,7 @@ fn headline(job: &Job, elapsed_s: Option<u64>) -> String {
     text
 }
 
-fn doing(phase: Option<&Phase>, look: &Look<'_>) -> String {
+fn doing(phase: Option<&Phase>, look: &RankLook<'_>) -> String {
     let what = match (phase, look.activity) {
         (None, _) => "has not taken its assignment".to_owned(),
         (Some(Phase::Preparing), None) => "joins its groups and loads its part".to_owned(),
@@ -120,7 +120,7 @@ pub(super) fn growth_reason(more: usize, fit: &Fit) -> String {
 }
 
 /// Why a run stops whose work shall be divided anew.
-pub(super) fn rebalance_reason(run: &Run, rebalance: &Rebalance) -> String {
+pub(super) fn rebalance_reason(run: &GenerationRun, rebalance: &Rebalance) -> String {
     let ranks = rebalance.ranks.iter().map(|eased| {
         let told = run.told_of(eased.rank);
         match &eased.spare {

@@ -7,8 +7,8 @@ use coxswain_types::ids::{Generation, Step};
 use super::entry::{Compute, Entry};
 use super::event::{Effect, Weight};
 use super::question::{Formation, PlannedRank};
-use super::run::{Run, Seat};
-use super::summary::{Ending, JobState};
+use super::run::{GenerationRun, RankSeat};
+use super::summary::{JobEnding, JobState};
 use super::{Cluster, notice};
 use crate::plan::{KEEPS_UP, counted};
 
@@ -27,7 +27,7 @@ impl Cluster {
         let id = job.id().to_owned();
         let (seats, compute) = match seats(formation, ranks) {
             Ok(found) => found,
-            Err(reason) => return self.end(&id, Ending::Failed, reason, out),
+            Err(reason) => return self.end(&id, JobEnding::Failed, reason, out),
         };
         let (from, steps) = (job.step, job.steps());
         let again = job.generation > Generation(0);
@@ -37,7 +37,7 @@ impl Cluster {
         job.generation = generation;
         job.threads = Some(threads);
         job.compute = Some(compute.clone());
-        job.formed = seats.iter().map(Seat::formed).collect();
+        job.formed = seats.iter().map(RankSeat::formed).collect();
         job.layout = Some(fit.layout).filter(|layout| *layout != job.submission.spec.layout);
         job.begun = None;
         let mut reason = at_work(seats.len(), generation);
@@ -64,7 +64,7 @@ impl Cluster {
         out.extend(seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())));
         self.generation = generation;
         self.noted = 0;
-        let mut run = Run::new(id, generation, seats, steps, from, revision);
+        let mut run = GenerationRun::new(id, generation, seats, steps, from, revision);
         run.formed_ms = self.now_ms;
         run.share(&fit.spec(&self.jobs[index].submission.spec), Some(threads));
         self.runs.push(run);
@@ -77,12 +77,12 @@ pub(super) fn at_work(workers: usize, generation: Generation) -> String {
 }
 
 /// The workers by rank, and what they compute with.
-fn seats(formation: &Formation, ranks: Vec<PlannedRank>) -> Result<(Vec<Seat>, Compute), String> {
+fn seats(formation: &Formation, ranks: Vec<PlannedRank>) -> Result<(Vec<RankSeat>, Compute), String> {
     let by_id: BTreeMap<_, _> = formation.workers.iter().map(|info| (&info.id, info)).collect();
     let seats = ranks.into_iter().map(|rank| {
         let info = by_id.get(&rank.worker).copied();
         let info = info.ok_or_else(|| format!("the plan names {}, which was not asked for", rank.worker))?;
-        Ok(Seat {
+        Ok(RankSeat {
             info: info.clone(),
             stage: rank.stage,
             slow_percent: rank.slow_percent,
@@ -101,7 +101,7 @@ fn seats(formation: &Formation, ranks: Vec<PlannedRank>) -> Result<(Vec<Seat>, C
 }
 
 /// Whose share of the work is another since they are slow.
-fn divided_as(seats: &[Seat]) -> String {
+fn divided_as(seats: &[RankSeat]) -> String {
     let slow = seats.iter().filter(|seat| seat.slow_percent > KEEPS_UP);
     let slow = slow.map(|seat| {
         let factor = f64::from(seat.slow_percent) / f64::from(KEEPS_UP);
@@ -113,7 +113,7 @@ fn divided_as(seats: &[Seat]) -> String {
 
 /// What was formed and why so. After an earlier generation, which may have left something in memory, its ranks
 /// find out where they go on from, and say so when they do.
-fn told(formation: &Formation, seats: &[Seat], from: Step, again: bool) -> String {
+fn told(formation: &Formation, seats: &[RankSeat], from: Step, again: bool) -> String {
     let names: Vec<_> = seats.iter().map(|seat| seat.info.id.0.as_str()).collect();
     let start = match from {
         _ if again => String::new(),

@@ -26,7 +26,7 @@ pub(super) const STUCK_STAYS_MS: u64 = 2500;
 
 /// A rank as it was heard of.
 #[derive(Clone, Debug)]
-pub(super) struct Look<'a> {
+pub(super) struct RankLook<'a> {
     /// Who it is, such as `worker w5 (stage 2)`.
     pub(super) name: String,
     /// The newest that it said of what it does.
@@ -37,7 +37,7 @@ pub(super) struct Look<'a> {
     pub(super) silent_ms: u64,
 }
 
-impl Look<'_> {
+impl RankLook<'_> {
     /// For how long it has done what it does.
     pub(super) fn for_ms(&self) -> u64 {
         self.activity.map_or(0, |activity| activity.for_ms + self.age_ms)
@@ -53,7 +53,7 @@ impl Look<'_> {
 }
 
 /// The rank that waits the longest, and for how long.
-pub(super) fn longest(ranks: &[Look<'_>]) -> Option<(usize, u64)> {
+pub(super) fn longest(ranks: &[RankLook<'_>]) -> Option<(usize, u64)> {
     let waits = ranks.iter().enumerate().filter(|(_, rank)| rank.waits_for().is_some() && !rank.is_silent());
     // Of equal ones the lower rank.
     waits.map(|(index, rank)| (index, rank.for_ms())).rev().max_by_key(|(_, for_ms)| *for_ms)
@@ -79,7 +79,7 @@ pub(super) struct WaitChain {
 }
 
 /// Follows the waiting from rank `from` to its end.
-pub(super) fn chain(looks: &[Look<'_>], from: usize) -> Option<WaitChain> {
+pub(super) fn chain(looks: &[RankLook<'_>], from: usize) -> Option<WaitChain> {
     let first = looks.get(from)?;
     let mut text = first.name.clone();
     let mut ranks = vec![from];
@@ -167,8 +167,8 @@ mod tests {
         }
     }
 
-    fn looks<'a>(rows: &'a [(Option<Activity>, u64)]) -> Vec<Look<'a>> {
-        let look = |(rank, (activity, silent_ms)): (usize, &'a (Option<Activity>, u64))| Look {
+    fn looks<'a>(rows: &'a [(Option<Activity>, u64)]) -> Vec<RankLook<'a>> {
+        let look = |(rank, (activity, silent_ms)): (usize, &'a (Option<Activity>, u64))| RankLook {
             name: format!("worker {rank} (stage {rank})"),
             activity: activity.as_ref(),
             age_ms: *silent_ms,

@@ -6,7 +6,7 @@ use coxswain_types::status::{Fault, Phase, WorkerStatus};
 
 use super::event::{Effect, Weight};
 use super::job::Job;
-use super::run::Run;
+use super::run::GenerationRun;
 use super::{Cluster, notice};
 
 /// What a worker with a rank says, as the coordinator has to act on it. Texts are the worker's own.
@@ -33,7 +33,12 @@ pub(super) enum Heard<'a> {
 
 /// Tells the cases apart. `has_worked` says whether the job ever took a step: where it never did, another device would
 /// most likely fail as well.
-pub(super) fn classify<'a>(run: &Run, rank: usize, status: &'a WorkerStatus, has_worked: bool) -> Heard<'a> {
+pub(super) fn classify<'a>(
+    run: &GenerationRun,
+    rank: usize,
+    status: &'a WorkerStatus,
+    has_worked: bool,
+) -> Heard<'a> {
     if !run.seats[rank].may_be(status) {
         return Heard::Restarted;
     }
@@ -58,7 +63,7 @@ impl Cluster {
     /// Acts on what a status means for the run of its worker.
     pub(super) fn observe(&mut self, now_ms: u64, status: &WorkerStatus, out: &mut Vec<Effect>) {
         let worker = &status.info.id;
-        let placed = |run: &Run| run.rank_of(worker);
+        let placed = |run: &GenerationRun| run.rank_of(worker);
         let Some((index, rank)) =
             self.runs.iter().enumerate().find_map(|(index, run)| Some((index, placed(run)?)))
         else {
@@ -184,7 +189,7 @@ mod tests {
     use coxswain_types::ids::{Generation, Rank, WorkerId};
     use coxswain_types::status::WorkerInfo;
 
-    use super::super::run::Seat;
+    use super::super::run::RankSeat;
     use super::*;
 
     fn info(incarnation: u64) -> WorkerInfo {
@@ -201,8 +206,8 @@ mod tests {
     }
 
     /// Generation 3 with one rank, whose assignment this coordinator has only if it gave it.
-    fn run(given: bool) -> Run {
-        let seat = Seat {
+    fn run(given: bool) -> GenerationRun {
+        let seat = RankSeat {
             info: info(7),
             stage: 0,
             slow_percent: 100,
@@ -214,7 +219,7 @@ mod tests {
             activity: None,
             stale: false,
         };
-        Run::new("demo-1".to_owned(), Generation(3), vec![seat], Step(10), Step(0), 0)
+        GenerationRun::new("demo-1".to_owned(), Generation(3), vec![seat], Step(10), Step(0), 0)
     }
 
     #[test]

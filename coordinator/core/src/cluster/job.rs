@@ -9,9 +9,9 @@ use coxswain_types::status::{Begun, Publish, Published, StepReport};
 
 use super::apart::Apart;
 use super::entry::{Compute, FormedRank, Submission};
-use super::event::Prepared;
-use super::question::Sizes;
-use super::revision::Asked;
+use super::event::PreparedJob;
+use super::question::RankCounts;
+use super::revision::RunDirective;
 use super::summary::{JobState, JobSummary, Numbers};
 use crate::plan::{Fit, KEEPS_UP};
 
@@ -58,7 +58,7 @@ pub(super) struct Job {
     /// The last step that is recorded.
     pub(super) step: Step,
     pub(super) checkpoint: Option<Published>,
-    pub(super) prepared: Option<Prepared>,
+    pub(super) prepared: Option<PreparedJob>,
     /// Attempts to make its tokens ready since one succeeded: those that ended with their coordinator, and this one.
     pub(super) tries: u32,
     /// When the newest preparation of its tokens began.
@@ -66,7 +66,7 @@ pub(super) struct Job {
     /// The layout of its newest generation, where that is not its own.
     pub(super) layout: Option<Layout>,
     /// The layouts that the planner found for fewer workers than its own needs.
-    pub(super) fits: BTreeMap<Sizes, Option<Fit>>,
+    pub(super) fits: BTreeMap<RankCounts, Option<Fit>>,
     /// When its newest generation was lost; `None` where nothing was.
     pub(super) lost_ms: Option<u64>,
     /// Threads of each rank, once a generation has run.
@@ -82,7 +82,7 @@ pub(super) struct Job {
     /// The newest generation, as the journal has it.
     pub(super) formed: Vec<FormedRank>,
     /// What is wanted of that generation.
-    pub(super) directive: Asked,
+    pub(super) directive: RunDirective,
     /// When it wrote its newest checkpoint, or began to run, or this coordinator started.
     pub(super) saved_ms: u64,
     /// Whether a user cancelled it while it was at work.
@@ -133,7 +133,7 @@ impl Job {
             interruption: None,
             interruptions: VecDeque::new(),
             formed: Vec::new(),
-            directive: Asked::default(),
+            directive: RunDirective::default(),
             saved_ms: 0,
             cancelling: None,
             committed: None,

@@ -6,11 +6,11 @@ use coxswain_types::status::{Begun, Published, StepReport};
 
 use super::cause::Cause;
 use super::entry::{Entry, NoteKind, Submission};
-use super::event::{Effect, Prepared, Weight};
+use super::event::{Effect, PreparedJob, Weight};
 use super::job::Job;
 use super::job_event::begun_text;
 use super::run::Commit;
-use super::summary::{Ending, JobState, JobSummary};
+use super::summary::{JobEnding, JobState, JobSummary};
 use super::{Cluster, notice};
 use crate::plan::PlanError;
 
@@ -114,7 +114,7 @@ impl Cluster {
     pub(super) fn interrupt(&mut self, id: &str, cause: Cause, out: &mut Vec<Effect>) {
         match self.job(id) {
             Some(job) if job.submission.spec.recovery.on_loss == OnLoss::Fail && job.cancelling.is_none() => {
-                self.end(id, Ending::Failed, cause, out);
+                self.end(id, JobEnding::Failed, cause, out);
             }
             _ => self.gather_again(id, cause, out),
         }
@@ -143,7 +143,7 @@ impl Cluster {
                 "{}; {MAX_FAILED_ATTEMPTS} tries before this one made no new step either",
                 cause.text
             );
-            return self.end(id, Ending::Failed, Cause { text, ..cause }, out);
+            return self.end(id, JobEnding::Failed, Cause { text, ..cause }, out);
         }
         let (cause, generation) = (cause.text, job.generation);
         job.enter(JobState::Queued, cause.clone());
@@ -179,11 +179,11 @@ impl Cluster {
         }
     }
 
-    pub(super) fn prepared(&mut self, id: &str, result: Result<Prepared, String>, out: &mut Vec<Effect>) {
+    pub(super) fn prepared(&mut self, id: &str, result: Result<PreparedJob, String>, out: &mut Vec<Effect>) {
         let Some(job) = self.job_mut(id).filter(|job| job.state == JobState::Preparing) else { return };
         job.doubts = false;
         match result {
-            Err(reason) => self.end(id, Ending::Failed, reason, out),
+            Err(reason) => self.end(id, JobEnding::Failed, reason, out),
             Ok(prepared) => {
                 let from = prepared.resume.as_ref().map(|resume| resume.step);
                 let digest = prepared.resume.as_ref().map(|resume| resume.digest.clone());
@@ -191,7 +191,7 @@ impl Cluster {
                 job.checkpoint = from.zip(digest).map(|(step, digest)| Published { step, digest });
                 if planted!(ResumeForgotten) {
                     job.step = Step(0);
-                    job.prepared = Some(Prepared { resume: None, ..prepared });
+                    job.prepared = Some(PreparedJob { resume: None, ..prepared });
                 } else {
                     job.prepared = Some(prepared);
                 }
@@ -211,7 +211,7 @@ impl Cluster {
                              another folder to begin anew"
                         ),
                     };
-                    self.end(id, Ending::Done, reason, out);
+                    self.end(id, JobEnding::Done, reason, out);
                 }
             }
         }
@@ -222,18 +222,24 @@ impl Cluster {
         if job.state == JobState::Gathering {
             reason.push_str(&format!("; the job was {}", job.reason));
         }
-        self.end(id, Ending::Failed, reason, out);
+        self.end(id, JobEnding::Failed, reason, out);
     }
 
-    pub(super) fn end(&mut self, id: &str, ending: Ending, cause: impl Into<Cause>, out: &mut Vec<Effect>) {
+    pub(super) fn end(
+        &mut self,
+        id: &str,
+        ending: JobEnding,
+        cause: impl Into<Cause>,
+        out: &mut Vec<Effect>,
+    ) {
         let Some(job) = self.job_mut(id) else { return };
         let Cause { text: reason, workers } = cause.into();
         job.enter(JobState::Ended(ending), reason.clone());
         job.about = workers;
         let (weight, word) = match ending {
-            Ending::Done => (Weight::Info, "is done"),
-            Ending::Failed => (Weight::Warning, "failed"),
-            Ending::Cancelled => (Weight::Info, "was cancelled"),
+            JobEnding::Done => (Weight::Info, "is done"),
+            JobEnding::Failed => (Weight::Warning, "failed"),
+            JobEnding::Cancelled => (Weight::Info, "was cancelled"),
         };
         let text = format!("job {id} {word}: {reason}");
         let mut about = notice(weight, text).about_job(id);
@@ -270,11 +276,11 @@ impl Cluster {
             }
             return match complaint.of_peer {
                 true => self.interrupt(&job, complaint.cause, out),
-                false => self.end(&job, Ending::Failed, complaint.cause, out),
+                false => self.end(&job, JobEnding::Failed, complaint.cause, out),
             };
         }
         match run.commit() {
-            Err(cause) => return self.end(&job, Ending::Failed, cause, out),
+            Err(cause) => return self.end(&job, JobEnding::Failed, cause, out),
             Ok(Commit::Wait) => {}
             Ok(Commit::Sync(step)) => out.push(Effect::Sync { job: job.clone(), step }),
             Ok(Commit::Publish(publish)) => {
@@ -289,7 +295,7 @@ impl Cluster {
         match run.done_at() {
             Some(step) if step == run.steps => {
                 let reason = format!("step {step} is taken and its checkpoint can be read");
-                self.end(&job, Ending::Done, reason, out);
+                self.end(&job, JobEnding::Done, reason, out);
             }
             Some(step) if cancelling && !planted!(CancelledGoesOn) => self.stopped(&job, step, out),
             Some(step) => {
@@ -329,7 +335,7 @@ impl Cluster {
         job.step = Step(report.step);
         match job.remember(&report) {
             Ok(()) => out.push(Effect::Report { job: id.to_owned(), report }),
-            Err(reason) => self.end(id, Ending::Failed, reason, out),
+            Err(reason) => self.end(id, JobEnding::Failed, reason, out),
         }
     }
 

@@ -37,7 +37,7 @@ pub(super) struct Member {
 
 /// All workers that are here.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Members {
+pub(super) struct MemberTable {
     members: BTreeMap<WorkerId, Member>,
     /// All of them by when they last said something: of thousands, nobody looks at each.
     silence: BTreeSet<(u64, WorkerId)>,
@@ -65,7 +65,7 @@ pub(super) enum Admission {
     Refused(String),
 }
 
-impl Members {
+impl MemberTable {
     /// Numbers of processes are above this one from now on.
     pub(super) fn issue_above(&mut self, number: u64) {
         self.issued = number;

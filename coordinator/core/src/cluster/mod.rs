@@ -63,10 +63,10 @@ use coxswain_types::status::WorkerStatus;
 pub use compact::compact;
 use entry::NoteKind;
 pub use entry::{Compute, Entry, FormedRank, Submission};
-pub use event::{CancelWhen, Effect, Event, Look, Notice, Prepared, Weight};
+pub use event::{CancelWhen, CheckDepth, Effect, Event, Notice, PreparedJob, Weight};
 pub use member::{LEASE_MS, MAX_WORKERS, PAUSE_MS};
 pub use run::{GRACE_MS, RETURN_MS};
-pub use summary::{Ending, JobState, JobSummary, Numbers, WorkerSummary, duration};
+pub use summary::{JobEnding, JobState, JobSummary, Numbers, WorkerSummary, duration};
 
 pub use apart::APART_MS;
 pub use hang::HANG_MS;
@@ -74,13 +74,13 @@ use job::Job;
 pub use job::SHRINK_AFTER_MS;
 pub use job_event::JobEvent;
 pub use life::{MAX_FAILED_ATTEMPTS, MAX_WAITING, SubmitError};
-use member::{Admission, Members};
-pub use question::{Planned, Planning};
+use member::{Admission, MemberTable};
+pub use question::{PlanAnswer, Planning};
 pub use queue::MAX_TRIES;
-use regroup::Drain;
+use regroup::DrainRequest;
 pub use regroup::GROW_AFTER_MS;
 use revision::Revisions;
-use run::Run;
+use run::GenerationRun;
 
 /// How much is noted in the journal between two formations. Each note is synced, so a thousand workers that come
 /// at once, or a rank that is slow now and then, must not hold up the rest.
@@ -99,9 +99,9 @@ pub struct Cluster {
     generation: Generation,
     /// Grows with every change of what is wanted.
     revisions: Revisions,
-    members: Members,
+    members: MemberTable,
     /// The generations at work, from older to newer.
-    runs: Vec<Run>,
+    runs: Vec<GenerationRun>,
     /// The plan that was asked for and is not here yet.
     planning: Option<Planning>,
     /// Plans that were ever asked for.
@@ -109,7 +109,7 @@ pub struct Cluster {
     /// Notes in the journal since a generation was formed.
     noted: usize,
     /// Processes that users want no more.
-    drains: BTreeMap<WorkerId, Drain>,
+    drains: BTreeMap<WorkerId, DrainRequest>,
     /// Why all workers shall leave, once they shall.
     dismissed: Option<String>,
     /// When jobs in the queue were last looked at.
@@ -186,7 +186,7 @@ impl Cluster {
     /// is, and that this changes nothing for the queue: then only the run of this `steady` worker is looked at.
     fn advance(&mut self, steady: Option<&WorkerId>, out: &mut Vec<Effect>) {
         let now_ms = self.now_ms;
-        let concerned = |run: &&Run| steady.is_none_or(|worker| run.rank_of(worker).is_some());
+        let concerned = |run: &&GenerationRun| steady.is_none_or(|worker| run.rank_of(worker).is_some());
         let generations: Vec<_> = self.runs.iter().filter(concerned).map(|run| run.generation).collect();
         generations.into_iter().for_each(|generation| self.advance_run(now_ms, generation, out));
         if steady.is_none() || !out.is_empty() {
@@ -197,7 +197,7 @@ impl Cluster {
     }
 
     /// The generation that the worker has a place in, whichever process goes by its name.
-    fn run_of(&self, worker: &WorkerId) -> Option<&Run> {
+    fn run_of(&self, worker: &WorkerId) -> Option<&GenerationRun> {
         self.runs.iter().find(|run| run.rank_of(worker).is_some())
     }
 

@@ -22,18 +22,18 @@ const MAX_OPEN: usize = 8;
 
 /// What is said of a rank.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Finding {
+pub(super) enum PaceFinding {
     /// It takes so many times as long as its peers.
     Slow(usize, f64),
     /// It keeps up again.
     Recovered(usize),
 }
 
-impl Finding {
+impl PaceFinding {
     /// Of which rank.
     pub(super) fn rank(self) -> usize {
         match self {
-            Finding::Slow(rank, _) | Finding::Recovered(rank) => rank,
+            PaceFinding::Slow(rank, _) | PaceFinding::Recovered(rank) => rank,
         }
     }
 }
@@ -86,7 +86,7 @@ impl Paces {
     }
 
     /// Takes in how long a step took a rank; says what is new once all have told of it.
-    pub(super) fn note(&mut self, now_ms: u64, rank: usize, pace: &Pace) -> Vec<Finding> {
+    pub(super) fn note(&mut self, now_ms: u64, rank: usize, pace: &Pace) -> Vec<PaceFinding> {
         if self.ignored {
             return Vec::new();
         }
@@ -107,7 +107,7 @@ impl Paces {
         (0..world).filter_map(|rank| self.judge(now_ms, rank, &all)).collect()
     }
 
-    fn judge(&mut self, now_ms: u64, rank: usize, busy_us: &[u64]) -> Option<Finding> {
+    fn judge(&mut self, now_ms: u64, rank: usize, busy_us: &[u64]) -> Option<PaceFinding> {
         let factor = self.factor(rank, busy_us)?;
         let streak = self.ranks.get_mut(rank)?;
         let slow = factor > SLOW;
@@ -124,9 +124,9 @@ impl Paces {
         }
         streak.named = slow;
         Some(if slow {
-            Finding::Slow(rank, streak.factor.unwrap_or(factor))
+            PaceFinding::Slow(rank, streak.factor.unwrap_or(factor))
         } else {
-            Finding::Recovered(rank)
+            PaceFinding::Recovered(rank)
         })
     }
 
@@ -161,11 +161,11 @@ mod tests {
     use super::*;
 
     /// A step, of which there is one a second.
-    fn run(paces: &mut Paces, step: u64, busy_us: &[u64]) -> Vec<Finding> {
+    fn run(paces: &mut Paces, step: u64, busy_us: &[u64]) -> Vec<PaceFinding> {
         run_at(paces, 1000 * step, step, busy_us)
     }
 
-    fn run_at(paces: &mut Paces, now_ms: u64, step: u64, busy_us: &[u64]) -> Vec<Finding> {
+    fn run_at(paces: &mut Paces, now_ms: u64, step: u64, busy_us: &[u64]) -> Vec<PaceFinding> {
         let note = |(rank, &busy_us)| paces.note(now_ms, rank, &Pace { step: Step(step), busy_us });
         busy_us.iter().enumerate().flat_map(note).collect()
     }
@@ -177,13 +177,13 @@ mod tests {
         for step in 0..4 {
             assert_eq!(run(&mut paces, step, &[100, 420, 100, 200]), []);
         }
-        assert_eq!(run(&mut paces, 4, &[100, 420, 100, 200]), [Finding::Slow(1, 2.1)]);
+        assert_eq!(run(&mut paces, 4, &[100, 420, 100, 200]), [PaceFinding::Slow(1, 2.1)]);
         assert_eq!(run(&mut paces, 5, &[100, 500, 100, 200]), []);
         assert_eq!(paces.slow(1), Some(2.1));
         for step in 6..10 {
             assert_eq!(run(&mut paces, step, &[100, 210, 100, 200]), []);
         }
-        assert_eq!(run(&mut paces, 10, &[100, 210, 100, 200]), [Finding::Recovered(1)]);
+        assert_eq!(run(&mut paces, 10, &[100, 210, 100, 200]), [PaceFinding::Recovered(1)]);
     }
 
     #[test]
@@ -198,14 +198,14 @@ mod tests {
             let found = run_at(&mut paces, 10 * step, step, &[900, 300]);
             found.into_iter().map(move |finding| (step, finding)).collect::<Vec<_>>()
         });
-        assert_eq!(found.collect::<Vec<_>>(), [(550, Finding::Slow(0, 3.0))]);
+        assert_eq!(found.collect::<Vec<_>>(), [(550, PaceFinding::Slow(0, 3.0))]);
     }
 
     #[test]
     fn a_rank_alone_at_its_stage_is_compared_by_its_share() {
         let mut paces = Paces::new(vec![0, 1, 2], vec![1.0, 1.0, 3.0], &[KEEPS_UP; 3]);
         let found: Vec<_> = (0..9).flat_map(|step| run(&mut paces, step, &[100, 200, 300])).collect();
-        assert_eq!(found, [Finding::Slow(1, 2.0)]);
+        assert_eq!(found, [PaceFinding::Slow(1, 2.0)]);
     }
 
     #[test]
@@ -219,7 +219,7 @@ mod tests {
         for step in 9..13 {
             assert_eq!(run(&mut paces, step, &[100, 200]), []);
         }
-        assert_eq!(run(&mut paces, 13, &[100, 200]), [Finding::Recovered(0)]);
+        assert_eq!(run(&mut paces, 13, &[100, 200]), [PaceFinding::Recovered(0)]);
         assert_eq!(paces.slow(0), None);
     }
 

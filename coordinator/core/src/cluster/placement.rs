@@ -12,8 +12,8 @@ use super::Cluster;
 use super::apart::Parted;
 use super::entry::Compute;
 use super::job::{Job, Needs};
-use super::question::Sizes;
-use super::run::{Run, Seat};
+use super::question::RankCounts;
+use super::run::{GenerationRun, RankSeat};
 use crate::plan::{Fit, KEEPS_UP, rebalance_gain};
 
 /// How many times as fast a step's computing must become for work to be divided anew: a regrouping costs about a
@@ -26,7 +26,7 @@ pub(super) enum Placement {
     /// These workers, in this layout.
     Workers(Vec<WorkerInfo>, Fit),
     /// As many as are here, in a layout that the planner has yet to find.
-    Unplanned(Sizes),
+    Unplanned(RankCounts),
 }
 
 /// Why a job cannot have as many workers as its layout needs.
@@ -85,7 +85,7 @@ pub(super) enum Growth {
     /// As large as this, with so many more workers.
     To(usize, Fit),
     /// What the planner says of this size.
-    Unplanned(Sizes),
+    Unplanned(RankCounts),
 }
 
 /// A division of a run's work that is worth a regrouping.
@@ -177,7 +177,7 @@ impl<'a> IdlePool<'a> {
         let fit = match best {
             Some(group) if group.len() >= world => Some(Fit::own(spec)),
             Some(group) if !group.is_empty() && self.may_shrink(index) => {
-                let sizes = Sizes { available: size(group.len()), least: 0 };
+                let sizes = RankCounts { available: size(group.len()), least: 0 };
                 match job.fits.get(&sizes) {
                     Some(known) => known.clone(),
                     None => return Ok(Placement::Unplanned(sizes)),
@@ -199,13 +199,13 @@ impl<'a> IdlePool<'a> {
     }
 
     /// What the run of a job that shrank could be with the workers that wait.
-    pub(super) fn growth(&self, index: usize, run: &Run) -> Growth {
+    pub(super) fn growth(&self, index: usize, run: &GenerationRun) -> Growth {
         let more = self.more(index, run).len();
         if more == 0 || !self.cluster.jobs[index].is_shrunk() {
             return Growth::None;
         }
         let now = run.seats.len();
-        let sizes = Sizes { available: size(now + more), least: size(now) };
+        let sizes = RankCounts { available: size(now + more), least: size(now) };
         match self.cluster.jobs[index].fits.get(&sizes) {
             None => Growth::Unplanned(sizes),
             Some(fit) => fit.clone().map_or(Growth::None, |fit| Growth::To(more, fit)),
@@ -214,11 +214,11 @@ impl<'a> IdlePool<'a> {
 
     /// How work would be divided by how slow workers are now, if that is worth it: a straggler gets less, or a worker
     /// that waits takes its place, or one that keeps up again gets its share back.
-    pub(super) fn rebalance(&self, index: usize, run: &Run) -> Option<Rebalance> {
+    pub(super) fn rebalance(&self, index: usize, run: &GenerationRun) -> Option<Rebalance> {
         let job = &self.cluster.jobs[index];
         let slow = job.slow_for_plans();
         let before: Vec<_> = run.seats.iter().map(|seat| seat.slow_percent).collect();
-        let slow_of = |seat: &Seat| slow.get(&seat.info.id).copied().unwrap_or(KEEPS_UP);
+        let slow_of = |seat: &RankSeat| slow.get(&seat.info.id).copied().unwrap_or(KEEPS_UP);
         let here: Vec<_> = run.seats.iter().map(slow_of).collect();
         let mut by_slowness: Vec<_> = (0..here.len()).filter(|&rank| here[rank] > KEEPS_UP).collect();
         by_slowness.sort_by_key(|&rank| Reverse(here[rank]));
@@ -301,13 +301,14 @@ impl<'a> IdlePool<'a> {
     }
 
     /// The workers that wait and could join the run.
-    fn more(&self, index: usize, run: &Run) -> Vec<&'a WorkerInfo> {
+    fn more(&self, index: usize, run: &GenerationRun) -> Vec<&'a WorkerInfo> {
         let first = run.seats.first().and_then(|seat| self.cluster.members.get(&seat.info.id));
         let Some(like) = first.map(|member| Compute::of(&member.status.info)) else { return Vec::new() };
         let alike = |info: &&WorkerInfo| Compute::of(info) == like;
         let job = &self.cluster.jobs[index];
-        let apart =
-            |info: &WorkerInfo, seat: &Seat| job.apart.parts(self.cluster.now_ms, &info.id, &seat.info.id);
+        let apart = |info: &WorkerInfo, seat: &RankSeat| {
+            job.apart.parts(self.cluster.now_ms, &info.id, &seat.info.id)
+        };
         let reached = |info: &&WorkerInfo| !run.seats.iter().any(|seat| apart(info, seat));
         let reached = self.open_to(index).into_iter().filter(alike).filter(reached).collect();
         job.apart.together(self.cluster.now_ms, reached)

@@ -7,8 +7,8 @@ use coxswain_types::status::{Phase, WorkerInfo};
 
 use super::event::{Effect, Weight};
 use super::job::Job;
-use super::question::{Answer, Formation, Planned, Planning, Question, Sizes};
-use super::summary::{Ending, JobState};
+use super::question::{Answer, Formation, PlanAnswer, Planning, Question, RankCounts};
+use super::summary::{JobEnding, JobState};
 use super::{Cluster, notice};
 use crate::plan::{Fit, counted, threads_for};
 
@@ -38,13 +38,13 @@ impl Cluster {
             }
             Err(reason) => {
                 let id = job.id().to_owned();
-                self.end(&id, Ending::Failed, reason, out);
+                self.end(&id, JobEnding::Failed, reason, out);
             }
         }
     }
 
     /// Asks which layout between these sizes the job can take.
-    pub(super) fn ask_for_fit(&mut self, index: usize, sizes: Sizes, out: &mut Vec<Effect>) {
+    pub(super) fn ask_for_fit(&mut self, index: usize, sizes: RankCounts, out: &mut Vec<Effect>) {
         let spec = Box::new(self.jobs[index].submission.spec.clone());
         self.ask(index, Question::Fit(spec, sizes), out);
     }
@@ -58,7 +58,7 @@ impl Cluster {
 
     /// The answer to the newest question: a generation is formed, and a job that cannot be planned ends. Where a worker
     /// is free no more, or the job is over, the queue goes on as if nothing had been asked.
-    pub(super) fn planned(&mut self, ticket: u64, result: Result<Planned, String>, out: &mut Vec<Effect>) {
+    pub(super) fn planned(&mut self, ticket: u64, result: Result<PlanAnswer, String>, out: &mut Vec<Effect>) {
         let Some(planning) = self.planning.take_if(|planning| planning.ticket == ticket) else { return };
         let of_job = |job: &Job| job.id() == planning.job && !job.state.is_over();
         let Some(index) = self.jobs.iter().position(of_job) else { return };
@@ -66,7 +66,7 @@ impl Cluster {
         match (planning.question, result) {
             (Question::Fit(_, sizes), result) => {
                 let found = match result {
-                    Ok(Planned(Answer::Fit(fit))) => fit,
+                    Ok(PlanAnswer(Answer::Fit(fit))) => fit,
                     // The job waits for all of its workers, as it would without a smaller layout.
                     failed => {
                         let why = failed.err().unwrap_or_else(|| OTHER_QUESTION.to_owned());
@@ -82,15 +82,15 @@ impl Cluster {
                 job.fits.insert(sizes, found);
             }
             (Question::Formation(_), _) if job.state != JobState::Gathering => {}
-            (Question::Formation(formation), Ok(Planned(Answer::Formation(ranks)))) => {
+            (Question::Formation(formation), Ok(PlanAnswer(Answer::Formation(ranks)))) => {
                 let free = formation.workers.iter().all(|worker| self.is_free(worker));
                 if free || planted!(PlanOutlivesWorker) {
                     self.form(index, &formation, ranks, out);
                 }
             }
-            (_, Err(reason)) => self.end(&planning.job, Ending::Failed, reason, out),
+            (_, Err(reason)) => self.end(&planning.job, JobEnding::Failed, reason, out),
             (_, Ok(_)) => {
-                self.end(&planning.job, Ending::Failed, OTHER_QUESTION.to_owned(), out);
+                self.end(&planning.job, JobEnding::Failed, OTHER_QUESTION.to_owned(), out);
             }
         }
     }

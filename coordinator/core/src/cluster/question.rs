@@ -23,12 +23,12 @@ pub struct Planning {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Question {
     Formation(Box<Formation>),
-    Fit(Box<JobSpec>, Sizes),
+    Fit(Box<JobSpec>, RankCounts),
 }
 
 /// Between how many ranks a layout is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Sizes {
+pub(super) struct RankCounts {
     /// It has no more than these.
     pub(super) available: u32,
     /// It has more than these.
@@ -62,7 +62,7 @@ pub(super) struct Formation {
 
 /// The planner's answer.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Planned(pub(super) Answer);
+pub struct PlanAnswer(pub(super) Answer);
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Answer {
@@ -91,9 +91,11 @@ impl Planning {
     ///
     /// # Errors
     /// Why the job cannot run in this layout, in words.
-    pub fn plan(&self) -> Result<Planned, String> {
+    pub fn plan(&self) -> Result<PlanAnswer, String> {
         let answer = match &self.question {
-            Question::Fit(spec, Sizes { available, least }) => Answer::Fit(fitting(spec, *available, *least)),
+            Question::Fit(spec, RankCounts { available, least }) => {
+                Answer::Fit(fitting(spec, *available, *least))
+            }
             // A budget of memory may leave those who keep up no room for more.
             Question::Formation(formation) => Answer::Formation(
                 formation
@@ -101,7 +103,7 @@ impl Planning {
                     .or_else(|_| formation.plan(&self.job, &BTreeMap::new()))?,
             ),
         };
-        Ok(Planned(answer))
+        Ok(PlanAnswer(answer))
     }
 }
 

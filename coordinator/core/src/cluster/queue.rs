@@ -12,12 +12,12 @@ use coxswain_types::status::WorkerInfo;
 
 use super::Cluster;
 use super::entry::Entry;
-use super::event::{Effect, Look};
+use super::event::{CheckDepth, Effect};
 use super::job::Job;
 use super::placement::{Growth, IdlePool, Placement, Rebalance, Shortage};
-use super::question::Sizes;
-use super::run::Run;
-use super::summary::{Ending, JobState};
+use super::question::RankCounts;
+use super::run::GenerationRun;
+use super::summary::{JobEnding, JobState};
 use crate::plan::Fit;
 
 /// How many new jobs have their tokens made ready at once: each takes a machine's cores.
@@ -38,7 +38,7 @@ enum Turn {
     /// A generation of it can be planned, and then formed.
     Form(usize, Vec<WorkerInfo>, Fit),
     /// The planner can look for a layout of it.
-    Look(usize, Sizes),
+    Look(usize, RankCounts),
     /// Its generation, which is smaller than its layout, can be formed anew with so many more workers.
     Grow(Generation, usize, Fit),
     /// Its generation can be formed anew with its work divided otherwise.
@@ -107,7 +107,7 @@ impl Cluster {
                     "{MAX_TRIES} coordinators in a row ended while they made its tokens ready, so this one does not \
                      try; if they ended for another reason, submit it again"
                 );
-                return self.end(&id, Ending::Failed, reason, out);
+                return self.end(&id, JobEnding::Failed, reason, out);
             }
             job.tries += 1;
             job.reason = "its tokens are being made ready".to_owned();
@@ -115,7 +115,7 @@ impl Cluster {
         }
         job.state = JobState::Preparing;
         job.preparing_ms = now_ms;
-        let look = if job.doubts { Look::Whole } else { Look::Manifest };
+        let look = if job.doubts { CheckDepth::Whole } else { CheckDepth::Manifest };
         out.push(Effect::Prepare { job: id, look });
     }
 
@@ -263,7 +263,7 @@ impl<'a> QueueWalk<'a> {
     fn running(&self, index: usize, job: &Job) -> Outlook {
         let run = self.cluster.runs.iter().find(|run| run.generation == job.generation);
         let may = |before: u32| {
-            let due = |run: &&Run| run.improves_ms(before) <= self.cluster.now_ms;
+            let due = |run: &&GenerationRun| run.improves_ms(before) <= self.cluster.now_ms;
             run.filter(|run| run.directive.stop.is_none() && run.is_taken()).filter(due)
         };
         match may(0).map(|run| self.pool.growth(index, run)) {

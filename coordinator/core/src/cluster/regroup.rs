@@ -17,8 +17,8 @@ use super::event::{Effect, Weight};
 use super::explain::{growth_reason, rebalance_reason};
 use super::member::MAX_WORKERS;
 use super::placement::Rebalance;
-use super::revision::Asked;
-use super::run::Run;
+use super::revision::RunDirective;
+use super::run::GenerationRun;
 use super::summary::JobState;
 use super::{Cluster, notice};
 
@@ -32,12 +32,12 @@ const MAX_DOUBLINGS: u32 = 6;
 
 /// A process that a user wants no more.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Drain {
+pub(super) struct DrainRequest {
     pub(super) incarnation: u64,
     pub(super) reason: String,
 }
 
-impl Run {
+impl GenerationRun {
     /// When it may be formed anew for something better, of a job of which `before` were formed for that already.
     pub(super) fn improves_ms(&self, before: u32) -> u64 {
         self.formed_ms + (GROW_AFTER_MS << before.min(MAX_DOUBLINGS))
@@ -61,12 +61,12 @@ impl Cluster {
         }));
         let text = format!("worker {worker} is drained: {reason}");
         out.push(Effect::Notice(notice(Weight::Info, text).about_worker(worker)));
-        self.drained(worker.clone(), Drain { incarnation, reason });
+        self.drained(worker.clone(), DrainRequest { incarnation, reason });
         self.revisions.grow();
         out.push(Effect::Wake(worker.clone()));
     }
 
-    pub(super) fn drained(&mut self, worker: WorkerId, drain: Drain) {
+    pub(super) fn drained(&mut self, worker: WorkerId, drain: DrainRequest) {
         // One that is older than it never comes back, as with one that had a rank.
         self.members.remember(&worker, drain.incarnation);
         self.drains.insert(worker, drain);
@@ -140,7 +140,7 @@ impl Cluster {
         self.revisions.grow();
         let revision = self.revisions.newest();
         let Some(run) = self.runs.iter_mut().find(|run| run.generation == generation) else { return };
-        run.directive = Asked { revision, stop: Some(reason.clone()), ..Asked::default() };
+        run.directive = RunDirective { revision, stop: Some(reason.clone()), ..RunDirective::default() };
         let job = run.job.clone();
         let wakes: Vec<_> = run.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())).collect();
         let then = if self.is_cancelling(&job) { "ends" } else { "goes on in another formation" };

@@ -7,9 +7,9 @@ use super::cancel::STOP_MS;
 use super::entry::{Entry, Submission};
 use super::form::at_work;
 use super::job::{Cancelling, Job};
-use super::regroup::Drain;
-use super::revision::Asked;
-use super::run::Run;
+use super::regroup::DrainRequest;
+use super::revision::RunDirective;
+use super::run::GenerationRun;
 use super::summary::JobState;
 use crate::plan::KEEPS_UP;
 
@@ -20,7 +20,7 @@ impl Cluster {
         let mut cluster = Cluster::default();
         entries.into_iter().for_each(|entry| cluster.apply(entry));
         let at_work = cluster.jobs.iter().filter(|job| job.state == JobState::Running);
-        cluster.runs = at_work.map(Run::orphaned).collect();
+        cluster.runs = at_work.map(GenerationRun::orphaned).collect();
         cluster.runs.sort_by_key(|run| run.generation);
         cluster
     }
@@ -70,7 +70,7 @@ impl Cluster {
                     job.told_slow = job.slow.keys().map(|worker| (worker.clone(), (0, true))).collect();
                     job.formed = ranks;
                     job.layout = layout;
-                    job.directive = Asked { revision, ..Asked::default() };
+                    job.directive = RunDirective { revision, ..RunDirective::default() };
                     job.committed = None;
                     job.begun = None;
                     job.generation = generation;
@@ -84,12 +84,12 @@ impl Cluster {
             }
             Entry::Stopping { job, revision, reason, .. } => {
                 if let Some(job) = self.job_mut(&job) {
-                    job.directive = Asked { revision, stop: Some(reason), ..Asked::default() };
+                    job.directive = RunDirective { revision, stop: Some(reason), ..RunDirective::default() };
                 }
             }
             Entry::Saving { job, revision, after, .. } => {
                 if let Some(job) = self.job_mut(&job) {
-                    job.directive = Asked { revision, save_after: after, ..Asked::default() };
+                    job.directive = RunDirective { revision, save_after: after, ..RunDirective::default() };
                 }
             }
             Entry::Cancelling { job, reason } => {
@@ -99,7 +99,7 @@ impl Cluster {
                 }
             }
             Entry::Drained { worker, incarnation, reason } => {
-                self.drained(worker, Drain { incarnation, reason });
+                self.drained(worker, DrainRequest { incarnation, reason });
             }
             Entry::Interrupted { job, reason, .. } | Entry::Regrouped { job, reason, .. } => {
                 if let Some(job) = self.job_mut(&job) {
@@ -128,7 +128,7 @@ impl Cluster {
                     job.formed = Vec::new();
                     job.slow.clear();
                     job.tries = 0;
-                    job.directive = Asked::default();
+                    job.directive = RunDirective::default();
                     job.cancelling = None;
                     job.begun = None;
                     job.committed = None;

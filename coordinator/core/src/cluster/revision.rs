@@ -57,7 +57,7 @@ impl Revisions {
 
 /// What is wanted of all ranks of a generation, beside its last step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct RunDirective {
     /// The number of this directive.
     pub(super) revision: u64,
     /// They save after the first step from this one on.

@@ -16,9 +16,9 @@ use super::cause::Cause;
 use super::checkpoints::Saving;
 use super::entry::FormedRank;
 use super::job::Job;
-use super::member::{LEASE_MS, Members};
+use super::member::{LEASE_MS, MemberTable};
 use super::pace::Paces;
-use super::revision::Asked;
+use super::revision::RunDirective;
 use crate::plan::shares;
 
 /// How long after the first complaint the cause is named. A closed connection is noticed within a
@@ -38,7 +38,7 @@ const MEDIAN_STEPS: usize = 15;
 
 /// A worker in its place.
 #[derive(Clone, Debug)]
-pub(super) struct Seat {
+pub(super) struct RankSeat {
     /// Who it is.
     pub(super) info: WorkerInfo,
     /// Its place along the pipeline axis.
@@ -61,7 +61,7 @@ pub(super) struct Seat {
     pub(super) stale: bool,
 }
 
-impl Seat {
+impl RankSeat {
     /// Whether the process that says this can be in this place: it has its assignment, or can get it.
     pub(super) fn may_be(&self, status: &WorkerStatus) -> bool {
         let lost = self.assignment.is_none() && status.phase == Phase::Idle;
@@ -88,7 +88,7 @@ impl Seat {
         }
     }
 
-    fn of_formed(formed: &FormedRank) -> Seat {
+    fn of_formed(formed: &FormedRank) -> RankSeat {
         let info = WorkerInfo {
             id: formed.worker.clone(),
             incarnation: formed.incarnation,
@@ -100,7 +100,7 @@ impl Seat {
             serves: None,
         };
         let (stage, digest) = (formed.stage, formed.digest.clone());
-        Seat {
+        RankSeat {
             info,
             stage,
             slow_percent: formed.slow_percent,
@@ -117,13 +117,13 @@ impl Seat {
 
 /// A generation at work.
 #[derive(Clone, Debug)]
-pub(super) struct Run {
+pub(super) struct GenerationRun {
     /// The job's id.
     pub(super) job: String,
     /// Which formation this is.
     pub(super) generation: Generation,
     /// The workers, by rank.
-    pub(super) seats: Vec<Seat>,
+    pub(super) seats: Vec<RankSeat>,
     /// Their ranks by name.
     ranks: BTreeMap<WorkerId, usize>,
     /// Steps in all.
@@ -131,7 +131,7 @@ pub(super) struct Run {
     /// When it was formed.
     pub(super) formed_ms: u64,
     /// What is wanted of it.
-    pub(super) directive: Asked,
+    pub(super) directive: RunDirective,
     /// The newest step that the lead reported.
     pub(super) reported: Step,
     /// The newest step whose report is in the run's folder, as far as is known.
@@ -190,26 +190,26 @@ pub(super) struct Complaint {
     pub(super) of_peer: bool,
 }
 
-impl Run {
+impl GenerationRun {
     /// A generation that starts from the checkpoint of step `from` (0: from none).
     pub(super) fn new(
         job: String,
         generation: Generation,
-        seats: Vec<Seat>,
+        seats: Vec<RankSeat>,
         steps: Step,
         from: Step,
         revision: u64,
-    ) -> Run {
+    ) -> GenerationRun {
         let saving = Saving::new(seats.len(), from);
         let ranks = seats.iter().enumerate().map(|(rank, seat)| (seat.info.id.clone(), rank)).collect();
-        Run {
+        GenerationRun {
             job,
             generation,
             seats,
             ranks,
             steps,
             formed_ms: 0,
-            directive: Asked { revision, ..Asked::default() },
+            directive: RunDirective { revision, ..RunDirective::default() },
             step_seconds: VecDeque::new(),
             paces: Paces::default(),
             hang_told: None,
@@ -227,9 +227,10 @@ impl Run {
     }
 
     /// The generation of a job that an earlier coordinator formed. This one's clock starts at zero.
-    pub(super) fn orphaned(job: &Job) -> Run {
-        let seats = job.formed.iter().map(Seat::of_formed).collect();
-        let mut run = Run::new(job.id().to_owned(), job.generation, seats, job.steps(), job.step, 0);
+    pub(super) fn orphaned(job: &Job) -> GenerationRun {
+        let seats = job.formed.iter().map(RankSeat::of_formed).collect();
+        let mut run =
+            GenerationRun::new(job.id().to_owned(), job.generation, seats, job.steps(), job.step, 0);
         run.directive = job.directive.clone();
         run.saving.decided(job.committed.clone());
         run.back = Some((RETURN_MS, After::Restart));
@@ -389,12 +390,12 @@ impl Run {
     }
 
     /// When this generation will be judged, if nothing happens before.
-    pub(super) fn deadline_ms(&self, members: &Members) -> Option<u64> {
+    pub(super) fn deadline_ms(&self, members: &MemberTable) -> Option<u64> {
         self.verdict_ms(members).into_iter().chain(self.back.map(|(until_ms, _)| until_ms)).min()
     }
 
     /// When the first complaint will be believed.
-    fn verdict_ms(&self, members: &Members) -> Option<u64> {
+    fn verdict_ms(&self, members: &MemberTable) -> Option<u64> {
         let grace_ms = self.failure.as_ref()?.since_ms + GRACE_MS;
         let running = self.seats.iter().filter(|seat| !matches!(seat.phase, Some(Phase::Failed { .. })));
         let seen = running.filter_map(|seat| members.get(&seat.info.id)).map(|member| member.seen_ms);
@@ -408,7 +409,7 @@ impl Run {
     }
 
     /// The first complaint, once it is to be believed.
-    pub(super) fn verdict(&self, now_ms: u64, members: &Members) -> Option<Complaint> {
+    pub(super) fn verdict(&self, now_ms: u64, members: &MemberTable) -> Option<Complaint> {
         let due = self.verdict_ms(members)? <= now_ms;
         self.failure.clone().filter(|_| due && !planted!(ComplaintNeverJudged))
     }
@@ -438,7 +439,7 @@ impl Run {
     /// Whether all ranks are on one machine that has fewer cores than they have threads: how long a rank is busy there
     /// says when it had a core, and nothing of how fast it is.
     fn is_overcommitted(&self, threads: u32) -> bool {
-        let Some(Seat { info: first, .. }) = self.seats.first() else { return false };
+        let Some(RankSeat { info: first, .. }) = self.seats.first() else { return false };
         let together = self.seats.iter().all(|seat| seat.info.host == first.host);
         let wanted = u64::from(threads) * self.seats.len() as u64;
         together && first.cores > 0 && u64::from(first.cores) < wanted

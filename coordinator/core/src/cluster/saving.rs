@@ -11,8 +11,8 @@ use super::Cluster;
 use super::entry::Entry;
 use super::event::Effect;
 use super::job::Job;
-use super::revision::Asked;
-use super::run::Run;
+use super::revision::RunDirective;
+use super::run::GenerationRun;
 
 impl Job {
     /// When its newest checkpoint is too old, where time counts.
@@ -22,7 +22,7 @@ impl Job {
     }
 }
 
-impl Run {
+impl GenerationRun {
     /// Whether its ranks can be asked for a save: all know the directive before it, no other save is under way up to its
     /// publication, and there are steps to save that the end of the run does not save anyway.
     fn can_save(&self) -> bool {
@@ -45,7 +45,7 @@ impl Cluster {
         let revision = self.revisions.newest();
         let run = &mut self.runs[index];
         let (job, after) = (run.job.clone(), run.reported.next());
-        run.directive = Asked { revision, save_after: after, ..Asked::default() };
+        run.directive = RunDirective { revision, save_after: after, ..RunDirective::default() };
         out.push(Effect::Record(Entry::Saving { job, generation, revision, after }));
         out.extend(run.seats.iter().map(|seat| Effect::Wake(seat.info.id.clone())));
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// How a job can end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ending {
+pub enum JobEnding {
     /// All steps are taken and the last checkpoint can be read.
     Done,
     /// It could not go on.
@@ -28,7 +28,7 @@ pub enum JobState {
     /// A generation works on it.
     Running,
     /// It is over.
-    Ended(Ending),
+    Ended(JobEnding),
 }
 
 impl JobState {

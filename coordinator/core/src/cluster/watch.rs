@@ -6,10 +6,10 @@ use coxswain_types::status::{Pace, Phase};
 use super::cause::Cause;
 use super::entry::NoteKind;
 use super::event::{Notice, Weight};
-use super::hang::{self, Look, WaitChain};
+use super::hang::{self, RankLook, WaitChain};
 use super::notice;
-use super::pace::Finding;
-use super::run::{Run, SILENT_MS, Seat};
+use super::pace::PaceFinding;
+use super::run::{GenerationRun, RankSeat, SILENT_MS};
 use crate::plan::KEEPS_UP;
 
 /// Between two looks for a hang, which go over all ranks, while each rank's heartbeat may ask for one.
@@ -21,9 +21,9 @@ const MAX_QUARTERS: f64 = 400.0;
 /// A rank that waited for less than this when a run was interrupted explains nothing.
 const TELLING_MS: u64 = 1000;
 
-impl Run {
+impl GenerationRun {
     /// Takes in how long a step took a rank.
-    pub(super) fn pace(&mut self, now_ms: u64, rank: usize, pace: Option<&Pace>) -> Vec<Finding> {
+    pub(super) fn pace(&mut self, now_ms: u64, rank: usize, pace: Option<&Pace>) -> Vec<PaceFinding> {
         pace.map_or(Vec::new(), |pace| self.paces.note(now_ms, rank, pace))
     }
 
@@ -34,10 +34,10 @@ impl Run {
     }
 
     /// Of whom a finding is, and in how many percent of its peers' time it does the same, in steps that differ.
-    pub(super) fn slow_percent(&self, finding: Finding) -> (WorkerId, u32) {
+    pub(super) fn slow_percent(&self, finding: PaceFinding) -> (WorkerId, u32) {
         let (rank, quarters) = match finding {
-            Finding::Slow(rank, factor) => (rank, (4.0 * factor).round().min(MAX_QUARTERS)),
-            Finding::Recovered(rank) => (rank, 4.0),
+            PaceFinding::Slow(rank, factor) => (rank, (4.0 * factor).round().min(MAX_QUARTERS)),
+            PaceFinding::Recovered(rank) => (rank, 4.0),
         };
         (self.seats[rank].info.id.clone(), quarters as u32 * KEEPS_UP / 4)
     }
@@ -68,10 +68,10 @@ impl Run {
     }
 
     /// Its ranks as they were heard of.
-    pub(super) fn looks(&self, now_ms: u64) -> Vec<Look<'_>> {
+    pub(super) fn looks(&self, now_ms: u64) -> Vec<RankLook<'_>> {
         let look = |seat| {
-            let Seat { info, stage, heard_ms, activity, .. }: &Seat = seat;
-            Look {
+            let RankSeat { info, stage, heard_ms, activity, .. }: &RankSeat = seat;
+            RankLook {
                 name: format!("worker {} (stage {stage})", info.id),
                 activity: activity.as_ref().map(|(activity, _)| activity),
                 age_ms: activity.as_ref().map_or(0, |(_, at_ms)| now_ms.saturating_sub(*at_ms)),
@@ -136,7 +136,7 @@ impl Run {
             return None;
         }
         let patience_ms = self.patience_ms();
-        let rests = |seat: &Seat| {
+        let rests = |seat: &RankSeat| {
             let heard =
                 now_ms.saturating_sub(seat.heard_ms) < SILENT_MS && seat.phase == Some(Phase::Running);
             heard && seat.activity.as_ref().is_some_and(|(activity, _)| hang::rests(activity, patience_ms))
@@ -162,7 +162,7 @@ impl Run {
     }
 
     pub(super) fn describe(&self, rank: usize) -> String {
-        let Seat { info, stage, .. } = &self.seats[rank];
+        let RankSeat { info, stage, .. } = &self.seats[rank];
         format!("worker {} (rank {rank}, stage {stage}, pid {} on {})", info.id, info.pid, info.host)
     }
 }

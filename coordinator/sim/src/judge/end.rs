@@ -1,6 +1,6 @@
 //! What must be left: a journal that gives the state again, and every promise kept.
 
-use coxswain_core::cluster::{Cluster, Ending, Entry, Event, JobState};
+use coxswain_core::cluster::{Cluster, Entry, Event, JobEnding, JobState};
 use coxswain_types::ids::{Step, WorkerId};
 use coxswain_types::status::DesiredState;
 
@@ -118,7 +118,7 @@ impl World {
             .judge
             .jobs
             .iter()
-            .filter(|(_, record)| record.ended == Some(Ending::Done))
+            .filter(|(_, record)| record.ended == Some(JobEnding::Done))
             .map(|(job, record)| (job.clone(), record.directory.clone(), record.steps))
             .collect();
         for (job, directory, steps) in done {

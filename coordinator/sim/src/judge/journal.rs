@@ -1,6 +1,6 @@
 //! Rules of what is written down, checked when an entry is on disk.
 
-use coxswain_core::cluster::{Ending, Entry, FormedRank};
+use coxswain_core::cluster::{Entry, FormedRank, JobEnding};
 use coxswain_types::ids::{Generation, Step};
 use coxswain_types::job::{Layout, OnLoss, Schedule};
 use coxswain_types::status::{Directive, Published, SavedFile};
@@ -134,7 +134,8 @@ impl World {
             *newest = rank.incarnation;
         }
         let runtime = |rank: &FormedRank| {
-            let of = |process: &&crate::worker::Process| process.status.info.incarnation == rank.incarnation;
+            let of =
+                |process: &&crate::worker::SimProcess| process.status.info.incarnation == rank.incarnation;
             self.processes.iter().find(of).map(|process| process.status.info.runtime.clone())
         };
         let mut runtimes: Vec<_> = ranks.iter().map(runtime).collect();
@@ -371,7 +372,7 @@ impl World {
         None
     }
 
-    fn judge_ended(&mut self, job: &str, ending: Ending, reason: &str) -> Option<(&'static str, String)> {
+    fn judge_ended(&mut self, job: &str, ending: JobEnding, reason: &str) -> Option<(&'static str, String)> {
         let (life, now_ms) = (self.coordinator.life, self.coordinator.now_ms());
         let record = self.judge.jobs.get_mut(job)?;
         if record.ended.replace(ending).is_some() {
@@ -382,9 +383,9 @@ impl World {
         let own = running.as_ref().is_some_and(|running| running.own);
         let tired = record.since_new >= MAX_FAILED_ATTEMPTS && lost;
         let may = match ending {
-            Ending::Failed => record.excused || own || tired || (lost && record.on_loss == OnLoss::Fail),
-            Ending::Cancelled => record.cancelled,
-            Ending::Done => {
+            JobEnding::Failed => record.excused || own || tired || (lost && record.on_loss == OnLoss::Fail),
+            JobEnding::Cancelled => record.cancelled,
+            JobEnding::Done => {
                 let (directory, steps) = (record.directory.clone(), record.steps);
                 let truth = self.truth(&directory, steps);
                 let folder = self.folders.entry(directory).or_default();

@@ -16,7 +16,7 @@ const SAMPLED: u64 = 64;
 const SELDOM: u64 = 512;
 
 /// What a rank was told to do.
-pub(crate) struct Part {
+pub(crate) struct SimPart {
     data_index: u32,
     tensor_index: u32,
     layers: Vec<u32>,
@@ -405,7 +405,7 @@ impl World {
             return self.broken("S2", format!("{worker} got the assignment of {}", assignment.worker));
         }
         let owned = assignment.owned_runs.start as usize..assignment.owned_runs.end as usize;
-        let part = Part {
+        let part = SimPart {
             data_index: assignment.data_index,
             tensor_index: assignment.tensor_index,
             layers: assignment.stages.iter().flat_map(|stage| stage.layers.clone()).collect(),
@@ -420,7 +420,7 @@ impl World {
         let spec = &assignment.spec;
         for data in 0..spec.layout.data {
             for tensor in 0..spec.layout.tensor {
-                let here = |part: &&Part| part.data_index == data && part.tensor_index == tensor;
+                let here = |part: &&SimPart| part.data_index == data && part.tensor_index == tensor;
                 let mut layers: Vec<_> = parts.values().filter(here).flat_map(|p| p.layers.clone()).collect();
                 layers.sort_unstable();
                 if layers != (0..spec.model.layers).collect::<Vec<_>>() {

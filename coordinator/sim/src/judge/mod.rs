@@ -11,7 +11,7 @@ mod live;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use coxswain_core::cluster::{Ending, FormedRank};
+use coxswain_core::cluster::{FormedRank, JobEnding};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{Layout, OnLoss};
 use coxswain_types::status::{Directive, SavedFile};
@@ -30,7 +30,7 @@ const MAX_FAILED_ATTEMPTS: u32 = 10;
 
 /// A rule was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
+pub struct RuleViolation {
     /// Which rule.
     pub rule: &'static str,
     /// How.
@@ -42,7 +42,7 @@ pub struct Violation {
 /// What the judge knows.
 #[derive(Default)]
 pub(crate) struct Judge {
-    pub(crate) violation: Option<Violation>,
+    pub(crate) violation: Option<RuleViolation>,
     /// The incidents that happened, by number.
     pub(crate) incidents: Vec<u64>,
     pub(crate) jobs: BTreeMap<String, JobRecord>,
@@ -71,7 +71,7 @@ pub(crate) struct Judge {
     /// The newest generation that each process was sent directives of.
     asked: BTreeMap<usize, Generation>,
     /// What the ranks of a generation were told to do.
-    parts: BTreeMap<Generation, BTreeMap<u32, live::Part>>,
+    parts: BTreeMap<Generation, BTreeMap<u32, live::SimPart>>,
     /// The newest number of a directive on disk.
     revision: u64,
     /// Jobs that a generation was formed of.
@@ -90,7 +90,7 @@ pub(crate) struct JobRecord {
     rebalance: bool,
     every_minutes: u32,
     pub(crate) running: Option<Running>,
-    pub(crate) ended: Option<Ending>,
+    pub(crate) ended: Option<JobEnding>,
     /// The newest checkpoint that was published.
     pub(crate) published: Step,
     /// The threads and the runtime that it began with.

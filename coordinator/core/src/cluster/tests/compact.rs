@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::many::{history, line};
 use super::story::{entry_text, spec};
 use crate::cluster::entry::NoteKind;
-use crate::cluster::{Cluster, Compute, Effect, Ending, Entry, Event, MAX_WORKERS, Submission, compact};
+use crate::cluster::{Cluster, Compute, Effect, Entry, Event, JobEnding, MAX_WORKERS, Submission, compact};
 
 fn submitted(n: u64) -> Entry {
     let layout = Layout::ONE;
@@ -37,7 +37,7 @@ fn published(n: u64, step: u64) -> Entry {
 }
 
 fn ended(n: u64) -> Entry {
-    Entry::Ended { job: format!("demo-{n}"), ending: Ending::Done, reason: "all is well".into() }
+    Entry::Ended { job: format!("demo-{n}"), ending: JobEnding::Done, reason: "all is well".into() }
 }
 
 fn interrupted(n: u64, generation: u64) -> Entry {

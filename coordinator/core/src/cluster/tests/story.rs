@@ -32,7 +32,7 @@ use coxswain_types::status::{
 };
 
 use crate::cluster::{
-    CancelWhen, Cluster, Effect, Entry, Event, Look, Planning, Prepared, Submission, Weight,
+    CancelWhen, CheckDepth, Cluster, Effect, Entry, Event, Planning, PreparedJob, Submission, Weight,
 };
 
 pub(super) fn spec(name: &str, layout: Layout, steps: u64) -> JobSpec {
@@ -105,7 +105,7 @@ fn report(step: u64) -> StepReport {
     }
 }
 
-fn prepared(resume: Option<u64>, runtime: Option<&str>) -> Prepared {
+fn prepared(resume: Option<u64>, runtime: Option<&str>) -> PreparedJob {
     let train = TokenFile { path: "tokens".into(), tokens: 4096, digest: "t".into() };
     let resume = resume.map(|step| Resume {
         step: Step(step),
@@ -114,7 +114,7 @@ fn prepared(resume: Option<u64>, runtime: Option<&str>) -> Prepared {
     });
     let threads = resume.as_ref().map(|_| 3);
     let runtime = resume.as_ref().map(|_| runtime.unwrap_or("libtorch 2.11").replace('-', " "));
-    Prepared { data: PreparedData::of_tokens(train), threads, runtime, resume }
+    PreparedJob { data: PreparedData::of_tokens(train), threads, runtime, resume }
 }
 
 /// `key=value` among the words.
@@ -265,8 +265,8 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
 fn effect_text(effect: &Effect) -> String {
     match effect {
         Effect::Record(entry) => format!("record {}", entry_text(entry)),
-        Effect::Prepare { job, look: Look::Manifest } => format!("prepare {job}"),
-        Effect::Prepare { job, look: Look::Whole } => format!("prepare {job}, looking at every byte"),
+        Effect::Prepare { job, look: CheckDepth::Manifest } => format!("prepare {job}"),
+        Effect::Prepare { job, look: CheckDepth::Whole } => format!("prepare {job}, looking at every byte"),
         Effect::Plan(planning) => format!("plan {}", planning.job),
         Effect::Wake(worker) => format!("wake {worker}"),
         Effect::Refuse { worker, incarnation, reason } => format!("refuse {worker}/{incarnation}: {reason}"),
