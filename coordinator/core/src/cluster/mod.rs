@@ -14,8 +14,8 @@
 //! - [`fn@compact`]: a journal in fewer entries.
 //! - `apart`: workers between which the network does not answer.
 //! - `queue`, `placement`: whose turn it is, and which workers it can have: those that compute as the job began.
-//! - `question`, `planning`: a plan that is asked for, and made beside the cluster; `form`: idle workers become the ranks of a
-//!   generation; `regroup`: one ends at a step's boundary.
+//! - `question`, `planning`: a plan that is asked for, and made beside the cluster; `form`: idle workers become the
+//!   ranks of a generation; `regroup`: one ends at a step's boundary; `cause`: why one cannot go on.
 //! - `cancel`: a cancelled job saves after the current step and ends, or ends at once.
 //! - `desired`, `revision`: what is wanted of each worker, and its number.
 //! - `hang`, `pace`: who holds up a run, and who slows it down; `watch`: how people are told.
