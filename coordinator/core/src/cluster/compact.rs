@@ -5,9 +5,9 @@
 //! remembered. What is counted over all entries goes into one, [`Entry::Compacted`].
 //!
 //! A snapshot of the cluster in place of them would not be simpler. The entries after it are replayed all the same, so
-//! `replay` would stay and the snapshot would be a second form of each job's state, to be written, read and kept in step
-//! with the first. Entries are also what `coxswain events` prints and what the times in `coxswain status` come from, so
-//! a snapshot would have to carry copies of them.
+//! `replay` would stay and the snapshot would be a second form of each job's state, to be written, read and kept in
+//! step with the first. Entries are also what `coxswain events` prints and what the times in `coxswain status` come
+//! from, so a snapshot would have to carry copies of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 

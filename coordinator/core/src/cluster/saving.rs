@@ -23,8 +23,8 @@ impl Job {
 }
 
 impl GenerationRun {
-    /// Whether its ranks can be asked for a save: all know the directive before it, no other save is under way up to its
-    /// publication, and there are steps to save that the end of the run does not save anyway.
+    /// Whether its ranks can be asked for a save: all know the directive before it, no other save is under way up to
+    /// its publication, and there are steps to save that the end of the run does not save anyway.
     fn can_save(&self) -> bool {
         let published = self.saving.published();
         let asked = self.directive.stop.is_some() || self.directive.save_after > published;
