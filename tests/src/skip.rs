@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::panic::Location;
+use std::path::Path;
 
 /// Asks for the tests that take minutes.
 const LONG: &str = "COXSWAIN_LONG_TESTS";
@@ -49,15 +50,15 @@ pub fn lacking(what: &str) {
 #[track_caller]
 pub fn not_made(what: &str, why: &str) -> Result<(), String> {
     note(&format!("needs {what}, which cannot be made: {why}"));
-    let strict = std::env::var_os("CI").is_some_and(|value| value == "true");
+    let ci = std::env::var("CI").unwrap_or_default();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    match strict && may_administer(&status) {
-        true => Err(format!("this machine of CI could run the test, and {what} cannot be made: {why}")),
-        false => Ok(()),
+    if ci == "true" && may_administer(&status) {
+        return Err(format!("this machine of CI could run the test, and {what} cannot be made: {why}"));
     }
+    Ok(())
 }
 
-/// Whether the process with this `/proc/PID/status` may mount and make namespaces with interfaces.
+/// Whether the process with this `/proc/PID/status` may mount, and make namespaces with interfaces.
 fn may_administer(status: &str) -> bool {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let bits = line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or_default();
@@ -74,11 +75,14 @@ fn note(why: &str) {
     let line = format!("{}:{}: {why}\n", caller.file(), caller.line());
     let _ = io::stdout().write_all(format!("skipped: {line}").as_bytes());
     let Some(path) = std::env::var_os(FILE) else { return };
-    // A single write: lines of tests at the same time do not mix.
-    let added = File::options().append(true).create(true).open(&path);
-    if let Err(error) = added.and_then(|mut file| file.write_all(line.as_bytes())) {
+    if let Err(error) = add(Path::new(&path), &line) {
         let _ = writeln!(io::stdout(), "cannot note it in {}: {error}", path.display());
     }
+}
+
+/// Adds a line to a file in a single write, so that lines of tests at the same time do not mix.
+fn add(path: &Path, line: &str) -> io::Result<()> {
+    File::options().append(true).create(true).open(path)?.write_all(line.as_bytes())
 }
 
 #[cfg(test)]
@@ -99,5 +103,14 @@ mod tests {
             assert_eq!(may_administer(&status), may, "{bits}");
         }
         assert!(!may_administer(""));
+    }
+
+    #[test]
+    fn lines_of_several_tests_are_kept() {
+        let path = std::env::temp_dir().join(format!("coxswain-skipped-{}", std::process::id()));
+        let added = ["a: minutes\n", "b: no mount\n"].map(|line| add(&path, line).is_ok());
+        let text = std::fs::read_to_string(&path);
+        let _ = std::fs::remove_file(&path);
+        assert_eq!((added, text.unwrap().as_str()), ([true; 2], "a: minutes\nb: no mount\n"));
     }
 }

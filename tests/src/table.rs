@@ -155,3 +155,20 @@ pub fn try_all(tries: impl IntoIterator<Item = Result<()>>) -> Result<()> {
     anyhow::ensure!(failed.is_empty(), "{}", failed.join("\n"));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_are_tried_and_each_that_fails_is_named() {
+        let mut tried = 0;
+        let rows = ["good", "bad", "worse"].into_iter().map(|name| {
+            tried += 1;
+            if name == "good" { Ok(()) } else { Err(anyhow::anyhow!("it broke").context(name)) }
+        });
+        let error = try_all(rows).unwrap_err();
+        assert_eq!((tried, error.to_string().as_str()), (3, "bad: it broke\nworse: it broke"));
+        try_all([Ok(())]).unwrap();
+    }
+}

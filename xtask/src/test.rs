@@ -142,7 +142,8 @@ fn phases(repo: &Repo, args: &TestArgs, log: &mut TestLog) -> Result<()> {
     if !emulated {
         variables.push((NO_GPU, "1".to_owned()));
     }
-    let profile = if args.long { "long" } else { "default" };
+    // Tests that are asked for by name may be given more to do, as by COXSWAIN_RANDOM_JOBS.
+    let profile = if all && !args.long { "default" } else { "long" };
     let (filter, libtorch) = (&args.filter[..], Some(&libtorch));
     let mut tests = TestRun { build: &build, profile, filter, libtorch, in_process: true, variables };
     run_tests(repo, &runner, &mut tests, log)?;
