@@ -234,6 +234,10 @@ pub(crate) async fn run(command: Command) -> u8 {
             say(&format!("error: {message}"));
             BAD_INPUT
         }
+        Err(Failure::Refused(refusal)) => {
+            say(&format!("error: {refusal}"));
+            BAD_INPUT
+        }
         Err(Failure::Failed(error)) => {
             say(&format!("error: {error:#}"));
             FAILED

@@ -1,5 +1,7 @@
 //! How a command ends: its exit codes, and why it fails.
 
+use crate::refusal::Refusal;
+
 /// The command did what it should; a run is done.
 pub(crate) const DONE: u8 = 0;
 /// The run failed or was cancelled, or something could not be done.
@@ -14,10 +16,18 @@ pub(crate) const UNREAD: u8 = 141;
 pub(crate) enum Failure {
     /// The input is invalid.
     Input(String),
+    /// The job is refused, for reasons that have codes.
+    Refused(Refusal),
     /// It could not be done.
     Failed(anyhow::Error),
     /// It ended with this code and has said why.
     Said(u8),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Failure {
+        Failure::Refused(refusal)
+    }
 }
 
 impl From<anyhow::Error> for Failure {

@@ -2,21 +2,23 @@
 
 use std::path::Path;
 
+use coxswain_core::code::ErrorCode;
 use coxswain_core::spec::{self, JobText};
 use coxswain_types::JobSpec;
 
 use crate::auth::shown;
+use crate::refusal::Refusal;
 
-/// Checks a job; the error is what to tell the user.
-pub(crate) fn parse(text: &str, source: &str, base: &Path, sets: &[String]) -> Result<JobSpec, String> {
+/// Checks a job.
+pub(crate) fn parse(text: &str, source: &str, base: &Path, sets: &[String]) -> Result<JobSpec, Refusal> {
     let sets = split_sets(sets)?;
-    spec::parse(&JobText { source, text, sets: &sets, base }).map_err(|error| error.to_string())
+    Ok(spec::parse(&JobText { source, text, sets: &sets, base })?)
 }
 
 /// Checks a job that is planned only: its model may be one that cannot be trained yet.
-pub(crate) fn look(text: &str, source: &str, base: &Path, sets: &[String]) -> Result<JobSpec, String> {
+pub(crate) fn look(text: &str, source: &str, base: &Path, sets: &[String]) -> Result<JobSpec, Refusal> {
     let sets = split_sets(sets)?;
-    spec::look(&JobText { source, text, sets: &sets, base }).map_err(|error| error.to_string())
+    Ok(spec::look(&JobText { source, text, sets: &sets, base })?)
 }
 
 /// The text of a job around a known model.
@@ -25,7 +27,7 @@ pub(crate) fn around(
     workers: Option<u32>,
     source: &str,
     sets: &[String],
-) -> Result<String, String> {
+) -> Result<String, Refusal> {
     let sets = split_sets(sets)?;
     let ranks = |axis: &str| {
         let set = sets.iter().rev().find(|(path, _)| path.strip_prefix("layout.") == Some(axis));
@@ -35,16 +37,17 @@ pub(crate) fn around(
         || ["pipeline", "tensor", "data"].map(ranks).iter().fold(1, |n: u32, &m| n.saturating_mul(m));
     let workers = workers.unwrap_or_else(of_layout);
     let job = JobText { source, text: "", sets: &sets, base: Path::new("/") };
-    spec::presets::job_text(&job, preset, workers).map_err(|error| error.to_string())
+    Ok(spec::presets::job_text(&job, preset, workers)?)
 }
 
-fn split_sets(sets: &[String]) -> Result<Vec<(String, String)>, String> {
+fn split_sets(sets: &[String]) -> Result<Vec<(String, String)>, Refusal> {
     sets.iter().map(|set| split_set(set)).collect()
 }
 
-fn split_set(set: &str) -> Result<(String, String), String> {
+fn split_set(set: &str) -> Result<(String, String), Refusal> {
     let (path, value) = set.split_once('=').ok_or_else(|| {
-        format!("--set {}: no value; write it as PATH=VALUE, such as --set train.steps=100", shown(set))
+        let must = "write it as PATH=VALUE, such as --set train.steps=100";
+        Refusal::new(ErrorCode::SetPath, format!("--set {}: no value; {must}", shown(set)))
     })?;
     Ok((path.trim().to_owned(), value.to_owned()))
 }

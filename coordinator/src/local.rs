@@ -19,6 +19,7 @@ use serde_json::json;
 use crate::args::JobFile;
 use crate::failure::{FAILED, Failure};
 use crate::output;
+use crate::refusal::Refusal;
 use crate::{job, models, texts, workers};
 
 #[derive(Debug, Args)]
@@ -53,7 +54,7 @@ pub(crate) struct PlanArgs {
 const SCHEDULES: [&str; 5] = ["gpipe", "1f1b", "interleaved", "zb-h1", "custom"];
 
 /// How a plan is printed.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum Format {
     /// Tables for people.
     Text,
@@ -122,7 +123,7 @@ pub(crate) struct JobInput {
 impl JobInput {
     /// The checked job.
     pub(crate) fn spec(&self) -> Result<JobSpec, Failure> {
-        job::parse(&self.text, &self.source, &self.base, &self.sets).map_err(Failure::Input)
+        Ok(job::parse(&self.text, &self.source, &self.base, &self.sets)?)
     }
 }
 
@@ -159,6 +160,16 @@ pub(crate) fn schema() -> Result<(), Failure> {
 }
 
 pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
+    let planned = print_plan(args);
+    if args.format == Format::Json
+        && let Err(Failure::Refused(refusal)) = &planned
+    {
+        output::write(&format!("{:#}\n", refusal.to_json()))?;
+    }
+    planned
+}
+
+fn print_plan(args: &PlanArgs) -> Result<(), Failure> {
     let job = job_to_plan(args)?;
     let variants = if args.schedule.is_empty() {
         vec![job]
@@ -219,7 +230,7 @@ fn job_to_plan(args: &PlanArgs) -> Result<JobInput, Failure> {
         return read_job(&JobFile { job, sets });
     };
     let source = format!("--preset {preset}");
-    let text = job::around(preset, args.workers, &source, &sets).map_err(Failure::Input)?;
+    let text = job::around(preset, args.workers, &source, &sets)?;
     Ok(JobInput { text, source, base: PathBuf::from("/"), sets })
 }
 
@@ -243,7 +254,7 @@ fn export_json(form: &Result<Form, HfError>) -> serde_json::Value {
 
 fn checked(job: &JobInput, args: &PlanArgs) -> Result<JobSpec, Failure> {
     match args.preset {
-        Some(_) => job::look(&job.text, &job.source, &job.base, &job.sets).map_err(Failure::Input),
+        Some(_) => Ok(job::look(&job.text, &job.source, &job.base, &job.sets)?),
         None => job.spec(),
     }
 }
@@ -251,7 +262,7 @@ fn checked(job: &JobInput, args: &PlanArgs) -> Result<JobSpec, Failure> {
 fn planned(job: &JobInput, args: &PlanArgs) -> Result<Plan, Failure> {
     let spec = checked(job, args)?;
     let workers = job::workers(&spec, args.workers).map_err(Failure::Input)?;
-    sketch(&spec, workers).map_err(|error| Failure::Input(error.to_string()))
+    Ok(sketch(&spec, workers).map_err(Refusal::from)?)
 }
 
 pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {

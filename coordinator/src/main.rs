@@ -13,6 +13,7 @@
 //!   [`event_line`]; [`store`]: the rendezvous of a generation's ranks.
 //! - [`keeper`]: writes into runs' folders, beside the driver; [`claim`]: the lock on such a folder.
 //! - [`preparation`]: the child processes that prepare jobs' data; [`texts`]: a job's texts, checked beforehand.
+//! - [`refusal`]: why a job is refused, with codes for programs.
 //! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder; [`beginning`]: what
 //!   people are told of a run that begins with what lies there.
 //! - [`models`]: models from other programs, and back to them.
@@ -44,6 +45,7 @@ mod output;
 mod page;
 mod preparation;
 mod progress;
+mod refusal;
 mod roots;
 mod scoped;
 mod serve;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use coxswain_core::cluster::{self, CancelWhen, Event, SubmitError};
+use coxswain_core::cluster::{self, CancelWhen, Event};
 use coxswain_proto::{convert, limits, wire};
 use coxswain_transport::{access_server, cluster_server, jobs_server};
 use coxswain_types::JobSpec;
@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::access::{AccessService, Joining, Security};
 use crate::auth::layer::Authorize;
@@ -33,6 +33,7 @@ use crate::events;
 use crate::handle::{Ending, Handle, Request as Ask, Times};
 use crate::job;
 use crate::page::{PAGE_BYTES, page};
+use crate::refusal::submit_status;
 use crate::roots::Roots;
 use crate::scoped::Scoped;
 use crate::store::{Store, StoreError};
@@ -363,7 +364,8 @@ impl wire::jobs_server::Jobs for JobsService {
             bounded(what, path, limits::MAX_PATH_BYTES)?;
         }
         let base = self.roots.as_ref().map_or(Path::new(&base), |roots| roots.base());
-        let spec = job::parse(&manifest, &origin, base, &sets).map_err(Status::invalid_argument)?;
+        let spec = job::parse(&manifest, &origin, base, &sets);
+        let spec = spec.map_err(|refusal| refusal.status(Code::InvalidArgument))?;
         caller.submits(&spec.name)?;
         let directory = match &self.roots {
             Some(roots) => roots.run(&directory),
@@ -378,15 +380,7 @@ impl wire::jobs_server::Jobs for JobsService {
         }
         let (spec, directory) = self.below_roots(spec, directory).await?;
         let submitted = self.handle.submit(spec, directory).await.map_err(ending)?;
-        let job = submitted.map_err(|error| {
-            let text = error.to_string();
-            match error {
-                SubmitError::Full => Status::resource_exhausted(text),
-                SubmitError::Directory { .. } => Status::failed_precondition(text),
-                SubmitError::Plan(_) => Status::invalid_argument(text),
-                SubmitError::Planner => Status::internal(text),
-            }
-        })?;
+        let job = submitted.map_err(|error| submit_status(&error))?;
         Ok(Response::new(wire::SubmitReply { job }))
     }
 

@@ -2,6 +2,7 @@
 
 use coxswain_console::printable;
 use coxswain_core::cluster::{JobEnding, JobState, JobSummary, WorkerSummary, duration};
+use coxswain_core::columns::aligned;
 use coxswain_proto::convert::phase_to_wire;
 use coxswain_proto::wire;
 
@@ -158,15 +159,8 @@ fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]
     if rows.is_empty() {
         return format!("{none}\n");
     }
-    let mut all = vec![head.map(str::to_owned)];
-    all.extend(rows);
-    let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..N).map(width).collect();
-    let line = |row: &[String; N]| {
-        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
-    };
-    all.iter().map(line).collect()
+    let all: Vec<_> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
+    aligned(&all, |_| false)
 }
 
 #[cfg(test)]

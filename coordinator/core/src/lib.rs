@@ -3,6 +3,8 @@
 //! - [`spec`]: the text of a job file becomes a checked job, or a list of refusals.
 //! - [`plan`]: a job and the workers at hand become one assignment for each rank.
 //! - [`cluster`]: events become effects while the job runs.
+//! - [`code`]: stable names of refusals.
+//! - [`columns`]: tables of text.
 //! - [`certificate`]: runs of one job in several layouts become a proof that the numbers are the same.
 //! - `planted`: bugs that the simulator plants to see them caught; other builds are free of them.
 
@@ -16,5 +18,7 @@ mod planted;
 
 pub mod certificate;
 pub mod cluster;
+pub mod code;
+pub mod columns;
 pub mod plan;
 pub mod spec;

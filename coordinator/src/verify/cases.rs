@@ -105,7 +105,8 @@ impl Case {
         let layout = LayoutName::parse(name).map_err(|error| Failure::Input(error.to_string()))?;
         let refuse = |why: String| Failure::Input(format!("{}: {why}", called(name)));
         let sets = [input.sets.as_slice(), &layout.sets, common].concat();
-        let spec = crate::job::parse(&input.text, &input.source, &input.base, &sets).map_err(refuse)?;
+        let spec = crate::job::parse(&input.text, &input.source, &input.base, &sets);
+        let spec = spec.map_err(|refusal| refuse(refusal.to_string()))?;
         let plan = sketch(&spec, spec.layout.world()).map_err(|error| refuse(error.to_string()))?;
         let needed = plan.memory().iter().map(|memory| *memory.resident_bytes().end()).sum();
         Ok(Case { name: layout.name, sets, spec, needed, parameters: plan.parameters() })

@@ -44,7 +44,6 @@ pub use checkpoint::Checkpoint;
 pub use digests::Digests;
 pub use error::CheckpointError;
 pub use folders::{latest, prune};
-pub use hash::mix;
 pub use manifest::{Fingerprint, Header, Manifest, publish};
 pub use prepare::{PrepareError, prepare};
 pub use progress::{Progress, Stopped};

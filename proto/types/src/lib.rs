@@ -6,6 +6,7 @@
 //! - [`model`]: the transformer of a job, composed of the parts that families share.
 //! - [`bounds`]: what a job's numbers lie within, wherever the job was read.
 //! - [`framing`]: the tokens around a text.
+//! - [`hash`]: the hash behind pseudo-random choices.
 //! - [`mask`]: which keys a query sees, exactly and in tiles.
 //! - [`params`]: the parameter table, one pure function of the model.
 //! - [`buckets`]: where a rank's parameters lie.
@@ -22,6 +23,7 @@ pub mod assignment;
 pub mod bounds;
 pub mod buckets;
 pub mod framing;
+pub mod hash;
 pub mod ids;
 pub mod job;
 pub mod mask;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::hash::{GOLDEN, mix};
 use crate::model::Attention;
 
 mod blocks;
@@ -129,7 +130,8 @@ impl RandomBlocks {
         if among <= self.per_row {
             return before.chain(after).collect();
         }
-        let key = [self.layer, head, row].into_iter().fold(self.seed, |key, part| mix(key, u64::from(part)));
+        let key =
+            [self.layer, head, row].into_iter().fold(self.seed, |key, part| mixed(key, u64::from(part)));
         let mut drawn = Vec::new();
         // A draw that comes again is drawn anew; the bound is never near, for each block comes up in so many
         // draws.
@@ -137,7 +139,7 @@ impl RandomBlocks {
             if drawn.len() as u32 == self.per_row {
                 break;
             }
-            let at = (mix(key, attempt) % u64::from(among)) as u32;
+            let at = (mixed(key, attempt) % u64::from(among)) as u32;
             let here = before.len() as u32;
             let block = if at < here { before.start + at } else { after.start + at - here };
             if !drawn.contains(&block) {
@@ -148,12 +150,9 @@ impl RandomBlocks {
     }
 }
 
-/// 64 bits from two numbers (the finalizer of SplitMix64).
-fn mix(key: u64, value: u64) -> u64 {
-    let mut z = key ^ value.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// 64 bits from two numbers.
+fn mixed(key: u64, value: u64) -> u64 {
+    mix(key ^ value.wrapping_add(1).wrapping_mul(GOLDEN))
 }
 
 /// What a rectangle of pairs shows.

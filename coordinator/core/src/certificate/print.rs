@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::bound::said;
 use super::{Bound, Certificate, Difference, Head, ONE, Row};
+use crate::columns::aligned;
 
 /// Columns of the table.
 const COLUMNS: usize = 6;
@@ -64,13 +65,7 @@ fn table(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
         ["layout", "loss", "gradient norm", "of a parameter", "final tensors", "verdict"].map(str::to_owned);
     let mut lines: Vec<[String; COLUMNS]> = vec![titles];
     lines.extend(rows.iter().map(cells));
-    let widths: Vec<_> =
-        (0..COLUMNS).map(|i| lines.iter().map(|line| line[i].len()).max().unwrap_or(0)).collect();
-    for line in &lines {
-        let cells = line.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
-        writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
-    }
-    Ok(())
+    f.write_str(&aligned(&lines, |_| false))
 }
 
 fn cells(row: &Row) -> [String; COLUMNS] {

@@ -45,6 +45,8 @@ use coxswain_types::job::Schedule;
 use coxswain_types::status::WorkerInfo;
 use coxswain_types::{Assignment, Generation, JobSpec, WorkerId};
 
+use crate::code::ErrorCode;
+
 pub use balance::{KEEPS_UP, rebalance_gain, shares};
 pub use cost::Cost;
 pub use encode::{MAX_ASSIGNMENT_BYTES, encode};
@@ -161,6 +163,23 @@ pub enum PlanError {
     /// An assignment does not survive its encoding.
     #[error("the assignment of rank {0} changes when it is encoded; please report this")]
     Encoding(u32),
+}
+
+impl PlanError {
+    /// What kind of refusal it is.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            PlanError::TooFewWorkers { .. } => ErrorCode::WorkersTooFew,
+            PlanError::WorkerTwice(_) => ErrorCode::WorkerTwice,
+            PlanError::Custom(_) => ErrorCode::ScheduleBroken,
+            PlanError::Budget { .. } => ErrorCode::BudgetUnmet,
+            PlanError::TooLarge(_) => ErrorCode::PlanTooLarge,
+            PlanError::TooLong { .. } => ErrorCode::AssignmentTooLong,
+            PlanError::Unchecked(_) | PlanError::Broken(_) | PlanError::Encoding(_) => {
+                ErrorCode::PlannerFault
+            }
+        }
+    }
 }
 
 /// Plans one generation.

@@ -9,6 +9,7 @@ use coxswain_types::params::ParameterRow;
 use coxswain_types::{Assignment, WorkerId};
 
 use super::{Memory, Plan};
+use crate::columns::aligned;
 
 /// Characters of a row of the grid, where no screen's width is given (`{:80}`). The rest of a long step looks
 /// the same; `{:#}` prints it.
@@ -148,28 +149,13 @@ fn recomputes(a: &Assignment) -> String {
 }
 
 fn table(f: &mut fmt::Formatter<'_>, rows: &[[String; 9]]) -> fmt::Result {
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.max().unwrap_or(0).max(COLUMNS[column].len())
-    };
-    let widths: Vec<_> = (0..COLUMNS.len()).map(width).collect();
     // A column that says the same of every rank in every plan but a few is left out of the others.
     let idle = rows.iter().all(|row| row[RECOMPUTES] == NOTHING);
+    let shown: Vec<usize> = (0..COLUMNS.len()).filter(|column| !idle || *column != RECOMPUTES).collect();
     let titles = COLUMNS.map(str::to_owned);
-    for row in std::iter::once(&titles).chain(rows) {
-        let mut line = String::new();
-        for (column, cell) in row.iter().enumerate().filter(|(column, _)| !idle || *column != RECOMPUTES) {
-            let width = widths[column];
-            let gap = if column == 0 { "" } else { "  " };
-            line.push_str(&if WORDS[column] {
-                format!("{gap}{cell:<width$}")
-            } else {
-                format!("{gap}{cell:>width$}")
-            });
-        }
-        writeln!(f, "{}", line.trim_end())?;
-    }
-    Ok(())
+    let cells = |row: &[String; 9]| shown.iter().map(|&column| row[column].clone()).collect::<Vec<_>>();
+    let lines: Vec<_> = std::iter::once(&titles).chain(rows).map(cells).collect();
+    f.write_str(&aligned(&lines, |at| !WORDS[shown[at]]))
 }
 
 fn millions(n: u64) -> String {

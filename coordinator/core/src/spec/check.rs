@@ -13,17 +13,28 @@ use std::path::Path;
 use coxswain_types::JobSpec;
 use coxswain_types::job::{CheckpointSpec, RecoverySpec};
 
-use super::error::KeyPath;
+use super::error::{KeyPath, Refused};
 use super::limits::{self, Limit};
 use super::raw::{RawCheckpoint, RawJob};
+use crate::code::ErrorCode;
 
 /// The faults found so far.
 #[derive(Default)]
-struct Faults(Vec<(KeyPath, String)>);
+struct Faults(Vec<Refused>);
 
 impl Faults {
+    fn push(&mut self, path: impl Into<KeyPath>, code: ErrorCode, message: String) {
+        self.0.push(Refused { path: path.into(), code, message });
+    }
+
+    /// A value that does not go with those of other keys.
     fn add(&mut self, path: impl Into<KeyPath>, message: String) {
-        self.0.push((path.into(), message));
+        self.push(path, ErrorCode::ValueConflict, message);
+    }
+
+    /// A value that the key never takes.
+    fn never(&mut self, path: impl Into<KeyPath>, message: String) {
+        self.push(path, ErrorCode::ValueRange, message);
     }
 
     /// Checks a count; says whether later rules may rely on it.
@@ -31,7 +42,7 @@ impl Faults {
         let checked = limit.check(found.into());
         let fits = checked.is_ok();
         if let Err(message) = checked {
-            self.add(path, message);
+            self.never(path, message);
         }
         fits
     }
@@ -40,7 +51,7 @@ impl Faults {
     fn number(&mut self, path: &str, found: f64, rule: impl Fn(f64) -> bool, must: &str) -> bool {
         let fits = found.is_finite() && rule(found);
         if !fits {
-            self.add(path, format!("found {found:?}; must be {must}"));
+            self.never(path, format!("found {found:?}; must be {must}"));
         }
         fits
     }
@@ -48,7 +59,7 @@ impl Faults {
     /// A count that has no default where `with` is chosen; 0 where it is missing or wrong.
     fn need(&mut self, path: &str, given: Option<u32>, with: &str, limit: &Limit) -> u32 {
         let Some(found) = given else {
-            self.add(path, format!("is missing; {with} needs it"));
+            self.push(path, ErrorCode::KeyNeeded, format!("is missing; {with} needs it"));
             return 0;
         };
         if self.count(path, found, limit) { found } else { 0 }
@@ -57,7 +68,8 @@ impl Faults {
     /// Refuses a key that is given where it has no meaning; `with` says where it has one, and why.
     fn only_with(&mut self, path: &str, given: bool, with: &str) {
         if given {
-            self.add(path, format!("goes with {with}; leave it out, or set that too"));
+            let message = format!("goes with {with}; leave it out, or set that too");
+            self.push(path, ErrorCode::KeyMisplaced, message);
         }
     }
 }
@@ -72,7 +84,7 @@ pub(super) enum Purpose {
 }
 
 /// Makes the job, or tells everything that is wrong with it.
-pub(super) fn check(raw: RawJob, base: &Path, purpose: Purpose) -> Result<JobSpec, Vec<(KeyPath, String)>> {
+pub(super) fn check(raw: RawJob, base: &Path, purpose: Purpose) -> Result<JobSpec, Vec<Refused>> {
     let mut faults = Faults::default();
     check_name(&raw.name, &mut faults);
     let layout = raw.layout.clone().unwrap_or_default();
@@ -120,7 +132,7 @@ fn check_name(name: &str, faults: &mut Faults) {
     if name.len() > limits::NAME_LEN || !name.starts_with(first) || !name.chars().all(rest) {
         let most = limits::NAME_LEN;
         let must = "of a-z, 0-9, `.`, `_` and `-`, beginning with a letter or a digit";
-        faults.add("name", format!("found `{name}`; must be 1 to {most} {must}: it names folders"));
+        faults.never("name", format!("found `{name}`; must be 1 to {most} {must}: it names folders"));
     }
 }
 

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::code::ErrorCode;
+
 /// Everything that is wrong with a job; prints one fault a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpecError {
@@ -86,17 +88,25 @@ pub struct Fault {
     pub origin: Origin,
     /// The path of the key, such as `model.heads`; empty for the whole file.
     pub path: String,
+    /// What kind of fault it is.
+    pub code: ErrorCode,
     /// What was found and what is allowed.
     pub message: String,
 }
 
 impl Fault {
-    pub(super) fn new(origin: Origin, path: &str, message: String) -> Fault {
-        Fault { origin, path: path.to_owned(), message }
+    pub(super) fn new(origin: Origin, path: &str, code: ErrorCode, message: String) -> Fault {
+        Fault { origin, path: path.to_owned(), code, message }
     }
 
-    pub(super) fn in_file(source: &str, place: Option<(usize, usize)>, path: &str, message: String) -> Fault {
-        Fault::new(Origin::File { source: source.to_owned(), place }, path, message)
+    pub(super) fn in_file(
+        source: &str,
+        place: Option<(usize, usize)>,
+        path: &str,
+        code: ErrorCode,
+        message: String,
+    ) -> Fault {
+        Fault::new(Origin::File { source: source.to_owned(), place }, path, code, message)
     }
 }
 
@@ -110,6 +120,14 @@ impl fmt::Display for Fault {
             write!(f, "{}: {}: {}", self.origin, shown(&self.path), self.message)
         }
     }
+}
+
+/// What is wrong at a key, before it is known where that stands.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) path: KeyPath,
+    pub(super) code: ErrorCode,
+    pub(super) message: String,
 }
 
 /// A step of a path.

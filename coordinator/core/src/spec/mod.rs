@@ -28,12 +28,16 @@ use std::path::Path;
 
 use coxswain_types::JobSpec;
 
+use crate::code::ErrorCode;
+
 pub use error::{Fault, Origin, SpecError};
+#[cfg(test)]
+pub(crate) use reference::page_with;
 pub use resolved::{Difference, differences, raw_model, raw_yaml, resolved_yaml};
 pub use schema::schema;
 
 use check::Purpose;
-use error::KeyPath;
+use error::{KeyPath, Refused};
 
 /// A job file is a page of text; a longer one is some other file, and is refused before it is parsed.
 const MAX_TEXT_BYTES: usize = 256 << 10;
@@ -76,9 +80,8 @@ pub fn look(job: &JobText<'_>) -> Result<JobSpec, SpecError> {
 }
 
 fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
-    let refuse = |faults: Vec<(KeyPath, String)>| {
-        let mut faults: Vec<_> =
-            faults.into_iter().take(MAX_FAULTS).map(|(path, message)| place(job, &path, message)).collect();
+    let refuse = |faults: Vec<Refused>| {
+        let mut faults: Vec<_> = faults.into_iter().take(MAX_FAULTS).map(|fault| place(job, fault)).collect();
         // As they stand in the file, so that a person corrects them from top to bottom.
         faults.sort_by_key(|fault| match &fault.origin {
             Origin::File { place, .. } => (0, *place),
@@ -90,30 +93,46 @@ fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
     let bytes = job.text.len() + sets;
     if bytes > MAX_TEXT_BYTES {
         let message = format!("holds {bytes} bytes; a job file has at most {MAX_TEXT_BYTES}");
-        return Err(SpecError::new(vec![Fault::in_file(job.source, None, "", message)]));
+        return Err(SpecError::new(vec![Fault::in_file(
+            job.source,
+            None,
+            "",
+            ErrorCode::TextTooLong,
+            message,
+        )]));
     }
     if job.sets.len() > MAX_SETS {
         let message = format!("{} values replace others (--set); at most {MAX_SETS} may", job.sets.len());
-        return Err(SpecError::new(vec![Fault::in_file(job.source, None, "", message)]));
+        return Err(SpecError::new(vec![Fault::in_file(
+            job.source,
+            None,
+            "",
+            ErrorCode::TooManySets,
+            message,
+        )]));
     }
     let mut tree = yaml::read(job.text).map_err(|fault| {
-        SpecError::new(vec![Fault::in_file(job.source, fault.place, &fault.path.to_string(), fault.message)])
+        let path = fault.path.to_string();
+        SpecError::new(vec![Fault::in_file(job.source, fault.place, &path, fault.code, fault.message)])
     })?;
     for (path, value) in job.sets {
         let set = || Origin::Set { path: path.clone(), value: value.clone() };
-        let value =
-            yaml::read(value).map_err(|fault| SpecError::from(Fault::new(set(), "", fault.message)))?;
-        tree.set(path, value).map_err(|message| SpecError::from(Fault::new(set(), path, message)))?;
+        let value = yaml::read(value)
+            .map_err(|fault| SpecError::from(Fault::new(set(), "", fault.code, fault.message)))?;
+        tree.set(path, value)
+            .map_err(|message| SpecError::from(Fault::new(set(), path, ErrorCode::SetPath, message)))?;
     }
-    presets::expand(&mut tree).map_err(|message| refuse(vec![("model.preset".into(), message)]))?;
-    let raw: raw::RawJob =
-        node::decode(tree).map_err(|error| refuse(vec![(error.culprit(), error.message())]))?;
+    presets::expand(&mut tree).map_err(|message| {
+        refuse(vec![Refused { path: "model.preset".into(), code: ErrorCode::PresetUnknown, message }])
+    })?;
+    let raw: raw::RawJob = node::decode(tree).map_err(|error| refuse(vec![error.refused()]))?;
     check::check(raw, job.base, purpose).map_err(refuse)
 }
 
 /// Says where `path` got its value: from the last `--set` above or at it, or from a line of the text; or from the
 /// last `--set` below it, where the text has no such key.
-fn place(job: &JobText<'_>, path: &KeyPath, message: String) -> Fault {
+fn place(job: &JobText<'_>, fault: Refused) -> Fault {
+    let Refused { path, code, message } = &fault;
     let sets = || job.sets.iter().rev();
     let set = sets().find(|(set, _)| KeyPath::from(set.as_str()).is_above_or_at(path)).or_else(|| {
         let below = sets().find(|(set, _)| path.is_above_or_at(&KeyPath::from(set.as_str())));
@@ -123,10 +142,11 @@ fn place(job: &JobText<'_>, path: &KeyPath, message: String) -> Fault {
         return Fault::new(
             Origin::Set { path: set.clone(), value: value.clone() },
             &path.to_string(),
-            message,
+            *code,
+            message.clone(),
         );
     }
-    Fault::in_file(job.source, yaml::locate(job.text, path), &path.to_string(), message)
+    Fault::in_file(job.source, yaml::locate(job.text, path), &path.to_string(), *code, message.clone())
 }
 
 #[cfg(test)]

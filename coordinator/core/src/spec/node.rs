@@ -9,8 +9,9 @@ use serde::de::{
     Unexpected, Visitor,
 };
 
-use super::error::{KeyPath, Segment, shown};
+use super::error::{KeyPath, Refused, Segment, shown};
 use super::schema;
+use crate::code::ErrorCode;
 
 /// A value of a job file.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,6 +93,16 @@ impl ShapeError {
             return format!("found {found}; must be a whole number from {least} to {most}");
         }
         self.problem.to_string()
+    }
+
+    /// The fault, as the author of the job is told of it.
+    pub(super) fn refused(&self) -> Refused {
+        let code = match &self.problem {
+            Problem::Unknown { .. } => ErrorCode::KeyUnknown,
+            Problem::Missing { .. } => ErrorCode::KeyMissing,
+            Problem::Type { .. } | Problem::Other(_) => ErrorCode::ValueType,
+        };
+        Refused { path: self.culprit(), code, message: self.message() }
     }
 
     /// Adds a step in front: errors travel from the inside out.

@@ -9,6 +9,7 @@ use coxswain_types::model::Positions;
 use super::error::{Fault, SpecError};
 use super::node::Node;
 use super::{JobText, look, yaml};
+use crate::code::ErrorCode;
 
 /// Files of presets, with their names in messages.
 const FILES: [(&str, &str); 3] = [
@@ -56,7 +57,9 @@ pub fn names() -> Vec<String> {
 /// An unknown preset, or values of the model that make no sense.
 pub fn job_text(job: &JobText<'_>, name: &str, workers: u32) -> Result<String, SpecError> {
     if !names().iter().any(|known| known == name) {
-        return Err(Fault::in_file(job.source, None, "", unknown(name, &names())).into());
+        return Err(
+            Fault::in_file(job.source, None, "", ErrorCode::PresetUnknown, unknown(name, &names())).into()
+        );
     }
     let text = format!("name: {name}\nmodel: {{preset: {name}}}\n");
     let smallest = format!("{text}data: {{synthetic: {{tokens: 64}}}}\ntrain: {{steps: 1, sequence: 4}}\n");

@@ -299,6 +299,11 @@ fn filled(page: &str) -> String {
         ("rules", rules()),
         ("bounds", bounds()),
     ];
+    page_with(page, &parts)
+}
+
+/// `page` with these parts in place of those that stand between the marks of their names.
+pub(crate) fn page_with(page: &str, parts: &[(&str, String)]) -> String {
     parts.iter().fold(page.to_owned(), |page, (name, part)| {
         let (start, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->"));
         let (before, rest) = page.split_once(&start).unwrap_or_else(|| panic!("the page has no {start}"));

@@ -14,6 +14,7 @@ use super::raw::{
     RawSynthetic, RawTrain, RecomputeSetting, ScheduleName, ZeroStage,
 };
 use super::yaml;
+use crate::code::ErrorCode;
 
 mod model;
 
@@ -31,7 +32,8 @@ pub fn resolved_yaml(job: &JobSpec) -> Result<String, SpecError> {
 /// # Errors
 /// Never for what a job file can say; the writer of YAML could fail in theory.
 pub fn raw_yaml(job: &RawJob) -> Result<String, SpecError> {
-    yaml::write(job).map_err(|message| Fault::in_file(&job.name, None, "", message).into())
+    yaml::write(job)
+        .map_err(|message| Fault::in_file(&job.name, None, "", ErrorCode::Unwritable, message).into())
 }
 
 /// A model with every key of the job file that it has.

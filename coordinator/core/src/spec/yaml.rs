@@ -14,6 +14,7 @@ use serde::de::{
 
 use super::error::{KeyPath, Segment};
 use super::node::Node;
+use crate::code::ErrorCode;
 
 /// Line and column, both from 1.
 type Place = (usize, usize);
@@ -22,6 +23,7 @@ type Place = (usize, usize);
 pub(super) struct YamlFault {
     pub(super) path: KeyPath,
     pub(super) place: Option<Place>,
+    pub(super) code: ErrorCode,
     pub(super) message: String,
 }
 
@@ -46,7 +48,12 @@ pub(super) fn read(text: &str) -> Result<Node, YamlFault> {
         }
         if open > MAX_OPEN {
             let message = format!("cannot be read: more than {MAX_OPEN} brackets are open at once");
-            return Err(YamlFault { path: KeyPath::default(), place: None, message });
+            return Err(YamlFault {
+                path: KeyPath::default(),
+                place: None,
+                code: ErrorCode::TextSyntax,
+                message,
+            });
         }
     }
     let twice = RefCell::new(None);
@@ -56,8 +63,18 @@ pub(super) fn read(text: &str) -> Result<Node, YamlFault> {
     reader.deserialize(serde_yaml::Deserializer::from_str(text)).map_err(|error| {
         let place = error.location().map(|at| (at.line(), at.column()));
         match twice.take() {
-            Some(path) => YamlFault { path, place, message: "is given twice; keep one of them".to_owned() },
-            None => YamlFault { path: KeyPath::default(), place, message: syntax_message(text, &error) },
+            Some(path) => YamlFault {
+                path,
+                place,
+                code: ErrorCode::KeyTwice,
+                message: "is given twice; keep one of them".to_owned(),
+            },
+            None => YamlFault {
+                path: KeyPath::default(),
+                place,
+                code: ErrorCode::TextSyntax,
+                message: syntax_message(text, &error),
+            },
         }
     })
 }

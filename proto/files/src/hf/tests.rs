@@ -21,8 +21,8 @@ fn families() -> BTreeMap<String, Listed> {
 }
 
 fn number(name: &str, at: usize) -> f32 {
-    let key = name.bytes().fold(7_u64, |key, byte| crate::mix(key ^ u64::from(byte)));
-    (crate::mix(key ^ at as u64) % 20_001) as f32 / 1e4 - 1.0
+    let key = name.bytes().fold(7_u64, |key, byte| coxswain_types::hash::mix(key ^ u64::from(byte)));
+    (coxswain_types::hash::mix(key ^ at as u64) % 20_001) as f32 / 1e4 - 1.0
 }
 
 /// Writes a family's model of random numbers, in the type, into files of so many bytes.

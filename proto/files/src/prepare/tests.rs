@@ -250,10 +250,11 @@ fn lines_of(count: u64, ends: &[&str]) -> String {
         ["boat", "gr\u{f6}\u{df}e", "\u{1F6A3}", "oar's", "12", "  tide", "x\u{20ac}"][n as usize % 7]
     };
     let line = |n: u64| {
-        let words: Vec<&str> =
-            (0..crate::hash::mix(n) % 40).map(|i| word(crate::hash::mix(n * 64 + i))).collect();
+        let words: Vec<&str> = (0..coxswain_types::hash::mix(n) % 40)
+            .map(|i| word(coxswain_types::hash::mix(n * 64 + i)))
+            .collect();
         let end = ends[n as usize % ends.len()];
-        format!("{}\ta {}{end}", crate::hash::mix(n + 7) % 3, words.join(" "))
+        format!("{}\ta {}{end}", coxswain_types::hash::mix(n + 7) % 3, words.join(" "))
     };
     (0..count).map(line).collect::<String>() + "2\tthe end"
 }

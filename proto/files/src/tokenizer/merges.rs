@@ -12,7 +12,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::mem::take;
 
 use super::TokenizerError;
-use crate::hash::mix;
+use coxswain_types::hash::mix;
 
 /// Two tokens that stand side by side.
 type Pair = (u32, u32);

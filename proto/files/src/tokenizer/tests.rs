@@ -12,7 +12,7 @@ fn prose(words: u64, seed: u64) -> String {
     let mut text = String::new();
     for i in 0..words {
         let rank = (2.0f64.powf(crate::hash::draw_below(seed, i, 1000) as f64 / 100.0)) as u64;
-        let mut word = crate::hash::mix(rank);
+        let mut word = coxswain_types::hash::mix(rank);
         for _ in 0..2 + rank % 6 {
             text.push(char::from(b'a' + (word % 17) as u8));
             word /= 17;

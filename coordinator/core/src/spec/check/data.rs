@@ -144,12 +144,12 @@ fn classes(names: Vec<String>, model: &ModelSpec, faults: &mut Faults) -> Vec<St
     for (i, name) in names.iter().enumerate() {
         let at = || KeyPath::from(key).index(i);
         if name.is_empty() || name.trim() != name || name.contains(['\t', '\n', '\r']) {
-            faults.add(
+            faults.never(
                 at(),
                 format!("found `{name}`; must be a name without tabs, and without blanks around it"),
             );
         } else if !seen.insert(name) {
-            faults.add(at(), format!("found `{name}` twice; each class has a name of its own"));
+            faults.never(at(), format!("found `{name}` twice; each class has a name of its own"));
         }
     }
     names
@@ -163,19 +163,19 @@ fn files(key: &'static str, paths: Paths, base: &Path, faults: &mut Faults) -> V
     };
     let most = limits::TEXT_FILES;
     if paths.is_empty() || paths.len() > most {
-        faults.add(key, format!("found a list of {}; must name 1 to {most} files", paths.len()));
+        faults.never(key, format!("found a list of {}; must name 1 to {most} files", paths.len()));
     }
     let mut files = Vec::new();
     for (i, path) in paths.iter().enumerate() {
         let at = KeyPath::from(key);
         let at = if listed { at.index(i) } else { at };
         if path.is_empty() {
-            faults.add(at, "found an empty path; must name a file".to_owned());
+            faults.never(at, "found an empty path; must name a file".to_owned());
             continue;
         }
         match absolute(base, path) {
             Some(file) => files.push(file),
-            None => faults.add(at, format!("`{path}` lies in {}, which is no UTF-8 path", base.display())),
+            None => faults.never(at, format!("`{path}` lies in {}, which is no UTF-8 path", base.display())),
         }
     }
     files

@@ -112,7 +112,7 @@ pub(super) fn check_shards(shards: u32, model: &ModelSpec, faults: &mut Faults) 
     }
     if !shards.is_power_of_two() {
         let (near, why) = (shards.next_power_of_two(), "their sums are added in a binary tree");
-        faults.add(path, format!("found {shards}; must be a power of two such as {near}: {why}"));
+        faults.never(path, format!("found {shards}; must be a power of two such as {near}: {why}"));
         return;
     }
     check_split(path, "shard", shards, model, faults);
@@ -193,10 +193,10 @@ fn zero(stage: Option<ZeroStage>, faults: &mut Faults) -> bool {
              the parameters of its layers whole)"
         ),
         _ => {
-            faults.add("layout.zero", format!("found {stage}; must be 0 or 1"));
+            faults.never("layout.zero", format!("found {stage}; must be 0 or 1"));
             return false;
         }
     };
-    faults.add("layout.zero", format!("found {stage}, which {refuse}; 1 shards the optimizer's state"));
+    faults.never("layout.zero", format!("found {stage}, which {refuse}; 1 shards the optimizer's state"));
     false
 }

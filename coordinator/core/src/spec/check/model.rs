@@ -88,7 +88,7 @@ fn head(raw: &RawModel, architecture: Architecture, activation: Activation, faul
             let activation = raw.head_activation.map_or(activation.gate(), Activation::from);
             if activation.gated() {
                 let must = "must be relu, gelu, gelu-tanh or silu: the head's dense layer has no gate";
-                faults.add("model.head_activation", must.to_owned());
+                faults.never("model.head_activation", must.to_owned());
             }
             Head::MaskedLm { activation }
         }

@@ -55,7 +55,7 @@ fn check_numbers(optimizer: &OptimizerSpec, momentum_given: bool, faults: &mut F
     }
     for (i, beta) in [optimizer.beta1, optimizer.beta2].into_iter().enumerate() {
         if !(0.0..1.0).contains(&beta) {
-            faults.add(KeyPath::from("train.betas").index(i), format!("found {beta:?}; must be {share}"));
+            faults.never(KeyPath::from("train.betas").index(i), format!("found {beta:?}; must be {share}"));
         }
     }
     faults.number("train.eps", optimizer.eps, |x| x > 0.0, "a finite number above 0");

@@ -11,6 +11,7 @@ use coxswain_types::schedule::Action;
 use super::super::limits;
 use super::super::raw::{RawLayout, ScheduleName};
 use super::Faults;
+use crate::code::ErrorCode;
 
 const CHUNKS: &str = "layout.chunks";
 const ACTIONS: &str = "layout.actions";
@@ -58,7 +59,11 @@ pub(super) fn actions(
     }
     let Some(text) = text else {
         let how = "give the actions of each pipeline rank on a line of its own, such as `0F0,0F1,0B0,0B1`";
-        faults.add(ACTIONS, format!("is missing; layout.schedule custom needs it: {how}"));
+        faults.push(
+            ACTIONS,
+            ErrorCode::KeyNeeded,
+            format!("is missing; layout.schedule custom needs it: {how}"),
+        );
         return Vec::new();
     };
     if !check_shares(layout.data, train, faults) {
@@ -77,7 +82,7 @@ pub(super) fn actions(
     if items > limits::ACTIONS {
         let most = limits::ACTIONS;
         let why = "every assignment carries them all";
-        faults.add(ACTIONS, format!("found {items} actions; must be {most} or less ({why})"));
+        faults.never(ACTIONS, format!("found {items} actions; must be {most} or less ({why})"));
         return Vec::new();
     }
     let micro_batches = train.global_micro_batches / layout.data;
@@ -88,7 +93,7 @@ pub(super) fn actions(
             Ok(list) => lists.push(list),
             // One fault a line: those that follow it come of the same mistake.
             Err((item, message)) => {
-                faults.add(ACTIONS, format!("line {}, item {item}: {message}", number + 1));
+                faults.never(ACTIONS, format!("line {}, item {item}: {message}", number + 1));
             }
         }
     }

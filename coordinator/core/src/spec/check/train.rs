@@ -69,12 +69,12 @@ pub(super) fn train(raw: &RawTrain, data_ranks: u32, base: &Path, faults: &mut F
 fn start_from(path: &str, base: &Path, faults: &mut Faults) -> Option<String> {
     let at = "train.start_from";
     if path.is_empty() {
-        faults.add(at, "found an empty path; must name a folder".to_owned());
+        faults.never(at, "found an empty path; must name a folder".to_owned());
         return None;
     }
     let found = absolute(base, path);
     if found.is_none() {
-        faults.add(at, format!("`{path}` lies in {}, which is no UTF-8 path", base.display()));
+        faults.never(at, format!("`{path}` lies in {}, which is no UTF-8 path", base.display()));
     }
     found
 }
@@ -123,7 +123,7 @@ fn loss_scale(raw: &RawTrain, precision: Precision, faults: &mut Faults) -> Loss
         if faults.count(initial, scale, &limits::LOSS_SCALE) && !scale.is_power_of_two() {
             let why = "so that scaling rounds nothing";
             let near = scale.next_power_of_two();
-            faults.add(initial, format!("found {scale}; must be a power of two such as {near}, {why}"));
+            faults.never(initial, format!("found {scale}; must be a power of two such as {near}, {why}"));
         }
         faults.count(growth_steps, steps, &limits::STEPS);
     } else {

@@ -53,7 +53,7 @@ fn relative(raw: &RawModel, faults: &mut Faults) -> Positions {
     if fits && !buckets.is_multiple_of(4) {
         let near = buckets.next_multiple_of(4);
         let why = "half are for each side, and half of those for single distances";
-        faults.add(path, format!("found {buckets}; must be a multiple of 4 such as {near}: {why}"));
+        faults.never(path, format!("found {buckets}; must be a multiple of 4 such as {near}: {why}"));
     }
     let path = "model.relative_max_distance";
     if faults.count(path, max_distance, &limits::LENGTH) && fits && max_distance <= buckets / 2 {

@@ -1,0 +1,82 @@
+//! Stable names of refusals, for programs. Messages may be worded anew in any version; a code keeps its meaning,
+//! and one that is no longer given is not given another meaning.
+//!
+//! A code names what kind of thing is wrong; the key of the job file is told beside it.
+
+/// The codes with their names and meanings, each in one place.
+macro_rules! codes {
+    ($($code:ident $name:literal $meaning:literal;)+) => {
+        /// A stable name of a refusal.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum ErrorCode {
+            $(#[doc = $meaning] $code,)+
+        }
+
+        impl ErrorCode {
+            /// All codes, in the order of the reference.
+            pub const ALL: &[ErrorCode] = &[$(ErrorCode::$code,)+];
+
+            /// The name, such as `job.key.unknown`.
+            pub fn name(self) -> &'static str {
+                match self { $(ErrorCode::$code => $name,)+ }
+            }
+
+            /// What is wrong.
+            pub fn meaning(self) -> &'static str {
+                match self { $(ErrorCode::$code => $meaning,)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    TextTooLong "job.text.too-long" "The job file, with all `--set` values, has too many bytes.";
+    TextSyntax "job.text.syntax" "The job file or a `--set` value is not the YAML that job files are written in.";
+    TooManySets "job.set.too-many" "Too many `--set` values.";
+    SetPath "job.set.path" "The path of a `--set` value leads to no place of a job file.";
+    KeyTwice "job.key.twice" "A key is given twice.";
+    KeyUnknown "job.key.unknown" "A key is not known.";
+    KeyMissing "job.key.missing" "A key is missing that has no default.";
+    KeyNeeded "job.key.needed" "A key is missing that another choice of the job needs.";
+    KeyMisplaced "job.key.misplaced" "A key is given that goes with another choice only.";
+    ValueType "job.value.type" "A value is of another type than the key takes, or an unknown word.";
+    ValueRange "job.value.range" "A key never takes this value, whatever the other keys are.";
+    ValueConflict "job.value.conflict" "A value does not go with those of other keys.";
+    PresetUnknown "job.preset.unknown" "No preset has this name.";
+    Unwritable "job.unwritable" "A job cannot be written out. Please report it.";
+    WorkersTooFew "plan.workers.too-few" "The layout needs more workers than there are.";
+    WorkerTwice "plan.worker.twice" "Two workers have one name.";
+    ScheduleBroken "plan.schedule.broken" "The schedule in `layout.actions` would hang, leave work out or do it twice.";
+    BudgetUnmet "plan.memory.budget" "No worker can stay within the budget of `train.recompute`.";
+    PlanTooLarge "plan.too-large" "Planning the job would take too long or too much memory.";
+    AssignmentTooLong "plan.assignment.too-long" "What one rank has to be told does not fit in a message.";
+    PlannerFault "plan.fault" "The planner has a fault. Please report it.";
+    QueueFull "submit.queue.full" "As many jobs wait as may.";
+    DirectoryTaken "submit.directory.taken" "Another job that is not over writes to the same folder.";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use expect_test::expect_file;
+
+    use super::ErrorCode;
+
+    #[test]
+    fn names_are_unique_and_plain() {
+        let names: BTreeSet<_> = ErrorCode::ALL.iter().map(|code| code.name()).collect();
+        assert_eq!(names.len(), ErrorCode::ALL.len());
+        let plain = |c: char| c.is_ascii_lowercase() || matches!(c, '.' | '-');
+        assert!(names.iter().all(|name| name.contains('.') && name.chars().all(plain)), "{names:?}");
+    }
+
+    #[test]
+    fn the_page_lists_every_code() {
+        let row = |code: &ErrorCode| format!("| `{}` | {} |\n", code.name(), code.meaning());
+        let table = ErrorCode::ALL.iter().map(row).collect::<String>();
+        let table = format!("| Code | What is wrong |\n|---|---|\n{}", table.trim_end());
+        let page = include_str!("../../../docs/errors.md");
+        expect_file!["../../../docs/errors.md"].assert_eq(&crate::spec::page_with(page, &[("codes", table)]));
+    }
+}
