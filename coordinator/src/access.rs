@@ -12,10 +12,10 @@ use rcgen::PublicKeyData;
 use tokio::task::block_in_place;
 use tonic::{Request, Response, Status};
 
-use crate::auth::chains::{Made, RenewError, WORKER_LIFE};
+use crate::auth::chains::{IssuedCertificate, RenewError, WORKER_LIFE};
 use crate::auth::digest::Digest;
-use crate::auth::identity::{Identity, Malformed, Role};
-use crate::auth::members::{MemberError, Members, Signed};
+use crate::auth::identity::{Malformed, Principal, Role};
+use crate::auth::members::{MemberError, Membership, Signed};
 use crate::auth::pods::{Joiner, PodError, Pods};
 use crate::auth::record::RecordError;
 use crate::auth::register::Refusal;
@@ -31,7 +31,7 @@ pub(crate) const PERSON_LIFE: Duration = Duration::from_secs(30 * DAY.as_secs())
 #[derive(Debug)]
 pub(crate) struct Security {
     authority: Authority,
-    pub(crate) members: Arc<Members>,
+    pub(crate) members: Arc<Membership>,
     /// Whose service accounts' tokens are taken.
     pods: Option<Pods>,
 }
@@ -55,7 +55,7 @@ impl Security {
         folder: &Path,
         joining: Joining,
     ) -> Result<Security, RecordError> {
-        let members = Arc::new(Members::open(folder, joining.chain_life)?);
+        let members = Arc::new(Membership::open(folder, joining.chain_life)?);
         Ok(Security { authority, members, pods: joining.pods })
     }
 
@@ -94,14 +94,14 @@ impl Security {
     }
 
     /// Signs a certificate for this key.
-    fn sign(&self, identity: &Identity, key: &impl PublicKeyData) -> anyhow::Result<Signed> {
+    fn sign(&self, identity: &Principal, key: &impl PublicKeyData) -> anyhow::Result<Signed> {
         let pem = self.authority.client(identity, key, life(identity.role))?;
         let der = certificates("the certificate", &pem)?.swap_remove(0);
         let shown = shown(&der)?;
-        Ok(Signed { pem, made: Made { digest: shown.digest, ends_s: shown.ends_s } })
+        Ok(Signed { pem, made: IssuedCertificate { digest: shown.digest, ends_s: shown.ends_s } })
     }
 
-    fn reply(&self, identity: &Identity, chain: String) -> Response<wire::CertificateReply> {
+    fn reply(&self, identity: &Principal, chain: String) -> Response<wire::CertificateReply> {
         let lives_s = life(identity.role).as_secs();
         Response::new(wire::CertificateReply { chain, ca: self.authority.pem().to_owned(), lives_s })
     }
@@ -138,7 +138,7 @@ impl wire::access_server::Access for AccessService {
         let wire::JoinRequest { token, name, request, service_account } = request.into_inner();
         // Looked at first, so that a request that cannot be used does not use a token up.
         let key = requested_key(&request).map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
-        let sign = |identity: &Identity| security.sign(identity, &key);
+        let sign = |identity: &Principal| security.sign(identity, &key);
         if !service_account.is_empty() {
             let joiner = block_in_place(|| security.pod(&service_account, &name))?;
             let chain = security.members.join_as(&joiner, sign).map_err(refused)?;
@@ -159,7 +159,7 @@ impl wire::access_server::Access for AccessService {
         let wire::RenewRequest { request, by } = request.into_inner();
         let key = requested_key(&request).map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
         let by = held(&known, by)?;
-        let sign = |identity: &Identity| security.sign(identity, &key);
+        let sign = |identity: &Principal| security.sign(identity, &key);
         let chain = security.members.renew(&known, by, sign).map_err(refused)?;
         tracing::debug!("{} renews its certificate", known.identity);
         Ok(security.reply(&known.identity, chain))

@@ -51,7 +51,7 @@ pub(crate) enum ClaimError {
 
 /// The holder of a folder, for messages.
 #[derive(Debug, Serialize, Deserialize)]
-struct Record {
+struct ClaimHolder {
     job: String,
     pid: u32,
     host: String,
@@ -94,7 +94,7 @@ impl Claim {
         }
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let nonce = random()?;
-        let record = Record { job: job.to_owned(), pid: std::process::id(), host, nonce: nonce.clone() };
+        let record = ClaimHolder { job: job.to_owned(), pid: std::process::id(), host, nonce: nonce.clone() };
         let mut text = serde_json::to_vec(&record).map_err(io::Error::other)?;
         text.push(b'\n');
         file.set_len(0)?;
@@ -141,13 +141,13 @@ fn unknown() -> String {
     "another coordinator".to_owned()
 }
 
-fn record(file: &mut File) -> Option<Record> {
+fn record(file: &mut File) -> Option<ClaimHolder> {
     let mut text = String::new();
     file.rewind().and_then(|()| file.take(MAX_RECORD_BYTES).read_to_string(&mut text)).ok()?;
     serde_json::from_str(&text).ok()
 }
 
-impl fmt::Display for Record {
+impl fmt::Display for ClaimHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (job, host) = (self.job.escape_debug(), self.host.escape_debug());
         write!(f, "job {job} (coordinator with pid {} on {host})", self.pid)

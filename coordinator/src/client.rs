@@ -22,7 +22,7 @@ use crate::event_line::EventLine;
 use crate::failure::{FAILED, Failure};
 use crate::output;
 use crate::page::next;
-use crate::progress::Progress;
+use crate::progress::RunProgress;
 use crate::{events, local, views};
 
 #[derive(Debug, Args)]
@@ -151,13 +151,13 @@ pub(crate) async fn watch(args: Watch) -> Result<(), Failure> {
     let request = wire::WatchRequest { job: args.job.clone() };
     let refused = |status| refused(&args.coordinator, status);
     let mut events = jobs(&args.coordinator).await?.watch(request).await.map_err(refused)?.into_inner();
-    let mut progress: Option<Progress> = None;
+    let mut progress: Option<RunProgress> = None;
     let (mut steps, mut unit) = (0, String::new());
     while let Some(event) = events.message().await.map_err(refused)? {
         match event.event {
             Some(Event::Report(report)) if format == Format::Text => {
                 let from = report.step.saturating_sub(1);
-                let progress = progress.get_or_insert_with(|| Progress::new(from, steps, &unit));
+                let progress = progress.get_or_insert_with(|| RunProgress::new(from, steps, &unit));
                 progress.step(&StepReport::from(report));
             }
             Some(Event::Report(report)) => {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use coxswain_files::atomic::write_atomic;
 
-use crate::metrics::{self, Line, ValidationLine};
+use crate::metrics::{self, MetricsLine, ValidationLine};
 
 /// The name of the picture in the run's folder.
 const NAME: &str = "loss.svg";
@@ -40,7 +40,7 @@ pub(crate) fn draw(directory: &Path, name: &str, unit: &str) -> Result<Option<Pa
 }
 
 /// From values to pixels along one axis.
-struct Axis {
+struct AxisScale {
     low: f64,
     high: f64,
     from: f64,
@@ -48,10 +48,10 @@ struct Axis {
     ticks: Vec<f64>,
 }
 
-impl Axis {
+impl AxisScale {
     /// An axis that covers `low..high` between the pixels `from` and `to`, with about `count` ticks
     /// at round numbers.
-    fn new(low: f64, high: f64, from: f64, to: f64, count: f64, whole: bool) -> Axis {
+    fn new(low: f64, high: f64, from: f64, to: f64, count: f64, whole: bool) -> AxisScale {
         let mut step = round_step((high - low).max(f64::MIN_POSITIVE) / count);
         if whole {
             step = step.max(1.0);
@@ -59,7 +59,7 @@ impl Axis {
         let first = (low / step).ceil() as i64;
         let last = (high / step + 1e-9).floor() as i64;
         let ticks = (first..=last).map(|n| n as f64 * step).collect();
-        Axis { low, high, from, to, ticks }
+        AxisScale { low, high, from, to, ticks }
     }
 
     fn at(&self, value: f64) -> f64 {
@@ -83,7 +83,7 @@ fn round_step(step: f64) -> f64 {
     factor.unwrap_or(10.0) * power
 }
 
-fn svg(name: &str, unit: &str, lines: &[Line]) -> Option<String> {
+fn svg(name: &str, unit: &str, lines: &[MetricsLine]) -> Option<String> {
     let finite = |loss: Option<f64>| loss.filter(|loss| loss.is_finite());
     let train: Vec<(f64, f64)> =
         lines.iter().filter_map(|line| Some((line.step as f64, finite(line.loss)?))).collect();
@@ -100,8 +100,8 @@ fn svg(name: &str, unit: &str, lines: &[Line]) -> Option<String> {
     let pad = ((high - low) * 0.06).max(high.abs() * 1e-3).max(1e-6);
     let first = train.first().map_or(0.0, |point| point.0);
     let last = lines.last().map_or(first + 1.0, |line| line.step as f64);
-    let x = Axis::new((first - 1.0).max(0.0), last.max(first + 1.0), LEFT, RIGHT, 8.0, true);
-    let y = Axis::new(low - pad, high + pad, BOTTOM, TOP, 6.0, false);
+    let x = AxisScale::new((first - 1.0).max(0.0), last.max(first + 1.0), LEFT, RIGHT, 8.0, true);
+    let y = AxisScale::new(low - pad, high + pad, BOTTOM, TOP, 6.0, false);
     let mut out = String::new();
     head(&mut out, name, last);
     frame(&mut out, &x, &y, unit);
@@ -132,7 +132,7 @@ fn head(out: &mut String, name: &str, last: f64) {
     );
 }
 
-fn frame(out: &mut String, x: &Axis, y: &Axis, unit: &str) {
+fn frame(out: &mut String, x: &AxisScale, y: &AxisScale, unit: &str) {
     let digits = y.digits();
     for &tick in &y.ticks {
         let at = y.at(tick);
@@ -165,7 +165,7 @@ fn frame(out: &mut String, x: &Axis, y: &Axis, unit: &str) {
     );
 }
 
-fn line(out: &mut String, x: &Axis, y: &Axis, train: &[(f64, f64)]) {
+fn line(out: &mut String, x: &AxisScale, y: &AxisScale, train: &[(f64, f64)]) {
     if let [(step, loss)] = train {
         let _ = writeln!(
             out,
@@ -196,7 +196,7 @@ fn thin(train: &[(f64, f64)]) -> Vec<(f64, f64)> {
     train.chunks(size).map(mean).collect()
 }
 
-fn points(out: &mut String, x: &Axis, y: &Axis, validation: &[(f64, f64, Option<String>)]) {
+fn points(out: &mut String, x: &AxisScale, y: &AxisScale, validation: &[(f64, f64, Option<String>)]) {
     let every = validation.len().div_ceil(MAX_MARKS).max(1);
     // From the last backwards, since the last is the one that counts.
     for (step, loss, quality) in validation.iter().rev().step_by(every) {
@@ -239,7 +239,7 @@ mod tests {
     use super::*;
     use crate::metrics::ValidationLine;
 
-    fn lines(count: u64) -> Vec<Line> {
+    fn lines(count: u64) -> Vec<MetricsLine> {
         let loss = |step: u64| {
             Some(3.0 + 5.0 * (-(step as f64) / 40.0).exp() + 0.05 * ((step * 7919) % 13) as f64 / 13.0)
         };
@@ -250,7 +250,7 @@ mod tests {
                 accuracy: None,
             })
         };
-        (1..=count).map(|step| Line { step, loss: loss(step), validation: validation(step) }).collect()
+        (1..=count).map(|step| MetricsLine { step, loss: loss(step), validation: validation(step) }).collect()
     }
 
     #[test]
@@ -262,7 +262,7 @@ mod tests {
             (0.11, 0.19, 4.0, false, vec![0.12, 0.14, 0.16, 0.18]),
         ];
         for (low, high, count, whole, expected) in rows {
-            let ticks = Axis::new(low, high, 0.0, 1.0, count, whole).ticks;
+            let ticks = AxisScale::new(low, high, 0.0, 1.0, count, whole).ticks;
             assert_eq!(ticks.len(), expected.len(), "{ticks:?}");
             assert!(ticks.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-9), "{ticks:?}");
         }
@@ -288,9 +288,10 @@ mod tests {
     #[test]
     fn few_many_and_no_numbers_are_drawn() {
         assert_eq!(svg("demo", "token", &[]), None);
-        let none = Line { step: 1, loss: None, validation: None };
+        let none = MetricsLine { step: 1, loss: None, validation: None };
         assert_eq!(svg("demo", "token", &[none]), None);
-        for lines in [lines(1), lines(2), vec![none, lines(2)[1]], vec![Line { loss: Some(4.0), ..none }; 3]]
+        for lines in
+            [lines(1), lines(2), vec![none, lines(2)[1]], vec![MetricsLine { loss: Some(4.0), ..none }; 3]]
         {
             let svg = svg("demo", "token", &lines).unwrap();
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");

@@ -24,7 +24,7 @@ use crate::handle::{Handle, JobNews, News, Request, Times};
 use crate::journal::Journal;
 use crate::keeper::Keepers;
 use crate::preparation::{Known, Preparations};
-use crate::store::Store;
+use crate::store::RendezvousStore;
 
 /// Requests that may wait for the driver. Each of a few thousand workers has at most one on its way;
 /// when the queue is full its sender waits, which slows the streams down.
@@ -50,7 +50,7 @@ enum Next {
 }
 
 /// A stream to a process.
-struct Link {
+struct WorkerStream {
     connection: u64,
     desired: watch::Sender<DesiredState>,
 }
@@ -59,10 +59,10 @@ struct Link {
 struct Driver {
     cluster: Cluster,
     journal: Journal,
-    store: Arc<Store>,
+    store: Arc<RendezvousStore>,
     started: Instant,
     /// By name and incarnation.
-    links: BTreeMap<(WorkerId, u64), Link>,
+    links: BTreeMap<(WorkerId, u64), WorkerStream>,
     /// What is written into the folders of jobs that are at work.
     keepers: Keepers,
     /// File digests of each unfinished job, so that an interruption does not read its files again.
@@ -95,7 +95,7 @@ pub(crate) enum LeftOver {
 pub(crate) fn start(
     folder: &Path,
     left_over: LeftOver,
-) -> Result<(Handle, Arc<Store>, JoinHandle<Result<()>>)> {
+) -> Result<(Handle, Arc<RendezvousStore>, JoinHandle<Result<()>>)> {
     let (journal, replayed) = Journal::open(folder)?;
     if replayed.cut_bytes > 0 {
         tracing::warn!("cut {} bytes off the journal that a crash had left incomplete", replayed.cut_bytes);
@@ -103,7 +103,7 @@ pub(crate) fn start(
     let (sender, receiver) = mpsc::channel(MAX_REQUESTS);
     let (news, _) = broadcast::channel(MAX_NEWS);
     let (happened, _) = broadcast::channel(MAX_NEWS);
-    let store = Arc::new(Store::default());
+    let store = Arc::new(RendezvousStore::default());
     let mut dates = Dates::new();
     replayed.entries.iter().for_each(|(at_ms, entry)| date(&mut dates, *at_ms, entry));
     let driver = Driver {
@@ -277,7 +277,7 @@ impl Driver {
         }
         let fresh = known != Some(connection);
         if fresh {
-            self.links.insert(key, Link { connection, desired });
+            self.links.insert(key, WorkerStream { connection, desired });
         }
         self.handle(Event::Seen { status })?;
         if fresh {

@@ -105,7 +105,7 @@ fn difference(was: &TrainSpec, threads: u32, is: &TrainSpec) -> Option<String> {
 }
 
 /// How a preparation reports.
-pub(crate) struct Words<'a> {
+pub(crate) struct Reporter<'a> {
     /// Takes the progress; an error stops the work.
     pub(crate) watch: Watch<'a>,
     /// Takes a line for the log.
@@ -119,7 +119,7 @@ pub(crate) fn prepare(
     submission: &Submission,
     look: CheckDepth,
     digests: &Digests,
-    words: &Words<'_>,
+    words: &Reporter<'_>,
     first: bool,
 ) -> Result<PreparedJob, String> {
     let directory = Path::new(&submission.directory);

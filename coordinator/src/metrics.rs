@@ -19,7 +19,7 @@ const MAX_LINE_BYTES: u64 = 16 << 20;
 
 /// A step as it is read back. Numbers that are none (a loss that is no number) are written as null.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-pub(crate) struct Line {
+pub(crate) struct MetricsLine {
     pub(crate) step: u64,
     pub(crate) loss: Option<f64>,
     #[serde(default)]
@@ -69,7 +69,7 @@ impl Metrics {
     pub(crate) fn open(directory: &Path, from: Step) -> io::Result<(Metrics, Option<Moved>)> {
         create_folder(directory)?;
         let path = directory.join(METRICS);
-        let found = Found::look(&path, from)?;
+        let found = MetricsScan::look(&path, from)?;
         let why = match found.steps {
             1.. if from == Step(0) => Some(Why::Anew),
             _ if found.damaged => Some(Why::NoText),
@@ -114,7 +114,7 @@ impl Metrics {
 
 /// What a file of metrics contains.
 #[derive(Debug, Default)]
-struct Found {
+struct MetricsScan {
     bytes: u64,
     /// Bytes of the lines that are kept.
     kept_bytes: u64,
@@ -128,9 +128,9 @@ struct Found {
     last: u64,
 }
 
-impl Found {
-    fn look(path: &Path, from: Step) -> io::Result<Found> {
-        let mut found = Found { whole: true, ..Found::default() };
+impl MetricsScan {
+    fn look(path: &Path, from: Step) -> io::Result<MetricsScan> {
+        let mut found = MetricsScan { whole: true, ..MetricsScan::default() };
         each_line(path, |bytes| {
             found.bytes += bytes.len() as u64;
             found.damaged |= std::str::from_utf8(bytes).is_err();
@@ -179,7 +179,7 @@ fn each_line(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::
 }
 
 /// The step that a line is of; `None` where it is invalid.
-fn line(bytes: &[u8]) -> Option<Line> {
+fn line(bytes: &[u8]) -> Option<MetricsLine> {
     serde_json::from_str(std::str::from_utf8(bytes).ok()?).ok()
 }
 
@@ -205,7 +205,7 @@ fn is_kept(bytes: &[u8], from: Step) -> bool {
 }
 
 /// The steps that are noted in `directory`; invalid lines are passed over.
-pub(crate) fn read(directory: &Path) -> io::Result<Vec<Line>> {
+pub(crate) fn read(directory: &Path) -> io::Result<Vec<MetricsLine>> {
     let mut lines = Vec::new();
     each_line(&directory.join(METRICS), |bytes| {
         lines.extend(line(bytes));

@@ -17,7 +17,7 @@ use coxswain_files::digests::Remembered;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
 
-use child::{Asked, Said};
+use child::{PreparationReport, PreparationRequest};
 
 use crate::handle::{self, Request};
 use crate::lock::lock;
@@ -88,7 +88,7 @@ impl Preparations {
             let job = submission.job.clone();
             let digests = lock(&known).clone();
             let memory_bytes = memory::share_bytes();
-            let asked = Asked { submission, look, first, digests, memory_bytes };
+            let asked = PreparationRequest { submission, look, first, digests, memory_bytes };
             let tell =
                 |event| requests.upgrade().is_some_and(|to| to.try_send(Request::Event(event)).is_ok());
             let result = follow(&asked, &under_way, &known, &|doing| {
@@ -163,7 +163,7 @@ fn read_bytes(pid: Pid) -> u64 {
 
 /// Starts the process and follows it to its end.
 fn follow(
-    asked: &Asked,
+    asked: &PreparationRequest,
     under_way: &Mutex<UnderWay>,
     known: &Known,
     doing: &dyn Fn(String),
@@ -185,10 +185,14 @@ fn follow(
     while said.read_line(&mut line).is_ok_and(|read| read > 0) {
         lock(under_way).heard = Instant::now();
         match serde_json::from_str(&line) {
-            Ok(Said::Doing(what)) => doing(what),
-            Ok(Said::Told(Weight::Warning, text)) => tracing::warn!(job = asked.submission.job, "{text}"),
-            Ok(Said::Told(Weight::Info, text)) => tracing::info!(job = asked.submission.job, "{text}"),
-            Ok(Said::Done { result, digests }) => {
+            Ok(PreparationReport::Doing(what)) => doing(what),
+            Ok(PreparationReport::Told(Weight::Warning, text)) => {
+                tracing::warn!(job = asked.submission.job, "{text}")
+            }
+            Ok(PreparationReport::Told(Weight::Info, text)) => {
+                tracing::info!(job = asked.submission.job, "{text}")
+            }
+            Ok(PreparationReport::Done { result, digests }) => {
                 *lock(known) = digests;
                 done = Some(*result);
             }

@@ -21,8 +21,8 @@ const BAR: usize = 30;
 const WIDTH: usize = 80;
 
 /// The progress of one run.
-pub(crate) struct Progress {
-    look: console::Look,
+pub(crate) struct RunProgress {
+    look: console::StreamCapabilities,
     steps: u64,
     /// What the loss is a mean over.
     unit: String,
@@ -31,10 +31,10 @@ pub(crate) struct Progress {
     told: Option<Instant>,
 }
 
-impl Progress {
+impl RunProgress {
     /// The progress of a run that has taken `from` of its `steps`.
-    pub(crate) fn new(from: u64, steps: u64, unit: &str) -> Progress {
-        let progress = Progress {
+    pub(crate) fn new(from: u64, steps: u64, unit: &str) -> RunProgress {
+        let progress = RunProgress {
             look: console::look(&io::stderr()),
             steps,
             unit: unit.to_owned(),

@@ -19,53 +19,53 @@ pub(crate) struct Scoped<J> {
 }
 
 /// An answer that has texts.
-trait Texts {
+trait ScopedTexts {
     fn texts(&mut self) -> Vec<&mut String>;
 }
 
-impl Texts for wire::SubmitReply {
+impl ScopedTexts for wire::SubmitReply {
     fn texts(&mut self) -> Vec<&mut String> {
         Vec::new()
     }
 }
 
-impl Texts for wire::DrainReply {
+impl ScopedTexts for wire::DrainReply {
     fn texts(&mut self) -> Vec<&mut String> {
         Vec::new()
     }
 }
 
-impl Texts for wire::JobSummary {
+impl ScopedTexts for wire::JobSummary {
     fn texts(&mut self) -> Vec<&mut String> {
         vec![&mut self.reason]
     }
 }
 
-impl Texts for wire::ListReply {
+impl ScopedTexts for wire::ListReply {
     fn texts(&mut self) -> Vec<&mut String> {
-        self.jobs.iter_mut().flat_map(Texts::texts).collect()
+        self.jobs.iter_mut().flat_map(ScopedTexts::texts).collect()
     }
 }
 
-impl Texts for wire::CancelReply {
+impl ScopedTexts for wire::CancelReply {
     fn texts(&mut self) -> Vec<&mut String> {
         vec![&mut self.reason]
     }
 }
 
-impl Texts for wire::ExplainReply {
+impl ScopedTexts for wire::ExplainReply {
     fn texts(&mut self) -> Vec<&mut String> {
         vec![&mut self.text]
     }
 }
 
-impl Texts for wire::JobEvent {
+impl ScopedTexts for wire::JobEvent {
     fn texts(&mut self) -> Vec<&mut String> {
         vec![&mut self.text, &mut self.fields]
     }
 }
 
-impl Texts for wire::JobUpdate {
+impl ScopedTexts for wire::JobUpdate {
     fn texts(&mut self) -> Vec<&mut String> {
         match &mut self.event {
             Some(wire::job_update::Event::Summary(summary)) => summary.texts(),
@@ -75,7 +75,7 @@ impl Texts for wire::JobUpdate {
 }
 
 /// What a caller may read of an answer.
-async fn fit<T: Texts>(scope: &mut Scope, answer: Result<T, Status>) -> Result<T, Status> {
+async fn fit<T: ScopedTexts>(scope: &mut Scope, answer: Result<T, Status>) -> Result<T, Status> {
     match answer {
         Ok(mut answer) => {
             scope.hide(answer.texts()).await;
@@ -95,7 +95,7 @@ type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// The items of a stream as a caller may read them.
 fn each<T, S>(mut scope: Scope, mut items: S) -> Replies<T>
 where
-    T: Texts + Send + 'static,
+    T: ScopedTexts + Send + 'static,
     S: Stream<Item = Result<T, Status>> + Send + Unpin + 'static,
 {
     use tokio_stream::StreamExt as _;
@@ -123,7 +123,7 @@ impl<J: Jobs> Scoped<J> {
     }
 }
 
-async fn answer<T: Texts>(
+async fn answer<T: ScopedTexts>(
     mut scope: Scope,
     answer: Result<Response<T>, Status>,
 ) -> Result<Response<T>, Status> {
@@ -135,7 +135,7 @@ async fn stream<T, S>(
     answer: Result<Response<S>, Status>,
 ) -> Result<Response<Replies<T>>, Status>
 where
-    T: Texts + Send + 'static,
+    T: ScopedTexts + Send + 'static,
     S: Stream<Item = Result<T, Status>> + Send + Unpin + 'static,
 {
     match answer {

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::roots::RootArgs;
 use crate::service::{Access, Port, Secure};
 use crate::tls::authority::DAY;
-use crate::tls::config::Folder;
+use crate::tls::config::TlsFolder;
 use crate::{driver, service};
 
 #[derive(Debug, Args)]
@@ -85,7 +85,8 @@ const NO_ROOTS: &str = "--tls-dir: name the folders below which jobs of certific
 
 pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
     args.file_mode.apply();
-    let folder = args.tls_dir.as_deref().map(|folder| Folder::open(folder).context("--tls-dir")).transpose();
+    let folder =
+        args.tls_dir.as_deref().map(|folder| TlsFolder::open(folder).context("--tls-dir")).transpose();
     let folder = folder.map_err(|error| Failure::Input(format!("{error:#}")))?;
     let roots = args.roots.roots().map_err(|error| Failure::Input(error.to_string()))?;
     if folder.is_some() && roots.is_none() {

@@ -26,8 +26,8 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::access::{AccessService, Joining, Security};
 use crate::auth::layer::Authorize;
-use crate::auth::rates::{Bucket, Rate};
-use crate::auth::streams::{Kind, Streams};
+use crate::auth::rates::{Rate, TokenBucket};
+use crate::auth::streams::{StreamKind, Streams};
 use crate::auth::{Caller, shown};
 use crate::events;
 use crate::handle::{Ending, Handle, Request as Ask, Times};
@@ -36,10 +36,10 @@ use crate::page::{PAGE_BYTES, page};
 use crate::refusal::submit_status;
 use crate::roots::Roots;
 use crate::scoped::Scoped;
-use crate::store::{Store, StoreError};
+use crate::store::{RendezvousStore, StoreError};
 use crate::tls::accept::{Door, connections};
-use crate::tls::config::Folder;
-use crate::tls::gate::{Bounds, Gate};
+use crate::tls::config::TlsFolder;
+use crate::tls::gate::{Bounds, ConnectionGate};
 use crate::views;
 
 // Both sides of the network must mean the same by a lease.
@@ -67,14 +67,14 @@ pub(crate) struct Secure {
 impl Secure {
     /// With what `coxswain certs init` made, and what is remembered in the coordinator's `data_dir`, which
     /// has to be this process's alone.
-    pub(crate) fn open(folder: Folder, data_dir: &Path, joining: Joining) -> Result<Secure> {
+    pub(crate) fn open(folder: TlsFolder, data_dir: &Path, joining: Joining) -> Result<Secure> {
         let tls = folder.server_config()?;
         let security = Security::open(folder.authority, data_dir, joining)?;
         Ok(Secure { tls, security: Arc::new(security) })
     }
 
     #[cfg(test)]
-    pub(crate) fn members(&self) -> &Arc<crate::auth::members::Members> {
+    pub(crate) fn members(&self) -> &Arc<crate::auth::members::Membership> {
         &self.security.members
     }
 }
@@ -111,7 +111,7 @@ impl Access {
 pub(crate) async fn serve(
     listener: TcpListener,
     handle: Handle,
-    store: Arc<Store>,
+    store: Arc<RendezvousStore>,
     end: impl Future<Output = ()>,
 ) -> Result<()> {
     let access = Access::without_certificates(&listener);
@@ -122,7 +122,7 @@ pub(crate) async fn serve(
 pub(crate) async fn serve_on(
     port: Port,
     handle: Handle,
-    store: Arc<Store>,
+    store: Arc<RendezvousStore>,
     end: impl Future<Output = ()>,
 ) -> Result<()> {
     let streams = Streams::default();
@@ -139,7 +139,7 @@ pub(crate) async fn serve_on(
             (Door::Tls(secure.tls, secure.security.members.clone()), Some(secure.security))
         }
     };
-    let incoming = connections(port.listener, door, Gate::new(Bounds::of_system()));
+    let incoming = connections(port.listener, door, ConnectionGate::new(Bounds::of_system()));
     let access = AccessService { security };
     let jobs = JobsService {
         handle: handle.clone(),
@@ -188,7 +188,7 @@ pub(crate) async fn listen(address: &str, reachable: bool) -> Result<TcpListener
 
 struct ClusterService {
     handle: Handle,
-    store: Arc<Store>,
+    store: Arc<RendezvousStore>,
     /// Streams ever opened; each has a number of its own.
     connections: AtomicU64,
     streams: Streams,
@@ -217,7 +217,7 @@ impl wire::cluster_server::Cluster for ClusterService {
     ) -> Result<Response<Self::SyncStream>, Status> {
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let caller = Caller::of(&request);
-        let place = self.streams.enter(&caller, Kind::Sync)?;
+        let place = self.streams.enter(&caller, StreamKind::Sync)?;
         let (desired, changes) = watch::channel(DesiredState::default());
         let statuses = request.into_inner();
         let listening = listen_to(connection, caller.clone(), statuses, self.handle.clone(), desired);
@@ -262,7 +262,7 @@ async fn listen_to(
 ) {
     // Who speaks here, once they have said so.
     let mut speaker = None;
-    let mut bucket = Bucket::new(STATUSES, Instant::now());
+    let mut bucket = TokenBucket::new(STATUSES, Instant::now());
     // A stream that says nothing is no worker; one that fell silent loses its lease in the core.
     let mut patience = limits::RPC_DEADLINE;
     let why = loop {
@@ -467,7 +467,7 @@ impl wire::jobs_server::Jobs for JobsService {
             "" => caller.all_jobs("the journal of all jobs")?,
             job => caller.job(job)?,
         }
-        let place = self.streams.enter(&caller, Kind::Follow)?;
+        let place = self.streams.enter(&caller, StreamKind::Follow)?;
         // One event on its way: a slow reader holds up its own stream.
         let (sender, events) = tokio::sync::mpsc::channel(1);
         let telling = events::tell(self.handle.clone(), request.into_inner(), sender);
@@ -484,7 +484,7 @@ impl wire::jobs_server::Jobs for JobsService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = Caller::of(&request);
         caller.job(&request.get_ref().job)?;
-        let place = self.streams.enter(&caller, Kind::Follow)?;
+        let place = self.streams.enter(&caller, StreamKind::Follow)?;
         let wire::WatchRequest { job } = request.into_inner();
         let mut watcher = self.handle.watch(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
         // One event on its way: a slow reader holds up its own watcher, which then skips reports.

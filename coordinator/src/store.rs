@@ -40,13 +40,13 @@ pub(crate) enum StoreError {
 
 /// The rendezvous of the generations that are at work.
 #[derive(Debug, Default)]
-pub(crate) struct Store {
+pub(crate) struct RendezvousStore {
     /// By job: a job has one generation at a time.
-    open: Mutex<HashMap<String, Open>>,
+    open: Mutex<HashMap<String, OpenGeneration>>,
 }
 
 /// What a look at a key finds.
-enum Found {
+enum Lookup {
     /// Its value.
     Value(Vec<u8>),
     /// Ends when there is a value, or the generation is over.
@@ -54,7 +54,7 @@ enum Found {
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenGeneration {
     generation: Generation,
     values: HashMap<Vec<u8>, Vec<u8>>,
     /// Awaited keys: setting one wakes only its waiters.
@@ -62,27 +62,27 @@ struct Open {
     bytes: usize,
 }
 
-impl Open {
-    fn new(generation: Generation) -> Open {
-        Open { generation, values: HashMap::new(), awaited: HashMap::new(), bytes: 0 }
+impl OpenGeneration {
+    fn new(generation: Generation) -> OpenGeneration {
+        OpenGeneration { generation, values: HashMap::new(), awaited: HashMap::new(), bytes: 0 }
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenGeneration {
     /// Wakes waiters, which then learn that the generation is over.
     fn drop(&mut self) {
         self.awaited.values().for_each(|key| key.notify_waiters());
     }
 }
 
-impl Store {
+impl RendezvousStore {
     /// Opens an empty rendezvous for each of these generations, unless it is open already, and closes all
     /// others. Whoever waits in one of those is told.
     pub(crate) fn serve(&self, at_work: &[(&str, Generation)]) {
         let mut open = self.lock();
         open.retain(|job, open| at_work.contains(&(job, open.generation)));
         for (job, generation) in at_work {
-            open.entry((*job).to_owned()).or_insert_with(|| Open::new(*generation));
+            open.entry((*job).to_owned()).or_insert_with(|| OpenGeneration::new(*generation));
         }
     }
 
@@ -124,8 +124,8 @@ impl Store {
         let until = Instant::now() + wait.min(Duration::from_millis(limits::MAX_STORE_WAIT_MS));
         loop {
             let changed = match self.look(job, generation, key)? {
-                Found::Value(value) => return Ok(Some(value)),
-                Found::Later(changed) => changed,
+                Lookup::Value(value) => return Ok(Some(value)),
+                Lookup::Later(changed) => changed,
             };
             if timeout_at(until, changed).await.is_err() {
                 return Ok(None);
@@ -134,11 +134,11 @@ impl Store {
     }
 
     /// The value of a key, or what to await before looking again.
-    fn look(&self, job: &str, generation: Generation, key: &[u8]) -> Result<Found, StoreError> {
+    fn look(&self, job: &str, generation: Generation, key: &[u8]) -> Result<Lookup, StoreError> {
         let mut guard = self.lock();
         let open = at_work(&mut guard, job, generation)?;
         if let Some(value) = open.values.get(key) {
-            return Ok(Found::Value(value.clone()));
+            return Ok(Lookup::Value(value.clone()));
         }
         if !open.awaited.contains_key(key) && open.awaited.len() >= limits::MAX_STORE_KEYS {
             // Drops keys whose callers have timed out.
@@ -150,20 +150,20 @@ impl Store {
             )?;
         }
         // `notified_owned` registers when it is created, so no later change is missed.
-        Ok(Found::Later(open.awaited.entry(key.to_owned()).or_default().clone().notified_owned()))
+        Ok(Lookup::Later(open.awaited.entry(key.to_owned()).or_default().clone().notified_owned()))
     }
 
     /// Nothing panics while it holds the lock, so what it guards is whole.
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Open>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, OpenGeneration>> {
         lock(&self.open)
     }
 }
 
 fn at_work<'a>(
-    open: &'a mut HashMap<String, Open>,
+    open: &'a mut HashMap<String, OpenGeneration>,
     job: &str,
     generation: Generation,
-) -> Result<&'a mut Open, StoreError> {
+) -> Result<&'a mut OpenGeneration, StoreError> {
     let now = match open.get_mut(job) {
         Some(open) if open.generation == generation => return Ok(open),
         Some(open) => format!("generation {} is", open.generation),
@@ -186,8 +186,8 @@ mod tests {
     const TWO: Generation = Generation(2);
     const LONG: Duration = Duration::from_secs(3600);
 
-    fn store() -> Arc<Store> {
-        let store = Arc::new(Store::default());
+    fn store() -> Arc<RendezvousStore> {
+        let store = Arc::new(RendezvousStore::default());
         store.serve(&[("demo-1", ONE)]);
         store
     }

@@ -7,14 +7,14 @@ use coxswain_types::job::{DataSpec, Lengths};
 use crate::failure::Failure;
 
 /// What a job does with its texts; `None` where it has none.
-pub(crate) fn texts(spec: &JobSpec) -> Result<Option<Texts>, Failure> {
+pub(crate) fn texts(spec: &JobSpec) -> Result<Option<TextEpochs>, Failure> {
     let looked = look(&spec.data).map_err(|error| Failure::Input(error.to_string()))?;
-    Ok(looked.map(|looked| Texts::of(spec, looked)))
+    Ok(looked.map(|looked| TextEpochs::of(spec, looked)))
 }
 
 /// How often a job reads its texts.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Texts {
+pub(crate) struct TextEpochs {
     looked: Looked,
     /// Samples that training has to take from: an estimate.
     samples: f64,
@@ -24,13 +24,13 @@ pub(crate) struct Texts {
     taken: f64,
 }
 
-impl Texts {
-    fn of(spec: &JobSpec, looked: Looked) -> Texts {
+impl TextEpochs {
+    fn of(spec: &JobSpec, looked: Looked) -> TextEpochs {
         let (DataSpec::Text { validation, .. }
         | DataSpec::Labelled { validation, .. }
         | DataSpec::Pairs { validation, .. }) = &spec.data
         else {
-            return Texts { looked, samples: 0.0, tokens: None, taken: 0.0 };
+            return TextEpochs { looked, samples: 0.0, tokens: None, taken: 0.0 };
         };
         let kept = 1.0 - validation;
         let train = &spec.train;
@@ -41,7 +41,7 @@ impl Texts {
             Some(tokens) => tokens * kept / f64::from(Lengths::of(&spec.model, train).window.max(1)),
             None => looked.lines as f64 * kept,
         };
-        Texts { looked, samples, tokens, taken: train.steps as f64 * of_step }
+        TextEpochs { looked, samples, tokens, taken: train.steps as f64 * of_step }
     }
 
     fn passes(&self) -> f64 {
@@ -59,7 +59,7 @@ impl Texts {
     }
 }
 
-impl std::fmt::Display for Texts {
+impl std::fmt::Display for TextEpochs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Looked { files, bytes, lines } = self.looked;
         let noun = if files == 1 { "file" } else { "files" };
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn passes_are_told_in_words() {
         let looked = Looked { files: 1, bytes: 152_089, lines: 3000 };
-        let texts = |samples, tokens, taken| Texts { looked, samples, tokens, taken }.to_string();
+        let texts = |samples, tokens, taken| TextEpochs { looked, samples, tokens, taken }.to_string();
         assert_eq!(
             texts(300.0, Some(38_765.0), 32_000.0),
             "1 file of 0.2 MB, about 39,000 tokens (estimated): training reads the text 107 times"

@@ -25,9 +25,9 @@ use crate::args::JobFile;
 use crate::failure::{FAILED, Failure};
 use crate::handle::{Handle, JobNews};
 use crate::metrics::METRICS;
-use crate::progress::{Preparing, Progress};
+use crate::progress::{Preparing, RunProgress};
 use crate::serve::Signals;
-use crate::store::Store;
+use crate::store::RendezvousStore;
 use crate::workers::{Launch, Workers};
 use crate::{curve, driver, folder, job, local, service, texts, workers};
 
@@ -78,7 +78,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     let text = directory.to_str().map(str::to_owned);
     let text = text.ok_or_else(|| Failure::Input(format!("--out {}: no UTF-8 text", shown.display())))?;
 
-    let coordinator = Coordinator::start(&directory).await?;
+    let coordinator = LocalCoordinator::start(&directory).await?;
     let mut written = spec.clone();
     written.train.threads = Some(threads(&spec, &directory, count).map_err(Failure::Input)?);
     let resolved = resolved_yaml(&written).context("the job as YAML")?;
@@ -97,7 +97,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
         count: count.saturating_add(args.spares),
         logs: &directory.join("logs"),
     };
-    let mut run = Run {
+    let mut run = FollowedRun {
         job,
         coordinator,
         launch,
@@ -135,26 +135,26 @@ fn threads(spec: &JobSpec, directory: &Path, workers: u32) -> Result<u32, String
 }
 
 /// The coordinator inside this process.
-struct Coordinator {
+struct LocalCoordinator {
     handle: Handle,
     url: String,
     driver: JoinHandle<anyhow::Result<()>>,
     service: JoinHandle<anyhow::Result<()>>,
 }
 
-impl Coordinator {
-    async fn start(directory: &Path) -> Result<Coordinator, Failure> {
+impl LocalCoordinator {
+    async fn start(directory: &Path) -> Result<LocalCoordinator, Failure> {
         // Jobs that an earlier `up` left open are not this one's.
         let left_over = driver::LeftOver::Cancel("the `up` that it belonged to was killed");
         let (handle, store, driver) = driver::start(&directory.join("coordinator"), left_over)?;
         let (url, service) = serve(handle.clone(), store).await?;
-        Ok(Coordinator { handle, url, driver, service })
+        Ok(LocalCoordinator { handle, url, driver, service })
     }
 }
 
 async fn serve(
     handle: Handle,
-    store: Arc<Store>,
+    store: Arc<RendezvousStore>,
 ) -> anyhow::Result<(String, JoinHandle<anyhow::Result<()>>)> {
     let listener = service::listen("127.0.0.1:0", false).await?;
     let url = format!("http://{}", listener.local_addr().context("the listening address")?);
@@ -162,13 +162,13 @@ async fn serve(
 }
 
 /// A run as `up` follows it.
-struct Run<'a> {
+struct FollowedRun<'a> {
     job: String,
-    coordinator: Coordinator,
+    coordinator: LocalCoordinator,
     launch: Launch<'a>,
     workers: Option<Workers>,
     preparing: Option<Preparing>,
-    progress: Option<Progress>,
+    progress: Option<RunProgress>,
     /// What the loss is a mean over.
     unit: &'static str,
     /// Whether workers that end are started again.
@@ -183,7 +183,7 @@ struct Outcome {
     result: Result<(), Failure>,
 }
 
-impl Run<'_> {
+impl FollowedRun<'_> {
     /// Follows the run to its last state.
     async fn follow(&mut self) -> Result<JobSummary, Failure> {
         let mut signals = Signals::listen()?;
@@ -262,7 +262,8 @@ impl Run<'_> {
             }
             JobState::Running => {
                 // A job that goes on keeps its bar, whose next step puts it where it is.
-                self.progress.get_or_insert_with(|| Progress::new(summary.step.0, summary.steps, self.unit));
+                self.progress
+                    .get_or_insert_with(|| RunProgress::new(summary.step.0, summary.steps, self.unit));
                 Ok(None)
             }
             _ => Ok(None),

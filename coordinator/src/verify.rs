@@ -17,7 +17,7 @@ use std::pin::pin;
 use anyhow::Context;
 use clap::Args;
 use coxswain_console::say;
-use coxswain_core::certificate::{Certificate, Done, Head, ONE, RunRecord, certify};
+use coxswain_core::certificate::{Certificate, CertificateHead, Done, ONE, RunRecord, certify};
 use coxswain_files::atomic::{create_folder, write_atomic};
 
 use crate::args::JobFile;
@@ -110,7 +110,7 @@ async fn compare(args: &Verify, cases: &Cases, out: &Path) -> Result<Certificate
     let train = &cases.reference.spec.train;
     let step_tokens =
         u64::from(train.global_micro_batches) * u64::from(train.micro_batch_size) * u64::from(train.sequence);
-    let head = Head {
+    let head = CertificateHead {
         job: cases.reference.spec.name.clone(),
         file: args.job.job.display().to_string(),
         sets: args.job.sets.clone(),

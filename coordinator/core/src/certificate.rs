@@ -20,8 +20,8 @@ use serde::Serialize;
 
 pub use bound::{Bound, bound};
 pub use name::{JOB, LayoutName, ONE};
-pub use record::{Difference, Differences, RunRecord, differences};
-pub use runs::{Candidate, Threads, choose_reference, run_sets, threads};
+pub use record::{Deviation, Differences, RunRecord, differences};
+pub use runs::{Candidate, ThreadCount, choose_reference, run_sets, threads};
 
 /// The version of the JSON form.
 pub const FORMAT: u32 = 1;
@@ -55,7 +55,7 @@ pub enum CertificateError {
 
 /// The job, the machine and the runs of a certificate.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Head {
+pub struct CertificateHead {
     /// The job's name.
     pub job: String,
     /// The job file as it was given.
@@ -71,7 +71,7 @@ pub struct Head {
     /// `cpu`, or as it was given.
     pub device: String,
     /// Threads of each worker, the same in every run.
-    pub threads: Threads,
+    pub threads: ThreadCount,
     /// Steps of each run.
     pub steps: u64,
     /// Tokens of a step.
@@ -87,7 +87,7 @@ pub struct Head {
 
 /// One layout of a certificate.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
+pub struct CertificateRow {
     /// The layout's name.
     pub layout: String,
     /// Its workers.
@@ -114,9 +114,9 @@ pub struct Certificate {
     pub format: u32,
     /// The job, the machine and the runs.
     #[serde(flatten)]
-    pub head: Head,
+    pub head: CertificateHead,
     /// One for each layout, in the order in which they were given.
-    pub layouts: Vec<Row>,
+    pub layouts: Vec<CertificateRow>,
     /// Whether every bound holds.
     pub holds: bool,
 }
@@ -134,14 +134,14 @@ pub struct Done {
 
 /// Compares the runs with `reference`. A layout that is not held to its bits must have those of an
 /// earlier one that adds in the same order, if there is one.
-pub fn certify(head: Head, reference: &Done, runs: &[Done]) -> Certificate {
+pub fn certify(head: CertificateHead, reference: &Done, runs: &[Done]) -> Certificate {
     let rows = runs.iter().enumerate().map(|(i, run)| row(&head, reference, &runs[..i], run));
-    let layouts: Vec<Row> = rows.collect();
+    let layouts: Vec<CertificateRow> = rows.collect();
     let holds = layouts.iter().all(|row| row.broken.is_none());
     Certificate { format: FORMAT, head, layouts, holds }
 }
 
-fn row(head: &Head, reference: &Done, earlier: &[Done], run: &Done) -> Row {
+fn row(head: &CertificateHead, reference: &Done, earlier: &[Done], run: &Done) -> CertificateRow {
     let bound = bound(&reference.spec, &run.spec, head.strict);
     let differences = differences(&run.record, &reference.record);
     let twin = match bound {
@@ -153,7 +153,7 @@ fn row(head: &Head, reference: &Done, earlier: &[Done], run: &Done) -> Row {
         let broken = Bound::Bits.broken(&record::differences(&run.record, &twin.record))?;
         Some(format!("compared with {}: {broken}", twin.name))
     });
-    Row {
+    CertificateRow {
         layout: run.name.clone(),
         workers: run.spec.layout.world(),
         bitwise: differences.bitwise(),

@@ -92,7 +92,7 @@ pub(crate) struct Chain {
 
 /// A certificate that was just made.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Made {
+pub(crate) struct IssuedCertificate {
     pub(crate) digest: Digest,
     /// Until when it is good, in seconds of Unix time.
     pub(crate) ends_s: u64,
@@ -101,16 +101,16 @@ pub(crate) struct Made {
 impl Chain {
     /// How a chain begins, in place of the `earlier` one of its name. A certificate of that one tells by its
     /// date that it is not of this one, also where the clock was set back or both were made in one second.
-    pub(crate) fn joined(jobs: Jobs, made: Made, now_s: u64, earlier: Option<&Chain>) -> Chain {
-        let Made { digest: newest, ends_s } = made;
+    pub(crate) fn joined(jobs: Jobs, made: IssuedCertificate, now_s: u64, earlier: Option<&Chain>) -> Chain {
+        let IssuedCertificate { digest: newest, ends_s } = made;
         let last_made_s = earlier.map(|earlier| earlier.ends_s.saturating_sub(WORKER_LIFE.as_secs()));
         let joined_s = last_made_s.map_or(now_s, |made_s| now_s.max(made_s.saturating_add(1)));
         Chain { jobs, joined_s, ends_s, newest, before: None, renewals: 0, split: false }
     }
 
     /// How it goes on with a certificate for the one that `by` names.
-    pub(crate) fn renewed(self, by: Digest, made: Made) -> Chain {
-        let Made { digest: newest, ends_s } = made;
+    pub(crate) fn renewed(self, by: Digest, made: IssuedCertificate) -> Chain {
+        let IssuedCertificate { digest: newest, ends_s } = made;
         Chain { ends_s, newest, before: Some(by), renewals: self.renewals + 1, ..self }
     }
 

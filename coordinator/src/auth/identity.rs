@@ -121,7 +121,7 @@ impl fmt::Display for Jobs {
 
 /// Who someone is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
+pub(crate) struct Principal {
     pub(crate) role: Role,
     pub(crate) name: String,
     pub(crate) jobs: Jobs,
@@ -142,12 +142,12 @@ pub(crate) fn check_name(name: &str) -> Result<(), Malformed> {
 
 const SCHEME: &str = "coxswain://";
 
-impl Identity {
+impl Principal {
     /// # Errors
     /// The name cannot be one ([`check_name`]).
-    pub(crate) fn new(role: Role, name: &str, jobs: Jobs) -> Result<Identity, Malformed> {
+    pub(crate) fn new(role: Role, name: &str, jobs: Jobs) -> Result<Principal, Malformed> {
         check_name(name)?;
-        Ok(Identity { role, name: name.to_owned(), jobs })
+        Ok(Principal { role, name: name.to_owned(), jobs })
     }
 
     /// As it stands in a certificate.
@@ -155,16 +155,16 @@ impl Identity {
         format!("{SCHEME}{}/{}/job/{}", self.role.word(), self.name, self.jobs)
     }
 
-    pub(crate) fn from_uri(uri: &str) -> Result<Identity, Malformed> {
+    pub(crate) fn from_uri(uri: &str) -> Result<Principal, Malformed> {
         let parts: Vec<&str> = uri.strip_prefix(SCHEME).unwrap_or_default().split('/').collect();
         match parts[..] {
-            [role, name, "job", jobs] => Identity::new(role.parse()?, name, jobs.parse()?),
+            [role, name, "job", jobs] => Principal::new(role.parse()?, name, jobs.parse()?),
             _ => Err(Malformed(format!("`{uri}` is no {SCHEME}ROLE/NAME/job/JOBS"))),
         }
     }
 }
 
-impl fmt::Display for Identity {
+impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.role.word(), self.name)?;
         if self.jobs == Jobs::all() { Ok(()) } else { write!(f, " (jobs {})", self.jobs) }
@@ -187,8 +187,8 @@ mod tests {
             (Role::Admin, "a", "*"),
             (Role::Viewer, "Bo", "demo-1"),
         ] {
-            let identity = Identity::new(role, name, jobs.parse().unwrap()).unwrap();
-            assert_eq!(Identity::from_uri(&identity.uri()), Ok(identity));
+            let identity = Principal::new(role, name, jobs.parse().unwrap()).unwrap();
+            assert_eq!(Principal::from_uri(&identity.uri()), Ok(identity));
         }
         for uri in [
             "coxswain://worker/a/job/*/more",
@@ -201,9 +201,9 @@ mod tests {
             "https://worker/a/job/*",
             "",
         ] {
-            assert!(Identity::from_uri(uri).is_err(), "{uri}");
+            assert!(Principal::from_uri(uri).is_err(), "{uri}");
         }
-        assert!(Identity::new(Role::Worker, &"a".repeat(MAX_NAME + 1), Jobs::all()).is_err());
+        assert!(Principal::new(Role::Worker, &"a".repeat(MAX_NAME + 1), Jobs::all()).is_err());
     }
 
     #[test]

@@ -9,11 +9,11 @@ use std::time::Duration;
 use coxswain_transport::tls::JoinToken;
 use tokio::task::block_in_place;
 
-use super::chains::Made;
+use super::chains::IssuedCertificate;
 use super::digest::Digest;
-use super::identity::{Identity, Role};
+use super::identity::{Principal, Role};
 use super::pods::Joiner;
-use super::record::{Record, RecordError, Sync};
+use super::record::{AuthRecord, RecordError, Sync};
 use super::register::{Change, Refusal, Register};
 use super::revocations::Revocation;
 use super::tokens::Grant;
@@ -38,18 +38,18 @@ pub(crate) enum MemberError {
 /// A certificate (PEM) that was just signed.
 pub(crate) struct Signed {
     pub(crate) pem: String,
-    pub(crate) made: Made,
+    pub(crate) made: IssuedCertificate,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct MembershipState {
     register: Register,
-    record: Record,
+    record: AuthRecord,
     /// The callers on open connections, and some on connections that have ended.
     open: BTreeMap<(Role, String), Vec<Weak<Known>>>,
 }
 
-impl Inner {
+impl MembershipState {
     /// Writes changes down and applies them.
     fn change(&mut self, changes: Vec<Change>, sync: Sync, now_s: u64) -> Result<(), RecordError> {
         if changes.is_empty() {
@@ -72,21 +72,21 @@ impl Inner {
 
 /// Those who may call.
 #[derive(Debug)]
-pub(crate) struct Members {
-    inner: Mutex<Inner>,
+pub(crate) struct Membership {
+    inner: Mutex<MembershipState>,
     /// How long a worker's certificate can be renewed since its join, in seconds.
     chain_life_s: u64,
 }
 
-impl Members {
+impl Membership {
     /// Knows what the file in the coordinator's `folder` holds. A worker joins anew after `chain_life`.
     ///
     /// # Errors
     /// The file cannot be read or written, or is damaged.
-    pub(crate) fn open(folder: &Path, chain_life: Duration) -> Result<Members, RecordError> {
-        let (record, register) = Record::open(folder, now_s())?;
-        let inner = Mutex::new(Inner { register, record, open: BTreeMap::new() });
-        Ok(Members { inner, chain_life_s: chain_life.as_secs() })
+    pub(crate) fn open(folder: &Path, chain_life: Duration) -> Result<Membership, RecordError> {
+        let (record, register) = AuthRecord::open(folder, now_s())?;
+        let inner = Mutex::new(MembershipState { register, record, open: BTreeMap::new() });
+        Ok(Membership { inner, chain_life_s: chain_life.as_secs() })
     }
 
     /// Remembers a token that has just been made.
@@ -110,8 +110,8 @@ impl Members {
         &self,
         spoken: &str,
         name: &str,
-        sign: impl FnOnce(&Identity) -> anyhow::Result<Signed>,
-    ) -> Result<(Identity, String), MemberError> {
+        sign: impl FnOnce(&Principal) -> anyhow::Result<Signed>,
+    ) -> Result<(Principal, String), MemberError> {
         self.with(|inner, now_s| {
             let (identity, used) = inner.register.redeem(spoken, name, now_s)?;
             let signed = sign(&identity).map_err(MemberError::Sign)?;
@@ -125,7 +125,7 @@ impl Members {
     pub(crate) fn join_as(
         &self,
         joiner: &Joiner,
-        sign: impl FnOnce(&Identity) -> anyhow::Result<Signed>,
+        sign: impl FnOnce(&Principal) -> anyhow::Result<Signed>,
     ) -> Result<String, MemberError> {
         self.with(|inner, now_s| {
             let Joiner { identity, pod } = joiner;
@@ -145,7 +145,7 @@ impl Members {
         &self,
         known: &Known,
         by: Digest,
-        sign: impl FnOnce(&Identity) -> anyhow::Result<Signed>,
+        sign: impl FnOnce(&Principal) -> anyhow::Result<Signed>,
     ) -> Result<String, MemberError> {
         self.with(|inner, now_s| {
             let chain = match inner.register.may_renew(known.shown(), by, now_s, self.chain_life_s) {
@@ -194,7 +194,7 @@ impl Members {
     }
 
     /// Refuses all certificates of this name in these roles from now on, and ends its connections.
-    pub(crate) fn revoke(&self, roles: &[Role], name: &str, by: &Identity) -> Result<(), MemberError> {
+    pub(crate) fn revoke(&self, roles: &[Role], name: &str, by: &Principal) -> Result<(), MemberError> {
         self.with(|inner, now_s| {
             let changes = inner.register.revoke(roles, name, by, now_s)?;
             inner.change(changes, Sync::Now, now_s)?;
@@ -205,7 +205,7 @@ impl Members {
     }
 
     /// Lets this name have new certificates again.
-    pub(crate) fn lift(&self, roles: &[Role], name: &str, by: &Identity) -> Result<(), MemberError> {
+    pub(crate) fn lift(&self, roles: &[Role], name: &str, by: &Principal) -> Result<(), MemberError> {
         self.with(|inner, now_s| {
             let changes = inner.register.lift(roles, name, by)?;
             Ok(inner.change(changes, Sync::Now, now_s)?)
@@ -221,7 +221,7 @@ impl Members {
     }
 
     /// Does something with the register, which may wait for the disk.
-    fn with<T>(&self, what: impl FnOnce(&mut Inner, u64) -> T) -> T {
+    fn with<T>(&self, what: impl FnOnce(&mut MembershipState, u64) -> T) -> T {
         block_in_place(|| {
             let mut inner = lock(&self.inner);
             // Under the lock, so that times follow each other as changes do.

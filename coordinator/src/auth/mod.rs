@@ -41,9 +41,9 @@ use tokio::sync::watch;
 use tonic::{Request, Status};
 
 use crate::lock::lock;
-use chains::Made;
+use chains::IssuedCertificate;
 use digest::Digest;
-use identity::{Identity, Jobs, Role};
+use identity::{Jobs, Principal, Role};
 
 /// The beginning of a caller's text, as much as a message repeats.
 pub(crate) fn shown(text: &str) -> String {
@@ -73,7 +73,7 @@ pub(crate) enum Caller {
 /// What a certificate says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shown {
-    pub(crate) identity: Identity,
+    pub(crate) identity: Principal,
     /// Of the whole certificate.
     pub(crate) digest: Digest,
     /// When it was made, in seconds of Unix time.
@@ -85,11 +85,11 @@ pub(crate) struct Shown {
 /// The holder of a certificate, on one connection.
 #[derive(Debug)]
 pub(crate) struct Known {
-    pub(crate) identity: Identity,
+    pub(crate) identity: Principal,
     shown: Shown,
     /// Given out over this connection: the certificate that was renewed last, and the newest. The answer with
     /// the newest may be lost; then the caller still has the other.
-    given: Mutex<[Option<Made>; 2]>,
+    given: Mutex<[Option<IssuedCertificate>; 2]>,
     ends_s: AtomicU64,
     revoked: watch::Sender<bool>,
 }
@@ -121,15 +121,15 @@ impl Known {
         self.held(digest).is_some()
     }
 
-    fn held(&self, digest: Digest) -> Option<Made> {
-        let shown = Made { digest: self.shown.digest, ends_s: self.shown.ends_s };
+    fn held(&self, digest: Digest) -> Option<IssuedCertificate> {
+        let shown = IssuedCertificate { digest: self.shown.digest, ends_s: self.shown.ends_s };
         let given = *lock(&self.given);
         given.into_iter().flatten().chain([shown]).find(|made| made.digest == digest)
     }
 
     /// The caller was given a newer certificate for the one that `by` names. Whether the answer arrives is
     /// not known, but the caller has the one that it renewed.
-    pub(crate) fn renewed(&self, by: Digest, made: Made) {
+    pub(crate) fn renewed(&self, by: Digest, made: IssuedCertificate) {
         let held = self.held(by);
         *lock(&self.given) = [held, Some(made)];
         if let Some(held) = held {
@@ -205,12 +205,12 @@ impl Caller {
     /// Refuses to show an assignment of a job that is not the caller's.
     pub(crate) fn assigned(&self, desired: &DesiredState) -> Result<(), Status> {
         #[derive(Deserialize)]
-        struct Of {
+        struct AssignmentJob {
             job: String,
         }
         match &desired.assignment {
             Some(assignment) if self.serves().is_some() => {
-                let of: Of = serde_json::from_str(assignment)
+                let of: AssignmentJob = serde_json::from_str(assignment)
                     .map_err(|_| Status::internal("an assignment without a job"))?;
                 self.job(&of.job)
             }
@@ -250,7 +250,7 @@ pub(crate) fn now_s() -> u64 {
 /// What a certificate for this identity (as a URI) says, made at 0 and good until then.
 #[cfg(test)]
 pub(crate) fn shown_by(uri: &str, ends_s: u64) -> Shown {
-    let identity = Identity::from_uri(uri).unwrap();
+    let identity = Principal::from_uri(uri).unwrap();
     Shown { identity, digest: Digest::of(uri.as_bytes()), made_s: 0, ends_s }
 }
 
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_connection_holds_the_last_two_and_lasts_as_long_as_what_was_renewed() {
-        let made = |n: u8, ends_s| Made { digest: Digest::of(&[n]), ends_s };
+        let made = |n: u8, ends_s| IssuedCertificate { digest: Digest::of(&[n]), ends_s };
         let known = Known::new(shown_by("coxswain://worker/w0/job/*", 60));
         let shown = known.shown().digest;
         let [second, third, lost, again] = [made(2, 80), made(3, 100), made(4, 120), made(5, 121)];
@@ -275,7 +275,8 @@ mod tests {
             known.renewed(by, newer);
             let holds: Vec<_> =
                 [second, third, lost, again].into_iter().filter(|of| known.holds(of.digest)).collect();
-            let digests = |all: Vec<Made>| all.into_iter().map(|made| made.digest).collect::<Vec<_>>();
+            let digests =
+                |all: Vec<IssuedCertificate>| all.into_iter().map(|made| made.digest).collect::<Vec<_>>();
             assert_eq!(digests(holds), digests(held));
             assert!(known.holds(shown));
             assert_eq!(known.expires_s(), ends_s);

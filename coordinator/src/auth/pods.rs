@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::chains::is_name_of_pod;
-use super::identity::{Identity, Jobs, Malformed, Role};
+use super::identity::{Jobs, Malformed, Principal, Role};
 
 /// The longest token that is looked at: those of Kubernetes have about 1 KiB.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
@@ -56,7 +56,7 @@ impl FromStr for Subject {
 /// Who a token is of.
 #[derive(Debug)]
 pub(crate) struct Joiner {
-    pub(crate) identity: Identity,
+    pub(crate) identity: Principal,
     /// The pod that the token names, if it does.
     pub(crate) pod: Option<String>,
 }
@@ -108,7 +108,7 @@ pub(crate) enum PodError {
 }
 
 #[derive(Deserialize)]
-struct Header {
+struct JwtHeader {
     alg: String,
     kid: Option<String>,
     /// What a reader has to understand beyond this.
@@ -145,13 +145,13 @@ struct Pod {
 
 /// A JWK set.
 #[derive(Deserialize)]
-struct Keys {
-    keys: Vec<Key>,
+struct JwkSet {
+    keys: Vec<Jwk>,
 }
 
 /// A key of it. Those of other kinds stay unused.
 #[derive(Deserialize)]
-struct Key {
+struct Jwk {
     kty: String,
     kid: Option<String>,
     alg: Option<String>,
@@ -164,8 +164,8 @@ struct Key {
     y: Option<String>,
 }
 
-impl Key {
-    fn fits(&self, header: &Header) -> bool {
+impl Jwk {
+    fn fits(&self, header: &JwtHeader) -> bool {
         let kid = header.kid.is_none() || header.kid == self.kid;
         kid && self.usage.as_deref().is_none_or(|usage| usage == "sig")
             && self.alg.as_ref().is_none_or(|alg| *alg == header.alg)
@@ -207,15 +207,15 @@ impl Pods {
         self.keys().map(drop)
     }
 
-    fn keys(&self) -> Result<Keys, PodError> {
+    fn keys(&self) -> Result<JwkSet, PodError> {
         let failed = |why: String| PodError::Keys { path: self.keys.clone(), why };
         let text = regular::read(&self.keys, MAX_KEYS_BYTES).map_err(|error| failed(error.to_string()))?;
-        let keys: Keys = serde_json::from_slice(&text)
+        let keys: JwkSet = serde_json::from_slice(&text)
             .map_err(|error| failed(format!("it is not a JWK set, `{{\"keys\": [...]}}`: {error}")))?;
         if keys.keys.is_empty() { Err(failed("it holds no key".to_owned())) } else { Ok(keys) }
     }
 
-    fn identity_by(&self, keys: &Keys, token: &str, name: &str, now_s: u64) -> Result<Joiner, PodError> {
+    fn identity_by(&self, keys: &JwkSet, token: &str, name: &str, now_s: u64) -> Result<Joiner, PodError> {
         let claims = verified(keys, token)?;
         if claims.exp <= now_s || claims.nbf.is_some_and(|nbf| nbf > now_s.saturating_add(SKEW_S)) {
             return Err(PodError::Time);
@@ -236,19 +236,19 @@ impl Pods {
         if let Some(pod) = pod.clone().filter(|pod| !is_name_of_pod(name, pod)) {
             return Err(PodError::Pod { pod });
         }
-        Ok(Joiner { identity: Identity::new(Role::Worker, name, subject.jobs.clone())?, pod })
+        Ok(Joiner { identity: Principal::new(Role::Worker, name, subject.jobs.clone())?, pod })
     }
 }
 
 /// What a token says that is signed by one of these keys.
-fn verified(keys: &Keys, token: &str) -> Result<Claims, PodError> {
+fn verified(keys: &JwkSet, token: &str) -> Result<Claims, PodError> {
     if token.len() > MAX_TOKEN_BYTES {
         return Err(PodError::Malformed("it is too long"));
     }
     let (message, signature) = token.rsplit_once('.').ok_or(PodError::Malformed("it has no parts"))?;
     let (header, claims) =
         message.split_once('.').ok_or(PodError::Malformed("it has two parts, not three"))?;
-    let header: Header = json(header, "its header cannot be read")?;
+    let header: JwtHeader = json(header, "its header cannot be read")?;
     if !matches!(header.alg.as_str(), "RS256" | "ES256") {
         return Err(PodError::Algorithm(super::shown(&header.alg)));
     }
@@ -257,7 +257,7 @@ fn verified(keys: &Keys, token: &str) -> Result<Claims, PodError> {
     }
     let signature = BASE64_URL_SAFE_NO_PAD.decode(signature);
     let signature = signature.map_err(|_| PodError::Malformed("its signature cannot be read"))?;
-    let by = |key: &Key| key.signed(&header.alg, message.as_bytes(), &signature) == Some(true);
+    let by = |key: &Jwk| key.signed(&header.alg, message.as_bytes(), &signature) == Some(true);
     if !keys.keys.iter().filter(|key| key.fits(&header)).any(by) {
         return Err(PodError::Signature);
     }

@@ -17,16 +17,16 @@ const MAX_BUCKETS: usize = 1 << 16;
 
 /// One caller's bucket.
 #[derive(Debug)]
-pub(crate) struct Bucket {
+pub(crate) struct TokenBucket {
     left: f64,
     at: Instant,
     rate: Rate,
 }
 
-impl Bucket {
+impl TokenBucket {
     /// A full one.
-    pub(crate) fn new(rate: Rate, now: Instant) -> Bucket {
-        Bucket { left: rate.burst, at: now, rate }
+    pub(crate) fn new(rate: Rate, now: Instant) -> TokenBucket {
+        TokenBucket { left: rate.burst, at: now, rate }
     }
 
     /// Counts what came at `now`; says how long to wait before more is taken.
@@ -44,7 +44,7 @@ impl Bucket {
 /// The buckets of all callers.
 #[derive(Debug)]
 pub(crate) struct Rates<K> {
-    buckets: HashMap<K, Bucket>,
+    buckets: HashMap<K, TokenBucket>,
 }
 
 impl<K: Eq + Hash> Rates<K> {
@@ -60,7 +60,7 @@ impl<K: Eq + Hash> Rates<K> {
                 return false;
             }
         }
-        let bucket = self.buckets.entry(caller).or_insert(Bucket::new(rate, now));
+        let bucket = self.buckets.entry(caller).or_insert(TokenBucket::new(rate, now));
         let left = bucket.now(now);
         (bucket.left, bucket.at) = (if left >= 1.0 { left - 1.0 } else { left }, now);
         left >= 1.0
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn whoever_goes_on_beyond_a_burst_is_held_to_the_rate() {
         let start = Instant::now();
-        let mut bucket = Bucket::new(Rate { per_s: 10.0, burst: 3.0 }, start);
+        let mut bucket = TokenBucket::new(Rate { per_s: 10.0, burst: 3.0 }, start);
         let mut at = start;
         for _ in 0..103 {
             at += bucket.pace(at);

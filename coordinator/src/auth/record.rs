@@ -54,7 +54,7 @@ pub(crate) enum Sync {
 
 /// The open file.
 #[derive(Debug)]
-pub(crate) struct Record {
+pub(crate) struct AuthRecord {
     path: PathBuf,
     file: File,
     bytes: u64,
@@ -64,18 +64,18 @@ pub(crate) struct Record {
     broken: bool,
 }
 
-impl Record {
+impl AuthRecord {
     /// Opens the file in `folder`, and makes it if there is none.
     ///
     /// # Errors
     /// It cannot be read or written, or is damaged.
-    pub(crate) fn open(folder: &Path, now_s: u64) -> Result<(Record, Register), RecordError> {
+    pub(crate) fn open(folder: &Path, now_s: u64) -> Result<(AuthRecord, Register), RecordError> {
         let path = folder.join(NAME);
         let register = read(&path, now_s)?;
         let text = text(&path, &register, now_s)?;
         let file = Replacement::write(&path, &text)?.commit()?;
         let bytes = text.len() as u64;
-        Ok((Record { path, file, bytes, short_bytes: bytes, broken: false }, register))
+        Ok((AuthRecord { path, file, bytes, short_bytes: bytes, broken: false }, register))
     }
 
     /// Writes changes of the `register` down, all or none of them, before they are applied to it. After a
@@ -195,10 +195,10 @@ mod tests {
     use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
     use super::*;
-    use crate::auth::identity::{Identity, Role};
+    use crate::auth::identity::{Principal, Role};
 
-    fn revoke(record: &mut Record, register: &mut Register, name: &str) {
-        let by = Identity::from_uri("coxswain://admin/ann/job/*").unwrap();
+    fn revoke(record: &mut AuthRecord, register: &mut Register, name: &str) {
+        let by = Principal::from_uri("coxswain://admin/ann/job/*").unwrap();
         let changes = register.revoke(&[Role::Worker, Role::Viewer], name, &by, 7).unwrap();
         record.append(&changes, Sync::Now, register, 7).unwrap();
         changes.into_iter().for_each(|change| register.apply(change, 7));
@@ -208,13 +208,13 @@ mod tests {
     fn what_was_written_is_known_again_and_damage_is_told() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(NAME);
-        let (mut record, mut register) = Record::open(folder.path(), 7).unwrap();
+        let (mut record, mut register) = AuthRecord::open(folder.path(), 7).unwrap();
         revoke(&mut record, &mut register, "w0");
         revoke(&mut record, &mut register, "w1");
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let whole = std::fs::read(&path).unwrap();
-        let reopened = || Record::open(folder.path(), 8).map(|(_, register)| register);
+        let reopened = || AuthRecord::open(folder.path(), 8).map(|(_, register)| register);
         assert_eq!(reopened().unwrap(), register);
         // Written anew, it says the same.
         assert_eq!(reopened().unwrap(), register);
@@ -236,13 +236,13 @@ mod tests {
     #[test]
     fn a_file_that_has_grown_is_written_anew() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut record, mut register) = Record::open(folder.path(), 7).unwrap();
+        let (mut record, mut register) = AuthRecord::open(folder.path(), 7).unwrap();
         revoke(&mut record, &mut register, "w0");
         record.bytes = LEAST_BYTES;
         record.shorten(&register, 7).unwrap();
         assert!(record.bytes < 1000 && record.short_bytes == record.bytes);
         revoke(&mut record, &mut register, "w1");
-        assert_eq!(Record::open(folder.path(), 7).unwrap().1, register);
+        assert_eq!(AuthRecord::open(folder.path(), 7).unwrap().1, register);
     }
 
     /// A file that holds `bytes` bytes and takes no more, as on a full disk.
@@ -258,9 +258,9 @@ mod tests {
     #[test]
     fn a_disk_that_fails_for_a_while_loses_no_change_that_was_answered() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut record, mut register) = Record::open(folder.path(), 7).unwrap();
+        let (mut record, mut register) = AuthRecord::open(folder.path(), 7).unwrap();
         revoke(&mut record, &mut register, "w0");
-        let by = Identity::from_uri("coxswain://admin/ann/job/*").unwrap();
+        let by = Principal::from_uri("coxswain://admin/ann/job/*").unwrap();
         let lost = register.revoke(&[Role::Viewer], "lost", &by, 7).unwrap();
         // The disk is full, and then has room again: the same file goes on.
         let (inode, bytes) = (record.file.metadata().unwrap().ino(), record.bytes);
@@ -279,8 +279,8 @@ mod tests {
             record.append(&lost, Sync::Now, &register, 7).unwrap_err();
             assert!(record.broken);
             revoke(&mut record, &mut register, "w2");
-            assert_eq!(Record::open(folder.path(), 7).unwrap().1, register);
-            record = Record::open(folder.path(), 7).unwrap().0;
+            assert_eq!(AuthRecord::open(folder.path(), 7).unwrap().1, register);
+            record = AuthRecord::open(folder.path(), 7).unwrap().0;
         }
     }
 
@@ -288,7 +288,7 @@ mod tests {
     fn a_failure_behind_the_renaming_writes_the_file_anew_before_the_next_change() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(NAME);
-        let (mut record, mut register) = Record::open(folder.path(), 7).unwrap();
+        let (mut record, mut register) = AuthRecord::open(folder.path(), 7).unwrap();
         revoke(&mut record, &mut register, "w0");
         // A folder in the way of the new file: the old one goes on.
         let beside = folder.path().join("access.new");
@@ -305,12 +305,12 @@ mod tests {
         let changes = register.revoke(
             &[Role::Viewer],
             "w1",
-            &Identity::from_uri("coxswain://admin/a/job/*").unwrap(),
+            &Principal::from_uri("coxswain://admin/a/job/*").unwrap(),
             7,
         );
         record.append(&changes.unwrap(), Sync::Now, &register, 7).unwrap_err();
         std::fs::remove_dir(&path).unwrap();
         revoke(&mut record, &mut register, "w1");
-        assert_eq!(Record::open(folder.path(), 7).unwrap().1, register);
+        assert_eq!(AuthRecord::open(folder.path(), 7).unwrap().1, register);
     }
 }

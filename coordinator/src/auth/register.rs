@@ -6,18 +6,18 @@ use coxswain_transport::tls::JoinToken;
 use serde::{Deserialize, Serialize};
 
 use super::Shown;
-use super::chains::{Chain, Chains, Made, RenewError};
+use super::chains::{Chain, Chains, IssuedCertificate, RenewError};
 use super::digest::Digest;
-use super::identity::{Identity, Malformed, Role, check_name};
+use super::identity::{Malformed, Principal, Role, check_name};
 use super::revocations::{Revocation, Revocations, RevokeError};
-use super::tokens::{Grant, Open, TokenError, Tokens};
+use super::tokens::{Grant, TokenEntry, TokenError, TokenTable};
 
 /// How something that is remembered is from now on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub(crate) enum Change {
     /// A join token.
-    Token { id: String, token: Open },
+    Token { id: String, token: TokenEntry },
     /// The certificates of a worker.
     Chain { name: String, chain: Chain },
     /// A revocation.
@@ -53,7 +53,7 @@ pub(crate) enum Refusal {
 /// What is remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Register {
-    tokens: Tokens,
+    tokens: TokenTable,
     chains: Chains,
     revocations: Revocations,
 }
@@ -96,16 +96,21 @@ impl Register {
     }
 
     /// Who somebody of this name is by a token, given as `id.secret`, and how the token is after this use.
-    pub(crate) fn redeem(&self, spoken: &str, name: &str, now_s: u64) -> Result<(Identity, Change), Refusal> {
+    pub(crate) fn redeem(
+        &self,
+        spoken: &str,
+        name: &str,
+        now_s: u64,
+    ) -> Result<(Principal, Change), Refusal> {
         let (id, token) = self.tokens.redeem(spoken, now_s)?;
-        let identity = Identity::new(token.role, name, token.jobs.clone())?;
+        let identity = Principal::new(token.role, name, token.jobs.clone())?;
         self.may_join(&identity, now_s)?;
         Ok((identity, Change::Token { id, token }))
     }
 
     /// Whether somebody may have a first certificate.
-    pub(crate) fn may_join(&self, identity: &Identity, now_s: u64) -> Result<(), Refusal> {
-        let Identity { role, name, jobs } = identity;
+    pub(crate) fn may_join(&self, identity: &Principal, now_s: u64) -> Result<(), Refusal> {
+        let Principal { role, name, jobs } = identity;
         if self.revocations.bars(*role, name) {
             return Err(Refusal::Revoked(*role, name.clone()));
         }
@@ -121,7 +126,7 @@ impl Register {
 
     /// Whether a worker may have a first certificate by the token of its pod. Who is revoked under the pod's
     /// name joins by no other name of the pod.
-    pub(crate) fn may_join_of_pod(&self, identity: &Identity, pod: &str, now_s: u64) -> Result<(), Refusal> {
+    pub(crate) fn may_join_of_pod(&self, identity: &Principal, pod: &str, now_s: u64) -> Result<(), Refusal> {
         if self.revocations.bars(Role::Worker, pod) {
             return Err(Refusal::Revoked(Role::Worker, pod.to_owned()));
         }
@@ -130,7 +135,7 @@ impl Register {
     }
 
     /// Somebody has their first certificate; that of a person is not remembered.
-    pub(crate) fn joined(&self, identity: &Identity, made: Made, now_s: u64) -> Option<Change> {
+    pub(crate) fn joined(&self, identity: &Principal, made: IssuedCertificate, now_s: u64) -> Option<Change> {
         let earlier = self.chains.get(&identity.name);
         let chain = || Chain::joined(identity.jobs.clone(), made, now_s, earlier);
         (identity.role == Role::Worker).then(|| Change::Chain { name: identity.name.clone(), chain: chain() })
@@ -175,7 +180,7 @@ impl Register {
         &self,
         roles: &[Role],
         name: &str,
-        by: &Identity,
+        by: &Principal,
         now_s: u64,
     ) -> Result<Vec<Change>, Refusal> {
         check_name(name)?;
@@ -190,7 +195,7 @@ impl Register {
     }
 
     /// Lets this name have new certificates in those of these roles in which it is revoked.
-    pub(crate) fn lift(&self, roles: &[Role], name: &str, by: &Identity) -> Result<Vec<Change>, Refusal> {
+    pub(crate) fn lift(&self, roles: &[Role], name: &str, by: &Principal) -> Result<Vec<Change>, Refusal> {
         check_name(name)?;
         let lift = |role: &Role| {
             let revocation = self.revocations.lift(*role, name, &by.to_string())?;

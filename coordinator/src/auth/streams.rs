@@ -15,7 +15,7 @@ const MOST: u32 = 16;
 
 /// What a stream is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Kind {
+pub(crate) enum StreamKind {
     /// A worker's conversation.
     Sync,
     /// Somebody who follows events or a job.
@@ -24,15 +24,15 @@ pub(crate) enum Kind {
 
 /// The open streams of callers with certificates. Whoever reaches a port without certificates may do everything.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Streams(Arc<Mutex<HashMap<(String, Kind), u32>>>);
+pub(crate) struct Streams(Arc<Mutex<HashMap<(String, StreamKind), u32>>>);
 
 impl Streams {
     /// A place for one more.
     ///
     /// # Errors
     /// The caller has as many as it may.
-    pub(crate) fn enter(&self, caller: &Caller, kind: Kind) -> Result<Place, Status> {
-        let Caller::Known(known) = caller else { return Ok(Place(None)) };
+    pub(crate) fn enter(&self, caller: &Caller, kind: StreamKind) -> Result<StreamSlot, Status> {
+        let Caller::Known(known) = caller else { return Ok(StreamSlot(None)) };
         let key = (known.identity.uri(), kind);
         let mut open = lock(&self.0);
         let count = open.entry(key.clone()).or_default();
@@ -43,10 +43,10 @@ impl Streams {
             )));
         }
         *count += 1;
-        Ok(Place(Some((self.clone(), key))))
+        Ok(StreamSlot(Some((self.clone(), key))))
     }
 
-    fn leave(&self, key: &(String, Kind)) {
+    fn leave(&self, key: &(String, StreamKind)) {
         let mut open = lock(&self.0);
         if let Some(count) = open.get_mut(key) {
             *count -= 1;
@@ -59,9 +59,9 @@ impl Streams {
 
 /// A stream's place, given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place(Option<(Streams, (String, Kind))>);
+pub(crate) struct StreamSlot(Option<(Streams, (String, StreamKind))>);
 
-impl Drop for Place {
+impl Drop for StreamSlot {
     fn drop(&mut self) {
         if let Some((streams, key)) = &self.0 {
             streams.leave(key);
@@ -84,15 +84,15 @@ mod tests {
         };
         let streams = Streams::default();
         let mut places: Vec<_> =
-            (0..MOST).map(|_| streams.enter(&caller("w1"), Kind::Sync).unwrap()).collect();
-        let refused = streams.enter(&caller("w1"), Kind::Sync).unwrap_err();
+            (0..MOST).map(|_| streams.enter(&caller("w1"), StreamKind::Sync).unwrap()).collect();
+        let refused = streams.enter(&caller("w1"), StreamKind::Sync).unwrap_err();
         assert!(refused.message().starts_with("worker w1 has 16 streams open"), "{refused}");
-        places.push(streams.enter(&caller("w1"), Kind::Follow).unwrap());
-        places.push(streams.enter(&caller("w2"), Kind::Sync).unwrap());
+        places.push(streams.enter(&caller("w1"), StreamKind::Follow).unwrap());
+        places.push(streams.enter(&caller("w2"), StreamKind::Sync).unwrap());
         places.remove(0);
-        places.push(streams.enter(&caller("w1"), Kind::Sync).unwrap());
+        places.push(streams.enter(&caller("w1"), StreamKind::Sync).unwrap());
         let trusted: Vec<_> =
-            (0..100).map(|_| streams.enter(&Caller::Trusted, Kind::Sync).unwrap()).collect();
+            (0..100).map(|_| streams.enter(&Caller::Trusted, StreamKind::Sync).unwrap()).collect();
         drop((places, trusted));
         assert!(lock(&streams.0).is_empty());
     }

@@ -48,7 +48,7 @@ pub(crate) struct Grant {
 
 /// A token as it is remembered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Open {
+pub(crate) struct TokenEntry {
     /// Of the secret, which itself is not kept.
     hash: Digest,
     pub(crate) role: Role,
@@ -59,7 +59,7 @@ pub(crate) struct Open {
     left: u32,
 }
 
-impl Open {
+impl TokenEntry {
     fn is_over(&self, now_s: u64) -> bool {
         self.left == 0 || self.expires_s <= now_s
     }
@@ -67,11 +67,16 @@ impl Open {
 
 /// Tokens by their ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tokens(BTreeMap<String, Open>);
+pub(crate) struct TokenTable(BTreeMap<String, TokenEntry>);
 
-impl Tokens {
+impl TokenTable {
     /// What to remember of a token that has just been made.
-    pub(crate) fn grant(&self, token: &JoinToken, grant: Grant, now_s: u64) -> Result<Open, TokenError> {
+    pub(crate) fn grant(
+        &self,
+        token: &JoinToken,
+        grant: Grant,
+        now_s: u64,
+    ) -> Result<TokenEntry, TokenError> {
         let Grant { role, jobs, ttl_s, uses } = grant;
         let wrong = |text: String| Err(TokenError::Grant(text));
         if role == Role::Admin {
@@ -91,11 +96,11 @@ impl Tokens {
             return Err(TokenError::TooMany(open));
         }
         let hash = Digest::of(token.secret().expose().as_bytes());
-        Ok(Open { hash, role, jobs, expires_s: now_s.saturating_add(ttl_s), left: uses })
+        Ok(TokenEntry { hash, role, jobs, expires_s: now_s.saturating_add(ttl_s), left: uses })
     }
 
     /// The id of a token, given as `id.secret`, and how it is after one more use.
-    pub(crate) fn redeem(&self, spoken: &str, now_s: u64) -> Result<(String, Open), TokenError> {
+    pub(crate) fn redeem(&self, spoken: &str, now_s: u64) -> Result<(String, TokenEntry), TokenError> {
         let (id, secret) = spoken.split_once('.').ok_or(TokenError::Unknown)?;
         let hash = Digest::of(secret.as_bytes());
         let open = self.0.get(id).filter(|open| open.hash == hash).ok_or(TokenError::Unknown)?;
@@ -103,17 +108,17 @@ impl Tokens {
             return Err(TokenError::Expired(id.to_owned()));
         }
         let Some(left) = open.left.checked_sub(1) else { return Err(TokenError::UsedUp(id.to_owned())) };
-        Ok((id.to_owned(), Open { left, ..open.clone() }))
+        Ok((id.to_owned(), TokenEntry { left, ..open.clone() }))
     }
 
     /// How the token of this id is once it is void.
-    pub(crate) fn void(&self, id: &str) -> Result<Open, TokenError> {
+    pub(crate) fn void(&self, id: &str) -> Result<TokenEntry, TokenError> {
         let open = self.0.get(id).ok_or_else(|| TokenError::NoToken(super::shown(id)))?;
-        Ok(Open { left: 0, ..open.clone() })
+        Ok(TokenEntry { left: 0, ..open.clone() })
     }
 
     /// The token is like this from now on.
-    pub(crate) fn set(&mut self, id: String, open: Open, now_s: u64) {
+    pub(crate) fn set(&mut self, id: String, open: TokenEntry, now_s: u64) {
         if self.0.len() >= MAX_TOKENS {
             // Those that are over are kept while there is room, so that who uses one is told why.
             self.0.retain(|_, open| !open.is_over(now_s));
@@ -122,7 +127,7 @@ impl Tokens {
     }
 
     /// Those that a restart has to know.
-    pub(crate) fn kept(&self, now_s: u64) -> impl Iterator<Item = (&String, &Open)> {
+    pub(crate) fn kept(&self, now_s: u64) -> impl Iterator<Item = (&String, &TokenEntry)> {
         self.0.iter().filter(move |(_, open)| open.expires_s > now_s)
     }
 }
@@ -139,13 +144,13 @@ mod tests {
         Grant { role: Role::Worker, jobs: jobs.parse().unwrap(), ttl_s, uses }
     }
 
-    fn add(tokens: &mut Tokens, token: &JoinToken, grant: Grant, now_s: u64) -> Result<(), TokenError> {
+    fn add(tokens: &mut TokenTable, token: &JoinToken, grant: Grant, now_s: u64) -> Result<(), TokenError> {
         let open = tokens.grant(token, grant, now_s)?;
         tokens.set(token.id().to_owned(), open, now_s);
         Ok(())
     }
 
-    fn redeem(tokens: &mut Tokens, spoken: &str, now_s: u64) -> Result<String, TokenError> {
+    fn redeem(tokens: &mut TokenTable, spoken: &str, now_s: u64) -> Result<String, TokenError> {
         let (id, open) = tokens.redeem(spoken, now_s)?;
         tokens.set(id.clone(), open, now_s);
         Ok(id)
@@ -153,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_token_is_good_for_its_time_its_uses_and_its_secret() {
-        let mut tokens = Tokens::default();
+        let mut tokens = TokenTable::default();
         add(&mut tokens, &token(1), grant("demo-*", 900, 2), 100).unwrap();
         let spoken = token(1).spoken();
         assert_eq!(redeem(&mut tokens, spoken.expose(), 100).unwrap(), "01010101");
@@ -180,7 +185,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_bounded() {
-        let mut tokens = Tokens::default();
+        let mut tokens = TokenTable::default();
         let mut add = |token: &JoinToken, grant, now_s| add(&mut tokens, token, grant, now_s);
         for bad in
             [grant("*", 0, 1), grant("*", MAX_TTL_S + 1, 1), grant("*", 1, 0), grant("*", 1, MAX_USES + 1)]

@@ -9,11 +9,11 @@ use anyhow::Context;
 use coxswain_console::parent::ParentArgs;
 use coxswain_core::cluster::{CheckDepth, PreparedJob, Submission, Weight};
 use coxswain_files::digests::Remembered;
-use coxswain_files::{Digests, Progress, Stopped};
+use coxswain_files::{Digests, PreparationProgress, Stopped};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use crate::folder::{self, Words};
+use crate::folder::{self, Reporter};
 use crate::lock::lock;
 
 /// How often progress is told at most.
@@ -30,7 +30,7 @@ pub(crate) struct Prepare {
 
 /// What is to be done.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Asked {
+pub(crate) struct PreparationRequest {
     pub(crate) submission: Submission,
     pub(crate) look: CheckDepth,
     /// Whether no generation of the job was formed.
@@ -44,7 +44,7 @@ pub(crate) struct Asked {
 /// What the process says, a line of JSON each.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Said {
+pub(crate) enum PreparationReport {
     /// How far it is.
     Doing(String),
     /// A line for the log.
@@ -72,30 +72,30 @@ pub(super) fn work(
 ) -> anyhow::Result<()> {
     let mut line = String::new();
     BufReader::new(input).read_line(&mut line).context("reading what is asked for")?;
-    let asked: Asked = serde_json::from_str(&line).context("what is asked for")?;
+    let asked: PreparationRequest = serde_json::from_str(&line).context("what is asked for")?;
     limit(asked.memory_bytes)?;
     let output = Mutex::new((output, Instant::now()));
-    let say = |said: &Said| -> anyhow::Result<()> {
+    let say = |said: &PreparationReport| -> anyhow::Result<()> {
         let mut line = serde_json::to_vec(said).context("a line to say")?;
         line.push(b'\n');
         let mut output = lock(&output);
         output.1 = Instant::now();
         output.0.write_all(&line).and_then(|()| output.0.flush()).context("saying it")
     };
-    let watch = |progress: Progress| {
+    let watch = |progress: PreparationProgress| {
         // If it is locked, another thread is reporting.
         let due = output.try_lock().is_ok_and(|output| output.1.elapsed() >= TELL);
         // This fails once the coordinator is gone.
-        if due { say(&Said::Doing(progress.to_string())).map_err(|_| Stopped) } else { Ok(()) }
+        if due { say(&PreparationReport::Doing(progress.to_string())).map_err(|_| Stopped) } else { Ok(()) }
     };
     let tell = |weight: Weight, text: String| {
         // If the coordinator is gone, the next report of progress stops the work.
-        let _ = say(&Said::Told(weight, text));
+        let _ = say(&PreparationReport::Told(weight, text));
     };
     let digests = Digests::with(asked.digests);
-    let words = Words { watch: &watch, tell: &tell };
+    let words = Reporter { watch: &watch, tell: &tell };
     let result = folder::prepare(&asked.submission, asked.look, &digests, &words, asked.first);
-    say(&Said::Done { result: Box::new(result), digests: digests.remembered() })
+    say(&PreparationReport::Done { result: Box::new(result), digests: digests.remembered() })
 }
 
 /// Limits this process's memory and files, and makes it the first candidate when the system runs out of memory.

@@ -11,8 +11,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::secured::Secured;
-use crate::auth::chains::Made;
-use crate::auth::identity::Identity;
+use crate::auth::chains::IssuedCertificate;
+use crate::auth::identity::Principal;
 use crate::auth::members::Signed;
 use crate::auth::now_s;
 use crate::auth::pods::tests::{Signer, claims, header};
@@ -58,10 +58,10 @@ async fn a_certificate_is_renewed_over_its_own_connection() {
     let site = Secured::start().await;
     let token = site.token("worker", 1).await;
     let key = KeyPair::generate().unwrap();
-    let sign = |identity: &Identity| {
+    let sign = |identity: &Principal| {
         let pem = site.authority.client(identity, &key, Duration::from_secs(2))?;
         let shown = shown(&coxswain_transport::tls::client::certificates("it", &pem)?[0])?;
-        Ok(Signed { pem, made: Made { digest: shown.digest, ends_s: shown.ends_s } })
+        Ok(Signed { pem, made: IssuedCertificate { digest: shown.digest, ends_s: shown.ends_s } })
     };
     let (identity, chain) = site.members.join(token.spoken().expose(), "w0", sign).unwrap();
     let ca = site.authority.pem().to_owned();

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::store::Store;
+use crate::store::RendezvousStore;
 use crate::{driver, metrics, service};
 use fake::{Faults, work};
 
@@ -49,7 +49,7 @@ impl Site {
             driver::start(&folder.path().join("coordinator"), driver::LeftOver::Continue).unwrap();
         let listener = service::listen("127.0.0.1:0", false).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let store: Arc<Store> = store;
+        let store: Arc<RendezvousStore> = store;
         let served = tokio::spawn(service::serve(listener, handle, store, std::future::pending()));
         let jobs = jobs_client(connect(&url).await.unwrap());
         Site { url, jobs, folder, tasks: vec![driver, served] }

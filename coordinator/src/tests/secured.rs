@@ -14,17 +14,17 @@ use super::JOB;
 use super::fake::{Faults, work};
 use super::tunnel::tunnel;
 use crate::access::Joining;
-use crate::auth::identity::Identity;
-use crate::auth::members::Members;
+use crate::auth::identity::Principal;
+use crate::auth::members::Membership;
 use crate::auth::pods::tests::pods;
 use crate::tls::authority::{Authority, DAY};
-use crate::tls::config::Folder;
+use crate::tls::config::TlsFolder;
 use crate::{driver, service};
 
 /// A coordinator with certificates, and the CA that makes more.
 pub(super) struct Secured {
     pub(super) authority: Authority,
-    pub(super) members: Arc<Members>,
+    pub(super) members: Arc<Membership>,
     pub(super) url: String,
     pub(super) folder: tempfile::TempDir,
     _tasks: [JoinHandle<anyhow::Result<()>>; 2],
@@ -43,7 +43,7 @@ impl Secured {
         let keys = folder.path().join("jwks.json");
         let joining = Joining { chain_life: DAY, pods: Some(pods(keys)) };
         let (handle, store, driver) = driver::start(&data_dir, driver::LeftOver::Continue).unwrap();
-        let secure = service::Secure::open(Folder { authority: own, server }, &data_dir, joining).unwrap();
+        let secure = service::Secure::open(TlsFolder { authority: own, server }, &data_dir, joining).unwrap();
         let members = secure.members().clone();
         let listener = service::listen("127.0.0.1:0", true).await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
@@ -64,7 +64,7 @@ impl Secured {
     /// Credentials by any CA, of someone who trusts this one.
     pub(super) fn credentials(&self, by: &Authority, uri: &str, life: Duration) -> Credentials {
         let key = KeyPair::generate().unwrap();
-        let chain = by.client(&Identity::from_uri(uri).unwrap(), &key, life).unwrap();
+        let chain = by.client(&Principal::from_uri(uri).unwrap(), &key, life).unwrap();
         Credentials { ca: self.authority.pem().to_owned(), chain, key: Secret::new(key.serialize_pem()) }
     }
 

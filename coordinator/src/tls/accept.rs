@@ -13,8 +13,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::authority::shown;
 use super::connection::Connection;
-use super::gate::{Gate, Pass};
-use crate::auth::members::Members;
+use super::gate::{ConnectionGate, ConnectionPermit};
+use crate::auth::members::Membership;
 use crate::auth::user::{self, User};
 use crate::auth::{Caller, Peer};
 
@@ -35,14 +35,14 @@ pub(crate) enum Door {
     /// The user who started this process, and root; it is a port of this machine.
     Owner,
     /// Who shows a certificate, and others as far as the table goes.
-    Tls(Arc<ServerConfig>, Arc<Members>),
+    Tls(Arc<ServerConfig>, Arc<Membership>),
 }
 
 /// The connections of a port.
 pub(crate) fn connections(
     listener: TcpListener,
     door: Door,
-    gate: Arc<Gate>,
+    gate: Arc<ConnectionGate>,
 ) -> ReceiverStream<std::io::Result<Connection>> {
     let (accepted, connections) = mpsc::channel(MAX_ACCEPTED);
     tokio::spawn(accept(listener, door, gate, accepted));
@@ -51,7 +51,7 @@ pub(crate) fn connections(
 
 type Accepted = mpsc::Sender<std::io::Result<Connection>>;
 
-async fn accept(listener: TcpListener, door: Door, gate: Arc<Gate>, accepted: Accepted) {
+async fn accept(listener: TcpListener, door: Door, gate: Arc<ConnectionGate>, accepted: Accepted) {
     loop {
         let (stream, address) = tokio::select! {
             connection = listener.accept() => match connection {
@@ -71,7 +71,13 @@ async fn accept(listener: TcpListener, door: Door, gate: Arc<Gate>, accepted: Ac
     }
 }
 
-async fn establish(stream: TcpStream, address: SocketAddr, door: Door, mut pass: Pass, accepted: Accepted) {
+async fn establish(
+    stream: TcpStream,
+    address: SocketAddr,
+    door: Door,
+    mut pass: ConnectionPermit,
+    accepted: Accepted,
+) {
     // An error means that the connection is gone, which reading it will show.
     let _ = stream.set_nodelay(true);
     let (peer, address) = (address, address.ip());

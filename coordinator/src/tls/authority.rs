@@ -18,7 +18,7 @@ use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use crate::auth::Shown;
 use crate::auth::digest::Digest;
-use crate::auth::identity::Identity;
+use crate::auth::identity::Principal;
 
 /// How much the clocks of machines may differ: a certificate is good that long before it was made.
 const SKEW: Duration = Duration::from_secs(300);
@@ -101,7 +101,7 @@ impl Authority {
     /// A certificate of someone who calls.
     pub(crate) fn client(
         &self,
-        identity: &Identity,
+        identity: &Principal,
         key: &impl PublicKeyData,
         life: Duration,
     ) -> Result<String> {
@@ -142,7 +142,7 @@ pub(crate) fn shown(der: &CertificateDer<'_>) -> Result<Shown> {
     let seconds = |time: ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
     let validity = certificate.validity();
     Ok(Shown {
-        identity: Identity::from_uri(uri)?,
+        identity: Principal::from_uri(uri)?,
         digest: Digest::of(der),
         made_s: seconds(validity.not_before) + SKEW.as_secs(),
         ends_s: seconds(validity.not_after),
@@ -192,7 +192,7 @@ mod tests {
         let authority = Authority::new("test", DAY).unwrap();
         let again = Authority::open(authority.pem().to_owned(), &authority.key()).unwrap();
         assert_eq!(again.der(), authority.der());
-        let identity = Identity::from_uri("coxswain://worker/w0/job/demo-*").unwrap();
+        let identity = Principal::from_uri("coxswain://worker/w0/job/demo-*").unwrap();
         let key = KeyPair::generate().unwrap();
         let pem = again.client(&identity, &key, DAY).unwrap();
         let der = certificates("it", &pem).unwrap().swap_remove(0);

@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use super::authority::{Authority, DAY, hosts_of};
 use super::config::{CA_KEY, open_authority};
 use crate::args::Coordinator;
-use crate::auth::identity::{Identity, Jobs, Role};
+use crate::auth::identity::{Jobs, Principal, Role};
 use crate::failure::Failure;
 use crate::{client, output};
 
@@ -39,11 +39,11 @@ pub(crate) struct Certs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make a CA for the cluster, a certificate for its coordinator and one for an admin.
-    Init(Init),
+    Init(InitArgs),
     /// Make a certificate for a person, in the coordinator's folder.
     Issue(Issue),
     /// Make a new certificate for the coordinator, with the names of the old one and those of --host.
-    Renew(Init),
+    Renew(InitArgs),
     /// Exchange a join token for a person's certificate.
     Join(Join),
     /// Refuse a name's certificates from now on and end its connections, or list the names that are revoked.
@@ -51,7 +51,7 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-struct Folder {
+struct FolderArgs {
     /// The coordinator's folder of keys and certificates, for `serve --tls-dir`.
     #[arg(long, value_name = "DIR", default_value = "coxswain-tls")]
     dir: PathBuf,
@@ -61,16 +61,16 @@ struct Folder {
     days: u32,
 }
 
-impl Folder {
+impl FolderArgs {
     fn life(&self) -> Duration {
         DAY * self.days
     }
 }
 
 #[derive(Debug, Args)]
-struct Init {
+struct InitArgs {
     #[command(flatten)]
-    folder: Folder,
+    folder: FolderArgs,
     /// A name or address by which others reach the coordinator (repeatable).
     #[arg(long, value_name = "NAME|IP", value_parser = host)]
     host: Vec<String>,
@@ -87,7 +87,7 @@ fn host(text: &str) -> Result<String, String> {
 #[derive(Debug, Args)]
 struct Issue {
     #[command(flatten)]
-    folder: Folder,
+    folder: FolderArgs,
     /// What they may do: admin, submitter or viewer.
     #[arg(long)]
     role: Role,
@@ -208,7 +208,7 @@ async fn void(args: Void) -> Result<(), Failure> {
     Ok(())
 }
 
-fn init(args: &Init) -> Result<(), Failure> {
+fn init(args: &InitArgs) -> Result<(), Failure> {
     let dir = &args.folder.dir;
     for name in [CA, CA_KEY, CHAIN, KEY, PEOPLE] {
         let path = dir.join(name);
@@ -226,7 +226,7 @@ fn init(args: &Init) -> Result<(), Failure> {
     private_folder(dir).map_err(anyhow::Error::from)?;
     write_new(&dir.join(CA_KEY), authority.key().expose()).map_err(anyhow::Error::from)?;
     server.write_new(dir).map_err(anyhow::Error::from)?;
-    let admin = Identity::new(Role::Admin, "admin", Jobs::all()).map_err(|error| anyhow!(error))?;
+    let admin = Principal::new(Role::Admin, "admin", Jobs::all()).map_err(|error| anyhow!(error))?;
     let people = person(&authority, &admin, &args.folder)?;
     let (dir, people) = (dir.display(), people.display());
     say(&format!(
@@ -246,7 +246,7 @@ fn init(args: &Init) -> Result<(), Failure> {
     Ok(())
 }
 
-fn renew(args: &Init) -> anyhow::Result<()> {
+fn renew(args: &InitArgs) -> anyhow::Result<()> {
     let dir = &args.folder.dir;
     let old = dir.join(CHAIN);
     let known = match std::fs::read_to_string(&old) {
@@ -280,7 +280,7 @@ fn issue(args: &Issue) -> Result<(), Failure> {
             "workers get their certificates by a token: `coxswain token create --role worker`".to_owned(),
         ));
     }
-    let identity = Identity::new(args.role, &args.name, args.job.clone())
+    let identity = Principal::new(args.role, &args.name, args.job.clone())
         .map_err(|error| Failure::Input(error.to_string()))?;
     let folder = person(&open_authority(&args.folder.dir)?, &identity, &args.folder)?;
     say(&format!(
@@ -357,14 +357,14 @@ fn hosts(given: &[String]) -> Vec<String> {
     hosts
 }
 
-fn server(authority: &Authority, hosts: &[String], args: &Init) -> anyhow::Result<Credentials> {
+fn server(authority: &Authority, hosts: &[String], args: &InitArgs) -> anyhow::Result<Credentials> {
     let key = KeyPair::generate().context("a key for the coordinator")?;
     let chain = authority.server(hosts, &key, args.folder.life())?;
     Ok(Credentials { ca: authority.pem().to_owned(), chain, key: Secret::new(key.serialize_pem()) })
 }
 
 /// Makes a person's certificate and writes it to a folder of its own, which is returned.
-fn person(authority: &Authority, identity: &Identity, folder: &Folder) -> anyhow::Result<PathBuf> {
+fn person(authority: &Authority, identity: &Principal, folder: &FolderArgs) -> anyhow::Result<PathBuf> {
     let people = folder.dir.join(PEOPLE);
     let own = people.join(&identity.name);
     if own.exists() {

@@ -22,13 +22,13 @@ const WARN_S: u64 = 30 * 24 * 3600;
 
 /// What `coxswain certs init` made.
 #[derive(Debug)]
-pub(crate) struct Folder {
+pub(crate) struct TlsFolder {
     pub(crate) authority: Authority,
     pub(crate) server: Credentials,
 }
 
-impl Folder {
-    pub(crate) fn open(folder: &Path) -> Result<Folder> {
+impl TlsFolder {
+    pub(crate) fn open(folder: &Path) -> Result<TlsFolder> {
         let authority = open_authority(folder)?;
         let server = Credentials::read_files(&folder.join(CA), &folder.join(CHAIN), &folder.join(KEY))?;
         let left_s = expires_s(&server.chain)?.saturating_sub(now_s());
@@ -39,7 +39,7 @@ impl Folder {
                  new one"
             );
         }
-        Ok(Folder { authority, server })
+        Ok(TlsFolder { authority, server })
     }
 
     /// The TLS of the port.

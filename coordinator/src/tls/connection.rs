@@ -11,11 +11,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
-use tokio_stream::Stream as _;
+use tokio_stream::MaybeTlsStream as _;
 use tokio_stream::wrappers::WatchStream;
 use tonic::transport::server::Connected;
 
-use super::gate::Pass;
+use super::gate::ConnectionPermit;
 use crate::auth::{Caller, Peer, now_s};
 
 /// How long a connection may take to begin: to send HTTP/2's preface, which a client does at once.
@@ -30,14 +30,14 @@ const NOBODY_LIFE: Duration = Duration::from_secs(10);
 /// How often a connection without an end is looked at nonetheless. Any time does.
 const NO_END: Duration = Duration::from_secs(3600);
 
-enum Stream {
+enum MaybeTlsStream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// One connection.
 pub(crate) struct Connection {
-    stream: Stream,
+    stream: MaybeTlsStream,
     peer: Peer,
     opened: Instant,
     /// Bytes read so far, as far as they matter.
@@ -48,19 +48,19 @@ pub(crate) struct Connection {
     /// Whether its time is over.
     over: bool,
     /// Its place among the connections.
-    _pass: Pass,
+    _pass: ConnectionPermit,
 }
 
 impl Connection {
-    pub(crate) fn plain(stream: TcpStream, peer: Peer, pass: Pass) -> Connection {
-        Connection::new(Stream::Plain(stream), peer, pass)
+    pub(crate) fn plain(stream: TcpStream, peer: Peer, pass: ConnectionPermit) -> Connection {
+        Connection::new(MaybeTlsStream::Plain(stream), peer, pass)
     }
 
-    pub(crate) fn tls(stream: TlsStream<TcpStream>, peer: Peer, pass: Pass) -> Connection {
-        Connection::new(Stream::Tls(Box::new(stream)), peer, pass)
+    pub(crate) fn tls(stream: TlsStream<TcpStream>, peer: Peer, pass: ConnectionPermit) -> Connection {
+        Connection::new(MaybeTlsStream::Tls(Box::new(stream)), peer, pass)
     }
 
-    fn new(stream: Stream, peer: Peer, pass: Pass) -> Connection {
+    fn new(stream: MaybeTlsStream, peer: Peer, pass: ConnectionPermit) -> Connection {
         let opened = Instant::now();
         let alarm = Box::pin(tokio::time::sleep_until(opened));
         let ended = match &peer.caller {
@@ -135,8 +135,8 @@ impl AsyncRead for Connection {
         }
         let before = buffer.filled().len();
         let read = match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
         };
         self.begun = (self.begun + buffer.filled().len() - before).min(PREFACE_BYTES);
         read
@@ -153,8 +153,8 @@ impl AsyncWrite for Connection {
             return Poll::Ready(Err(over));
         }
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
@@ -163,15 +163,15 @@ impl AsyncWrite for Connection {
             return Poll::Ready(Err(over));
         }
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_flush(context),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 
@@ -184,15 +184,15 @@ impl AsyncWrite for Connection {
             return Poll::Ready(Err(over));
         }
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
-            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(context, parts),
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_write_vectored(context, parts),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match &self.stream {
-            Stream::Plain(stream) => stream.is_write_vectored(),
-            Stream::Tls(stream) => stream.is_write_vectored(),
+            MaybeTlsStream::Plain(stream) => stream.is_write_vectored(),
+            MaybeTlsStream::Tls(stream) => stream.is_write_vectored(),
         }
     }
 }

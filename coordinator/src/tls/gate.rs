@@ -49,7 +49,7 @@ fn raise_files() -> Option<u64> {
 
 /// A connection that has shown no certificate.
 #[derive(Debug)]
-struct Stranger {
+struct UnverifiedConnection {
     number: u64,
     address: IpAddr,
     /// Tells it to go.
@@ -61,7 +61,7 @@ struct Places {
     all: u32,
     of: HashMap<IpAddr, u32>,
     /// The oldest first.
-    strangers: VecDeque<Stranger>,
+    strangers: VecDeque<UnverifiedConnection>,
     /// The number of the newest stranger.
     newest: u64,
 }
@@ -91,18 +91,22 @@ impl Places {
 
 /// Counts connections and keeps to the bounds.
 #[derive(Debug)]
-pub(crate) struct Gate {
+pub(crate) struct ConnectionGate {
     bounds: Bounds,
     places: Mutex<Places>,
 }
 
-impl Gate {
-    pub(crate) fn new(bounds: Bounds) -> Arc<Gate> {
-        Arc::new(Gate { bounds, places: Mutex::default() })
+impl ConnectionGate {
+    pub(crate) fn new(bounds: Bounds) -> Arc<ConnectionGate> {
+        Arc::new(ConnectionGate { bounds, places: Mutex::default() })
     }
 
     /// A place for a connection from this address, if there is one.
-    pub(crate) fn enter(self: &Arc<Gate>, address: IpAddr, stranger: bool) -> Option<Pass> {
+    pub(crate) fn enter(
+        self: &Arc<ConnectionGate>,
+        address: IpAddr,
+        stranger: bool,
+    ) -> Option<ConnectionPermit> {
         let (mut places, bounds) = (self.lock(), &self.bounds);
         let of = places.of.get(&address).copied().unwrap_or_default();
         if places.all >= bounds.all || of >= bounds.of_address {
@@ -121,10 +125,10 @@ impl Gate {
             }
             places.newest += 1;
             let number = places.newest;
-            places.strangers.push_back(Stranger { number, address, dismissed });
+            places.strangers.push_back(UnverifiedConnection { number, address, dismissed });
             number
         });
-        Some(Pass { gate: self.clone(), address, stranger: number, told })
+        Some(ConnectionPermit { gate: self.clone(), address, stranger: number, told })
     }
 
     /// Nothing panics while it holds the lock, so what it guards is whole.
@@ -135,15 +139,15 @@ impl Gate {
 
 /// A connection's place, given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Pass {
-    gate: Arc<Gate>,
+pub(crate) struct ConnectionPermit {
+    gate: Arc<ConnectionGate>,
     address: IpAddr,
     /// Its number, while it is one.
     stranger: Option<u64>,
     told: watch::Receiver<bool>,
 }
 
-impl Pass {
+impl ConnectionPermit {
     /// The connection has shown a certificate, and is no stranger any more.
     pub(crate) fn known(&mut self) {
         if let Some(number) = self.stranger.take() {
@@ -157,7 +161,7 @@ impl Pass {
     }
 }
 
-impl Drop for Pass {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.known();
         let mut places = self.gate.lock();
@@ -181,17 +185,17 @@ mod tests {
         [10, 0, 0, last].into()
     }
 
-    fn gone(passes: &[Pass]) -> Vec<usize> {
+    fn gone(passes: &[ConnectionPermit]) -> Vec<usize> {
         (0..passes.len()).filter(|at| *passes[*at].dismissed().borrow()).collect()
     }
 
     #[test]
     fn strangers_take_no_place_from_those_who_are_known() {
-        let gate = Gate::new(BOUNDS);
+        let gate = ConnectionGate::new(BOUNDS);
         let (here, there) = (address(1), address(2));
-        let mut known: Vec<Pass> = (0..3).map(|_| gate.enter(here, true).unwrap()).collect();
+        let mut known: Vec<ConnectionPermit> = (0..3).map(|_| gate.enter(here, true).unwrap()).collect();
         known.iter_mut().for_each(|pass| (pass.known(), pass.known()).0);
-        let mut strangers: Vec<Pass> = (0..3).map(|_| gate.enter(there, true).unwrap()).collect();
+        let mut strangers: Vec<ConnectionPermit> = (0..3).map(|_| gate.enter(there, true).unwrap()).collect();
         strangers.extend((0..3).map(|_| gate.enter(there, true).unwrap()));
         assert_eq!((gone(&known), gone(&strangers)), (vec![], vec![0, 1, 2]));
         // Those who were sent away count until they are gone.
@@ -207,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_new_stranger_gets_the_oldest_place_of_the_busiest_address() {
-        let gate = Gate::new(BOUNDS);
+        let gate = ConnectionGate::new(BOUNDS);
         let enter = |last| gate.enter(address(last), true).unwrap();
         let mut passes = vec![enter(1), enter(2), enter(2), enter(2)];
         for (last, expected) in [(3, vec![1]), (1, vec![1, 2]), (1, vec![0, 1, 2]), (4, vec![0, 1, 2, 5])] {

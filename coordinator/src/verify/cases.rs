@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use coxswain_core::certificate::{Candidate, LayoutName, ONE, Threads, choose_reference, run_sets, threads};
+use coxswain_core::certificate::{
+    Candidate, LayoutName, ONE, ThreadCount, choose_reference, run_sets, threads,
+};
 use coxswain_core::plan::sketch;
 use coxswain_types::JobSpec;
 
@@ -37,7 +39,7 @@ pub(super) struct Cases {
     pub(super) reference_reason: Option<String>,
     /// What is compared with it.
     pub(super) layouts: Vec<Case>,
-    pub(super) threads: Threads,
+    pub(super) threads: ThreadCount,
 }
 
 impl Cases {

@@ -13,7 +13,7 @@ use crate::metrics::METRICS;
 
 /// A line of the metrics. JSON has no word for what is not finite: it is null.
 #[derive(Deserialize)]
-struct Line {
+struct StepRecord {
     step: u64,
     loss: Option<f64>,
     grad_norm: Option<f64>,
@@ -46,7 +46,7 @@ pub(super) fn read(folder: &Path) -> Result<(RunRecord, Fingerprint)> {
 fn steps(text: &str) -> Result<RunRecord> {
     let mut record = RunRecord::default();
     for (line, at) in text.lines().zip(1_usize..) {
-        let line: Line = serde_json::from_str(line).with_context(|| format!("line {at} is no step"))?;
+        let line: StepRecord = serde_json::from_str(line).with_context(|| format!("line {at} is no step"))?;
         let step = line.step;
         // Without them the certificate would claim more than was compared.
         ensure!(!line.parameter_norms.is_empty(), "step {step} names no parameter's gradient norm");

@@ -84,7 +84,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 
 /// What a stream can show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Look {
+pub struct StreamCapabilities {
     /// Whether a line can be drawn again in its place.
     pub redraws: bool,
     /// Whether colors are shown and wanted.
@@ -92,14 +92,14 @@ pub struct Look {
 }
 
 /// What `stream` can show, as `TERM` says, and is wanted to, as `NO_COLOR` says.
-pub fn look(stream: &impl IsTerminal) -> Look {
+pub fn look(stream: &impl IsTerminal) -> StreamCapabilities {
     let var = |name| std::env::var_os(name);
     look_of(stream.is_terminal(), var("TERM").as_deref(), var("NO_COLOR").as_deref())
 }
 
-fn look_of(is_terminal: bool, term: Option<&OsStr>, no_color: Option<&OsStr>) -> Look {
+fn look_of(is_terminal: bool, term: Option<&OsStr>, no_color: Option<&OsStr>) -> StreamCapabilities {
     let redraws = is_terminal && term.is_none_or(|term| term != "dumb");
-    Look { redraws, colors: redraws && no_color.is_none_or(OsStr::is_empty) }
+    StreamCapabilities { redraws, colors: redraws && no_color.is_none_or(OsStr::is_empty) }
 }
 
 /// How many characters a line of this terminal has; `None` where it is none.
@@ -125,7 +125,7 @@ mod tests {
         ];
         for (is_terminal, term, no_color, (redraws, colors)) in rows {
             let found = look_of(is_terminal, term.map(OsStr::new), no_color.map(OsStr::new));
-            assert_eq!(found, Look { redraws, colors }, "{is_terminal} {term:?} {no_color:?}");
+            assert_eq!(found, StreamCapabilities { redraws, colors }, "{is_terminal} {term:?} {no_color:?}");
         }
     }
 

@@ -39,7 +39,7 @@ pub fn start(format: LogFormat, fields: Fields) {
     let look = crate::look(&io::stderr());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(Lines)
+        .with_writer(StderrLines)
         .with_ansi(look.colors)
         // It would say on stderr that stderr is gone, and panic.
         .log_internal_errors(false);
@@ -47,23 +47,23 @@ pub fn start(format: LogFormat, fields: Fields) {
         (LogFormat::Json, _) => builder.json().flatten_event(true).with_target(false).try_init(),
         (LogFormat::Text, Fields::Shown) => builder.with_target(false).try_init(),
         (LogFormat::Text, Fields::Hidden) => {
-            builder.event_format(Message { short_time: look.redraws }).try_init()
+            builder.event_format(MessageFormat { short_time: look.redraws }).try_init()
         }
     };
 }
 
 /// Makes ways to stderr, one for each line.
-struct Lines;
+struct StderrLines;
 
-impl MakeWriter<'_> for Lines {
-    type Writer = Lines;
+impl MakeWriter<'_> for StderrLines {
+    type Writer = StderrLines;
 
-    fn make_writer(&self) -> Lines {
-        Lines
+    fn make_writer(&self) -> StderrLines {
+        StderrLines
     }
 }
 
-impl io::Write for Lines {
+impl io::Write for StderrLines {
     /// A call is a whole event, whose control characters the subscriber has shown.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         crate::above_status(&String::from_utf8_lossy(bytes));
@@ -76,12 +76,12 @@ impl io::Write for Lines {
 }
 
 /// A line of time, level and message.
-struct Message {
+struct MessageFormat {
     /// The time of the day is enough for who is looking on.
     short_time: bool,
 }
 
-impl<S, N> FormatEvent<S, N> for Message
+impl<S, N> FormatEvent<S, N> for MessageFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -92,7 +92,7 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut text = Text(String::new());
+        let mut text = EventMessage(String::new());
         event.record(&mut text);
         if self.short_time {
             writer.write_str(&time_of_day(SystemTime::now()))?;
@@ -120,9 +120,9 @@ fn color(level: Level) -> u8 {
 }
 
 /// The message of an event.
-struct Text(String);
+struct EventMessage(String);
 
-impl Visit for Text {
+impl Visit for EventMessage {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == "message" {
             // Writing to a String cannot fail.

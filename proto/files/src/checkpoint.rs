@@ -15,7 +15,7 @@ use coxswain_types::params::parameter_table;
 use crate::atomic::{digest_file, digest_file_while};
 use crate::error::CheckpointError;
 use crate::manifest::{MANIFEST, Manifest, ManifestTensor, own_file};
-use crate::region::{Cut, elements, runs};
+use crate::region::{Slab, elements, runs};
 use crate::shards::{ELEMENT_BYTES, ShardFile};
 
 /// Bytes of a tensor that are in memory at a time while it is hashed.
@@ -156,7 +156,7 @@ impl Checkpoint {
     /// cannot be read. Damaged values are found by [`Checkpoint::verify`] only.
     pub fn read_slice(&self, name: &str, dim: u8, offset: u64, len: u64) -> Result<Vec<u8>, CheckpointError> {
         let tensor = self.tensor(name)?;
-        let wanted = Cut { dim, offset, len };
+        let wanted = Slab { dim, offset, len };
         let slice_error = || CheckpointError::Slice {
             name: name.to_owned(),
             shape: tensor.shape.clone(),
@@ -217,7 +217,7 @@ impl Checkpoint {
     }
 
     /// The shard file in which a piece of a tensor lies, so long as its header says the same.
-    fn shard(&self, tensor: &ManifestTensor, file: &str, cut: Cut) -> Result<&ShardFile, CheckpointError> {
+    fn shard(&self, tensor: &ManifestTensor, file: &str, cut: Slab) -> Result<&ShardFile, CheckpointError> {
         let path = self.folder.join(file);
         let unlisted = || CheckpointError::damaged(&path, "the manifest does not list it");
         let &at = self.files.get(file).ok_or_else(unlisted)?;

@@ -25,7 +25,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 
 /// Which digest of a file is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-enum Kind {
+enum DigestKind {
     /// Of its bytes.
     Bytes,
     /// Of the digests of its blocks.
@@ -34,7 +34,7 @@ enum Kind {
 
 /// What a file looks like without being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
+struct FileStamp {
     device: u64,
     inode: u64,
     bytes: u64,
@@ -43,9 +43,9 @@ struct Stamp {
     changed: (i64, i64),
 }
 
-impl Stamp {
-    fn of(metadata: &Metadata) -> Stamp {
-        Stamp {
+impl FileStamp {
+    fn of(metadata: &Metadata) -> FileStamp {
+        FileStamp {
             device: metadata.dev(),
             inode: metadata.ino(),
             bytes: metadata.len(),
@@ -65,26 +65,26 @@ impl Stamp {
 
 /// What a file looked like at a time.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Seen {
-    stamp: Stamp,
+pub(crate) struct DatedStamp {
+    stamp: FileStamp,
     at: SystemTime,
 }
 
-impl Seen {
-    fn of(path: &Path) -> io::Result<Seen> {
-        let stamp = Stamp::of(&fs::metadata(path)?);
-        Ok(Seen { stamp, at: SystemTime::now() })
+impl DatedStamp {
+    fn of(path: &Path) -> io::Result<DatedStamp> {
+        let stamp = FileStamp::of(&fs::metadata(path)?);
+        Ok(DatedStamp { stamp, at: SystemTime::now() })
     }
 }
 
 /// Digests as one process hands them to another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Remembered(Vec<(PathBuf, Kind, Stamp, String)>);
+pub struct Remembered(Vec<(PathBuf, DigestKind, FileStamp, String)>);
 
 /// The digests that are remembered, and how much was read for them.
 #[derive(Debug, Default)]
 pub struct Digests {
-    known: Mutex<BTreeMap<(PathBuf, Kind), (Stamp, String)>>,
+    known: Mutex<BTreeMap<(PathBuf, DigestKind), (FileStamp, String)>>,
     read_bytes: AtomicU64,
 }
 
@@ -108,7 +108,7 @@ impl Digests {
     /// # Errors
     /// Those of reading the file.
     pub fn of(&self, path: &Path) -> io::Result<String> {
-        self.get(path, Kind::Bytes)
+        self.get(path, DigestKind::Bytes)
     }
 
     /// The digest of a token file's blocks, as [`digest_blocks`] gives it.
@@ -116,23 +116,23 @@ impl Digests {
     /// # Errors
     /// Those of reading the file.
     pub fn of_blocks(&self, path: &Path) -> io::Result<String> {
-        self.get(path, Kind::Blocks)
+        self.get(path, DigestKind::Blocks)
     }
 
     /// Remembers the digest of a file that this process has just written whole.
     pub(crate) fn wrote(&self, path: &Path, digest: &str) {
-        self.wrote_as(path, Kind::Bytes, digest);
+        self.wrote_as(path, DigestKind::Bytes, digest);
     }
 
     /// As [`Digests::wrote`], of a token file's blocks.
     pub(crate) fn wrote_blocks(&self, path: &Path, digest: &str) {
-        self.wrote_as(path, Kind::Blocks, digest);
+        self.wrote_as(path, DigestKind::Blocks, digest);
     }
 
-    fn wrote_as(&self, path: &Path, kind: Kind, digest: &str) {
+    fn wrote_as(&self, path: &Path, kind: DigestKind, digest: &str) {
         // If this fails, the next lookup reads the file.
         if let Ok(metadata) = fs::metadata(path) {
-            self.remember(path, kind, Stamp::of(&metadata), digest);
+            self.remember(path, kind, FileStamp::of(&metadata), digest);
         }
     }
 
@@ -142,14 +142,14 @@ impl Digests {
         self.read_bytes.load(Ordering::Relaxed)
     }
 
-    fn get(&self, path: &Path, kind: Kind) -> io::Result<String> {
-        let seen = Seen::of(path)?;
+    fn get(&self, path: &Path, kind: DigestKind) -> io::Result<String> {
+        let seen = DatedStamp::of(path)?;
         if let Some(digest) = self.known(path, kind, seen.stamp) {
             return Ok(digest);
         }
         let digest = match kind {
-            Kind::Bytes => digest_file(path)?,
-            Kind::Blocks => digest_blocks(path)?,
+            DigestKind::Bytes => digest_file(path)?,
+            DigestKind::Blocks => digest_blocks(path)?,
         };
         self.read_bytes.fetch_add(seen.stamp.bytes, Ordering::Relaxed);
         self.remember_unchanged(path, kind, seen, &digest);
@@ -157,31 +157,31 @@ impl Digests {
     }
 
     /// What a file looks like before it is read for another reason than its digest; `None` if the system does not say.
-    pub(crate) fn see(&self, path: &Path) -> Option<Seen> {
-        Seen::of(path).ok()
+    pub(crate) fn see(&self, path: &Path) -> Option<DatedStamp> {
+        DatedStamp::of(path).ok()
     }
 
     /// Remembers the digest of the bytes of a file that was `seen` before it was read, if it still looks the same.
-    pub(crate) fn saw(&self, path: &Path, seen: Option<Seen>, digest: &str) {
+    pub(crate) fn saw(&self, path: &Path, seen: Option<DatedStamp>, digest: &str) {
         if let Some(seen) = seen {
-            self.remember_unchanged(path, Kind::Bytes, seen, digest);
+            self.remember_unchanged(path, DigestKind::Bytes, seen, digest);
         }
     }
 
-    fn remember_unchanged(&self, path: &Path, kind: Kind, seen: Seen, digest: &str) {
-        let same = || Seen::of(path).is_ok_and(|now| now.stamp == seen.stamp);
+    fn remember_unchanged(&self, path: &Path, kind: DigestKind, seen: DatedStamp, digest: &str) {
+        let same = || DatedStamp::of(path).is_ok_and(|now| now.stamp == seen.stamp);
         if seen.stamp.is_settled(seen.at) && same() {
             self.remember(path, kind, seen.stamp, digest);
         }
     }
 
-    fn known(&self, path: &Path, kind: Kind, stamp: Stamp) -> Option<String> {
+    fn known(&self, path: &Path, kind: DigestKind, stamp: FileStamp) -> Option<String> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let (of, digest) = known.get(&(path.to_owned(), kind))?;
         (*of == stamp).then(|| digest.clone())
     }
 
-    fn remember(&self, path: &Path, kind: Kind, stamp: Stamp, digest: &str) {
+    fn remember(&self, path: &Path, kind: DigestKind, stamp: FileStamp, digest: &str) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.insert((path.to_owned(), kind), (stamp, digest.to_owned()));
     }
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_file_that_changed_a_moment_ago_is_read_again() {
-        let stamp = |modified, changed| Stamp { device: 1, inode: 1, bytes: 1, modified, changed };
+        let stamp = |modified, changed| FileStamp { device: 1, inode: 1, bytes: 1, modified, changed };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let rows = [
             (stamp((900, 0), (900, 0)), true),

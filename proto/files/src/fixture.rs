@@ -12,7 +12,7 @@ use coxswain_types::job::{
 use coxswain_types::status::SavedFile;
 
 use crate::manifest::{Fingerprint, Header};
-use crate::region::{Cut, runs};
+use crate::region::{Slab, runs};
 use crate::shards::{ShardTensor, write_shard};
 
 /// A job over `data`.
@@ -92,7 +92,7 @@ pub(crate) fn header(step: u64) -> Header {
 pub(crate) fn slab(name: &str, shape: &[u64], dim: u8, offset: u64, len: u64) -> (ShardTensor, Vec<u8>) {
     let tensor = ShardTensor { name: name.into(), shape: shape.to_vec(), dim, offset, len };
     let mut numbers = Vec::new();
-    for run in runs(shape, Cut::whole(shape), tensor.cut()).unwrap() {
+    for run in runs(shape, Slab::whole(shape), tensor.cut()).unwrap() {
         numbers.extend((run.from..run.from + run.len).flat_map(|n| (n as f32).to_le_bytes()));
     }
     (tensor, numbers)

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic::{digest_bytes, parent_of, sync_folder, write_atomic};
 use crate::error::CheckpointError;
-use crate::region::{CoverError, Cut, cover, elements};
+use crate::region::{CoverError, Slab, cover, elements};
 use crate::regular;
 use crate::shards::{ELEMENT_BYTES, ShardFile};
 
@@ -67,12 +67,12 @@ pub struct ManifestTensor {
     /// Its global shape.
     pub shape: Vec<u64>,
     /// The slabs that make it up, each element in exactly one.
-    pub pieces: Vec<Piece>,
+    pub pieces: Vec<SavedSlab>,
 }
 
 /// A slab of a tensor in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Piece {
+pub struct SavedSlab {
     /// The name of the file in the checkpoint's folder.
     pub file: String,
     /// The dimension of the cut.
@@ -83,10 +83,10 @@ pub struct Piece {
     pub len: u64,
 }
 
-impl Piece {
+impl SavedSlab {
     /// The slab without its file.
-    pub fn cut(&self) -> Cut {
-        Cut { dim: self.dim, offset: self.offset, len: self.len }
+    pub fn cut(&self) -> Slab {
+        Slab { dim: self.dim, offset: self.offset, len: self.len }
     }
 }
 
@@ -202,8 +202,8 @@ fn compose(folder: &Path, files: &[SavedFile]) -> Result<Vec<ManifestTensor>, Ch
                     other: slab.shape.clone(),
                 });
             }
-            let Cut { dim, offset, len } = slab.cut();
-            tensor.pieces.push(Piece { file: file.name.clone(), dim, offset, len });
+            let Slab { dim, offset, len } = slab.cut();
+            tensor.pieces.push(SavedSlab { file: file.name.clone(), dim, offset, len });
         }
     }
     let mut tensors: Vec<_> = tensors.into_values().collect();
@@ -235,7 +235,7 @@ pub(crate) fn own_file(path: &Path) -> Result<(File, u64), CheckpointError> {
 
 /// What every manifest says, in whatever format.
 #[derive(Deserialize)]
-struct Format {
+struct FormatVersion {
     format: u32,
 }
 
@@ -288,7 +288,7 @@ impl Manifest {
             return Err(CheckpointError::Digest { path, expected: expected.to_owned(), found });
         }
         // The format alone first: in another one, some other part is missing, and that would be told.
-        let Format { format } =
+        let FormatVersion { format } =
             serde_json::from_slice(&bytes).map_err(|e| CheckpointError::damaged(&path, e))?;
         check_format(&path, format)?;
         check_seal(&path, &bytes)?;
@@ -339,7 +339,7 @@ impl Manifest {
 
 impl ManifestTensor {
     fn check(&self) -> Result<(), CheckpointError> {
-        let cuts: Vec<Cut> = self.pieces.iter().map(Piece::cut).collect();
+        let cuts: Vec<Slab> = self.pieces.iter().map(SavedSlab::cut).collect();
         cover(&self.shape, &cuts)
             .map_err(|cause: CoverError| CheckpointError::Cover { name: self.name.clone(), cause })
     }

@@ -20,10 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic::{create_folder, digest_bytes, write_atomic};
 use crate::digests::Digests;
-use crate::progress::{Phase, Progress, Stopped, Watch};
+use crate::progress::{PreparationPhase, PreparationProgress, Stopped, Watch};
 use crate::regular;
 use crate::tokenizer::{END_OF_TEXT_ID, TokenizerError};
-use crate::tokens::{TokenFile, TokensError, list_of};
+use crate::tokens::{OpenTokenFile, TokensError, list_of};
 
 /// The tokenizer, below the run's folder.
 pub const TOKENIZER: &str = "data/tokenizer.json";
@@ -44,7 +44,7 @@ mod start;
 mod texts;
 
 use lines::Lines;
-use passes::{How, Texts};
+use passes::{How, ScannedTexts};
 use start::Start;
 pub use texts::{Looked, TextFault, look};
 
@@ -151,7 +151,7 @@ fn counted(tokens: u64) -> String {
 
 /// `prepared.json`.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Prepared {
+struct PreparedFile {
     recipe: u32,
     inputs: Inputs,
     /// The digest of the validation text; `None` without a validation split.
@@ -213,7 +213,7 @@ pub fn prepare(
         None => None,
         Some(stored) => {
             let inputs = Inputs::of(spec, start.as_ref(), |file| {
-                watch(Progress { phase: Phase::Reading, done: 0, total })?;
+                watch(PreparationProgress { phase: PreparationPhase::Reading, done: 0, total })?;
                 texts::digest(&spec.data, file, digests)
             })?;
             if wanted.is_some() && stored.inputs != inputs {
@@ -271,7 +271,7 @@ impl Inputs {
 }
 
 /// What an earlier call made, if it can be read.
-fn stored(dir: &Path) -> Option<Prepared> {
+fn stored(dir: &Path) -> Option<PreparedFile> {
     serde_json::from_slice(&regular::read(&dir.join(PREPARED), MAX_PREPARED_BYTES).ok()?).ok()
 }
 
@@ -290,7 +290,7 @@ fn check(data: &PreparedData, sequence: u32) -> Result<(), PrepareError> {
 
 /// Whether what an earlier call made is of the same inputs, and all its files are still the same. What
 /// cannot be read is as good as absent: it is made anew.
-fn is_intact(prepared: &Prepared, dir: &Path, inputs: &Inputs, digests: &Digests) -> bool {
+fn is_intact(prepared: &PreparedFile, dir: &Path, inputs: &Inputs, digests: &Digests) -> bool {
     let same = |path: &str, digest: &str| digests.of(&dir.join(path)).is_ok_and(|found| found == digest);
     let has = |path: &str, digest: &Option<String>| digest.as_ref().is_none_or(|digest| same(path, digest));
     // The digest of a token file is that of its list of digests.
@@ -298,7 +298,7 @@ fn is_intact(prepared: &Prepared, dir: &Path, inputs: &Inputs, digests: &Digests
         let blocks = digests.of_blocks(&dir.join(&file.path));
         blocks.is_ok_and(|found| found == file.digest)
             && same(&list_of(&file.path), &file.digest)
-            && TokenFile::open(dir, file).is_ok()
+            && OpenTokenFile::open(dir, file).is_ok()
     };
     let from = match (&prepared.inputs, &prepared.data.train) {
         (Inputs::Synthetic(asked), TokenSource::Synthetic(made)) => asked == made,
@@ -323,10 +323,10 @@ fn make(
     start: Option<&Start>,
     digests: &Digests,
     watch: Watch<'_>,
-) -> Result<Prepared, PrepareError> {
+) -> Result<PreparedFile, PrepareError> {
     let share = validation_share(&spec.data);
     let of_lines = Lines::of(spec);
-    let texts = Texts::look_through(&spec.data, of_lines.as_ref(), share, digests, watch)?;
+    let texts = ScannedTexts::look_through(&spec.data, of_lines.as_ref(), share, digests, watch)?;
     // Of what was read: a text may have changed since it was looked at.
     let mut read = texts.digests();
     let inputs = Inputs::of(spec, start, |_| Ok(read.next().unwrap_or_default().to_owned()))?;
@@ -363,13 +363,13 @@ fn make(
             digests.wrote(&dir.join(path), digest);
         }
     }
-    Ok(Prepared { recipe: RECIPE, inputs, validation_text, word_counts_low_by, data })
+    Ok(PreparedFile { recipe: RECIPE, inputs, validation_text, word_counts_low_by, data })
 }
 
 /// Makes the files of texts; also returns the digest of the validation text.
 fn make_text(
     dir: &Path,
-    texts: &Texts<'_>,
+    texts: &ScannedTexts<'_>,
     how: &How<'_>,
     holds_out: bool,
 ) -> Result<(PreparedData, Option<String>), PrepareError> {

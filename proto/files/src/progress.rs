@@ -2,9 +2,9 @@
 
 /// How far the preparation of a job's data is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct PreparationProgress {
     /// What is being done.
-    pub phase: Phase,
+    pub phase: PreparationPhase,
     /// How much of it is done, in the phase's units.
     pub done: u64,
     /// How much of it there is.
@@ -13,7 +13,7 @@ pub struct Progress {
 
 /// What is being done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum PreparationPhase {
     /// Texts are read, in bytes.
     Reading,
     /// Their words are counted, in bytes of text.
@@ -24,17 +24,17 @@ pub enum Phase {
     Encoding,
 }
 
-impl std::fmt::Display for Progress {
+impl std::fmt::Display for PreparationProgress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Progress { phase, done, total } = *self;
+        let PreparationProgress { phase, done, total } = *self;
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
         let mut of_bytes =
             |what: &str| write!(f, "{what}: {:.1} of {:.1} MB", megabytes(done), megabytes(total));
         match phase {
-            Phase::Reading => of_bytes("reading the text"),
-            Phase::Words => of_bytes("counting the words of the text"),
-            Phase::Merges => write!(f, "training the tokenizer: {done} of {total} tokens"),
-            Phase::Encoding => of_bytes("tokenizing the text"),
+            PreparationPhase::Reading => of_bytes("reading the text"),
+            PreparationPhase::Words => of_bytes("counting the words of the text"),
+            PreparationPhase::Merges => write!(f, "training the tokenizer: {done} of {total} tokens"),
+            PreparationPhase::Encoding => of_bytes("tokenizing the text"),
         }
     }
 }
@@ -45,4 +45,4 @@ impl std::fmt::Display for Progress {
 pub struct Stopped;
 
 /// Called with progress from any thread; an error stops the work.
-pub type Watch<'a> = &'a (dyn Fn(Progress) -> Result<(), Stopped> + Sync);
+pub type Watch<'a> = &'a (dyn Fn(PreparationProgress) -> Result<(), Stopped> + Sync);

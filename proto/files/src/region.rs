@@ -11,7 +11,7 @@ pub const MAX_DIMS: usize = 8;
 
 /// A slab of a tensor: the elements whose index along `dim` lies in `offset..offset + len`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub struct Slab {
     /// The dimension of the cut.
     pub dim: u8,
     /// Where the slab starts along it.
@@ -22,7 +22,7 @@ pub struct Cut {
 
 /// Consecutive elements that two slabs share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct Overlap {
     /// Where they start in the first slab.
     pub from: u64,
     /// Where they start in the second slab.
@@ -31,10 +31,10 @@ pub struct Run {
     pub len: u64,
 }
 
-impl Cut {
+impl Slab {
     /// The whole tensor as a slab.
-    pub fn whole(shape: &[u64]) -> Cut {
-        Cut { dim: 0, offset: 0, len: shape.first().copied().unwrap_or(0) }
+    pub fn whole(shape: &[u64]) -> Slab {
+        Slab { dim: 0, offset: 0, len: shape.first().copied().unwrap_or(0) }
     }
 
     /// Whether this is a slab of a tensor of this shape, and not empty.
@@ -70,7 +70,7 @@ pub fn elements(shape: &[u64]) -> Option<u64> {
 
 /// What slabs `from` and `to` of a tensor share, as runs that are as long as can be, in ascending
 /// order on both sides. `None` where the shape is none or a slab does not fit it.
-pub fn runs(shape: &[u64], from: Cut, to: Cut) -> Option<impl Iterator<Item = Run> + use<>> {
+pub fn runs(shape: &[u64], from: Slab, to: Slab) -> Option<impl Iterator<Item = Overlap> + use<>> {
     elements(shape)?;
     let (from_shape, to_shape) = (from.shape(shape)?, to.shape(shape)?);
     let shared: Vec<Range<u64>> = shape
@@ -89,7 +89,7 @@ pub fn runs(shape: &[u64], from: Cut, to: Cut) -> Option<impl Iterator<Item = Ru
         outer -= 1;
     }
     let len = extents[outer..].iter().product();
-    let start = |cut: Cut, own: &[u64]| -> u64 {
+    let start = |cut: Slab, own: &[u64]| -> u64 {
         shared
             .iter()
             .zip(strides(own))
@@ -104,7 +104,7 @@ pub fn runs(shape: &[u64], from: Cut, to: Cut) -> Option<impl Iterator<Item = Ru
     let extents = extents[..outer].to_vec();
     let count: u64 = if empty { 0 } else { extents.iter().product() };
     Some((0..count).map(move |i| {
-        let (mut rest, mut run) = (i, Run { from: from_start, to: to_start, len });
+        let (mut rest, mut run) = (i, Overlap { from: from_start, to: to_start, len });
         for (dim, extent) in extents.iter().enumerate().rev() {
             run.from += rest % extent * from_strides[dim];
             run.to += rest % extent * to_strides[dim];
@@ -133,7 +133,7 @@ pub enum CoverError {
     #[error("the slab {}..{} along dimension {} lies outside shape {shape:?}", cut.offset, u128::from(cut.offset) + u128::from(cut.len), cut.dim)]
     Outside {
         /// The slab.
-        cut: Cut,
+        cut: Slab,
         /// The tensor's shape.
         shape: Vec<u64>,
     },
@@ -162,7 +162,7 @@ pub enum CoverError {
 ///
 /// # Errors
 /// The first thing that is wrong, as a [`CoverError`].
-pub fn cover(shape: &[u64], cuts: &[Cut]) -> Result<(), CoverError> {
+pub fn cover(shape: &[u64], cuts: &[Slab]) -> Result<(), CoverError> {
     elements(shape).ok_or_else(|| CoverError::Shape(shape.to_vec()))?;
     if let Some(&cut) = cuts.iter().find(|cut| !cut.fits(shape)) {
         return Err(CoverError::Outside { cut, shape: shape.to_vec() });
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     /// The elements of a slab by their global number, the plain way.
-    fn slab(shape: &[u64], cut: Cut) -> Vec<u64> {
+    fn slab(shape: &[u64], cut: Slab) -> Vec<u64> {
         let strides = strides(shape);
         let dim = usize::from(cut.dim);
         (0..shape.iter().product::<u64>())
@@ -202,16 +202,16 @@ mod tests {
             .collect()
     }
 
-    fn cut_of(shape: Vec<u64>) -> impl Strategy<Value = Cut> {
+    fn cut_of(shape: Vec<u64>) -> impl Strategy<Value = Slab> {
         (0..shape.len()).prop_flat_map(move |dim| {
             let size = shape[dim];
             (0..size)
                 .prop_flat_map(move |offset| (Just(offset), 1..=size - offset))
-                .prop_map(move |(offset, len)| Cut { dim: dim as u8, offset, len })
+                .prop_map(move |(offset, len)| Slab { dim: dim as u8, offset, len })
         })
     }
 
-    fn shape_and_cuts() -> impl Strategy<Value = (Vec<u64>, Cut, Cut)> {
+    fn shape_and_cuts() -> impl Strategy<Value = (Vec<u64>, Slab, Slab)> {
         prop::collection::vec(1u64..6, 1..5)
             .prop_flat_map(|shape| (Just(shape.clone()), cut_of(shape.clone()), cut_of(shape)))
     }
@@ -253,8 +253,8 @@ mod tests {
             at.retain(|&a| a <= size);
             at.sort_unstable();
             at.dedup();
-            let cuts: Vec<Cut> =
-                at.windows(2).map(|w| Cut { dim: dim as u8, offset: w[0], len: w[1] - w[0] }).collect();
+            let cuts: Vec<Slab> =
+                at.windows(2).map(|w| Slab { dim: dim as u8, offset: w[0], len: w[1] - w[0] }).collect();
             prop_assert_eq!(cover(&shape, &cuts), Ok(()));
             prop_assert!(cover(&shape, &cuts[1..]).is_err());
         }
@@ -262,8 +262,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_a_cover_is_said() {
-        let cut = |dim, offset, len| Cut { dim, offset, len };
-        let rows: [(&[u64], &[Cut], &str); 8] = [
+        let cut = |dim, offset, len| Slab { dim, offset, len };
+        let rows: [(&[u64], &[Slab], &str); 8] = [
             (&[4, 2], &[cut(0, 0, 1), cut(0, 2, 2)], "a gap: 1..2 along dimension 0 is in no file"),
             (&[4, 2], &[cut(0, 0, 3)], "a gap: 3..4 along dimension 0 is in no file"),
             (&[4], &[], "a gap: 0..4 along dimension 0 is in no file"),
@@ -301,12 +301,12 @@ mod tests {
         assert_eq!(elements(&[1; 9]), None);
         assert_eq!(elements(&[1 << 61]), None);
         assert_eq!(elements(&[1 << 60]), Some(1 << 60));
-        let whole = Cut::whole(&[3, 2]);
-        assert!(runs(&[3, 2], whole, Cut { dim: 2, offset: 0, len: 1 }).is_none());
-        assert!(runs(&[3, 2], Cut { dim: 0, offset: 3, len: 0 }, whole).is_none());
+        let whole = Slab::whole(&[3, 2]);
+        assert!(runs(&[3, 2], whole, Slab { dim: 2, offset: 0, len: 1 }).is_none());
+        assert!(runs(&[3, 2], Slab { dim: 0, offset: 3, len: 0 }, whole).is_none());
         assert_eq!(
             runs(&[3, 2], whole, whole).unwrap().collect::<Vec<_>>(),
-            [Run { from: 0, to: 0, len: 6 }]
+            [Overlap { from: 0, to: 0, len: 6 }]
         );
     }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// A kind of file that is not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Other {
+pub enum NonRegular {
     /// A folder.
     Folder,
     /// A symbolic link.
@@ -23,30 +23,30 @@ pub enum Other {
     Unknown,
 }
 
-impl Other {
+impl NonRegular {
     /// The kind of a file; `None` for a regular file.
-    pub fn of(metadata: &Metadata) -> Option<Other> {
+    pub fn of(metadata: &Metadata) -> Option<NonRegular> {
         let kind = metadata.file_type();
         match () {
             () if kind.is_file() => None,
-            () if kind.is_dir() => Some(Other::Folder),
-            () if kind.is_symlink() => Some(Other::Link),
-            () if kind.is_fifo() => Some(Other::Pipe),
-            () if kind.is_char_device() || kind.is_block_device() => Some(Other::Device),
-            () if kind.is_socket() => Some(Other::Socket),
-            () => Some(Other::Unknown),
+            () if kind.is_dir() => Some(NonRegular::Folder),
+            () if kind.is_symlink() => Some(NonRegular::Link),
+            () if kind.is_fifo() => Some(NonRegular::Pipe),
+            () if kind.is_char_device() || kind.is_block_device() => Some(NonRegular::Device),
+            () if kind.is_socket() => Some(NonRegular::Socket),
+            () => Some(NonRegular::Unknown),
         }
     }
 
     /// Its name, with an article.
     pub fn name(self) -> &'static str {
         match self {
-            Other::Folder => "a folder",
-            Other::Link => "a symbolic link",
-            Other::Pipe => "a named pipe",
-            Other::Device => "a device",
-            Other::Socket => "a socket",
-            Other::Unknown => "a special file",
+            NonRegular::Folder => "a folder",
+            NonRegular::Link => "a symbolic link",
+            NonRegular::Pipe => "a named pipe",
+            NonRegular::Device => "a device",
+            NonRegular::Socket => "a socket",
+            NonRegular::Unknown => "a special file",
         }
     }
 }
@@ -123,7 +123,7 @@ fn no_link() -> i32 {
 }
 
 fn regular(metadata: &Metadata) -> io::Result<()> {
-    let Some(other) = Other::of(metadata) else { return Ok(()) };
+    let Some(other) = NonRegular::of(metadata) else { return Ok(()) };
     let text = format!("it is {}, and has to be a regular file", other.name());
     Err(io::Error::new(io::ErrorKind::InvalidInput, text))
 }
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
     use crate::folders::step_folder;
     use crate::prepare::{PREPARED, TOKENIZER, VALIDATION_TEXT};
-    use crate::{Checkpoint, Digests, OpenTokens, TokenFile, Tokenizer, atomic, fixture, publish};
+    use crate::{Checkpoint, Digests, OpenTokenFile, OpenTokens, Tokenizer, atomic, fixture, publish};
 
     /// To read small files; a pipe would keep a reader for ever.
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -164,7 +164,7 @@ mod tests {
         let found = [
             Tokenizer::load(&dir.join(TOKENIZER)).err().map(|error| error.to_string()),
             OpenTokens::open(dir, &data.train).err().map(|error| error.to_string()),
-            TokenFile::open(dir, data.validation.as_ref().unwrap()).err().map(|error| error.to_string()),
+            OpenTokenFile::open(dir, data.validation.as_ref().unwrap()).err().map(|error| error.to_string()),
             text.err().map(|error| format!("validation.txt: {error}")),
             Checkpoint::open(&step_folder(dir, 7), None).err().map(|error| error.to_string()),
         ];

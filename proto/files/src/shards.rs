@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::atomic::{AtomicFile, create_folder};
 use crate::error::CheckpointError;
 use crate::manifest::own_file;
-use crate::region::{Cut, elements};
+use crate::region::{Slab, elements};
 
 /// The largest header that is written or read: some 30,000 tensors, far more than a rank holds.
 pub const MAX_HEADER_BYTES: u64 = 8 << 20;
@@ -50,8 +50,8 @@ pub struct ShardTensor {
 
 impl ShardTensor {
     /// The slab without its name.
-    pub fn cut(&self) -> Cut {
-        Cut { dim: self.dim, offset: self.offset, len: self.len }
+    pub fn cut(&self) -> Slab {
+        Slab { dim: self.dim, offset: self.offset, len: self.len }
     }
 
     /// The slab's own shape and its size in bytes; `None` where it is no slab of the tensor.
@@ -66,7 +66,7 @@ impl ShardTensor {
 
 /// What `__metadata__` says of a tensor.
 #[derive(Serialize, Deserialize)]
-struct Place {
+struct TensorPlace {
     shape: Vec<u64>,
     dim: u8,
     offset: u64,
@@ -74,7 +74,7 @@ struct Place {
 
 /// The header as it is written: in the order of names, so that equal slabs give equal bytes.
 #[derive(Serialize)]
-struct Header<'a> {
+struct ShardHeader<'a> {
     #[serde(rename = "__metadata__")]
     places: BTreeMap<&'a str, String>,
     #[serde(flatten)]
@@ -141,7 +141,7 @@ pub fn write_shard<E: From<CheckpointError>>(
 /// The header of a file with these tensors, which come in the order of their names, and how many
 /// bytes each takes.
 fn header_of<'a>(tensors: impl Iterator<Item = &'a ShardTensor>) -> Result<(Vec<u8>, Vec<u64>), String> {
-    let mut header = Header { places: BTreeMap::new(), tensors: BTreeMap::new() };
+    let mut header = ShardHeader { places: BTreeMap::new(), tensors: BTreeMap::new() };
     let (mut end, mut sizes) = (0, Vec::new());
     for tensor in tensors {
         let ShardTensor { name, shape, dim, offset, len } = tensor;
@@ -154,7 +154,7 @@ fn header_of<'a>(tensors: impl Iterator<Item = &'a ShardTensor>) -> Result<(Vec<
         let data_offsets = (end, end + bytes as usize);
         end = data_offsets.1;
         sizes.push(bytes);
-        let place = Place { shape: shape.clone(), dim: *dim, offset: *offset };
+        let place = TensorPlace { shape: shape.clone(), dim: *dim, offset: *offset };
         header.places.insert(name, serde_json::to_string(&place).map_err(|e| e.to_string())?);
         header.tensors.insert(name, TensorInfo { dtype: Dtype::F32, shape: own_shape, data_offsets });
     }
@@ -185,12 +185,12 @@ fn begin(path: &Path, header: &[u8]) -> std::io::Result<AtomicFile> {
 pub(crate) struct ShardFile {
     path: PathBuf,
     file: File,
-    tensors: BTreeMap<String, Slab>,
+    tensors: BTreeMap<String, PlacedSlab>,
 }
 
 /// A slab and where its data lies in the file.
 #[derive(Debug)]
-struct Slab {
+struct PlacedSlab {
     tensor: ShardTensor,
     start: u64,
     bytes: u64,
@@ -222,7 +222,7 @@ impl ShardFile {
     }
 
     /// Whether it holds exactly this slab.
-    pub(crate) fn holds(&self, name: &str, shape: &[u64], cut: Cut) -> bool {
+    pub(crate) fn holds(&self, name: &str, shape: &[u64], cut: Slab) -> bool {
         self.tensors.get(name).is_some_and(|slab| slab.tensor.shape == shape && slab.tensor.cut() == cut)
     }
 
@@ -239,7 +239,7 @@ impl ShardFile {
 }
 
 /// The slabs of a header, so long as it and its `__metadata__` agree with each other and the file.
-fn slabs_of(header: &[u8], data_start: u64, file_bytes: u64) -> Result<BTreeMap<String, Slab>, String> {
+fn slabs_of(header: &[u8], data_start: u64, file_bytes: u64) -> Result<BTreeMap<String, PlacedSlab>, String> {
     // The library checks that data follows without gaps and has the size of each shape.
     let metadata: Metadata = serde_json::from_slice(header).map_err(|e| format!("its header: {e}"))?;
     let data_bytes = metadata.data_len() as u64;
@@ -260,13 +260,13 @@ fn slabs_of(header: &[u8], data_start: u64, file_bytes: u64) -> Result<BTreeMap<
         .collect()
 }
 
-fn slab_of(name: &str, info: &TensorInfo, place: &str, data_start: u64) -> Option<Slab> {
-    let Place { shape, dim, offset } = serde_json::from_str(place).ok()?;
+fn slab_of(name: &str, info: &TensorInfo, place: &str, data_start: u64) -> Option<PlacedSlab> {
+    let TensorPlace { shape, dim, offset } = serde_json::from_str(place).ok()?;
     let len = *info.shape.get(usize::from(dim))? as u64;
     let tensor = ShardTensor { name: name.to_owned(), shape, dim, offset, len };
     let (shape, bytes) = tensor.extent()?;
     let start = data_start + info.data_offsets.0 as u64;
-    (info.dtype == Dtype::F32 && info.shape == shape).then_some(Slab { tensor, start, bytes })
+    (info.dtype == Dtype::F32 && info.shape == shape).then_some(PlacedSlab { tensor, start, bytes })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::path::Path;
 use coxswain_types::assignment::{SyntheticTokens, TokenSource};
 
 use crate::hash::draw_below;
-use crate::tokens::{TokenFile, TokensError};
+use crate::tokens::{OpenTokenFile, TokensError};
 
 /// Sets the stream of synthetic tokens apart from the other uses of the job's seed.
 const SYNTHETIC: u64 = 0x7379_6e74_6865_7469;
@@ -17,7 +17,7 @@ const SYNTHETIC: u64 = 0x7379_6e74_6865_7469;
 #[derive(Debug)]
 pub enum OpenTokens {
     /// A file holds them.
-    File(TokenFile),
+    File(OpenTokenFile),
     /// They are computed.
     Synthetic(SyntheticTokens),
 }
@@ -26,10 +26,10 @@ impl OpenTokens {
     /// Opens the tokens of a job, whose files lie below the run's folder `dir`.
     ///
     /// # Errors
-    /// Those of [`TokenFile::open`].
+    /// Those of [`OpenTokenFile::open`].
     pub fn open(dir: &Path, source: &TokenSource) -> Result<OpenTokens, TokensError> {
         Ok(match source {
-            TokenSource::File(file) => OpenTokens::File(TokenFile::open(dir, file)?),
+            TokenSource::File(file) => OpenTokens::File(OpenTokenFile::open(dir, file)?),
             TokenSource::Synthetic(synthetic) => OpenTokens::Synthetic(synthetic.clone()),
         })
     }
@@ -50,7 +50,7 @@ impl OpenTokens {
     /// Reads `out.len()` tokens from token `start` on, as the `i64`s that an embedding takes.
     ///
     /// # Errors
-    /// Those of [`TokenFile::read`], and [`TokensError::SyntheticRange`]; `out` is untouched then.
+    /// Those of [`OpenTokenFile::read`], and [`TokensError::SyntheticRange`]; `out` is untouched then.
     pub fn read(&self, start: u64, out: &mut [i64]) -> Result<(), TokensError> {
         match self {
             OpenTokens::File(file) => file.read(start, out),

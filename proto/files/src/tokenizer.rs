@@ -15,7 +15,7 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::{AddedToken, Encoding, Model as _, Token};
 
 use crate::atomic::write_atomic;
-use crate::progress::{Phase, Progress, Stopped, Watch};
+use crate::progress::{PreparationPhase, PreparationProgress, Stopped, Watch};
 use crate::regular;
 
 mod merges;
@@ -25,14 +25,14 @@ mod template;
 mod threads;
 mod words;
 
-use pieces::{Cut, pieces};
+use pieces::{TextCut, pieces};
 use words::byte_level;
 
 pub(crate) use pieces::Cutter;
 pub use stream::TextStream;
 pub(crate) use template::template;
 pub(crate) use threads::{Batch, Threads};
-pub(crate) use words::{Counter, Words};
+pub(crate) use words::{Counter, WordCounts};
 
 /// The token between documents, as text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -152,14 +152,20 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::train_watched`].
-    pub(crate) fn learn(words: Words, vocab: u32, watch: Watch<'_>) -> Result<Tokenizer, TokenizerError> {
+    pub(crate) fn learn(
+        words: WordCounts,
+        vocab: u32,
+        watch: Watch<'_>,
+    ) -> Result<Tokenizer, TokenizerError> {
         expect_room(vocab)?;
         let mut letters = byte_letters();
         letters.sort_unstable();
         let special = AddedToken::from(END_OF_TEXT, true);
         let tokens = std::iter::once(special.content.clone()).chain(letters.iter().map(char::to_string));
         let total = u64::from(vocab);
-        let merged = |tokens| Ok(watch(Progress { phase: Phase::Merges, done: tokens as u64, total })?);
+        let merged = |tokens| {
+            Ok(watch(PreparationProgress { phase: PreparationPhase::Merges, done: tokens as u64, total })?)
+        };
         let size = (vocab as usize, MIN_FREQUENCY);
         let learned = merges::learn(words.counts, tokens.collect(), size, merged)?;
 
@@ -314,7 +320,7 @@ impl Tokenizer {
     /// tokens of the whole text; another may look at a text as a whole, so one of more than a mebibyte may get a few
     /// other tokens where it is cut.
     pub(crate) fn cutter(&self) -> Cutter {
-        Cutter::new(if self.is_own() { Cut::OWN } else { Cut::ELSEWHERE })
+        Cutter::new(if self.is_own() { TextCut::OWN } else { TextCut::ELSEWHERE })
     }
 
     /// The text of tokens. Bytes that are no UTF-8 become U+FFFD; ids that the tokenizer does not

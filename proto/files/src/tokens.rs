@@ -102,7 +102,7 @@ pub enum TokensError {
 
 /// An open token file, of the agreed length and list of digests.
 #[derive(Debug)]
-pub struct TokenFile {
+pub struct OpenTokenFile {
     path: PathBuf,
     map: Map,
     tokens: u64,
@@ -112,13 +112,13 @@ pub struct TokenFile {
     checked: Box<[AtomicBool]>,
 }
 
-impl TokenFile {
+impl OpenTokenFile {
     /// Opens the file below the run's folder `dir`. Its blocks are checked when they are first read.
     ///
     /// # Errors
     /// [`TokensError`] where the file is missing or is not the one that was prepared, as far as its length and
     /// its list of digests tell.
-    pub fn open(dir: &Path, file: &assignment::TokenFile) -> Result<TokenFile, TokensError> {
+    pub fn open(dir: &Path, file: &assignment::TokenFile) -> Result<OpenTokenFile, TokensError> {
         let path = below(dir, &file.path)?;
         let map = Map::open(&path).map_err(|cause| TokensError::Io { path: path.clone(), cause })?;
         let (expected, found) = (file.tokens.saturating_mul(TOKEN_BYTES), map.len() as u64);
@@ -128,7 +128,7 @@ impl TokenFile {
         let blocks = map.len().div_ceil(BLOCK_BYTES);
         let list = read_list(dir, file, blocks)?;
         let checked = (0..blocks).map(|_| AtomicBool::new(false)).collect();
-        Ok(TokenFile { path, map, tokens: file.tokens, list, checked })
+        Ok(OpenTokenFile { path, map, tokens: file.tokens, list, checked })
     }
 
     /// How many tokens it holds.
@@ -144,7 +144,7 @@ impl TokenFile {
     /// Reads `out.len()` tokens from token `start` on, as the `i64`s that an embedding takes.
     ///
     /// # Errors
-    /// Those of [`TokenFile::window`]; `out` is untouched then.
+    /// Those of [`OpenTokenFile::window`]; `out` is untouched then.
     pub fn read(&self, start: u64, out: &mut [i64]) -> Result<(), TokensError> {
         let tokens = self.window(start, out.len() as u64)?;
         for (out, token) in out.iter_mut().zip(tokens) {
@@ -209,16 +209,16 @@ fn read_list(dir: &Path, file: &assignment::TokenFile, blocks: usize) -> Result<
 
 /// Hands the digests of the blocks of what is written to it to `list`.
 #[derive(Debug)]
-struct Blocks<L> {
+struct BlockDigester<L> {
     hasher: blake3::Hasher,
     /// Bytes of the block at hand.
     filled: usize,
     list: L,
 }
 
-impl<L: Write> Blocks<L> {
-    fn new(list: L) -> Blocks<L> {
-        Blocks { hasher: blake3::Hasher::new(), filled: 0, list }
+impl<L: Write> BlockDigester<L> {
+    fn new(list: L) -> BlockDigester<L> {
+        BlockDigester { hasher: blake3::Hasher::new(), filled: 0, list }
     }
 
     fn update(&mut self, mut bytes: &[u8]) -> io::Result<()> {
@@ -256,7 +256,7 @@ impl<L: Write> Blocks<L> {
 /// Those of opening and reading the file.
 pub fn digest_blocks(path: &Path) -> io::Result<String> {
     let (mut file, _) = regular::open(path)?;
-    let (mut blocks, mut chunk) = (Blocks::new(blake3::Hasher::new()), vec![0; BLOCK_BYTES]);
+    let (mut blocks, mut chunk) = (BlockDigester::new(blake3::Hasher::new()), vec![0; BLOCK_BYTES]);
     loop {
         match file.read(&mut chunk) {
             Ok(0) => return Ok(blocks.finish()?.finalize().to_hex().to_string()),
@@ -287,7 +287,7 @@ pub(crate) struct TokenWriter {
     path: PathBuf,
     file: AtomicFile,
     list_path: PathBuf,
-    blocks: Blocks<AtomicFile>,
+    blocks: BlockDigester<AtomicFile>,
     /// Tokens as bytes that are not written yet.
     chunk: Vec<u8>,
     tokens: u64,
@@ -307,7 +307,8 @@ impl TokenWriter {
                 .map_err(failed(path))
         };
         let (file, list) = (create(&path)?, create(&list_path)?);
-        let (blocks, chunk) = (Blocks::new(list), Vec::with_capacity(CHUNK_TOKENS * TOKEN_BYTES as usize));
+        let (blocks, chunk) =
+            (BlockDigester::new(list), Vec::with_capacity(CHUNK_TOKENS * TOKEN_BYTES as usize));
         Ok(TokenWriter { name: name.to_owned(), path, file, list_path, blocks, chunk, tokens: 0 })
     }
 
@@ -374,7 +375,7 @@ mod tests {
         let tokens: Vec<u32> = (0..200_000u32).map(|i| i.wrapping_mul(2_654_435_761)).collect();
         let file = write_tokens(dir.path(), "data/t.tokens", &tokens).unwrap();
         assert_eq!((file.path.as_str(), file.tokens), ("data/t.tokens", 200_000));
-        let open = TokenFile::open(dir.path(), &file).unwrap();
+        let open = OpenTokenFile::open(dir.path(), &file).unwrap();
         assert_eq!(open.len(), 200_000);
         assert_eq!(open.window(0, 200_000).unwrap().collect::<Vec<_>>(), tokens);
         let mut out = [0i64; 3];
@@ -387,7 +388,7 @@ mod tests {
     fn nothing_is_read_past_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let open = |tokens: &[u32]| {
-            TokenFile::open(dir.path(), &write_tokens(dir.path(), "t", tokens).unwrap()).unwrap()
+            OpenTokenFile::open(dir.path(), &write_tokens(dir.path(), "t", tokens).unwrap()).unwrap()
         };
         let file = open(&[1, 2, 3]);
         let mut out = [7i64; 2];
@@ -403,7 +404,7 @@ mod tests {
     fn another_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let good = write_tokens(dir.path(), "t", &[1, 2, 3]).unwrap();
-        let error = |file: &assignment::TokenFile| TokenFile::open(dir.path(), file).unwrap_err();
+        let error = |file: &assignment::TokenFile| OpenTokenFile::open(dir.path(), file).unwrap_err();
         assert!(matches!(
             error(&assignment::TokenFile { tokens: 4, ..good.clone() }),
             TokensError::Length { expected: 16, found: 12, .. }
@@ -443,7 +444,7 @@ mod tests {
             bytes[byte] ^= 4;
             fs::write(&path, &bytes).unwrap();
             assert_ne!(digest_blocks(&path).unwrap(), file.digest);
-            let open = TokenFile::open(dir.path(), &file).unwrap();
+            let open = OpenTokenFile::open(dir.path(), &file).unwrap();
             assert_eq!(open.window(0, block).unwrap().count() as u64, block);
             for (start, len) in [(first, 1), (first - 1, 2), (last, 1), (0, last + 1)] {
                 let error = open.window(start, len).err().unwrap();

@@ -13,7 +13,7 @@ use crate::ids::{Generation, Rank, Step, WorkerId};
 use crate::job::{Block, JobSpec};
 use crate::params::ParameterRow;
 use crate::schedule::Action;
-use crate::tree::Node;
+use crate::tree::TreeNode;
 
 /// What one rank of a generation does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,7 +59,7 @@ pub struct Assignment {
     /// The runs that this data rank owns.
     pub owned_runs: Range<u32>,
     /// For each data rank, the tree nodes it reduces by itself.
-    pub data_nodes: Vec<Vec<Node>>,
+    pub data_nodes: Vec<Vec<TreeNode>>,
     /// The data ranks among which the optimizer's state is sharded: [`Assignment::data_group`] under
     /// ZeRO-1, else this rank alone.
     pub optimizer_group: Vec<u32>,

@@ -15,7 +15,7 @@ pub const ROW_ALIGN: i64 = 64;
 
 /// What the rows of a bucket have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Class {
+pub struct BucketClass {
     /// Whether the slices have several uses, whose gradients are added after those of micro-batches.
     pub shared: bool,
     /// Whether Muon updates them.
@@ -29,20 +29,20 @@ pub fn aligned(row: &ParameterRow) -> i64 {
 
 /// Where the uses of one class of one place lie, flat: what a bucket is apart from its values.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Layout {
+pub struct BucketLayout {
     /// The place.
     pub place: Place,
     /// What the rows have in common.
-    pub class: Class,
+    pub class: BucketClass,
     /// The uses and where they start: first those whose weights lie here, each in table order.
     rows: Vec<(ParameterRow, i64)>,
     homes: usize,
 }
 
-impl Layout {
+impl BucketLayout {
     /// The layouts of all rows, places in the order of the rows.
-    pub fn of(rows: &[ParameterRow], optimizer: OptimizerKind) -> Vec<Layout> {
-        let class = |row: &ParameterRow| Class {
+    pub fn of(rows: &[ParameterRow], optimizer: OptimizerKind) -> Vec<BucketLayout> {
+        let class = |row: &ParameterRow| BucketClass {
             shared: row.uses.len() > 1,
             muon: optimizer == OptimizerKind::Muon && row.is_layer_matrix(),
         };
@@ -63,7 +63,7 @@ impl Layout {
                     (row.clone(), start)
                 };
                 let placed = at_home.into_iter().chain(guests).map(place).collect();
-                layouts.push(Layout { place: rows[0].place, class: of, rows: placed, homes });
+                layouts.push(BucketLayout { place: rows[0].place, class: of, rows: placed, homes });
             }
         }
         layouts
@@ -90,15 +90,15 @@ impl Layout {
     }
 
     /// Whether weights in this layout lie as in the other.
-    pub fn same_weights(&self, other: &Layout) -> bool {
-        let slices = |layout: &Layout| -> Vec<_> {
+    pub fn same_weights(&self, other: &BucketLayout) -> bool {
+        let slices = |layout: &BucketLayout| -> Vec<_> {
             let slice = |(row, range): (&ParameterRow, _)| (row.name.clone(), row.offset, row.len, range);
             layout.homes().map(slice).collect()
         };
         self.class.muon == other.class.muon && slices(self) == slices(other)
     }
 
-    /// The slices that `parts` data ranks own, as [`Layout::slice`] cuts them.
+    /// The slices that `parts` data ranks own, as [`BucketLayout::slice`] cuts them.
     pub fn slices(&self, parts: usize) -> Vec<Range<i64>> {
         (0..parts).map(|part| self.slice((part, parts))).collect()
     }

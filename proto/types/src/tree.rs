@@ -17,40 +17,40 @@ pub const NORM_BLOCK: u64 = 65_536;
 
 /// A node of the tree: the sum over the runs `first..end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Node {
+pub struct TreeNode {
     /// The first run of the node.
     pub first: u32,
     /// One past the last run of the node.
     pub end: u32,
 }
 
-impl Node {
+impl TreeNode {
     /// The root of a tree over `runs` runs.
-    pub fn root(runs: u32) -> Node {
-        Node { first: 0, end: runs }
+    pub fn root(runs: u32) -> TreeNode {
+        TreeNode { first: 0, end: runs }
     }
 
     /// The leaf of one run.
-    pub fn leaf(run: u32) -> Node {
-        Node { first: run, end: run + 1 }
+    pub fn leaf(run: u32) -> TreeNode {
+        TreeNode { first: run, end: run + 1 }
     }
 
     /// The two nodes whose sum this node is, left first; `None` for a leaf.
     ///
     /// The left child is the largest power of two that is smaller than the node, so a tree over a
     /// prefix of the runs is a part of the tree over all of them.
-    pub fn children(self) -> Option<(Node, Node)> {
+    pub fn children(self) -> Option<(TreeNode, TreeNode)> {
         let len = self.end - self.first;
         if len < 2 {
             return None;
         }
         let half = len.next_power_of_two() / 2;
         let middle = self.first + half;
-        Some((Node { first: self.first, end: middle }, Node { first: middle, end: self.end }))
+        Some((TreeNode { first: self.first, end: middle }, TreeNode { first: middle, end: self.end }))
     }
 
     /// The node whose child `child` is, in the tree below `self`.
-    pub fn parent_of(self, child: Node) -> Option<Node> {
+    pub fn parent_of(self, child: TreeNode) -> Option<TreeNode> {
         let (left, right) = self.children()?;
         if child == left || child == right {
             Some(self)
@@ -76,8 +76,8 @@ pub fn split(count: u32, parts: u32) -> Vec<Range<u32>> {
 }
 
 /// The largest nodes of the tree over `runs` runs that lie wholly inside `owned`, left to right.
-pub fn cover(runs: u32, owned: &Range<u32>) -> Vec<Node> {
-    fn visit(node: Node, owned: &Range<u32>, found: &mut Vec<Node>) {
+pub fn cover(runs: u32, owned: &Range<u32>) -> Vec<TreeNode> {
+    fn visit(node: TreeNode, owned: &Range<u32>, found: &mut Vec<TreeNode>) {
         if node.lies_in(owned) {
             found.push(node);
         } else if let Some((left, right)) = node.children() {
@@ -86,7 +86,7 @@ pub fn cover(runs: u32, owned: &Range<u32>) -> Vec<Node> {
         }
     }
     let mut found = Vec::new();
-    visit(Node::root(runs), owned, &mut found);
+    visit(TreeNode::root(runs), owned, &mut found);
     found
 }
 
@@ -94,10 +94,10 @@ pub fn cover(runs: u32, owned: &Range<u32>) -> Vec<Node> {
 ///
 /// `take` returns the value of a node if it is at hand. `Err` names a leaf that no value covers.
 pub fn reduce<T>(
-    node: Node,
-    take: &mut impl FnMut(Node) -> Option<T>,
+    node: TreeNode,
+    take: &mut impl FnMut(TreeNode) -> Option<T>,
     add: &mut impl FnMut(T, T) -> T,
-) -> Result<T, Node> {
+) -> Result<T, TreeNode> {
     if let Some(value) = take(node) {
         return Ok(value);
     }
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     /// Floating-point sums print their own association.
-    fn text(node: Node, owned: &[Vec<Node>]) -> String {
+    fn text(node: TreeNode, owned: &[Vec<TreeNode>]) -> String {
         reduce(
             node,
             &mut |n| {
@@ -133,10 +133,10 @@ mod tests {
     #[test]
     fn the_sum_is_the_same_text_for_every_number_of_data_ranks() {
         for runs in 1..=12 {
-            let whole = text(Node::root(runs), &[cover(runs, &(0..runs))]);
+            let whole = text(TreeNode::root(runs), &[cover(runs, &(0..runs))]);
             for ranks in 1..=runs {
                 let owned: Vec<_> = split(runs, ranks).iter().map(|o| cover(runs, o)).collect();
-                assert_eq!(text(Node::root(runs), &owned), whole, "{runs} runs over {ranks} ranks");
+                assert_eq!(text(TreeNode::root(runs), &owned), whole, "{runs} runs over {ranks} ranks");
             }
         }
     }
@@ -145,22 +145,25 @@ mod tests {
     fn splits_are_consecutive_and_nearly_equal() {
         assert_eq!(split(8, 3), vec![0..2, 2..5, 5..8]);
         assert_eq!(split(515, 2), vec![0..257, 257..515]);
-        assert_eq!(cover(8, &(2..5)), vec![Node { first: 2, end: 4 }, Node::leaf(4)]);
+        assert_eq!(cover(8, &(2..5)), vec![TreeNode { first: 2, end: 4 }, TreeNode::leaf(4)]);
     }
 
     #[test]
     fn neighbours_are_siblings_only_where_the_tree_says_so() {
-        let root = Node::root(8);
-        assert_eq!(root.parent_of(Node::leaf(2)), Some(Node { first: 2, end: 4 }));
-        assert_eq!(root.parent_of(Node { first: 4, end: 6 }), Some(Node { first: 4, end: 8 }));
-        assert_eq!(root.parent_of(Node { first: 1, end: 3 }), None);
+        let root = TreeNode::root(8);
+        assert_eq!(root.parent_of(TreeNode::leaf(2)), Some(TreeNode { first: 2, end: 4 }));
+        assert_eq!(root.parent_of(TreeNode { first: 4, end: 6 }), Some(TreeNode { first: 4, end: 8 }));
+        assert_eq!(root.parent_of(TreeNode { first: 1, end: 3 }), None);
         assert_eq!(root.parent_of(root), None);
     }
 
     #[test]
     fn a_missing_run_is_named() {
-        let sum =
-            reduce(Node::root(4), &mut |n| (n == Node { first: 0, end: 2 }).then_some(1), &mut |a, b| a + b);
-        assert_eq!(sum, Err(Node::leaf(2)));
+        let sum = reduce(
+            TreeNode::root(4),
+            &mut |n| (n == TreeNode { first: 0, end: 2 }).then_some(1),
+            &mut |a, b| a + b,
+        );
+        assert_eq!(sum, Err(TreeNode::leaf(2)));
     }
 }

@@ -19,7 +19,7 @@ mod tree;
 pub use coxswain_native::TorchError;
 pub use coxswain_native::net::{Group, Op, Transfer};
 pub use files::FileStore;
-pub use links::{Axis, Doing, Links, SHARED_MAX_BYTES};
+pub use links::{Axis, Links, RankActivity, SHARED_MAX_BYTES};
 pub use pipe::Pipe;
 pub use rendezvous::{MemoryStore, Store};
 pub use transport::{DataPort, TensorTls};

@@ -11,7 +11,7 @@ use coxswain_types::schedule::Action;
 use tch::{Device, Kind, Tensor};
 
 use crate::rendezvous::Store;
-use crate::transport::{DataPort, Mesh, locked};
+use crate::transport::{DataPort, PeerMesh, locked};
 use crate::tree::{below, children, parent};
 
 /// What traffic is for. Messages of one purpose between two ranks arrive in order; those of
@@ -79,7 +79,7 @@ const CONNECT_MS: u64 = 10_000;
 #[derive(Debug)]
 struct Now {
     aborted: AtomicBool,
-    doing: Mutex<Doing>,
+    doing: Mutex<RankActivity>,
     looks: Mutex<Looks>,
     /// The newest number of bytes that have moved, and since when it is that.
     still: Mutex<(u64, Instant)>,
@@ -98,7 +98,7 @@ struct Looks {
 
 /// What a rank is doing.
 #[derive(Clone, Debug)]
-pub struct Doing {
+pub struct RankActivity {
     /// The step that it takes.
     pub step: u64,
     /// What it does.
@@ -112,7 +112,7 @@ pub struct Doing {
 impl Now {
     fn new() -> Arc<Now> {
         let what = EngineWork::Phase(EnginePhase::Joining);
-        let doing = Mutex::new(Doing { step: 0, what, since: Instant::now(), last: None });
+        let doing = Mutex::new(RankActivity { step: 0, what, since: Instant::now(), last: None });
         let looks = Mutex::new(Looks { at: Instant::now(), waited_us: 0, longest: Duration::ZERO });
         Arc::new(Now {
             aborted: AtomicBool::new(false),
@@ -146,7 +146,7 @@ impl Links {
         operation_ms: u64,
     ) -> Result<Links, TorchError> {
         let connect = Duration::from_millis(rendezvous_ms.min(CONNECT_MS));
-        let mesh = Mesh::join(&store, rank, world, port, connect).map_err(TorchError)?;
+        let mesh = PeerMesh::join(&store, rank, world, port, connect).map_err(TorchError)?;
         let network = Network::new(mesh, Duration::from_millis(operation_ms));
         Ok(Links { network: Some(network), now: Now::new(), rank, world })
     }
@@ -223,11 +223,11 @@ impl Links {
     }
 
     /// What this rank does now.
-    pub fn doing(&self) -> Doing {
+    pub fn doing(&self) -> RankActivity {
         self.doing_now().clone()
     }
 
-    fn doing_now(&self) -> MutexGuard<'_, Doing> {
+    fn doing_now(&self) -> MutexGuard<'_, RankActivity> {
         locked(&self.now.doing)
     }
 

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use coxswain_native::TorchError;
 use coxswain_native::net::Transfer;
 
-enum Job {
+enum PipeTask {
     /// Wait for a send and give its tensor back.
     End(Transfer),
     /// Say how the sends so far have ended.
@@ -17,7 +17,7 @@ enum Job {
 /// schedule, which sends each activation and each gradient once.
 #[derive(Debug)]
 pub struct Pipe {
-    jobs: Sender<Job>,
+    jobs: Sender<PipeTask>,
 }
 
 impl Pipe {
@@ -35,7 +35,7 @@ impl Pipe {
 
     /// Takes charge of a send.
     pub fn push(&self, send: Transfer) -> Result<(), TorchError> {
-        self.give(Job::End(send))
+        self.give(PipeTask::End(send))
     }
 
     /// Waits for all sends.
@@ -44,11 +44,11 @@ impl Pipe {
     /// The first that failed since the last time.
     pub fn drain(&self) -> Result<(), TorchError> {
         let (reply, answer) = sync_channel(1);
-        self.give(Job::Report(reply))?;
+        self.give(PipeTask::Report(reply))?;
         answer.recv().map_err(|_| gone())?
     }
 
-    fn give(&self, job: Job) -> Result<(), TorchError> {
+    fn give(&self, job: PipeTask) -> Result<(), TorchError> {
         self.jobs.send(job).map_err(|_| gone())
     }
 }
@@ -57,18 +57,18 @@ fn gone() -> TorchError {
     TorchError("the thread of sends has ended".to_owned())
 }
 
-fn end_all(queue: &Receiver<Job>) {
+fn end_all(queue: &Receiver<PipeTask>) {
     let mut ended = Ok(());
     for job in queue {
         match job {
-            Job::End(send) => {
+            PipeTask::End(send) => {
                 let result = send.wait();
                 if ended.is_ok() {
                     ended = result;
                 }
             }
             // Nobody may be listening any more, which is as well.
-            Job::Report(reply) => drop(reply.send(std::mem::replace(&mut ended, Ok(())))),
+            PipeTask::Report(reply) => drop(reply.send(std::mem::replace(&mut ended, Ok(())))),
         }
     }
 }

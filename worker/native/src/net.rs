@@ -1,4 +1,4 @@
-//! The network of a generation as tensors see it: messages of host memory over a [`Transport`], groups of ranks
+//! The network of a generation as tensors see it: messages of host memory over a [`MessageTransport`], groups of ranks
 //! that reduce together, and who waits for whom. How bytes travel is the transport's.
 
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The bytes of a tensor in host memory, for as long as its exchange lasts. Once that has ended, or is given up,
 /// nobody reaches them any more. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Memory {
+pub struct HostBytes {
     bytes: usize,
     at: Arc<Mutex<Option<At>>>,
 }
@@ -32,10 +32,10 @@ pub struct Memory {
 #[derive(Clone, Copy, Debug)]
 struct At(*mut u8);
 
-// SAFETY: the bytes are reached under the lock of `Memory` only.
+// SAFETY: the bytes are reached under the lock of `HostBytes` only.
 unsafe impl Send for At {}
 
-impl Memory {
+impl HostBytes {
     /// How many there are.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -51,7 +51,7 @@ impl Memory {
         bytes.get(start..).map(look)
     }
 
-    /// As [`Memory::read`], for one that writes.
+    /// As [`HostBytes::read`], for one that writes.
     pub fn write<T>(&self, start: usize, fill: impl FnOnce(&mut [u8]) -> T) -> Option<T> {
         let at = locked(&self.at);
         let At(memory) = (*at)?;
@@ -62,9 +62,9 @@ impl Memory {
     }
 }
 
-/// Ends the use of a [`Memory`] when it is dropped.
+/// Ends the use of a [`HostBytes`] when it is dropped.
 #[derive(Debug)]
-struct Lease(Memory);
+struct Lease(HostBytes);
 
 impl Drop for Lease {
     fn drop(&mut self) {
@@ -74,27 +74,27 @@ impl Drop for Lease {
 
 /// Why a message did not arrive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct DeliveryFailure {
     /// What happened.
     pub why: String,
     /// Whether nothing came back from the other rank: it may be well, and the network between may not.
     pub no_answer: bool,
 }
 
-impl Failure {
+impl DeliveryFailure {
     /// One that the other rank, or this one, has brought about.
-    pub fn new(why: impl Into<String>) -> Failure {
-        Failure { why: why.into(), no_answer: false }
+    pub fn new(why: impl Into<String>) -> DeliveryFailure {
+        DeliveryFailure { why: why.into(), no_answer: false }
     }
 }
 
 /// What carries messages between the ranks of a generation. Messages of one tag from one rank to another arrive in
 /// order; those of different tags do not wait for each other.
-pub trait Transport: Send + Sync + 'static {
+pub trait MessageTransport: Send + Sync + 'static {
     /// Starts sending a message to rank `peer`. It ends once the peer has a place for it and it is on its way.
-    fn send(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, Failure>;
+    fn send(&self, message: HostBytes, peer: u32, tag: u32) -> Result<Box<dyn Pending>, DeliveryFailure>;
     /// Starts receiving a message of rank `peer`, of as many bytes.
-    fn recv(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, Failure>;
+    fn recv(&self, message: HostBytes, peer: u32, tag: u32) -> Result<Box<dyn Pending>, DeliveryFailure>;
     /// Ends everything that is pending, and what is started from now on.
     fn abort(&self);
     /// Bytes of messages that have come or gone.
@@ -104,7 +104,7 @@ pub trait Transport: Send + Sync + 'static {
 /// A message on its way.
 pub trait Pending: Send {
     /// Waits for its end, and gives up after `limit`.
-    fn wait(&mut self, limit: Duration) -> Result<(), Failure>;
+    fn wait(&mut self, limit: Duration) -> Result<(), DeliveryFailure>;
 }
 
 /// Waits in progress and those that have ended.
@@ -117,8 +117,8 @@ struct Waits {
     ended: Duration,
 }
 
-struct State {
-    transport: Box<dyn Transport>,
+struct NetworkState {
+    transport: Box<dyn MessageTransport>,
     /// How long a wait may take.
     operation: Duration,
     /// The engine's thread. A send waits too, until its receiver is there; one that ends in a thread beside the
@@ -133,9 +133,9 @@ struct State {
     unreachable: Mutex<Option<u32>>,
 }
 
-impl State {
+impl NetworkState {
     /// A failed exchange: aborted by this rank, or failed with its peer.
-    fn failed(&self, sending: bool, peer: u32, failure: &Failure) -> TorchError {
+    fn failed(&self, sending: bool, peer: u32, failure: &DeliveryFailure) -> TorchError {
         if self.aborted.load(Ordering::SeqCst) {
             return TorchError("the exchange was aborted".to_owned());
         }
@@ -153,7 +153,7 @@ struct Exchange {
     // Before the lease: a transport lets go of a message first.
     pending: Box<dyn Pending>,
     _lease: Lease,
-    state: Arc<State>,
+    state: Arc<NetworkState>,
     sending: bool,
     peer: u32,
 }
@@ -164,14 +164,14 @@ impl Exchange {
     /// # Safety
     /// `memory` points to so many bytes, which stay where they are until this is dropped.
     unsafe fn start(
-        state: &Arc<State>,
+        state: &Arc<NetworkState>,
         memory: *mut u8,
         bytes: usize,
         sending: bool,
         peer: u32,
         tag: u32,
     ) -> Result<Exchange, TorchError> {
-        let memory = Memory { bytes, at: Arc::new(Mutex::new(Some(At(memory)))) };
+        let memory = HostBytes { bytes, at: Arc::new(Mutex::new(Some(At(memory)))) };
         let lease = Lease(memory.clone());
         let transport = &state.transport;
         let started =
@@ -206,7 +206,7 @@ impl Exchange {
 
 /// The network of a generation: every rank can send to every other.
 #[derive(Clone)]
-pub struct Network(Arc<State>);
+pub struct Network(Arc<NetworkState>);
 
 impl std::fmt::Debug for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -216,8 +216,8 @@ impl std::fmt::Debug for Network {
 
 impl Network {
     /// The network over `transport`, for the thread that calls this. A wait fails after `operation`.
-    pub fn new(transport: impl Transport, operation: Duration) -> Network {
-        Network(Arc::new(State {
+    pub fn new(transport: impl MessageTransport, operation: Duration) -> Network {
+        Network(Arc::new(NetworkState {
             transport: Box::new(transport),
             operation,
             engine: std::thread::current().id(),
@@ -361,7 +361,7 @@ extern "C" fn exchange_start(
 ) -> *mut c_char {
     answer(|| {
         // SAFETY: what `Group::new` handed over, on loan for this call.
-        let state = std::mem::ManuallyDrop::new(unsafe { Arc::from_raw(state.cast::<State>()) });
+        let state = std::mem::ManuallyDrop::new(unsafe { Arc::from_raw(state.cast::<NetworkState>()) });
         // SAFETY: the shim drops a message before its tensor.
         let exchange =
             unsafe { Exchange::start(&state, memory.cast(), bytes, sending, peer as u32, tag as u32) }?;
@@ -383,7 +383,7 @@ extern "C" fn exchange_free(exchange: *mut c_void) {
 
 extern "C" fn network_free(state: *const c_void) {
     // SAFETY: made by `Group::new`, dropped once, with the group.
-    drop(unsafe { Arc::from_raw(state.cast::<State>()) });
+    drop(unsafe { Arc::from_raw(state.cast::<NetworkState>()) });
 }
 
 /// How values are combined.

@@ -25,7 +25,7 @@ unsafe extern "C" {
 
 /// Which tokens of the whole sequence a tensor `[b, t, d]` holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct TokenWindow {
     /// The first token at hand.
     pub first: i64,
     /// Tokens of the whole sequence.
@@ -37,7 +37,7 @@ pub struct Place {
 /// draws the same mask. A rate of 0 gives x itself.
 ///
 /// Fails where the rate is not in `0..1` and where x does not lie in `place`.
-pub fn dropout(x: &Tensor, key: u64, rate: f64, place: Place) -> Result<Tensor, TorchError> {
+pub fn dropout(x: &Tensor, key: u64, rate: f64, place: TokenWindow) -> Result<Tensor, TorchError> {
     // SAFETY: the tensor is alive during the call.
     made(|out| unsafe { cx_dropout(raw(x), key, rate, place.first, place.tokens, out) })
 }

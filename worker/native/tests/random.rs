@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use coxswain_native::ops;
-use coxswain_native::random::{Place, draw32, dropout, keep_mask};
+use coxswain_native::random::{TokenWindow, draw32, dropout, keep_mask};
 use tch::{Device, Kind, Tensor};
 
 const KEYS: [u64; 4] = [0, 1, 1 << 32, 0x0123_4567_89ab_cdef];
@@ -76,7 +76,7 @@ fn kept_values_are_scaled_and_backward_draws_the_same_mask() {
     for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
         for rate in [0.1, 0.5] {
             let x = ramp(&[3, 37, 70], kind).set_requires_grad(true);
-            let y = dropout(&x, 42, rate, Place { first: 0, tokens: 37 }).unwrap();
+            let y = dropout(&x, 42, rate, TokenWindow { first: 0, tokens: 37 }).unwrap();
             let keep = keep_mask(42, rate, 0, x.numel() as i64).unwrap().view([3, 37, 70]);
             let want = (x.to_kind(Kind::Float) * (1.0 / (1.0 - rate)) * &keep).to_kind(kind);
             let (got, want) = (floats(&y.detach()), floats(&want.detach()));
@@ -94,34 +94,37 @@ fn kept_values_are_scaled_and_backward_draws_the_same_mask() {
 #[test]
 fn any_split_of_the_sequence_and_any_layout_in_memory_gives_the_same_bits() {
     let x = ramp(&[3, 40, 33], Kind::Float);
-    let whole = dropout(&x, 7, 0.3, Place { first: 0, tokens: 40 }).unwrap();
+    let whole = dropout(&x, 7, 0.3, TokenWindow { first: 0, tokens: 40 }).unwrap();
     for cuts in [vec![0, 40], vec![0, 10, 20, 30, 40], vec![0, 1, 39, 40]] {
         let parts: Vec<Tensor> = cuts
             .windows(2)
             .map(|c| {
-                dropout(&x.narrow(1, c[0], c[1] - c[0]), 7, 0.3, Place { first: c[0], tokens: 40 }).unwrap()
+                dropout(&x.narrow(1, c[0], c[1] - c[0]), 7, 0.3, TokenWindow { first: c[0], tokens: 40 })
+                    .unwrap()
             })
             .collect();
         assert!(floats(&Tensor::cat(&parts, 1)) == floats(&whole), "cuts {cuts:?}");
     }
     let turned = x.transpose(1, 2).contiguous().transpose(1, 2);
-    assert!(floats(&dropout(&turned, 7, 0.3, Place { first: 0, tokens: 40 }).unwrap()) == floats(&whole));
-    let other = dropout(&x, 8, 0.3, Place { first: 0, tokens: 40 }).unwrap();
+    assert!(
+        floats(&dropout(&turned, 7, 0.3, TokenWindow { first: 0, tokens: 40 }).unwrap()) == floats(&whole)
+    );
+    let other = dropout(&x, 8, 0.3, TokenWindow { first: 0, tokens: 40 }).unwrap();
     assert!(floats(&other) != floats(&whole), "another key, another mask");
 }
 
 #[test]
 fn a_rate_of_zero_is_the_tensor_itself_and_bad_arguments_are_told() {
     let x = ramp(&[1, 4, 2], Kind::Float);
-    let y = dropout(&x, 1, 0.0, Place { first: 0, tokens: 4 }).unwrap();
+    let y = dropout(&x, 1, 0.0, TokenWindow { first: 0, tokens: 4 }).unwrap();
     assert_eq!(y.data_ptr(), x.data_ptr());
-    let here = Place { first: 0, tokens: 4 };
+    let here = TokenWindow { first: 0, tokens: 4 };
     for (x, rate, place, want) in [
         (&x, 1.0, here, "at least 0 and below 1, not 1"),
         (&x, -0.1, here, "at least 0 and below 1"),
         (&x, f64::NAN, here, "at least 0 and below 1"),
-        (&x, 0.1, Place { first: 1, tokens: 4 }, "tokens 1..5 of 4"),
-        (&x, 0.1, Place { first: -1, tokens: 4 }, "tokens -1..3 of 4"),
+        (&x, 0.1, TokenWindow { first: 1, tokens: 4 }, "tokens 1..5 of 4"),
+        (&x, 0.1, TokenWindow { first: -1, tokens: 4 }, "tokens -1..3 of 4"),
         (&x.view([4, 2]), 0.1, here, "takes [b, t, d], not [4, 2]"),
         (&x.to_kind(Kind::Double), 0.1, here, "not Double"),
     ] {
@@ -135,7 +138,10 @@ fn a_rate_of_zero_is_the_tensor_itself_and_bad_arguments_are_told() {
 fn the_same_bits_on_one_and_two_threads() {
     let bits = |threads| {
         tch::set_num_threads(threads);
-        floats(&dropout(&ramp(&[5, 99, 511], Kind::Float), 3, 0.2, Place { first: 0, tokens: 99 }).unwrap())
+        floats(
+            &dropout(&ramp(&[5, 99, 511], Kind::Float), 3, 0.2, TokenWindow { first: 0, tokens: 99 })
+                .unwrap(),
+        )
     };
     assert!(bits(1) == bits(2));
 }

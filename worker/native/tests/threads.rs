@@ -7,7 +7,7 @@ use coxswain_native::attention::{self, BlockList, Options, ProbabilityDropout, V
 use coxswain_native::linear_attention::linear_attention;
 use coxswain_native::net::Group;
 use coxswain_native::ops::{self, Gate, NormUse, Unary, WgradQueue};
-use coxswain_native::random::{Place, dropout};
+use coxswain_native::random::{TokenWindow, dropout};
 use coxswain_types::mask::{Blocks, layer_mask};
 use coxswain_types::model::Attention;
 use tch::{Device, Kind, Tensor};
@@ -53,7 +53,7 @@ fn elements(kind: Kind) -> Vec<Tensor> {
     let (a, b) = (leaf(&[5, 41, 997], kind), leaf(&[5, 41, 997], kind));
     let mut all = both(&[&a], || ops::activate(&a, Unary::Gelu).unwrap());
     all.extend(both(&[&a, &b], || ops::gated(&a, &b, Gate::Swiglu).unwrap()));
-    all.extend(both(&[&a], || dropout(&a, 7, 0.3, Place { first: 3, tokens: 50 }).unwrap()));
+    all.extend(both(&[&a], || dropout(&a, 7, 0.3, TokenWindow { first: 3, tokens: 50 }).unwrap()));
     let (x, angle) = (leaf(&[3, 67, 5, 22], kind), randn(&[67, 11]));
     all.extend(both(&[&x], || ops::rope(&x, &angle.cos(), &angle.sin()).unwrap()));
     all

@@ -4,7 +4,7 @@ use coxswain_types::JobSpec;
 use coxswain_types::job::{Precision, Reduction};
 use serde::Serialize;
 
-use super::record::{Difference, Differences};
+use super::record::{Deviation, Differences};
 
 /// What a layout is held to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -94,7 +94,7 @@ impl Bound {
                     ),
                 ];
                 // Written so that a difference that is no number breaks it.
-                let beyond = |difference: &Difference, most: f64| {
+                let beyond = |difference: &Deviation, most: f64| {
                     difference.relative.partial_cmp(&most).is_none_or(|order| order.is_gt())
                 };
                 let row = rows.into_iter().find(|(_, difference, most)| beyond(difference, *most));
@@ -121,7 +121,7 @@ fn other_bits(found: &Differences) -> Option<String> {
 }
 
 /// A difference and where it is, such as `3.1e-7 (step 2, model.norm.weight)`.
-pub(super) fn said(difference: &Difference) -> String {
+pub(super) fn said(difference: &Deviation) -> String {
     let place = match (difference.step, &difference.parameter) {
         (Some(step), Some(parameter)) => format!("step {step}, {parameter}"),
         (Some(step), None) => format!("step {step}"),

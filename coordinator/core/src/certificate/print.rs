@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::bound::said;
-use super::{Bound, Certificate, Difference, Head, ONE, Row};
+use super::{Bound, Certificate, CertificateHead, CertificateRow, Deviation, ONE};
 use crate::columns::aligned;
 
 /// Columns of the table.
@@ -41,7 +41,7 @@ impl fmt::Display for Certificate {
     }
 }
 
-fn head(f: &mut fmt::Formatter<'_>, head: &Head) -> fmt::Result {
+fn head(f: &mut fmt::Formatter<'_>, head: &CertificateHead) -> fmt::Result {
     let sets = head.sets.iter().map(|set| format!(" --set {set}")).collect::<String>();
     let reference = if head.reference == ONE { "one process" } else { &head.reference };
     let reason = head.reference_reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
@@ -60,7 +60,7 @@ fn head(f: &mut fmt::Formatter<'_>, head: &Head) -> fmt::Result {
     rows.iter().try_for_each(|(key, value)| writeln!(f, "{key:<10} {value}"))
 }
 
-fn table(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
+fn table(f: &mut fmt::Formatter<'_>, rows: &[CertificateRow]) -> fmt::Result {
     let titles =
         ["layout", "loss", "gradient norm", "of a parameter", "final tensors", "verdict"].map(str::to_owned);
     let mut lines: Vec<[String; COLUMNS]> = vec![titles];
@@ -68,7 +68,7 @@ fn table(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
     f.write_str(&aligned(&lines, |_| false))
 }
 
-fn cells(row: &Row) -> [String; COLUMNS] {
+fn cells(row: &CertificateRow) -> [String; COLUMNS] {
     let found = &row.differences;
     let tensors = match found.other_tensors {
         0 => format!("same bits ({})", found.tensors),
@@ -87,13 +87,13 @@ fn cells(row: &Row) -> [String; COLUMNS] {
         row.layout.clone(),
         said_or_same(&found.loss),
         said_or_same(&found.gradient_norm),
-        said_or_same(&Difference { parameter: None, ..found.parameter_norm.clone() }),
+        said_or_same(&Deviation { parameter: None, ..found.parameter_norm.clone() }),
         tensors,
         verdict,
     ]
 }
 
-fn said_or_same(difference: &Difference) -> String {
+fn said_or_same(difference: &Deviation) -> String {
     if difference.other_bits == 0 { "same bits".to_owned() } else { said(difference) }
 }
 

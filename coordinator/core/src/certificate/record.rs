@@ -21,7 +21,7 @@ pub struct RunRecord {
 
 /// How far numbers of one kind are apart.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Difference {
+pub struct Deviation {
     /// The largest relative difference, in the larger of the two sizes. Infinite (`null` in JSON) where
     /// one side has no number or none that is finite.
     pub relative: f64,
@@ -34,7 +34,7 @@ pub struct Difference {
     pub other_bits: u64,
 }
 
-impl Difference {
+impl Deviation {
     fn note(&mut self, step: Option<u64>, parameter: Option<&str>, own: Option<f64>, wanted: Option<f64>) {
         if own.map(f64::to_bits) == wanted.map(f64::to_bits) {
             return;
@@ -46,8 +46,8 @@ impl Difference {
         self.other_bits += 1;
     }
 
-    fn of(own: &BTreeMap<u64, f64>, wanted: &BTreeMap<u64, f64>) -> Difference {
-        let mut difference = Difference::default();
+    fn of(own: &BTreeMap<u64, f64>, wanted: &BTreeMap<u64, f64>) -> Deviation {
+        let mut difference = Deviation::default();
         for &step in union(own, wanted) {
             difference.note(Some(step), None, own.get(&step).copied(), wanted.get(&step).copied());
         }
@@ -74,14 +74,14 @@ fn union<'a, K: Ord, V>(own: &'a BTreeMap<K, V>, wanted: &'a BTreeMap<K, V>) -> 
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Differences {
     /// Of losses, the validation loss among them.
-    pub loss: Difference,
+    pub loss: Deviation,
     /// Of global gradient norms.
-    pub gradient_norm: Difference,
+    pub gradient_norm: Deviation,
     /// Of gradient norms of single parameters.
-    pub parameter_norm: Difference,
+    pub parameter_norm: Deviation,
     /// Of those, the ones of the first step whose gradients are finite: both runs begin it with the
     /// same weights. Later ones also show how the optimizer magnifies rounding where gradients are tiny.
-    pub first_parameter_norm: Difference,
+    pub first_parameter_norm: Deviation,
     /// The largest relative difference of each parameter's gradient norm, of those with other bits.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub parameter_norms: BTreeMap<String, f64>,
@@ -106,7 +106,7 @@ impl Differences {
 
 /// Compares a run with the one it should equal.
 pub fn differences(own: &RunRecord, wanted: &RunRecord) -> Differences {
-    let mut loss = Difference::of(&own.losses, &wanted.losses);
+    let mut loss = Deviation::of(&own.losses, &wanted.losses);
     loss.note(None, None, own.validation, wanted.validation);
     let digests = union(&own.digests, &wanted.digests);
     let other = digests.iter().filter(|&&name| own.digests.get(name) != wanted.digests.get(name));
@@ -115,7 +115,7 @@ pub fn differences(own: &RunRecord, wanted: &RunRecord) -> Differences {
     let (parameter_norm, first_parameter_norm) = parameter_norms(own, wanted, first, &mut parameters);
     Differences {
         loss,
-        gradient_norm: Difference::of(&own.norms, &wanted.norms),
+        gradient_norm: Deviation::of(&own.norms, &wanted.norms),
         parameter_norm,
         first_parameter_norm,
         parameter_norms: parameters,
@@ -132,8 +132,8 @@ fn parameter_norms(
     wanted: &RunRecord,
     first: Option<u64>,
     parameters: &mut BTreeMap<String, f64>,
-) -> (Difference, Difference) {
-    let (mut all, mut at_first) = (Difference::default(), Difference::default());
+) -> (Deviation, Deviation) {
+    let (mut all, mut at_first) = (Deviation::default(), Deviation::default());
     let nothing = BTreeMap::new();
     for &step in union(&own.parameter_norms, &wanted.parameter_norms) {
         let own = own.parameter_norms.get(&step).unwrap_or(&nothing);

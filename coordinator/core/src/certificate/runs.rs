@@ -1,16 +1,15 @@
 //! What every run of a certificate has in common, and which of them is the reference.
 
-use std::fmt;
-
 use coxswain_types::JobSpec;
 use coxswain_types::job::RateSchedule;
 use serde::Serialize;
 
 use super::{CertificateError, ONE};
+use crate::plan::mebibytes;
 
 /// Threads of each worker, and where the number comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Threads {
+pub struct ThreadCount {
     /// How many.
     pub number: u32,
     /// Whose choice it was, for people.
@@ -19,10 +18,10 @@ pub struct Threads {
 
 /// Threads for all runs: the job's, or a share of the cores that the layout with the most workers has
 /// room for. Sums depend on the number, so it is the same for all.
-pub fn threads(given: Option<u32>, cores: u32, most_workers: u32) -> Threads {
+pub fn threads(given: Option<u32>, cores: u32, most_workers: u32) -> ThreadCount {
     match given {
-        Some(number) => Threads { number, origin: "the job's train.threads".to_owned() },
-        None => Threads {
+        Some(number) => ThreadCount { number, origin: "the job's train.threads".to_owned() },
+        None => ThreadCount {
             number: (cores / most_workers.max(1)).max(1),
             origin: format!("{cores} cores shared by at most {most_workers} workers"),
         },
@@ -79,29 +78,19 @@ pub fn choose_reference(
     if one.fits(available) {
         return Ok((ONE.to_owned(), None));
     }
-    let bytes = Bytes(available.unwrap_or(0));
+    let available_text = mebibytes(available.unwrap_or(0));
     match given.iter().filter(|layout| layout.fits(available)).min_by_key(|layout| layout.workers) {
         Some(smallest) => {
-            let needed = Bytes(one.needed);
-            let reason = format!("one process needs about {needed}, and {bytes} are available");
+            let needed = mebibytes(one.needed);
+            let reason = format!("one process needs about {needed}, and {available_text} are available");
             Ok((smallest.name.clone(), Some(reason)))
         }
         None => {
             let all = std::iter::once(one).chain(given);
             let least = all.min_by_key(|layout| layout.needed).unwrap_or(one);
             let layout = if least.name == ONE { "one process".to_owned() } else { least.name.clone() };
-            let (needed, available) = (Bytes(least.needed).to_string(), bytes.to_string());
-            Err(CertificateError::NothingFits { layout, needed, available })
+            let needed = mebibytes(least.needed);
+            Err(CertificateError::NothingFits { layout, needed, available: available_text })
         }
-    }
-}
-
-/// Bytes for people.
-struct Bytes(u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = self.0 as f64 / f64::from(1 << 20);
-        if mib < 1024.0 { write!(f, "{mib:.1} MiB") } else { write!(f, "{:.2} GiB", mib / 1024.0) }
     }
 }

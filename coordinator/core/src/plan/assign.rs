@@ -8,7 +8,7 @@ use coxswain_types::params::{
     Parameter, ParameterRow, Place, Slice, Split, norm_slots, parameter_table, slice_of,
 };
 use coxswain_types::status::WorkerInfo;
-use coxswain_types::tree::{Node, cover, split};
+use coxswain_types::tree::{TreeNode, cover, split};
 use coxswain_types::{Assignment, Rank};
 
 use super::PlanRequest;
@@ -32,7 +32,7 @@ struct Shared<'a> {
     mesh: &'a Mesh,
     balance: &'a Balance,
     runs: Vec<Range<u32>>,
-    data_nodes: Vec<Vec<Node>>,
+    data_nodes: Vec<Vec<TreeNode>>,
     table: Vec<Parameter>,
     /// For each place the parameters used there, in the table's order: their index, and which use it is.
     used_at: BTreeMap<Place, Vec<(usize, usize)>>,

@@ -7,9 +7,9 @@
 use std::ops::RangeInclusive;
 
 use coxswain_types::Assignment;
-use coxswain_types::buckets::Layout;
+use coxswain_types::buckets::BucketLayout;
 use coxswain_types::job::Precision;
-use coxswain_types::tree::Node;
+use coxswain_types::tree::TreeNode;
 use serde::Serialize;
 
 use super::activations;
@@ -55,16 +55,19 @@ impl Memory {
 /// Counts a rank's peak.
 pub(super) fn memory(a: &Assignment) -> Memory {
     let kind = a.spec.train.optimizer.kind;
-    let held = Layout::of(&a.parameters, kind);
-    let kept =
-        a.peer_replica.as_ref().map_or(Vec::new(), |peer_replica| Layout::of(&peer_replica.parameters, kind));
-    let weights = |layouts: &[Layout]| layouts.iter().map(Layout::weight_elements).sum::<i64>() as u64;
+    let held = BucketLayout::of(&a.parameters, kind);
+    let kept = a
+        .peer_replica
+        .as_ref()
+        .map_or(Vec::new(), |peer_replica| BucketLayout::of(&peer_replica.parameters, kind));
+    let weights =
+        |layouts: &[BucketLayout]| layouts.iter().map(BucketLayout::weight_elements).sum::<i64>() as u64;
     let low = match a.spec.train.precision {
         Precision::Fp32 => 0,
         low => low.bytes(),
     };
     // Each use of a weight has a sum of its own.
-    let sums = held.iter().map(Layout::elements).sum::<i64>() as u64;
+    let sums = held.iter().map(BucketLayout::elements).sum::<i64>() as u64;
     let nodes = a.data_nodes.get(a.data_index as usize).map(Vec::as_slice);
     let part = if a.optimizer_group.len() > 1 { a.data_index } else { 0 };
     let copied = a.peer_replica.as_ref().map_or(0, |peer_replica| moments(a, &kept, peer_replica.slice));
@@ -80,9 +83,9 @@ pub(super) fn memory(a: &Assignment) -> Memory {
 
 /// AdamW keeps two moments of a weight, Muon one of a layer's matrix. Where data ranks share the state, each has
 /// its slice of each bucket.
-fn moments(a: &Assignment, layouts: &[Layout], part: u32) -> u64 {
+fn moments(a: &Assignment, layouts: &[BucketLayout], part: u32) -> u64 {
     let parts = a.optimizer_group.len().max(1);
-    let of = |layout: &Layout| {
+    let of = |layout: &BucketLayout| {
         let own = layout.part((part as usize, parts));
         (own.end - own.start) as u64 * FP32 * if layout.class.muon { 1 } else { 2 }
     };
@@ -92,14 +95,14 @@ fn moments(a: &Assignment, layouts: &[Layout], part: u32) -> u64 {
 /// Gradient buffers that live at once while a data rank reduces its nodes from left to right. Where
 /// runs and data ranks are powers of two there is one node, and at most log2 of the runs, plus one,
 /// live; else up to twice as many, for the nodes along both edges of an uneven share.
-fn live_buffers(nodes: &[Node]) -> u64 {
+fn live_buffers(nodes: &[TreeNode]) -> u64 {
     let done_before = 0_u64..;
     done_before.zip(nodes).map(|(done, node)| done + peak(*node)).max().unwrap_or(0)
 }
 
 /// A leaf takes one; an inner node holds its left sum while it makes the right one, and adds in
 /// place. Over a whole tree that is log2 of the runs, plus one.
-fn peak(node: Node) -> u64 {
+fn peak(node: TreeNode) -> u64 {
     node.children().map_or(1, |(left, right)| peak(left).max(1 + peak(right)))
 }
 
@@ -112,7 +115,7 @@ mod tests {
     #[test]
     fn live_gradient_buffers_follow_the_depth_of_the_tree() {
         for (runs, expected) in [(1, 1), (2, 2), (3, 2), (4, 3), (8, 4), (9, 4), (16, 5)] {
-            assert_eq!(live_buffers(&[Node::root(runs)]), expected, "{runs} runs");
+            assert_eq!(live_buffers(&[TreeNode::root(runs)]), expected, "{runs} runs");
         }
         for runs in 1..=64_u32 {
             for ranks in 1..=runs {

@@ -53,7 +53,7 @@ pub use encode::{MAX_ASSIGNMENT_BYTES, encode};
 pub use fitting::{Fit, fitting};
 pub use memory::{Memory, RUNTIME};
 pub use placement::threads_for;
-pub(crate) use print::counted;
+pub(crate) use print::{counted, mebibytes};
 pub use svg::svg;
 
 use balance::Balance;

@@ -166,7 +166,8 @@ fn millions(n: u64) -> String {
     }
 }
 
-pub(super) fn mebibytes(bytes: u64) -> String {
+/// Bytes for people, in MiB, or in GiB from 1024 MiB on.
+pub(crate) fn mebibytes(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use coxswain_types::Assignment;
-use coxswain_types::buckets::Layout;
+use coxswain_types::buckets::BucketLayout;
 use coxswain_types::params::{ParameterRow, Place};
 
 /// Bytes of an fp32 number.
@@ -15,7 +15,7 @@ pub(super) const FP32: u64 = 4;
 pub(super) struct Arriving(BTreeMap<Place, u64>);
 
 impl Arriving {
-    pub(super) fn new(a: &Assignment, buckets: &[Layout]) -> Arriving {
+    pub(super) fn new(a: &Assignment, buckets: &[BucketLayout]) -> Arriving {
         let mut places = BTreeMap::new();
         for bucket in buckets {
             *places.entry(bucket.place).or_insert(0) += peers(a) * own(a, bucket) * FP32;
@@ -35,14 +35,14 @@ fn peers(a: &Assignment) -> u64 {
 }
 
 /// Elements of a bucket whose sum this rank finishes.
-fn own(a: &Assignment, bucket: &Layout) -> u64 {
+fn own(a: &Assignment, bucket: &BucketLayout) -> u64 {
     let slice = bucket.slice((a.data_index as usize, a.data_group.len().max(1)));
     (slice.end - slice.start) as u64
 }
 
 /// The most bytes at once after the last backward: while sums are finished, weights are updated, and a
 /// checkpoint is written.
-pub(super) fn after(a: &Assignment, buckets: &[Layout]) -> u64 {
+pub(super) fn after(a: &Assignment, buckets: &[BucketLayout]) -> u64 {
     let (mut arrived, mut most) = (0, 0);
     for bucket in buckets {
         arrived += peers(a) * own(a, bucket) * FP32;
@@ -70,8 +70,8 @@ fn shared(a: &Assignment) -> u64 {
 }
 
 /// Muon's largest matrix, of which there are two at a time, and squares of its shorter side.
-fn muon(buckets: &[Layout]) -> u64 {
-    let homes = buckets.iter().filter(|bucket| bucket.class.muon).flat_map(Layout::homes);
+fn muon(buckets: &[BucketLayout]) -> u64 {
+    let homes = buckets.iter().filter(|bucket| bucket.class.muon).flat_map(BucketLayout::homes);
     let matrix = |row: &ParameterRow| {
         let (long, short) = (row.shape[0].max(row.shape[1]), row.shape[0].min(row.shape[1]));
         let gathered = if row.elements() < long * short { long * short } else { 0 };
@@ -81,12 +81,12 @@ fn muon(buckets: &[Layout]) -> u64 {
 }
 
 /// The largest row, whose moments are put together where data ranks share them.
-fn saving(a: &Assignment, buckets: &[Layout]) -> u64 {
+fn saving(a: &Assignment, buckets: &[BucketLayout]) -> u64 {
     if a.optimizer_group.len() < 2 {
         return 0;
     }
     let mut names: BTreeMap<&str, u64> = BTreeMap::new();
-    for (row, range) in buckets.iter().flat_map(Layout::homes) {
+    for (row, range) in buckets.iter().flat_map(BucketLayout::homes) {
         *names.entry(&row.name).or_insert(0) += FP32 * (range.end - range.start) as u64;
     }
     names.into_values().max().unwrap_or(0)

@@ -72,7 +72,7 @@ fn with(mut value: Value, key: &str, other: Value) -> Value {
 #[test]
 fn a_token_is_taken_that_says_all_that_it_should() {
     let signer = Signer::new();
-    let keys: Keys = serde_json::from_value(signer.keys()).unwrap();
+    let keys: JwkSet = serde_json::from_value(signer.keys()).unwrap();
     let pods = pods(PathBuf::new());
     let judge = |token: &str, name: &str, now_s| match pods.identity_by(&keys, token, name, now_s) {
         Ok(joiner) => joiner.identity.uri(),
@@ -143,7 +143,8 @@ fn the_rsa_signature_of_the_standard_is_good() {
              T-SFd2lZS-pCgNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXB\
              dQOS-UTo7WTBEMa2R2CapHg665xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9ia\
              GNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRWyuXpoQ";
-    let keys: Keys = serde_json::from_value(json!({"keys": [{"kty": "RSA", "n": n, "e": "AQAB"}]})).unwrap();
+    let keys: JwkSet =
+        serde_json::from_value(json!({"keys": [{"kty": "RSA", "n": n, "e": "AQAB"}]})).unwrap();
     let message = "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS\
                    9pc19yb290Ijp0cnVlfQ";
     let signature = "cC4hiUPoj9Eetdgtv3hF80EGrhuB__dzERat0XF9g2VtQgr9PJbu3XOiZj5RZmh7AAuHIm4Bh-0Qc_lF5YKt_O8W2Fp5jujGb\

@@ -21,7 +21,7 @@ struct Case {
 impl Case {
     fn make(&mut self) -> Shown {
         self.made += 1;
-        let identity = Identity::from_uri("coxswain://worker/w0/job/demo-*").unwrap();
+        let identity = Principal::from_uri("coxswain://worker/w0/job/demo-*").unwrap();
         let ends_s = self.now_s + WORKER_LIFE.as_secs();
         Shown { identity, digest: digest(self.made), made_s: self.now_s, ends_s }
     }
@@ -66,8 +66,8 @@ impl Case {
     }
 }
 
-fn made(shown: &Shown) -> Made {
-    Made { digest: shown.digest, ends_s: shown.ends_s }
+fn made(shown: &Shown) -> IssuedCertificate {
+    IssuedCertificate { digest: shown.digest, ends_s: shown.ends_s }
 }
 
 fn split() -> RenewError {
@@ -135,7 +135,7 @@ fn renewals_end_with_their_time_and_their_number() {
 fn a_name_stays_with_its_jobs_while_its_certificate_lives() {
     let mut case = Case::default();
     let first = case.join();
-    let other = Identity::from_uri("coxswain://worker/w0/job/b-*").unwrap();
+    let other = Principal::from_uri("coxswain://worker/w0/job/b-*").unwrap();
     let taken = case.register.may_join(&other, first.ends_s - 1).unwrap_err().to_string();
     assert!(taken.contains("held by a worker for other jobs (demo-*)"), "{taken}");
     case.register.may_join(&first.identity, first.ends_s - 1).unwrap();
@@ -149,7 +149,7 @@ fn a_name_stays_with_its_jobs_while_its_certificate_lives() {
 #[test]
 fn a_revocation_refuses_what_was_made_before_it_for_ever() {
     let mut case = Case { now_s: 100, ..Case::default() };
-    let by = Identity::from_uri("coxswain://admin/ann/job/*").unwrap();
+    let by = Principal::from_uri("coxswain://admin/ann/job/*").unwrap();
     let before = case.join();
     let revoke = |case: &Case, roles: &[Role], name| case.register.revoke(roles, name, &by, case.now_s);
     let changes = revoke(&case, &Role::ALL, "w0").unwrap();
@@ -199,7 +199,7 @@ fn a_renewal_by_an_earlier_process_leaves_the_newer_chain_alone() {
 #[test]
 fn a_pod_has_so_many_names_and_none_once_its_own_is_revoked() {
     let mut case = Case::default();
-    let identity = |name: &str| Identity::from_uri(&format!("coxswain://worker/{name}/job/*")).unwrap();
+    let identity = |name: &str| Principal::from_uri(&format!("coxswain://worker/{name}/job/*")).unwrap();
     let join = |case: &mut Case, name: &str| {
         let identity = identity(name);
         case.register.may_join_of_pod(&identity, "pod-1", case.now_s)?;
@@ -220,7 +220,7 @@ fn a_pod_has_so_many_names_and_none_once_its_own_is_revoked() {
     join(&mut case, "pod-1-63").unwrap();
     case.now_s += WORKER_LIFE.as_secs();
     join(&mut case, "pod-1").unwrap();
-    let by = Identity::from_uri("coxswain://admin/ann/job/*").unwrap();
+    let by = Principal::from_uri("coxswain://admin/ann/job/*").unwrap();
     let revoked = case.register.revoke(&[Role::Worker], "pod-1", &by, case.now_s).unwrap();
     case.apply(revoked);
     let revoked = Refusal::Revoked(Role::Worker, "pod-1".to_owned());

@@ -63,11 +63,11 @@ impl Lines {
         let of = match self {
             Lines::Classes { classes, names, .. } => {
                 let (class, text) = class_of(line, *classes, names)?;
-                Of::Class { class, text }
+                SampleText::Class { class, text }
             }
             Lines::Pairs { .. } => {
                 let (prompt, answer) = pair_of(line)?;
-                Of::Pair { prompt, answer }
+                SampleText::Pair { prompt, answer }
             }
         };
         Ok(Sample { weight, of })
@@ -86,12 +86,12 @@ impl Lines {
         let mut numbers = vec![sample.weight];
         let (Lines::Classes { sequence, .. } | Lines::Pairs { sequence, .. }) = *self;
         match sample.of {
-            Of::Class { class, text } => {
+            SampleText::Class { class, text } => {
                 let tokens = framing.whole(&tokenizer.encode(text)?, Some(sequence));
                 numbers.extend([class, tokens.len() as u32]);
                 field(&mut numbers, &tokens, sequence);
             }
-            Of::Pair { prompt, answer } => {
+            SampleText::Pair { prompt, answer } => {
                 let apart = matches!(self, Lines::Pairs { apart: true, .. });
                 let (prompt, answer) = (tokenizer.encode(prompt)?, tokenizer.encode(answer)?);
                 pair(&mut numbers, &prompt, answer, (apart, sequence), framing);
@@ -106,12 +106,12 @@ impl Lines {
 pub(super) struct Sample<'l> {
     /// In thousandths.
     weight: u32,
-    of: Of<'l>,
+    of: SampleText<'l>,
 }
 
 /// What a sample is of.
 #[derive(Clone, Copy, Debug)]
-enum Of<'l> {
+enum SampleText<'l> {
     Class { class: u32, text: &'l str },
     Pair { prompt: &'l str, answer: &'l str },
 }

@@ -11,25 +11,25 @@ use coxswain_types::job::DataSpec;
 
 use super::lines::Lines;
 use super::read::{Whole, read, validation_start};
-use super::split::{Divider, Fragment, LineCounter, Room, Side, Split, without_end};
+use super::split::{Divider, Fragment, LineCounter, Room, Side, TextSplit, without_end};
 use super::texts::{MAX_TEXT_BYTES, TextFault, look_at, text_error};
 use super::{PrepareError, TRAIN, VALIDATION, VALIDATION_TEXT, write_error};
 use crate::atomic::{AtomicFile, Written};
 use crate::digests::Digests;
-use crate::progress::{Phase, Progress, Watch};
+use crate::progress::{PreparationPhase, PreparationProgress, Watch};
 use crate::tokenizer::{Batch, Counter, Cutter, Threads, Tokenizer, expect_room};
 use crate::tokens::TokenWriter;
 
 /// The texts of a job, looked through.
-pub(super) struct Texts<'a> {
+pub(super) struct ScannedTexts<'a> {
     key: &'static str,
-    files: Vec<(&'a Path, Whole, Split)>,
+    files: Vec<(&'a Path, Whole, TextSplit)>,
     /// Of all texts.
     bytes: u64,
     watch: Watch<'a>,
 }
 
-impl<'a> Texts<'a> {
+impl<'a> ScannedTexts<'a> {
     /// Reads each text once: that it is one, its digest, and how it is split. There are none where tokens
     /// come from no file.
     ///
@@ -41,8 +41,8 @@ impl<'a> Texts<'a> {
         share: f64,
         digests: &Digests,
         watch: Watch<'a>,
-    ) -> Result<Texts<'a>, PrepareError> {
-        let mut texts = Texts { key: "data", files: Vec::new(), bytes: 0, watch };
+    ) -> Result<ScannedTexts<'a>, PrepareError> {
+        let mut texts = ScannedTexts { key: "data", files: Vec::new(), bytes: 0, watch };
         let Some((key, files)) = data.files() else { return Ok(texts) };
         let total = look_at(key, files)?.bytes;
         let mut room = Room::new();
@@ -50,7 +50,7 @@ impl<'a> Texts<'a> {
             let seen = digests.see(path);
             let mut counter = lines.map(|lines| LineCounter::new(lines, path));
             let whole = read(key, path, |chunk| {
-                watch(Progress { phase: Phase::Reading, done: texts.bytes, total })?;
+                watch(PreparationProgress { phase: PreparationPhase::Reading, done: texts.bytes, total })?;
                 texts.bytes = texts.bytes.saturating_add(chunk.len() as u64);
                 if texts.bytes > MAX_TEXT_BYTES {
                     return Err(PrepareError::TooMuchText { key, most: MAX_TEXT_BYTES });
@@ -60,11 +60,11 @@ impl<'a> Texts<'a> {
             digests.saw(path, seen, &whole.digest);
             let split = match counter {
                 Some(counter) => counter.finish(share, &mut room)?,
-                None => Split::Bytes(validation_start(key, path, whole.bytes, share)?),
+                None => TextSplit::Bytes(validation_start(key, path, whole.bytes, share)?),
             };
             texts.files.push((path, whole, split));
         }
-        Ok(Texts { key, ..texts })
+        Ok(ScannedTexts { key, ..texts })
     }
 
     /// The digests of the files, in order.
@@ -122,7 +122,12 @@ impl<'a> Texts<'a> {
     ///
     /// # Errors
     /// [`PrepareError`].
-    pub(super) fn encode(&self, dir: &Path, how: &How<'_>, holds_out: bool) -> Result<Made, PrepareError> {
+    pub(super) fn encode(
+        &self,
+        dir: &Path,
+        how: &How<'_>,
+        holds_out: bool,
+    ) -> Result<TokenizedTexts, PrepareError> {
         let mut encoder = Encoder {
             how,
             cutter: how.tokenizer.cutter(),
@@ -153,20 +158,20 @@ pub(super) struct How<'a> {
 }
 
 /// What was made of texts.
-pub(super) struct Made {
+pub(super) struct TokenizedTexts {
     pub(super) train: coxswain_types::assignment::TokenFile,
     /// The tokens, and the text.
     pub(super) validation: Option<(coxswain_types::assignment::TokenFile, Written)>,
 }
 
 /// Text that is to be tokenized.
-struct Work<'a> {
+struct TokenizeTask<'a> {
     side: Side,
     text: String,
-    of: Of<'a>,
+    of: TextOrigin<'a>,
 }
 
-enum Of<'a> {
+enum TextOrigin<'a> {
     /// The first piece of a document.
     Start,
     /// A later one.
@@ -177,8 +182,8 @@ enum Of<'a> {
 
 impl How<'_> {
     /// The tokens of a piece, or the row of a line.
-    fn encode(&self, work: &Work<'_>) -> Result<Vec<u32>, PrepareError> {
-        let (Of::Line(path, line), Some(lines)) = (&work.of, self.lines) else {
+    fn encode(&self, work: &TokenizeTask<'_>) -> Result<Vec<u32>, PrepareError> {
+        let (TextOrigin::Line(path, line), Some(lines)) = (&work.of, self.lines) else {
             return Ok(self.tokenizer.encode(&work.text)?);
         };
         let wrong = |what| PrepareError::Line { path: (*path).to_owned(), line: *line, what };
@@ -231,7 +236,7 @@ struct Encoder<'a> {
     cutter: Cutter,
     /// The document at hand, and whether a piece of it is under way.
     open: Option<(Side, bool)>,
-    batch: Batch<Work<'a>>,
+    batch: Batch<TokenizeTask<'a>>,
     threads: Threads,
     train: TokenWriter,
     validation: Option<ValidationFiles<'a>>,
@@ -263,9 +268,9 @@ impl<'a> Encoder<'a> {
 
     fn piece(&mut self, text: String) -> Result<(), PrepareError> {
         let Some((side, begun)) = &mut self.open else { return Ok(()) };
-        let of = if std::mem::replace(begun, true) { Of::Rest } else { Of::Start };
+        let of = if std::mem::replace(begun, true) { TextOrigin::Rest } else { TextOrigin::Start };
         let (side, bytes) = (*side, text.len());
-        self.add(Work { side, text, of }, bytes)
+        self.add(TokenizeTask { side, text, of }, bytes)
     }
 
     /// Adds a line, which may be blank.
@@ -276,7 +281,7 @@ impl<'a> Encoder<'a> {
             return Ok(());
         }
         let bytes = text.len().max(lines.row_len().saturating_mul(size_of::<u32>()));
-        self.add(Work { side, text: text.to_owned(), of: Of::Line(path, line) }, bytes)
+        self.add(TokenizeTask { side, text: text.to_owned(), of: TextOrigin::Line(path, line) }, bytes)
     }
 
     fn hold_out(&mut self, fragment: Fragment<'_>) -> Result<(), PrepareError> {
@@ -286,7 +291,7 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    fn add(&mut self, work: Work<'a>, bytes: usize) -> Result<(), PrepareError> {
+    fn add(&mut self, work: TokenizeTask<'a>, bytes: usize) -> Result<(), PrepareError> {
         if self.batch.is_full(bytes) {
             self.run()?;
         }
@@ -295,7 +300,11 @@ impl<'a> Encoder<'a> {
     }
 
     fn run(&mut self) -> Result<(), PrepareError> {
-        (self.watch)(Progress { phase: Phase::Encoding, done: self.done, total: self.total })?;
+        (self.watch)(PreparationProgress {
+            phase: PreparationPhase::Encoding,
+            done: self.done,
+            total: self.total,
+        })?;
         let Encoder { how, batch, threads, train, validation, done, .. } = self;
         batch.run(
             threads,
@@ -306,7 +315,7 @@ impl<'a> Encoder<'a> {
                     (Side::Validation, Some(validation)) => &mut validation.tokens,
                     _ => &mut *train,
                 };
-                if matches!(work.of, Of::Start) {
+                if matches!(work.of, TextOrigin::Start) {
                     how.begin(to)?;
                 }
                 Ok(to.write(&tokens?)?)
@@ -314,7 +323,7 @@ impl<'a> Encoder<'a> {
         )
     }
 
-    fn finish(mut self) -> Result<Made, PrepareError> {
+    fn finish(mut self) -> Result<TokenizedTexts, PrepareError> {
         self.run()?;
         if self.how.lines.is_some() {
             // A number follows the last row, as a token follows the last sample of a text.
@@ -322,6 +331,6 @@ impl<'a> Encoder<'a> {
             self.validation.as_mut().map_or(Ok(()), |validation| validation.tokens.write(&[0]))?;
         }
         let train = self.train.finish()?;
-        Ok(Made { train, validation: self.validation.map(ValidationFiles::finish).transpose()? })
+        Ok(TokenizedTexts { train, validation: self.validation.map(ValidationFiles::finish).transpose()? })
     }
 }

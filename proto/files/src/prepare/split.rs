@@ -28,7 +28,7 @@ pub(super) enum Side {
 
 /// How a text is split.
 #[derive(Debug, PartialEq)]
-pub(super) enum Split {
+pub(super) enum TextSplit {
     /// The bytes from here on are kept for validation.
     Bytes(u64),
     /// So many lines are to train on; `None` means all.
@@ -150,15 +150,15 @@ impl<'a> LineCounter<'a> {
     ///
     /// # Errors
     /// [`PrepareError::Line`].
-    pub(super) fn finish(mut self, share: f64, room: &mut Room) -> Result<Split, PrepareError> {
+    pub(super) fn finish(mut self, share: f64, room: &mut Room) -> Result<TextSplit, PrepareError> {
         let (path, newlines) = (self.reader.path, self.reader.lines);
         let last = self.reader.last();
         if let Some((line, number)) = &last {
             count(self.lines, &mut self.classes, room, (line, *number), path)?;
         }
         Ok(match self.lines {
-            Lines::Classes { .. } => Split::Classes(kept(self.classes, share)),
-            Lines::Pairs { .. } => Split::Lines(kept_lines(newlines as u64, last.is_some(), share)),
+            Lines::Classes { .. } => TextSplit::Classes(kept(self.classes, share)),
+            Lines::Pairs { .. } => TextSplit::Lines(kept_lines(newlines as u64, last.is_some(), share)),
         })
     }
 }
@@ -228,12 +228,12 @@ pub(super) enum Divider<'a> {
 
 impl<'a> Divider<'a> {
     /// Of the text at `path`.
-    pub(super) fn new(split: &'a Split, path: &'a Path) -> Divider<'a> {
+    pub(super) fn new(split: &'a TextSplit, path: &'a Path) -> Divider<'a> {
         let reader = LineReader::new(path);
         match split {
-            Split::Bytes(start) => Divider::Bytes(*start),
-            Split::Lines(kept) => Divider::Lines(reader, *kept),
-            Split::Classes(kept) => {
+            TextSplit::Bytes(start) => Divider::Bytes(*start),
+            TextSplit::Lines(kept) => Divider::Lines(reader, *kept),
+            TextSplit::Classes(kept) => {
                 Divider::Classes(reader, kept.iter().map(|(class, kept)| (class.as_str(), *kept)).collect())
             }
         }
@@ -327,14 +327,14 @@ mod tests {
         found
     }
 
-    fn split_of(lines: &Lines, text: &str, share: f64, chunk: usize) -> Result<Split, String> {
+    fn split_of(lines: &Lines, text: &str, share: f64, chunk: usize) -> Result<TextSplit, String> {
         let (mut counter, mut room) = (LineCounter::new(lines, Path::new("a.tsv")), Room::new());
         let pushed = chunks(text, chunk).into_iter().try_for_each(|chunk| counter.push(chunk, &mut room));
         pushed.and_then(|()| counter.finish(share, &mut room)).map_err(|error| error.to_string())
     }
 
     /// The texts and the numbers of lines of each side.
-    fn divided(split: &Split, text: &str, chunk: usize) -> [(String, Vec<usize>); 2] {
+    fn divided(split: &TextSplit, text: &str, chunk: usize) -> [(String, Vec<usize>); 2] {
         let mut sides = [(String::new(), Vec::new()), (String::new(), Vec::new())];
         let mut add = |fragment: Fragment<'_>| {
             let (text, lines) = &mut sides[usize::from(fragment.side == Side::Validation)];
@@ -417,7 +417,7 @@ mod tests {
                 }
             }
             let at = text.floor_char_boundary((text.len() as f64 * share) as usize);
-            let [(train, _), (validation, _)] = divided(&Split::Bytes(at as u64), text, chunk);
+            let [(train, _), (validation, _)] = divided(&TextSplit::Bytes(at as u64), text, chunk);
             prop_assert_eq!((train.as_str(), validation.as_str()), text.split_at(at));
         }
     }

@@ -225,9 +225,14 @@ fn bad_data_is_refused_by_name() {
 
 #[test]
 fn it_ends_in_every_phase_where_it_is_asked_to() {
-    for phase in [Phase::Reading, Phase::Words, Phase::Merges, Phase::Encoding] {
+    for phase in [
+        PreparationPhase::Reading,
+        PreparationPhase::Words,
+        PreparationPhase::Merges,
+        PreparationPhase::Encoding,
+    ] {
         let (dir, spec) = run();
-        let stop = |now: Progress| if now.phase == phase { Err(Stopped) } else { Ok(()) };
+        let stop = |now: PreparationProgress| if now.phase == phase { Err(Stopped) } else { Ok(()) };
         let error = super::prepare(dir.path(), &spec, None, &Digests::default(), &stop).unwrap_err();
         assert_eq!(error.to_string(), "preparing the data was stopped", "{phase:?}");
         assert!(!dir.path().join(PREPARED).exists(), "{phase:?}");

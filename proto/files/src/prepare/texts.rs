@@ -8,7 +8,7 @@ use coxswain_types::job::DataSpec;
 
 use super::PrepareError;
 use crate::digests::Digests;
-use crate::regular::{self, Other};
+use crate::regular::{self, NonRegular};
 
 /// The most text that is read: about what one machine tokenizes in the two days that the coordinator gives it.
 /// Each rank holds the digests of the blocks of its tokens, which are then up to a gigabyte.
@@ -130,11 +130,13 @@ pub(super) fn open(path: &Path) -> Result<(File, u64, Vec<u8>), TextFault> {
 
 fn regular(metadata: &fs::Metadata) -> Result<(), TextFault> {
     let to_a_file = "write the text to a file and name that";
-    let Some(other) = Other::of(metadata) else { return Ok(()) };
+    let Some(other) = NonRegular::of(metadata) else { return Ok(()) };
     let (found, remedy) = match other {
-        Other::Folder => (other.name(), "name the files in it, as a list"),
-        Other::Pipe => ("a named pipe, which can be read only once", to_a_file),
-        Other::Link | Other::Device | Other::Socket | Other::Unknown => (other.name(), to_a_file),
+        NonRegular::Folder => (other.name(), "name the files in it, as a list"),
+        NonRegular::Pipe => ("a named pipe, which can be read only once", to_a_file),
+        NonRegular::Link | NonRegular::Device | NonRegular::Socket | NonRegular::Unknown => {
+            (other.name(), to_a_file)
+        }
     };
     Err(TextFault::Kind { found, remedy })
 }

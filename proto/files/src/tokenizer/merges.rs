@@ -31,7 +31,7 @@ pub(super) struct Learned {
 
 /// A pair that may become a token. The most frequent is the greatest, and of equals the one of smaller ids.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
+struct MergeCandidate {
     count: i64,
     pair: Reverse<Pair>,
     /// Where its left symbol stands, or stood.
@@ -41,16 +41,16 @@ struct Candidate {
 /// All pairs that may become a token.
 #[derive(Default)]
 struct Candidates {
-    several: BinaryHeap<Candidate>,
+    several: BinaryHeap<MergeCandidate>,
     /// Those that occur once, with their place. Of a text without blanks these are millions, and most are never looked
     /// at.
     once: BinaryHeap<(Reverse<Pair>, u32)>,
 }
 
 impl Candidates {
-    fn push(&mut self, candidate: Candidate) {
+    fn push(&mut self, candidate: MergeCandidate) {
         match candidate {
-            Candidate { count: 1, pair, places } if places.len() == 1 => {
+            MergeCandidate { count: 1, pair, places } if places.len() == 1 => {
                 self.once.extend(places.first().map(|place| (pair, *place)));
             }
             candidate => self.several.push(candidate),
@@ -58,8 +58,8 @@ impl Candidates {
     }
 
     /// The greatest.
-    fn pop(&mut self) -> Option<Candidate> {
-        let once = |(pair, place)| Candidate { count: 1, pair, places: vec![place] };
+    fn pop(&mut self) -> Option<MergeCandidate> {
+        let once = |(pair, place)| MergeCandidate { count: 1, pair, places: vec![place] };
         match (self.several.peek(), self.once.peek().copied().map(once)) {
             (Some(several), Some(one)) if *several < one => {
                 self.once.pop();
@@ -85,7 +85,7 @@ pub(super) fn learn(
 ) -> Result<Learned, TokenizerError> {
     let mut ids: HashMap<String, u32> = tokens.iter().cloned().zip(0..).collect();
     let mut symbols = Symbols::of(words, &ids)?;
-    let mut pairs = Pairs::default();
+    let mut pairs = PairCounts::default();
     for place in 0..symbols.token.len() as u32 {
         if let Some(pair) = symbols.pair(place) {
             pairs.add(pair, symbols.weight(place), place);
@@ -96,10 +96,10 @@ pub(super) fn learn(
     let least = i64::try_from(least.max(1)).unwrap_or(i64::MAX);
     let mut merges = Vec::new();
     while tokens.len() < vocab {
-        let Some(Candidate { count, pair: Reverse(pair), places }) = candidates.pop() else { break };
+        let Some(MergeCandidate { count, pair: Reverse(pair), places }) = candidates.pop() else { break };
         let now = pairs.count(pair);
         if now != count {
-            candidates.push(Candidate { count: now, pair: Reverse(pair), places });
+            candidates.push(MergeCandidate { count: now, pair: Reverse(pair), places });
             continue;
         }
         if count < least {
@@ -173,7 +173,7 @@ impl Symbols {
     }
 
     /// Puts `token` where `pair` stands, from left to right.
-    fn merge(&mut self, pair: Pair, mut places: Vec<u32>, token: u32, pairs: &mut Pairs) {
+    fn merge(&mut self, pair: Pair, mut places: Vec<u32>, token: u32, pairs: &mut PairCounts) {
         places.sort_unstable();
         for place in places {
             // What stood there may have become part of another token since.
@@ -201,14 +201,14 @@ impl Symbols {
     }
 }
 
-/// How often each pair occurs, and where those stand that are new since the last [`Pairs::hand_over`].
+/// How often each pair occurs, and where those stand that are new since the last [`PairCounts::hand_over`].
 #[derive(Default)]
-struct Pairs {
+struct PairCounts {
     counts: HashMap<Pair, i64, BuildHasherDefault<PairHasher>>,
     places: HashMap<Pair, Vec<u32>, BuildHasherDefault<PairHasher>>,
 }
 
-impl Pairs {
+impl PairCounts {
     fn count(&self, pair: Pair) -> i64 {
         self.counts.get(&pair).copied().unwrap_or(0)
     }
@@ -231,7 +231,7 @@ impl Pairs {
         for (pair, places) in take(&mut self.places) {
             let count = self.count(pair);
             if count > 0 {
-                candidates.push(Candidate { count, pair: Reverse(pair), places });
+                candidates.push(MergeCandidate { count, pair: Reverse(pair), places });
             }
         }
     }

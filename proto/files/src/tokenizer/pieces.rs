@@ -12,7 +12,7 @@ const MAX_WHOLE_BYTES: usize = 1 << 20;
 
 /// Where a text is cut.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Cut {
+pub(super) enum TextCut {
     /// Where the words of a byte-level tokenizer end: into pieces of at least so many bytes, and of at most
     /// so many and a letter.
     Words { least: usize, most: usize },
@@ -20,17 +20,17 @@ pub(super) enum Cut {
     Lines { most: usize },
 }
 
-impl Cut {
+impl TextCut {
     /// For a tokenizer that was trained here.
-    pub(super) const OWN: Cut = Cut::Words { least: PIECE_BYTES, most: MAX_PIECE_BYTES };
+    pub(super) const OWN: TextCut = TextCut::Words { least: PIECE_BYTES, most: MAX_PIECE_BYTES };
     /// For any other.
-    pub(super) const ELSEWHERE: Cut = Cut::Lines { most: MAX_WHOLE_BYTES };
+    pub(super) const ELSEWHERE: TextCut = TextCut::Lines { most: MAX_WHOLE_BYTES };
 
     /// The length of the first piece of `text`; `None` where more of the text could change it.
     fn first(self, text: &str) -> Option<usize> {
         let len = match self {
-            Cut::Words { least, most } => piece_len(text, least, most),
-            Cut::Lines { most } => line_len(text, most),
+            TextCut::Words { least, most } => piece_len(text, least, most),
+            TextCut::Lines { most } => line_len(text, most),
         };
         (len < text.len()).then_some(len)
     }
@@ -39,14 +39,14 @@ impl Cut {
 /// Cuts a text that comes bit by bit.
 #[derive(Debug)]
 pub(crate) struct Cutter {
-    cut: Cut,
+    cut: TextCut,
     text: String,
     /// How much of `text` was given as pieces.
     given: usize,
 }
 
 impl Cutter {
-    pub(super) fn new(cut: Cut) -> Cutter {
+    pub(super) fn new(cut: TextCut) -> Cutter {
         Cutter { cut, text: String::new(), given: 0 }
     }
 
@@ -85,7 +85,7 @@ pub(super) fn pieces(text: &str) -> impl Iterator<Item = &str> + Send {
         if rest.is_empty() {
             return None;
         }
-        let (piece, after) = rest.split_at(Cut::OWN.first(rest).unwrap_or(rest.len()));
+        let (piece, after) = rest.split_at(TextCut::OWN.first(rest).unwrap_or(rest.len()));
         rest = after;
         Some(piece)
     })
@@ -124,7 +124,7 @@ mod tests {
 
     use super::*;
 
-    fn cut(cut: Cut, text: &str, chunk: usize) -> Vec<String> {
+    fn cut(cut: TextCut, text: &str, chunk: usize) -> Vec<String> {
         let (mut cutter, mut found, mut rest) = (Cutter::new(cut), Vec::new(), text);
         while !rest.is_empty() {
             let (now, after) = rest.split_at(rest.ceil_char_boundary(chunk.min(rest.len())));
@@ -143,7 +143,7 @@ mod tests {
         fn pieces_do_not_depend_on_how_a_text_comes(
             text in "([a-c]|[ \n]|é|\u{1F6A3}){0,80}", least in 1usize..12, more in 0usize..12, chunk in 1usize..20,
         ) {
-            for how in [Cut::Words { least, most: least + more }, Cut::Lines { most: least + 4 }] {
+            for how in [TextCut::Words { least, most: least + more }, TextCut::Lines { most: least + 4 }] {
                 let whole = cut(how, &text, usize::MAX);
                 prop_assert_eq!(&whole.concat(), &text);
                 prop_assert!(whole.iter().all(|piece| !piece.is_empty() && piece.len() <= least + more + 7));
@@ -159,7 +159,7 @@ mod tests {
         for text in [&blanks, &none, &(none.clone() + &blanks)] {
             let pieces: Vec<&str> = pieces(text).collect();
             for chunk in [1 << 20, 99_991] {
-                assert!(cut(Cut::OWN, text, chunk) == pieces, "{} bytes by {chunk}", text.len());
+                assert!(cut(TextCut::OWN, text, chunk) == pieces, "{} bytes by {chunk}", text.len());
             }
             assert!(pieces.len() > 2 && pieces.iter().all(|piece| piece.len() <= MAX_PIECE_BYTES + 4));
         }
@@ -174,7 +174,7 @@ mod tests {
             ("abcd efgh", &["abcd", " efgh"]),
             ("abcdefghi", &["abcdef", "ghi"]),
         ] {
-            assert_eq!(cut(Cut::Lines { most: 6 }, text, 100), pieces, "{text:?}");
+            assert_eq!(cut(TextCut::Lines { most: 6 }, text, 100), pieces, "{text:?}");
         }
     }
 }

@@ -160,8 +160,8 @@ fn the_file_is_the_one_of_the_library() {
 #[test]
 fn training_ends_where_it_is_asked_to() {
     let text = prose(50_000, 1);
-    for wanted in [Phase::Words, Phase::Merges] {
-        let stop = |now: Progress| if now.phase == wanted { Err(Stopped) } else { Ok(()) };
+    for wanted in [PreparationPhase::Words, PreparationPhase::Merges] {
+        let stop = |now: PreparationProgress| if now.phase == wanted { Err(Stopped) } else { Ok(()) };
         let error = Tokenizer::train_watched(&[&text], 600, &stop).unwrap_err();
         assert!(matches!(error, TokenizerError::Stopped(Stopped)), "{error}");
     }

@@ -10,9 +10,9 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _};
 
 use super::TokenizerError;
-use super::pieces::{Cut, Cutter};
+use super::pieces::{Cutter, TextCut};
 use super::threads::{Batch, Threads};
-use crate::progress::{Phase, Progress, Watch};
+use crate::progress::{PreparationPhase, PreparationProgress, Watch};
 
 /// Tokens are learned from words of at most this many bytes; longer ones are cut. It bounds the length of a
 /// token, and so of `tokenizer.json`, where a text is one letter a million times.
@@ -33,7 +33,7 @@ type Counts = HashMap<Box<str>, u64>;
 
 /// The words of texts, in letters that stand for bytes.
 #[derive(Debug)]
-pub(crate) struct Words {
+pub(crate) struct WordCounts {
     pub(super) counts: Counts,
     /// How much a word may have occurred more often than its count says.
     short_by: u64,
@@ -41,9 +41,9 @@ pub(crate) struct Words {
     most_bytes: usize,
 }
 
-impl Words {
-    fn at_most(most_bytes: usize) -> Words {
-        Words { counts: HashMap::new(), short_by: 0, bytes: 0, most_bytes }
+impl WordCounts {
+    fn at_most(most_bytes: usize) -> WordCounts {
+        WordCounts { counts: HashMap::new(), short_by: 0, bytes: 0, most_bytes }
     }
 
     /// By how much the count of a word may be too low; 0 where all words were counted.
@@ -92,7 +92,7 @@ fn cost_bytes(word: &str) -> usize {
 
 /// Counts the words of texts that come bit by bit.
 pub(crate) struct Counter<'a> {
-    words: Words,
+    words: WordCounts,
     cutter: Cutter,
     batch: Batch<String>,
     threads: Threads,
@@ -106,8 +106,8 @@ impl<'a> Counter<'a> {
     /// Counts texts of `total` bytes, and tells `watch` how far it is.
     pub(crate) fn new(total: u64, watch: Watch<'a>) -> Counter<'a> {
         Counter {
-            words: Words::at_most(MAX_BYTES),
-            cutter: Cutter::new(Cut::OWN),
+            words: WordCounts::at_most(MAX_BYTES),
+            cutter: Cutter::new(TextCut::OWN),
             batch: Batch::new(),
             threads: Threads::new(),
             done: 0,
@@ -140,7 +140,7 @@ impl<'a> Counter<'a> {
     ///
     /// # Errors
     /// Those of [`Counter::push`].
-    pub(crate) fn finish(mut self) -> Result<Words, TokenizerError> {
+    pub(crate) fn finish(mut self) -> Result<WordCounts, TokenizerError> {
         self.run()?;
         Ok(self.words)
     }
@@ -155,7 +155,11 @@ impl<'a> Counter<'a> {
     }
 
     fn run(&mut self) -> Result<(), TokenizerError> {
-        (self.watch)(Progress { phase: Phase::Words, done: self.done, total: self.total })?;
+        (self.watch)(PreparationProgress {
+            phase: PreparationPhase::Words,
+            done: self.done,
+            total: self.total,
+        })?;
         let (words, done) = (&mut self.words, &mut self.done);
         self.batch.run(
             &self.threads,
@@ -216,7 +220,7 @@ mod tests {
     #[test]
     fn the_rarest_words_are_forgotten_when_there_are_too_many() {
         // Room for four words of one letter.
-        let mut words = Words::at_most(4 * cost_bytes("a"));
+        let mut words = WordCounts::at_most(4 * cost_bytes("a"));
         words.add(&counts(&[("a", 9), ("b", 1), ("c", 2), ("d", 1)]));
         assert_eq!((words.counts.len(), words.short_by()), (4, 0));
         // Both of those that occurred once go, and that is enough.
@@ -235,7 +239,7 @@ mod tests {
         fn no_count_is_further_off_than_is_said(
             pieces in prop::collection::vec(prop::collection::hash_map("[a-z]{1,2}", 1u64..5, 0..12), 0..40),
         ) {
-            let (mut words, mut all) = (Words::at_most(2000), Counts::new());
+            let (mut words, mut all) = (WordCounts::at_most(2000), Counts::new());
             for piece in pieces {
                 let piece: Counts = piece.into_iter().map(|(word, count)| (word.into(), count)).collect();
                 words.add(&piece);

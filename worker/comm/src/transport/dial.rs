@@ -6,15 +6,15 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coxswain_native::net::Failure;
+use coxswain_native::net::DeliveryFailure;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ConnectionCommon};
 use socket2::{SockRef, TcpKeepalive};
 
 use super::hello::{self, Hello};
 use super::link::words;
-use super::mesh::Shared;
-use super::place::Place;
+use super::mesh::MeshState;
+use super::place::RankAddress;
 use super::port::TensorTls;
 use super::stream::Stream;
 
@@ -27,9 +27,9 @@ const UNANSWERED: Duration = Duration::from_secs(10);
 const CHANNEL: &[u8] = b"EXPORTER-coxswain-tensors";
 
 /// Connects to `peer`, and says in its link how that went.
-pub(crate) fn dial(shared: &Arc<Shared>, peer: u32) {
+pub(crate) fn dial(shared: &Arc<MeshState>, peer: u32) {
     let end = Instant::now() + shared.patience;
-    let place = shared.place(peer).ok_or_else(|| Failure::new("where it is was not told yet"));
+    let place = shared.place(peer).ok_or_else(|| DeliveryFailure::new("where it is was not told yet"));
     match place.and_then(|place| reach(shared, place, end)) {
         Ok(Some(stream)) => shared.connected(peer, None, Ok(stream)),
         Ok(None) => await_other(shared, peer, end),
@@ -38,29 +38,29 @@ pub(crate) fn dial(shared: &Arc<Shared>, peer: u32) {
 }
 
 /// The other end has another connection for this pair, which is on its way; unless that one breaks off.
-fn await_other(shared: &Shared, peer: u32, end: Instant) {
+fn await_other(shared: &MeshState, peer: u32, end: Instant) {
     while shared.dials(peer) {
         if Instant::now() >= end {
             let why = "it refused this connection for another one, which did not come";
-            return shared.unreachable(peer, Failure::new(why));
+            return shared.unreachable(peer, DeliveryFailure::new(why));
         }
         std::thread::sleep(RETRY);
     }
 }
 
-fn reach(shared: &Shared, place: &Place, end: Instant) -> Result<Option<Stream>, Failure> {
-    let tls = place.security(shared.port.tls()).map_err(Failure::new)?;
+fn reach(shared: &MeshState, place: &RankAddress, end: Instant) -> Result<Option<Stream>, DeliveryFailure> {
+    let tls = place.security(shared.port.tls()).map_err(DeliveryFailure::new)?;
     loop {
         let error = match attempt(shared, place, tls, end) {
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
         let left = end.saturating_duration_since(Instant::now());
-        let Failure { why, no_answer } = match error.kind() {
+        let DeliveryFailure { why, no_answer } = match error.kind() {
             // Every rank listens before it says where.
-            io::ErrorKind::ConnectionRefused => Failure::new("its process has ended"),
-            io::ErrorKind::PermissionDenied => Failure::new(error.to_string()),
-            io::ErrorKind::InvalidData => Failure::new(format!(
+            io::ErrorKind::ConnectionRefused => DeliveryFailure::new("its process has ended"),
+            io::ErrorKind::PermissionDenied => DeliveryFailure::new(error.to_string()),
+            io::ErrorKind::InvalidData => DeliveryFailure::new(format!(
                 "TLS failed ({error}); are the certificates of both workers by one CA, and good now?"
             )),
             _ if left < RETRY || shared.has_ended() => words(&error),
@@ -69,13 +69,13 @@ fn reach(shared: &Shared, place: &Place, end: Instant) -> Result<Option<Stream>,
                 continue;
             }
         };
-        return Err(Failure { why: format!("no connection to {}: {why}", place.address), no_answer });
+        return Err(DeliveryFailure { why: format!("no connection to {}: {why}", place.address), no_answer });
     }
 }
 
 fn attempt(
-    shared: &Shared,
-    place: &Place,
+    shared: &MeshState,
+    place: &RankAddress,
     tls: Option<&TensorTls>,
     end: Instant,
 ) -> io::Result<Option<Stream>> {

@@ -103,7 +103,7 @@ pub(crate) fn host() -> [u8; 16] {
 
 /// One of the two ends.
 #[derive(Clone, Copy)]
-enum End {
+enum HandshakeRole {
     Connects = 1,
     Listens = 2,
 }
@@ -111,7 +111,7 @@ enum End {
 /// What an end shows. `channel` is bound to the TLS session; all zeros where there is none.
 fn proof(
     secret: &[u8; 32],
-    end: End,
+    end: HandshakeRole,
     said: &[u8; HELLO_BYTES],
     answered: &[u8; 32],
     channel: &[u8; 32],
@@ -147,10 +147,10 @@ pub(crate) fn connect(
     stream.read_exact(&mut nonce)?;
     stream.read_exact(&mut shown)?;
     // Hashes are compared in constant time.
-    if blake3::Hash::from_bytes(shown) != proof(secret, End::Listens, &said, &nonce, channel) {
+    if blake3::Hash::from_bytes(shown) != proof(secret, HandshakeRole::Listens, &said, &nonce, channel) {
         return Err(refused("what answers at its address is another program"));
     }
-    stream.write_all(proof(secret, End::Connects, &said, &nonce, channel).as_bytes())?;
+    stream.write_all(proof(secret, HandshakeRole::Connects, &said, &nonce, channel).as_bytes())?;
     stream.flush()?;
     stream.read_exact(&mut status)?;
     match status[0] {
@@ -181,12 +181,12 @@ pub(crate) fn listen<E>(
     let nonce = random()?;
     let mut answer = vec![GOES_ON];
     answer.extend(nonce);
-    answer.extend(proof(&secret, End::Listens, &said, &nonce, channel).as_bytes());
+    answer.extend(proof(&secret, HandshakeRole::Listens, &said, &nonce, channel).as_bytes());
     stream.write_all(&answer)?;
     stream.flush()?;
     let mut shown = [0; 32];
     stream.read_exact(&mut shown)?;
-    if blake3::Hash::from_bytes(shown) != proof(&secret, End::Connects, &said, &nonce, channel) {
+    if blake3::Hash::from_bytes(shown) != proof(&secret, HandshakeRole::Connects, &said, &nonce, channel) {
         return Err(refused("it does not know the secret of the endpoint"));
     }
     Ok((endpoint, hello))

@@ -10,7 +10,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use coxswain_native::net::{Failure, Memory, Pending};
+use coxswain_native::net::{DeliveryFailure, HostBytes, Pending};
 
 use super::locked;
 use super::stream::Stream;
@@ -29,22 +29,22 @@ const READ_BYTES: usize = 16 << 10;
 /// The end of a message, which one thread brings about and another waits for.
 #[derive(Debug, Default)]
 pub(crate) struct Ended {
-    result: Mutex<Option<Result<(), Failure>>>,
+    result: Mutex<Option<Result<(), DeliveryFailure>>>,
     told: Condvar,
 }
 
 impl Ended {
-    fn tell(&self, result: Result<(), Failure>) {
+    fn tell(&self, result: Result<(), DeliveryFailure>) {
         locked(&self.result).get_or_insert(result);
         self.told.notify_all();
     }
 }
 
 /// One who waits for it.
-pub(crate) struct Ticket(Arc<Ended>);
+pub(crate) struct MessageTicket(Arc<Ended>);
 
-impl Pending for Ticket {
-    fn wait(&mut self, limit: Duration) -> Result<(), Failure> {
+impl Pending for MessageTicket {
+    fn wait(&mut self, limit: Duration) -> Result<(), DeliveryFailure> {
         let end = Instant::now() + limit;
         let mut result = locked(&self.0.result);
         loop {
@@ -53,7 +53,7 @@ impl Pending for Ticket {
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Failure::new(format!("nothing came of it in {} s", limit.as_secs())));
+                return Err(DeliveryFailure::new(format!("nothing came of it in {} s", limit.as_secs())));
             }
             result = self
                 .0
@@ -66,15 +66,15 @@ impl Pending for Ticket {
 
 /// A message on its way out, or on its way in.
 struct Message {
-    memory: Memory,
+    memory: HostBytes,
     done: usize,
     ended: Arc<Ended>,
 }
 
 impl Message {
-    fn new(memory: Memory) -> (Message, Ticket) {
+    fn new(memory: HostBytes) -> (Message, MessageTicket) {
         let ended = Arc::new(Ended::default());
-        (Message { memory, done: 0, ended: ended.clone() }, Ticket(ended))
+        (Message { memory, done: 0, ended: ended.clone() }, MessageTicket(ended))
     }
 
     fn left(&self) -> usize {
@@ -84,7 +84,7 @@ impl Message {
 
 /// Whether the two ranks are connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(crate) enum LinkPhase {
     /// They have had nothing to say to each other.
     Idle,
     /// This end connects to the other.
@@ -94,7 +94,7 @@ pub(crate) enum Phase {
     /// They are connected.
     Up,
     /// They were, or could not be; why.
-    Down(Failure),
+    Down(DeliveryFailure),
 }
 
 /// Whether there is more to do at once.
@@ -108,7 +108,7 @@ pub(crate) enum Then {
 
 /// One rank's end of what it has with another.
 pub(crate) struct Link {
-    pub(crate) phase: Phase,
+    pub(crate) phase: LinkPhase,
     stream: Option<Stream>,
     /// Whether the other end was told that nothing more comes.
     ended: bool,
@@ -120,7 +120,7 @@ impl Link {
     /// Nothing yet.
     pub(crate) fn new() -> Link {
         Link {
-            phase: Phase::Idle,
+            phase: LinkPhase::Idle,
             stream: None,
             ended: false,
             out: Outbox::default(),
@@ -129,7 +129,7 @@ impl Link {
     }
 
     /// Starts sending.
-    pub(crate) fn send(&mut self, memory: Memory, tag: u32) -> Result<Ticket, Failure> {
+    pub(crate) fn send(&mut self, memory: HostBytes, tag: u32) -> Result<MessageTicket, DeliveryFailure> {
         self.expect_alive()?;
         let (message, ticket) = Message::new(memory);
         self.out.add(message, tag);
@@ -137,7 +137,7 @@ impl Link {
     }
 
     /// Starts receiving.
-    pub(crate) fn recv(&mut self, memory: Memory, tag: u32) -> Result<Ticket, Failure> {
+    pub(crate) fn recv(&mut self, memory: HostBytes, tag: u32) -> Result<MessageTicket, DeliveryFailure> {
         self.expect_alive()?;
         let (message, ticket) = Message::new(memory);
         self.out.announce(tag, message.memory.bytes());
@@ -156,16 +156,16 @@ impl Link {
         sends || self.inbox.messages.values().any(|messages| !messages.is_empty())
     }
 
-    fn expect_alive(&self) -> Result<(), Failure> {
+    fn expect_alive(&self) -> Result<(), DeliveryFailure> {
         match &self.phase {
-            Phase::Down(failure) => Err(failure.clone()),
+            LinkPhase::Down(failure) => Err(failure.clone()),
             _ => Ok(()),
         }
     }
 
     /// The connection stands.
     pub(crate) fn up(&mut self, stream: Stream) {
-        (self.phase, self.stream) = (Phase::Up, Some(stream));
+        (self.phase, self.stream) = (LinkPhase::Up, Some(stream));
         self.inbox.buffer = vec![0; READ_BYTES].into();
     }
 
@@ -198,7 +198,7 @@ impl Link {
     /// Takes in no more messages and starts none. What was sent last is brought to its end by [`Link::drain`].
     pub(crate) fn end(&mut self) {
         let stream = self.stream.take();
-        self.fail(Failure::new("this rank has left"));
+        self.fail(DeliveryFailure::new("this rank has left"));
         self.stream = stream;
     }
 
@@ -220,9 +220,9 @@ impl Link {
     }
 
     /// Ends all that is pending, and what is started from now on.
-    pub(crate) fn fail(&mut self, failure: Failure) {
-        if !matches!(self.phase, Phase::Down(_)) {
-            self.phase = Phase::Down(failure.clone());
+    pub(crate) fn fail(&mut self, failure: DeliveryFailure) {
+        if !matches!(self.phase, LinkPhase::Down(_)) {
+            self.phase = LinkPhase::Down(failure.clone());
         }
         if let Some(stream) = self.stream.take() {
             stream.cut();
@@ -235,17 +235,19 @@ impl Link {
 }
 
 /// What an error of a connection means here.
-pub(crate) fn words(error: &io::Error) -> Failure {
+pub(crate) fn words(error: &io::Error) -> DeliveryFailure {
     use io::ErrorKind as Kind;
     match error.kind() {
-        Kind::UnexpectedEof => Failure::new("it closed the connection"),
-        Kind::ConnectionReset | Kind::BrokenPipe => Failure::new("its connection broke off"),
+        Kind::UnexpectedEof => DeliveryFailure::new("it closed the connection"),
+        Kind::ConnectionReset | Kind::BrokenPipe => DeliveryFailure::new("its connection broke off"),
         // A socket with a time-out calls its end the last of these.
-        Kind::TimedOut | Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::WouldBlock => Failure {
-            why: format!("its machine, or the network to it, does not answer ({error})"),
-            no_answer: true,
-        },
-        _ => Failure::new(error.to_string()),
+        Kind::TimedOut | Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::WouldBlock => {
+            DeliveryFailure {
+                why: format!("its machine, or the network to it, does not answer ({error})"),
+                no_answer: true,
+            }
+        }
+        _ => DeliveryFailure::new(error.to_string()),
     }
 }
 

@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use coxswain_native::net::{Failure, Memory, Pending, Transport};
+use coxswain_native::net::{DeliveryFailure, HostBytes, MessageTransport, Pending};
 use mio::{Events, Poll, Registry, Token, Waker};
 
 use super::dial::dial;
 use super::hello::{Endpoint, Hello};
-use super::link::{Link, Phase, Then, Ticket, words};
+use super::link::{Link, LinkPhase, MessageTicket, Then, words};
 use super::locked;
-use super::place::{Place, meet};
+use super::place::{RankAddress, meet};
 use super::port::DataPort;
 use super::stream::Stream;
 use crate::rendezvous::Store;
@@ -33,12 +33,12 @@ const LINGER: Duration = Duration::from_secs(20);
 const WAKE: Token = Token(usize::MAX);
 
 /// What the threads of a rank share.
-pub(crate) struct Shared {
+pub(crate) struct MeshState {
     pub(crate) rank: u32,
     pub(crate) endpoint: Endpoint,
     pub(crate) port: Arc<DataPort>,
     /// Where all ranks are found, once they are there.
-    places: OnceLock<Vec<Place>>,
+    places: OnceLock<Vec<RankAddress>>,
     /// How long connecting may take.
     pub(crate) patience: Duration,
     links: Vec<Mutex<Link>>,
@@ -50,10 +50,10 @@ pub(crate) struct Shared {
     aborted: AtomicBool,
 }
 
-impl Shared {
-    fn link(&self, peer: u32) -> Result<&Mutex<Link>, Failure> {
+impl MeshState {
+    fn link(&self, peer: u32) -> Result<&Mutex<Link>, DeliveryFailure> {
         let link = self.links.get(peer as usize);
-        link.ok_or_else(|| Failure::new(format!("there is no rank {peer} of {}", self.links.len())))
+        link.ok_or_else(|| DeliveryFailure::new(format!("there is no rank {peer} of {}", self.links.len())))
     }
 
     /// Whether this rank has ended what it has with the others.
@@ -67,7 +67,7 @@ impl Shared {
     }
 
     /// Where a rank is found.
-    pub(crate) fn place(&self, peer: u32) -> Option<&Place> {
+    pub(crate) fn place(&self, peer: u32) -> Option<&RankAddress> {
         self.places.get()?.get(peer as usize)
     }
 
@@ -77,12 +77,12 @@ impl Shared {
     pub(crate) fn takes(&self, hello: &Hello) -> Option<u64> {
         let mut link = locked(self.link(hello.from).ok()?);
         let attempt = match link.phase {
-            Phase::Idle => 1,
-            Phase::Dialing if hello.from > self.rank => 1,
-            Phase::Taking(before) => before + 1,
-            Phase::Dialing | Phase::Up | Phase::Down(_) => return None,
+            LinkPhase::Idle => 1,
+            LinkPhase::Dialing if hello.from > self.rank => 1,
+            LinkPhase::Taking(before) => before + 1,
+            LinkPhase::Dialing | LinkPhase::Up | LinkPhase::Down(_) => return None,
         };
-        link.phase = Phase::Taking(attempt);
+        link.phase = LinkPhase::Taking(attempt);
         Some(attempt)
     }
 
@@ -91,8 +91,8 @@ impl Shared {
     pub(crate) fn gives_back(self: &Arc<Self>, peer: u32, attempt: u64) {
         let Ok(link) = self.link(peer) else { return };
         let mut link = locked(link);
-        if link.phase == Phase::Taking(attempt) {
-            link.phase = Phase::Idle;
+        if link.phase == LinkPhase::Taking(attempt) {
+            link.phase = LinkPhase::Idle;
             if link.has_work() {
                 self.begin_dialing(&mut link, peer);
             }
@@ -100,17 +100,18 @@ impl Shared {
     }
 
     fn begin_dialing(self: &Arc<Self>, link: &mut Link, peer: u32) {
-        link.phase = Phase::Dialing;
+        link.phase = LinkPhase::Dialing;
         let dialing = self.clone();
         let thread = std::thread::Builder::new().name("dial".to_owned());
         if let Err(error) = thread.spawn(move || dial(&dialing, peer)) {
-            link.fail(Failure::new(format!("no thread to connect to it: {error}")));
+            link.fail(DeliveryFailure::new(format!("no thread to connect to it: {error}")));
         }
     }
 
     /// Whether this end still looks for a connection to `peer`.
     pub(crate) fn dials(&self, peer: u32) -> bool {
-        self.link(peer).is_ok_and(|link| matches!(locked(link).phase, Phase::Dialing | Phase::Taking(_)))
+        self.link(peer)
+            .is_ok_and(|link| matches!(locked(link).phase, LinkPhase::Dialing | LinkPhase::Taking(_)))
     }
 
     /// The connection to `peer` stands: the one that was taken as this attempt, or the one that this end has made.
@@ -118,7 +119,7 @@ impl Shared {
         let Ok(link) = self.link(peer) else { return };
         // Under the lock, for the thread may be told of the first bytes at once.
         let mut link = locked(link);
-        if link.phase != attempt.map_or(Phase::Dialing, Phase::Taking) {
+        if link.phase != attempt.map_or(LinkPhase::Dialing, LinkPhase::Taking) {
             // It was aborted meanwhile, or the other end has come again.
             return;
         }
@@ -136,10 +137,10 @@ impl Shared {
     }
 
     /// There is no way to `peer`, unless it has come by itself meanwhile.
-    pub(crate) fn unreachable(&self, peer: u32, failure: Failure) {
+    pub(crate) fn unreachable(&self, peer: u32, failure: DeliveryFailure) {
         let Ok(link) = self.link(peer) else { return };
         let mut link = locked(link);
-        if matches!(link.phase, Phase::Dialing | Phase::Taking(_)) {
+        if matches!(link.phase, LinkPhase::Dialing | LinkPhase::Taking(_)) {
             link.fail(failure);
         }
     }
@@ -167,14 +168,14 @@ impl Shared {
     }
 
     fn fail_all(&self, why: &str) {
-        self.links.iter().for_each(|link| locked(link).fail(Failure::new(why)));
+        self.links.iter().for_each(|link| locked(link).fail(DeliveryFailure::new(why)));
     }
 }
 
 /// A rank's connections to the others of its generation.
-pub(crate) struct Mesh(Arc<Shared>);
+pub(crate) struct PeerMesh(Arc<MeshState>);
 
-impl Mesh {
+impl PeerMesh {
     /// The mesh of rank `rank` of `world`, once all ranks are there, which find each other by `store`. Connecting to one
     /// of them may take as long as `patience`.
     ///
@@ -186,19 +187,19 @@ impl Mesh {
         world: u32,
         port: &Arc<DataPort>,
         patience: Duration,
-    ) -> Result<Mesh, String> {
-        let mesh = Mesh::alone(rank, world, port, patience);
+    ) -> Result<PeerMesh, String> {
+        let mesh = PeerMesh::alone(rank, world, port, patience);
         let mesh = mesh.map_err(|error| format!("opening this rank's network: {error}"))?;
-        let places = meet(store, rank, world, &Place::of(&mesh.0.endpoint, port))?;
+        let places = meet(store, rank, world, &RankAddress::of(&mesh.0.endpoint, port))?;
         // It is set once, here.
         let _ = mesh.0.places.set(places);
         Ok(mesh)
     }
 
     /// A mesh that knows of no other rank yet.
-    fn alone(rank: u32, world: u32, port: &Arc<DataPort>, patience: Duration) -> io::Result<Mesh> {
+    fn alone(rank: u32, world: u32, port: &Arc<DataPort>, patience: Duration) -> io::Result<PeerMesh> {
         let poll = Poll::new()?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(MeshState {
             rank,
             endpoint: Endpoint::random()?,
             port: port.clone(),
@@ -214,7 +215,7 @@ impl Mesh {
         let mover = shared.clone();
         std::thread::Builder::new().name("tensors".to_owned()).spawn(move || move_all(&mover, poll))?;
         // From here on the thread ends with the mesh.
-        let mesh = Mesh(shared);
+        let mesh = PeerMesh(shared);
         port.add(&mesh.0);
         Ok(mesh)
     }
@@ -222,14 +223,16 @@ impl Mesh {
     fn start(
         &self,
         peer: u32,
-        start: impl FnOnce(&mut Link) -> Result<Ticket, Failure>,
-    ) -> Result<Box<dyn Pending>, Failure> {
+        start: impl FnOnce(&mut Link) -> Result<MessageTicket, DeliveryFailure>,
+    ) -> Result<Box<dyn Pending>, DeliveryFailure> {
         let shared = &self.0;
         let mut link = locked(shared.link(peer)?);
         let ticket = start(&mut link)?;
         match link.phase {
-            Phase::Idle if peer == shared.rank => return Err(Failure::new("a rank sends itself nothing")),
-            Phase::Idle => shared.begin_dialing(&mut link, peer),
+            LinkPhase::Idle if peer == shared.rank => {
+                return Err(DeliveryFailure::new("a rank sends itself nothing"));
+            }
+            LinkPhase::Idle => shared.begin_dialing(&mut link, peer),
             _ => shared.keep(peer, link.flush(AT_ONCE_BYTES)),
         }
         Ok(Box::new(ticket))
@@ -249,12 +252,12 @@ impl Mesh {
     }
 }
 
-impl Transport for Mesh {
-    fn send(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, Failure> {
+impl MessageTransport for PeerMesh {
+    fn send(&self, message: HostBytes, peer: u32, tag: u32) -> Result<Box<dyn Pending>, DeliveryFailure> {
         self.start(peer, |link| link.send(message, tag))
     }
 
-    fn recv(&self, message: Memory, peer: u32, tag: u32) -> Result<Box<dyn Pending>, Failure> {
+    fn recv(&self, message: HostBytes, peer: u32, tag: u32) -> Result<Box<dyn Pending>, DeliveryFailure> {
         self.start(peer, |link| link.recv(message, tag))
     }
 
@@ -267,14 +270,14 @@ impl Transport for Mesh {
     }
 }
 
-impl Drop for Mesh {
+impl Drop for PeerMesh {
     fn drop(&mut self) {
         self.end(false);
     }
 }
 
 /// The thread that moves the bytes of all links, until the rank has ended.
-fn move_all(shared: &Shared, mut poll: Poll) {
+fn move_all(shared: &MeshState, mut poll: Poll) {
     let mut events = Events::with_capacity(256);
     while !shared.has_ended() {
         let again = std::mem::take(&mut *locked(&shared.again));
@@ -297,7 +300,7 @@ fn move_all(shared: &Shared, mut poll: Poll) {
 }
 
 /// Ends each link in order: a socket that is closed with something unread takes back what was sent last.
-fn linger(shared: &Shared, poll: &mut Poll, events: &mut Events) {
+fn linger(shared: &MeshState, poll: &mut Poll, events: &mut Events) {
     let end = Instant::now() + LINGER;
     let mut open: Vec<_> = shared.links.iter().collect();
     open.iter().for_each(|link| locked(link).end());
@@ -323,11 +326,11 @@ mod tests {
     use crate::MemoryStore;
 
     /// Two ranks that know of each other, and what is behind them.
-    fn pair(patience: Duration) -> [(Network, Arc<Shared>); 2] {
+    fn pair(patience: Duration) -> [(Network, Arc<MeshState>); 2] {
         let store = MemoryStore::default();
         let join = |rank: u32| {
             let (store, port) = (store.clone(), DataPort::local().unwrap());
-            std::thread::spawn(move || Mesh::join(&store, rank, 2, &port, patience).unwrap())
+            std::thread::spawn(move || PeerMesh::join(&store, rank, 2, &port, patience).unwrap())
         };
         [join(0), join(1)].map(|mesh| {
             let mesh = mesh.join().unwrap();
@@ -337,7 +340,7 @@ mod tests {
     }
 
     /// What `from` sends to `to`.
-    fn sent(ranks: &[(Network, Arc<Shared>); 2], from: usize, to: usize) -> Result<(), TorchError> {
+    fn sent(ranks: &[(Network, Arc<MeshState>); 2], from: usize, to: usize) -> Result<(), TorchError> {
         let (x, y) = (Tensor::from_slice(&[7.0_f32]), Tensor::zeros([1], (Kind::Float, Device::Cpu)));
         let receives = ranks[to].0.recv(&y, from as u32, 1)?;
         ranks[from].0.send(&x, to as u32, 1)?.wait()?;
@@ -346,7 +349,7 @@ mod tests {
         Ok(())
     }
 
-    fn hello(ranks: &[(Network, Arc<Shared>); 2], from: u32, to: usize) -> Hello {
+    fn hello(ranks: &[(Network, Arc<MeshState>); 2], from: u32, to: usize) -> Hello {
         Hello::new(ranks[to].1.endpoint.id, from).unwrap()
     }
 
@@ -372,7 +375,7 @@ mod tests {
     fn a_connection_that_is_refused_for_another_is_not_awaited_for_ever() {
         let ranks = pair(Duration::from_millis(300));
         // Its link is down, and no other rank knows.
-        locked(ranks[0].1.link(1).unwrap()).fail(Failure::new("it broke off"));
+        locked(ranks[0].1.link(1).unwrap()).fail(DeliveryFailure::new("it broke off"));
         let error = ranks[1].0.send(&Tensor::from_slice(&[1.0_f32]), 0, 1).unwrap().wait().unwrap_err();
         assert!(error.0.contains("for another one, which did not come"), "{error}");
     }

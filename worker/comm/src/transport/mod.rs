@@ -19,7 +19,7 @@ mod place;
 mod port;
 mod stream;
 
-pub(crate) use mesh::Mesh;
+pub(crate) use mesh::PeerMesh;
 pub use port::{DataPort, TensorTls};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

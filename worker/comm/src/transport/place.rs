@@ -18,14 +18,14 @@ const ALL_HERE: &[u8] = b"here/all";
 
 /// Where a rank is found, as it tells the others.
 #[derive(Clone, Serialize, Deserialize)]
-pub(crate) struct Place {
+pub(crate) struct RankAddress {
     pub(crate) address: SocketAddr,
     pub(crate) endpoint: Endpoint,
     host: [u8; 16],
     encrypts: Encrypts,
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for RankAddress {
     /// Without the secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Place({}, {:?})", self.address, self.encrypts)
@@ -66,10 +66,10 @@ fn is_local(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }
 
-impl Place {
+impl RankAddress {
     /// This rank's.
-    pub(crate) fn of(endpoint: &Endpoint, port: &DataPort) -> Place {
-        Place {
+    pub(crate) fn of(endpoint: &Endpoint, port: &DataPort) -> RankAddress {
+        RankAddress {
             address: port.address(),
             endpoint: *endpoint,
             host: hello::host(),
@@ -106,10 +106,15 @@ impl Place {
 ///
 /// # Errors
 /// In words: which key is missing, or what cannot be read.
-pub(crate) fn meet(store: &dyn Store, rank: u32, world: u32, own: &Place) -> Result<Vec<Place>, String> {
-    let text = |places: &[Place]| serde_json::to_vec(places).map_err(|error| error.to_string());
+pub(crate) fn meet(
+    store: &dyn Store,
+    rank: u32,
+    world: u32,
+    own: &RankAddress,
+) -> Result<Vec<RankAddress>, String> {
+    let text = |places: &[RankAddress]| serde_json::to_vec(places).map_err(|error| error.to_string());
     store.set(&key("place", rank as usize), &text(std::slice::from_ref(own))?)?;
-    let read = |key: &[u8]| -> Result<Vec<Place>, String> {
+    let read = |key: &[u8]| -> Result<Vec<RankAddress>, String> {
         let told = store.get(key)?;
         serde_json::from_slice(&told)
             .map_err(|_| "a rank is told of in another form; is it another version?".to_owned())
@@ -152,17 +157,18 @@ mod tests {
         const WORLD: u32 = 40;
         let (store, port) = (MemoryStore::default(), DataPort::local().unwrap());
         let ends: Vec<_> = (0..WORLD).map(|_| Endpoint::random().unwrap()).collect();
-        let ids = |places: &[Place]| places.iter().map(|place| place.endpoint.id).collect::<Vec<_>>();
+        let ids = |places: &[RankAddress]| places.iter().map(|place| place.endpoint.id).collect::<Vec<_>>();
         let expected: Vec<_> = ends.iter().map(|end| end.id).collect();
         std::thread::scope(|scope| {
             for rank in 0..WORLD {
-                let (store, own, expected) = (&store, Place::of(&ends[rank as usize], &port), &expected);
+                let (store, own, expected) =
+                    (&store, RankAddress::of(&ends[rank as usize], &port), &expected);
                 scope.spawn(move || {
                     assert_eq!(ids(&meet(store, rank, WORLD, &own).unwrap()), *expected);
                 });
             }
         });
-        let place = Place {
+        let place = RankAddress {
             address: SocketAddr::from(([0xffff; 8], 65_535)),
             endpoint: Endpoint { id: [0xff; 16], secret: [0xff; 32] },
             host: [0xff; 16],

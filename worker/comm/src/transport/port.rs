@@ -14,7 +14,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use super::dial::{Timed, channel, prepare};
 use super::hello::{self, Hello};
 use super::locked;
-use super::mesh::Shared;
+use super::mesh::MeshState;
 use super::place::Encrypts;
 use super::stream::Stream;
 
@@ -48,13 +48,13 @@ pub struct TensorTls {
 /// A worker's port for tensors.
 pub struct DataPort {
     address: SocketAddr,
-    inner: Arc<Inner>,
+    inner: Arc<PortState>,
 }
 
-struct Inner {
+struct PortState {
     listener: TcpListener,
     tls: OnceLock<TensorTls>,
-    endpoints: Mutex<HashMap<[u8; 16], Weak<Shared>>>,
+    endpoints: Mutex<HashMap<[u8; 16], Weak<MeshState>>>,
     strangers: Mutex<VecDeque<Arc<TcpStream>>>,
     closed: AtomicBool,
 }
@@ -76,7 +76,7 @@ impl DataPort {
         if address.ip().is_unspecified() {
             address.set_ip(seen_as);
         }
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(PortState {
             listener,
             tls: OnceLock::new(),
             endpoints: Mutex::default(),
@@ -112,7 +112,7 @@ impl DataPort {
         self.inner.tls.get()
     }
 
-    pub(crate) fn add(&self, shared: &Arc<Shared>) {
+    pub(crate) fn add(&self, shared: &Arc<MeshState>) {
         locked(&self.inner.endpoints).insert(shared.endpoint.id, Arc::downgrade(shared));
     }
 
@@ -139,7 +139,7 @@ fn listener(listen: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// The thread that accepts connections.
-fn accept(inner: &Arc<Inner>) {
+fn accept(inner: &Arc<PortState>) {
     loop {
         let accepted = inner.listener.accept();
         if inner.closed.load(Ordering::SeqCst) {
@@ -160,7 +160,7 @@ fn accept(inner: &Arc<Inner>) {
 }
 
 /// Lets the oldest strangers go until there are at most so many.
-fn evict(inner: &Inner, most: usize) {
+fn evict(inner: &PortState, most: usize) {
     let mut strangers = locked(&inner.strangers);
     while strangers.len() > most {
         if let Some(oldest) = strangers.pop_front() {
@@ -170,7 +170,7 @@ fn evict(inner: &Inner, most: usize) {
 }
 
 /// Gives one who connects a thread in which to prove who it is.
-fn admit(inner: &Arc<Inner>, socket: TcpStream) {
+fn admit(inner: &Arc<PortState>, socket: TcpStream) {
     let socket = Arc::new(socket);
     locked(&inner.strangers).push_back(socket.clone());
     // All ranks of the generations here may come at once.
@@ -191,13 +191,13 @@ fn admit(inner: &Arc<Inner>, socket: TcpStream) {
 }
 
 /// Takes one off the list of those who may have to go.
-fn known(inner: &Inner, which: *const TcpStream) {
+fn known(inner: &PortState, which: *const TcpStream) {
     locked(&inner.strangers).retain(|other| Arc::as_ptr(other) != which);
 }
 
 /// Takes one off the list of strangers when it is dropped.
 struct Stranger<'a> {
-    inner: &'a Inner,
+    inner: &'a PortState,
     which: *const TcpStream,
 }
 
@@ -208,7 +208,7 @@ impl Drop for Stranger<'_> {
 }
 
 /// Finds out who connects, and takes its connection where it is a rank of a generation and that is wanted.
-fn meet(inner: &Inner, socket: Arc<TcpStream>) -> io::Result<()> {
+fn meet(inner: &PortState, socket: Arc<TcpStream>) -> io::Result<()> {
     let stranger = Stranger { inner, which: Arc::as_ptr(&socket) };
     prepare(&socket)?;
     let mut timed = Timed { socket: &socket, end: Instant::now() + PROOF };
@@ -255,7 +255,7 @@ fn meet(inner: &Inner, socket: Arc<TcpStream>) -> io::Result<()> {
 fn decide(
     stranger: Stranger<'_>,
     stream: &mut impl Write,
-    shared: &Arc<Shared>,
+    shared: &Arc<MeshState>,
     hello: &Hello,
 ) -> io::Result<Option<u64>> {
     // It is none any more, so it cannot be sent away to make room.

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use coxswain_native::ops::Slot;
-use coxswain_types::buckets::{self, Layout};
+use coxswain_types::buckets::{self, BucketLayout};
 use coxswain_types::job::{OptimizerKind, Precision};
 use coxswain_types::params::{ParameterRow, Place};
 use tch::{Device, Kind, Tensor};
@@ -58,7 +58,7 @@ impl Param {
 #[derive(Debug)]
 pub struct Bucket {
     /// Where they lie.
-    pub layout: Layout,
+    pub layout: BucketLayout,
     /// The uses, in the order of the layout.
     pub params: Vec<Rc<Param>>,
     /// The fp32 weights, flat; what lies between rows is zero.
@@ -102,13 +102,13 @@ impl Parameters {
         optimizer: OptimizerKind,
         device: Device,
     ) -> Result<Parameters, EngineError> {
-        let weights = |layout: Layout| Ok((zeros(&layout, device)?, layout));
-        let layouts = Layout::of(rows, optimizer).into_iter().map(weights);
+        let weights = |layout: BucketLayout| Ok((zeros(&layout, device)?, layout));
+        let layouts = BucketLayout::of(rows, optimizer).into_iter().map(weights);
         Parameters::of(layouts.collect::<Result<_, EngineError>>()?, precision)
     }
 
-    /// Of these weights, in layouts from [`Layout::of`].
-    pub fn of(layouts: Vec<(Tensor, Layout)>, precision: Precision) -> Result<Parameters, EngineError> {
+    /// Of these weights, in layouts from [`BucketLayout::of`].
+    pub fn of(layouts: Vec<(Tensor, BucketLayout)>, precision: Precision) -> Result<Parameters, EngineError> {
         let mut homes = BTreeMap::new();
         let bucket = |(weights, layout)| bucket(layout, weights, precision, &mut homes);
         let buckets = layouts.into_iter().map(bucket).collect::<Result<_, _>>()?;
@@ -168,7 +168,7 @@ impl Parameters {
 }
 
 /// Room for the weights of a bucket.
-pub(crate) fn zeros(layout: &Layout, device: Device) -> Result<Tensor, EngineError> {
+pub(crate) fn zeros(layout: &BucketLayout, device: Device) -> Result<Tensor, EngineError> {
     Ok(Tensor::f_zeros([layout.weight_elements()], (Kind::Float, device))?)
 }
 
@@ -176,7 +176,7 @@ pub(crate) fn zeros(layout: &Layout, device: Device) -> Result<Tensor, EngineErr
 type Homes = BTreeMap<(String, u64), (Tensor, Tensor)>;
 
 fn bucket(
-    layout: Layout,
+    layout: BucketLayout,
     weights: Tensor,
     precision: Precision,
     homes: &mut Homes,
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn data_ranks_own_whole_matrices_where_muon_updates_them() {
         for (held, shards) in [(0..1, 1), (0..4, 4), (2..4, 4), (0..8, 8), (4..8, 8)] {
-            for layout in Layout::of(&rows(held.clone(), shards), OptimizerKind::Muon) {
+            for layout in BucketLayout::of(&rows(held.clone(), shards), OptimizerKind::Muon) {
                 for parts in 1..=5 {
                     let slices = layout.slices(parts);
                     assert!(slices.windows(2).all(|pair| pair[0].end == pair[1].start), "{slices:?}");

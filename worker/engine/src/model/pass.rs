@@ -91,7 +91,7 @@ impl Pass<'_> {
         } else {
             (0, here)
         };
-        let place = random::Place { first, tokens };
+        let place = random::TokenWindow { first, tokens };
         Ok(random::dropout(x_btd, dropout.at(layer, site), dropout.rate, place)?)
     }
 

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use coxswain_comm::{Axis, Links, Transfer};
 use coxswain_types::assignment::Assignment;
 use coxswain_types::params::Place;
-use coxswain_types::tree::{self, Node};
+use coxswain_types::tree::{self, TreeNode};
 use tch::{Kind, Tensor};
 
 use super::shared::Shared;
@@ -27,7 +27,7 @@ pub struct Reduction {
     links: Links,
     runs: Vec<Range<u32>>,
     owned: Range<u32>,
-    nodes: Vec<Vec<Node>>,
+    nodes: Vec<Vec<TreeNode>>,
     peers: Vec<u32>,
     index: usize,
     buckets: Vec<Gradients>,
@@ -41,9 +41,9 @@ struct Gradients {
     /// What each data rank combines.
     slices: Vec<Range<i64>>,
     current: Option<Tensor>,
-    nodes: Vec<(Node, Tensor)>,
+    nodes: Vec<(TreeNode, Tensor)>,
     spare: Vec<Tensor>,
-    parts: Vec<(Node, Tensor)>,
+    parts: Vec<(TreeNode, Tensor)>,
     receives: Vec<Transfer>,
     sends: Vec<Transfer>,
 }
@@ -110,7 +110,7 @@ impl Reduction {
         if range.end != micro_batch + 1 {
             return Ok(());
         }
-        let root = Node::root(self.runs.len() as u32);
+        let root = TreeNode::root(self.runs.len() as u32);
         for at in parameters.buckets_of(place) {
             // The buffer may be an earlier step's, with its numbers.
             let written = |param: &&Rc<Param>| !param.slot.is_fresh();
@@ -123,7 +123,7 @@ impl Reduction {
             let buffer = gradients.current.take().ok_or_else(|| {
                 EngineError::Other(format!("micro-batch {micro_batch} ends before it began"))
             })?;
-            gradients.push(root, Node::leaf(run), buffer)?;
+            gradients.push(root, TreeNode::leaf(run), buffer)?;
             if run + 1 == self.owned.end {
                 self.send_parts(at)?;
             }
@@ -214,7 +214,7 @@ impl Reduction {
     fn combine(&mut self, at: usize) -> Result<(), EngineError> {
         let Range { start, end } = self.buckets[at].slices[self.index].clone();
         let len = end - start;
-        let root = Node::root(self.runs.len() as u32);
+        let root = TreeNode::root(self.runs.len() as u32);
         let gradients = &mut self.buckets[at];
         for transfer in gradients.receives.drain(..) {
             transfer.wait().doing(|| "receiving parts of gradients from data ranks".to_owned())?;
@@ -276,7 +276,7 @@ impl Reduction {
 impl Gradients {
     /// The sum of a slice over the whole step, in the order of the tree, from this rank's nodes and
     /// the parts of the others.
-    fn sum(&self, root: Node, start: i64, len: i64) -> Result<Tensor, EngineError> {
+    fn sum(&self, root: TreeNode, start: i64, len: i64) -> Result<Tensor, EngineError> {
         if len == 0 {
             // The bucket has fewer blocks than there are data ranks; nobody sent parts of nothing.
             return Ok(self.total()?.f_narrow(0, 0, 0)?);
@@ -302,7 +302,7 @@ impl Gradients {
     }
 
     /// Adds a finished node and combines siblings.
-    fn push(&mut self, root: Node, node: Node, buffer: Tensor) -> Result<(), EngineError> {
+    fn push(&mut self, root: TreeNode, node: TreeNode, buffer: Tensor) -> Result<(), EngineError> {
         let (mut node, mut buffer) = (node, buffer);
         while let Some((left, _)) = self.nodes.last() {
             let Some(parent) = root.parent_of(node).filter(|p| p.children() == Some((*left, node))) else {

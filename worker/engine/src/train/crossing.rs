@@ -182,7 +182,7 @@ mod tests {
     use std::sync::Barrier;
 
     use coxswain_comm::{DataPort, MemoryStore};
-    use coxswain_types::buckets::Layout;
+    use coxswain_types::buckets::BucketLayout;
     use coxswain_types::job::OptimizerKind;
     use coxswain_types::params::{Init, Parameter, Slice, Split};
     use tch::Device;
@@ -205,11 +205,11 @@ mod tests {
             parameter.row(&Slice { dim: 0, offset: 0, len: ROWS, ordinal: 0, holders: 0..1 }, 0)
         };
         let rows: Vec<_> = layers.iter().map(row).collect();
-        let part = |layout: Layout| {
+        let part = |layout: BucketLayout| {
             let own = layout.part((0, 1));
             Part { copy: false, own, layout, whole: true, device: Device::Cpu }
         };
-        Layout::of(&rows, OptimizerKind::AdamW).into_iter().map(part).collect()
+        BucketLayout::of(&rows, OptimizerKind::AdamW).into_iter().map(part).collect()
     }
 
     fn held(layers: &[u32]) -> Vec<Held> {

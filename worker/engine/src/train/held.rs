@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use coxswain_types::assignment::Assignment;
-use coxswain_types::buckets::Layout;
+use coxswain_types::buckets::BucketLayout;
 use coxswain_types::job::Precision;
 use coxswain_types::params::ParameterRow;
 use tch::{Device, Tensor};
@@ -20,7 +20,7 @@ pub struct Part {
     /// Whether it is of the copy.
     pub copy: bool,
     /// What lies where.
-    pub layout: Layout,
+    pub layout: BucketLayout,
     /// The slice whose moments are here.
     pub own: Range<i64>,
     /// Whether all weights count, or those of that slice only.
@@ -35,11 +35,11 @@ impl Part {
         let (kind, parts) = (a.spec.train.optimizer.kind, a.optimizer_group.len());
         let of = |copy: bool, rows: &[ParameterRow], index: u32| {
             let index = if parts > 1 { index as usize } else { 0 };
-            let part = move |layout: Layout| {
+            let part = move |layout: BucketLayout| {
                 let own = layout.part((index, parts));
                 Part { copy, layout, own, whole: !copy || parts == 1, device }
             };
-            Layout::of(rows, kind).into_iter().map(part)
+            BucketLayout::of(rows, kind).into_iter().map(part)
         };
         let copy = a
             .peer_replica

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use coxswain_comm::{Axis, Group, Links};
 use coxswain_native::ops::{self, AdamW, Update};
-use coxswain_types::buckets::Layout;
+use coxswain_types::buckets::BucketLayout;
 use coxswain_types::job::OptimizerSpec;
 use tch::{Device, Kind, Tensor};
 
@@ -35,7 +35,7 @@ pub struct Moments {
 
 impl Moments {
     /// At zero, of this slice of a bucket.
-    pub fn zeros(layout: &Layout, own: Range<i64>, device: Device) -> Result<Moments, EngineError> {
+    pub fn zeros(layout: &BucketLayout, own: Range<i64>, device: Device) -> Result<Moments, EngineError> {
         let zeros = || Tensor::f_zeros([own.end - own.start], (Kind::Float, device));
         let second = if layout.class.muon { None } else { Some(zeros()?) };
         Ok(Moments { first: zeros()?, second, own })

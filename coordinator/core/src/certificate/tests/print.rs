@@ -1,10 +1,10 @@
 use expect_test::expect;
 
-use super::super::{Done, Head, ONE, RunRecord, certify, threads};
+use super::super::{CertificateHead, Done, ONE, RunRecord, certify, threads};
 use super::{next, record, spec};
 
-fn head(strict: bool) -> Head {
-    Head {
+fn head(strict: bool) -> CertificateHead {
+    CertificateHead {
         job: "tiny".to_owned(),
         file: "job.yaml".to_owned(),
         sets: vec!["train.seed=2".to_owned()],
