@@ -119,7 +119,7 @@ pub(crate) fn prepare(
     submission: &Submission,
     look: CheckDepth,
     digests: &Digests,
-    words: &Reporter<'_>,
+    reporter: &Reporter<'_>,
     first: bool,
 ) -> Result<PreparedJob, String> {
     let directory = Path::new(&submission.directory);
@@ -130,15 +130,15 @@ pub(crate) fn prepare(
         |manifest: &Manifest| look == CheckDepth::Whole || manifest.step >= submission.spec.train.steps;
     let (newest, damaged) = newest(directory, &submission.spec, whole)?;
     for (step, error) in damaged {
-        (words.tell)(Weight::Warning, format!("the checkpoint of step {step} is set aside: {error}"));
+        (reporter.tell)(Weight::Warning, format!("the checkpoint of step {step} is set aside: {error}"));
         set_aside(directory, step).map_err(|error| error.to_string())?;
     }
     let wanted = newest.as_ref().map(|newest| &newest.data);
-    let data = coxswain_files::prepare(directory, &submission.spec, wanted, digests, words.watch);
+    let data = coxswain_files::prepare(directory, &submission.spec, wanted, digests, reporter.watch);
     let data = data.map_err(|error| error.to_string())?;
     if first {
         for line in beginning::told(directory, newest.as_ref(), &submission.spec, &data)? {
-            (words.tell)(Weight::Info, line);
+            (reporter.tell)(Weight::Info, line);
         }
     }
     let (threads, runtime) = newest.as_ref().map(|newest| (newest.threads, newest.runtime.clone())).unzip();

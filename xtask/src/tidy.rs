@@ -1,6 +1,7 @@
 //! `tidy`: rules of the tree that no compiler checks, one row each in [`RULES`].
 //!
-//! A rule is a pure function of a file's path and text (and, for links, of which paths exist).
+//! A rule is a pure function of a file's path and text (and, for links, of which paths exist). One looks at all files at
+//! once: `one-name`, in `types`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +13,7 @@ use crate::repo::Repo;
 use crate::run::say;
 
 mod links;
+mod types;
 
 /// The texts of the tree, by path from the root with `/` between its parts.
 type Tree = BTreeMap<String, String>;
@@ -83,6 +85,9 @@ fn faults(tree: &Tree) -> Vec<String> {
                 all.push(format!("{path}:{line}: {message} [{}]", rule.name));
             }
         }
+    }
+    for (path, TidyFault { line, message }) in types::doubles(tree) {
+        all.push(format!("{path}:{line}: {message} [one-name]"));
     }
     if tree.contains_key("Cargo.toml") && !tree.contains_key(MAP) {
         all.push(format!("{MAP}:0: is missing; it holds the map of the crates [map]"));

@@ -119,7 +119,7 @@ impl fmt::Display for Jobs {
     }
 }
 
-/// Who someone is.
+/// Who a caller is, as its certificate says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Principal {
     pub(crate) role: Role,

@@ -93,8 +93,8 @@ pub(super) fn work(
         let _ = say(&PreparationReport::Told(weight, text));
     };
     let digests = Digests::with(asked.digests);
-    let words = Reporter { watch: &watch, tell: &tell };
-    let result = folder::prepare(&asked.submission, asked.look, &digests, &words, asked.first);
+    let reporter = Reporter { watch: &watch, tell: &tell };
+    let result = folder::prepare(&asked.submission, asked.look, &digests, &reporter, asked.first);
     say(&PreparationReport::Done { result: Box::new(result), digests: digests.remembered() })
 }
 

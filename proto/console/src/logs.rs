@@ -52,7 +52,7 @@ pub fn start(format: LogFormat, fields: Fields) {
     };
 }
 
-/// Makes ways to stderr, one for each line.
+/// Writes log lines to stderr, each by itself.
 struct StderrLines;
 
 impl MakeWriter<'_> for StderrLines {

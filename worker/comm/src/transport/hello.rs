@@ -101,7 +101,7 @@ pub(crate) fn host() -> [u8; 16] {
     })
 }
 
-/// One of the two ends.
+/// Which of the two ends speaks.
 #[derive(Clone, Copy)]
 enum HandshakeRole {
     Connects = 1,

@@ -40,7 +40,7 @@ impl Ended {
     }
 }
 
-/// One who waits for it.
+/// Waits until a message has arrived, or is on its way.
 pub(crate) struct MessageTicket(Arc<Ended>);
 
 impl Pending for MessageTicket {
