@@ -1,7 +1,7 @@
 //! `tidy`: rules of the tree that no compiler checks, one row each in [`RULES`].
 //!
-//! A rule is a pure function of a file's path and text (and, for links, of which paths exist). One looks at all files at
-//! once: `one-name`, in `types`.
+//! A rule is a pure function of a file's path and text (and, for links, of which paths exist). Beside them,
+//! `one-name` (in `types`) looks at all files at once.
 
 use std::collections::BTreeMap;
 use std::fs;
