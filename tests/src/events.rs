@@ -24,11 +24,6 @@ pub fn count(events: &[Value], kind: &str) -> usize {
     events.iter().filter(|event| event["kind"] == kind).count()
 }
 
-/// Whether a worker of this name has joined.
-pub fn joined(events: &[Value], worker: &str) -> bool {
-    events.iter().any(|event| event["kind"] == "joined" && event["worker"] == worker)
-}
-
 /// How the job of these events has ended: `done`, `failed` or `cancelled`; `None` while it has not.
 pub fn ending(events: &[Value]) -> Option<&str> {
     events.iter().rev().find(|event| event["kind"] == "ended")?["ending"].as_str()
@@ -101,6 +96,6 @@ mod tests {
         assert_eq!(workers_at_work(&events).unwrap(), ["w0", "w1"]);
         assert_eq!(processes_at_work(&events).unwrap(), [7, 9]);
         assert_eq!((ending(&events), ending(&events[..7])), (Some("done"), None));
-        assert!(joined(&events, "w0") && !joined(&events, "w1"));
+        assert_eq!((count(&events, "formed"), count(&events, "gone")), (2, 0));
     }
 }

@@ -222,12 +222,17 @@ impl<'a> Site<'a> {
         self.events().is_ok_and(|events| holds(&events))
     }
 
-    /// Waits until a worker of this name has joined.
+    /// Waits until a worker of this name has joined: `coxswain status` lists it. The journal has workers that join
+    /// while there is a job, and no others.
     ///
     /// # Errors
     /// It does not.
     pub fn wait_for_worker(&self, name: &str) -> Result<()> {
-        wait_until_told(name, SOON, || self.tells(|all| events::joined(all, name))).map(drop)
+        let listed = || {
+            let told = self.coxswain(&["status"]);
+            told.is_ok_and(|(_, text)| text.split_whitespace().any(|word| word == name))
+        };
+        wait_until_told(name, SOON, listed).map(drop)
     }
 
     /// Waits until the generation of this number, or a later one, is formed.
