@@ -18,7 +18,7 @@ use crate::auth::identity::{Malformed, Principal, Role};
 use crate::auth::members::{MemberError, Membership, Signed};
 use crate::auth::pods::{Joiner, PodError, Pods};
 use crate::auth::record::RecordError;
-use crate::auth::register::Refusal;
+use crate::auth::register::AccessRefusal;
 use crate::auth::revocations::RevokeError;
 use crate::auth::tokens::{Grant, TokenError};
 use crate::auth::{Caller, Known, now_s};
@@ -276,21 +276,21 @@ fn refused(error: MemberError) -> Status {
     }
 }
 
-fn code(refusal: &Refusal) -> tonic::Code {
+fn code(refusal: &AccessRefusal) -> tonic::Code {
     use tonic::Code;
     match refusal {
-        Refusal::Token(TokenError::Unknown | TokenError::Expired(_) | TokenError::UsedUp(_)) => {
+        AccessRefusal::Token(TokenError::Unknown | TokenError::Expired(_) | TokenError::UsedUp(_)) => {
             Code::Unauthenticated
         }
-        Refusal::Name(_) | Refusal::Token(TokenError::Grant(_)) => Code::InvalidArgument,
-        Refusal::Token(TokenError::TooMany(_))
-        | Refusal::Renew(RenewError::TooMany | RenewError::TooManyOfPod { .. })
-        | Refusal::Revoke(RevokeError::TooMany) => Code::ResourceExhausted,
-        Refusal::TooEarly { .. } => Code::Unavailable,
-        Refusal::Renew(_) | Refusal::Revoked(..) => Code::PermissionDenied,
-        Refusal::Revoke(RevokeError::NotRevoked(_)) | Refusal::Token(TokenError::NoToken(_)) => {
+        AccessRefusal::Name(_) | AccessRefusal::Token(TokenError::Grant(_)) => Code::InvalidArgument,
+        AccessRefusal::Token(TokenError::TooMany(_))
+        | AccessRefusal::Renew(RenewError::TooMany | RenewError::TooManyOfPod { .. })
+        | AccessRefusal::Revoke(RevokeError::TooMany) => Code::ResourceExhausted,
+        AccessRefusal::TooEarly { .. } => Code::Unavailable,
+        AccessRefusal::Renew(_) | AccessRefusal::Revoked(..) => Code::PermissionDenied,
+        AccessRefusal::Revoke(RevokeError::NotRevoked(_)) | AccessRefusal::Token(TokenError::NoToken(_)) => {
             Code::NotFound
         }
-        Refusal::Revoke(RevokeError::Own(_)) => Code::FailedPrecondition,
+        AccessRefusal::Revoke(RevokeError::Own(_)) => Code::FailedPrecondition,
     }
 }

@@ -14,7 +14,7 @@ use super::digest::Digest;
 use super::identity::{Principal, Role};
 use super::pods::Joiner;
 use super::record::{AuthRecord, RecordError, Sync};
-use super::register::{Change, Refusal, Register};
+use super::register::{AccessRefusal, Change, Register};
 use super::revocations::Revocation;
 use super::tokens::Grant;
 use super::{Known, Shown, now_s};
@@ -28,7 +28,7 @@ const MAX_OPEN: usize = 2 * 16_384;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MemberError {
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] AccessRefusal),
     #[error(transparent)]
     Record(#[from] RecordError),
     #[error("a certificate cannot be made: {0:#}")]

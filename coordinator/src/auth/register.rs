@@ -26,7 +26,7 @@ pub(crate) enum Change {
 
 /// Why somebody gets no certificate, or a name is not revoked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum AccessRefusal {
     #[error(transparent)]
     Token(#[from] TokenError),
     #[error(transparent)]
@@ -85,13 +85,13 @@ impl Register {
     }
 
     /// A token that has just been made.
-    pub(crate) fn grant(&self, token: &JoinToken, grant: Grant, now_s: u64) -> Result<Change, Refusal> {
+    pub(crate) fn grant(&self, token: &JoinToken, grant: Grant, now_s: u64) -> Result<Change, AccessRefusal> {
         let open = self.tokens.grant(token, grant, now_s)?;
         Ok(Change::Token { id: token.id().to_owned(), token: open })
     }
 
     /// The token of this id gives nothing from now on.
-    pub(crate) fn void(&self, id: &str) -> Result<Change, Refusal> {
+    pub(crate) fn void(&self, id: &str) -> Result<Change, AccessRefusal> {
         Ok(Change::Token { id: id.to_owned(), token: self.tokens.void(id)? })
     }
 
@@ -101,7 +101,7 @@ impl Register {
         spoken: &str,
         name: &str,
         now_s: u64,
-    ) -> Result<(Principal, Change), Refusal> {
+    ) -> Result<(Principal, Change), AccessRefusal> {
         let (id, token) = self.tokens.redeem(spoken, now_s)?;
         let identity = Principal::new(token.role, name, token.jobs.clone())?;
         self.may_join(&identity, now_s)?;
@@ -109,14 +109,14 @@ impl Register {
     }
 
     /// Whether somebody may have a first certificate.
-    pub(crate) fn may_join(&self, identity: &Principal, now_s: u64) -> Result<(), Refusal> {
+    pub(crate) fn may_join(&self, identity: &Principal, now_s: u64) -> Result<(), AccessRefusal> {
         let Principal { role, name, jobs } = identity;
         if self.revocations.bars(*role, name) {
-            return Err(Refusal::Revoked(*role, name.clone()));
+            return Err(AccessRefusal::Revoked(*role, name.clone()));
         }
         let wait_s = self.revocations.refuses_for_s(*role, name, now_s);
         if wait_s > 0 {
-            return Err(Refusal::TooEarly { role: *role, name: name.clone(), wait_s });
+            return Err(AccessRefusal::TooEarly { role: *role, name: name.clone(), wait_s });
         }
         if *role == Role::Worker {
             self.chains.may_join(name, jobs, now_s)?;
@@ -126,9 +126,14 @@ impl Register {
 
     /// Whether a worker may have a first certificate by the token of its pod. Who is revoked under the pod's
     /// name joins by no other name of the pod.
-    pub(crate) fn may_join_of_pod(&self, identity: &Principal, pod: &str, now_s: u64) -> Result<(), Refusal> {
+    pub(crate) fn may_join_of_pod(
+        &self,
+        identity: &Principal,
+        pod: &str,
+        now_s: u64,
+    ) -> Result<(), AccessRefusal> {
         if self.revocations.bars(Role::Worker, pod) {
-            return Err(Refusal::Revoked(Role::Worker, pod.to_owned()));
+            return Err(AccessRefusal::Revoked(Role::Worker, pod.to_owned()));
         }
         self.chains.may_join_of_pod(&identity.name, pod, now_s)?;
         self.may_join(identity, now_s)
@@ -148,17 +153,18 @@ impl Register {
         by: Digest,
         now_s: u64,
         life_s: u64,
-    ) -> Result<Chain, Refusal> {
+    ) -> Result<Chain, AccessRefusal> {
         if self.refuses(shown) {
-            return Err(Refusal::Revoked(shown.identity.role, shown.identity.name.clone()));
+            return Err(AccessRefusal::Revoked(shown.identity.role, shown.identity.name.clone()));
         }
         Ok(self.chains.may_renew(shown, by, now_s, life_s)?.clone())
     }
 
     /// What has to be remembered of a refused renewal: that a chain is split.
-    pub(crate) fn refused(&self, shown: &Shown, why: &Refusal) -> Option<Change> {
+    pub(crate) fn refused(&self, shown: &Shown, why: &AccessRefusal) -> Option<Change> {
         let name = &shown.identity.name;
-        let chain = self.chains.get(name).filter(|_| matches!(why, Refusal::Renew(RenewError::Split(_))))?;
+        let chain =
+            self.chains.get(name).filter(|_| matches!(why, AccessRefusal::Renew(RenewError::Split(_))))?;
         let split = chain.clone().split();
         (split != *chain).then(|| Change::Chain { name: name.clone(), chain: split })
     }
@@ -182,7 +188,7 @@ impl Register {
         name: &str,
         by: &Principal,
         now_s: u64,
-    ) -> Result<Vec<Change>, Refusal> {
+    ) -> Result<Vec<Change>, AccessRefusal> {
         check_name(name)?;
         if name == by.name && roles.contains(&by.role) {
             return Err(RevokeError::Own(by.to_string()).into());
@@ -195,7 +201,12 @@ impl Register {
     }
 
     /// Lets this name have new certificates in those of these roles in which it is revoked.
-    pub(crate) fn lift(&self, roles: &[Role], name: &str, by: &Principal) -> Result<Vec<Change>, Refusal> {
+    pub(crate) fn lift(
+        &self,
+        roles: &[Role],
+        name: &str,
+        by: &Principal,
+    ) -> Result<Vec<Change>, AccessRefusal> {
         check_name(name)?;
         let lift = |role: &Role| {
             let revocation = self.revocations.lift(*role, name, &by.to_string())?;

@@ -56,8 +56,8 @@ impl Case {
                 self.apply([Change::Chain { name: "w0".to_owned(), chain }]);
                 Ok(newer)
             }
-            Err(Refusal::Renew(why)) => {
-                let split = self.register.refused(by, &Refusal::Renew(why.clone()));
+            Err(AccessRefusal::Renew(why)) => {
+                let split = self.register.refused(by, &AccessRefusal::Renew(why.clone()));
                 self.apply(split);
                 Err(why)
             }
@@ -155,7 +155,7 @@ fn a_revocation_refuses_what_was_made_before_it_for_ever() {
     let changes = revoke(&case, &Role::ALL, "w0").unwrap();
     case.apply(changes);
     assert!(case.register.refuses(&before));
-    let revoked = Refusal::Revoked(Role::Worker, "w0".to_owned());
+    let revoked = AccessRefusal::Revoked(Role::Worker, "w0".to_owned());
     assert_eq!(case.register.may_join(&before.identity, 100), Err(revoked.clone()));
     assert_eq!(case.register.may_renew(&before, before.digest, 100, LIFE_S), Err(revoked));
     let lift = |case: &Case, roles: &[Role]| case.register.lift(roles, "w0", &by);
@@ -165,7 +165,7 @@ fn a_revocation_refuses_what_was_made_before_it_for_ever() {
     // No certificate is given that is refused: not in the second of the revocation, nor where the clock was
     // set back.
     for (now_s, wait_s) in [(100, 1), (40, 61)] {
-        let early = Refusal::TooEarly { role: Role::Worker, name: "w0".to_owned(), wait_s };
+        let early = AccessRefusal::TooEarly { role: Role::Worker, name: "w0".to_owned(), wait_s };
         assert_eq!(case.register.may_join(&before.identity, now_s), Err(early));
     }
     case.now_s = 101;
@@ -176,7 +176,7 @@ fn a_revocation_refuses_what_was_made_before_it_for_ever() {
     let own = RevokeError::Own("admin ann".to_owned());
     assert_eq!(revoke(&case, &Role::ALL, "ann"), Err(own.into()));
     assert!(revoke(&case, &[Role::Worker], "ann").is_ok());
-    assert!(matches!(revoke(&case, &Role::ALL, "a b"), Err(Refusal::Name(_))));
+    assert!(matches!(revoke(&case, &Role::ALL, "a b"), Err(AccessRefusal::Name(_))));
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn a_pod_has_so_many_names_and_none_once_its_own_is_revoked() {
         let made = made(&case.make());
         let joined = case.register.joined(&identity, made, case.now_s);
         case.apply(joined);
-        Ok::<_, Refusal>(())
+        Ok::<_, AccessRefusal>(())
     };
     // Of another pod.
     let first = made(&case.make());
@@ -215,7 +215,7 @@ fn a_pod_has_so_many_names_and_none_once_its_own_is_revoked() {
     for n in 0..64 {
         join(&mut case, &format!("pod-1-{n}")).unwrap();
     }
-    let most = Refusal::Renew(RenewError::TooManyOfPod { pod: "pod-1".to_owned() });
+    let most = AccessRefusal::Renew(RenewError::TooManyOfPod { pod: "pod-1".to_owned() });
     assert_eq!(join(&mut case, "pod-1"), Err(most));
     join(&mut case, "pod-1-63").unwrap();
     case.now_s += WORKER_LIFE.as_secs();
@@ -223,6 +223,6 @@ fn a_pod_has_so_many_names_and_none_once_its_own_is_revoked() {
     let by = Principal::from_uri("coxswain://admin/ann/job/*").unwrap();
     let revoked = case.register.revoke(&[Role::Worker], "pod-1", &by, case.now_s).unwrap();
     case.apply(revoked);
-    let revoked = Refusal::Revoked(Role::Worker, "pod-1".to_owned());
+    let revoked = AccessRefusal::Revoked(Role::Worker, "pod-1".to_owned());
     assert_eq!(join(&mut case, "pod-1-0"), Err(revoked));
 }
