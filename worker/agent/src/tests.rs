@@ -250,7 +250,7 @@ fn who_asks_to_stop_waits_for_the_end_of_a_step_and_asks_again_to_stop_at_once()
 
     let mut agent = at_work();
     agent.on(lost(), 0);
-    assert_eq!(stop(&mut agent, NotRenewed, 1), [asked(NotRenewed)], "there is nobody to ask for a place");
+    assert_eq!(stop(&mut agent, NotRenewed, 1), [asked(NotRenewed)], "it has no coordinator to wait for");
     assert_eq!(Departure::Asked(NotRenewed).code(), 1);
 }
 

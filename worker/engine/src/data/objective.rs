@@ -56,7 +56,10 @@ impl<'w> TextWindow<'w> {
 
     /// The text.
     pub(super) fn text(&self) -> &'w [i64] {
-        self.tokens.split_last().map_or(&[], |(_, text)| text)
+        match self.tokens {
+            [text @ .., _] => text,
+            [] => &[],
+        }
     }
 }
 

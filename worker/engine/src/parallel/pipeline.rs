@@ -156,8 +156,9 @@ impl<'a> Runner<'a> {
     /// Posts the receive of a message into the task's stage.
     fn post(&self, task: &StageTask<'_>, direction: Direction, stash: &mut Stash) -> Result<(), EngineError> {
         let edge = direction.into(task.seat);
-        let edge =
-            edge.ok_or_else(|| EngineError::Other(format!("stage {} has nobody there", task.seat.index)))?;
+        let edge = edge.ok_or_else(|| {
+            EngineError::Other(format!("stage {} has no neighbour to receive from", task.seat.index))
+        })?;
         let shape = self.edges().shape(&task.seat.stage.range, direction);
         let x = buffer(&shape, kind(self.context.precision), self.context.device)?;
         let transfer = self.links.recv(&x, edge.peer, edge.axis)?;

@@ -38,7 +38,7 @@ impl CompressedAttention {
         window: u32,
         block: u32,
     ) -> Result<CompressedAttention, EngineError> {
-        let shard = |index| {
+        let shard = |index| -> Result<_, EngineError> {
             Ok(CompressedShard {
                 projections: Projections::build(builder, "", index)?,
                 summary: builder.param("summary.weight", index)?,

@@ -31,8 +31,9 @@ impl CrossAttention {
         context: &Rc<Context>,
     ) -> Result<CrossAttention, EngineError> {
         let builder = BlockBuilder { layer, prefix, parameters, context };
-        let shard =
-            |index| Ok((Projections::build(&builder, "", index)?, ScoreShard { index, relative: None }));
+        let shard = |index| -> Result<_, EngineError> {
+            Ok((Projections::build(&builder, "", index)?, ScoreShard { index, relative: None }))
+        };
         Ok(CrossAttention {
             shards: builder.shards(shard)?,
             scores: Scores::new(&builder, KeysOf::EncoderOutput),

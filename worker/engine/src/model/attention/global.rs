@@ -35,7 +35,7 @@ impl GlobalAttention {
         window: u32,
         global: u32,
     ) -> Result<GlobalAttention, EngineError> {
-        let shard = |index| {
+        let shard = |index| -> Result<_, EngineError> {
             Ok(GlobalShard {
                 first: Projections::build(builder, "global_", index)?,
                 others: Projections::build(builder, "", index)?,

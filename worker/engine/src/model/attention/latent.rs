@@ -48,7 +48,7 @@ impl LatentAttention {
     ) -> Result<LatentAttention, EngineError> {
         let (place, prefix, parameters, context) =
             (builder.place(), builder.prefix, builder.parameters, builder.context);
-        let shard = |index| {
+        let shard = |index| -> Result<_, EngineError> {
             Ok(LatentShard {
                 q: builder.projection("q_proj", index)?,
                 up: builder.column("kv_up_proj", index, false)?,

@@ -33,7 +33,7 @@ struct LinearShard {
 
 impl LinearAttention {
     pub(super) fn build(builder: &BlockBuilder<'_>, decay: bool) -> Result<LinearAttention, EngineError> {
-        let shard = |index| {
+        let shard = |index| -> Result<_, EngineError> {
             Ok(LinearShard {
                 projections: Projections::build(builder, "", index)?,
                 decay: decay.then(|| builder.column("decay_proj", index, true)).transpose()?,

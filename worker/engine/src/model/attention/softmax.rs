@@ -19,7 +19,9 @@ pub(super) struct SoftmaxAttention {
 
 impl SoftmaxAttention {
     pub(super) fn build(builder: &BlockBuilder<'_>) -> Result<SoftmaxAttention, EngineError> {
-        let shard = |index| Ok((Projections::build(builder, "", index)?, builder.scores(index)?));
+        let shard = |index| -> Result<_, EngineError> {
+            Ok((Projections::build(builder, "", index)?, builder.scores(index)?))
+        };
         Ok(SoftmaxAttention { shards: builder.shards(shard)?, scores: Scores::new(builder, KeysOf::Own) })
     }
 
