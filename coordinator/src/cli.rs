@@ -146,7 +146,7 @@ Exit codes:
 Example:
   coxswain verify job.yaml --layouts pp2,dp2,tp2xpp2 --set train.tensor_shards=2
 
-A layout is parts ppN, tpN and dpN joined by x, or `one` for one process, or `job` for the job's own;
+A layout is parts ppN, tpN, dpN joined by x, or `one` for one process, or `job` for the job's own;
 then options: +zero +sp +1f1b +gpipe +zb-h1 +interleaved +none +full +attention +ffn.
 
 Exit codes:

@@ -17,23 +17,47 @@ use coxswain_files::{Digests, prepare};
 use coxswain_tests::Folder;
 use coxswain_tests::threads::assignments_of;
 use coxswain_types::Generation;
+use coxswain_types::activity::{EnginePhase, EngineWork};
 use coxswain_types::assignment::Assignment;
+use coxswain_types::schedule::Kind;
 use coxswain_types::status::Directive;
 use tch::Tensor;
 
 const STEPS: u64 = 12;
 /// The step in which a generation breaks.
 const BREAKS: u64 = 5;
-/// When a rank has taken a step, before it says so.
-const TAKEN: &str = "taken";
+/// What a rank does when it is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    /// An action of this kind.
+    In(Kind),
+    /// A phase outside its actions.
+    At(EnginePhase),
+    /// It has taken a step, and has not said so yet.
+    Taken,
+}
+
+impl Lost {
+    fn is(self, work: EngineWork) -> bool {
+        match (self, work) {
+            (Lost::In(kind), EngineWork::Action(action)) => action.kind == kind,
+            (Lost::At(phase), EngineWork::Phase(now)) => phase == now,
+            _ => false,
+        }
+    }
+}
+
+const FORWARD: Lost = Lost::In(Kind::Forward);
+const BACKWARD: Lost = Lost::In(Kind::Backward);
+const CLOSING: Lost = Lost::At(EnginePhase::ClosingStep);
 /// Nothing here takes so long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// When a generation breaks.
 #[derive(Clone, Copy, Debug)]
 enum Moment {
-    /// This rank is gone, with all that it holds, when it does what begins so in step [`BREAKS`] or later.
-    Gone { rank: usize, doing: &'static str },
+    /// This rank is gone, with all that it holds, when it does this in step [`BREAKS`] or later.
+    Gone { rank: usize, doing: Lost },
     /// All vote on step [`BREAKS`], and this rank hears no more of it.
     Unheard { rank: usize },
 }
@@ -133,7 +157,7 @@ impl Control for Watch {
             }
             Event::Stepped(pace) => {
                 *self.step.lock().unwrap() = pace.step.0;
-                if let Some(Moment::Gone { rank, doing: TAKEN }) = self.moment
+                if let Some(Moment::Gone { rank, doing: Lost::Taken }) = self.moment
                     && (rank, BREAKS) == (self.rank, pace.step.0)
                 {
                     self.told.strike(rank);
@@ -149,13 +173,13 @@ impl Control for Watch {
     }
 }
 
-/// Aborts the links of a rank when it does what begins with `doing`.
-fn strike(links: Links, doing: &'static str, told: Arc<Told>) {
+/// Aborts the links of a rank when it does this.
+fn strike(links: Links, doing: Lost, told: Arc<Told>) {
     std::thread::spawn(move || {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end && !told.over.load(Ordering::Relaxed) {
             let now = links.doing();
-            if now.step >= BREAKS && now.what.contains(doing) {
+            if now.step >= BREAKS && doing.is(now.what) {
                 told.strike(links.rank() as usize);
                 return;
             }
@@ -284,10 +308,18 @@ fn assignments(folder: &Folder, directory: &Path, sets: &[(&str, &str)]) -> Resu
 }
 
 /// Phases of a step, by what a rank does in them.
-const PHASES: [&str; 7] = ["F", "B", "adding gradients", "closing the step", TAKEN, "writing", "validation"];
+const PHASES: [Lost; 7] = [
+    FORWARD,
+    BACKWARD,
+    Lost::At(EnginePhase::AddingGradients),
+    CLOSING,
+    Lost::Taken,
+    Lost::At(EnginePhase::WritingCheckpoint),
+    Lost::At(EnginePhase::Evaluating),
+];
 
 /// A layout: its name, the phases in which a rank is lost, and what it changes in the job.
-type Row<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)]);
+type Row<'a> = (&'a str, &'a [Lost], &'a [(&'a str, &'a str)]);
 
 /// After which step survivors go on at least. The lead rank may have taken one that it had not yet told
 /// anybody of.
@@ -309,7 +341,7 @@ fn a_rank_that_is_gone_in_any_phase_costs_no_bit_and_no_step() -> Result<()> {
         ),
         (
             "pp2 muon, peer replicas",
-            &["B", "closing the step", TAKEN],
+            &[BACKWARD, CLOSING, Lost::Taken],
             &[("layout.pipeline", "2"), ("train.optimizer", "muon"), ("recovery.peer_replica", "true")],
         ),
     ];
@@ -323,10 +355,10 @@ fn a_rank_that_is_gone_in_any_phase_costs_no_bit_and_no_step() -> Result<()> {
             let rank = at % assignments.len();
             let (end, starts) = live(&assignments, &[Moment::Gone { rank, doing }])?;
             struck += u32::from(starts[1] < STEPS);
-            ensure!(end == calm, "{name}: rank {rank} gone in `{doing}` changes bits");
+            ensure!(end == calm, "{name}: rank {rank} gone in {doing:?} changes bits");
             ensure!(
                 starts[1] >= least(rank),
-                "{name}: rank {rank} gone in `{doing}` costs steps: {starts:?}"
+                "{name}: rank {rank} gone in {doing:?} costs steps: {starts:?}"
             );
         }
     }
@@ -367,7 +399,7 @@ fn losses_that_follow_each_other_cost_no_bit() -> Result<()> {
     // Neighbours, one after the other: the second holds what the first has got back.
     let gone = |rank, doing| Moment::Gone { rank, doing };
     let (end, starts) =
-        broken(&assignments, &[gone(0, "F"), gone(1, "B"), gone(2, "closing"), gone(1, "F")])?;
+        broken(&assignments, &[gone(0, FORWARD), gone(1, BACKWARD), gone(2, CLOSING), gone(1, FORWARD)])?;
     ensure!(end == calm, "bits differ");
     let least = [0, 1, 2, 1].map(least);
     ensure!(starts[1..].iter().zip(least).all(|(start, least)| *start >= least), "{starts:?}");
@@ -380,7 +412,7 @@ fn what_nobody_holds_is_not_made_up() -> Result<()> {
     let sets = [("layout.pipeline", "2")];
     let assignments = assignments(&folder, &folder.path().join("run"), &sets)?;
     let (calm, _) = live(&assignments, &[])?;
-    let (end, starts) = broken(&assignments, &[Moment::Gone { rank: 1, doing: "B" }])?;
+    let (end, starts) = broken(&assignments, &[Moment::Gone { rank: 1, doing: BACKWARD }])?;
     ensure!(end == calm, "bits differ");
     ensure!(starts == [0, 0], "nobody had a copy of the lost stage: {starts:?}");
     Ok(())

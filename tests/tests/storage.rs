@@ -18,6 +18,7 @@ use coxswain_tests::chaos::{at_work, interruptions, next_step};
 use coxswain_tests::process::{lines, signal};
 use coxswain_tests::threads::assignments_of;
 use coxswain_tests::{Folder, JOB, Run, skip, text, wait_until};
+use coxswain_types::activity::{EnginePhase, EngineWork};
 use coxswain_types::status::Directive;
 
 /// How long ranks wait for each other to join, and how long the files of one take to check.
@@ -100,7 +101,7 @@ fn a_rank_that_checks_its_files_for_long_is_waited_for() -> Result<()> {
         }
         Ok::<_, anyhow::Error>(doing)
     })?;
-    ensure!(built.as_deref() == Some("checking the files of its run"), "it was {built:?}");
+    ensure!(built == Some(EngineWork::Phase(EnginePhase::CheckingFiles)), "it was {built:?}");
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
-use tokio_stream::MaybeTlsStream as _;
+use tokio_stream::Stream as _;
 use tokio_stream::wrappers::WatchStream;
 use tonic::transport::server::Connected;
 

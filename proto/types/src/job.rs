@@ -7,6 +7,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::axis::AXES;
 pub use crate::model::ModelSpec;
 use crate::model::{Architecture, Head};
 use crate::schedule::Action;
@@ -437,7 +438,7 @@ impl Layout {
 
     /// Number of workers that the layout needs.
     pub fn world(&self) -> u32 {
-        self.pipeline * self.tensor * self.data
+        AXES.iter().map(|axis| self.ways(axis)).product()
     }
 
     /// Number of pipeline stages: each pipeline rank holds as many as the schedule has chunks.

@@ -3,6 +3,7 @@
 //! Reading order:
 //! - [`ids`]: what is counted: ranks, steps, micro-batches, generations.
 //! - [`job`]: what the user asked for, after every check has passed.
+//! - [`axis`]: the axes of its layout, by name.
 //! - [`model`]: the transformer of a job, composed of the parts that families share.
 //! - [`bounds`]: what a job's numbers lie within, wherever the job was read.
 //! - [`framing`]: the tokens around a text.
@@ -20,6 +21,7 @@
 
 pub mod activity;
 pub mod assignment;
+pub mod axis;
 pub mod bounds;
 pub mod buckets;
 pub mod framing;

@@ -1,14 +1,13 @@
 //! The name of a layout, such as `tp2xpp2+zero`, and the changes to a job that it stands for.
 
+use coxswain_types::axis::AXES;
+
 use super::CertificateError;
 
 /// The name of a single process.
 pub const ONE: &str = "one";
 /// The name of the layout that the job asks for itself.
 pub const JOB: &str = "job";
-
-/// The axes of the mesh: how a name begins, and the key.
-const AXES: [(&str, &str); 3] = [("pp", "pipeline"), ("tp", "tensor"), ("dp", "data")];
 
 /// Ways of an axis that a name may ask for; a job's own bound is lower or the same.
 const WAYS_MAX: u32 = 4096;
@@ -71,19 +70,20 @@ impl LayoutName {
 fn mesh_set(mesh: &str) -> Result<String, String> {
     let mut ways = [None; AXES.len()];
     for part in mesh.split('x').filter(|_| mesh != ONE) {
-        let axis = AXES.iter().position(|(short, _)| part.starts_with(short));
-        let number = axis.and_then(|axis| Some((axis, count(part.strip_prefix(AXES[axis].0)?)?)));
+        let axis = AXES.iter().position(|axis| part.starts_with(axis.short));
+        let number = axis.and_then(|axis| Some((axis, count(part.strip_prefix(AXES[axis].short)?)?)));
         let Some((axis, number)) = number else {
+            let parts = AXES.map(|axis| format!("{}N", axis.short)).join(", ");
             return Err(format!(
-                "`{part}` is no part; parts are ppN, tpN and dpN with N from 1 to {WAYS_MAX}, joined by x \
+                "`{part}` is no part; parts are {parts} with N from 1 to {WAYS_MAX}, joined by x \
                  (such as tp2xpp2), or `{ONE}` or `{JOB}` alone"
             ));
         };
         if ways[axis].replace(number).is_some() {
-            return Err(format!("`{}` is given twice", AXES[axis].0));
+            return Err(format!("`{}` is given twice", AXES[axis].short));
         }
     }
-    let entries = AXES.iter().zip(ways).map(|((_, key), n)| format!("{key}: {}", n.unwrap_or(1)));
+    let entries = AXES.iter().zip(ways).map(|(axis, n)| format!("{}: {}", axis.name, n.unwrap_or(1)));
     Ok(format!("layout={{{}}}", entries.collect::<Vec<_>>().join(", ")))
 }
 

@@ -86,7 +86,7 @@ fn a_name_replaces_all_of_the_layout_and_keeps_recompute() {
 
 #[test]
 fn names_that_make_no_sense_are_refused_with_what_is_allowed() {
-    let parts = "parts are ppN, tpN and dpN with N from 1 to 4096, joined by x (such as tp2xpp2), or `one` or `job` alone";
+    let parts = "parts are ppN, tpN, dpN with N from 1 to 4096, joined by x (such as tp2xpp2), or `one` or `job` alone";
     let rows = [
         ("", format!("`` is no part; {parts}")),
         ("p2", format!("`p2` is no part; {parts}")),

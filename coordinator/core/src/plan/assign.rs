@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use coxswain_types::assignment::{PeerReplica, Recompute, Stage};
+use coxswain_types::axis::AxisKind;
 use coxswain_types::params::{
     Parameter, ParameterRow, Place, Slice, Split, norm_slots, parameter_table, slice_of,
 };
@@ -84,7 +85,7 @@ impl Shared<'_> {
         let owned_runs = self.balance.owned_runs[at.data as usize].clone();
         let micro_batches =
             self.runs[owned_runs.start as usize].start..self.runs[owned_runs.end as usize - 1].end;
-        let data_group = self.mesh.data_group(at);
+        let data_group = self.mesh.group_of(at, AxisKind::Data);
         let stages = self.stages(at);
         let parameters = self.rows(at, &stages);
         Assignment {
@@ -102,7 +103,7 @@ impl Shared<'_> {
             stages,
             shards: self.shards(at.tensor),
             shard_count: self.shard_count,
-            tensor_group: self.mesh.tensor_group(at),
+            tensor_group: self.mesh.group_of(at, AxisKind::Tensor),
             optimizer_group: if layout.zero { data_group.clone() } else { vec![rank] },
             data_group,
             parameters,

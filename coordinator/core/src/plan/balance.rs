@@ -30,7 +30,7 @@ impl Balance {
     /// and one that spares the slow stages, each with runs that spare slow data ranks. Ranks that are not
     /// listed keep up.
     pub(super) fn new(spec: &JobSpec, slow_percent: &[u32]) -> Balance {
-        let mesh = Mesh::new(spec.layout);
+        let mesh = Mesh::new(&spec.layout);
         let slow = |at| slow_percent.get(mesh.rank(at) as usize).copied().unwrap_or(KEEPS_UP);
         let Layout { pipeline, tensor, data, .. } = spec.layout;
         // Tensor ranks wait for each other in every layer.

@@ -193,7 +193,7 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     Cost::of(spec).expect_bounded()?;
     let (seated, spares) = placement::place(request.workers, &spec.layout)?;
     let seated = placement::keep(seated, request.before);
-    let mesh = Mesh::new(spec.layout);
+    let mesh = Mesh::new(&spec.layout);
     let slow = |worker: &&WorkerInfo| request.slow_percent.get(&worker.id).copied().unwrap_or(KEEPS_UP);
     let balance = Balance::new(spec, &seated.iter().map(slow).collect::<Vec<_>>());
     let mut assignments = assign::assign(request, &mesh, &balance, &seated);

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use coxswain_types::assignment::{Recompute, Stage};
+use coxswain_types::axis::AXES;
 use coxswain_types::job::{Block, Precision, Schedule};
 use coxswain_types::params::ParameterRow;
 use coxswain_types::{Assignment, WorkerId};
@@ -67,7 +68,7 @@ fn head_line(f: &mut fmt::Formatter<'_>, a: &Assignment) -> fmt::Result {
     let parts = [
         format!("job {}", a.job),
         format!("generation {}", a.generation),
-        format!("pipeline {} x tensor {} x data {}", layout.pipeline, layout.tensor, layout.data),
+        AXES.map(|axis| format!("{} {}", axis.name, layout.ways(&axis))).join(" x "),
         counted(a.world, "worker", "workers"),
         counted(a.threads, "thread each", "threads each"),
     ];

@@ -8,7 +8,9 @@ use std::time::Instant;
 use coxswain_console::say;
 
 use super::*;
-use crate::hash::{draw, mix};
+use coxswain_types::hash::mix;
+
+use crate::hash::draw;
 
 /// Names how much text [`one_preparation`] makes and prepares, in bytes.
 const BYTES: &str = "COXSWAIN_TEST_TEXT_BYTES";
