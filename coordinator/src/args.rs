@@ -7,7 +7,7 @@ use coxswain_transport::tls::TlsArgs;
 
 /// Where the coordinator is.
 #[derive(Clone, Debug, Args)]
-pub(crate) struct Coordinator {
+pub(crate) struct CoordinatorArgs {
     /// The coordinator's address.
     #[arg(long, value_name = "URL", env = "COXSWAIN_COORDINATOR", default_value = "127.0.0.1:7070")]
     pub(crate) coordinator: String,

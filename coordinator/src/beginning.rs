@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use coxswain_core::spec::{Difference, differences};
+use coxswain_core::spec::{SpecDifference, differences};
 use coxswain_files::Checkpoint;
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::{PreparedData, Weights};
@@ -46,7 +46,7 @@ fn goes_on(directory: &Path, newest: &Newest, spec: &JobSpec) -> Vec<String> {
     [first].into_iter().chain(changes).chain(rate(&newest.spec, spec, step)).collect()
 }
 
-fn changed(Difference { key, was, is }: &Difference) -> String {
+fn changed(SpecDifference { key, was, is }: &SpecDifference) -> String {
     let value = |value: &Option<Value>| match value {
         None | Some(Value::Null) => "left out".to_owned(),
         Some(Value::String(text)) => text.clone(),

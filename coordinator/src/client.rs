@@ -17,7 +17,7 @@ use coxswain_types::status::StepReport;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::args::{Coordinator, JobFile};
+use crate::args::{CoordinatorArgs, JobFile};
 use crate::event_line::EventLine;
 use crate::failure::{FAILED, Failure};
 use crate::output;
@@ -30,7 +30,7 @@ pub(crate) struct Submit {
     #[command(flatten)]
     job: JobFile,
     #[command(flatten)]
-    coordinator: Coordinator,
+    coordinator: CoordinatorArgs,
     /// The run's folder, which the coordinator and all workers see under the same path.
     #[arg(long, value_name = "DIR")]
     directory: PathBuf,
@@ -42,7 +42,7 @@ pub(crate) struct Status {
     #[arg(long)]
     all: bool,
     #[command(flatten)]
-    coordinator: Coordinator,
+    coordinator: CoordinatorArgs,
 }
 
 #[derive(Debug, Args)]
@@ -53,7 +53,7 @@ pub(crate) struct Watch {
     #[arg(long, value_enum)]
     format: Option<Format>,
     #[command(flatten)]
-    coordinator: Coordinator,
+    coordinator: CoordinatorArgs,
 }
 
 /// How steps are told.
@@ -73,7 +73,7 @@ pub(crate) struct Cancel {
     #[arg(long)]
     now: bool,
     #[command(flatten)]
-    coordinator: Coordinator,
+    coordinator: CoordinatorArgs,
 }
 
 #[derive(Debug, Args)]
@@ -84,7 +84,7 @@ pub(crate) struct Drain {
     #[arg(long, value_name = "TEXT", default_value = "a user wants it out")]
     reason: String,
     #[command(flatten)]
-    coordinator: Coordinator,
+    coordinator: CoordinatorArgs,
 }
 
 #[derive(Debug, Args)]
@@ -92,7 +92,7 @@ pub(crate) struct Explain {
     /// The job's id, as `submit` printed it.
     job: String,
     #[command(flatten)]
-    coordinator: Coordinator,
+    coordinator: CoordinatorArgs,
 }
 
 #[derive(Debug, Args)]
@@ -107,7 +107,7 @@ pub(crate) struct Events {
     #[arg(long, value_name = "DIR", conflicts_with = "follow")]
     data_dir: Option<PathBuf>,
     #[command(flatten)]
-    coordinator: Coordinator,
+    coordinator: CoordinatorArgs,
 }
 
 pub(crate) async fn submit(args: Submit) -> Result<(), Failure> {
@@ -233,16 +233,16 @@ pub(crate) async fn events(args: Events) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn jobs(args: &Coordinator) -> Result<JobsClient<Channel>, Failure> {
+async fn jobs(args: &CoordinatorArgs) -> Result<JobsClient<Channel>, Failure> {
     Ok(jobs_client(channel(args).await?))
 }
 
 /// A client of the service that gives certificates.
-pub(crate) async fn access(args: &Coordinator) -> Result<AccessClient<Channel>, Failure> {
+pub(crate) async fn access(args: &CoordinatorArgs) -> Result<AccessClient<Channel>, Failure> {
     Ok(access_client(channel(args).await?))
 }
 
-async fn channel(args: &Coordinator) -> Result<Channel, Failure> {
+async fn channel(args: &CoordinatorArgs) -> Result<Channel, Failure> {
     use coxswain_transport::ConnectError;
     let transport = args.tls.transport().map_err(|error| Failure::Input(error.to_string()))?;
     connect_over(&args.coordinator, &transport).await.map_err(|error| match error {
@@ -255,7 +255,7 @@ async fn channel(args: &Coordinator) -> Result<Channel, Failure> {
 }
 
 /// Why a call was refused, or failed below HTTP.
-pub(crate) fn refused(args: &Coordinator, status: tonic::Status) -> Failure {
+pub(crate) fn refused(args: &CoordinatorArgs, status: tonic::Status) -> Failure {
     if let Some(why) = why(&status) {
         return Failure::Failed(anyhow!("no secure connection to {}: {why}", args.coordinator));
     }

@@ -1,6 +1,6 @@
 //! How a command ends: its exit codes, and why it fails.
 
-use crate::refusal::Refusal;
+use crate::refusal::JobRefusal;
 
 /// The command did what it should; a run is done.
 pub(crate) const DONE: u8 = 0;
@@ -17,15 +17,15 @@ pub(crate) enum Failure {
     /// The input is invalid.
     Input(String),
     /// The job is refused, for reasons that have codes.
-    Refused(Refusal),
+    Refused(JobRefusal),
     /// It could not be done.
     Failed(anyhow::Error),
     /// It ended with this code and has said why.
     Said(u8),
 }
 
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Failure {
+impl From<JobRefusal> for Failure {
+    fn from(refusal: JobRefusal) -> Failure {
         Failure::Refused(refusal)
     }
 }

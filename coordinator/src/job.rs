@@ -7,16 +7,16 @@ use coxswain_core::spec::{self, JobText};
 use coxswain_types::JobSpec;
 
 use crate::auth::shown;
-use crate::refusal::Refusal;
+use crate::refusal::JobRefusal;
 
 /// Checks a job.
-pub(crate) fn parse(text: &str, source: &str, base: &Path, sets: &[String]) -> Result<JobSpec, Refusal> {
+pub(crate) fn parse(text: &str, source: &str, base: &Path, sets: &[String]) -> Result<JobSpec, JobRefusal> {
     let sets = split_sets(sets)?;
     Ok(spec::parse(&JobText { source, text, sets: &sets, base })?)
 }
 
 /// Checks a job that is planned only: its model may be one that cannot be trained yet.
-pub(crate) fn look(text: &str, source: &str, base: &Path, sets: &[String]) -> Result<JobSpec, Refusal> {
+pub(crate) fn look(text: &str, source: &str, base: &Path, sets: &[String]) -> Result<JobSpec, JobRefusal> {
     let sets = split_sets(sets)?;
     Ok(spec::look(&JobText { source, text, sets: &sets, base })?)
 }
@@ -27,7 +27,7 @@ pub(crate) fn around(
     workers: Option<u32>,
     source: &str,
     sets: &[String],
-) -> Result<String, Refusal> {
+) -> Result<String, JobRefusal> {
     let sets = split_sets(sets)?;
     let ranks = |axis: &str| {
         let set = sets.iter().rev().find(|(path, _)| path.strip_prefix("layout.") == Some(axis));
@@ -40,14 +40,14 @@ pub(crate) fn around(
     Ok(spec::presets::job_text(&job, preset, workers)?)
 }
 
-fn split_sets(sets: &[String]) -> Result<Vec<(String, String)>, Refusal> {
+fn split_sets(sets: &[String]) -> Result<Vec<(String, String)>, JobRefusal> {
     sets.iter().map(|set| split_set(set)).collect()
 }
 
-fn split_set(set: &str) -> Result<(String, String), Refusal> {
+fn split_set(set: &str) -> Result<(String, String), JobRefusal> {
     let (path, value) = set.split_once('=').ok_or_else(|| {
         let must = "write it as PATH=VALUE, such as --set train.steps=100";
-        Refusal::new(ErrorCode::SetPath, format!("--set {}: no value; {must}", shown(set)))
+        JobRefusal::new(ErrorCode::SetPath, format!("--set {}: no value; {must}", shown(set)))
     })?;
     Ok((path.trim().to_owned(), value.to_owned()))
 }

@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::args::JobFile;
 use crate::failure::{FAILED, Failure};
 use crate::output;
-use crate::refusal::Refusal;
+use crate::refusal::JobRefusal;
 use crate::{job, models, texts, workers};
 
 #[derive(Debug, Args)]
@@ -262,7 +262,7 @@ fn checked(job: &JobInput, args: &PlanArgs) -> Result<JobSpec, Failure> {
 fn planned(job: &JobInput, args: &PlanArgs) -> Result<Plan, Failure> {
     let spec = checked(job, args)?;
     let workers = job::workers(&spec, args.workers).map_err(Failure::Input)?;
-    Ok(sketch(&spec, workers).map_err(Refusal::from)?)
+    Ok(sketch(&spec, workers).map_err(JobRefusal::from)?)
 }
 
 pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {

@@ -5,7 +5,7 @@ use std::fmt;
 use coxswain_core::cluster::SubmitError;
 use coxswain_core::code::ErrorCode;
 use coxswain_core::plan::PlanError;
-use coxswain_core::spec::{Fault, Origin, SpecError};
+use coxswain_core::spec::{SpecError, SpecFault, ValueOrigin};
 use serde_json::{Value, json};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
@@ -15,18 +15,18 @@ pub(crate) const CODE_KEY: &str = "coxswain-error-code";
 
 /// A refused job.
 #[derive(Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct JobRefusal {
     message: String,
     codes: Vec<ErrorCode>,
     /// For each code what a program is told.
     errors: Vec<Value>,
 }
 
-impl Refusal {
+impl JobRefusal {
     /// A refusal that is not about a place in the job file.
-    pub(crate) fn new(code: ErrorCode, message: String) -> Refusal {
+    pub(crate) fn new(code: ErrorCode, message: String) -> JobRefusal {
         let errors = vec![json!({ "code": code.name(), "message": message })];
-        Refusal { message, codes: vec![code], errors }
+        JobRefusal { message, codes: vec![code], errors }
     }
 
     /// As a program reads it: an object with the list `errors`.
@@ -44,16 +44,16 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for JobRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl From<SpecError> for Refusal {
-    fn from(error: SpecError) -> Refusal {
+impl From<SpecError> for JobRefusal {
+    fn from(error: SpecError) -> JobRefusal {
         let faults = error.faults();
-        Refusal {
+        JobRefusal {
             message: error.to_string(),
             codes: faults.iter().map(|fault| fault.code).collect(),
             errors: faults.iter().map(fault_json).collect(),
@@ -61,25 +61,25 @@ impl From<SpecError> for Refusal {
     }
 }
 
-impl From<PlanError> for Refusal {
-    fn from(error: PlanError) -> Refusal {
-        Refusal::new(error.code(), error.to_string())
+impl From<PlanError> for JobRefusal {
+    fn from(error: PlanError) -> JobRefusal {
+        JobRefusal::new(error.code(), error.to_string())
     }
 }
 
-fn fault_json(fault: &Fault) -> Value {
+fn fault_json(fault: &SpecFault) -> Value {
     let mut json = json!({ "code": fault.code.name(), "message": fault.message });
     if !fault.path.is_empty() {
         json["key"] = fault.path.as_str().into();
     }
     match &fault.origin {
-        Origin::File { source, place } => {
+        ValueOrigin::File { source, place } => {
             json["source"] = source.as_str().into();
             if let Some((line, column)) = place {
                 (json["line"], json["column"]) = ((*line).into(), (*column).into());
             }
         }
-        Origin::Set { path, value } => json["set"] = format!("{path}={value}").into(),
+        ValueOrigin::Set { path, value } => json["set"] = format!("{path}={value}").into(),
     }
     json
 }
@@ -92,7 +92,7 @@ pub(crate) fn submit_status(error: &SubmitError) -> Status {
         SubmitError::Plan(error) => (error.code(), Code::InvalidArgument),
         SubmitError::Planner => (ErrorCode::PlannerFault, Code::Internal),
     };
-    Refusal::new(code, error.to_string()).status(status)
+    JobRefusal::new(code, error.to_string()).status(status)
 }
 
 #[cfg(test)]
@@ -105,7 +105,7 @@ mod tests {
     const JOB: &str = "name: a\nmodel: {layers: 1, dim: 8, heads: 3, vocab: 300}\n\
                        data: {synthetic: {tokens: 99}}\ntrain: {steps: 0, sequence: 4}\n";
 
-    fn refused(sets: &[&str]) -> Refusal {
+    fn refused(sets: &[&str]) -> JobRefusal {
         let sets: Vec<_> = sets.iter().map(|set| (*set).to_owned()).collect();
         job::parse(JOB, "job.yaml", Path::new("/"), &sets).unwrap_err()
     }

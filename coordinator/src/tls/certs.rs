@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 
 use super::authority::{Authority, DAY, hosts_of};
 use super::config::{CA_KEY, open_authority};
-use crate::args::Coordinator;
+use crate::args::CoordinatorArgs;
 use crate::auth::identity::{Jobs, Principal, Role};
 use crate::failure::Failure;
 use crate::{client, output};
@@ -118,7 +118,7 @@ struct Join {
 #[derive(Debug, Args)]
 struct Revoke {
     #[command(flatten)]
-    coordinator: Coordinator,
+    coordinator: CoordinatorArgs,
     /// The worker's or person's name.
     #[arg(required_unless_present = "list", conflicts_with = "list")]
     name: Option<String>,
@@ -150,7 +150,7 @@ enum TokenCommand {
 #[derive(Debug, Args)]
 struct Void {
     #[command(flatten)]
-    coordinator: Coordinator,
+    coordinator: CoordinatorArgs,
     /// The first part of the token.
     id: String,
 }
@@ -158,7 +158,7 @@ struct Void {
 #[derive(Debug, Args)]
 struct Create {
     #[command(flatten)]
-    coordinator: Coordinator,
+    coordinator: CoordinatorArgs,
     /// What it makes of who uses it: worker, submitter or viewer.
     #[arg(long)]
     role: Role,

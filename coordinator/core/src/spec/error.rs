@@ -8,22 +8,22 @@ use crate::code::ErrorCode;
 /// Everything that is wrong with a job; prints one fault a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpecError {
-    faults: Vec<Fault>,
+    faults: Vec<SpecFault>,
 }
 
 impl SpecError {
-    pub(super) fn new(faults: Vec<Fault>) -> SpecError {
+    pub(super) fn new(faults: Vec<SpecFault>) -> SpecError {
         SpecError { faults }
     }
 
     /// The faults, at least one.
-    pub fn faults(&self) -> &[Fault] {
+    pub fn faults(&self) -> &[SpecFault] {
         &self.faults
     }
 }
 
-impl From<Fault> for SpecError {
-    fn from(fault: Fault) -> SpecError {
+impl From<SpecFault> for SpecError {
+    fn from(fault: SpecFault) -> SpecError {
         SpecError { faults: vec![fault] }
     }
 }
@@ -44,7 +44,7 @@ impl std::error::Error for SpecError {}
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum ValueOrigin {
     /// The job file.
     File {
         /// Its name.
@@ -61,12 +61,14 @@ pub enum Origin {
     },
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Origin::File { source, place: Some((line, column)) } => write!(f, "{source}:{line}:{column}"),
-            Origin::File { source, place: None } => f.write_str(source),
-            Origin::Set { path, value } => write!(f, "--set {}={}", shown(path), shown(value)),
+            ValueOrigin::File { source, place: Some((line, column)) } => {
+                write!(f, "{source}:{line}:{column}")
+            }
+            ValueOrigin::File { source, place: None } => f.write_str(source),
+            ValueOrigin::Set { path, value } => write!(f, "--set {}={}", shown(path), shown(value)),
         }
     }
 }
@@ -83,9 +85,9 @@ pub(super) fn shown(text: &str) -> Cow<'_, str> {
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct SpecFault {
     /// Where the value came from.
-    pub origin: Origin,
+    pub origin: ValueOrigin,
     /// The path of the key, such as `model.heads`; empty for the whole file.
     pub path: String,
     /// What kind of fault it is.
@@ -94,9 +96,9 @@ pub struct Fault {
     pub message: String,
 }
 
-impl Fault {
-    pub(super) fn new(origin: Origin, path: &str, code: ErrorCode, message: String) -> Fault {
-        Fault { origin, path: path.to_owned(), code, message }
+impl SpecFault {
+    pub(super) fn new(origin: ValueOrigin, path: &str, code: ErrorCode, message: String) -> SpecFault {
+        SpecFault { origin, path: path.to_owned(), code, message }
     }
 
     pub(super) fn in_file(
@@ -105,15 +107,15 @@ impl Fault {
         path: &str,
         code: ErrorCode,
         message: String,
-    ) -> Fault {
-        Fault::new(Origin::File { source: source.to_owned(), place }, path, code, message)
+    ) -> SpecFault {
+        SpecFault::new(ValueOrigin::File { source: source.to_owned(), place }, path, code, message)
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for SpecFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // `--set model.heads=7` has named the path already.
-        let named = matches!(&self.origin, Origin::Set { path, .. } if *path == self.path);
+        let named = matches!(&self.origin, ValueOrigin::Set { path, .. } if *path == self.path);
         if self.path.is_empty() || named {
             write!(f, "{}: {}", self.origin, self.message)
         } else {

@@ -30,10 +30,10 @@ use coxswain_types::JobSpec;
 
 use crate::code::ErrorCode;
 
-pub use error::{Fault, Origin, SpecError};
+pub use error::{SpecError, SpecFault, ValueOrigin};
 #[cfg(test)]
 pub(crate) use reference::page_with;
-pub use resolved::{Difference, differences, raw_model, raw_yaml, resolved_yaml};
+pub use resolved::{SpecDifference, differences, raw_model, raw_yaml, resolved_yaml};
 pub use schema::schema;
 
 use check::Purpose;
@@ -84,8 +84,8 @@ fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
         let mut faults: Vec<_> = faults.into_iter().take(MAX_FAULTS).map(|fault| place(job, fault)).collect();
         // As they stand in the file, so that a person corrects them from top to bottom.
         faults.sort_by_key(|fault| match &fault.origin {
-            Origin::File { place, .. } => (0, *place),
-            Origin::Set { .. } => (1, None),
+            ValueOrigin::File { place, .. } => (0, *place),
+            ValueOrigin::Set { .. } => (1, None),
         });
         SpecError::new(faults)
     };
@@ -93,7 +93,7 @@ fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
     let bytes = job.text.len() + sets;
     if bytes > MAX_TEXT_BYTES {
         let message = format!("holds {bytes} bytes; a job file has at most {MAX_TEXT_BYTES}");
-        return Err(SpecError::new(vec![Fault::in_file(
+        return Err(SpecError::new(vec![SpecFault::in_file(
             job.source,
             None,
             "",
@@ -103,7 +103,7 @@ fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
     }
     if job.sets.len() > MAX_SETS {
         let message = format!("{} values replace others (--set); at most {MAX_SETS} may", job.sets.len());
-        return Err(SpecError::new(vec![Fault::in_file(
+        return Err(SpecError::new(vec![SpecFault::in_file(
             job.source,
             None,
             "",
@@ -113,14 +113,14 @@ fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
     }
     let mut tree = yaml::read(job.text).map_err(|fault| {
         let path = fault.path.to_string();
-        SpecError::new(vec![Fault::in_file(job.source, fault.place, &path, fault.code, fault.message)])
+        SpecError::new(vec![SpecFault::in_file(job.source, fault.place, &path, fault.code, fault.message)])
     })?;
     for (path, value) in job.sets {
         let set = || Origin::Set { path: path.clone(), value: value.clone() };
         let value = yaml::read(value)
-            .map_err(|fault| SpecError::from(Fault::new(set(), "", fault.code, fault.message)))?;
+            .map_err(|fault| SpecError::from(SpecFault::new(set(), "", fault.code, fault.message)))?;
         tree.set(path, value)
-            .map_err(|message| SpecError::from(Fault::new(set(), path, ErrorCode::SetPath, message)))?;
+            .map_err(|message| SpecError::from(SpecFault::new(set(), path, ErrorCode::SetPath, message)))?;
     }
     presets::expand(&mut tree).map_err(|message| {
         refuse(vec![Refused { path: "model.preset".into(), code: ErrorCode::PresetUnknown, message }])
@@ -131,7 +131,7 @@ fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
 
 /// Says where `path` got its value: from the last `--set` above or at it, or from a line of the text; or from the
 /// last `--set` below it, where the text has no such key.
-fn place(job: &JobText<'_>, fault: Refused) -> Fault {
+fn place(job: &JobText<'_>, fault: Refused) -> SpecFault {
     let Refused { path, code, message } = &fault;
     let sets = || job.sets.iter().rev();
     let set = sets().find(|(set, _)| KeyPath::from(set.as_str()).is_above_or_at(path)).or_else(|| {
@@ -139,14 +139,14 @@ fn place(job: &JobText<'_>, fault: Refused) -> Fault {
         below.filter(|_| !yaml::has(job.text, path))
     });
     if let Some((set, value)) = set {
-        return Fault::new(
-            Origin::Set { path: set.clone(), value: value.clone() },
+        return SpecFault::new(
+            ValueOrigin::Set { path: set.clone(), value: value.clone() },
             &path.to_string(),
             *code,
             message.clone(),
         );
     }
-    Fault::in_file(job.source, yaml::locate(job.text, path), &path.to_string(), *code, message.clone())
+    SpecFault::in_file(job.source, yaml::locate(job.text, path), &path.to_string(), *code, message.clone())
 }
 
 #[cfg(test)]

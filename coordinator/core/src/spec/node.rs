@@ -15,23 +15,23 @@ use crate::code::ErrorCode;
 
 /// A value of a job file.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Node {
+pub(super) enum JobNode {
     Null,
     Bool(bool),
     Integer(i128),
     Float(f64),
     Text(String),
-    List(Vec<Node>),
-    Map(Vec<(String, Node)>),
+    List(Vec<JobNode>),
+    Map(Vec<(String, JobNode)>),
 }
 
 /// The most keys of a path. The deepest key of a job lies below three others; a tree a hundred thousand deep would take
 /// its reader's stack.
 const MAX_KEYS: usize = 16;
 
-impl Node {
+impl JobNode {
     /// Puts `value` at a dotted path; maps on the way are made where they are missing.
-    pub(super) fn set(&mut self, path: &str, value: Node) -> Result<(), String> {
+    pub(super) fn set(&mut self, path: &str, value: JobNode) -> Result<(), String> {
         let keys = path.split('.').count();
         if keys > MAX_KEYS {
             return Err(format!("has {keys} keys; a path has at most {MAX_KEYS}"));
@@ -41,14 +41,14 @@ impl Node {
             if key.is_empty() {
                 return Err(format!("`{path}` is no path; paths look like model.heads"));
             }
-            if *node == Node::Null {
-                *node = Node::Map(Vec::new());
+            if *node == JobNode::Null {
+                *node = JobNode::Map(Vec::new());
             }
-            let Node::Map(entries) = node else {
+            let JobNode::Map(entries) = node else {
                 return Err(format!("there is no key `{}` below a value that is not a map", shown(key)));
             };
             let at = entries.iter().position(|(other, _)| other == key).unwrap_or_else(|| {
-                entries.push((key.to_owned(), Node::Null));
+                entries.push((key.to_owned(), JobNode::Null));
                 entries.len() - 1
             });
             node = &mut entries[at].1;
@@ -59,7 +59,7 @@ impl Node {
 }
 
 /// Decodes a raw struct.
-pub(super) fn decode<T: DeserializeOwned>(node: Node) -> Result<T, ShapeError> {
+pub(super) fn decode<T: DeserializeOwned>(node: JobNode) -> Result<T, ShapeError> {
     T::deserialize(node)
 }
 
@@ -216,14 +216,14 @@ fn plain(wanted: &str) -> String {
     }
 }
 
-impl<'de> Deserializer<'de> for Node {
+impl<'de> Deserializer<'de> for JobNode {
     type Error = ShapeError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ShapeError> {
         match self {
-            Node::Null => visitor.visit_unit(),
-            Node::Bool(value) => visitor.visit_bool(value),
-            Node::Integer(value) => match (u64::try_from(value), i64::try_from(value)) {
+            JobNode::Null => visitor.visit_unit(),
+            JobNode::Bool(value) => visitor.visit_bool(value),
+            JobNode::Integer(value) => match (u64::try_from(value), i64::try_from(value)) {
                 (Ok(value), _) => visitor.visit_u64(value),
                 (_, Ok(value)) => visitor.visit_i64(value),
                 _ => {
@@ -231,16 +231,16 @@ impl<'de> Deserializer<'de> for Node {
                     Err(ShapeError::invalid_type(Unexpected::Other(&value.to_string()), &visitor))
                 }
             },
-            Node::Float(value) => visitor.visit_f64(value),
-            Node::Text(value) => visitor.visit_string(value),
-            Node::List(items) => visitor.visit_seq(Items { next: 0, items: items.into_iter() }),
-            Node::Map(entries) => visitor.visit_map(Entries { entries: entries.into_iter(), value: None }),
+            JobNode::Float(value) => visitor.visit_f64(value),
+            JobNode::Text(value) => visitor.visit_string(value),
+            JobNode::List(items) => visitor.visit_seq(Items { next: 0, items: items.into_iter() }),
+            JobNode::Map(entries) => visitor.visit_map(Entries { entries: entries.into_iter(), value: None }),
         }
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ShapeError> {
         match self {
-            Node::Null => visitor.visit_none(),
+            JobNode::Null => visitor.visit_none(),
             node => visitor.visit_some(node),
         }
     }
@@ -252,24 +252,24 @@ impl<'de> Deserializer<'de> for Node {
         visitor: V,
     ) -> Result<V::Value, ShapeError> {
         match self {
-            Node::Map(_) => self.deserialize_any(visitor),
+            JobNode::Map(_) => self.deserialize_any(visitor),
             // serde would take a list in the order of the fields; a job file has names only.
-            Node::List(_) => Err(not_a_map(Unexpected::Seq, fields)),
-            Node::Null => Err(not_a_map(Unexpected::Unit, fields)),
-            Node::Bool(value) => Err(not_a_map(Unexpected::Bool(value), fields)),
-            Node::Integer(value) => Err(not_a_map(Unexpected::Other(&value.to_string()), fields)),
-            Node::Float(value) => Err(not_a_map(Unexpected::Float(value), fields)),
-            Node::Text(value) => Err(not_a_map(Unexpected::Str(&value), fields)),
+            JobNode::List(_) => Err(not_a_map(Unexpected::Seq, fields)),
+            JobNode::Null => Err(not_a_map(Unexpected::Unit, fields)),
+            JobNode::Bool(value) => Err(not_a_map(Unexpected::Bool(value), fields)),
+            JobNode::Integer(value) => Err(not_a_map(Unexpected::Other(&value.to_string()), fields)),
+            JobNode::Float(value) => Err(not_a_map(Unexpected::Float(value), fields)),
+            JobNode::Text(value) => Err(not_a_map(Unexpected::Str(&value), fields)),
         }
     }
 
     fn deserialize_tuple<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, ShapeError> {
         match self {
-            Node::List(items) if items.len() != len => Err(ShapeError::new(Problem::Type {
+            JobNode::List(items) if items.len() != len => Err(ShapeError::new(Problem::Type {
                 found: format!("a list of {}", items.len()),
                 wanted: format!("a list of {len}"),
             })),
-            Node::List(_) => self.deserialize_any(visitor),
+            JobNode::List(_) => self.deserialize_any(visitor),
             node => node.deserialize_any(ListOf(len)).map(|never| match never {}),
         }
     }
@@ -281,7 +281,7 @@ impl<'de> Deserializer<'de> for Node {
         visitor: V,
     ) -> Result<V::Value, ShapeError> {
         match self {
-            Node::Text(value) => {
+            JobNode::Text(value) => {
                 let value: StringDeserializer<ShapeError> = value.into_deserializer();
                 visitor.visit_enum(value)
             }
@@ -327,7 +327,7 @@ impl Visitor<'_> for OneOf {
 
 struct Items {
     next: usize,
-    items: std::vec::IntoIter<Node>,
+    items: std::vec::IntoIter<JobNode>,
 }
 
 impl<'de> SeqAccess<'de> for Items {
@@ -345,8 +345,8 @@ impl<'de> SeqAccess<'de> for Items {
 }
 
 struct Entries {
-    entries: std::vec::IntoIter<(String, Node)>,
-    value: Option<(String, Node)>,
+    entries: std::vec::IntoIter<(String, JobNode)>,
+    value: Option<(String, JobNode)>,
 }
 
 impl<'de> MapAccess<'de> for Entries {
@@ -360,7 +360,7 @@ impl<'de> MapAccess<'de> for Entries {
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, ShapeError> {
-        let (key, value) = self.value.take().unwrap_or((String::new(), Node::Null));
+        let (key, value) = self.value.take().unwrap_or((String::new(), JobNode::Null));
         seed.deserialize(value).map_err(|error| error.below(Segment::Key(key)))
     }
 }

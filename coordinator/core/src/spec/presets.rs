@@ -6,8 +6,8 @@
 use coxswain_types::job::ModelSpec;
 use coxswain_types::model::Positions;
 
-use super::error::{Fault, SpecError};
-use super::node::Node;
+use super::error::{SpecError, SpecFault};
+use super::node::JobNode;
 use super::{JobText, look, yaml};
 use crate::code::ErrorCode;
 
@@ -57,9 +57,14 @@ pub fn names() -> Vec<String> {
 /// An unknown preset, or values of the model that make no sense.
 pub fn job_text(job: &JobText<'_>, name: &str, workers: u32) -> Result<String, SpecError> {
     if !names().iter().any(|known| known == name) {
-        return Err(
-            Fault::in_file(job.source, None, "", ErrorCode::PresetUnknown, unknown(name, &names())).into()
-        );
+        return Err(SpecFault::in_file(
+            job.source,
+            None,
+            "",
+            ErrorCode::PresetUnknown,
+            unknown(name, &names()),
+        )
+        .into());
     }
     let text = format!("name: {name}\nmodel: {{preset: {name}}}\n");
     let smallest = format!("{text}data: {{synthetic: {{tokens: 64}}}}\ntrain: {{steps: 1, sequence: 4}}\n");
@@ -95,26 +100,26 @@ fn pipeline_ranks(model: &ModelSpec, workers: u32) -> u32 {
 }
 
 /// Puts the values of a job's preset at the keys of its model that are left out.
-pub(super) fn expand(job: &mut Node) -> Result<(), String> {
-    let Node::Map(entries) = job else { return Ok(()) };
-    let Some((_, Node::Map(model))) = entries.iter_mut().find(|(key, _)| key == "model") else {
+pub(super) fn expand(job: &mut JobNode) -> Result<(), String> {
+    let JobNode::Map(entries) = job else { return Ok(()) };
+    let Some((_, JobNode::Map(model))) = entries.iter_mut().find(|(key, _)| key == "model") else {
         return Ok(());
     };
-    let Some(Node::Text(name)) = value(model, "preset").cloned() else { return Ok(()) };
+    let Some(JobNode::Text(name)) = value(model, "preset").cloned() else { return Ok(()) };
     let preset = preset(&name, &all(), DEPTH)?;
     merge(model, &preset);
     Ok(())
 }
 
 /// The keys of a preset, with those of the preset that it builds on.
-fn preset(name: &str, presets: &[(String, Vec<(String, Node)>)], depth: usize) -> Result<Entries, String> {
+fn preset(name: &str, presets: &[(String, Vec<(String, JobNode)>)], depth: usize) -> Result<Entries, String> {
     let Some((_, keys)) = presets.iter().find(|(of, _)| of == name) else {
         let known: Vec<_> = presets.iter().map(|(name, _)| name.clone()).collect();
         return Err(unknown(name, &known));
     };
     let mut keys = keys.clone();
     match value(&keys, "preset").cloned() {
-        Some(Node::Text(below)) if depth > 0 => merge(&mut keys, &preset(&below, presets, depth - 1)?),
+        Some(JobNode::Text(below)) if depth > 0 => merge(&mut keys, &preset(&below, presets, depth - 1)?),
         Some(_) => return Err(format!("the preset `{name}` builds on itself; please report this")),
         None => {}
     }
@@ -126,9 +131,9 @@ fn unknown(name: &str, known: &[String]) -> String {
 }
 
 /// A map's keys with their values.
-type Entries = Vec<(String, Node)>;
+type Entries = Vec<(String, JobNode)>;
 
-fn value<'a>(entries: &'a [(String, Node)], key: &str) -> Option<&'a Node> {
+fn value<'a>(entries: &'a [(String, JobNode)], key: &str) -> Option<&'a JobNode> {
     entries.iter().find(|(of, _)| of == key).map(|(_, value)| value)
 }
 
@@ -148,11 +153,11 @@ fn merge(given: &mut Entries, preset: &Entries) {
 /// All presets, in the order of the files. The files are part of the program, and a test reads them.
 fn all() -> Vec<(String, Entries)> {
     let maps = FILES.iter().filter_map(|(_, text)| match yaml::read(text) {
-        Ok(Node::Map(entries)) => Some(entries),
+        Ok(JobNode::Map(entries)) => Some(entries),
         _ => None,
     });
     let models = maps.flatten().filter_map(|(name, keys)| match keys {
-        Node::Map(keys) => Some((name, keys)),
+        JobNode::Map(keys) => Some((name, keys)),
         _ => None,
     });
     models.collect()

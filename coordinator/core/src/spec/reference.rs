@@ -9,16 +9,16 @@ use coxswain_types::JobSpec;
 use coxswain_types::params::{Parameter, parameter_table};
 use serde_json::{Map, Value};
 
-use super::node::{Node, Problem, decode};
+use super::node::{JobNode, Problem, decode};
 use super::presets;
 use super::raw::RawJob;
-use super::schema::{Words, forms, properties, schema, split_default};
+use super::schema::{SchemaWords, forms, properties, schema, split_default};
 use super::tests::LEAST;
 use super::{JobText, SpecError, look, parse, resolved_yaml, yaml};
 use rules::RULES;
 
 /// A key of the job file.
-pub(super) struct Key {
+pub(super) struct JobKey {
     /// Such as `model.heads`.
     pub(super) path: String,
     /// Whether it has to be given.
@@ -32,7 +32,7 @@ pub(super) struct Key {
 struct Section {
     path: String,
     meaning: String,
-    keys: Vec<Key>,
+    keys: Vec<JobKey>,
 }
 
 /// Maps in the order of the file.
@@ -50,7 +50,7 @@ fn sections() -> Vec<Section> {
 }
 
 /// What is said of a map, and its keys.
-fn keys_of(above: &str, of: &Map<String, Value>, definitions: &Value) -> (String, Vec<Key>) {
+fn keys_of(above: &str, of: &Map<String, Value>, definitions: &Value) -> (String, Vec<JobKey>) {
     let map = std::iter::successors(Some(of), |form| forms(form, definitions).last())
         .find(|form| form.contains_key("properties"));
     let map = map.unwrap_or(of);
@@ -61,7 +61,7 @@ fn keys_of(above: &str, of: &Map<String, Value>, definitions: &Value) -> (String
         schema: schema.as_object().unwrap().clone(),
         definitions: definitions.clone(),
     };
-    let mut keys: Vec<Key> = properties(map, definitions).into_iter().flatten().map(key).collect();
+    let mut keys: Vec<JobKey> = properties(map, definitions).into_iter().flatten().map(key).collect();
     let order = order_below(above);
     keys.sort_by_key(|key| order.iter().position(|name| format!(".{}", key.path).ends_with(name)));
     (map["description"].as_str().unwrap().to_owned(), keys)
@@ -71,18 +71,18 @@ fn keys_of(above: &str, of: &Map<String, Value>, definitions: &Value) -> (String
 fn order_below(path: &str) -> Vec<String> {
     let mut job = yaml::read(LEAST).ok().unwrap();
     let unknown = if path.is_empty() { "?".to_owned() } else { format!("{path}.?") };
-    job.set(&unknown, Node::Null).unwrap();
+    job.set(&unknown, JobNode::Null).unwrap();
     match decode::<RawJob>(job).unwrap_err().problem {
         Problem::Unknown { known, .. } => known.iter().map(|key| format!(".{key}")).collect(),
         other => panic!("{path}: {other}"),
     }
 }
 
-pub(super) fn all_keys() -> Vec<Key> {
+pub(super) fn all_keys() -> Vec<JobKey> {
     sections().into_iter().flat_map(|section| section.keys).collect()
 }
 
-impl Key {
+impl JobKey {
     /// Whether it holds keys of its own.
     pub(super) fn is_map(&self) -> bool {
         properties(&self.schema, &self.definitions).is_some_and(|keys| !keys.contains_key("budget"))
@@ -107,7 +107,7 @@ impl Key {
 
     /// The words that it takes.
     pub(super) fn words(&self) -> Vec<String> {
-        let words = Words::of(&self.schema, &self.definitions).0;
+        let words = SchemaWords::of(&self.schema, &self.definitions).0;
         words.iter().map(|word| word.as_str().unwrap().to_owned()).collect()
     }
 
@@ -173,7 +173,7 @@ fn plain_type(schema: &Map<String, Value>) -> &str {
 
 /// The values that a schema takes, in words; empty for any of its kind.
 fn allowed(schema: &Map<String, Value>, definitions: &Value) -> String {
-    let words = Words::of(schema, definitions).0;
+    let words = SchemaWords::of(schema, definitions).0;
     let mut words: Vec<_> = words.iter().map(|word| format!("`{}`", word.as_str().unwrap())).collect();
     if properties(schema, definitions).is_some() {
         words.push("`{budget: BYTES}`".to_owned());
@@ -228,7 +228,7 @@ fn keys() -> String {
             text.push_str(&format!("{}{rest}\n\n", first.to_uppercase()));
         }
         text.push_str("| Key | Type | Default | Allowed | Meaning |\n|---|---|---|---|---|\n");
-        text.extend(keys.iter().map(Key::row));
+        text.extend(keys.iter().map(JobKey::row));
         text.push('\n');
     }
     text.trim_end().to_owned()

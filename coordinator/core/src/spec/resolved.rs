@@ -8,7 +8,7 @@ use coxswain_types::model::{Architecture, Head};
 use coxswain_types::schedule::Action;
 use serde_json::Value;
 
-use super::error::{Fault, SpecError};
+use super::error::{SpecError, SpecFault};
 use super::raw::{
     OptimizerName, Paths, RateScheduleName, RawCheckpoint, RawData, RawJob, RawLayout, RawModel, RawRecovery,
     RawSynthetic, RawTrain, RecomputeSetting, ScheduleName, ZeroStage,
@@ -43,7 +43,7 @@ pub fn raw_model(model: &ModelSpec) -> RawModel {
 
 /// A key of two jobs that differs, with its value in each as JSON; `None` where it is left out.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Difference {
+pub struct SpecDifference {
     /// The key, such as `train.learning_rate`.
     pub key: String,
     /// In the first job.
@@ -53,7 +53,7 @@ pub struct Difference {
 }
 
 /// The keys in which two jobs differ, in the order of their names.
-pub fn differences(was: &JobSpec, is: &JobSpec) -> Vec<Difference> {
+pub fn differences(was: &JobSpec, is: &JobSpec) -> Vec<SpecDifference> {
     let (was, is) = (flat(was), flat(is));
     let keys: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
     let differs = keys.into_iter().filter(|key| was.get(*key) != is.get(*key));

@@ -12,7 +12,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
 use super::limits::Limit;
-use super::node::Node;
+use super::node::JobNode;
 use super::presets;
 use super::raw::{ActivationName, RawJob};
 use super::yaml;
@@ -64,28 +64,28 @@ fn polish(schema: &mut Value, definitions: &Value) {
 fn default(words: &str, of: &Map<String, Value>, definitions: &Value) -> Option<Value> {
     let node = yaml::read(words.trim_matches('`')).ok()?;
     let value = json(&node)?;
-    let known = Words::of(of, definitions);
+    let known = SchemaWords::of(of, definitions);
     (!value.is_string() || known.0.contains(&value)).then_some(value)
 }
 
 /// A plain value as JSON; `None` for a map.
-fn json(node: &Node) -> Option<Value> {
+fn json(node: &JobNode) -> Option<Value> {
     Some(match node {
-        Node::Bool(flag) => (*flag).into(),
-        Node::Integer(count) => i64::try_from(*count).ok()?.into(),
-        Node::Float(number) => (*number).into(),
-        Node::Text(text) => text.as_str().into(),
-        Node::List(items) => Value::Array(items.iter().map(json).collect::<Option<_>>()?),
-        Node::Null | Node::Map(_) => return None,
+        JobNode::Bool(flag) => (*flag).into(),
+        JobNode::Integer(count) => i64::try_from(*count).ok()?.into(),
+        JobNode::Float(number) => (*number).into(),
+        JobNode::Text(text) => text.as_str().into(),
+        JobNode::List(items) => Value::Array(items.iter().map(json).collect::<Option<_>>()?),
+        JobNode::Null | Node::Map(_) => return None,
     })
 }
 
 /// The words that a key takes.
-pub(super) struct Words(pub(super) Vec<Value>);
+pub(super) struct SchemaWords(pub(super) Vec<Value>);
 
-impl Words {
-    pub(super) fn of(schema: &Map<String, Value>, definitions: &Value) -> Words {
-        let mut words = Words(Vec::new());
+impl SchemaWords {
+    pub(super) fn of(schema: &Map<String, Value>, definitions: &Value) -> SchemaWords {
+        let mut words = SchemaWords(Vec::new());
         words.gather(schema, definitions);
         words
     }

@@ -147,42 +147,42 @@ impl JsonSchema for RecomputeSetting {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Budget {
-    budget: Bytes,
+    budget: BudgetBytes,
 }
 
 /// A number of bytes, also as a text with a unit.
 #[derive(Debug, PartialEq)]
-struct Bytes(u64);
+struct BudgetBytes(u64);
 
 const UNITS: [(&str, u32); 5] = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("B", 0)];
 
-impl Bytes {
-    fn read(text: &str) -> Option<Bytes> {
+impl BudgetBytes {
+    fn read(text: &str) -> Option<BudgetBytes> {
         let (number, shift) = UNITS
             .iter()
             .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))
             .unwrap_or((text, 0));
-        number.trim_end().parse::<u64>().ok()?.checked_mul(1 << shift).map(Bytes)
+        number.trim_end().parse::<u64>().ok()?.checked_mul(1 << shift).map(BudgetBytes)
     }
 }
 
-impl<'de> Deserialize<'de> for Bytes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+impl<'de> Deserialize<'de> for BudgetBytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<BudgetBytes, D::Error> {
         struct NumberOrText;
 
         impl Visitor<'_> for NumberOrText {
-            type Value = Bytes;
+            type Value = BudgetBytes;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a whole number of bytes, or one with KiB, MiB, GiB or TiB such as 2GiB")
             }
 
-            fn visit_u64<E>(self, bytes: u64) -> Result<Bytes, E> {
-                Ok(Bytes(bytes))
+            fn visit_u64<E>(self, bytes: u64) -> Result<BudgetBytes, E> {
+                Ok(BudgetBytes(bytes))
             }
 
-            fn visit_str<E: Error>(self, text: &str) -> Result<Bytes, E> {
-                Bytes::read(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+            fn visit_str<E: Error>(self, text: &str) -> Result<BudgetBytes, E> {
+                BudgetBytes::read(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
             }
         }
 
@@ -275,7 +275,7 @@ impl<'de> Deserialize<'de> for Paths {
 
 #[cfg(test)]
 mod tests {
-    use super::Bytes;
+    use super::BudgetBytes;
 
     #[test]
     fn bytes_are_read_with_their_unit() {
@@ -294,7 +294,7 @@ mod tests {
             ("99999999999TiB", None),
         ];
         for (text, bytes) in rows {
-            assert_eq!(Bytes::read(text), bytes.map(Bytes), "{text}");
+            assert_eq!(BudgetBytes::read(text), bytes.map(BudgetBytes), "{text}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The only file that knows serde_yaml: text to [`Node`], the place of a path in a text, and a
+//! The only file that knows serde_yaml: text to [`JobNode`], the place of a path in a text, and a
 //! value to text.
 //!
 //! serde_yaml tells a place only with an error. So [`locate`] walks the text with a probe that
@@ -13,7 +13,7 @@ use serde::de::{
 };
 
 use super::error::{KeyPath, Segment};
-use super::node::Node;
+use super::node::JobNode;
 use crate::code::ErrorCode;
 
 /// Line and column, both from 1.
@@ -37,8 +37,8 @@ const MIN_ROOM: usize = 1000;
 /// nested deeper than 128, but only after a time that grows with the square of what is open.
 const MAX_OPEN: usize = 1000;
 
-/// Reads a text. An empty text is [`Node::Null`].
-pub(super) fn read(text: &str) -> Result<Node, YamlFault> {
+/// Reads a text. An empty text is [`JobNode::Null`].
+pub(super) fn read(text: &str) -> Result<JobNode, YamlFault> {
     let mut open = 0_usize;
     for byte in text.bytes() {
         match byte {
@@ -59,7 +59,7 @@ pub(super) fn read(text: &str) -> Result<Node, YamlFault> {
     let twice = RefCell::new(None);
     // A value takes a byte at least, so more of them come from aliases of aliases.
     let room = Cell::new(text.len().max(MIN_ROOM));
-    let reader = Reader { path: KeyPath::default(), twice: &twice, room: &room };
+    let reader = NodeReader { path: KeyPath::default(), twice: &twice, room: &room };
     reader.deserialize(serde_yaml::Deserializer::from_str(text)).map_err(|error| {
         let place = error.location().map(|at| (at.line(), at.column()));
         match twice.take() {
@@ -97,7 +97,7 @@ pub(super) fn has(text: &str, path: &KeyPath) -> bool {
 /// The key at `path`, if it is there, and where it stands, if that is known.
 fn find(text: &str, path: &[Segment]) -> Option<Option<Place>> {
     let here = Cell::new(false);
-    let probe = Probe { path, here: &here };
+    let probe = PlaceProbe { path, here: &here };
     let stopped = probe.deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
     here.get().then(|| stopped.location().map(|at| (at.line(), at.column())))
 }
@@ -113,25 +113,25 @@ fn syntax_message(text: &str, error: &serde_yaml::Error) -> String {
     format!("cannot be read: {message}{hint}")
 }
 
-/// Builds a [`Node`] and notes a key that is given twice.
-struct Reader<'a> {
+/// Builds a [`JobNode`] and notes a key that is given twice.
+struct NodeReader<'a> {
     path: KeyPath,
     twice: &'a RefCell<Option<KeyPath>>,
     /// How many more values there may be.
     room: &'a Cell<usize>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> NodeReader<'a> {
     /// The reader of a value below.
-    fn at(&self, path: KeyPath) -> Reader<'a> {
-        Reader { path, twice: self.twice, room: self.room }
+    fn at(&self, path: KeyPath) -> NodeReader<'a> {
+        NodeReader { path, twice: self.twice, room: self.room }
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Reader<'_> {
-    type Value = Node;
+impl<'de> DeserializeSeed<'de> for NodeReader<'_> {
+    type Value = JobNode;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<JobNode, D::Error> {
         match self.room.get().checked_sub(1) {
             Some(room) => self.room.set(room),
             None => {
@@ -142,67 +142,67 @@ impl<'de> DeserializeSeed<'de> for Reader<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Reader<'_> {
-    type Value = Node;
+impl<'de> Visitor<'de> for NodeReader<'_> {
+    type Value = JobNode;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a plain value, a list or a map")
     }
 
-    fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(Node::Null)
+    fn visit_unit<E>(self) -> Result<JobNode, E> {
+        Ok(JobNode::Null)
     }
 
-    fn visit_none<E>(self) -> Result<Node, E> {
-        Ok(Node::Null)
+    fn visit_none<E>(self) -> Result<JobNode, E> {
+        Ok(JobNode::Null)
     }
 
-    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Node, A::Error> {
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<JobNode, A::Error> {
         Err(A::Error::custom("a tag (!name) has no meaning in a job file"))
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
-        Ok(Node::Bool(value))
+    fn visit_bool<E>(self, value: bool) -> Result<JobNode, E> {
+        Ok(JobNode::Bool(value))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
-        Ok(Node::Integer(i128::from(value)))
+    fn visit_u64<E>(self, value: u64) -> Result<JobNode, E> {
+        Ok(JobNode::Integer(i128::from(value)))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
-        Ok(Node::Integer(i128::from(value)))
+    fn visit_i64<E>(self, value: i64) -> Result<JobNode, E> {
+        Ok(JobNode::Integer(i128::from(value)))
     }
 
-    fn visit_i128<E>(self, value: i128) -> Result<Node, E> {
-        Ok(Node::Integer(value))
+    fn visit_i128<E>(self, value: i128) -> Result<JobNode, E> {
+        Ok(JobNode::Integer(value))
     }
 
-    fn visit_u128<E>(self, value: u128) -> Result<Node, E> {
+    fn visit_u128<E>(self, value: u128) -> Result<JobNode, E> {
         // No key takes a number near this, so that the cut cannot turn a refusal into a value.
-        Ok(Node::Integer(i128::try_from(value).unwrap_or(i128::MAX)))
+        Ok(JobNode::Integer(i128::try_from(value).unwrap_or(i128::MAX)))
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
-        Ok(Node::Float(value))
+    fn visit_f64<E>(self, value: f64) -> Result<JobNode, E> {
+        Ok(JobNode::Float(value))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Node, E> {
-        Ok(Node::Text(value.to_owned()))
+    fn visit_str<E>(self, value: &str) -> Result<JobNode, E> {
+        Ok(JobNode::Text(value.to_owned()))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Node, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<JobNode, A::Error> {
         let mut items = Vec::new();
         loop {
             let path = self.path.clone().index(items.len());
             match list.next_element_seed(self.at(path))? {
                 Some(item) => items.push(item),
-                None => return Ok(Node::List(items)),
+                None => return Ok(JobNode::List(items)),
             }
         }
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
-        let mut entries: Vec<(String, Node)> = Vec::new();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<JobNode, A::Error> {
+        let mut entries: Vec<(String, JobNode)> = Vec::new();
         while let Some(key) = map.next_key_seed(NewKey { reader: &self, entries: &entries })? {
             let path = self.path.clone().key(&key);
             let value = map.next_value_seed(self.at(path))?;
@@ -211,15 +211,15 @@ impl<'de> Visitor<'de> for Reader<'_> {
                 return Err(A::Error::custom(format!("a map has more than {MAX_KEYS} keys")));
             }
         }
-        Ok(Node::Map(entries))
+        Ok(JobNode::Map(entries))
     }
 }
 
 /// A key that must not be among the entries yet. It fails at the second one, so that the error's
 /// place is that key's.
 struct NewKey<'a, 'b> {
-    reader: &'a Reader<'b>,
-    entries: &'a [(String, Node)],
+    reader: &'a NodeReader<'b>,
+    entries: &'a [(String, JobNode)],
 }
 
 impl<'de> DeserializeSeed<'de> for NewKey<'_, '_> {
@@ -247,12 +247,12 @@ impl Visitor<'_> for NewKey<'_, '_> {
 }
 
 /// Walks down `path` and fails at its end, with `here` set.
-struct Probe<'a> {
+struct PlaceProbe<'a> {
     path: &'a [Segment],
     here: &'a Cell<bool>,
 }
 
-impl<'de> DeserializeSeed<'de> for Probe<'_> {
+impl<'de> DeserializeSeed<'de> for PlaceProbe<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -264,7 +264,7 @@ impl<'de> DeserializeSeed<'de> for Probe<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Probe<'_> {
+impl<'de> Visitor<'de> for PlaceProbe<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -276,7 +276,7 @@ impl<'de> Visitor<'de> for Probe<'_> {
         for _ in 0..*index {
             list.next_element::<IgnoredAny>()?;
         }
-        list.next_element_seed(Probe { path: rest, here: self.here })?.ok_or_else(lost)
+        list.next_element_seed(PlaceProbe { path: rest, here: self.here })?.ok_or_else(lost)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
@@ -284,7 +284,7 @@ impl<'de> Visitor<'de> for Probe<'_> {
         let wanted = || WantedKey { key, last: rest.is_empty(), here: self.here };
         while let Some(found) = map.next_key_seed(wanted())? {
             if found {
-                return map.next_value_seed(Probe { path: rest, here: self.here });
+                return map.next_value_seed(PlaceProbe { path: rest, here: self.here });
             }
             map.next_value::<IgnoredAny>()?;
         }

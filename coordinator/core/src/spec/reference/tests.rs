@@ -1,9 +1,9 @@
 use expect_test::expect_file;
 
-use super::super::node::Node;
+use super::super::node::JobNode;
 use super::super::{resolved_yaml, yaml};
 use super::beside::beside;
-use super::{Key, Sets, all_keys, filled, read};
+use super::{JobKey, Sets, all_keys, filled, read};
 
 #[test]
 fn the_page_is_what_the_code_says() {
@@ -19,30 +19,32 @@ fn every_key_says_what_it_means() {
     }
 }
 
-fn at<'a>(node: &'a Node, path: &str) -> Option<&'a Node> {
+fn at<'a>(node: &'a JobNode, path: &str) -> Option<&'a JobNode> {
     path.split('.').try_fold(node, |node, key| match node {
-        Node::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, value)| value),
+        JobNode::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, value)| value),
         _ => None,
     })
 }
 
-fn tree(text: &str) -> Node {
+fn tree(text: &str) -> JobNode {
     yaml::read(text).unwrap_or_else(|fault| panic!("{}", fault.message))
 }
 
-fn resolved(sets: &[(&str, &str)]) -> Node {
+fn resolved(sets: &[(&str, &str)]) -> JobNode {
     tree(&resolved_yaml(&read(sets).unwrap()).unwrap())
 }
 
 /// Numbers are the same whether they are written with a point or without.
-fn same(one: &Node, other: &Node) -> bool {
-    let number = |node: &Node| match node {
-        Node::Integer(n) => Some(*n as f64),
-        Node::Float(x) => Some(*x),
+fn same(one: &JobNode, other: &JobNode) -> bool {
+    let number = |node: &JobNode| match node {
+        JobNode::Integer(n) => Some(*n as f64),
+        JobNode::Float(x) => Some(*x),
         _ => None,
     };
     match (one, other) {
-        (Node::List(a), Node::List(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        (JobNode::List(a), JobNode::List(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
+        }
         _ => one == other || number(one).is_some_and(|x| number(other) == Some(x)),
     }
 }
@@ -116,7 +118,7 @@ fn a_stated_default_is_what_a_job_gets() {
     ];
     for (path, sets, expected) in in_words {
         let job = resolved(sets);
-        let found = at(&job, path).unwrap_or(&Node::Null);
+        let found = at(&job, path).unwrap_or(&JobNode::Null);
         assert!(same(found, &tree(expected)), "{path} with {sets:?}: {found:?}");
     }
     for key in all_keys() {
@@ -167,7 +169,7 @@ const FORBIDDEN: [&str; 10] = [
 #[test]
 fn the_borders_are_where_the_schema_says() {
     let mut wrong = Vec::new();
-    let mut expect = |key: &Key, value: String, refused: bool| {
+    let mut expect = |key: &JobKey, value: String, refused: bool| {
         let set = format!("{}={value}", key.path);
         if is_refused(&key.path, &value) != (refused || FORBIDDEN.contains(&set.as_str())) {
             wrong.push(set);

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::super::node::Node;
+use super::super::node::JobNode;
 use super::super::tests::LEAST;
 use super::super::{JobText, look, yaml};
 use super::schema;
@@ -71,25 +71,25 @@ fn is_a(name: &Value, value: &Value) -> bool {
 }
 
 /// A job file as an editor sees it.
-fn value_of(node: &Node) -> Value {
+fn value_of(node: &JobNode) -> Value {
     match node {
-        Node::Null => Value::Null,
-        Node::Map(entries) => {
+        JobNode::Null => Value::Null,
+        JobNode::Map(entries) => {
             Value::Object(entries.iter().map(|(key, below)| (key.clone(), value_of(below))).collect())
         }
-        Node::List(items) => items.iter().map(value_of).collect(),
-        Node::Integer(count) => u64::try_from(*count).map_or_else(|_| json!(*count as i64), Value::from),
-        Node::Float(number) => json!(number),
-        Node::Bool(flag) => json!(flag),
-        Node::Text(text) => json!(text),
+        JobNode::List(items) => items.iter().map(value_of).collect(),
+        JobNode::Integer(count) => u64::try_from(*count).map_or_else(|_| json!(*count as i64), Value::from),
+        JobNode::Float(number) => json!(number),
+        JobNode::Bool(flag) => json!(flag),
+        JobNode::Text(text) => json!(text),
     }
 }
 
-fn tree(text: &str) -> Node {
+fn tree(text: &str) -> JobNode {
     yaml::read(text).unwrap_or_else(|fault| panic!("{}", fault.message))
 }
 
-fn schema_takes(job: &Node) -> bool {
+fn schema_takes(job: &JobNode) -> bool {
     let schema = schema();
     takes(schema, &value_of(job), &schema["$defs"])
 }
