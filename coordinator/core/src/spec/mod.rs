@@ -116,7 +116,7 @@ fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
         SpecError::new(vec![SpecFault::in_file(job.source, fault.place, &path, fault.code, fault.message)])
     })?;
     for (path, value) in job.sets {
-        let set = || Origin::Set { path: path.clone(), value: value.clone() };
+        let set = || ValueOrigin::Set { path: path.clone(), value: value.clone() };
         let value = yaml::read(value)
             .map_err(|fault| SpecError::from(SpecFault::new(set(), "", fault.code, fault.message)))?;
         tree.set(path, value)

@@ -55,7 +55,7 @@ fn keys_of(above: &str, of: &Map<String, Value>, definitions: &Value) -> (String
         .find(|form| form.contains_key("properties"));
     let map = map.unwrap_or(of);
     let required = map.get("required").and_then(Value::as_array).cloned().unwrap_or_default();
-    let key = |(name, schema): (&String, &Value)| Key {
+    let key = |(name, schema): (&String, &Value)| JobKey {
         path: if above.is_empty() { name.clone() } else { format!("{above}.{name}") },
         required: required.iter().any(|known| known.as_str() == Some(name)),
         schema: schema.as_object().unwrap().clone(),

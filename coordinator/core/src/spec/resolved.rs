@@ -33,7 +33,7 @@ pub fn resolved_yaml(job: &JobSpec) -> Result<String, SpecError> {
 /// Never for what a job file can say; the writer of YAML could fail in theory.
 pub fn raw_yaml(job: &RawJob) -> Result<String, SpecError> {
     yaml::write(job)
-        .map_err(|message| Fault::in_file(&job.name, None, "", ErrorCode::Unwritable, message).into())
+        .map_err(|message| SpecFault::in_file(&job.name, None, "", ErrorCode::Unwritable, message).into())
 }
 
 /// A model with every key of the job file that it has.
@@ -58,7 +58,7 @@ pub fn differences(was: &JobSpec, is: &JobSpec) -> Vec<SpecDifference> {
     let keys: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
     let differs = keys.into_iter().filter(|key| was.get(*key) != is.get(*key));
     differs
-        .map(|key| Difference { key: key.clone(), was: was.get(key).cloned(), is: is.get(key).cloned() })
+        .map(|key| SpecDifference { key: key.clone(), was: was.get(key).cloned(), is: is.get(key).cloned() })
         .collect()
 }
 

@@ -76,7 +76,7 @@ fn json(node: &JobNode) -> Option<Value> {
         JobNode::Float(number) => (*number).into(),
         JobNode::Text(text) => text.as_str().into(),
         JobNode::List(items) => Value::Array(items.iter().map(json).collect::<Option<_>>()?),
-        JobNode::Null | Node::Map(_) => return None,
+        JobNode::Null | JobNode::Map(_) => return None,
     })
 }
 
