@@ -50,7 +50,7 @@ fn steps_under_load(site: &Site<'_>, run: &coxswain_tests::Run, time: Duration) 
     let endless = ["train.steps=1000000", "train.validate_every=0", "checkpoint.every=500"];
     site.submit(run, &[["layout.pipeline=2", "layout.data=2"].as_slice(), &endless].concat())?;
     let metrics = run.out().join("metrics.jsonl");
-    wait_until("the first step", SOON, || lines(&metrics) > 0)?;
+    wait_until("the first step", 2 * SOON, || lines(&metrics) > 0)?;
     let before = lines(&metrics);
     std::thread::sleep(time);
     Ok(lines(&metrics) - before)

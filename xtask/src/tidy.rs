@@ -102,7 +102,11 @@ fn read(root: &Path, folder: &Path, tree: &mut Tree) -> Result<()> {
         fs::read_dir(folder).with_context(context)?.collect::<Result<Vec<_>, _>>().with_context(context)?;
     for entry in entries {
         let (path, kind) = (entry.path(), entry.file_type().with_context(context)?);
-        if kind.is_dir() && !MADE.iter().any(|made| entry.file_name() == *made) {
+        // In a further worktree `.git` is a file.
+        if MADE.iter().any(|made| entry.file_name() == *made) {
+            continue;
+        }
+        if kind.is_dir() {
             read(root, &path, tree)?;
         } else if kind.is_file()
             && let Ok(text) = fs::read_to_string(&path)
@@ -309,7 +313,7 @@ mod tests {
     #[test]
     fn what_is_made_is_not_read() {
         let folder = tempfile::tempdir().unwrap();
-        for path in ["a/b.md", "target/c.md", ".git/d", ".ci/run"] {
+        for path in ["a/b.md", "a/.git", "target/c.md", ".git/d", ".ci/run"] {
             let path = folder.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "x").unwrap();
