@@ -24,7 +24,7 @@ use crate::auth::tokens::{Grant, TokenError};
 use crate::auth::{Caller, Known, now_s};
 use crate::tls::authority::{Authority, DAY, requested_key, shown};
 
-/// How long a person's certificate by a token lives; nobody renews it by itself.
+/// How long a person's certificate by a token lives; it is not renewed automatically.
 pub(crate) const PERSON_LIFE: Duration = Duration::from_secs(30 * DAY.as_secs());
 
 /// The cluster's CA and those who may call.

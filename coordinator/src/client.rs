@@ -272,7 +272,10 @@ pub(crate) fn refused(args: &CoordinatorArgs, status: tonic::Status) -> Failure 
                 }
                 _ => "a certificate that has expired, or is of another cluster, is not accepted",
             };
-            Failure::Failed(anyhow!("the coordinator at {} hangs up ({message}); {hint}", args.coordinator))
+            Failure::Failed(anyhow!(
+                "the coordinator at {} closed the connection ({message}); {hint}",
+                args.coordinator
+            ))
         }
         Code::InvalidArgument | Code::NotFound => Failure::Input(message),
         Code::FailedPrecondition => Failure::Failed(anyhow!(message)),

@@ -1,6 +1,6 @@
 //! The one task that owns the [`Cluster`]: requests become events, and effects are done in order.
 //! What has to survive a crash is in the journal, synced, before any later effect is done, so
-//! nobody sees a consequence of something that can be forgotten.
+//! no consequence is seen of anything that can be forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -308,7 +308,7 @@ impl Driver {
                 let append = || self.journal.append(&entry, at_ms);
                 block_in_place(append)
                     .context("the journal cannot be written, so nothing can be promised any more")?;
-                // An error means that nobody follows.
+                // An error means that there is no follower.
                 let _ = self.happened.send(EventLine::new(at_ms, JobEvent::from(&entry)));
                 date(&mut self.dates, at_ms, &entry);
                 self.recorded(entry);
@@ -432,7 +432,7 @@ impl Driver {
     }
 
     fn tell(&self, job: String, news: JobNews) {
-        // An error means that nobody watches.
+        // An error means that there is no watcher.
         let _ = self.news.send(News { job, news });
     }
 }

@@ -64,7 +64,7 @@ pub(crate) enum JournalError {
     #[error("{path} is in use by another coordinator; end it, or give another folder", path = path.display())]
     InUse { path: PathBuf },
     /// Something else, or something newer.
-    #[error("{path} is no journal of this version of coxswain; give another folder", path = path.display())]
+    #[error("{path} is not a journal of this version of coxswain; give another folder", path = path.display())]
     Foreign { path: PathBuf },
     /// It was changed or the disk lost something.
     #[error(

@@ -170,7 +170,7 @@ impl Keepers {
         }
     }
 
-    /// Moves deadlines after a pause of this process, which is no folder's fault.
+    /// Moves deadlines after a pause of this process, which is not a folder's fault.
     pub(crate) fn paused(&self, pause: Duration) {
         for keeper in self.keepers.values() {
             let mut since = lock(&keeper.since);
@@ -354,7 +354,7 @@ impl Desk {
 fn warn(job: &str, Moved { why, steps, to }: Moved) {
     let why = match why {
         Why::Anew => "the folder has no checkpoint, so its steps are taken anew",
-        Why::NoText => "metrics.jsonl is damaged: parts of it are no text",
+        Why::NoText => "metrics.jsonl is damaged: parts of it are not text",
     };
     tracing::warn!(job, "{why}; the metrics of {steps} steps are kept in {to}");
 }

@@ -17,7 +17,7 @@ pub(crate) const METRICS: &str = "metrics.jsonl";
 /// No valid line is longer; norms of the parameters are its largest part.
 const MAX_LINE_BYTES: u64 = 16 << 20;
 
-/// A step as it is read back. Numbers that are none (a loss that is no number) are written as null.
+/// A step as it is read back. Numbers that are none (a loss that is not a number) are written as null.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 pub(crate) struct MetricsLine {
     pub(crate) step: u64,
@@ -40,7 +40,7 @@ pub(crate) struct ValidationLine {
 pub(crate) enum Why {
     /// They are of an earlier run, whose steps are taken anew.
     Anew,
-    /// Parts of the file are no text.
+    /// Parts of the file are not text.
     NoText,
 }
 

@@ -96,7 +96,7 @@ fn line(step: u64, steps: u64, message: &str, width: usize, colors: bool) -> Str
     }
 }
 
-/// What a person sees while a job's data is prepared: a line that changes, or where stderr is no terminal a line now and
+/// What a person sees while a job's data is prepared: a line that changes, or where stderr is not a terminal a line now and
 /// then.
 pub(crate) struct Preparing {
     redraws: bool,

@@ -172,9 +172,9 @@ pub(crate) async fn serve_on(
 pub(crate) async fn listen(address: &str, reachable: bool) -> Result<TcpListener> {
     let mut addresses = tokio::net::lookup_host(address)
         .await
-        .with_context(|| format!("--listen {address}: no such address; write it as HOST:PORT"))?;
+        .with_context(|| format!("--listen {address}: the host is unknown; write it as HOST:PORT"))?;
     let address: SocketAddr =
-        addresses.next().with_context(|| format!("--listen {address}: no such address"))?;
+        addresses.next().with_context(|| format!("--listen {address}: the host is unknown"))?;
     if !address.ip().is_loopback() && !reachable {
         anyhow::bail!(
             "--listen {address} can be reached from other machines, and calls are neither encrypted nor \
@@ -263,7 +263,7 @@ async fn listen_to(
     // Who speaks here, once they have said so.
     let mut speaker = None;
     let mut bucket = TokenBucket::new(STATUSES, Instant::now());
-    // A stream that says nothing is no worker; one that fell silent loses its lease in the core.
+    // A stream that says nothing is not a worker; one that fell silent loses its lease in the core.
     let mut patience = limits::RPC_DEADLINE;
     let why = loop {
         let message = match timeout(patience, statuses.message()).await {

@@ -323,7 +323,7 @@ impl FollowedRun<'_> {
             workers.kill().await;
         } else if let Some(workers) = self.workers.take() {
             let reason = format!("job {} is over", self.job);
-            // A driver that is gone can dismiss nobody; then they are killed.
+            // A driver that is gone cannot dismiss them; then they are killed.
             let _ = self.happened(Event::Dismissed { reason }).await;
             workers.stop().await;
         } else if summary.state == JobState::Ended(JobEnding::Done) {

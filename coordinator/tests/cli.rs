@@ -42,7 +42,7 @@ fn bad_input_is_told_and_starts_nothing() {
         (&["plan", "job.yaml", "--workers", "4"], "the layout needs 2"),
         (&["plan", "job.yaml", "--workers", "2", "--set", "train.stepps=1"], "stepps"),
         (&["submit", "bad.yaml", "--directory", "/tmp/none"], "heads"),
-        (&["status", "--coordinator", "not an address"], "is no coordinator address"),
+        (&["status", "--coordinator", "not an address"], "is not a coordinator address"),
         (&["nonsense"], "unrecognized subcommand"),
         (&listen, "--insecure-network"),
     ];
@@ -100,7 +100,7 @@ fn a_job_whose_text_is_none_is_refused() {
 #[test]
 fn what_cannot_be_reached_failed() {
     let folder = tempfile::tempdir().unwrap();
-    // Port 1 is nobody's.
+    // No process listens on port 1.
     let output = coxswain(folder.path(), &["status", "--coordinator", "http://127.0.0.1:1"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("no coordinator answers at http://127.0.0.1:1"));
@@ -195,7 +195,7 @@ fn a_known_model_is_planned_without_a_job_file() {
     assert!(text(&output.stdout).contains("pipeline 1 x tensor 4 x data 1"), "{}", text(&output.stderr));
     let rows: [(&[&str], &str); 5] = [
         (&["--preset", "gpt5", "--workers", "1"], "must be one of gpt2, gpt2-medium, "),
-        (&["--preset", "a: [", "--workers", "1"], "found `a: [`, which is no preset"),
+        (&["--preset", "a: [", "--workers", "1"], "found `a: [`, which is not a preset"),
         (&["--preset", "gpt2", "--workers", "1", "--set", "model.heads=7"], "--set model.heads=7: found 7"),
         (&["--workers", "1"], "JOB.yaml"),
         (&["job.yaml", "--preset", "gpt2", "--workers", "1"], "cannot be used with"),

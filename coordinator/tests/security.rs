@@ -49,7 +49,7 @@ fn certificates_are_private_and_never_written_over() {
         (&["certs", "issue", "--dir", "tls", "--role", "worker", "--name", "w"], "coxswain token create"),
         (&["certs", "issue", "--dir", "tls", "--role", "root", "--name", "r"], "admin, submitter, viewer"),
         (&["serve", "--data-dir", "d", "--tls-dir", "none"], "coxswain certs init --dir none"),
-        (&["certs", "init", "--dir", "other", "--host", "bad host"], "is no name or address of a host"),
+        (&["certs", "init", "--dir", "other", "--host", "bad host"], "is not a name or address of a host"),
         (
             &["status", "--tls-dir", "none"],
             "none/ca.pem: No such file or directory (os error 2); --tls-dir and",

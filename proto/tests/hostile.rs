@@ -1,4 +1,4 @@
-//! Bytes that are no message, or one that says nonsense: each is refused by name, and nothing panics.
+//! Bytes that are not a message, or one that says nonsense: each is refused by name, and nothing panics.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::collections::BTreeMap;
@@ -184,7 +184,7 @@ fn messages_that_cost_much_are_refused_in_little_memory() {
             check(&bytes).unwrap_err();
         }
     }
-    // Groups in groups, which nobody sends any more.
+    // Groups in groups, which are not sent any more.
     check(&vec![0x0b; 1 << 20]).unwrap_err();
     // As many empty reports as a message has room for: two bytes each.
     let many = [0x3a, 0x00].repeat(1 << 19);

@@ -1,4 +1,4 @@
-//! A coordinator and workers that nobody but the test starts, stops or starts again.
+//! A coordinator and workers that only the test starts, stops or starts again.
 
 use std::net::TcpListener;
 use std::path::PathBuf;

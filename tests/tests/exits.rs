@@ -1,4 +1,4 @@
-//! Exit codes of a worker: 0 only where nobody needs to start another in its place.
+//! Exit codes of a worker: 0 only where no other has to be started in its place.
 
 use std::process::{Child, Command, Stdio};
 

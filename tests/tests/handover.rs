@@ -414,6 +414,6 @@ fn what_nobody_holds_is_not_made_up() -> Result<()> {
     let (calm, _) = live(&assignments, &[])?;
     let (end, starts) = broken(&assignments, &[Moment::Gone { rank: 1, doing: BACKWARD }])?;
     ensure!(end == calm, "bits differ");
-    ensure!(starts == [0, 0], "nobody had a copy of the lost stage: {starts:?}");
+    ensure!(starts == [0, 0], "no rank had a copy of the lost stage: {starts:?}");
     Ok(())
 }

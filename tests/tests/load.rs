@@ -1,4 +1,4 @@
-//! A machine with more to do than it can: nobody is taken for dead.
+//! A machine with more to do than it can: no worker is taken for dead.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};

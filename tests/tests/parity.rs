@@ -159,7 +159,7 @@ fn hold(name: &str) -> Result<()> {
         let ours: Vec<_> = table.iter().map(|parameter| format!("w/{}", parameter.name)).collect();
         let theirs: Vec<_> = fixture.0.keys().filter(|key| key.starts_with("w/")).collect();
         let strange = theirs.iter().find(|theirs| !ours.contains(theirs));
-        ensure!(strange.is_none(), "{name}: {strange:?} is no parameter here");
+        ensure!(strange.is_none(), "{name}: {strange:?} is not a parameter here");
 
         let ranks = on_threads(&assignments, |a, store| rank(a, store, name)).context(name.to_owned())?;
         // Tensor ranks of the last stage have the same loss each.

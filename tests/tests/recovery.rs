@@ -1,4 +1,4 @@
-//! Workers that are lost cost time and nothing else: the bits are those of a run that nobody disturbed.
+//! Workers that are lost cost time and nothing else: the bits are those of a run without disturbance.
 
 use std::time::Duration;
 
@@ -224,7 +224,7 @@ fn chaos() -> Result<()> {
             off.push(name);
         }
     }
-    println!("all bits are those of one worker that nobody disturbed");
+    println!("all bits are those of one worker without disturbance");
     ensure!(off.is_empty(), "above {MEDIAN_MAX_S} s in the median or {WORST_MAX_S} s at worst: {off:?}");
     Ok(())
 }

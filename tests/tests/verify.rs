@@ -139,7 +139,7 @@ fn bad_input_is_refused_before_anything_starts() -> Result<()> {
     let rows: [(&[&str], &str); 6] = [
         (&["--layouts", "tp3"], "layout tp3: "),
         (&["--layouts", "pp2,pp8"], "layout pp8: "),
-        (&["--layouts", "xx2"], "`` is no part; parts are ppN"),
+        (&["--layouts", "xx2"], "`` is not a part; parts are ppN"),
         (&["--layouts", "pp2,pp2"], "`pp2` is given twice"),
         (&["--layouts", "pp2", "--set", "model.heads=5"], "model.heads"),
         (&["--layouts", "pp2", "--steps", "0"], "--steps"),

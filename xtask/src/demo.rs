@@ -163,7 +163,7 @@ fn report(
 /// The demo must beat gzip; a run that was cut short on purpose need not.
 fn judge(run: &DemoMetrics, gzip: &Gzip, shortened: bool) -> Result<()> {
     let (model, gzip) = (run.bits_per_byte, gzip.bits_per_byte);
-    // The comparison is written so that a loss that is no number fails.
+    // The comparison is written so that a loss that is not a number fails.
     if model < gzip {
         say("the model needs fewer bits for the validation text than gzip");
         Ok(())

@@ -201,7 +201,7 @@ fn forget(path: &Path) -> Result<()> {
     }
 }
 
-/// Licences, sources and duplicates of what we depend on. The tool is no part of a plain Rust
+/// Licences, sources and duplicates of what we depend on. The tool is not a part of a plain Rust
 /// installation, so it is used where it is found.
 fn deny(repo: &Repo, log: &mut TestLog) -> Result<()> {
     if !succeeds(cargo().args(["deny", "--version"])) {

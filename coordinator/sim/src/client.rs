@@ -78,7 +78,7 @@ impl World {
         }
     }
 
-    /// A user drains a worker; `false` where nobody answers.
+    /// A user drains a worker; `false` without an answer.
     pub(crate) fn drain(&mut self, process: usize) -> bool {
         if !self.coordinator.serves(self.now_us) {
             return false;

@@ -1,5 +1,5 @@
 //! The folders of runs, which coordinator and workers share: shard files, manifests, metrics. They behave
-//! as `proto/files` does: a manifest appears whole, and what was never published is for nobody.
+//! as `proto/files` does: a manifest appears whole, and what was never published is invisible.
 
 use std::collections::BTreeMap;
 

@@ -255,7 +255,7 @@ impl World {
         }
     }
 
-    /// What was held up and is no more passes.
+    /// What was held up until now passes.
     pub(crate) fn flush(&mut self) {
         let letters = std::mem::take(&mut self.network.held_letters);
         for (from, to, letter) in letters {

@@ -33,7 +33,7 @@ const REPORTS_MAX: usize = 256;
 pub(crate) struct SimProcess {
     pub(crate) slot: usize,
     pub(crate) alive: bool,
-    /// The machine is gone: nobody hears of its end.
+    /// The machine is gone without a sign.
     pub(crate) vanished: bool,
     pub(crate) paused_until_us: u64,
     pub(crate) slow_until_us: u64,

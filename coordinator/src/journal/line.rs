@@ -51,7 +51,7 @@ pub(super) fn decode(line: &[u8]) -> Result<(u64, Entry), String> {
 
 /// The JSON that a line holds, or what is wrong with the line.
 pub(crate) fn framed(line: &[u8]) -> Result<&str, String> {
-    let text = std::str::from_utf8(line).map_err(|_| "the line is no text".to_owned())?;
+    let text = std::str::from_utf8(line).map_err(|_| "the line is not text".to_owned())?;
     let mut parts = text.trim_end_matches('\n').splitn(3, ' ');
     let (Some(length), Some(crc), Some(json)) = (parts.next(), parts.next(), parts.next()) else {
         return Err("the line has no length and checksum".to_owned());

@@ -317,7 +317,7 @@ async fn meet(
         Ok(Ok(()))
     };
     match met.await {
-        // Whether the generation is no more or the connection, its peers are not to be had.
+        // Whether the generation has ended or the connection, its peers are not to be had.
         Err(End::Lost(why)) => Ok(Err(why)),
         other => other,
     }

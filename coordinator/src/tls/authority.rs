@@ -92,7 +92,7 @@ impl Authority {
     ) -> Result<String> {
         let mut params = params("coxswain coordinator", life);
         params.subject_alt_names = CertificateParams::new(hosts)
-            .with_context(|| format!("{} are no names or addresses of hosts", hosts.join(", ")))?
+            .with_context(|| format!("{} are not names or addresses of hosts", hosts.join(", ")))?
             .subject_alt_names;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.sign(params, key)
@@ -213,7 +213,7 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let request = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
         assert_eq!(requested_key(&request).unwrap().der_bytes(), key.der_bytes());
-        // A byte of it changed: key or signature do not fit any more, or it is no request.
+        // A byte of it changed: key or signature do not fit any more, or it is not a request.
         let middle = request.len() / 2;
         let other = if request.as_bytes()[middle] == b'A' { "B" } else { "A" };
         let mut changed = request.clone();

@@ -80,7 +80,7 @@ struct InitArgs {
 fn host(text: &str) -> Result<String, String> {
     match ServerName::try_from(text) {
         Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err("is no name or address of a host, such as train.example or 10.0.0.1".to_owned()),
+        Err(_) => Err("is not a name or address of a host, such as train.example or 10.0.0.1".to_owned()),
     }
 }
 
@@ -232,7 +232,7 @@ fn init(args: &InitArgs) -> Result<(), Failure> {
     say(&format!(
         "{dir} is the coordinator's folder. It stays on its machine: ca-key.pem makes \
          certificates for anyone.\n\
-         {people} is an admin's. Copy it to where that person works, and to nobody else.\n\
+         {people} is an admin's. Copy it to where that person works, and nowhere else.\n\
          \n\
          Start the coordinator, then make a token for its workers:\n\
          \n    coxswain serve --data-dir DIR --tls-dir {dir} --listen HOST:7070 --data-root DATA --runs-root RUNS\
@@ -251,7 +251,7 @@ fn renew(args: &InitArgs) -> anyhow::Result<()> {
     let old = dir.join(CHAIN);
     let known = match std::fs::read_to_string(&old) {
         Ok(pem) => hosts_of(&pem).with_context(|| old.display().to_string())?,
-        // What others call the coordinator is known to whoever names it, and to nobody else.
+        // What others call the coordinator is known only to whoever names it.
         Err(_) if !args.host.is_empty() => Vec::new(),
         Err(error) => {
             return Err(error).context(format!(
@@ -284,7 +284,7 @@ fn issue(args: &Issue) -> Result<(), Failure> {
         .map_err(|error| Failure::Input(error.to_string()))?;
     let folder = person(&open_authority(&args.folder.dir)?, &identity, &args.folder)?;
     say(&format!(
-        "{} is for {identity}, for {} days. It goes to that person and nobody else, who names it by \
+        "{} is for {identity}, for {} days. It goes to that person only, who names it by \
          COXSWAIN_TLS_DIR or --tls-dir.",
         folder.display(),
         args.folder.days

@@ -46,7 +46,8 @@ pub(super) fn read(folder: &Path) -> Result<(RunRecord, Fingerprint)> {
 fn steps(text: &str) -> Result<RunRecord> {
     let mut record = RunRecord::default();
     for (line, at) in text.lines().zip(1_usize..) {
-        let line: StepRecord = serde_json::from_str(line).with_context(|| format!("line {at} is no step"))?;
+        let line: StepRecord =
+            serde_json::from_str(line).with_context(|| format!("line {at} is not a step"))?;
         let step = line.step;
         // Without them the certificate would claim more than was compared.
         ensure!(!line.parameter_norms.is_empty(), "step {step} names no parameter's gradient norm");
@@ -84,7 +85,7 @@ mod tests {
             (String::new(), "there are no steps"),
             (format!("{step}\n{step}\n"), "step 1 is there twice"),
             (step.replace(r#""a":1.0"#, ""), "names no parameter's gradient norm"),
-            (format!("{step}\n{{\"step\":2,"), "line 2 is no step"),
+            (format!("{step}\n{{\"step\":2,"), "line 2 is not a step"),
         ];
         for (text, expected) in rows {
             let error = format!("{:#}", steps(&text).unwrap_err());

@@ -32,7 +32,7 @@ pub(crate) struct Serve {
     pub(crate) url: String,
 }
 
-/// A port that nobody listens on.
+/// A port without a listener.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

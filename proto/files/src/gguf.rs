@@ -41,7 +41,7 @@ pub enum GgufError {
         /// Why.
         cause: io::Error,
     },
-    /// The file says what cannot be.
+    /// The file contradicts itself.
     #[error("{path} is damaged: {what}", path = path.display())]
     Damaged {
         /// The file.

@@ -54,7 +54,7 @@ pub enum HfError {
         /// Why.
         cause: io::Error,
     },
-    /// A file says what cannot be.
+    /// A file contradicts itself.
     #[error("{path} is damaged: {what}", path = path.display())]
     Damaged {
         /// The file.
@@ -76,7 +76,7 @@ pub enum HfError {
     /// A tensor is missing, too many, or not as the configuration says.
     #[error("{0}")]
     Tensor(String),
-    /// The files say of tokens what cannot be.
+    /// The files contradict each other about tokens.
     #[error("{0}")]
     Framing(String),
     /// The values to be written could not be read.

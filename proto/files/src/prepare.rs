@@ -57,7 +57,7 @@ const MAX_PREPARED_BYTES: u64 = 4 << 20;
 /// What can be wrong with a job's data.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
-    /// A file is no text that can be read.
+    /// A file is not text that can be read.
     #[error("{key}: {path} {fault}", path = path.display())]
     Text {
         /// The key that names it.
@@ -106,7 +106,7 @@ pub enum PrepareError {
         /// Tokens that there are.
         tokens: u64,
     },
-    /// A line is no sample.
+    /// A line is not a sample.
     #[error("{path}, line {line}: {what}", path = path.display())]
     Line {
         /// The file.
@@ -203,7 +203,7 @@ pub fn prepare(
     digests: &Digests,
     watch: Watch<'_>,
 ) -> Result<PreparedData, PrepareError> {
-    // Before anything is read: what is no regular file may have no end.
+    // Before anything is read: what is not a regular file may have no end.
     let total = look(&spec.data)?.map_or(0, |looked| looked.bytes);
     let start = Start::of(spec, digests)?;
     let changed = || PrepareError::Changed { dir: dir.to_owned() };

@@ -30,7 +30,7 @@ pub const ELEMENT_BYTES: u64 = 4;
 /// The length of the header comes first, as a `u64`.
 const LENGTH_BYTES: u64 = 8;
 
-/// The key of the header that is no tensor.
+/// The key of the header that is not a tensor.
 const METADATA: &str = "__metadata__";
 
 /// A slab of a tensor, as a shard holds it.
@@ -54,7 +54,7 @@ impl ShardTensor {
         Slab { dim: self.dim, offset: self.offset, len: self.len }
     }
 
-    /// The slab's own shape and its size in bytes; `None` where it is no slab of the tensor.
+    /// The slab's own shape and its size in bytes; `None` where it is not a slab of the tensor.
     fn extent(&self) -> Option<(Vec<usize>, u64)> {
         elements(&self.shape)?;
         let shape = self.cut().shape(&self.shape)?;
@@ -116,7 +116,7 @@ pub fn write_shard<E: From<CheckpointError>>(
     let name = path
         .file_name()
         .and_then(|name| name.to_str())
-        .ok_or_else(|| unwritable("its name is no text".to_owned()))?;
+        .ok_or_else(|| unwritable("its name is not text".to_owned()))?;
     let by_name: BTreeMap<&str, usize> =
         tensors.iter().enumerate().map(|(index, tensor)| (tensor.name.as_str(), index)).collect();
     if by_name.len() != tensors.len() {

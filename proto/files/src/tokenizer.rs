@@ -72,11 +72,11 @@ pub enum TokenizerError {
     /// The caller stopped the work.
     #[error(transparent)]
     Stopped(#[from] Stopped),
-    /// The text is no `tokenizer.json` of ours.
-    #[error("this is no byte-level tokenizer that was trained here: {0}; let the data be prepared again")]
+    /// The text is not a `tokenizer.json` of ours.
+    #[error("this is not a byte-level tokenizer that was trained here: {0}; let the data be prepared again")]
     Foreign(String),
-    /// The text is no `tokenizer.json` at all.
-    #[error("this is no tokenizer.json that can be read: {0}")]
+    /// The text is not a `tokenizer.json` at all.
+    #[error("this is not a tokenizer.json that can be read: {0}")]
     Unreadable(String),
     /// A tokenizer from elsewhere has no tokens for a text.
     #[error("the tokenizer has no tokens for a text: {0}")]
@@ -272,7 +272,7 @@ impl Tokenizer {
         if spelling.first().map(Vec::as_slice) != Some(END_OF_TEXT.as_bytes()) {
             return Err(foreign("its first token does not end a text"));
         }
-        // An export names the tokens that stand for others; they are no sequences of bytes.
+        // An export names the tokens that stand for others; they are not sequences of bytes.
         if inner.get_added_tokens_decoder().len() != 1 {
             return Err(foreign("it has more special tokens than the one that ends a text"));
         }
@@ -340,7 +340,7 @@ impl Tokenizer {
         if tokens.iter().any(|token| token.starts_with("##")) {
             return tokens.iter().map(|token| !token.starts_with("##")).collect();
         }
-        // What is no letter ends a word, and so does a blank, in each of the forms in which it is written.
+        // What is not a letter ends a word, and so does a blank, in each of the forms in which it is written.
         let begins = |token: &String| {
             let first = token.chars().next();
             first.is_none_or(|first| {

@@ -40,7 +40,7 @@ pub enum TokensError {
         cause: io::Error,
     },
     /// The path leads out of the run's folder.
-    #[error("token file `{0}` is no path below the run's folder")]
+    #[error("token file `{0}` is not a path below the run's folder")]
     Path(String),
     /// The file has another length than it was prepared with.
     #[error("token file {path} has {found} bytes where {expected} are expected; it is not the file that was prepared for this job", path = path.display())]

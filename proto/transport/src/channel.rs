@@ -19,7 +19,7 @@ use coxswain_proto::{PROTOCOL, limits};
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The address is invalid.
-    #[error("`{url}` is no coordinator address ({why}); write it as HOST:PORT")]
+    #[error("`{url}` is not a coordinator address ({why}); write it as HOST:PORT")]
     Address {
         /// What was given.
         url: String,

@@ -153,7 +153,7 @@ pub struct Weights {
 }
 
 impl PreparedData {
-    /// Data whose only tokens are to train on, made by nobody's tokenizer.
+    /// Data whose only tokens are to train on, without a tokenizer.
     pub fn of_tokens(train: impl Into<TokenSource>) -> PreparedData {
         PreparedData {
             tokenizer_digest: None,

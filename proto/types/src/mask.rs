@@ -35,7 +35,7 @@ pub enum Mask {
         /// How many blocks on either side.
         each: u32,
     },
-    /// Those at these places, whatever the query: global tokens, or what is no padding.
+    /// Those at these places, whatever the query: global tokens, or what is not padding.
     Keys(Range<u32>),
     /// All, for the queries at these places.
     Queries(Range<u32>),

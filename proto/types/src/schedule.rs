@@ -69,9 +69,9 @@ impl fmt::Display for Action {
     }
 }
 
-/// A text that is no action.
+/// A text that is not an action.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no action; actions look like 2F0, 1SEND_F3 or 0RECV_B1")]
+#[error("`{0}` is not an action; actions look like 2F0, 1SEND_F3 or 0RECV_B1")]
 pub struct NotAnAction(String);
 
 impl FromStr for Action {

@@ -13,7 +13,7 @@ const LOOK: Duration = Duration::from_millis(2);
 /// Tells apart the temporary files of this process, whose ranks may be threads.
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
 
-/// A file for each key, in a folder that all ranks see and that nobody else writes to.
+/// A file for each key, in a folder that all ranks see and that only they write to.
 #[derive(Debug)]
 pub struct FileStore {
     folder: PathBuf,

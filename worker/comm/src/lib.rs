@@ -1,7 +1,7 @@
 //! Tensors between the ranks of a generation, safe, over [`coxswain_native`].
 //!
 //! - [`Links`]: this rank's connection to all others, and the tags that keep their traffic apart.
-//! - [`Pipe`]: sends that nobody waits for, so that compute goes on.
+//! - [`Pipe`]: sends that no thread waits for, so that compute goes on.
 //! - [`Links::close`]: one small exchange over all ranks.
 //! - [`DataPort`]: the port at which a worker's peers connect to it.
 //!

@@ -412,6 +412,8 @@ impl Links {
     }
 
     fn network(&self) -> Result<&Network, TorchError> {
-        self.network.as_ref().ok_or_else(|| TorchError("a rank alone has nobody to exchange with".to_owned()))
+        self.network
+            .as_ref()
+            .ok_or_else(|| TorchError("a rank alone has no peer to exchange with".to_owned()))
     }
 }

@@ -1,4 +1,4 @@
-//! Sends that nobody waits for: compute goes on while they travel, and a tensor is given back as soon
+//! Sends that no thread waits for: compute goes on while they travel, and a tensor is given back as soon
 //! as its send has ended.
 
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};

@@ -34,6 +34,6 @@ impl Store for MemoryStore {
         let values = values.lock().map_err(|error| error.to_string())?;
         let waited = changed.wait_timeout_while(values, PATIENCE, |values| !values.contains_key(key));
         let (values, _) = waited.map_err(|error| error.to_string())?;
-        values.get(key).cloned().ok_or_else(|| "nobody set it".to_owned())
+        values.get(key).cloned().ok_or_else(|| "it was never set".to_owned())
     }
 }

@@ -99,7 +99,7 @@ fn the_closing_exchange_gives_all_ranks_what_the_lead_made_of_it() {
 
 #[test]
 fn all_ranks_get_what_each_brings() {
-    // Some bring nothing, and of one rank alone nobody takes anything in.
+    // Some bring nothing, and a rank alone takes nothing in.
     let text = |rank: u32| format!("{rank} ").repeat(rank as usize % 4).into_bytes();
     for world in [1, 2, 9, 20] {
         let expected: Vec<_> = (0..world).map(text).collect();
@@ -223,5 +223,5 @@ fn every_wait_ends_at_once_when_it_is_aborted() {
 fn ranks_that_never_meet_say_which_key_is_missing() {
     let store = MemoryStore::default();
     let error = Links::join(store, 0, 2, &DataPort::local().unwrap(), 500, 500).unwrap_err();
-    assert!(error.0.contains("nobody set it"), "{error}");
+    assert!(error.0.contains("it was never set"), "{error}");
 }

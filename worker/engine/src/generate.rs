@@ -43,7 +43,7 @@ pub struct Generator {
     tokenizer: Tokenizer,
 }
 
-/// Tokens that are written where nobody says how many.
+/// Tokens that are written where their number is not given.
 const TOKENS: u32 = 100;
 
 /// The most tokens that a model reads at once: as many as it has positions, or as whoever made it says.

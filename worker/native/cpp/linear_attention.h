@@ -16,9 +16,9 @@ namespace coxswain::linear {
 
 // Tokens of a chunk: products within one cost as much as those with a state of 64 to 128 columns.
 constexpr int64_t kChunk = 64;
-// Sums of weights are taken to be at least this: features are positive but underflow, and 0 / 0 is no mean.
+// Sums of weights are taken to be at least this: features are positive but underflow, and 0 / 0 is not a mean.
 constexpr float kSmallestSum = 1e-6f;
-// Log decays are taken to be at least this, by which all is forgotten: -infinity less -infinity is no number.
+// Log decays are taken to be at least this, by which all is forgotten: -infinity less -infinity is not a number.
 constexpr double kForgotten = -200;
 
 // The rows of one head in a tensor [b, t, h, k].

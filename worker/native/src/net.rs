@@ -21,7 +21,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The bytes of a tensor in host memory, for as long as its exchange lasts. Once that has ended, or is given up,
-/// nobody reaches them any more. Clones share them.
+/// they cannot be reached any more. Clones share them.
 #[derive(Clone, Debug)]
 pub struct HostBytes {
     bytes: usize,

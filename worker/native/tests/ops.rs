@@ -31,7 +31,7 @@ fn linear_returns_the_input_gradient_and_files_the_weight_gradient() {
 
 #[test]
 fn rms_norm_rope_and_swiglu_agree_with_float64() {
-    // 70 is no multiple of the kernels' 32 lanes.
+    // 70 is not a multiple of the kernels' 32 lanes.
     let (x, w, dy) = (randn(&[3, 7, 70]).set_requires_grad(true), randn(&[70]), randn(&[3, 7, 70]));
     let (slot, dw) = slot_like(&w);
     let wgrad_queue = WgradQueue::new();

@@ -59,7 +59,7 @@ fn linear_and_its_fp32_weight_gradient() {
 fn rms_norm_rope_and_swiglu() {
     for row in KINDS {
         let kind = row.0;
-        // 70 is no multiple of the kernels' 32 lanes.
+        // 70 is not a multiple of the kernels' 32 lanes.
         let (x, w, dy) = (leaf(&[3, 8, 70], kind), randn(&[70]), sample(&[3, 8, 70], kind));
         let (slot, dw) = slot_like(&w);
         let wgrad_queue = WgradQueue::new();

@@ -93,7 +93,7 @@ impl Bound {
                         *first_parameter_norm,
                     ),
                 ];
-                // Written so that a difference that is no number breaks it.
+                // Written so that a difference that is not a number breaks it.
                 let beyond = |difference: &Deviation, most: f64| {
                     difference.relative.partial_cmp(&most).is_none_or(|order| order.is_gt())
                 };

@@ -54,7 +54,7 @@ impl LayoutName {
         for part in parts {
             let Some((option, key, changes)) = OPTIONS.iter().find(|(option, ..)| *option == part) else {
                 let known: Vec<_> = OPTIONS.iter().map(|(option, ..)| format!("+{option}")).collect();
-                return Err(refuse(format!("`+{part}` is no option; there are {}", known.join(", "))));
+                return Err(refuse(format!("`+{part}` is not an option; there are {}", known.join(", "))));
             };
             if let Some((_, other)) = keys.iter().find(|(other, _)| other == key) {
                 return Err(refuse(format!("`+{other}` and `+{option}` both set {key}; give one of them")));
@@ -75,7 +75,7 @@ fn mesh_set(mesh: &str) -> Result<String, String> {
         let Some((axis, number)) = number else {
             let parts = AXES.map(|axis| format!("{}N", axis.short)).join(", ");
             return Err(format!(
-                "`{part}` is no part; parts are {parts} with N from 1 to {WAYS_MAX}, joined by x \
+                "`{part}` is not a part; parts are {parts} with N from 1 to {WAYS_MAX}, joined by x \
                  (such as tp2xpp2), or `{ONE}` or `{JOB}` alone"
             ));
         };

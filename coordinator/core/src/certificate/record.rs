@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-/// What a run left. A value that is no finite number is NaN.
+/// What a run left. A value that is not a finite number is NaN.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunRecord {
     /// The mean loss of each step.

@@ -58,7 +58,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Whether it fits into `available` bytes; `None` where nobody knows how many there are.
+    /// Whether it fits into `available` bytes; `None` where the number is unknown.
     pub fn fits(&self, available: Option<u64>) -> bool {
         available.is_none_or(|available| self.needed <= available)
     }

@@ -88,18 +88,18 @@ fn a_name_replaces_all_of_the_layout_and_keeps_recompute() {
 fn names_that_make_no_sense_are_refused_with_what_is_allowed() {
     let parts = "parts are ppN, tpN, dpN with N from 1 to 4096, joined by x (such as tp2xpp2), or `one` or `job` alone";
     let rows = [
-        ("", format!("`` is no part; {parts}")),
-        ("p2", format!("`p2` is no part; {parts}")),
-        ("pp", format!("`pp` is no part; {parts}")),
-        ("pp0", format!("`pp0` is no part; {parts}")),
-        ("pp02", format!("`pp02` is no part; {parts}")),
-        ("pp5000", format!("`pp5000` is no part; {parts}")),
-        ("pp2xjob", format!("`job` is no part; {parts}")),
-        ("pp2 ", format!("`pp2 ` is no part; {parts}")),
+        ("", format!("`` is not a part; {parts}")),
+        ("p2", format!("`p2` is not a part; {parts}")),
+        ("pp", format!("`pp` is not a part; {parts}")),
+        ("pp0", format!("`pp0` is not a part; {parts}")),
+        ("pp02", format!("`pp02` is not a part; {parts}")),
+        ("pp5000", format!("`pp5000` is not a part; {parts}")),
+        ("pp2xjob", format!("`job` is not a part; {parts}")),
+        ("pp2 ", format!("`pp2 ` is not a part; {parts}")),
         ("pp2xpp2", "`pp` is given twice".to_owned()),
         (
             "pp2+fast",
-            "`+fast` is no option; there are +zero, +sp, +1f1b, +gpipe, +zb-h1, +interleaved, +none, +full, +attention, \
+            "`+fast` is not an option; there are +zero, +sp, +1f1b, +gpipe, +zb-h1, +interleaved, +none, +full, +attention, \
              +ffn"
                 .to_owned(),
         ),

@@ -124,11 +124,11 @@ pub enum Entry {
         /// Why.
         reason: String,
     },
-    /// A generation stopped after a step, and is no more; its job goes on in another formation.
+    /// A generation stopped after a step, and ends; its job goes on in another formation.
     Regrouped {
         /// The job's id.
         job: String,
-        /// The generation that is no more.
+        /// The generation that ended.
         generation: Generation,
         /// The step that all its ranks have taken, and whose checkpoint can be read.
         step: Step,
@@ -161,7 +161,7 @@ pub enum Entry {
     Interrupted {
         /// The job's id.
         job: String,
-        /// The generation that is no more.
+        /// The generation that ended.
         generation: Generation,
         /// Why.
         reason: String,

@@ -75,7 +75,7 @@ pub(super) struct Job {
     pub(super) compute: Option<Compute>,
     /// A rank reported the newest checkpoint as damaged, and it has not been checked again.
     pub(super) doubts: bool,
-    /// Why its last generation is no more.
+    /// Why its last generation ended.
     pub(super) interruption: Option<String>,
     /// The newest interruptions: of which generation, after which step, and why.
     pub(super) interruptions: VecDeque<(Generation, Step, String)>,
@@ -111,7 +111,7 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// A job that nobody has looked at yet.
+    /// A job that has not been looked at yet.
     pub(super) fn new(submission: Submission) -> Job {
         Job {
             submission,
@@ -166,7 +166,7 @@ impl Job {
         self.reason = reason.into();
     }
 
-    /// Its generation is no more.
+    /// Its generation has ended.
     pub(super) fn interrupted(&mut self, cause: String) {
         self.interruptions.push_back((self.generation, self.step, cause.clone()));
         if self.interruptions.len() > MAX_INTERRUPTIONS {

@@ -39,7 +39,7 @@ pub(super) struct Member {
 #[derive(Clone, Debug, Default)]
 pub(super) struct MemberTable {
     members: BTreeMap<WorkerId, Member>,
-    /// All of them by when they last said something: of thousands, nobody looks at each.
+    /// All of them by when they last said something: there may be thousands.
     silence: BTreeSet<(u64, WorkerId)>,
     /// The newest process of each name, whether it is here or not: an older one never has its place again.
     newest: BTreeMap<WorkerId, u64>,

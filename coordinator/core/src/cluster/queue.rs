@@ -57,7 +57,7 @@ pub(super) enum Waiting<'a> {
     /// There are too few workers for it.
     ForWorkers {
         shortage: Shortage<'a>,
-        /// Why its last generation is no more.
+        /// Why its last generation ended.
         since: Option<&'a str>,
         /// The job that has its turn first.
         first: Option<&'a str>,

@@ -30,7 +30,7 @@ pub const GROW_AFTER_MS: u64 = 10_000;
 /// slow now and then shall not cost a regrouping each time. Ten seconds become ten minutes.
 const MAX_DOUBLINGS: u32 = 6;
 
-/// A process that a user wants no more.
+/// A worker that is being drained.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DrainRequest {
     pub(super) incarnation: u64,

@@ -2,7 +2,7 @@
 //!
 //! When one worker dies, its peers fail within milliseconds, and their complaints may arrive before
 //! the news of the death. The cause that people are told is the first worker that was lost; a
-//! complaint is believed only when nobody turns out to be lost within [`GRACE_MS`].
+//! complaint is believed only when no rank turns out to be lost within [`GRACE_MS`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -20,7 +20,7 @@ use super::schedule;
 /// How long an operation on a group may take. A peer may be busy with a micro-batch of a large model
 /// or with writing a large checkpoint, so this is no measure of health: a peer that died is seen at
 /// once, and one that stopped loses its lease, upon which waits are aborted. It only keeps a rank
-/// that nobody speaks to any more from waiting for ever.
+/// without peers from waiting for ever.
 const OPERATION_MS: u64 = 3_600_000;
 
 /// How long a group may take to form. Forming itself takes well under a second, and no file is read before it; the
@@ -122,7 +122,7 @@ impl Shared<'_> {
     }
 
     /// The ranks that keep copies of each other: neighbours along the first axis on which no other rank
-    /// holds the same. Where every rank has such a twin, or there is one rank only, nobody needs a copy.
+    /// holds the same. Where every rank has such a twin, or there is one rank only, no copy is needed.
     fn peer_replica(&self, at: Coordinates) -> Option<PeerReplica> {
         let layout = &self.request.spec.layout;
         if !self.request.spec.recovery.peer_replica || (layout.data > 1 && !layout.zero) {

@@ -45,7 +45,7 @@ const MAX_TEXT_BYTES: usize = 256 << 10;
 /// Each of them is looked for among the keys that those before it made.
 const MAX_SETS: usize = 1000;
 
-/// How many faults are told at once. For the place of each the text is read again, and nobody corrects more
+/// How many faults are told at once. For the place of each the text is read again, and more are not corrected
 /// before the next look.
 const MAX_FAULTS: usize = 50;
 

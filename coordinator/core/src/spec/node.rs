@@ -39,7 +39,7 @@ impl JobNode {
         let mut node = self;
         for key in path.split('.') {
             if key.is_empty() {
-                return Err(format!("`{path}` is no path; paths look like model.heads"));
+                return Err(format!("`{path}` is not a path; paths look like model.heads"));
             }
             if *node == JobNode::Null {
                 *node = JobNode::Map(Vec::new());

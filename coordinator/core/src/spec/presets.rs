@@ -54,7 +54,7 @@ pub fn names() -> Vec<String> {
 /// given beside it say one.
 ///
 /// # Errors
-/// An unknown preset, or values of the model that make no sense.
+/// An unknown preset, or values of the model that contradict each other.
 pub fn job_text(job: &JobText<'_>, name: &str, workers: u32) -> Result<String, SpecError> {
     if !names().iter().any(|known| known == name) {
         return Err(SpecFault::in_file(
@@ -127,7 +127,7 @@ fn preset(name: &str, presets: &[(String, Vec<(String, JobNode)>)], depth: usize
 }
 
 fn unknown(name: &str, known: &[String]) -> String {
-    format!("found `{name}`, which is no preset; must be one of {}", known.join(", "))
+    format!("found `{name}`, which is not a preset; must be one of {}", known.join(", "))
 }
 
 /// A map's keys with their values.

@@ -19,7 +19,7 @@ use crate::code::ErrorCode;
 mod model;
 
 /// The job as YAML that [`super::parse`] reads back to the same job. `train.threads` is left out
-/// while nobody has chosen it, and so are keys that go with another choice.
+/// until it is chosen, and so are keys that go with another choice.
 ///
 /// # Errors
 /// Never for a job that came out of [`super::parse`]; the writer of YAML could fail in theory.

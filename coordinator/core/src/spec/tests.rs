@@ -320,7 +320,7 @@ fn single_faults_name_the_flag_that_brought_them() {
         --set model={layers: 1, dim: 8, heads: 3, vocab: 300}: model.heads: found 3; must divide model.dim (8), such as 2, or model.head_dim must be set
         --set model.haeds=7: is not a known key; did you mean `heads`? (known here: preset, architecture, layers, encoder_layers, dim, heads, kv_heads, head_dim, ffn, vocab, positions, rope_theta, rope_scaling, max_positions, position_offset, relative_buckets, relative_max_distance, norm, norm_placement, norm_eps, activation, biases, attention, attention_scale, embedding_dim, token_types, embedding_norm, embedding_scaled, head, head_activation, classes, logit_scale, tied_embeddings, layer_groups)
         --set name.first=x: there is no key `first` below a value that is not a map
-        --set model..heads=8: `model..heads` is no path; paths look like model.heads
+        --set model..heads=8: `model..heads` is not a path; paths look like model.heads
         --set model.heads=[8: cannot be read: did not find expected ',' or ']', while parsing a flow sequence
         --set layout.data=8: found 8; must be at most train.gradient_groups (4): a data rank owns whole groups (train.gradient_groups may be raised to 8)
         --set layout.tensor=8: found 8; must be at most model.ffn (4): each rank holds at least one column
@@ -347,7 +347,7 @@ fn single_faults_name_the_flag_that_brought_them() {
         --set layout.data=5: found 5, more data ranks than micro-batches; must be at most train.global_micro_batches (4): each data rank needs at least one micro-batch of the step
         --set layout.sequence_parallel=true: needs a train.sequence that train.tensor_shards (4) divides, and finds 66: every shard of the sequence is as long; leave it out, or make the sequence a multiple of 4
         --set layout={schedule: custom, data: 2}: layout.schedule: found custom; needs a train.gradient_groups that layout.data (2) divides, and finds 3: its list is for one number of micro-batches, the same on every data rank
-        --set layout.actions="\n0F0,2F0,2B0,0B0\n\n1F0,3B": line 4, item 2: `3B` is no action; actions look like 2F0, 1SEND_F3 or 0RECV_B1
+        --set layout.actions="\n0F0,2F0,2B0,0B0\n\n1F0,3B": line 4, item 2: `3B` is not an action; actions look like 2F0, 1SEND_F3 or 0RECV_B1
         --set data.text=[a.txt, '']: data.text[1]: found an empty path; must name a file
         --set trian.steps=3: trian: is not a known key; did you mean `train`? (known here: name, model, data, train, layout, checkpoint, recovery, priority)
         --set train.seed.more=3: there is no key `more` below a value that is not a map

@@ -9,7 +9,7 @@ use crate::truth;
 use crate::world::World;
 
 impl World {
-    /// What a starting coordinator finds is what was synced, and at most one entry whose sync nobody saw.
+    /// What a starting coordinator finds is what was synced, and at most one entry whose sync was not seen.
     pub(crate) fn judge_found(&mut self, entries: &[Entry]) {
         match entries.len().checked_sub(self.judge.entries) {
             Some(0) => {}

@@ -107,7 +107,7 @@ impl Architecture {
     }
 }
 
-/// Refuses what is no whole model.
+/// Refuses what is not a whole model.
 fn one_whole_model(meta: &Meta) -> Result<(), String> {
     if let Some(other) = meta.text("general.type")?.filter(|kind| *kind != "model") {
         return Err(format!("it holds no model but one `{other}`"));

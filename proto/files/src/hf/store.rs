@@ -73,7 +73,7 @@ impl Store {
             let mut parts = Path::new(name).components();
             let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
             if !plain {
-                return Err(HfError::damaged(&index, format!("`{name}` is no file of this folder")));
+                return Err(HfError::damaged(&index, format!("`{name}` is not a file of this folder")));
             }
             store.add(&folder.join(name))?;
         }

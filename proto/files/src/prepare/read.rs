@@ -22,7 +22,7 @@ pub(super) struct Whole {
 /// Reads the text of a file, without the mark at its beginning. `each` gets the next chunk, of whole letters.
 ///
 /// # Errors
-/// [`PrepareError::Text`] where the file cannot be read or is no text, and those of `each`.
+/// [`PrepareError::Text`] where the file cannot be read or is not text, and those of `each`.
 pub(super) fn read(
     key: &'static str,
     path: &Path,

@@ -121,7 +121,7 @@ impl Room {
     }
 }
 
-/// Counts the lines of a text that are samples, and refuses what is no sample.
+/// Counts the lines of a text that are samples, and refuses what is not a sample.
 #[derive(Debug)]
 pub(super) struct LineCounter<'a> {
     lines: &'a Lines,

@@ -17,7 +17,7 @@ pub(super) const MAX_TEXT_BYTES: u64 = 1 << 40;
 /// How much of the beginning of a file is looked at.
 const HEAD_BYTES: u64 = 64 << 10;
 
-/// The mark with which some programs begin a text; it is no part of it.
+/// The mark with which some programs begin a text; it is not a part of it.
 pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// What is wrong with a file of text.
@@ -39,7 +39,7 @@ pub enum TextFault {
         /// What to do.
         remedy: &'static str,
     },
-    /// It holds bytes that are no text.
+    /// It holds bytes that are not text.
     #[error(
         "is not valid UTF-8 (line {line}, invalid byte at offset {offset}); convert it first, such as with \
          `iconv -f LATIN1 -t UTF-8`"
@@ -72,7 +72,7 @@ pub struct Looked {
 /// Looks at the files of a job's text, without reading more than the beginning of each; `None` where it has none.
 ///
 /// # Errors
-/// [`PrepareError`] for the first that is missing, is no regular file or is no text.
+/// [`PrepareError`] for the first that is missing, is not a regular file or is not text.
 pub fn look(data: &DataSpec) -> Result<Option<Looked>, PrepareError> {
     let Some((key, files)) = data.files() else { return Ok(None) };
     look_at(key, files).map(Some)

@@ -5,7 +5,7 @@ use std::str;
 use super::Tokenizer;
 
 /// How many tokens may wait for the rest of a character, of a tokenizer whose bytes are not known. A character is of
-/// four bytes at most; what is longer is no character.
+/// four bytes at most; what is longer is not a character.
 const MAX_WAITING: usize = 8;
 
 /// The text of tokens that come one by one.
@@ -98,7 +98,7 @@ mod tests {
         ) {
             let mut ids = own().encode(&text).unwrap();
             prop_assert_eq!(streamed(own(), &ids), text);
-            // Any tokens: bytes that are no characters too, but for what waits for its rest at the end.
+            // Any tokens: bytes that are not characters too, but for what waits for its rest at the end.
             ids.splice(at.min(ids.len())..at.min(ids.len()), noise);
             let (pieces, whole) = (streamed(own(), &ids), own().decode(&ids));
             let rest = whole.strip_prefix(&pieces);

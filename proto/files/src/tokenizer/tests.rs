@@ -93,7 +93,10 @@ fn foreign_and_damaged_files_are_refused() {
     ];
     for (text, expected) in rows {
         let error = Tokenizer::from_bytes(text.as_bytes()).unwrap_err().to_string();
-        assert!(error.starts_with("this is no byte-level tokenizer") && error.contains(expected), "{error}");
+        assert!(
+            error.starts_with("this is not a byte-level tokenizer") && error.contains(expected),
+            "{error}"
+        );
     }
     assert!(matches!(Tokenizer::load(Path::new("nowhere")), Err(TokenizerError::Io { .. })));
     // What others have made is taken where a model brought it, and treats text in its own way.
@@ -101,7 +104,7 @@ fn foreign_and_damaged_files_are_refused() {
     let foreign = Tokenizer::from_elsewhere(foreign.as_bytes()).unwrap();
     assert_eq!(foreign.decode(&foreign.encode("hello").unwrap()), " hello");
     let error = Tokenizer::from_elsewhere(b"{}").unwrap_err().to_string();
-    assert!(error.starts_with("this is no tokenizer.json that can be read"), "{error}");
+    assert!(error.starts_with("this is not a tokenizer.json that can be read"), "{error}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub const CHAIN: &str = "cert.pem";
 /// The file of its key.
 pub const KEY: &str = "key.pem";
 
-/// A text that is nobody else's to read. It is printed as `[secret]`.
+/// A secret text, printed as `[secret]`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 

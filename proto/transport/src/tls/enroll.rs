@@ -143,7 +143,7 @@ pub enum Ticket {
 /// Why a text is not a ticket.
 #[derive(Debug, thiserror::Error)]
 pub enum TicketError {
-    /// It is no token.
+    /// It is not a token.
     #[error(transparent)]
     Token(#[from] NoToken),
     /// A service account's token has no CA with it.

@@ -20,10 +20,10 @@ pub struct JoinToken {
     ca_hash: String,
 }
 
-/// A text that is no join token. It does not repeat the text, which may be one with a slip.
+/// A text that is not a join token. It does not repeat the text, which may be one with a slip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this is no join token; one has three parts of hexadecimal digits, `id.secret.cahash`, as \
+    "this is not a join token; one has three parts of hexadecimal digits, `id.secret.cahash`, as \
      `coxswain token create` prints it"
 )]
 pub struct NoToken;

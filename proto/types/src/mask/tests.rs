@@ -34,7 +34,7 @@ fn pairs_are_those_of_the_closed_forms() {
     }
 }
 
-/// Masks of all kinds, over sequences whose lengths are no multiples of a tile.
+/// Masks of all kinds, over sequences whose lengths are not multiples of a tile.
 fn kinds(tokens: u32) -> Vec<Mask> {
     let documents: Arc<[u32]> = (0..tokens).map(|at| at / 50).collect();
     let others: Arc<[u32]> = (0..tokens).map(|at| (at + 20) / 30).collect();

@@ -100,7 +100,7 @@ impl RankAddress {
 }
 
 /// Tells the others this rank's place, and returns those of all ranks once all are there: then connecting takes
-/// milliseconds, and needs nobody else.
+/// milliseconds, and needs no other process.
 ///
 /// Only the lead rank asks for every other rank; the others read what it has collected.
 ///

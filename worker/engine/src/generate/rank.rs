@@ -184,7 +184,7 @@ impl Rank {
     /// Activations of so many tokens from the stage before.
     fn received(&self, tokens: i64) -> Result<Tensor, EngineError> {
         let from = self.seat.previous.ok_or_else(|| {
-            EngineError::Other(format!("stage {} has no embedding and nobody before it", self.seat.index))
+            EngineError::Other(format!("stage {} has no embedding and no stage before it", self.seat.index))
         })?;
         let kind = crate::model::kind(self.context.precision);
         let x = crate::model::buffer(&[1, tokens, self.context.model.dim.into()], kind, DEVICE)?;

@@ -278,7 +278,7 @@ impl Gradients {
     /// the parts of the others.
     fn sum(&self, root: TreeNode, start: i64, len: i64) -> Result<Tensor, EngineError> {
         if len == 0 {
-            // The bucket has fewer blocks than there are data ranks; nobody sent parts of nothing.
+            // The bucket has fewer blocks than there are data ranks; no rank sends an empty part.
             return Ok(self.total()?.f_narrow(0, 0, 0)?);
         }
         let mut failed = None;

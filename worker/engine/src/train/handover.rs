@@ -3,7 +3,7 @@
 //!
 //! A rank votes on a step with its summed gradients in hand, and takes it once all have voted. So where one
 //! rank has taken a step, every other can: it has the gradients, and the first hands it the list that
-//! closed the step. Where nobody has, nobody does. What no survivor holds is not made up: then the
+//! closed the step. Where no rank has, none does. What no survivor holds is not made up: then the
 //! generation starts from the checkpoint that its assignments name.
 
 use std::collections::BTreeMap;
@@ -122,7 +122,7 @@ pub(super) fn decide(rosters: &[Roster], least: u64) -> Option<Decision> {
 /// How a generation goes on at `mark`; `None` where something of it is missing.
 fn at(rosters: &[Roster], mark: Mark) -> Option<Decision> {
     let first = rosters.iter().position(|roster| roster.mark == Some(mark))?;
-    // Ranks that are there may have lost the list that brought them, so that nobody can follow by it.
+    // Ranks that are there may have lost the list that brought them, so that no rank can follow by it.
     let before = rosters[first].closed;
     let rolls: Vec<bool> = rosters
         .iter()
@@ -237,7 +237,7 @@ mod tests {
         let rows = [
             // Two stages by two data ranks; the second rank of stage a is a spare.
             (
-                "nobody has taken it",
+                "no rank has taken it",
                 vec![rank(7, true, &a), fresh(&a), rank(7, false, &b), rank(7, true, &b)],
                 "step 7 by 0, rolls [], moves [\"a 0..90 0>1\"]",
             ),
@@ -266,7 +266,7 @@ mod tests {
                 ],
                 "step 8 by 2, rolls [1], moves [\"a 0..90 1'>0\"]",
             ),
-            ("nobody holds anything", vec![fresh(&a), fresh(&b)], "the checkpoint"),
+            ("no rank holds anything", vec![fresh(&a), fresh(&b)], "the checkpoint"),
         ];
         for (case, rosters, wanted) in rows {
             assert_eq!(told(&rosters, 0), wanted, "{case}");

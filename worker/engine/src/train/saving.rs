@@ -23,7 +23,7 @@ const SECOND_MOMENT: &str = "exp_avg_sq/";
 /// The training's own numbers, written by the lead rank.
 const TRAINER: &str = "trainer/state";
 
-/// Writes this rank's shard files of a checkpoint, synced; nobody sees them before the manifest.
+/// Writes this rank's shard files of a checkpoint, synced; readers see them only after the manifest.
 ///
 /// Under ZeRO-1 the first data rank collects the moments, one row at a time, while it writes.
 pub(super) fn save(

@@ -22,7 +22,7 @@ pub(super) fn expect_shared(directory: &Path, links: &Links, a: &Assignment) -> 
     let agreed = links.close_sum(&[own]).doing(|| "agreeing on the run's folder".to_owned())?;
     let read = std::fs::read_to_string(&path).ok().and_then(|text| text.parse::<u64>().ok());
     let same = read == agreed.first().map(|&word| word as u64);
-    // All hear of a failure, and nobody removes the file before all have read it.
+    // All hear of a failure, and the file is removed only after all have read it.
     let failed =
         links.close_sum(&[f64::from(u8::from(!same))]).doing(|| "agreeing on the run's folder".to_owned())?;
     if links.rank() == 0 {

@@ -28,7 +28,7 @@ fn records_are_compared_to_the_bit() {
         ("missing tensor", |r| drop(r.digests.remove("b")), (false, 0, 0, 0, 1, true)),
         ("one tensor more", |r| drop(r.digests.insert("c".into(), "c".into())), (false, 0, 0, 0, 1, true)),
         (
-            "a loss that is no number",
+            "a loss that is not a number",
             |r| *r.losses.get_mut(&2).unwrap() = f64::NAN,
             (false, 1, 0, 0, 0, false),
         ),

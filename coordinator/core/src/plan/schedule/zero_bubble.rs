@@ -1,5 +1,5 @@
 //! ZB-H1 (arXiv 2401.10241): a backward is split in two. I, for the input, is what the previous stage
-//! waits for; W, for the weights, is awaited by nobody, and fills what would be bubbles.
+//! waits for; W, for the weights, is awaited by no other action, and fills what would be bubbles.
 //!
 //! Rank r of p takes in p - r micro-batches, then repeats: an I, the W of r micro-batches before, a
 //! forward. What W needs stays until then, so p micro-batches are in flight on every rank.

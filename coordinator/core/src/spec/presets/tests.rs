@@ -164,7 +164,7 @@ fn an_unknown_preset_is_told_with_the_known_ones() {
     let told = read(&text, &[]).unwrap_err().to_string();
     assert!(
         told.starts_with(
-            "job.yaml:3:3: model.preset: found `gpt3`, which is no preset; must be one of gpt2, "
+            "job.yaml:3:3: model.preset: found `gpt3`, which is not a preset; must be one of gpt2, "
         ),
         "{told}"
     );

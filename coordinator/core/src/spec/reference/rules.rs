@@ -51,7 +51,7 @@ pub(super) const RULES: [(&str, Sets); 93] = [
         "`model.head_activation` has no gate.",
         &[("model.architecture", "encoder"), ("model.head_activation", "geglu")],
     ),
-    ("The head `lm` is no encoder's.", &[("model.architecture", "encoder"), ("model.head", "lm")]),
+    ("The head `lm` is not an encoder's.", &[("model.architecture", "encoder"), ("model.head", "lm")]),
     ("The head `masked-lm` is an encoder's.", &[("model.head", "masked-lm"), ("model.vocab", "600")]),
     (
         "The head `pooled` is an encoder's.",

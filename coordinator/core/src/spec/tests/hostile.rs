@@ -1,4 +1,4 @@
-//! Texts that are no job file, or one that means harm: each is refused by name. What they cost is tested by the
+//! Texts that are not a job file, or one that means harm: each is refused by name. What they cost is tested by the
 //! shell, which has a clock (`coordinator/tests/costs.rs`).
 
 use std::path::Path;
