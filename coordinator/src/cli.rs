@@ -164,7 +164,7 @@ Exit codes are those of coxswain-worker:
   0  done
   1  failed
   2  bad input")]
-    Generate(local::Generate),
+    Generate(local::GenerateArgs),
     /// Tell the class of each line of stdin, by a model with a pooled head.
     #[command(after_help = "\
 Example:
@@ -178,7 +178,7 @@ Exit codes are those of coxswain-worker:
   0  done
   1  failed
   2  bad input")]
-    Classify(local::Classify),
+    Classify(local::ClassifyArgs),
     /// Bring in a model from a Hugging Face folder or a GGUF file; jobs start from it.
     #[command(after_help = "\
 Example:

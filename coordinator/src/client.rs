@@ -51,14 +51,14 @@ pub(crate) struct Watch {
     job: String,
     /// How steps are told [default: text where stdout is a terminal, else json].
     #[arg(long, value_enum)]
-    format: Option<Format>,
+    format: Option<StepFormat>,
     #[command(flatten)]
     coordinator: CoordinatorArgs,
 }
 
 /// How steps are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
+enum StepFormat {
     /// A bar, or plain lines now and then, on stderr.
     Text,
     /// A line of JSON for each step, on stdout.
@@ -146,7 +146,7 @@ pub(crate) async fn status(args: Status) -> Result<(), Failure> {
 }
 
 pub(crate) async fn watch(args: Watch) -> Result<(), Failure> {
-    let terminal = if io::stdout().is_terminal() { Format::Text } else { Format::Json };
+    let terminal = if io::stdout().is_terminal() { StepFormat::Text } else { StepFormat::Json };
     let format = args.format.unwrap_or(terminal);
     let request = wire::WatchRequest { job: args.job.clone() };
     let refused = |status| refused(&args.coordinator, status);
@@ -155,7 +155,7 @@ pub(crate) async fn watch(args: Watch) -> Result<(), Failure> {
     let (mut steps, mut unit) = (0, String::new());
     while let Some(event) = events.message().await.map_err(refused)? {
         match event.event {
-            Some(Event::Report(report)) if format == Format::Text => {
+            Some(Event::Report(report)) if format == StepFormat::Text => {
                 let from = report.step.saturating_sub(1);
                 let progress = progress.get_or_insert_with(|| RunProgress::new(from, steps, &unit));
                 progress.step(&StepReport::from(report));

@@ -46,8 +46,8 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
     /// How the plan is printed.
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = PlanFormat::Text)]
+    format: PlanFormat,
 }
 
 /// The values of `layout.schedule`.
@@ -55,7 +55,7 @@ const SCHEDULES: [&str; 5] = ["gpipe", "1f1b", "interleaved", "zb-h1", "custom"]
 
 /// How a plan is printed.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum Format {
+enum PlanFormat {
     /// Tables for people.
     Text,
     /// For programs.
@@ -63,7 +63,7 @@ enum Format {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Generate {
+pub(crate) struct GenerateArgs {
     /// A run's folder (its newest checkpoint is used) or a checkpoint's.
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
@@ -101,7 +101,7 @@ fn temperature(text: &str) -> Result<f64, String> {
 
 /// `coxswain classify`.
 #[derive(Debug, Args)]
-pub(crate) struct Classify {
+pub(crate) struct ClassifyArgs {
     /// A run's folder (its newest checkpoint is used) or a checkpoint's.
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
@@ -161,7 +161,7 @@ pub(crate) fn schema() -> Result<(), Failure> {
 
 pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let planned = print_plan(args);
-    if args.format == Format::Json
+    if args.format == PlanFormat::Json
         && let Err(Failure::Refused(refusal)) = &planned
     {
         output::write(&format!("{:#}\n", refusal.to_json()))?;
@@ -185,14 +185,16 @@ fn print_plan(args: &PlanArgs) -> Result<(), Failure> {
     }
     let told = texts.map_or(String::new(), |texts| format!("data: {texts}\n")) + &exported(&export);
     let text = match args.format {
-        Format::Text if args.schedule.is_empty() => {
+        PlanFormat::Text if args.schedule.is_empty() => {
             let screen = coxswain_console::width(&io::stdout());
             let text =
                 |plan: &Plan| screen.map_or_else(|| plan.to_string(), |screen| format!("{plan:screen$}"));
             plans.iter().map(text).collect::<String>() + &told
         }
-        Format::Text => plans.iter().map(|plan| format!("{plan:#}")).collect::<Vec<_>>().join("\n") + &told,
-        Format::Json => {
+        PlanFormat::Text => {
+            plans.iter().map(|plan| format!("{plan:#}")).collect::<Vec<_>>().join("\n") + &told
+        }
+        PlanFormat::Json => {
             let objects = plans.iter().map(Plan::to_json).collect::<Result<Vec<_>, _>>();
             let mut objects = objects.context("the plan as JSON")?;
             for object in &mut objects {
@@ -265,7 +267,7 @@ fn planned(job: &JobInput, args: &PlanArgs) -> Result<Plan, Failure> {
     Ok(sketch(&spec, workers).map_err(JobRefusal::from)?)
 }
 
-pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {
+pub(crate) async fn generate(args: GenerateArgs) -> Result<(), Failure> {
     let program = workers::program()?;
     // `--name=value`, since a prompt or a number may start with a dash.
     let option = |name: &str, value: OsString| {
@@ -311,7 +313,7 @@ pub(crate) async fn generate(args: Generate) -> Result<(), Failure> {
 }
 
 /// Lines go straight to the program that has libtorch, and its answers to whoever reads.
-pub(crate) async fn classify(args: Classify) -> Result<(), Failure> {
+pub(crate) async fn classify(args: ClassifyArgs) -> Result<(), Failure> {
     let program = workers::program()?;
     let mut command = tokio::process::Command::new(&program);
     command
@@ -335,7 +337,7 @@ fn ended(program: &Path, status: ExitStatus) -> Result<(), Failure> {
 }
 
 /// Refuses a split that the model does not allow.
-fn check_cut(args: &Generate, model: &ModelSpec) -> Result<(), String> {
+fn check_cut(args: &GenerateArgs, model: &ModelSpec) -> Result<(), String> {
     let layers = model.all_layers();
     if args.pipeline > layers {
         return Err(format!(
@@ -364,7 +366,7 @@ fn check_cut(args: &Generate, model: &ModelSpec) -> Result<(), String> {
 }
 
 /// What each process is told of its part: nothing, where there is one.
-fn places(args: &Generate, meet: &Path) -> Result<Vec<Vec<OsString>>, Failure> {
+fn places(args: &GenerateArgs, meet: &Path) -> Result<Vec<Vec<OsString>>, Failure> {
     let layout = Layout {
         pipeline: args.pipeline,
         tensor: args.tensor,

@@ -10,7 +10,7 @@ use coxswain_core::spec::{JobText, parse};
 use coxswain_engine::EngineError;
 use coxswain_engine::data::MicroBatchData;
 use coxswain_engine::model::{Context, Parameters, Rotary, initial_values};
-use coxswain_engine::parallel::{MicroLoss, Mode, Reduction, Runner, seats};
+use coxswain_engine::parallel::{GradientSum, MicroLoss, Mode, Runner, seats};
 use coxswain_types::Assignment;
 use coxswain_types::job::Lengths;
 use coxswain_types::params::ParameterRow;
@@ -26,7 +26,7 @@ pub struct Stepped {
     /// The parameters.
     pub parameters: Parameters,
     /// The sums of their gradients.
-    pub reduction: Reduction,
+    pub reduction: GradientSum,
 }
 
 /// The assignments of [`JOB`] with this changed, for as many workers as it needs.
@@ -71,7 +71,7 @@ pub fn step_from(
     }
     let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?, Device::Cpu));
     let seats = seats(a, &parameters, &context)?;
-    let mut reduction = Reduction::new(a, &parameters, &links)?;
+    let mut reduction = GradientSum::new(a, &parameters, &links)?;
     let rotary = Rotary::new(&a.spec.model, 0, i64::from(train.sequence), Device::Cpu)?;
     let pipe = Pipe::new()?;
     let mut runner = Runner {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use coxswain_comm::{DataPort, Links, MemoryStore};
-use coxswain_engine::{Control, Engine, EngineError, Event, State};
+use coxswain_engine::{Control, Engine, EngineError, EngineEvent, State};
 use coxswain_files::{Digests, prepare};
 use coxswain_tests::Folder;
 use coxswain_tests::threads::assignments_of;
@@ -140,9 +140,9 @@ impl Control for Watch {
         Directive { revision: 1, ..Directive::NONE }
     }
 
-    fn tell(&self, event: Event) {
+    fn tell(&self, event: EngineEvent) {
         match event {
-            Event::Linked(links) => {
+            EngineEvent::Linked(links) => {
                 self.told.links.lock().unwrap().push(links.clone());
                 if let Some(Moment::Gone { rank, doing }) = self.moment
                     && rank == self.rank
@@ -150,12 +150,12 @@ impl Control for Watch {
                     strike(links, doing, Arc::clone(&self.told));
                 }
             }
-            Event::Ready(begun, reports) => {
+            EngineEvent::Ready(begun, reports) => {
                 *self.step.lock().unwrap() = begun.step.0;
                 self.told.started.lock().unwrap().insert(self.rank, begun.step.0);
-                reports.into_iter().for_each(|report| self.tell(Event::Reported(report)));
+                reports.into_iter().for_each(|report| self.tell(EngineEvent::Reported(report)));
             }
-            Event::Stepped(pace) => {
+            EngineEvent::Stepped(pace) => {
                 *self.step.lock().unwrap() = pace.step.0;
                 if let Some(Moment::Gone { rank, doing: Lost::Taken }) = self.moment
                     && (rank, BREAKS) == (self.rank, pace.step.0)
@@ -163,12 +163,12 @@ impl Control for Watch {
                     self.told.strike(rank);
                 }
             }
-            Event::Reported(report) => {
+            EngineEvent::Reported(report) => {
                 let bits = (report.loss.to_bits(), report.grad_norm.to_bits());
                 let before = self.told.steps.lock().unwrap().insert(report.step, bits);
                 assert!(before.is_none_or(|before| before == bits), "step {} has other bits", report.step);
             }
-            Event::Saved(_) => {}
+            EngineEvent::Saved(_) => {}
         }
     }
 }

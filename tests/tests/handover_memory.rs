@@ -8,7 +8,7 @@ use std::sync::{Barrier, Mutex};
 use anyhow::{Context, Result, anyhow, ensure};
 use coxswain_comm::{DataPort, MemoryStore};
 use coxswain_core::plan::Plan;
-use coxswain_engine::{Control, Engine, Event, State};
+use coxswain_engine::{Control, Engine, EngineEvent, State};
 use coxswain_files::{Digests, prepare};
 use coxswain_native::memory;
 use coxswain_tests::threads::plan_of;
@@ -36,14 +36,14 @@ impl Control for Until<'_> {
         Directive { revision: 1, run_to: Step(self.step), ..Directive::NONE }
     }
 
-    fn tell(&self, event: Event) {
+    fn tell(&self, event: EngineEvent) {
         let report = |report: StepReport| {
             self.losses.lock().map(|mut losses| losses.insert(report.step, report.loss.to_bits())).ok();
         };
         match event {
-            Event::Ready(_, reports) => reports.into_iter().for_each(report),
-            Event::Reported(one) => report(one),
-            Event::Linked(_) | Event::Stepped(_) | Event::Saved(_) => {}
+            EngineEvent::Ready(_, reports) => reports.into_iter().for_each(report),
+            EngineEvent::Reported(one) => report(one),
+            EngineEvent::Linked(_) | EngineEvent::Stepped(_) | EngineEvent::Saved(_) => {}
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use coxswain_comm::{DataPort, FileStore, Links};
-use coxswain_engine::{Control, Engine, Event};
+use coxswain_engine::{Control, Engine, EngineEvent};
 use coxswain_files::folders::step_folder;
 use coxswain_files::{Checkpoint, Digests, Header, ShardTensor, latest, prepare, publish, write_shard};
 use coxswain_tests::chaos::{at_work, interruptions, next_step};
@@ -53,8 +53,8 @@ impl Control for Watch {
         Directive { revision: 1, ..Directive::NONE }
     }
 
-    fn tell(&self, event: Event) {
-        if let Event::Linked(links) = event {
+    fn tell(&self, event: EngineEvent) {
+        if let EngineEvent::Linked(links) = event {
             *self.links.lock().unwrap() = Some(links);
             std::thread::sleep(self.checking);
         }

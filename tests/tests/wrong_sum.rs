@@ -9,7 +9,7 @@ use coxswain_core::certificate::{RunRecord, differences};
 use coxswain_engine::EngineError;
 use coxswain_engine::data::MicroBatchData;
 use coxswain_engine::model::Parameters;
-use coxswain_engine::parallel::Reduction;
+use coxswain_engine::parallel::GradientSum;
 use coxswain_native::ops::{embed_grad, sum_squares};
 use coxswain_tests::threads::{assignments, on_threads, step};
 use coxswain_types::Assignment;
@@ -90,7 +90,7 @@ fn a_gradient_that_no_backward_pass_writes_is_an_error_with_its_name() -> Result
         a.spec.train.optimizer.kind,
         Device::Cpu,
     )?;
-    let mut reduction = Reduction::new(&a, &parameters, &Links::alone())?;
+    let mut reduction = GradientSum::new(&a, &parameters, &Links::alone())?;
     let range = parameters.buckets_of(Place::Embedding);
     let table = &parameters.buckets()[range.start].params[0];
     ensure!(range.len() == 1 && table.row.name == EMBEDDING, "{:?}", table.row);
@@ -98,7 +98,7 @@ fn a_gradient_that_no_backward_pass_writes_is_an_error_with_its_name() -> Result
         Tensor::from_slice(&[3_i64]),
         Tensor::ones([1, table.row.shape[1] as i64], (Kind::Float, Device::Cpu)),
     );
-    let end = |reduction: &mut Reduction, write: bool| -> Result<(), EngineError> {
+    let end = |reduction: &mut GradientSum, write: bool| -> Result<(), EngineError> {
         for micro_batch in a.runs[0].clone() {
             reduction.begin(&parameters, Place::Embedding, micro_batch)?;
             if write {

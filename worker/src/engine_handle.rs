@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use coxswain_agent::EngineNews;
 use coxswain_comm::Links;
-use coxswain_engine::{Control, Event, State};
+use coxswain_engine::{Control, EngineEvent, State};
 use coxswain_types::Step;
 use coxswain_types::activity::Activity;
 use coxswain_types::ids::Rank as RankId;
@@ -89,9 +89,9 @@ impl Control for EngineControl {
         *self.directive.borrow()
     }
 
-    fn tell(&self, event: Event) {
+    fn tell(&self, event: EngineEvent) {
         let news = match event {
-            Event::Linked(links) => {
+            EngineEvent::Linked(links) => {
                 let mut tapped = self.tap.lock();
                 if tapped.dismissed {
                     links.abort();
@@ -99,16 +99,16 @@ impl Control for EngineControl {
                 tapped.links = Some(links);
                 return;
             }
-            Event::Ready(begun, reports) => {
+            EngineEvent::Ready(begun, reports) => {
                 self.tap.lock().step = begun.step;
                 EngineNews::Ready(begun, reports)
             }
-            Event::Reported(report) => EngineNews::Reported(report),
-            Event::Stepped(pace) => {
+            EngineEvent::Reported(report) => EngineNews::Reported(report),
+            EngineEvent::Stepped(pace) => {
                 self.tap.lock().step = pace.step;
                 EngineNews::Stepped { pace, peak_tensor_bytes: coxswain_native::memory::peak_bytes() }
             }
-            Event::Saved(saved) => EngineNews::Saved(saved),
+            EngineEvent::Saved(saved) => EngineNews::Saved(saved),
         };
         self.news.send(news).ok();
     }
@@ -239,7 +239,7 @@ mod tests {
             .begin(move |control, _| {
                 wait.recv().unwrap();
                 assert_eq!((control.directive(), control.dismissed()), (directive, true));
-                control.tell(Event::Stepped(Pace { step: Step(4), busy_us: 1 }));
+                control.tell(EngineEvent::Stepped(Pace { step: Step(4), busy_us: 1 }));
                 assert_eq!(control.step(), Step(4));
                 Phase::Done
             })

@@ -27,8 +27,8 @@ mod header;
 mod tests;
 mod tokens;
 
-use architecture::{Architecture, theirs};
-use header::{Header, TensorInfo};
+use architecture::{GgufArchitecture, theirs};
+use header::{GgufHeader, TensorInfo};
 
 /// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +112,7 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
         let io = |cause| GgufError::Io { path: path.to_owned(), cause };
         let (file, metadata) = regular::open(path).map_err(io)?;
-        let Header { meta, mut tensors, data_start } = Header::read(&file, metadata.len())
+        let GgufHeader { meta, mut tensors, data_start } = GgufHeader::read(&file, metadata.len())
             .map_err(|what| GgufError::Damaged { path: path.to_owned(), what })?;
         let data = Data { path: path.to_owned(), file, start: data_start };
         let unknown = |what: String| GgufError::Unknown { path: path.to_owned(), what };
@@ -126,8 +126,8 @@ impl Gguf {
                 Some(data.row(&tensor, 0, factors)?)
             }
         };
-        let Architecture { model, paired, longest } =
-            Architecture::read(&meta, &tensors, frequencies.as_deref()).map_err(unknown)?;
+        let GgufArchitecture { model, paired, longest } =
+            GgufArchitecture::read(&meta, &tensors, frequencies.as_deref()).map_err(unknown)?;
         let words = tokens::read(&meta, model.vocab, longest).map_err(unknown)?;
         if let Some(key) = meta.unread().into_iter().find(|key| !changes_nothing(key)) {
             return Err(unknown(format!("unsupported key {key}")));

@@ -32,9 +32,9 @@ use config::Family;
 pub use export::{ReadSlab, export};
 use framing::{Beside, beside};
 pub use framing::{framing, unread};
-use names::{Other, Source, aliases, other, source};
+use names::{Other, TensorSource, aliases, other, source};
 pub use said::{Form, Said, form};
-use store::{Block, Store, read_limited};
+use store::{MatrixBlock, TensorStore, read_limited};
 
 const CONFIG: &str = "config.json";
 /// What a folder has whose weights are changes to another model's.
@@ -126,8 +126,8 @@ impl Kept {
 pub struct HfModel {
     family: Family,
     model: ModelSpec,
-    store: Store,
-    sources: BTreeMap<String, (Parameter, Source)>,
+    store: TensorStore,
+    sources: BTreeMap<String, (Parameter, TensorSource)>,
     kept: Kept,
 }
 
@@ -144,7 +144,7 @@ impl HfModel {
         let config: Map<String, Value> =
             serde_json::from_slice(&text).map_err(|e| HfError::damaged(&path, e))?;
         let (family, mut model) = config::read(&config)?;
-        let store = Store::open(folder)?;
+        let store = TensorStore::open(folder)?;
         if family == Family::T5 && has_own_head(&model, &store)? {
             model.tied_embeddings = false;
         }
@@ -203,9 +203,9 @@ impl HfModel {
         let skip = source.part.0 * parameter.shape[0];
         let rows = (rows.0 + skip, rows.1 + skip);
         if !source.transposed {
-            return self.store.read(&source.tensor, Block { rows, cols });
+            return self.store.read(&source.tensor, MatrixBlock { rows, cols });
         }
-        let theirs = self.store.read(&source.tensor, Block { rows: cols, cols: rows })?;
+        let theirs = self.store.read(&source.tensor, MatrixBlock { rows: cols, cols: rows })?;
         Ok(transposed(&theirs, (cols.1 - cols.0) as usize, (rows.1 - rows.0) as usize))
     }
 
@@ -244,7 +244,7 @@ impl HfModel {
         let rows = parameter.shape[0];
         let cols = parameter.elements() / rows.max(1);
         for (first, count) in chunks(rows, cols) {
-            let theirs = Block { rows: (first, first + count), cols: (0, cols) };
+            let theirs = MatrixBlock { rows: (first, first + count), cols: (0, cols) };
             let (one, other) = (self.read(of, 0, first, count)?, self.store.read(name, theirs)?);
             if one.iter().map(|x| x.to_bits()).ne(other.iter().map(|x| x.to_bits())) {
                 return Err(differs());
@@ -260,7 +260,7 @@ impl HfModel {
             [rows, cols] => (rows, cols),
             _ => (0, 0),
         };
-        let values = self.store.read(name, Block { rows: (0, rows), cols: (0, cols) })?;
+        let values = self.store.read(name, MatrixBlock { rows: (0, rows), cols: (0, cols) })?;
         if values.iter().any(|x| *x != 0.0) {
             return Err(HfError::Tensor(format!("`{name}` is not zero, and no model here adds it")));
         }
@@ -298,7 +298,7 @@ fn refuse_adapter(folder: &Path) -> Result<(), HfError> {
 
 /// Whether a T5 has an output head of its own where its configuration ties it: the library saves T5 1.1 so, and
 /// takes the tensors for what they are. Its first version scales its outputs and is always tied.
-fn has_own_head(model: &ModelSpec, store: &Store) -> Result<bool, HfError> {
+fn has_own_head(model: &ModelSpec, store: &TensorStore) -> Result<bool, HfError> {
     let (head, table) = ("lm_head.weight", "shared.weight");
     let Some(&[rows, cols]) = store.shape(head).filter(|shape| store.shape(table) == Some(*shape)) else {
         return Ok(false);
@@ -307,7 +307,7 @@ fn has_own_head(model: &ModelSpec, store: &Store) -> Result<bool, HfError> {
         return Ok(false);
     }
     for (first, count) in chunks(rows, cols) {
-        let block = Block { rows: (first, first + count), cols: (0, cols) };
+        let block = MatrixBlock { rows: (first, first + count), cols: (0, cols) };
         let (one, other) = (store.read(head, block)?, store.read(table, block)?);
         if one.iter().map(|x| x.to_bits()).ne(other.iter().map(|x| x.to_bits())) {
             return Ok(true);
@@ -326,13 +326,13 @@ fn transposed(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     (0..cols).flat_map(|col| (0..rows).map(move |row| x[row * cols + col])).collect()
 }
 
-fn source_of(family: Family, model: &ModelSpec, parameter: &Parameter) -> Result<Source, HfError> {
+fn source_of(family: Family, model: &ModelSpec, parameter: &Parameter) -> Result<TensorSource, HfError> {
     let what = || HfError::Config(format!("its family has no place for {}", parameter.name));
     source(family, model, &parameter.name).ok_or_else(what)
 }
 
 /// The shape of the tensor that a parameter lies in.
-fn their_shape(parameter: &Parameter, source: &Source) -> Vec<u64> {
+fn their_shape(parameter: &Parameter, source: &TensorSource) -> Vec<u64> {
     let mut shape = parameter.shape.clone();
     shape[0] *= source.part.1;
     if source.transposed {

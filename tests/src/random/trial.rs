@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use coxswain_comm::{DataPort, Links, MemoryStore};
 use coxswain_core::plan::{PlanError, sketch};
-use coxswain_engine::{Control, Engine, Event, State};
+use coxswain_engine::{Control, Engine, EngineEvent, State};
 use coxswain_files::{Digests, prepare};
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::{Assignment, PreparedData};
@@ -99,11 +99,11 @@ impl Control for Told {
         Directive { revision: 1, ..Directive::NONE }
     }
 
-    fn tell(&self, event: Event) {
+    fn tell(&self, event: EngineEvent) {
         match event {
-            Event::Linked(links) => locked(&self.links).push(links),
-            Event::Reported(report) => locked(&self.reports).push(report),
-            Event::Ready(..) | Event::Stepped(_) | Event::Saved(_) => {}
+            EngineEvent::Linked(links) => locked(&self.links).push(links),
+            EngineEvent::Reported(report) => locked(&self.reports).push(report),
+            EngineEvent::Ready(..) | EngineEvent::Stepped(_) | EngineEvent::Saved(_) => {}
         }
     }
 }

@@ -21,4 +21,4 @@ pub mod parallel;
 pub mod train;
 
 pub use error::EngineError;
-pub use train::{Control, Engine, Event, State};
+pub use train::{Control, Engine, EngineEvent, State};

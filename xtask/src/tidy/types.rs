@@ -13,53 +13,14 @@ const APART: [&str; 2] = ["coordinator/sim/", "tests/"];
 /// What each program calls the types that clap reads its command line into: a program has one of each.
 const PER_PROGRAM: [&str; 3] = ["Args", "Cli", "Command"];
 
-/// Names that two files still declare. Rename one of the two, and take the name off this list.
-const OTHERS: [&str; 31] = [
-    "Architecture",
-    "Block",
-    "Classify",
-    "Cut",
-    "Event",
-    "Fault",
-    "Form",
-    "Format",
-    "Generate",
-    "Head",
-    "Header",
-    "Held",
-    "Identity",
-    "Kept",
-    "Origin",
-    "Part",
-    "Pass",
-    "Piece",
-    "Probe",
-    "Reader",
-    "Reduction",
-    "Seat",
-    "Shard",
-    "Shared",
-    "Slice",
-    "Source",
-    "Stage",
-    "Store",
-    "Words",
-    "Work",
-    "Worker",
-];
-
 /// A fault for each declaration of a name that an earlier file declares, by that declaration's path.
 pub(super) fn doubles(tree: &Tree) -> Vec<(String, TidyFault)> {
-    doubles_beside(&OTHERS, tree)
-}
-
-fn doubles_beside(known: &[&str], tree: &Tree) -> Vec<(String, TidyFault)> {
     let mut firsts: BTreeMap<&str, (&str, usize)> = BTreeMap::new();
     let mut faults = Vec::new();
     for (path, text) in tree.iter().filter(|(path, _)| counts(path)) {
         for (line, name) in declared(text) {
             let (first, first_line) = *firsts.entry(name).or_insert((path, line));
-            if first != path && !known.contains(&name) && !PER_PROGRAM.contains(&name) {
+            if first != path && !PER_PROGRAM.contains(&name) {
                 let message = format!(
                     "the type `{name}` is declared at {first}:{first_line} too; name this one, or that one, after \
                      what sets it apart"
@@ -167,7 +128,6 @@ mod tests {
             assert!(
                 faults.iter().all(|(_, fault)| fault.message.contains("`Helm` is declared at a/src/a.rs:2"))
             );
-            assert_eq!(doubles_beside(&["Helm"], &tree), []);
             let told = super::super::faults(&tree);
             assert_eq!(told.iter().filter(|fault| fault.ends_with(" [one-name]")).count(), found.len());
         }

@@ -16,12 +16,12 @@ mod attention;
 mod parts;
 mod sizes;
 
-use parts::Part;
+use parts::PartBytes;
 use sizes::Sizes;
 
 /// What a stage holds of one micro-batch.
 #[derive(Debug)]
-struct Held {
+struct StageBytes {
     /// Its input, where it makes that itself or receives it from another rank; the receive makes room for it.
     input: u64,
     /// Whether the input arrives by a message.
@@ -31,15 +31,15 @@ struct Held {
     /// The tokens and their targets.
     tokens: u64,
     /// Its parts in order, each with its place and whether it is computed again.
-    parts: Vec<(Place, Part, bool)>,
+    parts: Vec<(Place, PartBytes, bool)>,
 }
 
-impl Held {
-    fn of(a: &Assignment, stage: &Stage) -> Held {
+impl StageBytes {
+    fn of(a: &Assignment, stage: &Stage) -> StageBytes {
         let sizes = Sizes::of(a);
         let elsewhere = |rank: Option<u32>| rank.is_some_and(|rank| rank != a.rank.0);
         let first = stage.layers.start;
-        let mut parts: Vec<(Place, Part, bool)> = Vec::new();
+        let mut parts: Vec<(Place, PartBytes, bool)> = Vec::new();
         let mut input = if elsewhere(stage.previous) { sizes.stream_after(first) } else { 0 };
         if stage.embedding {
             let stem = sizes.stem(false);
@@ -65,7 +65,7 @@ impl Held {
             parts.push((Place::Head, sizes.head(), false));
         }
         let lengths = Lengths::of(&a.spec.model, &a.spec.train);
-        Held {
+        StageBytes {
             input,
             receives: elsewhere(stage.previous),
             output: if stage.head { 0 } else { sizes.stream_after(stage.layers.end) },
@@ -86,8 +86,8 @@ impl Held {
 /// The most bytes at once of a training step. `arriving` says what data ranks send each other of a place's
 /// gradients when its last micro-batch is done.
 pub(super) fn peak(a: &Assignment, arriving: &Arriving) -> u64 {
-    let stages: BTreeMap<u32, Held> =
-        a.stages.iter().map(|stage| (stage.index, Held::of(a, stage))).collect();
+    let stages: BTreeMap<u32, StageBytes> =
+        a.stages.iter().map(|stage| (stage.index, StageBytes::of(a, stage))).collect();
     let mut walk = Walk { arriving, live: tables(a), peak: 0 };
     walk.rise(0);
     let last = a.train.iter().map(|action| action.micro_batch).max();
@@ -125,7 +125,7 @@ impl Walk<'_> {
         self.live = self.live.saturating_sub(bytes);
     }
 
-    fn action(&mut self, action: &Action, held: &Held, last: bool) {
+    fn action(&mut self, action: &Action, held: &StageBytes, last: bool) {
         match action.kind {
             Kind::RecvForward => self.live += held.input,
             Kind::RecvBackward => self.live += held.output,
@@ -154,7 +154,7 @@ impl Walk<'_> {
     }
 
     /// The parts from the last to the first, each of which lets go of what it kept.
-    fn backward(&mut self, action: &Action, held: &Held, last: bool) {
+    fn backward(&mut self, action: &Action, held: &StageBytes, last: bool) {
         let split = action.kind == Kind::Input;
         let mut incoming = held.output;
         let mut done = BTreeSet::new();

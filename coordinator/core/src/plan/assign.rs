@@ -28,7 +28,7 @@ const OPERATION_MS: u64 = 3_600_000;
 const RENDEZVOUS_MS: u64 = 20_000;
 
 /// What is the same for every rank.
-struct Shared<'a> {
+struct PlanContext<'a> {
     request: &'a PlanRequest<'a>,
     mesh: &'a Mesh,
     balance: &'a Balance,
@@ -62,7 +62,7 @@ pub(super) fn assign(
             used_at.entry(*place).or_default().push((index, use_index));
         }
     }
-    let shared = Shared {
+    let shared = PlanContext {
         request,
         mesh,
         balance,
@@ -77,7 +77,7 @@ pub(super) fn assign(
     (0..).zip(seated).map(|(rank, worker)| shared.assignment(rank, worker)).collect()
 }
 
-impl Shared<'_> {
+impl PlanContext<'_> {
     fn assignment(&self, rank: u32, worker: &WorkerInfo) -> Assignment {
         let request = self.request;
         let (spec, layout) = (request.spec, &request.spec.layout);

@@ -157,7 +157,9 @@ impl Violation {
 /// The first violation.
 pub fn check(assignments: &[Assignment]) -> Result<(), Violation> {
     mesh::check(assignments)?;
-    for pass in [Pass { list: "train", backward: true }, Pass { list: "evaluate", backward: false }] {
+    for pass in
+        [CheckedList { list: "train", backward: true }, CheckedList { list: "evaluate", backward: false }]
+    {
         for assignment in assignments {
             list::check(pass, assignment)?;
         }
@@ -170,12 +172,12 @@ pub fn check(assignments: &[Assignment]) -> Result<(), Violation> {
 
 /// One of the two lists of every rank.
 #[derive(Clone, Copy)]
-struct Pass {
+struct CheckedList {
     list: &'static str,
     backward: bool,
 }
 
-impl Pass {
+impl CheckedList {
     fn actions(self, a: &Assignment) -> &[Action] {
         if self.backward { &a.train } else { &a.evaluate }
     }

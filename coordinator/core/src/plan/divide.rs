@@ -9,7 +9,7 @@ use std::ops::Range;
 /// The least latest worker decides; among equals the least sum of squares, which is the most even
 /// division; then the larger shares in front.
 pub(super) fn divide(costs: &[u64], slow_percent: &[u32]) -> Vec<Range<u32>> {
-    let work = Work::new(costs, slow_percent);
+    let work = WorkShares::new(costs, slow_percent);
     let latest = work.least_latest();
     let (pieces, workers) = (costs.len(), slow_percent.len());
     // best[start]: the least sum of squares of the pieces from `start` on over the workers that follow, and
@@ -43,19 +43,19 @@ pub(super) fn divide(costs: &[u64], slow_percent: &[u32]) -> Vec<Range<u32>> {
     takes.iter().rev().map(range).collect()
 }
 
-struct Work<'a> {
+struct WorkShares<'a> {
     /// What stands before each piece.
     sums: Vec<u128>,
     slow_percent: &'a [u32],
 }
 
-impl Work<'_> {
-    fn new<'a>(costs: &[u64], slow_percent: &'a [u32]) -> Work<'a> {
+impl WorkShares<'_> {
+    fn new<'a>(costs: &[u64], slow_percent: &'a [u32]) -> WorkShares<'a> {
         let sums = costs.iter().scan(0_u128, |sum, cost| {
             *sum += u128::from(*cost);
             Some(*sum)
         });
-        Work { sums: std::iter::once(0).chain(sums).collect(), slow_percent }
+        WorkShares { sums: std::iter::once(0).chain(sums).collect(), slow_percent }
     }
 
     fn pieces(&self) -> usize {

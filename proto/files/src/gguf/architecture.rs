@@ -16,7 +16,7 @@ const LLAMA3: (f64, f64, u32) = (1.0, 4.0, 8192);
 
 /// What a file holds.
 #[derive(Debug)]
-pub(super) struct Architecture {
+pub(super) struct GgufArchitecture {
     pub(super) model: ModelSpec,
     /// Whether rows of queries and keys lie in neighbouring pairs.
     pub(super) paired: bool,
@@ -24,13 +24,13 @@ pub(super) struct Architecture {
     pub(super) longest: Option<u32>,
 }
 
-impl Architecture {
+impl GgufArchitecture {
     /// Reads the keys; `frequencies` are those of `rope_freqs.weight`.
     pub(super) fn read(
         meta: &Meta,
         tensors: &BTreeMap<String, TensorInfo>,
         frequencies: Option<&[f32]>,
-    ) -> Result<Architecture, String> {
+    ) -> Result<GgufArchitecture, String> {
         let name = meta.text("general.architecture")?.unwrap_or_default();
         let known = ARCHITECTURES.iter().find(|(of, _)| *of == name);
         let (name, paired) = known.copied().ok_or_else(|| {
@@ -103,7 +103,7 @@ impl Architecture {
         };
         let bounds = model.check_bounds();
         bounds.map_err(|e| format!("the model that it describes is not supported: {e}"))?;
-        Ok(Architecture { model, paired, longest })
+        Ok(GgufArchitecture { model, paired, longest })
     }
 }
 

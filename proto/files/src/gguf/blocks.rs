@@ -7,7 +7,7 @@ const BLOCK: u64 = 32;
 
 /// How the numbers of a tensor are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum BlockFormat {
     F32,
     F16,
     Bf16,
@@ -23,18 +23,18 @@ pub(super) enum Format {
     Q8_0,
 }
 
-impl Format {
+impl BlockFormat {
     /// The format by its number in files.
-    pub(super) fn of(number: u32) -> Option<Format> {
+    pub(super) fn of(number: u32) -> Option<BlockFormat> {
         Some(match number {
-            0 => Format::F32,
-            1 => Format::F16,
-            2 => Format::Q4_0,
-            3 => Format::Q4_1,
-            6 => Format::Q5_0,
-            7 => Format::Q5_1,
-            8 => Format::Q8_0,
-            30 => Format::Bf16,
+            0 => BlockFormat::F32,
+            1 => BlockFormat::F16,
+            2 => BlockFormat::Q4_0,
+            3 => BlockFormat::Q4_1,
+            6 => BlockFormat::Q5_0,
+            7 => BlockFormat::Q5_1,
+            8 => BlockFormat::Q8_0,
+            30 => BlockFormat::Bf16,
             _ => return None,
         })
     }
@@ -42,13 +42,13 @@ impl Format {
     /// Numbers that stand together, and their bytes.
     fn unit(self) -> (u64, u64) {
         match self {
-            Format::F32 => (1, 4),
-            Format::F16 | Format::Bf16 => (1, 2),
-            Format::Q4_0 => (BLOCK, 18),
-            Format::Q4_1 => (BLOCK, 20),
-            Format::Q5_0 => (BLOCK, 22),
-            Format::Q5_1 => (BLOCK, 24),
-            Format::Q8_0 => (BLOCK, 34),
+            BlockFormat::F32 => (1, 4),
+            BlockFormat::F16 | BlockFormat::Bf16 => (1, 2),
+            BlockFormat::Q4_0 => (BLOCK, 18),
+            BlockFormat::Q4_1 => (BLOCK, 20),
+            BlockFormat::Q5_0 => (BLOCK, 22),
+            BlockFormat::Q5_1 => (BLOCK, 24),
+            BlockFormat::Q8_0 => (BLOCK, 34),
         }
     }
 
@@ -77,20 +77,20 @@ impl Format {
         };
         let fifth = |from: usize, at: usize| u32::from(b[from + at / 8] >> (at % 8) & 1) << 4;
         match self {
-            Format::F32 => vec![f32::from_le_bytes([b[0], b[1], b[2], b[3]])],
-            Format::F16 => vec![half(0)],
-            Format::Bf16 => vec![f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)],
-            Format::Q4_0 => nibbles(2).map(|q| (q as f32 - 8.0) * half(0)).collect(),
-            Format::Q4_1 => nibbles(4).map(|q| q as f32 * half(0) + half(2)).collect(),
-            Format::Q5_0 => {
+            BlockFormat::F32 => vec![f32::from_le_bytes([b[0], b[1], b[2], b[3]])],
+            BlockFormat::F16 => vec![half(0)],
+            BlockFormat::Bf16 => vec![f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)],
+            BlockFormat::Q4_0 => nibbles(2).map(|q| (q as f32 - 8.0) * half(0)).collect(),
+            BlockFormat::Q4_1 => nibbles(4).map(|q| q as f32 * half(0) + half(2)).collect(),
+            BlockFormat::Q5_0 => {
                 let wide = nibbles(6).enumerate().map(|(at, q)| q | fifth(2, at));
                 wide.map(|q| (q as f32 - 16.0) * half(0)).collect()
             }
-            Format::Q5_1 => {
+            BlockFormat::Q5_1 => {
                 let wide = nibbles(8).enumerate().map(|(at, q)| q | fifth(4, at));
                 wide.map(|q| q as f32 * half(0) + half(2)).collect()
             }
-            Format::Q8_0 => b[2..].iter().map(|q| f32::from(*q as i8) * half(0)).collect(),
+            BlockFormat::Q8_0 => b[2..].iter().map(|q| f32::from(*q as i8) * half(0)).collect(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
 
-use super::blocks::Format;
+use super::blocks::BlockFormat;
 
 /// The longest text: a chat template is the longest in use.
 const MAX_TEXT_BYTES: u64 = 1 << 22;
@@ -107,14 +107,14 @@ impl Meta {
 pub(super) struct TensorInfo {
     /// Its sizes, the innermost first.
     pub(super) dims: Vec<u64>,
-    pub(super) format: Format,
+    pub(super) format: BlockFormat,
     /// From the start of the data.
     pub(super) offset: u64,
 }
 
 /// A file's header.
 #[derive(Debug)]
-pub(super) struct Header {
+pub(super) struct GgufHeader {
     pub(super) meta: Meta,
     pub(super) tensors: BTreeMap<String, TensorInfo>,
     pub(super) data_start: u64,
@@ -191,9 +191,9 @@ impl<R: Read> Reader<R> {
     }
 }
 
-impl Header {
+impl GgufHeader {
     /// Reads the header of a file of so many bytes.
-    pub(super) fn read(file: &File, bytes: u64) -> Result<Header, String> {
+    pub(super) fn read(file: &File, bytes: u64) -> Result<GgufHeader, String> {
         let mut reader = Reader { inner: BufReader::new(file), at: 0, end: bytes };
         if reader.bytes::<4>()? != *b"GGUF" {
             return Err("it does not begin as a GGUF file does".to_owned());
@@ -235,7 +235,7 @@ impl Header {
                 return Err(format!("the tensor {name} does not lie in the file"));
             }
         }
-        Ok(Header { meta, tensors: infos, data_start })
+        Ok(GgufHeader { meta, tensors: infos, data_start })
     }
 }
 
@@ -247,7 +247,7 @@ fn tensor<R: Read>(reader: &mut Reader<R>) -> Result<(String, TensorInfo), Strin
     }
     let dims = (0..count).map(|_| reader.u64()).collect::<Result<Vec<_>, _>>()?;
     let kind = reader.u32()?;
-    let format = Format::of(kind).ok_or_else(|| {
+    let format = BlockFormat::of(kind).ok_or_else(|| {
         format!("the tensor {name} is of the kind {kind}; F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 can be read")
     })?;
     Ok((name, TensorInfo { dims, format, offset: reader.u64()? }))

@@ -18,7 +18,7 @@ const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
 
 /// A way to cut text before the BPE.
-struct Cut {
+struct PreTokenization {
     /// Its names in files.
     names: &'static [&'static str],
     /// What is cut off; the ByteLevel's own where it is `None`.
@@ -33,13 +33,19 @@ struct Cut {
     begins: bool,
 }
 
-const GPT2: Cut =
-    Cut { names: &["gpt-2", "phi-2"], regex: None, digits: false, nfc: false, whole: false, begins: false };
+const GPT2: PreTokenization = PreTokenization {
+    names: &["gpt-2", "phi-2"],
+    regex: None,
+    digits: false,
+    nfc: false,
+    whole: false,
+    begins: false,
+};
 
-const CUTS: [Cut; 5] = [
+const CUTS: [PreTokenization; 5] = [
     GPT2,
-    Cut { names: &["smollm", "starcoder", "refact"], digits: true, ..GPT2 },
-    Cut {
+    PreTokenization { names: &["smollm", "starcoder", "refact"], digits: true, ..GPT2 },
+    PreTokenization {
         names: &["llama-bpe", "llama3", "llama-v3"],
         regex: Some(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -48,7 +54,7 @@ const CUTS: [Cut; 5] = [
         begins: true,
         ..GPT2
     },
-    Cut {
+    PreTokenization {
         names: &["qwen2"],
         regex: Some(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -56,7 +62,7 @@ const CUTS: [Cut; 5] = [
         nfc: true,
         ..GPT2
     },
-    Cut {
+    PreTokenization {
         names: &["tekken"],
         regex: Some(
             r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",

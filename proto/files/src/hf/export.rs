@@ -6,7 +6,7 @@ use std::path::Path;
 use coxswain_types::params::{Parameter, parameter_table};
 
 use super::config::Family;
-use super::names::{Other, Source, other};
+use super::names::{Other, TensorSource, other};
 use super::store::{self, Planned};
 use super::{HfError, Said, found, source_of, their_shape, transposed};
 use crate::atomic::write_atomic;
@@ -43,7 +43,7 @@ fn weights(
     read: &mut ReadSlab<'_>,
 ) -> Result<(), HfError> {
     let dtype = |name: &str| kept.and_then(|kept| kept.dtypes.get(name).cloned());
-    let mut parts: BTreeMap<String, Vec<(Parameter, Source)>> = BTreeMap::new();
+    let mut parts: BTreeMap<String, Vec<(Parameter, TensorSource)>> = BTreeMap::new();
     for parameter in parameter_table(model) {
         let mut source = source_of(family, model, &parameter)?;
         // What came in under another name leaves under it.
@@ -89,7 +89,7 @@ fn weights(
 }
 
 /// The numbers of a tensor, from the parameters that lie in it.
-fn assembled(of: &[(Parameter, Source)], read: &mut ReadSlab<'_>) -> Result<Vec<f32>, HfError> {
+fn assembled(of: &[(Parameter, TensorSource)], read: &mut ReadSlab<'_>) -> Result<Vec<f32>, HfError> {
     let (mut values, mut rows, mut cols) = (Vec::new(), 0, 1);
     for (parameter, _) in of {
         values.extend(read(&parameter.name, 0, 0, parameter.shape[0])?);

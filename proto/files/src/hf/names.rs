@@ -7,7 +7,7 @@ use super::config::Family;
 
 /// Where a parameter lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Source {
+pub(super) struct TensorSource {
     /// The tensor.
     pub(super) tensor: String,
     /// Whether it is kept as [in, out].
@@ -16,9 +16,9 @@ pub(super) struct Source {
     pub(super) part: (u64, u64),
 }
 
-impl Source {
-    fn plain(tensor: String) -> Source {
-        Source { tensor, transposed: false, part: (0, 1) }
+impl TensorSource {
+    fn plain(tensor: String) -> TensorSource {
+        TensorSource { tensor, transposed: false, part: (0, 1) }
     }
 }
 
@@ -93,15 +93,16 @@ const BART: Parts = &[
 ];
 
 /// Where the parameter `ours` lies; `None` where the family has no such thing.
-pub(super) fn source(family: Family, model: &ModelSpec, ours: &str) -> Option<Source> {
+pub(super) fn source(family: Family, model: &ModelSpec, ours: &str) -> Option<TensorSource> {
     let (scope, kind) = ours.rsplit_once('.')?;
     let layered = layer(scope);
     match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 => Some(Source::plain(ours.to_owned())),
+        Family::Llama | Family::Mistral | Family::Qwen2 => Some(TensorSource::plain(ours.to_owned())),
         Family::Gpt2 => gpt2(scope, kind, layered),
         Family::T5 => t5(model, scope, kind, layered),
         Family::Bart => bart(scope, kind, layered),
-        _ => encoder(family, model, scope, kind, layered).map(|name| Source::plain(format!("{name}.{kind}"))),
+        _ => encoder(family, model, scope, kind, layered)
+            .map(|name| TensorSource::plain(format!("{name}.{kind}"))),
     }
 }
 
@@ -122,16 +123,16 @@ fn renamed(parts: Parts, part: &str) -> Option<String> {
     })
 }
 
-fn gpt2(scope: &str, kind: &str, layered: Option<(bool, u32, &str)>) -> Option<Source> {
+fn gpt2(scope: &str, kind: &str, layered: Option<(bool, u32, &str)>) -> Option<TensorSource> {
     let Some((_, number, part)) = layered else {
         let name = match scope {
             "model.embed_tokens" => "wte",
             "model.embed_positions" => "wpe",
             "model.norm" => "ln_f",
-            "lm_head" => return Some(Source::plain(format!("lm_head.{kind}"))),
+            "lm_head" => return Some(TensorSource::plain(format!("lm_head.{kind}"))),
             _ => return None,
         };
-        return Some(Source::plain(format!("transformer.{name}.{kind}")));
+        return Some(TensorSource::plain(format!("transformer.{name}.{kind}")));
     };
     // Queries, keys and values are one map there.
     let fused =
@@ -141,10 +142,15 @@ fn gpt2(scope: &str, kind: &str, layered: Option<(bool, u32, &str)>) -> Option<S
         None => (renamed(GPT2, part)?, (0, 1)),
     };
     let transposed = kind == "weight" && !name.starts_with("ln_");
-    Some(Source { tensor: format!("transformer.h.{number}.{name}.{kind}"), transposed, part })
+    Some(TensorSource { tensor: format!("transformer.h.{number}.{name}.{kind}"), transposed, part })
 }
 
-fn t5(model: &ModelSpec, scope: &str, kind: &str, layered: Option<(bool, u32, &str)>) -> Option<Source> {
+fn t5(
+    model: &ModelSpec,
+    scope: &str,
+    kind: &str,
+    layered: Option<(bool, u32, &str)>,
+) -> Option<TensorSource> {
     let stack = |encoder: bool| if encoder { "encoder" } else { "decoder" };
     let name = match (scope, layered) {
         ("model.embed_tokens", _) => "shared".to_owned(),
@@ -171,10 +177,10 @@ fn t5(model: &ModelSpec, scope: &str, kind: &str, layered: Option<(bool, u32, &s
         }
         _ => return None,
     };
-    Some(Source::plain(format!("{name}.{kind}")))
+    Some(TensorSource::plain(format!("{name}.{kind}")))
 }
 
-fn bart(scope: &str, kind: &str, layered: Option<(bool, u32, &str)>) -> Option<Source> {
+fn bart(scope: &str, kind: &str, layered: Option<(bool, u32, &str)>) -> Option<TensorSource> {
     let name = match (scope, layered) {
         ("model.embed_tokens", _) => "model.shared".to_owned(),
         ("lm_head", _) => "lm_head".to_owned(),
@@ -188,7 +194,7 @@ fn bart(scope: &str, kind: &str, layered: Option<(bool, u32, &str)>) -> Option<S
         }
         _ => return None,
     };
-    Some(Source::plain(format!("{name}.{kind}")))
+    Some(TensorSource::plain(format!("{name}.{kind}")))
 }
 
 fn encoder(

@@ -120,7 +120,7 @@ type Written = BTreeMap<&'static str, Vec<u8>>;
 
 /// Whose files say something of the tokens.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum TokenizerSource {
     /// They are made here.
     Own,
     /// Those of an import, with the tokenizer that came with them; what they leave out is added.
@@ -150,7 +150,8 @@ impl Said<'_> {
         let generation = self.generation(family, &mut config);
         let mut files = Written::new();
         if let Some(tokenizer) = self.tokenizer {
-            let words = Words { said: self, family, tokenizer, import: self.source() == Source::Import };
+            let words =
+                Words { said: self, family, tokenizer, import: self.source() == TokenizerSource::Import };
             words.write(&config, &mut files)?;
         }
         if let Some(keys) = generation {
@@ -160,19 +161,19 @@ impl Said<'_> {
         Ok((family, files))
     }
 
-    fn source(&self) -> Source {
+    fn source(&self) -> TokenizerSource {
         let digest = self.tokenizer.map(|tokenizer| digest_bytes(&tokenizer.to_bytes()));
         match self.kept {
-            Some(kept) if kept.tokenizer != digest => Source::Own,
-            Some(_) if digest.is_some() => Source::Import,
-            Some(_) => Source::Untold,
-            None => Source::Own,
+            Some(kept) if kept.tokenizer != digest => TokenizerSource::Own,
+            Some(_) if digest.is_some() => TokenizerSource::Import,
+            Some(_) => TokenizerSource::Untold,
+            None => TokenizerSource::Own,
         }
     }
 
     /// Whether no file has said yet what the tokens are: those of a tokenizer that was trained here.
     fn own_tokens(&self) -> bool {
-        self.source() == Source::Own && self.tokenizer.is_none_or(Tokenizer::is_own)
+        self.source() == TokenizerSource::Own && self.tokenizer.is_none_or(Tokenizer::is_own)
     }
 
     fn encodes(&self) -> bool {
@@ -222,35 +223,35 @@ impl Said<'_> {
     fn generation(&self, family: Family, config: &mut Map<String, Value>) -> Option<Map<String, Value>> {
         let source = self.source();
         let (before, there) = self.generation_before(config);
-        let mut generation = if source == Source::Own { Map::new() } else { before };
+        let mut generation = if source == TokenizerSource::Own { Map::new() } else { before };
         let writes = self.model.head == Head::Lm;
-        if source == Source::Untold {
+        if source == TokenizerSource::Untold {
             return (writes && there).then_some(generation);
         }
         let ids = self.ids(family);
         let forced = ids.forced.map(Value::from);
         for (key, id) in self.named_ids(ids, source) {
             // What is left out of a configuration would be what its class says.
-            say(config, source, key, id.clone().or((source == Source::Own).then_some(Value::Null)));
+            say(config, source, key, id.clone().or((source == TokenizerSource::Own).then_some(Value::Null)));
             say(&mut generation, source, key, id);
         }
         if self.model.architecture == Architecture::EncoderDecoder {
             say(&mut generation, source, "forced_bos_token_id", forced);
-            if source == Source::Own {
+            if source == TokenizerSource::Own {
                 config.remove("forced_bos_token_id");
             }
         }
-        if source == Source::Own && family == Family::Bart {
+        if source == TokenizerSource::Own && family == Family::Bart {
             config.insert("forced_eos_token_id".to_owned(), Value::Null);
         }
         writes.then_some(generation)
     }
 
     /// The ids that both files say, by their keys.
-    fn named_ids(&self, ids: Ids, source: Source) -> Vec<(&'static str, Option<Value>)> {
+    fn named_ids(&self, ids: Ids, source: TokenizerSource) -> Vec<(&'static str, Option<Value>)> {
         let mut named = vec![("pad_token_id", ids.pad.map(Value::from))];
         // The files of an encoder from elsewhere name its ends in words.
-        if source == Source::Own || !self.encodes() {
+        if source == TokenizerSource::Own || !self.encodes() {
             named.extend([("eos_token_id", Some(ids.end)), ("bos_token_id", ids.begin.map(Value::from))]);
         }
         if self.model.architecture == Architecture::EncoderDecoder {
@@ -274,11 +275,11 @@ impl Said<'_> {
 }
 
 /// Says a value, or that there is none; files of an import keep what they say.
-fn say(keys: &mut Map<String, Value>, source: Source, key: &str, value: Option<Value>) {
+fn say(keys: &mut Map<String, Value>, source: TokenizerSource, key: &str, value: Option<Value>) {
     let unsaid = keys.get(key).is_none_or(Value::is_null);
     match value {
-        Some(value) if source == Source::Own || unsaid => drop(keys.insert(key.to_owned(), value)),
-        None if source == Source::Own => drop(keys.remove(key)),
+        Some(value) if source == TokenizerSource::Own || unsaid => drop(keys.insert(key.to_owned(), value)),
+        None if source == TokenizerSource::Own => drop(keys.remove(key)),
         _ => {}
     }
 }

@@ -34,7 +34,7 @@ struct Index {
 
 /// The tensors of a folder.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct TensorStore {
     files: Vec<(PathBuf, File)>,
     tensors: BTreeMap<String, Stored>,
 }
@@ -50,15 +50,15 @@ struct Stored {
 
 /// Rows and columns of a tensor that is taken for a matrix; a vector has one column.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Block {
+pub(super) struct MatrixBlock {
     pub(super) rows: (u64, u64),
     pub(super) cols: (u64, u64),
 }
 
-impl Store {
+impl TensorStore {
     /// Reads the headers of a folder's files.
-    pub(super) fn open(folder: &Path) -> Result<Store, HfError> {
-        let mut store = Store { files: Vec::new(), tensors: BTreeMap::new() };
+    pub(super) fn open(folder: &Path) -> Result<TensorStore, HfError> {
+        let mut store = TensorStore { files: Vec::new(), tensors: BTreeMap::new() };
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
         // A whole file goes before an index, which may be left from before.
         if single.is_file() || !index.is_file() {
@@ -131,7 +131,7 @@ impl Store {
     }
 
     /// A block of a tensor as f32s, row by row.
-    pub(super) fn read(&self, name: &str, block: Block) -> Result<Vec<f32>, HfError> {
+    pub(super) fn read(&self, name: &str, block: MatrixBlock) -> Result<Vec<f32>, HfError> {
         let missing = || HfError::Tensor(format!("there is no block {block:?} of `{name}`"));
         let stored = self.tensors.get(name).ok_or_else(missing)?;
         let (rows, cols) = match *stored.shape.as_slice() {

@@ -51,9 +51,9 @@ fn export_again(opened: &HfModel, folder: &Path, file_bytes: u64) {
     export(folder, &said, file_bytes, &mut read).unwrap();
 }
 
-fn whole(store: &Store, planned: &Planned) -> Vec<u32> {
+fn whole(store: &TensorStore, planned: &Planned) -> Vec<u32> {
     let (rows, cols) = (planned.shape[0], planned.shape.get(1).copied().unwrap_or(1));
-    let values = store.read(&planned.name, Block { rows: (0, rows), cols: (0, cols) }).unwrap();
+    let values = store.read(&planned.name, MatrixBlock { rows: (0, rows), cols: (0, cols) }).unwrap();
     values.iter().map(|x| x.to_bits()).collect()
 }
 
@@ -66,7 +66,8 @@ fn every_family_comes_back_bit_for_bit() {
             let opened = HfModel::open(dir.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
             let again = tempfile::tempdir().unwrap();
             export_again(&opened, again.path(), file_bytes);
-            let (before, after) = (Store::open(dir.path()).unwrap(), Store::open(again.path()).unwrap());
+            let (before, after) =
+                (TensorStore::open(dir.path()).unwrap(), TensorStore::open(again.path()).unwrap());
             for tensor in planned.iter().filter(|tensor| !opened.kept().unused.contains(&tensor.name)) {
                 assert_eq!(after.dtype(&tensor.name).as_deref(), Some(dtype), "{name}: {}", tensor.name);
                 assert!(whole(&before, tensor) == whole(&after, tensor), "{name}: {}", tensor.name);

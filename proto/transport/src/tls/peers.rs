@@ -23,7 +23,7 @@ pub(super) fn configs(
     let mut client = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Worker(verifier.clone())))
+        .with_custom_certificate_verifier(Arc::new(WorkerVerifier(verifier.clone())))
         .with_client_cert_resolver(current.clone());
     let mut server = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&version::TLS13])?
@@ -38,9 +38,9 @@ pub(super) fn configs(
 
 /// Takes the certificate of a worker, which is one for callers, from the end that is called as well.
 #[derive(Debug)]
-struct Worker(Arc<dyn ClientCertVerifier>);
+struct WorkerVerifier(Arc<dyn ClientCertVerifier>);
 
-impl ServerCertVerifier for Worker {
+impl ServerCertVerifier for WorkerVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,

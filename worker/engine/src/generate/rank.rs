@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::EngineError;
 use crate::error::Doing;
-use crate::model::{Cache, Context, Embedding, Parameters, Pass, Piece, Rotary, Shape, Stage};
+use crate::model::{Cache, Context, Embedding, Parameters, Pass, Piece, Rotary, Shape, StageModule};
 use crate::parallel::{Seat, seats};
 
 /// Text is written on the CPU.
@@ -49,7 +49,7 @@ impl Rank {
         let context = Rc::new(Context::alone(model, seed, links.group(&[0], Axis::Tensor)?, DEVICE));
         let recompute = vec![Recompute::Nothing; model.all_layers() as usize];
         let shape = Shape { embedding: true, layers: 0..model.all_layers(), head: true, recompute };
-        let stage = Stage::build(shape, &parameters, &context)?;
+        let stage = StageModule::build(shape, &parameters, &context)?;
         parameters.expect_all_taken()?;
         Ok((Rank { seat: Seat { index: 0, stage, previous: None, next: None }, context, links }, parameters))
     }

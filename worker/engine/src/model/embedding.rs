@@ -22,7 +22,7 @@ use crate::EngineError;
 /// The embedding of a stack.
 #[derive(Debug)]
 pub struct Embedding {
-    shards: Vec<Shard>,
+    shards: Vec<EmbeddingShard>,
     norm: Option<Norm>,
     map: Option<Row>,
     /// The layer that follows it.
@@ -34,7 +34,7 @@ pub struct Embedding {
 
 /// The rows of one logical shard.
 #[derive(Debug)]
-struct Shard {
+struct EmbeddingShard {
     tokens: Rc<Param>,
     positions: Option<Rc<Param>>,
     types: Option<Rc<Param>>,
@@ -49,8 +49,8 @@ impl Embedding {
         let (model, prefix) = (&context.model, stack_prefix(&context.model, place));
         let learned = matches!(model.positions, Positions::Learned { .. });
         let table = |part: &str, shard| parameters.take(place, &format!("{prefix}.{part}.weight"), shard);
-        let shard = |index| -> Result<Shard, EngineError> {
-            Ok(Shard {
+        let shard = |index| -> Result<EmbeddingShard, EngineError> {
+            Ok(EmbeddingShard {
                 tokens: parameters.take(place, EMBEDDING, index)?,
                 positions: learned.then(|| table("embed_positions", index)).transpose()?,
                 types: (model.embedding.types > 0).then(|| table("embed_types", index)).transpose()?,
@@ -131,7 +131,7 @@ impl Embedding {
     /// A shard's tables, which of their rows each token adds, and what those are multiplied by.
     fn tables<'s>(
         &self,
-        shard: &'s Shard,
+        shard: &'s EmbeddingShard,
         ids_bt: &Tensor,
         pass: &Pass<'_>,
     ) -> Result<Vec<(&'s Param, Tensor, f64)>, EngineError> {

@@ -18,35 +18,35 @@ use crate::EngineError;
 
 /// The final norm and the output head.
 #[derive(Debug)]
-pub struct Head {
+pub struct HeadModule {
     norm: Option<Norm>,
-    form: Form,
+    form: HeadForm,
     context: Rc<Context>,
 }
 
 /// What is told.
 #[derive(Debug)]
-enum Form {
+enum HeadForm {
     /// Tokens, whose logits are cut over the logical shards; masked tokens after a dense layer.
-    Tokens { transform: Option<(Row, Activation, Norm)>, shards: Vec<Shard> },
+    Tokens { transform: Option<(Row, Activation, Norm)>, shards: Vec<HeadShard> },
     /// The class of a text, by a dense layer and tanh of its first token, and a map to classes.
     Class { dense: Row, classifier: Option<Row> },
 }
 
 /// The part of the vocabulary of one logical shard.
 #[derive(Debug)]
-struct Shard {
+struct HeadShard {
     weight: Rc<Param>,
     bias: Option<Rc<Param>>,
 }
 
-impl Head {
-    pub(super) fn build(parameters: &Parameters, context: &Rc<Context>) -> Result<Head, EngineError> {
+impl HeadModule {
+    pub(super) fn build(parameters: &Parameters, context: &Rc<Context>) -> Result<HeadModule, EngineError> {
         let (model, place) = (&context.model, Place::Head);
         let norm = |name: &str| Norm::build(place, name, parameters, context);
         let row = |name: &str| Row::build(place, name, true, parameters, context);
         let form = match model.head {
-            model::Head::Pooled { classes } => Form::Class {
+            model::Head::Pooled { classes } => HeadForm::Class {
                 dense: row("pooler.dense")?,
                 classifier: (classes > 0).then(|| row("classifier")).transpose()?,
             },
@@ -56,15 +56,15 @@ impl Head {
                     _ => None,
                 };
                 let name = if model.tied_embeddings { EMBEDDING } else { HEAD };
-                let shard = |index| -> Result<Shard, EngineError> {
+                let shard = |index| -> Result<HeadShard, EngineError> {
                     let bias = || parameters.take(place, "lm_head.bias", index);
                     let bias = activation.map(|_| bias()).transpose()?;
-                    Ok(Shard { weight: parameters.take(place, name, index)?, bias })
+                    Ok(HeadShard { weight: parameters.take(place, name, index)?, bias })
                 };
                 let transform = |activation| -> Result<_, EngineError> {
                     Ok((row("lm_head.dense")?, activation, norm("lm_head.norm")?))
                 };
-                Form::Tokens {
+                HeadForm::Tokens {
                     transform: activation.map(transform).transpose()?,
                     shards: context.shards.clone().map(shard).collect::<Result<_, _>>()?,
                 }
@@ -72,7 +72,7 @@ impl Head {
         };
         let pre = model.norm.placement == NormPlacement::Pre;
         let norm = pre.then(|| norm("model.norm")).transpose()?;
-        Ok(Head { norm, form, context: Rc::clone(context) })
+        Ok(HeadModule { norm, form, context: Rc::clone(context) })
     }
 
     fn normed(&self, x_btd: &Tensor) -> Result<Tensor, EngineError> {
@@ -81,7 +81,7 @@ impl Head {
 
     /// The logits of each of this rank's shards of the vocabulary, `[n, v]`.
     pub fn logits(&self, x_btd: &Tensor) -> Result<Vec<Tensor>, EngineError> {
-        let Form::Tokens { transform, shards } = &self.form else {
+        let HeadForm::Tokens { transform, shards } = &self.form else {
             return Err(EngineError::Other("a pooled head has no logits of tokens".to_owned()));
         };
         let mut x_btd = self.normed(x_btd)?;
@@ -92,7 +92,7 @@ impl Head {
             x_btd = x_btd.f_mul_scalar(self.context.model.logit_scale)?;
         }
         let shared = self.context.copy_to_shards(&x_btd)?;
-        let logits = |(shard, x_btd): (&Shard, &Tensor)| -> Result<Tensor, EngineError> {
+        let logits = |(shard, x_btd): (&HeadShard, &Tensor)| -> Result<Tensor, EngineError> {
             let logits_btv = self.context.linear(x_btd, &shard.weight)?;
             let logits_btv = match &shard.bias {
                 Some(bias) => add(&logits_btv, bias, &self.context)?,
@@ -106,15 +106,15 @@ impl Head {
     /// The first token of the vocabulary whose logits this rank has.
     pub fn first_token(&self) -> u64 {
         match &self.form {
-            Form::Tokens { shards, .. } => shards.first().map_or(0, |shard| shard.weight.row.offset),
-            Form::Class { .. } => 0,
+            HeadForm::Tokens { shards, .. } => shards.first().map_or(0, |shard| shard.weight.row.offset),
+            HeadForm::Class { .. } => 0,
         }
     }
 
     /// The pooled output of each text, `[b, d]`, and the logits of its classes, `[b, c]`, where the head has
     /// some.
     pub fn pooled(&self, x_btd: &Tensor) -> Result<(Tensor, Option<Tensor>), EngineError> {
-        let Form::Class { dense, classifier } = &self.form else {
+        let HeadForm::Class { dense, classifier } = &self.form else {
             return Err(EngineError::Other("a head of tokens has no pooled output".to_owned()));
         };
         let first_b1d = self.normed(&x_btd.f_narrow(1, 0, 1)?.f_contiguous()?)?;
@@ -127,11 +127,11 @@ impl Head {
     /// How many texts have the class `[b]` that is the likeliest one here; none where the head tells tokens.
     pub fn right(&self, x_btd: &Tensor, targets_b: &Tensor) -> Result<u64, EngineError> {
         match &self.form {
-            Form::Class { classifier: Some(_), .. } => match self.pooled(x_btd)?.1 {
+            HeadForm::Class { classifier: Some(_), .. } => match self.pooled(x_btd)?.1 {
                 Some(logits_bc) => right(&logits_bc, targets_b),
                 None => Ok(0),
             },
-            Form::Class { classifier: None, .. } | Form::Tokens { .. } => Ok(0),
+            HeadForm::Class { classifier: None, .. } | HeadForm::Tokens { .. } => Ok(0),
         }
     }
 
@@ -144,8 +144,8 @@ impl Head {
         expect_within("a target", targets_n, -1, rows)
     }
 
-    /// The summed loss of the targets `[n]`, which [`Head::expect_targets`] has seen, of tokens or of texts, each by its
-    /// weight, a double scalar; a target of -1 counts nothing, and without weights the others count 1. What an
+    /// The summed loss of the targets `[n]`, which [`HeadModule::expect_targets`] has seen, of tokens or of texts, each
+    /// by its weight, a double scalar; a target of -1 counts nothing, and without weights the others count 1. What an
     /// encoder's decoder hands over ends with the encoder's output, which has no loss.
     pub fn loss(
         &self,
@@ -157,7 +157,7 @@ impl Head {
         let x_btd =
             &if pass.source > 0 { pass.split(x_btd, &self.context)?.0 } else { x_btd.shallow_clone() };
         match &self.form {
-            Form::Tokens { shards, .. } => {
+            HeadForm::Tokens { shards, .. } => {
                 let starts: Vec<_> = shards.iter().map(|shard| shard.weight.row.offset).collect();
                 Ok(ops::cross_entropy(
                     self.logits(x_btd)?,
@@ -167,7 +167,7 @@ impl Head {
                     &self.context.group,
                 )?)
             }
-            Form::Class { .. } => {
+            HeadForm::Class { .. } => {
                 let (_, logits) = self.pooled(x_btd)?;
                 let logits =
                     logits.ok_or_else(|| EngineError::Other("the head has no classes".to_owned()))?;

@@ -13,7 +13,7 @@ use tch::{Device, Tensor};
 
 use super::bridge::Bridge;
 use super::embedding::Embedding;
-use super::head::Head;
+use super::head::HeadModule;
 use super::layer::Layer;
 use super::param::{Param, Parameters};
 use crate::EngineError;
@@ -116,7 +116,7 @@ pub struct Shape {
 
 /// A stage's weights on this rank, and how they are applied.
 #[derive(Debug)]
-pub struct Stage {
+pub struct StageModule {
     /// The token embedding, on the first stage.
     pub embedding: Option<Embedding>,
     /// The layers, in order.
@@ -124,7 +124,7 @@ pub struct Stage {
     /// What lies before the decoder's first layer, where it follows an encoder and is here.
     pub bridge: Option<Bridge>,
     /// The final norm and output head, on the last stage.
-    pub head: Option<Head>,
+    pub head: Option<HeadModule>,
     /// What each layer computes again.
     pub recompute: Vec<Recompute>,
     /// The places of the layers.
@@ -134,20 +134,24 @@ pub struct Stage {
     first_of_decoder: u32,
 }
 
-impl Stage {
+impl StageModule {
     /// Builds the stage from its parameters; fails when a row is missing.
-    pub fn build(shape: Shape, parameters: &Parameters, context: &Rc<Context>) -> Result<Stage, EngineError> {
+    pub fn build(
+        shape: Shape,
+        parameters: &Parameters,
+        context: &Rc<Context>,
+    ) -> Result<StageModule, EngineError> {
         let layer = |index| Layer::build(index, parameters, context);
         let first = context.model.encoder_layers;
         let bridged = first > 0 && shape.layers.contains(&first);
-        Ok(Stage {
+        Ok(StageModule {
             embedding: shape
                 .embedding
                 .then(|| Embedding::build(Place::Embedding, parameters, context))
                 .transpose()?,
             bridge: bridged.then(|| Bridge::build(parameters, context)).transpose()?,
             layers: shape.layers.clone().map(layer).collect::<Result<_, _>>()?,
-            head: shape.head.then(|| Head::build(parameters, context)).transpose()?,
+            head: shape.head.then(|| HeadModule::build(parameters, context)).transpose()?,
             recompute: shape.recompute,
             places: shape.layers.clone().map(Place::Layer).collect(),
             range: shape.layers,

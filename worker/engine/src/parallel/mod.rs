@@ -11,5 +11,5 @@ mod shared;
 pub use cut::Cut;
 pub use pipeline::{MicroLoss, Mode, Runner};
 pub use probe::{Finding, Probe};
-pub use reduce::Reduction;
+pub use reduce::GradientSum;
 pub use seat::{Seat, seats};

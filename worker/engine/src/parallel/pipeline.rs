@@ -18,7 +18,7 @@ use coxswain_types::schedule::{Action, Kind as Act};
 use tch::{Device, Tensor};
 
 use super::seat::Seat;
-use super::{Probe, Reduction};
+use super::{GradientSum, Probe};
 use crate::EngineError;
 use crate::data::MicroBatchData;
 use crate::error::Doing;
@@ -72,7 +72,7 @@ pub struct Runner<'a> {
     /// Their parameters, for the buckets.
     pub parameters: &'a Parameters,
     /// Where gradients go.
-    pub reduction: &'a mut Reduction,
+    pub reduction: &'a mut GradientSum,
     /// The network.
     pub links: &'a Links,
     /// Sends that have started.

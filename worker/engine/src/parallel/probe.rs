@@ -5,7 +5,7 @@ use coxswain_types::model::ModelSpec;
 use coxswain_types::params::{Parameter, Place};
 use tch::Tensor;
 
-use super::Reduction;
+use super::GradientSum;
 use crate::EngineError;
 use crate::model::Parameters;
 
@@ -118,7 +118,7 @@ impl Probe {
         &mut self,
         micro_batch: u32,
         place: Place,
-        reduction: &Reduction,
+        reduction: &GradientSum,
         parameters: &Parameters,
     ) -> Result<(), EngineError> {
         for at in parameters.buckets_of(place) {

@@ -23,7 +23,7 @@ use crate::model::{Bucket, Param, Parameters, buffer};
 
 /// Gradients of all buckets, and the order in which they are added.
 #[derive(Debug)]
-pub struct Reduction {
+pub struct GradientSum {
     links: Links,
     runs: Vec<Range<u32>>,
     owned: Range<u32>,
@@ -48,17 +48,17 @@ struct Gradients {
     sends: Vec<Transfer>,
 }
 
-impl Reduction {
+impl GradientSum {
     /// No gradients yet.
     pub fn new(
         assignment: &Assignment,
         parameters: &Parameters,
         links: &Links,
-    ) -> Result<Reduction, EngineError> {
+    ) -> Result<GradientSum, EngineError> {
         let peers = assignment.data_group.clone();
         let gradients =
             |bucket: &Bucket| Gradients { slices: bucket.layout.slices(peers.len()), ..Gradients::default() };
-        Ok(Reduction {
+        Ok(GradientSum {
             links: links.clone(),
             runs: assignment.runs.clone(),
             owned: assignment.owned_runs.clone(),
@@ -136,7 +136,7 @@ impl Reduction {
         self.buckets[at].current.as_ref()
     }
 
-    /// The slice of a bucket whose sums this rank has after [`Reduction::finish`], and which it
+    /// The slice of a bucket whose sums this rank has after [`GradientSum::finish`], and which it
     /// updates: all of it, or under ZeRO-1 its own.
     pub fn own(&self, at: usize) -> Range<i64> {
         let slices = &self.buckets[at].slices;
@@ -192,7 +192,7 @@ impl Reduction {
     }
 
     /// Waits for the sums over all data ranks and adds those of shared slices; then
-    /// [`Reduction::total`] has them, in the slice that is this rank's [`Reduction::own`].
+    /// [`GradientSum::total`] has them, in the slice that is this rank's [`GradientSum::own`].
     pub fn finish(&mut self, parameters: &Parameters) -> Result<(), EngineError> {
         for (at, bucket) in parameters.buckets().iter().enumerate() {
             self.combine(at)?;
@@ -255,12 +255,12 @@ impl Reduction {
         Ok(())
     }
 
-    /// The sum over the whole step of a bucket's gradients, after [`Reduction::finish`].
+    /// The sum over the whole step of a bucket's gradients, after [`GradientSum::finish`].
     pub fn total(&self, at: usize) -> Result<&Tensor, EngineError> {
         self.buckets[at].total()
     }
 
-    /// The sums of all buckets. They are those of this step until [`Reduction::clear`].
+    /// The sums of all buckets. They are those of this step until [`GradientSum::clear`].
     pub fn totals(&self) -> Result<Vec<Tensor>, EngineError> {
         self.buckets.iter().map(|gradients| Ok(gradients.total()?.shallow_clone())).collect()
     }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use coxswain_types::assignment::{self, Assignment};
 
 use crate::EngineError;
-use crate::model::{Context, Parameters, Shape, Stage};
+use crate::model::{Context, Parameters, Shape, StageModule};
 
 /// A stage and the ranks beside it.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub struct Seat {
     /// Which of all stages.
     pub index: u32,
     /// Its weights.
-    pub stage: Stage,
+    pub stage: StageModule,
     /// The rank of the previous stage.
     pub previous: Option<u32>,
     /// The rank of the next stage.
@@ -35,7 +35,7 @@ pub fn seats(
         };
         Ok(Seat {
             index: stage.index,
-            stage: Stage::build(shape, parameters, context)?,
+            stage: StageModule::build(shape, parameters, context)?,
             previous: stage.previous,
             next: stage.next,
         })

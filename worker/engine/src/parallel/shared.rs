@@ -17,7 +17,7 @@ type At = (usize, usize);
 
 /// A slice with several uses.
 #[derive(Debug)]
-struct Slice {
+struct SharedSlice {
     /// The uses on this rank, by their place in the order of addition.
     here: BTreeMap<usize, At>,
     /// The use that has the weights on this rank, and takes the total.
@@ -32,15 +32,15 @@ struct Slice {
 #[derive(Debug)]
 pub(super) struct Shared {
     rank: u32,
-    slices: Vec<Slice>,
+    slices: Vec<SharedSlice>,
 }
 
 impl Shared {
     pub(super) fn new(rank: u32, parameters: &Parameters) -> Shared {
-        let mut slices: BTreeMap<(&str, u64), Slice> = BTreeMap::new();
+        let mut slices: BTreeMap<(&str, u64), SharedSlice> = BTreeMap::new();
         for (at, bucket) in parameters.buckets().iter().enumerate() {
             for (place, param) in bucket.params.iter().enumerate().filter(|(_, p)| p.row.uses.len() > 1) {
-                let slice = slices.entry(param.slice()).or_insert_with(|| Slice {
+                let slice = slices.entry(param.slice()).or_insert_with(|| SharedSlice {
                     here: BTreeMap::new(),
                     home: (at, place),
                     uses: param.row.uses.clone(),

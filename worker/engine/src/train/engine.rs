@@ -30,11 +30,11 @@ use crate::EngineError;
 use crate::data::{MicroBatchData, Tokens};
 use crate::error::Doing;
 use crate::model::{Context, Rotary};
-use crate::parallel::{Finding, MicroLoss, Mode, Probe, Reduction, Runner, Seat, seats};
+use crate::parallel::{Finding, GradientSum, MicroLoss, Mode, Probe, Runner, Seat, seats};
 
 /// What a rank has to tell while it trains.
 #[derive(Clone, Debug)]
-pub enum Event {
+pub enum EngineEvent {
     /// The network stands; aborting these links ends every wait of the engine.
     Linked(Links),
     /// The stage is built and training starts after this step. The lead rank reports the steps before it
@@ -53,7 +53,7 @@ pub trait Control {
     /// The newest directive that this rank has seen.
     fn directive(&self) -> Directive;
     /// Tells.
-    fn tell(&self, event: Event);
+    fn tell(&self, event: EngineEvent);
 }
 
 /// A rank at work.
@@ -64,7 +64,7 @@ pub struct Engine {
     pipe: Pipe,
     context: Rc<Context>,
     seats: Vec<Seat>,
-    reduction: Reduction,
+    reduction: GradientSum,
     state: State,
     tokens: Tokens,
     rotary: Option<Rotary>,
@@ -107,7 +107,7 @@ impl Engine {
             },
         )?;
         links.enter(0, EngineWork::Phase(EnginePhase::CheckingFiles));
-        control.tell(Event::Linked(links.clone()));
+        control.tell(EngineEvent::Linked(links.clone()));
         expect_shared(&directory, &links, a)?;
         let tokens = Tokens::open(&directory, &a.data, &a.spec)?;
 
@@ -116,12 +116,12 @@ impl Engine {
         *remains = None;
         let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?, device));
         let seats = seats(a, &state.parameters, &context)?;
-        let reduction = Reduction::new(a, &state.parameters, &links)?;
+        let reduction = GradientSum::new(a, &state.parameters, &links)?;
         let lengths = Lengths::of(&a.spec.model, &a.spec.train);
         let rotary = Rotary::new(&a.spec.model, 0, lengths.source.max(lengths.target).into(), device)?;
         let pipe = Pipe::new()?;
         let reports = if links.rank() == 0 { state.reports.iter().cloned().collect() } else { Vec::new() };
-        control.tell(Event::Ready(Begun { step: Step(state.mark.step), origin }, reports));
+        control.tell(EngineEvent::Ready(Begun { step: Step(state.mark.step), origin }, reports));
         Ok(Engine {
             run_to: Step(a.spec.train.steps),
             save_after: Step(0),
@@ -180,7 +180,7 @@ impl Engine {
             }
             self.state.remember(&report);
             if self.links.rank() == 0 {
-                control.tell(Event::Reported(report));
+                control.tell(EngineEvent::Reported(report));
             }
         }
         let asked = self.saved < self.save_after && self.save_after <= step;
@@ -224,7 +224,7 @@ impl Engine {
         self.reduction.clear();
         let waited_us = self.links.waited_us() - waited_us;
         let busy_us = (started.elapsed().as_micros() as u64).saturating_sub(waited_us);
-        control.tell(Event::Stepped(Pace { step, busy_us }));
+        control.tell(EngineEvent::Stepped(Pace { step, busy_us }));
         Ok(())
     }
 
@@ -391,7 +391,7 @@ impl Engine {
             &state.trainer,
             &self.links,
         )?;
-        control.tell(Event::Saved(Saved { step: self.step(), files }));
+        control.tell(EngineEvent::Saved(Saved { step: self.step(), files }));
         Ok(())
     }
 }

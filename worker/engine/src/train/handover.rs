@@ -32,15 +32,15 @@ pub struct Roster {
     /// The lineage before the step that it took last, if it still has the list that closed it.
     pub closed: Option<u64>,
     /// What it holds.
-    pub holds: Vec<Piece>,
+    pub holds: Vec<HandoverPiece>,
     /// What it has to have.
-    pub needs: Vec<Piece>,
+    pub needs: Vec<HandoverPiece>,
 }
 
 /// A slice of a parameter on a rank, and which of its elements are meant, flat and counted from the
 /// slice's start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Piece {
+pub struct HandoverPiece {
     /// The parameter's name.
     pub name: String,
     /// Where the slice starts along its dim.
@@ -95,7 +95,7 @@ pub(super) struct Move {
 }
 
 /// Who holds a slice, and what of it.
-type Source<'a> = (End, &'a Piece);
+type Source<'a> = (End, &'a HandoverPiece);
 
 /// How a generation goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,7 +155,7 @@ fn at(rosters: &[Roster], mark: Mark) -> Option<Decision> {
     Some(Decision { mark, first: first as u32, rolls, moves })
 }
 
-impl Piece {
+impl HandoverPiece {
     fn of(&self, what: What) -> &Range<u64> {
         match what {
             What::Weights => &self.weights,
@@ -166,7 +166,13 @@ impl Piece {
 
 /// Covers what is needed of a slice from those who have it: from the same place where that is possible,
 /// else from the same rank, else from the first that has it, copies last.
-fn fill(need: &Piece, what: What, to: End, sources: &[Source<'_>], moves: &mut Vec<Move>) -> Option<()> {
+fn fill(
+    need: &HandoverPiece,
+    what: What,
+    to: End,
+    sources: &[Source<'_>],
+    moves: &mut Vec<Move>,
+) -> Option<()> {
     let Range { mut start, end } = need.of(what).clone();
     while start < end {
         let here = sources.iter().filter(|(_, piece)| piece.of(what).contains(&start));
@@ -191,17 +197,17 @@ mod tests {
         Mark { step, lineage: if step == 7 { BEFORE } else { AFTER } }
     }
 
-    fn piece(name: &str, copy: bool, elements: Range<u64>) -> Piece {
+    fn piece(name: &str, copy: bool, elements: Range<u64>) -> HandoverPiece {
         let (place, weights) = (Place::Embedding, elements.clone());
-        Piece { name: name.into(), offset: 0, len: 9, place, copy, weights, moments: elements }
+        HandoverPiece { name: name.into(), offset: 0, len: 9, place, copy, weights, moments: elements }
     }
 
-    fn whole(name: &str) -> Piece {
+    fn whole(name: &str) -> HandoverPiece {
         piece(name, false, 0..90)
     }
 
     /// A rank that is after `step` and holds these; it needs them too.
-    fn rank(step: u64, voted: bool, holds: &[Piece]) -> Roster {
+    fn rank(step: u64, voted: bool, holds: &[HandoverPiece]) -> Roster {
         Roster {
             mark: Some(mark(step)),
             voted,
@@ -211,7 +217,7 @@ mod tests {
         }
     }
 
-    fn fresh(needs: &[Piece]) -> Roster {
+    fn fresh(needs: &[HandoverPiece]) -> Roster {
         Roster { needs: needs.to_vec(), ..Roster::default() }
     }
 
@@ -291,7 +297,7 @@ mod tests {
 
     #[test]
     fn slices_of_a_sharded_optimizer_are_put_together_anew() {
-        let slice = |range: Range<u64>| Piece { moments: range, ..whole("a") };
+        let slice = |range: Range<u64>| HandoverPiece { moments: range, ..whole("a") };
         let of = |range: Range<u64>| rank(7, false, &[slice(range)]);
         let need = |range: Range<u64>| Roster { needs: vec![slice(range)], ..Roster::default() };
         // Three data ranks become two.

@@ -9,7 +9,7 @@ use coxswain_types::job::Precision;
 use coxswain_types::params::ParameterRow;
 use tch::{Device, Tensor};
 
-use super::handover::{Move, Piece, What};
+use super::handover::{HandoverPiece, Move, What};
 use super::optimizer::{Moments, Optimizer};
 use crate::EngineError;
 use crate::model::{Parameters, zeros};
@@ -49,12 +49,12 @@ impl Part {
     }
 
     /// The slices of parameters that lie in it.
-    pub fn pieces(&self) -> impl Iterator<Item = Piece> {
+    pub fn pieces(&self) -> impl Iterator<Item = HandoverPiece> {
         self.layout.homes().map(|(row, range)| {
             let elements = row.elements();
             let inside = |border: i64| u64::try_from(border - range.start).unwrap_or(0).min(elements);
             let moments = inside(self.own.start)..inside(self.own.end);
-            Piece {
+            HandoverPiece {
                 name: row.name.clone(),
                 offset: row.offset,
                 len: row.len,

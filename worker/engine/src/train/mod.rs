@@ -17,7 +17,7 @@ mod takeover;
 mod verdict;
 
 pub use closing::{Closing, Vote};
-pub use engine::{Control, Engine, Event};
+pub use engine::{Control, Engine, EngineEvent};
 pub use optimizer::{Moments, Optimizer, StepNumbers};
 pub use rate::learning_rate;
 pub use state::State;

@@ -8,7 +8,7 @@ use coxswain_types::tree::NORM_BLOCK;
 use crate::EngineError;
 use crate::error::Doing;
 use crate::model::Parameters;
-use crate::parallel::Reduction;
+use crate::parallel::GradientSum;
 
 /// Where slices are cut and where sums are cut is said twice, on either side of libtorch.
 const _: () = assert!(NORM_BLOCK as usize == ops::NORM_BLOCK);
@@ -17,7 +17,7 @@ const _: () = assert!(NORM_BLOCK as usize == ops::NORM_BLOCK);
 /// ranks among which sums are spread; the first of them contributes.
 pub(super) fn norms(
     parameters: &Parameters,
-    reduction: &Reduction,
+    reduction: &GradientSum,
     group: &[u32],
     links: &Links,
 ) -> Result<Vec<(u32, f64)>, EngineError> {

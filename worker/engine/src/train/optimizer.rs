@@ -13,7 +13,7 @@ use super::muon;
 use crate::EngineError;
 use crate::error::Doing;
 use crate::model::{Param, Parameters};
-use crate::parallel::Reduction;
+use crate::parallel::GradientSum;
 
 /// The optimizer's state of all buckets.
 #[derive(Debug)]
@@ -152,7 +152,7 @@ impl Optimizer {
 /// Hands the new weights of each owner's slice to all data ranks.
 pub(super) fn gather_weights(
     parameters: &Parameters,
-    reduction: &Reduction,
+    reduction: &GradientSum,
     links: &Links,
     data_group: &[u32],
 ) -> Result<(), EngineError> {

@@ -16,7 +16,7 @@ use super::optimizer::{Optimizer, StepNumbers};
 use crate::EngineError;
 use crate::error::Doing;
 use crate::model::{Bucket, Parameters, buffer};
-use crate::parallel::Reduction;
+use crate::parallel::GradientSum;
 
 /// What a rank keeps for another.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Replica {
     pub fn exchange(
         &self,
         optimizer: &Optimizer,
-        reduction: &Reduction,
+        reduction: &GradientSum,
         links: &Links,
     ) -> Result<(), EngineError> {
         let mut transfers = Vec::new();

@@ -10,14 +10,14 @@ use coxswain_types::status::StepReport;
 use tch::{Device, Tensor};
 
 use super::closing::Closing;
-use super::handover::{Mark, Piece, Roster};
+use super::handover::{HandoverPiece, Mark, Roster};
 use super::held::{Held, Part, together};
 use super::optimizer::{Optimizer, StepNumbers, gather_weights};
 use super::replica::Replica;
 use super::verdict::{Trainer, Verdict};
 use crate::EngineError;
 use crate::model::{Bucket, Parameters};
-use crate::parallel::Reduction;
+use crate::parallel::GradientSum;
 
 /// How many reports are remembered for a rank that comes to lead. The coordinator records a step within a
 /// round trip; a minute without one is some thousands of the shortest steps.
@@ -27,7 +27,7 @@ const LONG_REPORTS_MAX: usize = 16;
 
 /// Whose training it is: ranks share what they hold where all of this is the same.
 #[derive(Clone, Debug, PartialEq)]
-struct Identity {
+struct TrainingIdentity {
     job: String,
     directory: String,
     /// Without its layout, which changes no number.
@@ -36,12 +36,12 @@ struct Identity {
     threads: u32,
 }
 
-impl Identity {
-    fn of(a: &Assignment) -> Identity {
+impl TrainingIdentity {
+    fn of(a: &Assignment) -> TrainingIdentity {
         let mut spec = a.spec.clone();
         spec.actions = Vec::new();
         spec.layout = Layout::ONE;
-        Identity {
+        TrainingIdentity {
             job: a.job.clone(),
             directory: a.directory.clone(),
             spec,
@@ -75,7 +75,7 @@ impl Closed {
 /// What a rank holds of a training.
 #[derive(Debug)]
 pub struct State {
-    identity: Identity,
+    identity: TrainingIdentity,
     /// Among so many ranks the optimizer's state is sharded.
     parts: usize,
     tensor_ranks: usize,
@@ -128,7 +128,7 @@ impl State {
 
     fn without(a: &Assignment, parameters: Parameters, optimizer: Optimizer) -> State {
         State {
-            identity: Identity::of(a),
+            identity: TrainingIdentity::of(a),
             parts: a.optimizer_group.len(),
             tensor_ranks: a.tensor_group.len(),
             parameters,
@@ -153,11 +153,11 @@ impl State {
 
     /// Whether this is a state of the training that `a` is of.
     pub fn is_of(&self, a: &Assignment) -> bool {
-        self.identity == Identity::of(a)
+        self.identity == TrainingIdentity::of(a)
     }
 
     /// Remembers the gradients that this rank has in hand as it votes.
-    pub fn vote(&mut self, reduction: &Reduction) -> Result<(), EngineError> {
+    pub fn vote(&mut self, reduction: &GradientSum) -> Result<(), EngineError> {
         self.grads = Some(reduction.totals()?);
         Ok(())
     }
@@ -199,7 +199,12 @@ impl State {
     }
 
     /// Gets the weights that other data ranks have updated.
-    pub fn gather(&mut self, reduction: &Reduction, links: &Links, group: &[u32]) -> Result<(), EngineError> {
+    pub fn gather(
+        &mut self,
+        reduction: &GradientSum,
+        links: &Links,
+        group: &[u32],
+    ) -> Result<(), EngineError> {
         if !self.whole {
             gather_weights(&self.parameters, reduction, links, group)?;
             self.whole = true;
@@ -218,7 +223,7 @@ impl State {
     }
 
     /// What this rank brings to a handover, if these are its remains, and `needs` of its assignment.
-    pub fn roster(remains: Option<&State>, needs: Vec<Piece>) -> Roster {
+    pub fn roster(remains: Option<&State>, needs: Vec<HandoverPiece>) -> Roster {
         let Some(state) = remains.filter(|state| !state.torn) else {
             return Roster { needs, ..Roster::default() };
         };

@@ -8,7 +8,7 @@ use crate::plan::reduction::FP32;
 
 /// A part of a stage, as bytes.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Part {
+pub(super) struct PartBytes {
     /// Kept from the forward to the backward, beside input and output.
     pub(super) inside: u64,
     /// Its output, which is the input of the part that follows.
@@ -25,7 +25,7 @@ pub(super) struct Part {
     pub(super) low_copy: u64,
 }
 
-impl Part {
+impl PartBytes {
     pub(super) fn kept(&self) -> u64 {
         self.inside + self.output
     }
@@ -46,12 +46,12 @@ pub(super) struct BlockSize {
 
 impl Sizes<'_> {
     /// All of a layer.
-    pub(super) fn layer(&self, layer: u32) -> Part {
+    pub(super) fn layer(&self, layer: u32) -> PartBytes {
         self.joined(layer, &self.all_blocks(layer))
     }
 
     /// The attention blocks of a layer, and its feed-forward block.
-    pub(super) fn blocks(&self, layer: u32) -> [Part; 2] {
+    pub(super) fn blocks(&self, layer: u32) -> [PartBytes; 2] {
         let all = self.all_blocks(layer);
         let (attention, ffn) = all.split_at(all.len() - 1);
         [self.joined(layer, attention), self.joined(layer, ffn)]
@@ -65,7 +65,7 @@ impl Sizes<'_> {
     }
 
     /// Blocks one after the other; between two of them lies a place of the residual stream.
-    fn joined(&self, layer: u32, blocks: &[BlockSize]) -> Part {
+    fn joined(&self, layer: u32, blocks: &[BlockSize]) -> PartBytes {
         let (tokens, stream) = (self.tokens(layer), self.stream(layer));
         let own = self.here(tokens);
         let crosses = self.model.crosses(layer);
@@ -80,7 +80,7 @@ impl Sizes<'_> {
             freed += block.inside;
         }
         let sum = |of: fn(&BlockSize) -> u64| blocks.iter().map(of).sum::<u64>();
-        Part {
+        PartBytes {
             inside: sum(|block| block.inside) + (blocks.len() as u64 - 1) * own + copy,
             output: stream,
             forward: (self.shards + 1) * own,
@@ -141,7 +141,7 @@ impl Sizes<'_> {
     }
 
     /// What follows the look-up, if anything does.
-    pub(super) fn stem(&self, bridge: bool) -> Option<Part> {
+    pub(super) fn stem(&self, bridge: bool) -> Option<PartBytes> {
         let (model, embedding) = (self.model, self.model.embedding);
         let mapped = embedding.dim != model.dim;
         let sinusoidal = model.positions == Positions::Sinusoidal;
@@ -160,7 +160,7 @@ impl Sizes<'_> {
             inside += narrow * self.parts;
         }
         let low_copy = if mapped { self.low_grad(self.dim, embedding.dim.into()) } else { 0 };
-        Some(Part {
+        Some(PartBytes {
             inside,
             output: own,
             forward: 2 * own.max(narrow),
@@ -172,13 +172,13 @@ impl Sizes<'_> {
     }
 
     /// What lies between an encoder and its decoder: both its inputs as one, and both its outputs.
-    pub(super) fn bridge(&self) -> Part {
+    pub(super) fn bridge(&self) -> PartBytes {
         let first = self.model.encoder_layers;
         let (stem, memory) = (self.stem(true).unwrap_or_default(), self.here(self.source()));
         let joined = self.looked_up(true) + memory;
         let normed =
             if self.model.norm.placement == NormPlacement::Pre { self.statistics(self.source()) } else { 0 };
-        Part {
+        PartBytes {
             inside: joined + stem.inside + normed,
             output: self.stream(first),
             forward: joined + self.stream(first),
@@ -190,7 +190,7 @@ impl Sizes<'_> {
     }
 
     /// The final norm and the head with its loss.
-    pub(super) fn head(&self) -> Part {
+    pub(super) fn head(&self) -> PartBytes {
         let last = self.model.all_layers().saturating_sub(1);
         let (tokens, incoming) = (self.tokens(last), self.stream(last));
         let mut inside = match self.model.norm.placement {
@@ -208,12 +208,12 @@ impl Sizes<'_> {
         if let Head::Pooled { .. } = self.model.head {
             // One token of each text; the gradient of the others is zero.
             let inside = 6 * self.bytes * self.rows * self.dim;
-            return Part {
+            return PartBytes {
                 inside,
                 backward: 2 * own,
                 input_grad: incoming,
                 deferred: inside,
-                ..Part::default()
+                ..PartBytes::default()
             };
         }
         let width = if matches!(self.model.head, Head::MaskedLm { .. }) {
@@ -232,7 +232,7 @@ impl Sizes<'_> {
         // The largest logit of each token, the sum of exponentials, and the target's logit.
         inside += logits + 3 * FP32 * tokens;
         let low_copy = self.low_grad(self.vocabulary.div_ceil(self.shards), width);
-        Part {
+        PartBytes {
             inside,
             output: 0,
             forward: forward.max(own),

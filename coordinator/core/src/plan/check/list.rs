@@ -9,13 +9,13 @@ use coxswain_types::job::Schedule;
 use coxswain_types::schedule::{Action, Kind};
 
 use super::mesh::owned;
-use super::{Pass, Violation, action};
+use super::{CheckedList, Violation, action};
 
 /// Receives that a rank of a schedule of ours has posted and not used: the one that its next compute
 /// action needs, and the one after it.
 const POSTED_RECEIVES: usize = 2;
 
-pub(super) fn check(pass: Pass, a: &Assignment) -> Result<(), Violation> {
+pub(super) fn check(pass: CheckedList, a: &Assignment) -> Result<(), Violation> {
     let (rank, list) = (a.rank.index(), pass.list);
     let owned = owned(a);
     let mut positions = BTreeMap::new();
@@ -45,7 +45,7 @@ pub(super) fn check(pass: Pass, a: &Assignment) -> Result<(), Violation> {
 }
 
 /// What a stage has to do for each micro-batch.
-fn stage_kinds(pass: Pass, a: &Assignment, stage: &Stage) -> Result<Vec<Kind>, Violation> {
+fn stage_kinds(pass: CheckedList, a: &Assignment, stage: &Stage) -> Result<Vec<Kind>, Violation> {
     let has = |kinds: &[Kind]| {
         pass.actions(a).iter().any(|action| action.stage == stage.index && kinds.contains(&action.kind))
     };
@@ -107,7 +107,7 @@ fn disorder(
 
 /// What schedules promise to hold at most. A user's own list promises nothing: what it holds is
 /// counted from the list and stands in the memory estimate.
-fn check_bounds(pass: Pass, a: &Assignment, micro_batches: usize) -> Result<(), Violation> {
+fn check_bounds(pass: CheckedList, a: &Assignment, micro_batches: usize) -> Result<(), Violation> {
     let (rank, list) = (a.rank.index(), pass.list);
     let layout = a.spec.layout;
     let (p, r) = (layout.pipeline as usize, a.pipeline_index as usize);

@@ -6,7 +6,7 @@ use coxswain_types::Assignment;
 use coxswain_types::assignment::Stage;
 use coxswain_types::params::{Parameter, Place, parameter_table};
 
-use super::{Pass, Violation};
+use super::{CheckedList, Violation};
 
 pub(super) fn check(assignments: &[Assignment]) -> Result<(), Violation> {
     for (rank, a) in assignments.iter().enumerate() {
@@ -153,7 +153,7 @@ fn check_rows(a: &Assignment, uses: &BTreeSet<(&str, Place)>) -> Result<(), Viol
 }
 
 /// Ranks of a tensor group meet inside every layer, so they do the same in the same order.
-pub(super) fn check_tensor_groups(pass: Pass, assignments: &[Assignment]) -> Result<(), Violation> {
+pub(super) fn check_tensor_groups(pass: CheckedList, assignments: &[Assignment]) -> Result<(), Violation> {
     for a in assignments {
         let first = a.tensor_group.first().and_then(|rank| assignments.get(*rank as usize)).unwrap_or(a);
         let inside = |a: &Assignment| -> Vec<_> {

@@ -6,11 +6,11 @@ use coxswain_types::Assignment;
 use coxswain_types::assignment::Stage;
 use coxswain_types::schedule::Kind;
 
-use super::{Pass, Violation};
+use super::{CheckedList, Violation};
 
 /// Messages between two stages, in one direction, carry no numbers: the first sent is the first
 /// received. Those of other stages travel apart from them.
-pub(super) fn check_messages(pass: Pass, assignments: &[Assignment]) -> Result<(), Violation> {
+pub(super) fn check_messages(pass: CheckedList, assignments: &[Assignment]) -> Result<(), Violation> {
     let micro_batches = |a: &Assignment, stage: u32, kind: Kind| -> String {
         let of_kind = pass.actions(a).iter().filter(|action| (action.stage, action.kind) == (stage, kind));
         of_kind.map(|action| action.micro_batch.to_string()).collect::<Vec<_>>().join(" ")
@@ -82,7 +82,7 @@ impl Happened {
 
 /// Runs all ranks: a send never waits, a receive is only posted, a compute action waits for what the
 /// stage beside it makes.
-pub(super) fn run_all(pass: Pass, assignments: &[Assignment]) -> Result<(), Violation> {
+pub(super) fn run_all(pass: CheckedList, assignments: &[Assignment]) -> Result<(), Violation> {
     let mut next = vec![0_usize; assignments.len()];
     let mut happened = Happened::default();
     // Every round but the last moves a rank on, so there are no more rounds than actions.

@@ -2,9 +2,9 @@
 
 use coxswain_types::schedule::{Action, Kind};
 
-use super::Seat;
+use super::RankStages;
 
-pub(super) fn compute(seat: &Seat) -> Vec<Action> {
+pub(super) fn compute(seat: &RankStages) -> Vec<Action> {
     let all = |kind| (0..seat.count()).map(move |index| seat.action(0, kind, index));
     all(Kind::Forward).chain(all(Kind::Backward)).collect()
 }

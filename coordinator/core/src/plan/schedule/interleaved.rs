@@ -11,10 +11,10 @@
 
 use coxswain_types::schedule::{Action, Kind};
 
-use super::Seat;
+use super::RankStages;
 
-pub(super) fn compute(seat: &Seat) -> Vec<Action> {
-    let Seat { rank, ranks, chunks, .. } = *seat;
+pub(super) fn compute(seat: &RankStages) -> Vec<Action> {
+    let RankStages { rank, ranks, chunks, .. } = *seat;
     let ahead = 2 * (ranks - rank - 1) + (chunks - 1) * ranks;
     let mut forwards = order(seat, Kind::Forward).into_iter();
     let mut list: Vec<_> = forwards.by_ref().take(ahead as usize).collect();
@@ -26,12 +26,12 @@ pub(super) fn compute(seat: &Seat) -> Vec<Action> {
 }
 
 /// The forwards alone, in the same order.
-pub(super) fn forwards(seat: &Seat) -> Vec<Action> {
+pub(super) fn forwards(seat: &RankStages) -> Vec<Action> {
     existing(seat, order(seat, Kind::Forward))
 }
 
 /// All actions of a kind, over whole groups.
-fn order(seat: &Seat, kind: Kind) -> Vec<Action> {
+fn order(seat: &RankStages, kind: Kind) -> Vec<Action> {
     let mut list = Vec::new();
     for group in 0..seat.count().div_ceil(seat.ranks) {
         for turn in 0..seat.chunks {
@@ -42,6 +42,6 @@ fn order(seat: &Seat, kind: Kind) -> Vec<Action> {
     list
 }
 
-fn existing(seat: &Seat, list: Vec<Action>) -> Vec<Action> {
+fn existing(seat: &RankStages, list: Vec<Action>) -> Vec<Action> {
     list.into_iter().filter(|action| seat.micro_batches.contains(&action.micro_batch.0)).collect()
 }

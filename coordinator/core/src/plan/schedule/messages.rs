@@ -7,9 +7,9 @@
 
 use coxswain_types::schedule::{Action, Kind};
 
-use super::Seat;
+use super::RankStages;
 
-pub(super) fn with_messages(seat: &Seat, compute: &[Action]) -> Vec<Action> {
+pub(super) fn with_messages(seat: &RankStages, compute: &[Action]) -> Vec<Action> {
     let mut list: Vec<_> = compute.first().and_then(|first| receive(seat, first)).into_iter().collect();
     for (i, now) in compute.iter().enumerate() {
         list.extend(compute.get(i + 1).and_then(|next| receive(seat, next)));
@@ -20,7 +20,7 @@ pub(super) fn with_messages(seat: &Seat, compute: &[Action]) -> Vec<Action> {
 }
 
 /// The message that a compute action needs.
-fn receive(seat: &Seat, action: &Action) -> Option<Action> {
+fn receive(seat: &RankStages, action: &Action) -> Option<Action> {
     match action.kind {
         Kind::Forward if comes_from_before(seat, action) => Some(Kind::RecvForward),
         Kind::Backward | Kind::Input if goes_on(seat, action) => Some(Kind::RecvBackward),
@@ -30,7 +30,7 @@ fn receive(seat: &Seat, action: &Action) -> Option<Action> {
 }
 
 /// The message that a compute action makes.
-fn send(seat: &Seat, action: &Action) -> Option<Action> {
+fn send(seat: &RankStages, action: &Action) -> Option<Action> {
     match action.kind {
         Kind::Forward if goes_on(seat, action) => Some(Kind::SendForward),
         Kind::Backward | Kind::Input if comes_from_before(seat, action) => Some(Kind::SendBackward),
@@ -40,11 +40,11 @@ fn send(seat: &Seat, action: &Action) -> Option<Action> {
 }
 
 /// Whether another rank has the stage before.
-fn comes_from_before(seat: &Seat, action: &Action) -> bool {
+fn comes_from_before(seat: &RankStages, action: &Action) -> bool {
     seat.ranks > 1 && action.stage > 0
 }
 
 /// Whether another rank has the stage after.
-fn goes_on(seat: &Seat, action: &Action) -> bool {
+fn goes_on(seat: &RankStages, action: &Action) -> bool {
     seat.ranks > 1 && action.stage + 1 < seat.ranks * seat.chunks
 }

@@ -28,7 +28,7 @@ use coxswain_types::schedule::{Action, Kind};
 
 /// What a list is made for: one pipeline rank of one data rank. Stage s is on rank s mod `ranks`.
 #[derive(Clone, Debug)]
-struct Seat {
+struct RankStages {
     /// The pipeline rank.
     rank: u32,
     /// Pipeline ranks in all.
@@ -39,9 +39,9 @@ struct Seat {
     micro_batches: Range<u32>,
 }
 
-impl Seat {
-    fn new(layout: &Layout, rank: u32, micro_batches: Range<u32>) -> Seat {
-        Seat { rank, ranks: layout.pipeline, chunks: layout.schedule.chunks(), micro_batches }
+impl RankStages {
+    fn new(layout: &Layout, rank: u32, micro_batches: Range<u32>) -> RankStages {
+        RankStages { rank, ranks: layout.pipeline, chunks: layout.schedule.chunks(), micro_batches }
     }
 
     /// Number of micro-batches.
@@ -65,7 +65,7 @@ pub(super) fn train(
     pipeline_index: u32,
     micro_batches: Range<u32>,
 ) -> Vec<Action> {
-    let seat = Seat::new(layout, pipeline_index, micro_batches);
+    let seat = RankStages::new(layout, pipeline_index, micro_batches);
     let compute = match layout.schedule {
         Schedule::GPipe => gpipe::compute(&seat),
         Schedule::OneFOneB => one_f_one_b::compute(&seat),
@@ -83,7 +83,7 @@ pub(super) fn train(
 /// schedule does them. A rank's next stage starts as soon as one micro-batch for each rank has passed
 /// the one before, so no more than that many wait between two stages, and no rank waits for long.
 pub(super) fn evaluate(layout: &Layout, pipeline_index: u32, micro_batches: Range<u32>) -> Vec<Action> {
-    let seat = Seat::new(layout, pipeline_index, micro_batches);
+    let seat = RankStages::new(layout, pipeline_index, micro_batches);
     messages::with_messages(&seat, &interleaved::forwards(&seat))
 }
 

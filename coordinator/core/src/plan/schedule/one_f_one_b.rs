@@ -4,9 +4,9 @@
 
 use coxswain_types::schedule::{Action, Kind};
 
-use super::Seat;
+use super::RankStages;
 
-pub(super) fn compute(seat: &Seat) -> Vec<Action> {
+pub(super) fn compute(seat: &RankStages) -> Vec<Action> {
     let ahead = (seat.ranks - seat.rank - 1).min(seat.count());
     let mut forwards = (0..seat.count()).map(|index| seat.action(0, Kind::Forward, index));
     let mut list: Vec<_> = forwards.by_ref().take(ahead as usize).collect();

@@ -6,9 +6,9 @@
 
 use coxswain_types::schedule::{Action, Kind};
 
-use super::Seat;
+use super::RankStages;
 
-pub(super) fn compute(seat: &Seat) -> Vec<Action> {
+pub(super) fn compute(seat: &RankStages) -> Vec<Action> {
     let count = seat.count();
     let ahead = (seat.ranks - seat.rank).min(count);
     let mut forwards = (0..count).map(|index| seat.action(0, Kind::Forward, index));

@@ -54,7 +54,8 @@ fn published_checkpoints_come_in_and_leave_under_their_names() {
         assert_eq!(opened.model().tied_embeddings, !own_head && !features, "{name}");
         let again = tempfile::tempdir().unwrap();
         export_again(&opened, again.path(), u64::MAX);
-        let (before, after) = (Store::open(dir.path()).unwrap(), Store::open(again.path()).unwrap());
+        let (before, after) =
+            (TensorStore::open(dir.path()).unwrap(), TensorStore::open(again.path()).unwrap());
         let unused: Vec<&str> = opened.kept().unused.iter().map(String::as_str).collect();
         let tasks = unused.iter().all(|of| {
             of.contains("pooler.") || of.starts_with("cls.seq_") || of.contains("1.EncDecAttention.relative")

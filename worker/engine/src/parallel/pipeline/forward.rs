@@ -9,7 +9,7 @@ use super::stash::{Flight, Stash};
 use super::{MicroLoss, Mode, Runner, StageTask};
 use crate::EngineError;
 use crate::data::MicroBatchData;
-use crate::model::{Head, Keeps, pieces};
+use crate::model::{HeadModule, Keeps, pieces};
 use crate::parallel::Cut;
 
 impl Runner<'_> {
@@ -110,7 +110,7 @@ impl Runner<'_> {
     fn head(
         &mut self,
         task: &StageTask<'_>,
-        head: &Head,
+        head: &HeadModule,
         x_btd: &Tensor,
         data: &MicroBatchData,
         stash: &mut Stash,

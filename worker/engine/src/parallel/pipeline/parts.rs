@@ -21,11 +21,11 @@ pub(super) enum StagePart {
 /// A part between forward and backward.
 pub(super) struct PartState {
     pub(super) part: StagePart,
-    pub(super) kept: Kept,
+    pub(super) kept: KeptActivations,
 }
 
 /// What a part keeps between forward and backward.
-pub(super) enum Kept {
+pub(super) enum KeptActivations {
     /// All of it.
     Graph(Cut),
     /// The input; the rest is computed again.
@@ -52,10 +52,10 @@ impl PartChain<'_> {
             return tch::no_grad(|| run(self.seat, part, &x, pass));
         };
         let (output, kept) = match keeps {
-            Keeps::Input => (tch::no_grad(|| run(self.seat, part, &x, pass))?, Kept::Input(x)),
+            Keeps::Input => (tch::no_grad(|| run(self.seat, part, &x, pass))?, KeptActivations::Input(x)),
             Keeps::Graph => {
                 let cut = Cut::run(&x, |x| run(self.seat, part, x, pass))?;
-                (cut.output()?, Kept::Graph(cut))
+                (cut.output()?, KeptActivations::Graph(cut))
             }
         };
         parts.push(PartState { part, kept });
@@ -67,8 +67,8 @@ impl PartState {
     /// The graph of the part, computed again where only its input was kept.
     pub(super) fn graph(self, seat: &Seat, pass: &Pass<'_>) -> Result<Cut, EngineError> {
         match self.kept {
-            Kept::Graph(cut) => Ok(cut),
-            Kept::Input(x) => Cut::run(&x, |x| run(seat, self.part, x, pass)),
+            KeptActivations::Graph(cut) => Ok(cut),
+            KeptActivations::Input(x) => Cut::run(&x, |x| run(seat, self.part, x, pass)),
         }
     }
 }
