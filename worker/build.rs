@@ -1,4 +1,5 @@
-//! Lets the binary find libtorch without environment variables.
+//! Lets the binaries of the crates that link libtorch find it without environment variables: the worker, its crates, and
+//! the tests.
 
 fn main() {
     println!("cargo:rerun-if-env-changed=DEP_COXSWAIN_SHIM_LIB");

@@ -238,7 +238,7 @@ impl wire::access_server::Access for AccessService {
 fn known<T>(request: &Request<T>) -> Result<Arc<Known>, Status> {
     match Caller::of(request) {
         Caller::Known(known) => Ok(known),
-        Caller::Trusted | Caller::Nobody | Caller::OtherUser(_) => {
+        Caller::Trusted | Caller::Anonymous | Caller::OtherUser(_) => {
             Err(Status::unauthenticated("this call needs a certificate"))
         }
     }

@@ -146,7 +146,7 @@ Exit codes:
 Example:
   coxswain verify job.yaml --layouts pp2,dp2,tp2xpp2 --set train.tensor_shards=2
 
-A layout is parts ppN, tpN, dpN joined by x, or `one` for one process, or `job` for the job's own;
+A layout is made of parts (ppN, tpN, dpN) joined by x, or `one` for one process, or `job` for the job's own;
 then options: +zero +sp +1f1b +gpipe +zb-h1 +interleaved +none +full +attention +ffn.
 
 Exit codes:
@@ -154,7 +154,7 @@ Exit codes:
   1  one does not (the certificate is printed), or a run failed
   2  bad input; nothing was started")]
     Verify(verify::Verify),
-    /// Let a trained model write; prints the text.
+    /// Generate text from a trained model.
     #[command(after_help = "\
 Example:
   coxswain generate --checkpoint out/demo --prompt 'It was ' --tokens 100 --temperature 0.8 --seed 1
@@ -165,7 +165,7 @@ Exit codes are those of coxswain-worker:
   1  failed
   2  bad input")]
     Generate(local::GenerateArgs),
-    /// Tell the class of each line of stdin, by a model with a pooled head.
+    /// Classify each line of stdin, by a model with a pooled head.
     #[command(after_help = "\
 Example:
   echo 'what a film' | coxswain classify --checkpoint out/reviews

@@ -287,5 +287,5 @@ pub(crate) fn refused(args: &CoordinatorArgs, status: tonic::Status) -> Failure 
 
 fn path_text(path: &Path) -> Result<String, Failure> {
     let text = path.to_str().map(str::to_owned);
-    text.ok_or_else(|| Failure::Input(format!("{} is no UTF-8 text; rename it", path.display())))
+    text.ok_or_else(|| Failure::Input(format!("{} is not valid UTF-8; rename it", path.display())))
 }

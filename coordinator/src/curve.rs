@@ -76,7 +76,7 @@ impl AxisScale {
     }
 }
 
-/// The next of 1, 2, 5 times a power of ten that is no less than `step`.
+/// The next of 1, 2, 5 times a power of ten that is at least `step`.
 fn round_step(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
     let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|factor| factor * power >= step * (1.0 - 1e-9));

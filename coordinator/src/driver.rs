@@ -418,7 +418,7 @@ impl Driver {
             let same = known.is_some_and(|known| {
                 JobSummary { step: summary.step, numbers: None, ..known.clone() } == quiet
             });
-            // A job that was over before anyone could watch it is no news.
+            // A job that was over before anyone could watch it is not news.
             if same || (known.is_none() && summary.state.is_over() && !self.told.contains_key(&summary.job)) {
                 continue;
             }

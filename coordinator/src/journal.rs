@@ -34,7 +34,7 @@ const NAME: &str = "journal";
 const NEW: &str = "journal.new";
 
 /// The first line: the format. A later program that writes another one changes the number.
-const HEADER: &[u8] = b"coxswain journal 1\n";
+const HEADER: &[u8] = b"coxswain journal 2\n";
 
 /// How much of the newest history a compaction leaves as it is, for people: some ten thousand checkpoints
 /// of a run of four ranks. It is read in a tenth of a second.
@@ -161,7 +161,7 @@ impl Journal {
         }
         self.broken = true;
         if let Err(error) = self.file.write_all(bytes).and_then(|()| self.file.sync_data()) {
-            // Nobody acted on it, and whoever opens the journal next shall not: after a failed sync the
+            // Nothing was done because of it, and whoever opens the journal next shall not act on it: after a failed sync the
             // system may show bytes that the disk never got.
             let _ = self.file.set_len(self.end);
             return Err(io(error));

@@ -85,7 +85,12 @@ async fn fit<T: ScopedTexts>(scope: &mut Scope, answer: Result<T, Status>) -> Re
             let mut message = status.message().to_owned();
             scope.hide(vec![&mut message]).await;
             // What was made on the way to here stays as it is where it says nothing that is hidden.
-            Err(if message == status.message() { status } else { Status::new(status.code(), message) })
+            Err(if message == status.message() {
+                status
+            } else {
+                // Its codes say nothing of other jobs.
+                Status::with_metadata(status.code(), message, status.metadata().clone())
+            })
         }
     }
 }

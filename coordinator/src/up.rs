@@ -1,5 +1,6 @@
 //! `coxswain up`: a coordinator and its workers on this machine, for one job, to its end.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,6 +108,8 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
         unit,
         restarts,
         signals: 0,
+        state: JobState::Queued,
+        deadline: None,
     };
     let summary = run.follow().await;
     let outcome = run.end(summary?).await;
@@ -175,6 +178,14 @@ struct FollowedRun<'a> {
     restarts: bool,
     /// How many signals asked for the end: the first stops the run after a step, the second at once.
     signals: u32,
+    state: JobState,
+    deadline: Option<Deadline>,
+}
+
+/// Until when a state has to change, and why it should have if it has not.
+struct Deadline {
+    at: Instant,
+    reason: String,
 }
 
 /// How a run ended.
@@ -196,58 +207,73 @@ impl FollowedRun<'_> {
             .context("the job is not known")?;
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut state = JobState::Queued;
-        // Until when the state has to change, and why if it does not.
-        let mut patience: Option<(Instant, String)> = None;
         loop {
             tokio::select! {
-                news = watcher.next() => match news {
-                    Some(JobNews::Summary(summary)) if summary.state.is_over() => return Ok(summary),
-                    Some(JobNews::Summary(summary)) => {
-                        if summary.state == JobState::Preparing {
-                            self.preparing.get_or_insert_with(Preparing::new).show(&summary.reason);
-                        } else {
-                            self.preparing = None;
-                        }
-                        if summary.state != state {
-                            state = summary.state;
-                            patience = self.entered(&summary).await?;
-                        }
+                news = watcher.next() => {
+                    let Some(news) = news else { return Err(self.broken_coordinator().await) };
+                    if let ControlFlow::Break(summary) = self.heard(news).await? {
+                        return Ok(summary);
                     }
-                    Some(JobNews::Report(report)) => {
-                        if let Some(progress) = &mut self.progress {
-                            progress.step(&report);
-                        }
-                        if let Some(workers) = &mut self.workers {
-                            workers.forgive();
-                        }
-                    }
-                    Some(JobNews::Checkpoint(_)) => {}
-                    None => return Err(self.broken_coordinator().await),
-                },
-                _ = look.tick() => {
-                    if self.restarts && !state.is_over() && let Some(workers) = &mut self.workers {
-                        workers.restart(&self.launch)?;
-                    }
-                    let ended = self.workers.as_mut().and_then(Workers::ended);
-                    if let (Some(ended), true) = (ended, driver::needs_workers(state)) {
-                        let grace = if state == JobState::Gathering { Duration::ZERO } else { NOTICE };
-                        let until = Instant::now() + grace;
-                        if patience.as_ref().is_none_or(|(other, _)| until < *other) {
-                            patience = Some((until, ended));
-                        }
-                    }
-                    if let Some((_, reason)) = patience.take_if(|(until, _)| *until <= Instant::now()) {
-                        self.happened(Event::Broken { job: self.job.clone(), reason }).await?;
-                    }
-                },
-                name = signals.next() => self.signalled(name, state).await?,
+                }
+                _ = look.tick() => self.look_at_workers().await?,
+                name = signals.next() => self.signalled(name, self.state).await?,
             }
         }
     }
 
+    /// Shows what the run says of itself, and breaks at its last state.
+    async fn heard(&mut self, news: JobNews) -> Result<ControlFlow<JobSummary>, Failure> {
+        match news {
+            JobNews::Summary(summary) if summary.state.is_over() => return Ok(ControlFlow::Break(summary)),
+            JobNews::Summary(summary) => {
+                if summary.state == JobState::Preparing {
+                    self.preparing.get_or_insert_with(Preparing::new).show(&summary.reason);
+                } else {
+                    self.preparing = None;
+                }
+                if summary.state != self.state {
+                    self.state = summary.state;
+                    self.deadline = self.entered(&summary).await?;
+                }
+            }
+            JobNews::Report(report) => {
+                if let Some(progress) = &mut self.progress {
+                    progress.step(&report);
+                }
+                if let Some(workers) = &mut self.workers {
+                    workers.forgive();
+                }
+            }
+            JobNews::Checkpoint(_) => {}
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Starts workers again that have ended, and gives the run up where its state has outlasted its deadline.
+    async fn look_at_workers(&mut self) -> Result<(), Failure> {
+        if self.restarts
+            && !self.state.is_over()
+            && let Some(workers) = &mut self.workers
+        {
+            workers.restart(&self.launch)?;
+        }
+        let ended = self.workers.as_mut().and_then(Workers::ended);
+        if let (Some(reason), true) = (ended, driver::needs_workers(self.state)) {
+            let grace = if self.state == JobState::Gathering { Duration::ZERO } else { NOTICE };
+            let at = Instant::now() + grace;
+            if self.deadline.as_ref().is_none_or(|deadline| at < deadline.at) {
+                self.deadline = Some(Deadline { at, reason });
+            }
+        }
+        if let Some(Deadline { reason, .. }) = self.deadline.take_if(|deadline| deadline.at <= Instant::now())
+        {
+            self.happened(Event::Broken { job: self.job.clone(), reason }).await?;
+        }
+        Ok(())
+    }
+
     /// Does what a new state asks for; returns how long it may last.
-    async fn entered(&mut self, summary: &JobSummary) -> Result<Option<(Instant, String)>, Failure> {
+    async fn entered(&mut self, summary: &JobSummary) -> Result<Option<Deadline>, Failure> {
         match summary.state {
             JobState::Gathering if self.workers.is_none() => {
                 match Workers::start(&self.launch) {
@@ -258,7 +284,7 @@ impl FollowedRun<'_> {
                     }
                 }
                 let reason = format!("the workers were not there after {} s", START.as_secs());
-                Ok(Some((Instant::now() + START, reason)))
+                Ok(Some(Deadline { at: Instant::now() + START, reason }))
             }
             JobState::Running => {
                 // A job that goes on keeps its bar, whose next step puts it where it is.

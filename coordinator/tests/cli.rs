@@ -153,7 +153,7 @@ fn a_plan_says_what_can_be_exported() {
 }
 
 #[test]
-fn a_command_whose_output_nobody_reads_ends_quietly() {
+fn a_command_whose_output_is_not_read_ends_quietly() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("job.yaml"), JOB).unwrap();
     let plan = |stdout: Stdio| {

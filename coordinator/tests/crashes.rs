@@ -77,7 +77,7 @@ fn journal(count: usize) -> String {
         let checkpoint = Published { step, digest: "m".repeat(64) };
         entries.push(Entry::Published { job: job.clone(), checkpoint });
     }
-    let mut text = "coxswain journal 1\n".to_owned();
+    let mut text = "coxswain journal 2\n".to_owned();
     for entry in &entries {
         let json = serde_json::to_string(entry).unwrap();
         text += &format!("{} {:08x} {json}\n", json.len(), crc32fast::hash(json.as_bytes()));

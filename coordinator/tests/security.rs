@@ -290,7 +290,7 @@ async fn strangers_without_end_cost_no_heartbeat_and_leave_nothing_behind() {
         "{count} strangers: beside them {share:.2} of the calls that there were before: {beside:?}, {before:?}"
     );
     // A call waits where heartbeats do: one that took longer than a lease would cost a worker. How many there are is a
-    // matter of the cores, which others may use when nobody measures.
+    // matter of the cores, which others may use when no test measures.
     assert!(beside.slowest < Duration::from_millis(coxswain_core::cluster::LEASE_MS), "{beside:?}");
     assert!(!skip::long() || share > 0.8, "{beside:?}, {before:?}");
     assert!(!worker.is_finished(), "the worker's stream broke");

@@ -149,7 +149,7 @@ fn a_run_to_the_end_leaves_what_it_says() {
 }
 
 #[test]
-fn a_run_needs_nobody_who_listens() {
+fn a_run_needs_no_reader() {
     let full = || File::options().write(true).open("/dev/full").unwrap();
     for deaf in ["full", "a pipe that is closed after the first line", "closed"] {
         let place = Place::new();

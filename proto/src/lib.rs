@@ -21,7 +21,7 @@ pub const RPCS: &[&str] = include!(concat!(env!("OUT_DIR"), "/rpcs.rs"));
 
 /// The version of the protocol between programs: what the calls of the .proto files and the documents in them mean.
 /// A change that an older program would misread raises it.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 pub use prost::Message;
 

@@ -23,7 +23,7 @@ pub fn children(parent: u32) -> Result<Vec<u32>> {
     Ok(found)
 }
 
-/// Whether a process is there and is no zombie.
+/// Whether a process runs: a zombie does not.
 pub fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with('Z')))

@@ -6,7 +6,7 @@ use coxswain_tests::Equal::{Bits, Differs, Near};
 use coxswain_tests::{Folder, Row, Site, Table, try_all};
 
 const T4: &str = "train.tensor_shards=4";
-const SPREAD: &str = "layout.sequence_parallel=true";
+const SEQUENCE: &str = "layout.sequence_parallel=true";
 const ZERO: &str = "layout.zero=1";
 const FULL: &str = "train.recompute=full";
 const ATTENTION: &str = "train.recompute=attention";
@@ -66,10 +66,10 @@ fn decoders() -> Result<()> {
             ("gpt, one", (1, 1, 1), &[T4], &[]),
             ("gpt, pp3", (3, 1, 1), &[T4], &[Bits("gpt, one")]),
             ("gpt, pp2 tp2", (2, 2, 1), &[T4, FULL], &[Bits("gpt, one")]),
-            ("gpt, tp4, split", (1, 4, 1), &[T4, SPREAD], &[Bits("gpt, one")]),
-            ("gpt, tp2 dp2, ZeRO, split", (1, 2, 2), &[T4, ZERO, SPREAD], &[Bits("gpt, one")]),
+            ("gpt, tp4, split", (1, 4, 1), &[T4, SEQUENCE], &[Bits("gpt, one")]),
+            ("gpt, tp2 dp2, ZeRO, split", (1, 2, 2), &[T4, ZERO, SEQUENCE], &[Bits("gpt, one")]),
             ("gpt, dropped", (1, 1, 1), &[T4, DROP], &[Differs("gpt, one")]),
-            ("gpt, dropped, pp2 tp2, split", (2, 2, 1), &[T4, DROP, SPREAD], &[Bits("gpt, dropped")]),
+            ("gpt, dropped, pp2 tp2, split", (2, 2, 1), &[T4, DROP, SEQUENCE], &[Bits("gpt, dropped")]),
         ],
     )
 }
@@ -87,7 +87,7 @@ fn encoders() -> Result<()> {
             &[
                 ("bert, one", (1, 1, 1), &[T4], &[]),
                 ("bert, pp4, zb-h1", (4, 1, 1), &[T4, ZERO_BUBBLE], &[Bits("bert, one")]),
-                ("bert, pp2 tp2, split, ffn", (2, 2, 1), &[T4, SPREAD, FFN], &[Bits("bert, one")]),
+                ("bert, pp2 tp2, split, ffn", (2, 2, 1), &[T4, SEQUENCE, FFN], &[Bits("bert, one")]),
                 ("bert, tp4", (1, 4, 1), &[T4, ATTENTION], &[Bits("bert, one")]),
                 ("bert, bf16", (1, 1, 1), &[T4, BF16], &[Near("bert, one")]),
                 ("bert, bf16, pp2 tp2", (2, 2, 1), &[T4, BF16], &[Bits("bert, bf16")]),
@@ -102,7 +102,7 @@ fn encoders() -> Result<()> {
                 ("albert, one", (1, 1, 1), &[T4, DROP], &[]),
                 ("albert, pp2 tp2", (2, 2, 1), &[T4, DROP], &[Bits("albert, one")]),
                 ("albert, pp2 dp2, ZeRO", (2, 1, 2), &[T4, DROP, ZERO], &[Bits("albert, one")]),
-                ("albert, tp2, split", (1, 2, 1), &[T4, DROP, SPREAD], &[Bits("albert, one")]),
+                ("albert, tp2, split", (1, 2, 1), &[T4, DROP, SEQUENCE], &[Bits("albert, one")]),
             ],
         ),
     ])
@@ -157,7 +157,7 @@ fn attentions() -> Result<()> {
         let rows: [Row; 4] = [
             ("one", (1, 1, 1), &[T4], &[]),
             ("pp2 tp2", (2, 2, 1), &[T4, FULL], &[Bits("one")]),
-            ("tp4 split, dropped", (1, 4, 1), &[T4, SPREAD, DROP_ATTENTION], &[Differs("one")]),
+            ("tp4 split, dropped", (1, 4, 1), &[T4, SEQUENCE, DROP_ATTENTION], &[Differs("one")]),
             ("dropped, one", (1, 1, 1), &[T4, DROP_ATTENTION], &[Bits("tp4 split, dropped")]),
         ];
         // Probabilities are dropped by one kernel for all lists, and at two sites where there are two.
@@ -184,9 +184,9 @@ fn attentions_that_keep_less() -> Result<()> {
         let rows: [Row; 5] = [
             ("one", (1, 1, 1), &[T4], &[]),
             ("pp2 tp2", (2, 2, 1), &[T4, FULL], &[Bits("one")]),
-            ("tp4, split", (1, 4, 1), &[T4, SPREAD, ATTENTION], &[Bits("one")]),
+            ("tp4, split", (1, 4, 1), &[T4, SEQUENCE, ATTENTION], &[Bits("one")]),
             ("bf16", (1, 1, 1), &[T4, BF16], &[Near("one")]),
-            ("bf16, pp2 tp2, split", (2, 2, 1), &[T4, BF16, SPREAD, ZERO_BUBBLE], &[Bits("bf16")]),
+            ("bf16, pp2 tp2, split", (2, 2, 1), &[T4, BF16, SEQUENCE, ZERO_BUBBLE], &[Bits("bf16")]),
         ];
         let rows = if ["decay", "latent"].contains(&name) { &rows[..] } else { &rows[..3] };
         hold(&site, form, rows).context(name)
@@ -238,7 +238,7 @@ fn encoder_decoders() -> Result<()> {
                 ("t5, pp2", (2, 1, 1), &[T4], &[Bits("t5, one")]),
                 ("t5, pp3", (3, 1, 1), &[T4, FULL], &[Bits("t5, one")]),
                 ("t5, pp4, zb-h1", (4, 1, 1), &[T4, ZERO_BUBBLE], &[Bits("t5, one")]),
-                ("t5, pp2 tp2, split", (2, 2, 1), &[T4, SPREAD, ATTENTION], &[Bits("t5, one")]),
+                ("t5, pp2 tp2, split", (2, 2, 1), &[T4, SEQUENCE, ATTENTION], &[Bits("t5, one")]),
                 ("t5, tp2 dp2, ZeRO", (1, 2, 2), &[T4, ZERO], &[Bits("t5, one")]),
                 ("t5, bf16", (1, 1, 1), &[T4, BF16], &[Near("t5, one")]),
                 ("t5, bf16, pp2 tp2", (2, 2, 1), &[T4, BF16], &[Bits("t5, bf16")]),
@@ -252,7 +252,7 @@ fn encoder_decoders() -> Result<()> {
             &[
                 ("bart, one", (1, 1, 1), &[T4], &[]),
                 ("bart, pp4", (4, 1, 1), &[T4], &[Bits("bart, one")]),
-                ("bart, pp3 tp2, split", (3, 2, 1), &[T4, SPREAD, FULL], &[Bits("bart, one")]),
+                ("bart, pp3 tp2, split", (3, 2, 1), &[T4, SEQUENCE, FULL], &[Bits("bart, one")]),
             ],
         ),
     ])
@@ -272,7 +272,7 @@ fn many_documents() -> Result<()> {
         let (documents, mut table) = (folder.documents(120)?, Table::on(&site, &folder));
         let rows: [Row; 3] = [
             ("one", (1, 1, 1), &[T4, SHORT, APART], &[]),
-            ("pp2 tp2, split", (2, 2, 1), &[T4, SHORT, SPREAD, FULL, APART], &[Bits("one")]),
+            ("pp2 tp2, split", (2, 2, 1), &[T4, SHORT, SEQUENCE, FULL, APART], &[Bits("one")]),
             ("mixed", (1, 1, 1), &[T4, SHORT], &[Differs("one")]),
         ];
         for row in &rows {

@@ -35,6 +35,12 @@ fn a_killed_coordinator_interrupts_nothing() -> Result<()> {
     if let Some(how) = lived.bits_differ(&calm) {
         anyhow::bail!("{how}");
     }
+    for index in 0..2 {
+        // No event tells of it: the coordinator was not there.
+        let log = site.log(index)?;
+        let lost = log.matches("lost the coordinator").count();
+        ensure!(lost == AWAY_MS.len(), "w{index} lost it {lost} times:\n{log}");
+    }
     let told = site.events()?;
     ensure!(events::count(&told, "started") == 1 + AWAY_MS.len(), "it was not killed: {told:#?}");
     ensure!(events::count(&told, "formed") == 1, "the run was formed again: {told:#?}");

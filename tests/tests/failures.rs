@@ -100,7 +100,7 @@ fn a_worker_alone_can_be_stopped_too() -> Result<()> {
 }
 
 #[test]
-fn workers_need_nobody_who_reads_their_logs() -> Result<()> {
+fn workers_need_no_reader_of_their_logs() -> Result<()> {
     let folder = Folder::new()?;
     let run = folder.run("unheard");
     let mut site = Site::new(&folder, 0)?;

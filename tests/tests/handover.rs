@@ -407,7 +407,7 @@ fn losses_that_follow_each_other_cost_no_bit() -> Result<()> {
 }
 
 #[test]
-fn what_nobody_holds_is_not_made_up() -> Result<()> {
+fn what_no_rank_holds_is_not_made_up() -> Result<()> {
     let folder = Folder::new()?;
     let sets = [("layout.pipeline", "2")];
     let assignments = assignments(&folder, &folder.path().join("run"), &sets)?;

@@ -19,7 +19,7 @@ fn burn(stop: &AtomicBool) {
 }
 
 #[test]
-fn twice_the_load_evicts_nobody() -> Result<()> {
+fn twice_the_load_evicts_no_worker() -> Result<()> {
     let time = Duration::from_secs(if skip::long() { 600 } else { 20 });
     let folder = Folder::new()?;
     let run = folder.run("run").layout(2, 1, 2);

@@ -264,7 +264,7 @@ fn every_mount_has_its_volume_and_every_claim_exists() {
 }
 
 #[test]
-fn images_run_as_nobody_in_particular_and_are_pinned() {
+fn images_run_as_a_plain_user_and_are_pinned() {
     let containers = files("deploy/containers", "Containerfile");
     assert_eq!(containers.len(), 2);
     for (path, text) in containers {

@@ -13,7 +13,7 @@ const GPIPE: &str = "layout.schedule=gpipe";
 const ZERO_BUBBLE: &str = "layout.schedule=zb-h1";
 const INTERLEAVED: &str = "layout.schedule=interleaved";
 const ZERO: &str = "layout.zero=1";
-const SPREAD: &str = "layout.sequence_parallel=true";
+const SEQUENCE: &str = "layout.sequence_parallel=true";
 const T4: &str = "train.tensor_shards=4";
 const DROP: &str = "train.dropout=0.1";
 const DROP_ATTENTION: &str = "train.attention_dropout=0.1";
@@ -76,13 +76,13 @@ fn logical_tensor_shards() -> Result<()> {
         // Four shards share two key/value heads.
         ("tp4", (1, 4, 1), &[T4], &[Bits("one")]),
         ("tp4, full", (1, 4, 1), &[T4, FULL], &[Bits("one")]),
-        ("tp2, split sequence", (1, 2, 1), &[T4, SPREAD], &[Bits("one")]),
-        ("tp4, split sequence", (1, 4, 1), &[T4, SPREAD], &[Bits("one")]),
-        ("pp2 tp2, split, zb-h1", (2, 2, 1), &[T4, SPREAD, ZERO_BUBBLE], &[Bits("one")]),
-        ("pp2 tp2 dp2, split, ZeRO", (2, 2, 2), &[T4, SPREAD, ZERO, FULL], &[Bits("one")]),
+        ("tp2, split sequence", (1, 2, 1), &[T4, SEQUENCE], &[Bits("one")]),
+        ("tp4, split sequence", (1, 4, 1), &[T4, SEQUENCE], &[Bits("one")]),
+        ("pp2 tp2, split, zb-h1", (2, 2, 1), &[T4, SEQUENCE, ZERO_BUBBLE], &[Bits("one")]),
+        ("pp2 tp2 dp2, split, ZeRO", (2, 2, 2), &[T4, SEQUENCE, ZERO, FULL], &[Bits("one")]),
         // Without logical shards, rows of one tensor layout still agree.
         ("bare tp2", (1, 2, 1), &[], &[Close("plain"), Differs("plain")]),
-        ("bare tp2, split sequence", (1, 2, 1), &[SPREAD], &[Bits("bare tp2")]),
+        ("bare tp2, split sequence", (1, 2, 1), &[SEQUENCE], &[Bits("bare tp2")]),
         ("odd, one", (1, 1, 1), &[T4, "model.vocab=333"], &[]),
         ("odd, tp4 dp2", (1, 4, 2), &[T4, "model.vocab=333"], &[Bits("odd, one")]),
     ])
@@ -132,7 +132,7 @@ fn dropout_is_the_same_everywhere() -> Result<()> {
         ("pp2 dp2, attention", (2, 1, 2), &[DROP, DROP_ATTENTION, ATTENTION], &[Bits("one")]),
         ("dp3, zb-h1", (1, 1, 3), &[DROP, DROP_ATTENTION, ZERO_BUBBLE], &[Bits("one")]),
         ("shards", (1, 1, 1), &[DROP, DROP_ATTENTION, T4], &[Close("one")]),
-        ("shards, tp4", (1, 4, 1), &[DROP, DROP_ATTENTION, T4, SPREAD], &[Bits("shards")]),
+        ("shards, tp4", (1, 4, 1), &[DROP, DROP_ATTENTION, T4, SEQUENCE], &[Bits("shards")]),
     ])
 }
 
@@ -144,7 +144,7 @@ fn shared_weights() -> Result<()> {
         ("tied, pp2", (2, 1, 1), &[TIED], &[Bits("tied")]),
         ("tied, pp4 dp2, ZeRO", (4, 1, 2), &[TIED, ZERO], &[Bits("tied")]),
         ("tied, shards", (1, 1, 1), &[TIED, T4], &[Close("tied")]),
-        ("tied, shards, pp2 tp2", (2, 2, 1), &[TIED, T4, SPREAD], &[Bits("tied, shards")]),
+        ("tied, shards, pp2 tp2", (2, 2, 1), &[TIED, T4, SEQUENCE], &[Bits("tied, shards")]),
         ("tied, bare tp2", (1, 2, 1), &[TIED], &[Close("tied")]),
         ("groups", (1, 1, 1), &[GROUPS], &[Differs("own")]),
         ("groups, pp2", (2, 1, 1), &[GROUPS], &[Bits("groups")]),
@@ -154,7 +154,7 @@ fn shared_weights() -> Result<()> {
         ("one group, tied, pp4", (4, 1, 1), &[ONE_GROUP, TIED, ZERO_BUBBLE], &[Bits("one group, tied")]),
         ("one group, pp3 dp2", (3, 1, 2), &[ONE_GROUP, TIED, ZERO], &[Bits("one group, tied")]),
         ("one group, shards", (1, 1, 1), &[ONE_GROUP, TIED, T4], &[Close("one group, tied")]),
-        ("one group, pp2 tp4", (2, 4, 1), &[ONE_GROUP, TIED, T4, SPREAD], &[Bits("one group, shards")]),
+        ("one group, pp2 tp4", (2, 4, 1), &[ONE_GROUP, TIED, T4, SEQUENCE], &[Bits("one group, shards")]),
     ])
 }
 
@@ -167,9 +167,9 @@ fn precisions() -> Result<()> {
         ("bf16, pp4, zb-h1", (4, 1, 1), &[BF16, ZERO_BUBBLE], &[Bits("bf16")]),
         ("bf16, dp3, ZeRO, tied", (1, 1, 3), &[BF16, ZERO, TIED], &[]),
         ("bf16, pp2, tied", (2, 1, 1), &[BF16, TIED], &[Bits("bf16, dp3, ZeRO, tied")]),
-        ("bf16, tp2", (1, 2, 1), &[BF16, SPREAD], &[Near("bf16")]),
+        ("bf16, tp2", (1, 2, 1), &[BF16, SEQUENCE], &[Near("bf16")]),
         ("bf16, shards", (1, 1, 1), &[BF16, T4], &[Near("bf16")]),
-        ("bf16, shards, tp4", (1, 4, 1), &[BF16, T4, SPREAD], &[Bits("bf16, shards")]),
+        ("bf16, shards, tp4", (1, 4, 1), &[BF16, T4, SEQUENCE], &[Bits("bf16, shards")]),
         ("fp16", (1, 1, 1), &[FP16, SMALL_SCALE], &[Near("fp32")]),
         ("fp16, pp2 dp2", (2, 1, 2), &[FP16, SMALL_SCALE], &[Bits("fp16")]),
         ("fp16, dropout", (1, 1, 1), &[FP16, SMALL_SCALE, DROP, DROP_ATTENTION], &[]),

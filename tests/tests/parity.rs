@@ -109,7 +109,7 @@ fn model_of(name: &str) -> (String, Vec<(&'static str, &'static str)>) {
     let llama = |more: &str| format!("{{{LLAMA}, {more}}}");
     let bert = |more: &str| format!("{{{BERT}, {more}}}");
     // Under infilling a decoder's sequence is as long as its encoder's, as in the fixtures.
-    let corrupts = vec![("train.corruption", "infilling")];
+    let infilling = vec![("train.corruption", "infilling")];
     let model = match name {
         "gpt2" => GPT2.to_owned(),
         "llama3" => llama("rope_scaling: {kind: llama3, factor: 8, low: 1, high: 4, original: 32}"),
@@ -132,8 +132,8 @@ fn model_of(name: &str) -> (String, Vec<(&'static str, &'static str)>) {
             let given = vec![("data", "{labelled: lines.tsv}"), ("train.start_from", "elsewhere")];
             return (model.replace(", tied_embeddings: true", ""), given);
         }
-        "t5" => return (format!("{{{BOTH}, {T5}}}"), corrupts),
-        _ => return (format!("{{{BOTH}, {BART}}}"), corrupts),
+        "t5" => return (format!("{{{BOTH}, {T5}}}"), infilling),
+        _ => return (format!("{{{BOTH}, {BART}}}"), infilling),
     };
     (model, Vec::new())
 }

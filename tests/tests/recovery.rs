@@ -145,7 +145,7 @@ fn a_stopped_worker_is_replaced() -> Result<()> {
     let mut child = run.start()?;
     let metrics = run.out().join("metrics.jsonl");
     wait_until("the first steps", RECOVERY, || lines(&metrics) >= 3)?;
-    // A pause of a second is no loss.
+    // A pause of a second does not count as a loss.
     let workers = children(child.id())?;
     signal(workers[1], "STOP")?;
     std::thread::sleep(Duration::from_secs(1));

@@ -1,5 +1,5 @@
 //! What a run's files cost: an interruption reads neither the checkpoint nor the corpus again, damage is found before
-//! a step is taken from it, and slow storage of one rank makes the others wait and fails nobody.
+//! a step is taken from it, and slow storage of one rank makes the others wait and fails no rank.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 #![allow(clippy::print_stdout, reason = "what was measured")]

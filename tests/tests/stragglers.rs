@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use coxswain_tests::process::lines;
 use coxswain_tests::{Folder, Run, SOON, Site, Summary, events, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 /// Lets a process run for a sixth of the time, until told to stop. A step's computing takes some milliseconds, and
 /// pauses come as often: each step is as slow as the next. Half of the time would be too little of a difference for
@@ -58,7 +59,12 @@ fn relieves((pipeline, data): (u32, u32), layout: &[&str], calm: &Summary) -> Re
     // The slow worker was named, the run stopped for that after a step, and no worker was lost.
     let slow = told.iter().find(|event| event["kind"] == "straggler").context("no straggler was named")?;
     ensure!(slow["worker"] == "w0", "another worker was named: {slow}");
-    ensure!(events::count(&told, "regrouped") > 0, "the work is divided as it was: {told:#?}");
+    ensure!(events::count(&told, "regrouped") > 0, "the run was not stopped: {told:#?}");
+    let slowed = |event: &Value| {
+        let ranks = event["ranks"].as_array().map_or(&[][..], Vec::as_slice);
+        ranks.iter().any(|rank| rank["worker"] == "w0" && rank["slow_percent"].as_u64() > Some(100))
+    };
+    ensure!(told.iter().any(slowed), "the work is divided as it was: {told:#?}");
     ensure!(events::count(&told, "interrupted") == 0, "a worker was lost: {told:#?}");
     match lived.bits_differ(calm) {
         Some(how) => anyhow::bail!("{how}"),

@@ -134,6 +134,8 @@ impl WorkerLoop {
         loop {
             let deadline = self.agent.deadline_ms().map(|at_ms| self.started + Duration::from_millis(at_ms));
             let input = tokio::select! {
+                // What has happened comes before a deadline that has passed meanwhile.
+                biased;
                 news = self.conversation.next() => AgentInput::Coordinator(news?),
                 news = self.engine.news() => AgentInput::Engine(news?),
                 Some(PublishOutcome { stint, step, result }) = self.outcomes.recv() => {
@@ -229,8 +231,11 @@ impl WorkerLoop {
             Err(error @ AgentError::Lost { .. }) => self.stop_engine().await.and(Err(error.into())),
             Err(error @ AgentError::Hung { .. }) => {
                 let joining = EngineWork::Phase(EnginePhase::Joining);
-                let doing = self.engine.activity().map_or(joining, |activity| activity.doing);
-                bail!("{error} (it was at: {doing})")
+                let activity = self.engine.activity();
+                let step =
+                    activity.as_ref().map_or(String::new(), |activity| format!(", step {}", activity.step));
+                let doing = activity.map_or(joining, |activity| activity.doing);
+                bail!("{error} (it was at: {doing}{step})")
             }
             Err(error @ (AgentError::Refused(_) | AgentError::Broken(_))) => Err(error.into()),
         }

@@ -97,7 +97,7 @@ impl DemoMetrics {
         let (mut last, mut bits) = (None, None);
         for (index, line) in text.lines().enumerate() {
             let row: Value =
-                serde_json::from_str(line).with_context(|| format!("line {} is no JSON", index + 1))?;
+                serde_json::from_str(line).with_context(|| format!("line {} is not JSON", index + 1))?;
             seconds += row["step_seconds"].as_f64().unwrap_or(0.0);
             bits = row["validation"]["bits_per_byte"].as_f64().or(bits);
             last = row["step"].as_u64().zip(row["loss"].as_f64()).or(last);
@@ -211,7 +211,7 @@ mod tests {
         for (text, error) in [
             ("", "no step was recorded"),
             ("{\"step\":1,\"loss\":7.5}", "no line has validation.bits_per_byte"),
-            ("{\"step\":1,\"loss\":7.5}\n{\"st", "line 2 is no JSON"),
+            ("{\"step\":1,\"loss\":7.5}\n{\"st", "line 2 is not JSON"),
         ] {
             assert_eq!(DemoMetrics::read(text).unwrap_err().to_string(), error);
         }

@@ -47,8 +47,8 @@ pub(crate) struct TestArgs {
     plain: bool,
     #[command(flatten)]
     libtorch: libtorch::LibtorchChoice,
-    /// Passed on to the tests: a part of their names, or flags of the test harness. Formatting,
-    /// lints and tidiness are left out then.
+    /// Passed on to the tests: parts of their names, or `--nocapture` and `--exact`; other flags of the test harness
+    /// need `--plain`. Formatting, lints and tidiness are left out then.
     #[arg(last = true)]
     filter: Vec<String>,
 }

@@ -13,6 +13,7 @@ use crate::repo::Repo;
 use crate::run::say;
 
 mod links;
+mod moulds;
 mod types;
 
 /// The texts of the tree, by path from the root with `/` between its parts.
@@ -38,7 +39,7 @@ struct TidyRule {
     check: fn(&str, &Tree) -> Vec<TidyFault>,
 }
 
-const RULES: [TidyRule; 8] = [
+const RULES: [TidyRule; 9] = [
     TidyRule { name: "length", applies: is_code, check: length },
     TidyRule { name: "header", applies: |path| path.ends_with(".rs"), check: header },
     TidyRule { name: "told-once", applies: |path| path.ends_with(".rs"), check: told_once },
@@ -46,6 +47,7 @@ const RULES: [TidyRule; 8] = [
     TidyRule { name: "private-path", applies: |_| true, check: private_path },
     TidyRule { name: "links", applies: |path| path.ends_with(".md"), check: links::check },
     TidyRule { name: "lints", applies: |path| path.ends_with("Cargo.toml"), check: lints },
+    TidyRule { name: "moulds", applies: moulds::is_prose, check: moulds::check },
     TidyRule { name: "map", applies: |path| path == MAP, check: map },
 ];
 
@@ -95,7 +97,7 @@ fn faults(tree: &Tree) -> Vec<String> {
     all
 }
 
-/// Reads all text files below `folder`. Links and files that are no UTF-8 are left out.
+/// Reads all text files below `folder`. Links and files that are not UTF-8 are left out.
 fn read(root: &Path, folder: &Path, tree: &mut Tree) -> Result<()> {
     let context = || format!("could not read {}", folder.display());
     let entries =

@@ -33,7 +33,7 @@ codes! {
     TextTooLong "job.text.too-long" "The job file, with all `--set` values, has too many bytes.";
     TextSyntax "job.text.syntax" "The job file or a `--set` value is not the YAML that job files are written in.";
     TooManySets "job.set.too-many" "Too many `--set` values.";
-    SetPath "job.set.path" "The path of a `--set` value leads to no place of a job file.";
+    SetPath "job.set.path" "A `--set` value is not PATH=VALUE, or its path leads to no place of a job file.";
     KeyTwice "job.key.twice" "A key is given twice.";
     KeyUnknown "job.key.unknown" "A key is not known.";
     KeyMissing "job.key.missing" "A key is missing that has no default.";
@@ -47,7 +47,7 @@ codes! {
     WorkersTooFew "plan.workers.too-few" "The layout needs more workers than there are.";
     WorkerTwice "plan.worker.twice" "Two workers have one name.";
     ScheduleBroken "plan.schedule.broken" "The schedule in `layout.actions` would hang, leave work out or do it twice.";
-    BudgetUnmet "plan.memory.budget" "No worker can stay within the budget of `train.recompute`.";
+    BudgetUnmet "plan.memory.budget" "A worker cannot stay within the budget of `train.recompute`, even if every layer is computed again.";
     PlanTooLarge "plan.too-large" "Planning the job would take too long or too much memory.";
     AssignmentTooLong "plan.assignment.too-long" "What one rank has to be told does not fit in a message.";
     PlannerFault "plan.fault" "The planner has a fault. Please report it.";

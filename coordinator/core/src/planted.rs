@@ -46,7 +46,7 @@ bugs! {
     StopNotRecorded "A stop of a generation is not written down."
     SubmittedNotRecorded "A job is accepted and not written down."
     RanksInWrongOrder "The ranks are written down in another order than they have."
-    WakeBeforeRecord "Directives are sent before what they follow from is on disk."
+    WakeBeforeRecord "A desired state is sent before what it follows from is on disk."
     // What a restart makes of it.
     CancelLostAtBoot "A restart forgets that a job at work was cancelled."
     CommitLostAtBoot "A restart forgets a commit that is not yet published."
@@ -70,9 +70,9 @@ bugs! {
     StaleIncarnation "An older process of a name is taken in."
     // What is wanted of workers.
     DecidedLost "Workers are not told which checkpoints are decided."
-    NobodyLeaves "A coordinator that ends does not send its workers away."
-    WishNotRepeated "A directive that was lost is not sent again."
-    WishOfAnother "A worker is sent the assignment of the next rank."
+    NoWorkerLeaves "A coordinator that ends does not send its workers away."
+    DirectiveNotRepeated "A directive that was lost is not sent again."
+    DirectiveOfAnother "A worker is sent the assignment of the next rank."
     // Steps and checkpoints.
     AckCountedTwice "What a rank says twice counts as said by two ranks."
     AcknowledgedAhead "A step is acknowledged that was not recorded."
@@ -88,8 +88,8 @@ bugs! {
     CancelIgnored "A job that runs cannot be cancelled."
     CancelledGoesOn "A cancelled job that stopped is gathered again."
     ComplaintNeverJudged "What a rank complains of is never believed."
-    SetbacksNeverCounted "A job that is interrupted again and again never ends."
-    SetbacksNeverForgiven "Interruptions count though there are new steps between them."
+    AttemptsNeverCounted "A job that is interrupted again and again never ends."
+    AttemptsNeverForgiven "Interruptions count though there are new steps between them."
     ShrinksWithoutLeave "A job that says nothing of it goes on with fewer workers."
     // Who works for which job.
     OneWorkerForTwoJobs "A worker that is at work for one job is given to another."

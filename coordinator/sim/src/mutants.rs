@@ -1,7 +1,7 @@
 //! The mutation lane: bugs are planted in the core, one at a time, and the simulation has to catch each within [`SEEDS`]
 //! seeds. [`coxswain_core::planted`] lists them. Each runs in a process of its own, for it may end it.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use coxswain_core::planted::{self, Bug};
@@ -41,15 +41,23 @@ pub(crate) fn mutations(only: &str) -> Result<()> {
     Ok(())
 }
 
+/// How a program of Rust ends that panics.
+const PANIC: i32 = 101;
+
 /// Which rule catches a bug at which seed; `None` if none does.
 fn caught(name: &str) -> Result<Option<String>> {
     let mut simulate = Command::new(std::env::current_exe().context("this program's own path")?);
     simulate.args(["--brief", "--seeds", &SEEDS.to_string(), "--plant", name]);
-    let output = simulate.stderr(Stdio::null()).output().context("the simulation does not start")?;
+    let output = simulate.output().context("the simulation does not start")?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    Ok(match (output.status.success(), text.is_empty()) {
-        (true, _) => None,
-        (false, false) => Some(text),
-        (false, true) => Some("the core panics".to_owned()),
-    })
+    match (output.status.code(), text.is_empty()) {
+        (Some(0), _) => Ok(None),
+        (Some(_), false) => Ok(Some(text)),
+        (Some(PANIC), true) => Ok(Some("the core panics".to_owned())),
+        _ => bail!(
+            "the simulation of {name} ended with {}:\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        ),
+    }
 }

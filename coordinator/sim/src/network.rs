@@ -132,7 +132,7 @@ impl World {
         self.at(arrival_us, SimEvent::Status { connection, status });
     }
 
-    /// Sends directives.
+    /// Sends a desired state.
     pub(crate) fn send_down(&mut self, connection: usize, desired: Box<DesiredState>) {
         // The last word to a worker closes its stream, so it is not lost alone.
         let can_drop = desired.leave.is_none() && self.may(FaultFamily::Drop);

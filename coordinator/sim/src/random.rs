@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_repeats_itself_and_is_nobody_elses() {
+    fn a_stream_repeats_itself_and_differs_from_others() {
         let first = |seed, purpose| Random::new(seed, purpose).number();
         assert_eq!(first(1, 2), first(1, 2));
         assert_ne!(first(1, 2), first(2, 1));

@@ -77,7 +77,7 @@ impl SimProcess {
         self.status.saved = self.saved.front().cloned();
     }
 
-    /// Remembers a directive. Returns whether there is something new to say.
+    /// Takes in a desired state. Returns whether there is something new to say.
     fn hear(&mut self, desired: &DesiredState) -> bool {
         self.status.reports.retain(|report| report.step > desired.acknowledged.0);
         let told = self.saved.front().is_some_and(|saved| saved.step <= desired.decided);

@@ -39,7 +39,7 @@ pub(crate) enum SimEvent {
     Publish { process: usize, stint: u32, publish: Box<Publishing> },
     /// A status has come to the coordinator.
     Status { connection: usize, status: Box<WorkerStatus> },
-    /// The coordinator's directives have come to a worker.
+    /// The coordinator's desired state has come to a worker.
     DesiredState { connection: usize, desired: Box<DesiredState> },
     /// The coordinator learns that a stream has ended.
     Closed { connection: usize },

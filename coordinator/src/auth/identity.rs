@@ -159,7 +159,7 @@ impl Principal {
         let parts: Vec<&str> = uri.strip_prefix(SCHEME).unwrap_or_default().split('/').collect();
         match parts[..] {
             [role, name, "job", jobs] => Principal::new(role.parse()?, name, jobs.parse()?),
-            _ => Err(Malformed(format!("`{uri}` is no {SCHEME}ROLE/NAME/job/JOBS"))),
+            _ => Err(Malformed(format!("`{uri}` is not {SCHEME}ROLE/NAME/job/JOBS"))),
         }
     }
 }

@@ -24,7 +24,7 @@ const KNOWN: Rate = Rate { per_s: 200.0, burst: 4000.0 };
 
 /// What callers without a certificate may do, all of one address together: join. Machines that start
 /// dozens of workers at once pass, and guessing a secret of 128 bits does not.
-const NOBODY: Rate = Rate { per_s: 20.0, burst: 200.0 };
+const ANONYMOUS: Rate = Rate { per_s: 20.0, burst: 200.0 };
 
 /// Whose rate it is.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -54,7 +54,7 @@ impl Authorize {
         let (who, rate) = match &peer.caller {
             // Whoever reaches a port without certificates can do worse than call often.
             Caller::Trusted => return Ok(()),
-            Caller::Nobody | Caller::OtherUser(_) => (Who::Address(peer.address), NOBODY),
+            Caller::Anonymous | Caller::OtherUser(_) => (Who::Address(peer.address), ANONYMOUS),
             Caller::Known(known) => (Who::Name(known.identity.uri()), KNOWN),
         };
         let mut rates = lock(&self.rates);

@@ -63,7 +63,7 @@ pub(crate) enum Caller {
     /// The port has no certificates: whoever reaches it may do everything.
     Trusted,
     /// Someone without a certificate.
-    Nobody,
+    Anonymous,
     /// A user of this machine (the number that Linux knows them by), whose port it is not.
     OtherUser(u32),
     /// The holder of a certificate of the cluster's CA.
@@ -155,14 +155,14 @@ impl Known {
 impl Caller {
     /// Who makes this call. A call with no known peer address is unauthenticated.
     pub(crate) fn of<T>(request: &Request<T>) -> Caller {
-        request.extensions().get::<Peer>().map_or(Caller::Nobody, |peer| peer.caller.clone())
+        request.extensions().get::<Peer>().map_or(Caller::Anonymous, |peer| peer.caller.clone())
     }
 
     /// Whether the caller may see this job.
     pub(crate) fn sees(&self, job: &str) -> bool {
         match self {
             Caller::Trusted => true,
-            Caller::Nobody | Caller::OtherUser(_) => false,
+            Caller::Anonymous | Caller::OtherUser(_) => false,
             Caller::Known(known) => known.identity.jobs.matches(job),
         }
     }
@@ -176,7 +176,7 @@ impl Caller {
     pub(crate) fn all_jobs(&self, what: &str) -> Result<(), Status> {
         let may = match self {
             Caller::Trusted => true,
-            Caller::Nobody | Caller::OtherUser(_) => false,
+            Caller::Anonymous | Caller::OtherUser(_) => false,
             Caller::Known(known) => known.identity.jobs == Jobs::all(),
         };
         if may { Ok(()) } else { Err(self.other_job(what)) }
@@ -186,7 +186,7 @@ impl Caller {
     pub(crate) fn submits(&self, name: &str) -> Result<(), Status> {
         let may = match self {
             Caller::Trusted => true,
-            Caller::Nobody | Caller::OtherUser(_) => false,
+            Caller::Anonymous | Caller::OtherUser(_) => false,
             Caller::Known(known) => known.identity.jobs.covers(name),
         };
         if may { Ok(()) } else { Err(self.other_job(&format!("jobs of the name {name}"))) }
@@ -198,7 +198,7 @@ impl Caller {
             Caller::Known(known) if known.identity.jobs != Jobs::all() => {
                 Some(known.identity.jobs.to_string())
             }
-            Caller::Trusted | Caller::Nobody | Caller::OtherUser(_) | Caller::Known(_) => None,
+            Caller::Trusted | Caller::Anonymous | Caller::OtherUser(_) | Caller::Known(_) => None,
         }
     }
 
@@ -222,7 +222,7 @@ impl Caller {
     pub(crate) fn not_worker(&self, worker: &str) -> Option<String> {
         match self {
             Caller::Trusted => None,
-            Caller::Nobody => Some("it shows no certificate".to_owned()),
+            Caller::Anonymous => Some("it shows no certificate".to_owned()),
             Caller::OtherUser(user) => Some(format!("it is of user {user}, whose coordinator this is not")),
             Caller::Known(known) => {
                 let identity = &known.identity;
@@ -236,7 +236,7 @@ impl Caller {
         let who = match self {
             Caller::Known(known) => known.identity.to_string(),
             Caller::OtherUser(user) => format!("user {user}"),
-            Caller::Trusted | Caller::Nobody => "a caller without a certificate".to_owned(),
+            Caller::Trusted | Caller::Anonymous => "a caller without a certificate".to_owned(),
         };
         Status::permission_denied(format!("{what}: {who} may not touch it"))
     }

@@ -60,7 +60,7 @@ pub(crate) fn decide(rpc: &str, caller: &Caller, now_s: u64) -> Result<(), Denie
             ),
         ),
         (Caller::Trusted, _) | (_, Some(Rule::Anyone)) => Ok(()),
-        (Caller::Nobody, _) => denied(
+        (Caller::Anonymous, _) => denied(
             Code::Unauthenticated,
             "this call needs a certificate: name its folder by --tls-dir or COXSWAIN_TLS_DIR; a worker gets one \
              by a join token"
@@ -85,7 +85,7 @@ pub(crate) fn decide(rpc: &str, caller: &Caller, now_s: u64) -> Result<(), Denie
             let words = |roles: &[Role]| roles.iter().map(|role| role.word()).collect::<Vec<_>>().join(" or ");
             let may = match rule {
                 Some(Rule::Roles(roles)) => words(roles),
-                Some(Rule::Anyone) | None => "nobody".to_owned(),
+                Some(Rule::Anyone) | None => "no caller".to_owned(),
             };
             denied(Code::PermissionDenied, format!("{} may not call {call}: {may} may", known.identity))
         }
@@ -111,12 +111,12 @@ mod tests {
 
     #[test]
     fn what_is_in_no_row_is_denied() {
-        let denied = decide("/coxswain.v1.Jobs/Drop", &Caller::Nobody, 0).unwrap_err();
+        let denied = decide("/coxswain.v1.Jobs/Drop", &Caller::Anonymous, 0).unwrap_err();
         assert_eq!(denied.code, Code::Unauthenticated);
         let known = Arc::new(Known::new(shown_by("coxswain://admin/a/job/*", 10)));
         let admin = Caller::Known(known.clone());
         let denied = decide("/coxswain.v1.Jobs/Drop", &admin, 9).unwrap_err();
-        assert_eq!(denied.message, "admin a may not call Drop: nobody may");
+        assert_eq!(denied.message, "admin a may not call Drop: no caller may");
         assert_eq!(decide("/coxswain.v1.Jobs/List", &admin, 9), Ok(()));
         let denied = decide("/coxswain.v1.Jobs/List", &admin, 10).unwrap_err();
         assert_eq!(denied.message, "the certificate of admin a has expired; get a new one");

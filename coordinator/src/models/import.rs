@@ -78,7 +78,7 @@ pub(crate) fn import(args: &Import) -> Result<(), Failure> {
     let new = expect_room(&args.out)?;
     let done = bring_in(args, source.as_ref());
     if done.is_err() && new {
-        // Half an import is of no use to anybody; what cannot be removed is only in the way.
+        // Half an import is useless; what cannot be removed does no harm.
         let _ = fs::remove_dir_all(&args.out);
     }
     let text = done?;

@@ -62,7 +62,7 @@ async fn every_call_by_every_caller() {
         ("viewer", site.transport("coxswain://viewer/vic/job/*")),
         ("worker", site.transport("coxswain://worker/w0/job/tiny-1")),
         ("wk. other", site.transport("coxswain://worker/w1/job/huge-*")),
-        ("nobody", Transport::Tls(ClientTls::pinned(&ca_hash(site.authority.der())).unwrap())),
+        ("no one", Transport::Tls(ClientTls::pinned(&ca_hash(site.authority.der())).unwrap())),
         ("other CA", by(site.credentials(&other, admin, DAY))),
         ("expired", expired),
     ];
@@ -82,7 +82,7 @@ async fn every_call_by_every_caller() {
     }
     let table: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
     expect![[r#"
-                                admin     submitter sub.other viewer    worker    wk. other nobody    other CA  expired
+                                admin     submitter sub.other viewer    worker    wk. other no one    other CA  expired
         Cluster/Register        role      role      role      role      job       job       cert      tls       tls
         Cluster/Sync            role      role      role      role      yes       yes       cert      tls       tls
         Cluster/StoreSet        role      role      role      role      yes       job       cert      tls       tls

@@ -103,7 +103,7 @@ async fn establish(
                 Err(_) => return tracing::debug!(%address, "a TLS handshake took too long"),
             };
             let caller = match stream.get_ref().1.peer_certificates().and_then(<[_]>::first) {
-                None => Caller::Nobody,
+                None => Caller::Anonymous,
                 Some(certificate) => match shown(certificate) {
                     Ok(shown) => Caller::Known(members.met(shown)),
                     Err(error) => {

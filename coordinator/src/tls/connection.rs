@@ -25,7 +25,7 @@ const BEGIN: Duration = Duration::from_secs(5);
 const PREFACE_BYTES: usize = 24;
 
 /// How long a connection without a certificate lives: it makes one call.
-const NOBODY_LIFE: Duration = Duration::from_secs(10);
+const ANONYMOUS_LIFE: Duration = Duration::from_secs(10);
 
 /// How often a connection without an end is looked at nonetheless. Any time does.
 const NO_END: Duration = Duration::from_secs(3600);
@@ -65,9 +65,9 @@ impl Connection {
         let alarm = Box::pin(tokio::time::sleep_until(opened));
         let ended = match &peer.caller {
             Caller::Known(known) if !known.is_revoked() => Some(known.revocation()),
-            // It is no stranger any more.
+            // It is a known caller now.
             Caller::Trusted => None,
-            Caller::Known(_) | Caller::Nobody | Caller::OtherUser(_) => Some(pass.dismissed()),
+            Caller::Known(_) | Caller::Anonymous | Caller::OtherUser(_) => Some(pass.dismissed()),
         };
         let ended = ended.map(WatchStream::from_changes);
         Connection { stream, peer, opened, begun: 0, alarm, ended, over: false, _pass: pass }
@@ -79,9 +79,9 @@ impl Connection {
         let begin = if self.begun < PREFACE_BYTES { BEGIN.saturating_sub(since) } else { NO_END };
         let life = match &self.peer.caller {
             Caller::Trusted => NO_END,
-            Caller::Nobody | Caller::OtherUser(_) => NOBODY_LIFE.saturating_sub(since),
+            Caller::Anonymous | Caller::OtherUser(_) => ANONYMOUS_LIFE.saturating_sub(since),
             // Long enough to be told why.
-            Caller::Known(known) if known.is_revoked() => NOBODY_LIFE.saturating_sub(since),
+            Caller::Known(known) if known.is_revoked() => ANONYMOUS_LIFE.saturating_sub(since),
             Caller::Known(known) => Duration::from_secs(known.expires_s().saturating_sub(now_s())),
         };
         begin.min(life).min(NO_END)

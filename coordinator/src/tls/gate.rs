@@ -148,7 +148,7 @@ pub(crate) struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// The connection has shown a certificate, and is no stranger any more.
+    /// The connection has shown a certificate, and belongs to a known caller now.
     pub(crate) fn known(&mut self) {
         if let Some(number) = self.stranger.take() {
             self.gate.lock().strangers.retain(|stranger| stranger.number != number);

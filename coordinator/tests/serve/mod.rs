@@ -74,7 +74,7 @@ impl Serve {
         while self.started.elapsed() < PATIENCE {
             if let Ok(channel) = connect(&self.url).await {
                 let mut jobs = jobs_client(channel);
-                let asked = jobs.get(wire::GetRequest { job: "nobody's".to_owned() }).await;
+                let asked = jobs.get(wire::GetRequest { job: "absent-1".to_owned() }).await;
                 if asked.is_err_and(|status| status.code() == Code::NotFound) {
                     return (self.started.elapsed(), jobs);
                 }

@@ -67,7 +67,7 @@ pub fn clear() {
     }
 }
 
-/// Nobody can be told that stderr is gone.
+/// A missing stderr cannot be reported.
 fn write(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }

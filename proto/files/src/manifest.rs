@@ -23,10 +23,10 @@ use crate::shards::{ELEMENT_BYTES, ShardFile};
 pub const MANIFEST: &str = "manifest.json";
 
 /// The format that this program writes and reads. It grows when a manifest says more than before.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 /// How every manifest of this format begins; 64 digits follow.
-const SEAL_BEGIN: &str = "{\n  \"format\": 3,\n  \"checksum\": \"";
+const SEAL_BEGIN: &str = "{\n  \"format\": 4,\n  \"checksum\": \"";
 
 /// What stands between the digits and the bytes of which they are the digest.
 const SEAL_END: &str = "\",\n";
@@ -106,7 +106,7 @@ pub struct Fingerprint {
     pub global_micro_batches: u32,
     /// Samples in a micro-batch.
     pub micro_batch_size: u32,
-    /// Runs of micro-batches that gradients are reduced over; 0 where each data rank is one run
+    /// Gradient groups of a step; 0 where each data rank is one
     /// (`train.reduction: fast`).
     pub gradient_groups: u32,
     /// Logical tensor shards; 0 where each tensor rank is one (`train.tensor_shards` not set).

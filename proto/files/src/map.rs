@@ -18,7 +18,7 @@ impl Map {
     /// Those of opening and mapping the file.
     pub(crate) fn open(path: &Path) -> io::Result<Map> {
         let (file, _) = regular::open(path)?;
-        // SAFETY: a mapping is sound as long as nobody changes or cuts the file beneath it. This one
+        // SAFETY: a mapping is sound as long as the file beneath it is neither changed nor cut. This one
         // is opened for reading and mapped read-only, and the files that this is used for are written
         // under another name and appear by rename (`crate::atomic`): what is prepared anew is another
         // inode, and no code of ours opens a finished file for writing. Only a foreign program that

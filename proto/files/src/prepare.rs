@@ -99,7 +99,7 @@ pub enum PrepareError {
     /// Nothing is left to measure on.
     #[error(
         "the validation text makes {}, and a loss takes at least 2; raise data.validation, \
-         or set it to 0 to hold nothing out",
+         or set it to 0 for no validation split",
         counted(*.tokens)
     )]
     ValidationTooSmall {

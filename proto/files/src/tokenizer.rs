@@ -261,7 +261,7 @@ impl Tokenizer {
             return Err(foreign("it treats text in another way"));
         }
         let ModelWrapper::BPE(model) = inner.get_model() else {
-            return Err(foreign("it is no BPE"));
+            return Err(foreign("it is not a BPE"));
         };
         let spelling =
             spelling_of(model).ok_or_else(|| foreign("a token is missing or no sequence of bytes"))?;
@@ -323,7 +323,7 @@ impl Tokenizer {
         Cutter::new(if self.is_own() { TextCut::OWN } else { TextCut::ELSEWHERE })
     }
 
-    /// The text of tokens. Bytes that are no UTF-8 become U+FFFD; ids that the tokenizer does not
+    /// The text of tokens. Bytes that are not UTF-8 become U+FFFD; ids that the tokenizer does not
     /// know (a model may have room for more) say nothing, nor do special tokens from elsewhere.
     pub fn decode(&self, ids: &[u32]) -> String {
         let Some(own) = &self.own else { return self.inner.decode(ids, true).unwrap_or_default() };

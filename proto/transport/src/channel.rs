@@ -26,7 +26,7 @@ pub enum ConnectError {
         /// What is wrong with it.
         why: String,
     },
-    /// Nobody answers there.
+    /// Nothing answers there.
     #[error("no coordinator answers at {url}: {why}; is `coxswain serve` running there?")]
     Unreachable {
         /// What was tried.

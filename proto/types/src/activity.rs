@@ -93,7 +93,7 @@ impl fmt::Display for EnginePhase {
             EnginePhase::AddingGradients => "adding gradients over ranks",
             EnginePhase::ClosingStep => "closing the step with all ranks",
             EnginePhase::UpdatingWeights => "updating weights",
-            EnginePhase::Evaluating => "the validation loss",
+            EnginePhase::Evaluating => "computing the validation loss",
             EnginePhase::WritingCheckpoint => "writing its part of a checkpoint",
         })
     }

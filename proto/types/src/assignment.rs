@@ -54,9 +54,9 @@ pub struct Assignment {
     pub parameters: Vec<ParameterRow>,
     /// Slots for squared norms in the closing exchange.
     pub norm_slots: u32,
-    /// The micro-batches of each run, over the whole step.
+    /// The micro-batches of each gradient group, over the whole step.
     pub runs: Vec<Range<u32>>,
-    /// The runs that this data rank owns.
+    /// The gradient groups that this data rank owns.
     pub owned_runs: Range<u32>,
     /// For each data rank, the tree nodes it reduces by itself.
     pub data_nodes: Vec<Vec<TreeNode>>,

@@ -123,7 +123,7 @@ pub struct TrainSpec {
     pub micro_batch_size: u32,
     /// Micro-batches in a step, over all data ranks.
     pub global_micro_batches: u32,
-    /// Runs of consecutive micro-batches that are accumulated before the tree ([`crate::tree`]).
+    /// Groups of consecutive micro-batches that are accumulated before the tree ([`crate::tree`]).
     pub gradient_groups: u32,
     /// Threads of each worker's libtorch. `None`: chosen once from the cores, then recorded.
     pub threads: Option<u32>,
@@ -163,8 +163,8 @@ pub struct TrainSpec {
     /// Whether samples are prompts with answers, of which answers alone are asked for.
     #[serde(default)]
     pub pairs: bool,
-    /// The absolute path of a run's folder, or of an imported model's: its newest checkpoint has the weights
-    /// at birth, and its tokenizer is the job's.
+    /// The absolute path of a run's folder, or of an imported model's: its newest checkpoint has the initial
+    /// weights, and its tokenizer is the job's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_from: Option<String>,
 }
@@ -274,9 +274,9 @@ pub fn reserved_tokens(model: &ModelSpec, train: &TrainSpec) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reduction {
-    /// Runs of micro-batches in a fixed tree: the same bits for every number of data ranks.
+    /// Gradient groups in a fixed tree: the same bits for every number of data ranks.
     Canonical,
-    /// One run for each data rank: fewer buffers, and bits that depend on the number of data ranks.
+    /// One gradient group for each data rank: fewer buffers, and bits that depend on the number of data ranks.
     Fast,
 }
 

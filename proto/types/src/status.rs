@@ -77,7 +77,7 @@ pub enum Fault {
         /// The rank that did not answer.
         peer: Rank,
     },
-    /// Nobody's: it was asked to stop, and leaves.
+    /// No fault: it was asked to stop, and leaves.
     Leaving,
     /// Its device's or its memory's: libtorch failed. The process ends, since neither can be trusted any more.
     Device,
@@ -279,8 +279,7 @@ pub struct Published {
 /// What is wanted of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DesiredState {
-    /// The number of what is asked of the run, which grows when that changes; the least that all ranks have
-    /// seen rules.
+    /// The directive's number, which grows when it changes; the least that all ranks have seen rules.
     pub revision: u64,
     /// The generation it belongs to.
     pub generation: Generation,
@@ -302,7 +301,7 @@ pub struct DesiredState {
     pub leave: Option<Leave>,
 }
 
-/// what is asked of all ranks of a run. Of those that they have seen the one with the least revision rules, from
+/// What is asked of all ranks of a run. Of those that they have seen the one with the least revision rules, from
 /// the next step on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Directive {
@@ -320,7 +319,7 @@ impl Directive {
 }
 
 impl DesiredState {
-    /// what is asked of all ranks.
+    /// What is asked of all ranks.
     pub fn directive(&self) -> Directive {
         Directive { revision: self.revision, run_to: self.run_to, save_after: self.save_after }
     }

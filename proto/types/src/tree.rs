@@ -1,11 +1,11 @@
 //! The canonical order in which gradients are added, whatever the layout.
 //!
-//! The `M` micro-batches of a step form `R` runs of consecutive ones. Within a run gradients
-//! accumulate in micro-batch order; runs are combined in a fixed binary tree. A data rank owns
-//! whole runs, reduces the tree nodes that lie wholly inside them, and exchanges only those. The
+//! The `M` micro-batches of a step form `G` gradient groups of consecutive ones. Within a group gradients
+//! accumulate in micro-batch order; groups are combined in a fixed binary tree. A data rank owns
+//! whole groups, reduces the tree nodes that lie wholly inside them, and exchanges only those. The
 //! sum therefore has the same bits for every number of data ranks.
 //!
-//! This module knows the shape of the tree. Who owns which runs is decided by the plan.
+//! This module knows the shape of the tree. Who owns which groups is decided by the plan.
 
 use std::ops::Range;
 
@@ -15,30 +15,30 @@ use serde::{Deserialize, Serialize};
 /// fixed tree. Borders between data ranks fall between blocks.
 pub const NORM_BLOCK: u64 = 65_536;
 
-/// A node of the tree: the sum over the runs `first..end`.
+/// A node of the tree: the sum over the gradient groups `first..end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TreeNode {
-    /// The first run of the node.
+    /// The first group of the node.
     pub first: u32,
-    /// One past the last run of the node.
+    /// One past the last group of the node.
     pub end: u32,
 }
 
 impl TreeNode {
-    /// The root of a tree over `runs` runs.
-    pub fn root(runs: u32) -> TreeNode {
-        TreeNode { first: 0, end: runs }
+    /// The root of a tree over `groups` gradient groups.
+    pub fn root(groups: u32) -> TreeNode {
+        TreeNode { first: 0, end: groups }
     }
 
-    /// The leaf of one run.
-    pub fn leaf(run: u32) -> TreeNode {
-        TreeNode { first: run, end: run + 1 }
+    /// The leaf of one gradient group.
+    pub fn leaf(group: u32) -> TreeNode {
+        TreeNode { first: group, end: group + 1 }
     }
 
     /// The two nodes whose sum this node is, left first; `None` for a leaf.
     ///
     /// The left child is the largest power of two that is smaller than the node, so a tree over a
-    /// prefix of the runs is a part of the tree over all of them.
+    /// prefix of the groups is a part of the tree over all of them.
     pub fn children(self) -> Option<(TreeNode, TreeNode)> {
         let len = self.end - self.first;
         if len < 2 {
@@ -66,9 +66,9 @@ impl TreeNode {
     }
 }
 
-/// The runs: `parts` consecutive, nearly equal parts of `0..count`.
+/// Shares: `parts` consecutive, nearly equal parts of `0..count`.
 ///
-/// The same rule splits micro-batches into runs, runs over data ranks, layers into stages of equal
+/// The same rule splits micro-batches into gradient groups, groups over data ranks, layers into stages of equal
 /// cost, and a vocabulary over tensor ranks.
 pub fn split(count: u32, parts: u32) -> Vec<Range<u32>> {
     let bound = |i: u32| (u64::from(count) * u64::from(i) / u64::from(parts)) as u32;

@@ -8,9 +8,10 @@ use coxswain_types::status::{
     DesiredState, Directive, Fault, Leave, LeaveCause, Phase, WorkerInfo, WorkerStatus,
 };
 
+use crate::assignment::AssignmentState;
 use crate::contact::{Contact, ContactDue, GivesUp, Missed};
 use crate::messages::{AgentAction, AgentInput, AgentNotice, CoordinatorNews, EngineNews, Publication};
-use crate::{AgentError, AssignmentState, Departure, StopRequest};
+use crate::{AgentError, Departure, StopRequest};
 
 /// An engine that is told to end gets this many times its longest stretch of work without a check. It checks between
 /// parts of a layer, and the next part may take longer than any before.

@@ -17,7 +17,7 @@ const SAVED_MAX: usize = 16;
 
 /// An assignment, or the want of one, from when the worker takes it to when it takes the next.
 #[derive(Clone, Debug)]
-pub struct AssignmentState {
+pub(crate) struct AssignmentState {
     /// What the worker says of itself. The newest tells all.
     pub status: WorkerStatus,
     /// The assignment; `None` where the worker is idle or could not read its own.
@@ -31,7 +31,7 @@ pub struct AssignmentState {
 
 impl AssignmentState {
     /// Without an assignment, in this generation.
-    pub fn idle(info: WorkerInfo, generation: Generation) -> AssignmentState {
+    pub(crate) fn idle(info: WorkerInfo, generation: Generation) -> AssignmentState {
         AssignmentState {
             status: WorkerStatus::idle(info, generation),
             assignment: None,
@@ -42,7 +42,7 @@ impl AssignmentState {
     }
 
     /// With the assignment of this digest, which is still to be read.
-    pub fn preparing(info: WorkerInfo, generation: Generation, digest: &str) -> AssignmentState {
+    pub(crate) fn preparing(info: WorkerInfo, generation: Generation, digest: &str) -> AssignmentState {
         let mut state = AssignmentState::idle(info, generation);
         state.status.assignment_digest = Some(digest.to_owned());
         state.status.phase = Phase::Preparing;
@@ -50,27 +50,22 @@ impl AssignmentState {
     }
 
     /// What is asked of all ranks, as far as this one has heard.
-    pub fn directive(&self) -> Directive {
+    pub(crate) fn directive(&self) -> Directive {
         self.directive
     }
 
-    /// Takes up what is desired of the ranks, and forgets what the coordinator has noted. Returns whether there is
-    /// something new to say.
-    pub fn hear(&mut self, desired: &DesiredState) -> bool {
+    /// Takes up what is desired of the ranks, and forgets what the coordinator has noted.
+    pub(crate) fn hear(&mut self, desired: &DesiredState) {
         self.status.reports.retain(|report| report.step > desired.acknowledged.0);
         if self.directive.revision < desired.revision {
             self.directive = desired.directive();
         }
-        let decided = self.saved.front().is_some_and(|saved| saved.step <= desired.decided);
-        if decided {
-            self.saved.retain(|saved| saved.step > desired.decided);
-            self.status.saved = self.saved.front().cloned();
-        }
-        decided
+        self.saved.retain(|saved| saved.step > desired.decided);
+        self.status.saved = self.saved.front().cloned();
     }
 
     /// Takes up what the engine tells.
-    pub fn note(&mut self, news: EngineNews) {
+    pub(crate) fn note(&mut self, news: EngineNews) {
         let status = &mut self.status;
         match news {
             EngineNews::Ready(begun, reports) => {
@@ -96,7 +91,7 @@ impl AssignmentState {
     }
 
     /// A checkpoint that this rank has written waits to be told.
-    pub fn add_saved(&mut self, saved: Saved) {
+    pub(crate) fn add_saved(&mut self, saved: Saved) {
         self.saved.push_back(saved);
         if self.saved.len() > SAVED_MAX {
             self.saved.pop_front();
@@ -105,7 +100,7 @@ impl AssignmentState {
     }
 
     /// Whether to publish this manifest now: once for each time that it is wanted and not yet done.
-    pub fn begins_to_publish(&mut self, publish: &Publish) -> bool {
+    pub(crate) fn begins_to_publish(&mut self, publish: &Publish) -> bool {
         let done = self.status.published.as_ref().map(|published| published.step);
         let begins =
             self.assignment.is_some() && done < Some(publish.step) && self.publishing != Some(publish.step);
@@ -116,7 +111,7 @@ impl AssignmentState {
     }
 
     /// A manifest was published, or could not be.
-    pub fn published(&mut self, step: Step, result: Result<String, String>) {
+    pub(crate) fn published(&mut self, step: Step, result: Result<String, String>) {
         match result {
             Ok(digest) => self.status.published = Some(Published { step, digest }),
             Err(message) => self.fail(message, Fault::Own),
@@ -124,7 +119,7 @@ impl AssignmentState {
     }
 
     /// It cannot go on.
-    pub fn fail(&mut self, message: String, fault: Fault) {
+    pub(crate) fn fail(&mut self, message: String, fault: Fault) {
         self.status.phase = Phase::Failed { message, fault };
     }
 }

@@ -4,7 +4,7 @@
 //! Reading order:
 //! - [`Agent`] (`agent.rs`): inputs to actions.
 //! - [`AgentInput`], [`AgentAction`] (`messages.rs`): what goes in and comes out.
-//! - [`AssignmentState`] (`assignment.rs`): the assignment at hand, what the worker says of it and what is
+//! - `assignment.rs`: the assignment at hand, what the worker says of it and what is
 //!   asked of it.
 //! - `contact.rs`: how the worker stands with the coordinator, and how long it looks for it.
 //! - [`Departure`], [`StopRequest`], [`AgentError`] (`departure.rs`): why the process ends.
@@ -16,7 +16,6 @@ mod departure;
 mod messages;
 
 pub use agent::{Agent, AgentSettings, time_to_end_ms};
-pub use assignment::AssignmentState;
 pub use departure::{AgentError, Departure, StopRequest};
 pub use messages::{AgentAction, AgentInput, AgentNotice, CoordinatorNews, EngineNews, Publication};
 

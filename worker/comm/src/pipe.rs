@@ -67,7 +67,7 @@ fn end_all(queue: &Receiver<PipeTask>) {
                     ended = result;
                 }
             }
-            // Nobody may be listening any more, which is as well.
+            // The receiver may be gone, which does no harm.
             PipeTask::Report(reply) => drop(reply.send(std::mem::replace(&mut ended, Ok(())))),
         }
     }

@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use common::{ranks, ranks_within};
 
-/// Writes a line where the terminal is; a closed one is no fault of the test.
+/// Writes a line where the terminal is; a closed one does not fail the test.
 fn tell(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
@@ -109,7 +109,7 @@ fn all_ranks_get_what_each_brings() {
 }
 
 #[test]
-fn a_wait_may_take_longer_than_forming_a_group() {
+fn a_wait_may_take_longer_than_the_rendezvous() {
     // Connecting is given two seconds, a peer that computes is given more.
     let values = ranks(2, |links| {
         if links.rank() == 1 {

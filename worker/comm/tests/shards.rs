@@ -1,4 +1,4 @@
-//! Logical tensor shards over one, two and four ranks: the same bits, sequence_parallel over the sequence or not.
+//! Logical tensor shards over one, two and four ranks: the same bits, with and without sequence parallelism.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 mod common;

@@ -80,7 +80,7 @@ fn ranks_that_do_not_belong_together_say_why() {
 }
 
 #[test]
-fn a_rank_of_an_older_generation_reaches_nobody() {
+fn a_rank_of_an_older_generation_reaches_no_rank() {
     let store = MemoryStore::default();
     let (here, late) = (port(None), port(None));
     let join = |rank, port: &Arc<DataPort>| Links::join(store.clone(), rank, 2, port, 5_000, 5_000);

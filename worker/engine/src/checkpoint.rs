@@ -112,17 +112,17 @@ pub fn start(
     links: &Links,
 ) -> Result<BTreeSet<String>, EngineError> {
     let checkpoint = Checkpoint::open(Path::new(&weights.folder), Some(&weights.digest))?;
-    let mut born = BTreeSet::new();
+    let mut initialized = BTreeSet::new();
     for param in parameters.iter().filter(|param| param.home) {
         links.expect_wanted()?;
         match checkpoint.shape(&param.row.name) {
             Ok(_) => read(&checkpoint, &param.row, "", &param.weight)?,
             Err(_) => {
-                born.insert(param.row.name.clone());
+                initialized.insert(param.row.name.clone());
             }
         }
     }
-    Ok(born)
+    Ok(initialized)
 }
 
 /// The slice of a tensor that neighbouring rows make.

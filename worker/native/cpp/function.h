@@ -1,6 +1,6 @@
 #pragma once
 // What the shim's own autograd functions share. Weights are constants to autograd: a backward pass
-// returns the input's gradient and files what the weight's gradient needs on the queue of weight gradients.
+// returns the input's gradient and puts what the weight's gradient needs on the queue of weight gradients.
 //
 // Shapes: b batch, t tokens, d model dim, n = b*t rows, h heads, k head dim, o output features, v
 // vocabulary, s logical tensor shards.

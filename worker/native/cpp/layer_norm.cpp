@@ -26,7 +26,7 @@ void file(const Use& use, const Tensor& x, F&& add) {
   accumulate(*use.slot, sum);
 }
 
-void file_bias(const Uses& uses, const Tensor& dy) {
+void bias_grad(const Uses& uses, const Tensor& dy) {
   const int64_t dim = dy.size(-1);
   if (dy.is_cuda()) {
     for (const auto& use : uses.list)
@@ -122,7 +122,7 @@ struct LayerNorm : Function<LayerNorm> {
     const auto w_uses = kept<Uses>(ctx, "w_uses"), b_uses = kept<Uses>(ctx, "b_uses");
     kept<WgradQueue>(ctx, "wgrad_queue")->entries.push_back([w_uses, b_uses, x, dy, mean, rstd] {
       file_weight(*w_uses, x, dy, mean, rstd);
-      file_bias(*b_uses, dy);
+      bias_grad(*b_uses, dy);
     });
     return {dx, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
@@ -156,7 +156,7 @@ struct AddBias : Function<AddBias> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto uses = kept<Uses>(ctx, "uses");
     const Tensor dy = grads[0].contiguous();
-    kept<WgradQueue>(ctx, "wgrad_queue")->entries.push_back([uses, dy] { file_bias(*uses, dy); });
+    kept<WgradQueue>(ctx, "wgrad_queue")->entries.push_back([uses, dy] { bias_grad(*uses, dy); });
     return {dy, Tensor(), Tensor(), Tensor()};
   }
 };

@@ -20,8 +20,8 @@ Tensor same_values(const Tensor& x) {
   return x.view(x.sizes());
 }
 
-// Megatron's f (arXiv 1909.08053), for each shard: the identity forward (sequence_parallel: a gather of all
-// tokens), a sum over the shards backward. While the sum travels, the weight gradients deferred so far
+// Megatron's f (arXiv 1909.08053), for each shard: the identity forward (with sequence parallelism: a gather of
+// all tokens), a sum over the shards backward. While the sum travels, the weight gradients deferred so far
 // are computed.
 struct CopyToShards : Function<CopyToShards> {
   static variable_list forward(
@@ -50,8 +50,8 @@ struct CopyToShards : Function<CopyToShards> {
   }
 };
 
-// Megatron's g: a sum over the shards forward (sequence_parallel: the rank's tokens of it), the identity backward
-// (sequence_parallel: a gather).
+// Megatron's g: a sum over the shards forward (with sequence parallelism: the rank's tokens of it), the identity
+// backward (with sequence parallelism: a gather).
 struct ReduceFromShards : Function<ReduceFromShards> {
   static Tensor forward(AutogradContext* ctx, at::TensorList parts, int64_t group, bool sequence_parallel) {
     ctx->saved_data["group"] = capsule_at<Group>(group);

@@ -45,7 +45,7 @@ impl HostBytes {
     pub fn read<T>(&self, start: usize, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
         let at = locked(&self.at);
         let At(memory) = (*at)?;
-        // SAFETY: the tensor lives until its `Lease` has taken the pointer away, under the same lock, and nobody writes
+        // SAFETY: the tensor lives until its `Lease` has taken the pointer away, under the same lock, and no one writes
         // to one that is being sent. One tensor may be on its way to several ranks.
         let bytes = if self.bytes == 0 { &[] } else { unsafe { slice::from_raw_parts(memory, self.bytes) } };
         bytes.get(start..).map(look)
@@ -55,7 +55,7 @@ impl HostBytes {
     pub fn write<T>(&self, start: usize, fill: impl FnOnce(&mut [u8]) -> T) -> Option<T> {
         let at = locked(&self.at);
         let At(memory) = (*at)?;
-        // SAFETY: as above, and nobody else reaches a tensor that is being received.
+        // SAFETY: as above, and nothing else reaches a tensor that is being received.
         let bytes =
             if self.bytes == 0 { &mut [] } else { unsafe { slice::from_raw_parts_mut(memory, self.bytes) } };
         bytes.get_mut(start..).map(fill)
@@ -122,7 +122,7 @@ struct NetworkState {
     /// How long a wait may take.
     operation: Duration,
     /// The engine's thread. A send waits too, until its receiver is there; one that ends in a thread beside the
-    /// engine's keeps nobody from computing.
+    /// engine's keeps no rank from computing.
     engine: ThreadId,
     waits: Mutex<Waits>,
     aborted: AtomicBool,

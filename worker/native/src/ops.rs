@@ -43,10 +43,10 @@ pub fn grad(output: &Tensor, output_grad: &Tensor, input: &Tensor) -> Result<Ten
     made(|out| unsafe { ffi::cx_grad(raw(output), raw(output_grad), raw(input), out) })
 }
 
-/// `x w^T`: x `[.., d]`, w `[o, d]`, result `[.., o]`, all of one type. Backward files w's gradient for
+/// `x w^T`: x `[.., d]`, w `[o, d]`, result `[.., o]`, all of one type. Backward defers w's gradient for
 /// `slot`; a low precision's is rounded to it before it is accumulated in fp32.
 pub fn linear(x: &Tensor, w: &Tensor, slot: &Slot, wgrad_queue: &WgradQueue) -> Result<Tensor, TorchError> {
-    // SAFETY: all are alive during the call; the graph takes references of its own to slot and queue of weight gradients.
+    // SAFETY: all are alive during the call; the graph takes references of its own to the slot and the queue.
     made(|out| unsafe { ffi::cx_linear(raw(x), raw(w), slot.0, wgrad_queue.0, out) })
 }
 

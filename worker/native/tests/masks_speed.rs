@@ -73,7 +73,7 @@ fn time_grows_with_the_length_and_a_window_is_several_times_faster_than_full_att
     for (name, form, causal, faster) in forms {
         let [at_8k, at_16k, at_32k] = [8192, 16_384, 32_768].map(|tokens| listed(tokens, form, causal));
         let full = in_full[usize::from(causal)];
-        // A closed terminal is no fault of the test.
+        // A closed terminal does not fail the test.
         let _ = writeln!(
             std::io::stderr(),
             "{name:<24} {at_8k:.3} s at 8k, {at_16k:.3} s at 16k, {at_32k:.3} s at 32k; in full {full:.3} s at 16k: {:.1}",

@@ -9,7 +9,7 @@ mod support;
 use support::{F32, close, randn, reference, seed, slot_like};
 
 #[test]
-fn linear_returns_the_input_gradient_and_files_the_weight_gradient() {
+fn linear_returns_the_input_gradient_and_defers_the_weight_gradient() {
     let (x, w, dy) = (randn(&[2, 5, 16]).set_requires_grad(true), randn(&[24, 16]), randn(&[2, 5, 24]));
     let (slot, dw) = slot_like(&w);
     let wgrad_queue = WgradQueue::new();

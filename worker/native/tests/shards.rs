@@ -69,7 +69,7 @@ fn one_rank_adds_its_shards_in_the_tree() {
 }
 
 #[test]
-fn a_shard_that_nobody_used_has_no_gradient() {
+fn a_shard_without_uses_has_no_gradient() {
     let alone = Group::new(None, &[0], 0, 0).unwrap();
     let x = randn(&[1, 2, 3]).set_requires_grad(true);
     let copies = ops::copy_to_shards(&x, &alone, &WgradQueue::new(), 4, false).unwrap();

@@ -49,7 +49,7 @@ fn read(path: &Path) -> Result<String> {
 fn speed(metrics: &str) -> Result<f64> {
     let mut speeds = Vec::new();
     for line in metrics.lines() {
-        let row: Value = serde_json::from_str(line).context("a line of metrics.jsonl is no JSON")?;
+        let row: Value = serde_json::from_str(line).context("a line of metrics.jsonl is not JSON")?;
         if row["step"].as_u64().is_some_and(|step| step > WARM_UP_STEPS) {
             speeds.push(row["tokens_per_second"].as_f64().context("a step has no tokens_per_second")?);
         }

@@ -9,7 +9,7 @@ use super::Cluster;
 impl Cluster {
     /// What is wanted of `worker` now.
     pub fn desired(&self, worker: &WorkerId) -> DesiredState {
-        let dismissed = self.dismissed.clone().filter(|_| !planted!(NobodyLeaves));
+        let dismissed = self.dismissed.clone().filter(|_| !planted!(NoWorkerLeaves));
         let dismissed = dismissed.map(|reason| Leave { cause: LeaveCause::Dismissed, reason });
         let out =
             || self.leave_of(worker).map(|leave| Leave { reason: format!("it {}", leave.reason), ..leave });
@@ -22,7 +22,7 @@ impl Cluster {
         let Some((run, rank)) = self.run_of(worker).and_then(|run| Some((run, run.rank_of(worker)?))) else {
             return idle();
         };
-        let seat = &run.seats[if planted!(WishOfAnother) { (rank + 1) % run.seats.len() } else { rank }];
+        let seat = &run.seats[if planted!(DirectiveOfAnother) { (rank + 1) % run.seats.len() } else { rank }];
         let lead = rank == 0;
         let member = self.members.get(worker);
         let named = member.is_some_and(|member| seat.is_named_by(run.generation, &member.status));

@@ -110,7 +110,7 @@ pub enum Event {
         reason: String,
     },
     /// The coordinator itself did not run for [`super::PAUSE_MS`] or longer, so a silent worker or a closed connection
-    /// is no evidence of a loss.
+    /// does not show a loss.
     Paused {
         /// How long it did not run.
         for_ms: u64,

@@ -159,10 +159,13 @@ mod tests {
     fn activity(doing: &str, for_ms: u64, waits_for: Option<u32>, last: &str) -> Activity {
         Activity {
             step: Step(3),
-            doing: doing.parse().map_or(EngineWork::Phase(EnginePhase::AddingGradients), EngineWork::Action),
+            doing: match doing {
+                "gradients" => EngineWork::Phase(EnginePhase::AddingGradients),
+                action => EngineWork::Action(action.parse().unwrap()),
+            },
             for_ms,
             waits_for: waits_for.map(Rank),
-            last: last.parse().ok(),
+            last: Some(last).filter(|last| !last.is_empty()).map(|last| last.parse().unwrap()),
             still_ms: for_ms,
         }
     }

@@ -229,7 +229,7 @@ impl Job {
     }
 
     /// Whether a step of it was ever taken, as far as is remembered, or it was interrupted before: then a device that
-    /// fails is no sign that every other would.
+    /// fails does not mean that every other would.
     pub(super) fn has_worked(&self) -> bool {
         self.step > Step(0) || !self.taken.is_empty() || self.interruption.is_some()
     }
@@ -288,7 +288,7 @@ impl Job {
         }
         match before {
             None => {
-                if !planted!(SetbacksNeverForgiven) {
+                if !planted!(AttemptsNeverForgiven) {
                     self.failed_attempts = 0;
                 }
                 let formed = &self.formed;

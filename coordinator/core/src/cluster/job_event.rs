@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::entry::{Entry, FormedRank};
+use crate::plan::KEEPS_UP;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -63,7 +64,12 @@ fn origin_word(origin: Origin) -> &'static str {
 }
 
 fn rank_value(rank: &FormedRank) -> Value {
-    json!({"worker": rank.worker.0, "stage": rank.stage, "host": rank.host, "pid": rank.pid})
+    let mut value = json!({"worker": rank.worker.0, "stage": rank.stage, "host": rank.host, "pid": rank.pid});
+    // Its share of the work is as much smaller.
+    if rank.slow_percent > KEEPS_UP {
+        value["slow_percent"] = rank.slow_percent.into();
+    }
+    value
 }
 
 impl From<&Entry> for JobEvent {

@@ -22,7 +22,7 @@ pub const MAX_WAITING: usize = 1000;
 const MAX_REMEMBERED: usize = 1000;
 
 /// How often in a row a job is interrupted without a new step in between before it is given up: what
-/// comes again each time is no accident. Several losses while old steps are taken again may be one.
+/// comes again each time has a cause. Several losses while old steps are taken again may be one.
 pub const MAX_FAILED_ATTEMPTS: u32 = 10;
 
 /// Why a job cannot be taken.
@@ -135,7 +135,7 @@ impl Cluster {
         if job.cancelling.is_some() {
             return self.give_up(id, &cause.text, out);
         }
-        if !planted!(SetbacksNeverCounted) {
+        if !planted!(AttemptsNeverCounted) {
             job.failed_attempts += 1;
         }
         if job.failed_attempts > MAX_FAILED_ATTEMPTS {

@@ -136,7 +136,7 @@ impl MemberTable {
     /// Whether a worker that has not heard a directive is to be told again now.
     pub(super) fn remind(&mut self, now_ms: u64, worker: &WorkerId) -> bool {
         let due = |member: &&mut Member| member.reminded_ms + REMIND_MS <= now_ms;
-        let member = self.members.get_mut(worker).filter(due).filter(|_| !planted!(WishNotRepeated));
+        let member = self.members.get_mut(worker).filter(due).filter(|_| !planted!(DirectiveNotRepeated));
         member.map(|member| member.reminded_ms = now_ms).is_some()
     }
 

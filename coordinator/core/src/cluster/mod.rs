@@ -148,7 +148,7 @@ impl Cluster {
         if cfg!(feature = "mutations") {
             out.retain(|effect| !matches!(effect, Effect::Record(entry) if is_unrecorded(entry)));
         }
-        // A directive is read off the state as the whole event leaves it, so it may be sent only after all that
+        // A desired state is read off the state as the whole event leaves it, so it may be sent only after all that
         // this state follows from is on disk.
         if !planted!(WakeBeforeRecord) {
             out.sort_by_key(|effect| matches!(effect, Effect::Wake(_)));

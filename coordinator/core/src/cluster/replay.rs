@@ -103,7 +103,9 @@ impl Cluster {
             }
             Entry::Interrupted { job, reason, .. } | Entry::Regrouped { job, reason, .. } => {
                 if let Some(job) = self.job_mut(&job) {
-                    job.enter(JobState::Queued, reason.clone());
+                    if !planted!(InterruptionLostAtBoot) {
+                        job.enter(JobState::Queued, reason.clone());
+                    }
                     job.interrupted(reason);
                     // Workers that it had look for this coordinator, whose clock starts at zero.
                     job.lost_ms = Some(0);
@@ -116,15 +118,19 @@ impl Cluster {
             }
             Entry::Published { job, checkpoint } => {
                 if let Some(job) = self.job_mut(&job) {
-                    job.committed = None;
+                    if !planted!(PublishedLostAtBoot) {
+                        job.committed = None;
+                    }
                     job.step = checkpoint.step;
                     job.checkpoint = Some(checkpoint);
                 }
             }
             Entry::Ended { job, ending, reason } => {
                 if let Some(job) = self.job_mut(&job) {
-                    job.enter(JobState::Ended(ending), reason);
-                    // Nobody asks for these of a job that is over.
+                    if !planted!(EndLostAtBoot) {
+                        job.enter(JobState::Ended(ending), reason);
+                    }
+                    // A job that is over no longer asks for these.
                     job.formed = Vec::new();
                     job.slow.clear();
                     job.tries = 0;
@@ -150,10 +156,7 @@ fn is_forgotten(entry: &Entry) -> bool {
         Entry::Stopping { .. } => planted!(StopLostAtBoot),
         Entry::Cancelling { .. } => planted!(CancelLostAtBoot),
         Entry::Drained { .. } => planted!(DrainLostAtBoot),
-        Entry::Interrupted { .. } | Entry::Regrouped { .. } => planted!(InterruptionLostAtBoot),
         Entry::Committed { .. } => planted!(CommitLostAtBoot),
-        Entry::Published { .. } => planted!(PublishedLostAtBoot),
-        Entry::Ended { .. } => planted!(EndLostAtBoot),
         _ => false,
     }
 }

@@ -186,7 +186,7 @@ pub(super) struct Complaint {
     since_ms: u64,
     /// Who says what.
     pub(super) cause: Cause,
-    /// Whether it is no fault of the rank itself, so that another try may go well.
+    /// Whether the cause lies outside the rank, so that another attempt may succeed.
     pub(super) of_peer: bool,
 }
 

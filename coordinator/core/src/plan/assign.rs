@@ -18,7 +18,7 @@ use super::mesh::{Coordinates, Mesh};
 use super::schedule;
 
 /// How long an operation on a group may take. A peer may be busy with a micro-batch of a large model
-/// or with writing a large checkpoint, so this is no measure of health: a peer that died is seen at
+/// or with writing a large checkpoint, so this does not measure health: a peer that died is seen at
 /// once, and one that stopped loses its lease, upon which waits are aborted. It only keeps a rank
 /// without peers from waiting for ever.
 const OPERATION_MS: u64 = 3_600_000;

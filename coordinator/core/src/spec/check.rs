@@ -68,9 +68,13 @@ impl Faults {
     /// Refuses a key that is given where it has no meaning; `with` says where it has one, and why.
     fn only_with(&mut self, path: &str, given: bool, with: &str) {
         if given {
-            let message = format!("goes with {with}; leave it out, or set that too");
-            self.push(path, ErrorCode::KeyMisplaced, message);
+            self.misplaced(path, format!("goes with {with}; leave it out, or set that too"));
         }
+    }
+
+    /// A key that is given where it has no meaning.
+    fn misplaced(&mut self, path: impl Into<KeyPath>, message: String) {
+        self.push(path, ErrorCode::KeyMisplaced, message);
     }
 }
 
@@ -108,7 +112,7 @@ pub(super) fn check(raw: RawJob, base: &Path, purpose: Purpose) -> Result<JobSpe
         rebalance: recovery.rebalance.unwrap_or_default(),
     };
     if recovery.peer_replica {
-        layout::check_buddy(&layout, &train, &mut faults);
+        layout::check_peer_replica(&layout, &train, &mut faults);
     }
     match data {
         Some(data) if faults.0.is_empty() => Ok(JobSpec {

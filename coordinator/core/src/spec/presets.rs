@@ -25,7 +25,7 @@ const DEPTH: usize = 8;
 /// enough for its activations not to hide the weights.
 const SEQUENCE: u32 = 1024;
 
-/// Reduction runs of a job that does not set them; more are set only where data ranks need them.
+/// Gradient groups of a job that does not set them; more are set only where data ranks need them.
 const RUNS: u32 = 8;
 
 /// Keys that go with a choice: where a job makes another one, they are not taken from the preset.

@@ -123,7 +123,7 @@ pub struct RawTrain {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = within(&limits::THREADS))]
     pub threads: Option<u32>,
-    /// `canonical` adds gradients in an order that every layout shares. `fast` takes one run for each
+    /// `canonical` adds gradients in an order that every layout shares. `fast` takes one gradient group for each
     /// data rank, so that the bits depend on `layout.data`. Default: `canonical`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reduction: Option<Reduction>,
@@ -237,7 +237,7 @@ pub struct RawTrain {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub separate_documents: Option<bool>,
     /// A run's folder, or one that `coxswain import` made: the initial weights are those of its newest
-    /// checkpoint, and its tokenizer is the job's. What only this job's head has is born anew. Relative
+    /// checkpoint, and its tokenizer is the job's. What only this job's head has is initialized anew. Relative
     /// paths start from the job file's folder. Default: weights from `seed`, a tokenizer from the text.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]

@@ -328,7 +328,7 @@ fn single_faults_name_the_flag_that_brought_them() {
         --set layout={pipeline: 4, tensor: 8, data: 1024}: needs 32768 workers (pipeline 4 x tensor 8 x data 1024); must be 4096 or less (each step closes with one exchange over all workers)
         --set data={}: found nothing; must have one of text, labelled, pairs and synthetic
         job.yaml:7:1: data: found text and synthetic; must have one of text, labelled, pairs and synthetic
-        --set data={synthetic: {tokens: 64}, validation: 0.1}: data.validation: goes with data.text only; random tokens have no validation split
+        --set data={synthetic: {tokens: 64}, validation: 0.1}: data.validation: goes with texts only; random tokens have no validation split
         --set data={synthetic: {tokens: 64}, validation: 0.1}: data.synthetic.tokens: found 64; must be at least train.sequence + 1 (65): the text of a sample and the token after it
         --set train.validate_every=10: found 10; must be 0 without a validation split: there is nothing to evaluate on
         --set train.min_learning_rate=1: found 1.0; must be 0 or more and at most train.learning_rate (0.0003)

@@ -19,7 +19,7 @@ use crate::code::ErrorCode;
 /// Line and column, both from 1.
 type Place = (usize, usize);
 
-/// A text that is no YAML, or that gives a key twice.
+/// A text that is not YAML, or that gives a key twice.
 pub(super) struct YamlFault {
     pub(super) path: KeyPath,
     pub(super) place: Option<Place>,

@@ -340,7 +340,7 @@ impl World {
         }
     }
 
-    /// Directives are about to be sent.
+    /// A desired state is about to be sent.
     pub(crate) fn judge_desired(&mut self, worker: &WorkerId, connection: usize, desired: &DesiredState) {
         let process = self.network.connections[connection].process;
         let asked = self.judge.asked.entry(process).or_default();

@@ -152,7 +152,7 @@ impl<R: Read> Reader<R> {
         let mut bytes = vec![0; len as usize];
         self.inner.read_exact(&mut bytes).map_err(|e| format!("its header ends too early: {e}"))?;
         self.at += len;
-        String::from_utf8(bytes).map_err(|_| "a text is no UTF-8".to_owned())
+        String::from_utf8(bytes).map_err(|_| "a text is not valid UTF-8".to_owned())
     }
 
     fn number(&mut self, kind: u32) -> Result<f64, String> {

@@ -197,7 +197,7 @@ mod tests {
         }
 
         #[test]
-        fn about_the_share_is_validation(text in "[a\u{e4}\u{1F6A3}\n]{0,80}", share in 0.0f64..0.5) {
+        fn about_the_share_is_kept_for_validation(text in "[a\u{e4}\u{1F6A3}\n]{0,80}", share in 0.0f64..0.5) {
             let validation = text.len() - start_of(&text, share);
             let wanted = (text.len() as f64 * share) as usize;
             prop_assert!(validation <= wanted && validation + 4 >= wanted / 2, "{} of {}", validation, wanted);

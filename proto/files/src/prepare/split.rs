@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_lines_are_validation() {
+    fn whole_lines_are_kept_for_validation() {
         for (text, share, expected) in [
             ("0\ta\n1\tb\n", 0.49, "0\ta\n1\tb\n"),
             ("0\ta\n1\tb", 0.49, "0\ta\n1\tb"),
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn every_class_is_validation_where_a_file_is_sorted_by_class() {
+    fn every_class_is_validated_where_a_file_is_sorted_by_class() {
         let sorted: String = (0..20).map(|i| format!("{}\t{i}\n", i / 10)).collect();
         let [(_, train), (text, validation)] = split(&classes(), &sorted, 0.2);
         assert_eq!(text, "0\t8\n0\t9\n1\t18\n1\t19\n");

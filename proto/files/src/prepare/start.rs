@@ -45,7 +45,7 @@ impl Start {
             Some(wanted) => Some(tokenizer(&run, wanted, spec)?),
         };
         let folder = folder.into_os_string().into_string();
-        let folder = folder.map_err(|path| failed(format!("{} is no UTF-8 path", path.display())))?;
+        let folder = folder.map_err(|path| failed(format!("{} is not a UTF-8 path", path.display())))?;
         Ok(Some(Start { weights: Weights { folder, digest }, tokenizer, data }))
     }
 }

@@ -43,7 +43,7 @@ fn set_validation(spec: &mut JobSpec, share: f64) {
 }
 
 #[test]
-fn text_becomes_tokens_and_a_part_is_validation() {
+fn text_becomes_tokens_and_a_part_is_kept_for_validation() {
     let (dir, spec) = run();
     let data = prepare(dir.path(), &spec).unwrap();
     let tokenizer = Tokenizer::load(&dir.path().join(TOKENIZER)).unwrap();
@@ -64,7 +64,7 @@ fn text_becomes_tokens_and_a_part_is_validation() {
 }
 
 #[test]
-fn nothing_validation_leaves_no_validation_files() {
+fn no_validation_leaves_no_validation_files() {
     let (dir, mut spec) = run();
     prepare(dir.path(), &spec).unwrap();
     set_validation(&mut spec, 0.0);

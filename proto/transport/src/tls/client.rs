@@ -38,7 +38,7 @@ pub enum TlsError {
     )]
     Folder(FileError),
     /// A text is not what it should be.
-    #[error("{what} is no PEM text of one ({why})")]
+    #[error("{what} is not one in PEM form ({why})")]
     Pem {
         /// What it should be.
         what: &'static str,

@@ -69,7 +69,7 @@ pub const KEEP: Limit = up_to(1_000_000, "no disk holds more checkpoints");
 pub const SYNTHETIC_TOKENS: Limit = up_to(1 << 36, "no measurement of speed draws more");
 /// Layout values, and their product.
 pub const WORLD: Limit = up_to(4096, "each step closes with one exchange over all workers");
-/// Text files. Each has its own validation end, and their paths travel in every assignment.
+/// Text files. The end of each is kept for validation, and their paths travel in every assignment.
 pub const TEXT_FILES: usize = 1024;
 /// Length of a job's name: it becomes part of file names and of labels, which end at 64.
 pub const NAME_LEN: usize = 64;

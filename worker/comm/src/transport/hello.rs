@@ -24,7 +24,7 @@ const TAKEN: u8 = 2;
 /// Where a rank is found, and what proves that somebody was told.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Endpoint {
-    /// Its name, which is no secret.
+    /// Its name, which may be public.
     pub(crate) id: [u8; 16],
     /// What only the ranks of the generation know.
     pub(crate) secret: [u8; 32],

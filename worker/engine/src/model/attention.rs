@@ -1,7 +1,7 @@
 //! The attention block of a layer: projections into heads, positions, the mixing of values, the
 //! projection back.
 //!
-//! Qkv are cut over the logical tensor shards, and each shard mixes its own. Each form is a module with its
+//! Heads are cut over the logical tensor shards, and each shard mixes its own. Each form is a module with its
 //! weights, its forward pass and what it keeps for generation:
 //! - [`softmax`]: over the keys that a mask leaves.
 //! - [`global`]: the same, where the first tokens have projections of their own.

@@ -1,4 +1,4 @@
-//! One primitive for stage borders and checkpointed layers: run a piece on a detached input, keep
+//! One primitive for stage borders and recomputed layers: run a piece on a detached input, keep
 //! (input, output); later, given the output's gradient, hand over the input's.
 
 use coxswain_native::ops;

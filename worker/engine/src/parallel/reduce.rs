@@ -1,6 +1,6 @@
 //! The canonical sum of gradients, over the micro-batches of this rank and over data ranks.
 //!
-//! Within a run of micro-batches a bucket accumulates into one buffer; finished runs combine into
+//! Within a gradient group a bucket accumulates into one buffer; finished groups combine into
 //! tree nodes as soon as both halves are there, so at most log2(R) + 1 buffers live. When a
 //! bucket's last micro-batch is done, its nodes set out to the owners of their slices, while
 //! earlier layers still compute; owners combine in the tree's order. The sums go back to all, unless
@@ -87,8 +87,8 @@ impl GradientSum {
                     param.slot.set(&param.view_of(&buffer)?);
                 }
                 gradients.current = Some(buffer);
-                if self.run_of(micro_batch)?.1.start != micro_batch {
-                    let why = format!("micro-batch {micro_batch} is not the first of its run");
+                if self.group_of(micro_batch)?.1.start != micro_batch {
+                    let why = format!("micro-batch {micro_batch} is not the first of its gradient group");
                     return Err(EngineError::Other(why));
                 }
             }
@@ -99,14 +99,14 @@ impl GradientSum {
     /// The micro-batch's gradients of a place are in. After the last one they set out.
     ///
     /// # Errors
-    /// A run of micro-batches ends in which a parameter got no gradient.
+    /// A gradient group ends in which a parameter got no gradient.
     pub fn end(
         &mut self,
         parameters: &Parameters,
         place: Place,
         micro_batch: u32,
     ) -> Result<(), EngineError> {
-        let (run, range) = self.run_of(micro_batch)?;
+        let (run, range) = self.group_of(micro_batch)?;
         if range.end != micro_batch + 1 {
             return Ok(());
         }
@@ -131,7 +131,7 @@ impl GradientSum {
         Ok(())
     }
 
-    /// What a bucket has accumulated of the run at hand.
+    /// What a bucket has accumulated of the gradient group at hand.
     pub fn current(&self, at: usize) -> Option<&Tensor> {
         self.buckets[at].current.as_ref()
     }
@@ -151,7 +151,7 @@ impl GradientSum {
         &self.buckets[at].slices
     }
 
-    fn run_of(&self, micro_batch: u32) -> Result<(u32, Range<u32>), EngineError> {
+    fn group_of(&self, micro_batch: u32) -> Result<(u32, Range<u32>), EngineError> {
         self.owned
             .clone()
             .map(|run| (run, self.runs[run as usize].clone()))
@@ -297,7 +297,9 @@ impl Gradients {
                 })
             },
         )
-        .map_err(|missing| EngineError::Other(format!("no gradient covers run {}", missing.first)))?;
+        .map_err(|missing| {
+            EngineError::Other(format!("no gradient covers gradient group {}", missing.first))
+        })?;
         failed.map_or(Ok(sum), |error| Err(error.into()))
     }
 

@@ -143,7 +143,7 @@ impl Engine {
     pub fn run(&mut self, control: &dyn Control) -> Result<(), EngineError> {
         let done = self.train(control);
         if done.is_err() {
-            // Nobody will take what is still under way; the thread of sends must not wait for it.
+            // No peer will take what is still under way; the thread of sends must not wait for it.
             self.links.abort();
         }
         done

@@ -153,8 +153,8 @@ fn load(
             param.weight.shallow_clone().f_copy_(&values.f_view(shape.as_slice())?)?;
         }
         if let Some(weights) = &a.data.weights {
-            let born = checkpoint::start(weights, parameters, links)?;
-            tracing::info!("weights from {}; born anew: {born:?}", weights.folder);
+            let initialized = checkpoint::start(weights, parameters, links)?;
+            tracing::info!("weights from {}; initialized: {initialized:?}", weights.folder);
         }
     }
     Ok(Trainer::new(&a.spec.train))

@@ -29,7 +29,7 @@ pub fn copy_to_shards(
 ) -> Result<Vec<Tensor>, TorchError> {
     let mut outs: Vec<*mut c_void> = vec![std::ptr::null_mut(); count];
     // SAFETY: all are alive during the call, the list has room for `count` tensors, and the graph takes
-    // references of its own to group and queue of weight gradients.
+    // references of its own to the group and the queue.
     check(unsafe {
         ffi::cx_copy_to_shards(
             raw(x),

@@ -56,7 +56,7 @@ pub fn rms_norm(
     wgrad_queue: &WgradQueue,
 ) -> Result<Tensor, TorchError> {
     let lists = Lists::of(uses);
-    // SAFETY: all are alive during the call; the graph takes references of its own to slots and queue of weight gradients.
+    // SAFETY: all are alive during the call; the graph takes references of its own to the slots and the queue.
     made(|out| unsafe { ffi::cx_rms_norm(raw(x), raw(w), eps, lists.raw(), wgrad_queue.0, out) })
 }
 
@@ -89,7 +89,7 @@ pub fn add_bias(
     made(|out| unsafe { ffi::cx_add_bias(raw(x), raw(b), lists.raw(), wgrad_queue.0, out) })
 }
 
-/// The columns of a table `[v, h]` in fp32 at rows `[n]`: `[h, n]`. Backward files the table's gradient,
+/// The columns of a table `[v, h]` in fp32 at rows `[n]`: `[h, n]`. Backward defers the table's gradient,
 /// in the order of n. The `anchor` is any tensor of the graph that needs a gradient: weights are
 /// constants to autograd, and without it nothing would be asked of this one. It gets none.
 pub fn table_columns(

@@ -123,7 +123,7 @@ fn each_time_they_are_kept_apart_for_twice_as_long_until_they_work_together() {
     assert_eq!(ends(&apart), 10);
 }
 
-/// Two spares that could only join a run that shrank one at a time are no reason to form it anew.
+/// Two spares that could only join a run that shrank one at a time do not make it form anew.
 #[test]
 fn spares_that_do_not_reach_each_other_stop_no_run_until_they_are_tried_again() {
     let mut cluster = Cluster::default();

@@ -216,7 +216,7 @@ fn an_idle_worker_that_is_drained_leaves_and_a_newer_process_of_its_name_does_no
 }
 
 #[test]
-fn nobody_is_stopped_who_does_not_know_what_was_wanted_before() {
+fn no_rank_is_stopped_that_does_not_know_what_was_wanted_before() {
     let mut cluster = Cluster::default();
     let begin = AT_WORK.split_once("    100 w1").unwrap().0;
     tell_to(&mut cluster, begin);

@@ -126,7 +126,7 @@ proptest! {
 
     /// Whoever waits has been looked at, though not each event makes a look at all.
     #[test]
-    fn nobody_waits_for_an_event_that_has_been(lines in prop::collection::vec((0u64..900, line()), 0..120)) {
+    fn no_job_waits_for_an_event_that_has_been(lines in prop::collection::vec((0u64..900, line()), 0..120)) {
         let mut cluster = opened().0;
         let mut now_ms = 0;
         for (pause_ms, line) in lines {

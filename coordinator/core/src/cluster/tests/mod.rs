@@ -186,7 +186,7 @@ fn the_lost_worker_is_named_though_its_peer_complained_first() {
 }
 
 #[test]
-fn a_complaint_is_believed_when_nobody_is_lost() {
+fn a_complaint_is_believed_when_no_rank_is_lost() {
     let print = at_work(
         "200 w0 g1 failed: no space left on device
          300 w1 g1 failed: the peer closed the connection

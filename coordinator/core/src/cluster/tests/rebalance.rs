@@ -118,7 +118,7 @@ fn a_spare_takes_the_place_of_a_straggler() {
     let (told, journal) = regroup(&mut cluster, 1, 105, "\n 10500 w2 idle");
     print.push_str(&told);
     assert_eq!(slow_percents(&journal), [100, 100]);
-    // Nobody else is better than the straggler: when w1 is lost, it is taken again and has less to do.
+    // No other worker is better than the straggler: when w1 is lost, it is taken again and has less to do.
     let more =
         "10600 w1 g2 running\n 10600 w2 g2 running\n 10700 w0 idle\n 10700 lost w1 its connection closed
                 10700 w2 idle\n 10700 prepared demo-1 resume=105";

@@ -20,7 +20,7 @@ pub(super) const AT_WORK: &str = "
 ";
 
 #[test]
-fn a_job_shrinks_when_nobody_comes_back_and_grows_when_someone_does() {
+fn a_job_shrinks_when_no_worker_comes_back_and_grows_when_one_does() {
     let mut cluster = Cluster::default();
     tell_to(&mut cluster, AT_WORK);
     let print = tell_to(

@@ -45,7 +45,7 @@ fn bounded_attention_costs_the_same_at_any_length() {
         assert_eq!(at(attention, 2048), at(attention, 32_768), "{attention:?}");
         assert!(at(attention, 2048) < at(Attention::Full, 2048), "{attention:?}");
     }
-    // A window that is wider than the sequence is no dearer than all of it.
+    // A window that is wider than the sequence costs as much as all of it.
     assert_eq!(at(Attention::Window { window: 4096 }, 64), at(Attention::Full, 64));
 }
 

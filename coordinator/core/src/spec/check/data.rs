@@ -21,15 +21,15 @@ pub(super) fn data(
     let pooled = matches!(model.head, Head::Pooled { .. });
     if raw.labelled.is_some() && !pooled {
         let why = "a class is told from the first token's output";
-        faults.add("data.labelled", format!("goes with model.head pooled only: {why}"));
+        faults.misplaced("data.labelled", format!("goes with model.head pooled only: {why}"));
     }
     if raw.pairs.is_some() && model.architecture == Architecture::Encoder {
         let why = "an encoder writes no answer";
-        faults.add("data.pairs", format!("goes with a decoder or an encoder-decoder: {why}"));
+        faults.misplaced("data.pairs", format!("goes with a decoder or an encoder-decoder: {why}"));
     }
     if (raw.pairs.is_some() || raw.labelled.is_some()) && train.separate_documents {
         let why = "each line is a sample by itself";
-        faults.add("train.separate_documents", format!("goes with data.text only: {why}"));
+        faults.misplaced("train.separate_documents", format!("goes with data.text only: {why}"));
     }
     if raw.pairs.is_none() && raw.labelled.is_none() {
         faults.only_with("data.weights", raw.weights.is_some(), "data.labelled and data.pairs only");
@@ -56,9 +56,9 @@ pub(super) fn data(
         }
         (None, None, None, Some(synthetic)) => {
             if raw.validation.is_some() {
-                faults.add(
+                faults.misplaced(
                     "data.validation",
-                    "goes with data.text only; random tokens have no validation split".into(),
+                    "goes with texts only; random tokens have no validation split".into(),
                 );
             }
             let reserved = reserved_tokens(model, train);
@@ -93,7 +93,7 @@ pub(super) fn data(
             None
         }
     };
-    let nothing_validation = match &data {
+    let no_validation = match &data {
         Some(
             DataSpec::Text { validation, .. }
             | DataSpec::Labelled { validation, .. }
@@ -102,7 +102,7 @@ pub(super) fn data(
         Some(DataSpec::Synthetic { .. }) => true,
         None => false,
     };
-    if nothing_validation && train.validate_every > 0 {
+    if no_validation && train.validate_every > 0 {
         let found = train.validate_every;
         faults.add(
             "train.validate_every",
@@ -175,7 +175,9 @@ fn files(key: &'static str, paths: Paths, base: &Path, faults: &mut Faults) -> V
         }
         match absolute(base, path) {
             Some(file) => files.push(file),
-            None => faults.never(at, format!("`{path}` lies in {}, which is no UTF-8 path", base.display())),
+            None => {
+                faults.never(at, format!("`{path}` lies in {}, which is not a UTF-8 path", base.display()))
+            }
         }
     }
     files

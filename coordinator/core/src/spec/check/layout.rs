@@ -174,7 +174,7 @@ fn check_data(data: u32, train: &TrainSpec, faults: &mut Faults) -> bool {
 }
 
 /// A copy takes the steps of what it copies, for which its tensor group has to be of the same make.
-pub(super) fn check_buddy(layout: &Layout, train: &TrainSpec, faults: &mut Faults) {
+pub(super) fn check_peer_replica(layout: &Layout, train: &TrainSpec, faults: &mut Faults) {
     let along_tensor = layout.data == 1 && layout.pipeline == 1 && layout.tensor > 1;
     if along_tensor && train.optimizer.kind == OptimizerKind::Muon {
         let why = "muon needs whole matrices, and each tensor rank would copy another part of them";

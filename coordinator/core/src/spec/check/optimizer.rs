@@ -28,8 +28,10 @@ pub(super) fn optimizer(raw: &RawTrain, faults: &mut Faults) -> OptimizerSpec {
     let known = faults.number("train.learning_rate", learning_rate, |x| x > 0.0, "a finite number above 0");
     if known && schedule != RateSchedule::Constant {
         let must = format!("0 or more and at most train.learning_rate ({learning_rate:?})");
-        let fits = |x| x >= 0.0 && x <= learning_rate;
-        faults.number("train.min_learning_rate", optimizer.min_learning_rate, fits, &must);
+        let least = optimizer.min_learning_rate;
+        if faults.number("train.min_learning_rate", least, |x| x >= 0.0, &must) && least > learning_rate {
+            faults.add("train.min_learning_rate", format!("found {least:?}; must be {must}"));
+        }
     }
     if warmup_steps > raw.steps {
         let steps = raw.steps;

@@ -74,7 +74,7 @@ fn start_from(path: &str, base: &Path, faults: &mut Faults) -> Option<String> {
     }
     let found = absolute(base, path);
     if found.is_none() {
-        faults.never(at, format!("`{path}` lies in {}, which is no UTF-8 path", base.display()));
+        faults.never(at, format!("`{path}` lies in {}, which is not a UTF-8 path", base.display()));
     }
     found
 }

@@ -19,7 +19,6 @@ pub(in crate::model) struct CrossAttention {
     shards: Vec<(Projections, ScoreShard)>,
     scores: Scores,
     output: Row,
-    context: Rc<Context>,
 }
 
 impl CrossAttention {
@@ -38,7 +37,6 @@ impl CrossAttention {
             shards: builder.shards(shard)?,
             scores: Scores::new(&builder, KeysOf::EncoderOutput),
             output: builder.output()?,
-            context: Rc::clone(context),
         })
     }
 
@@ -50,8 +48,8 @@ impl CrossAttention {
         pass: &Pass<'_>,
         mut cache: Option<&mut Cache>,
     ) -> Result<Tensor, EngineError> {
-        let shared = self.context.copy_to_shards(x_btd)?;
-        let memory = memory_bsd.map(|memory| self.context.copy_to_shards(memory)).transpose()?;
+        let shared = self.scores.context.copy_to_shards(x_btd)?;
+        let memory = memory_bsd.map(|memory| self.scores.context.copy_to_shards(memory)).transpose()?;
         let again = cache.is_none();
         let mut parts = Vec::new();
         for (at, ((projections, shard), x_btd)) in self.shards.iter().zip(&shared).enumerate() {

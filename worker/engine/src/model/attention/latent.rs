@@ -4,8 +4,6 @@
 //! Every tensor rank makes the latents of its tokens; their gradient is the sum of all shards'.
 
 use std::ops::Range;
-use std::rc::Rc;
-
 use tch::Tensor;
 
 use super::heads::{BlockBuilder, into_heads};
@@ -29,7 +27,6 @@ pub(super) struct LatentAttention {
     /// Widths of the latent, and of the key that all heads share.
     widths: [i64; 2],
     scores: Scores,
-    context: Rc<Context>,
 }
 
 /// The weights of one logical tensor shard.
@@ -61,7 +58,6 @@ impl LatentAttention {
             norm: Norm::build(place, &format!("{prefix}.kv_norm"), parameters, context)?,
             widths: widths.map(i64::from),
             scores: Scores::new(builder, KeysOf::Own),
-            context: Rc::clone(context),
         })
     }
 
@@ -76,12 +72,12 @@ impl LatentAttention {
         // A product for each use: its gradient is the sum over its own tokens.
         let down = |(param, tokens): (&Rc<Param>, Range<i64>)| -> Result<Tensor, EngineError> {
             let x_btd = x_btd.f_narrow(1, tokens.start, tokens.end - tokens.start)?.f_contiguous()?;
-            self.context.linear(&x_btd, param)
+            self.scores.context.linear(&x_btd, param)
         };
         let parts = self.down.ranges(x_btd.size()[1]).map(down).collect::<Result<Vec<_>, _>>()?;
         let [latent_btr, key_btk] = self.split(&Tensor::f_cat(&parts, 1)?)?;
         let latent_btr = self.norm.forward(&latent_btr.f_contiguous()?)?;
-        let shared = self.context.copy_to_shards(&Tensor::f_cat(&[latent_btr, key_btk], 2)?)?;
+        let shared = self.scores.context.copy_to_shards(&Tensor::f_cat(&[latent_btr, key_btk], 2)?)?;
         let rotate = |both: &Tensor| -> Result<Tensor, EngineError> {
             let [latent_btr, key_btk] = self.split(both)?;
             let key_btk = pass.rotate(&key_btk.f_unsqueeze(2)?)?.f_squeeze_dim(2)?;
@@ -111,7 +107,7 @@ impl LatentAttention {
         pass: &Pass<'_>,
     ) -> Result<Tensor, EngineError> {
         let LatentShard { q, up, scores } = &self.shards[at];
-        let head = i64::from(self.context.model.head_dim);
+        let head = i64::from(self.scores.context.model.head_dim);
         let [_, rope_dim] = self.widths;
         let plain = head - rope_dim;
         let q = into_heads(x_btd, q, head)?;

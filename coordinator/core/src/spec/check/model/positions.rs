@@ -107,5 +107,7 @@ fn scaling(raw: &RawRopeScaling, faults: &mut Faults) -> RopeScaling {
 fn check_order(lower_path: &str, lower: f64, upper_path: &str, upper: f64, faults: &mut Faults) {
     let fits = faults.number(lower_path, lower, |x| x > 0.0, "a finite number above 0");
     let must = format!("a finite number above {} ({lower:?})", lower_path);
-    faults.number(upper_path, upper, |x| x > 0.0 && (!fits || x > lower), &must);
+    if faults.number(upper_path, upper, |x| x > 0.0, &must) && fits && upper <= lower {
+        faults.add(upper_path, format!("found {upper:?}; must be {must}"));
+    }
 }
