@@ -4,6 +4,8 @@
 //! Every tensor rank makes the latents of its tokens; their gradient is the sum of all shards'.
 
 use std::ops::Range;
+use std::rc::Rc;
+
 use tch::Tensor;
 
 use super::heads::{BlockBuilder, into_heads};
@@ -14,7 +16,6 @@ use crate::model::linear::Column;
 use crate::model::norm::Norm;
 use crate::model::param::Param;
 use crate::model::pass::{Pass, Site};
-use crate::model::stage::Context;
 use crate::model::uses::Uses;
 
 /// Its weights on this rank.
