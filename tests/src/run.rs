@@ -11,7 +11,7 @@ use coxswain_files::Checkpoint;
 use crate::events;
 
 /// A run that takes longer than this has hung: the slowest row of the table takes ten seconds.
-pub(crate) const RUN_MAX: Duration = Duration::from_secs(120);
+pub(crate) const RUN_MAX: Duration = Duration::from_secs(240);
 
 /// The binary `name` that was built along with this test.
 pub fn programs(name: &str) -> Result<PathBuf> {

@@ -32,7 +32,7 @@ use runner::TestRun;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask test                  everything that CI checks
-  cargo xtask test --fast           format, tidiness and the crates without libtorch: about a minute
+  cargo xtask test --fast           format, tidiness and the crates without libtorch
   cargo xtask test --long           also the tests that take minutes each
   cargo xtask test -- layouts       only tests whose names contain `layouts`")]
 pub(crate) struct TestArgs {
@@ -154,7 +154,7 @@ fn phases(repo: &Repo, args: &TestArgs, log: &mut TestLog) -> Result<()> {
     Ok(())
 }
 
-/// What can be said within about a minute.
+/// What can be said without libtorch and without optimised builds.
 fn fast(repo: &Repo, args: &TestArgs, log: &mut TestLog) -> Result<()> {
     if args.filter.is_empty() {
         written_well(repo, log)?;
