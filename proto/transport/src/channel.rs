@@ -204,7 +204,7 @@ mod tests {
         let newer = format!("{AGENT}{} coxswain/9.1.0 tonic/0.14", PROTOCOL + 1);
         let refused = expect_protocol(&newer).unwrap_err();
         let expected = format!(
-            "this program (coxswain/9.1.0) speaks protocol 2 and the coordinator (coxswain/{}) speaks 1; use the \
+            "this program (coxswain/9.1.0) speaks protocol 3 and the coordinator (coxswain/{}) speaks 2; use the \
              same version of Coxswain on all machines",
             env!("CARGO_PKG_VERSION")
         );
