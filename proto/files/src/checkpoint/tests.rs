@@ -164,7 +164,7 @@ fn manifests_that_ask_for_too_much_are_refused() {
     let good: String = sealed.split_inclusive('\n').filter(|line| !line.contains("checksum")).collect();
     let grown = |good: &str| good.replace("        2\n", "        1152921504606846975\n");
     let rows = [
-        (sealed.replace("\"format\": 3", "\"format\": 2"), "has format 2, and this program reads 3"),
+        (sealed.replace("\"format\": 4", "\"format\": 3"), "has format 3, and this program reads 4"),
         (sealed.replace("\"step\": 1", "\"step\": 7"), "it is damaged or another file"),
         (sealed.replace("checksum", "chequesum"), "does not begin with its format and checksum"),
         (grown(&good), "tensor `w`: shape"),

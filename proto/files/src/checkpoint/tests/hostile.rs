@@ -128,9 +128,9 @@ fn a_damaged_checkpoint_is_set_aside_and_one_that_is_not_understood_stops_the_ru
     // A newer program's checkpoint is not damaged.
     let other = self::run();
     let path = step_folder(other.path(), 20).join(MANIFEST);
-    let text = fs::read_to_string(&path).unwrap().replace("\"format\": 3", "\"format\": 4");
+    let text = fs::read_to_string(&path).unwrap().replace("\"format\": 4", "\"format\": 5");
     fs::write(&path, text).unwrap();
-    assert!(matches!(newest_sound(other.path(), look), Err(CheckpointError::Format { found: 4, .. })));
+    assert!(matches!(newest_sound(other.path(), look), Err(CheckpointError::Format { found: 5, .. })));
 }
 
 /// Names that someone may hope to reach `secret` by, which lies beside the checkpoint's folder.
