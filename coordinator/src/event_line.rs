@@ -1,4 +1,4 @@
-//! An event of the journal as people and programs are told of it.
+//! A journal event as it is printed and sent.
 
 use anyhow::Context;
 use coxswain_core::cluster::JobEvent;

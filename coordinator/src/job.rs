@@ -53,18 +53,19 @@ fn split_set(set: &str) -> Result<(String, String), JobRefusal> {
 }
 
 /// As many workers as the layout needs; another number in `--workers` is refused.
-pub(crate) fn workers(spec: &JobSpec, given: Option<u32>) -> Result<u32, String> {
+pub(crate) fn workers(spec: &JobSpec, given: Option<u32>) -> Result<u32, JobRefusal> {
     let layout = &spec.layout;
     let workers = given.unwrap_or(layout.world());
     if layout.world() == workers {
         return Ok(workers);
     }
-    Err(format!(
+    let message = format!(
         "--workers {workers}: the layout needs {} (layout.pipeline {} x layout.tensor {} x layout.data {}); leave \
          --workers out, or change the layout",
         layout.world(),
         layout.pipeline,
         layout.tensor,
         layout.data,
-    ))
+    );
+    Err(JobRefusal::new(ErrorCode::WorkersWrong, message))
 }

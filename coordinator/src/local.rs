@@ -263,7 +263,7 @@ fn checked(job: &JobInput, args: &PlanArgs) -> Result<JobSpec, Failure> {
 
 fn planned(job: &JobInput, args: &PlanArgs) -> Result<Plan, Failure> {
     let spec = checked(job, args)?;
-    let workers = job::workers(&spec, args.workers).map_err(Failure::Input)?;
+    let workers = job::workers(&spec, args.workers)?;
     Ok(sketch(&spec, workers).map_err(JobRefusal::from)?)
 }
 

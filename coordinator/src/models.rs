@@ -34,6 +34,17 @@ fn expect_room(folder: &Path) -> Result<bool, Failure> {
     }
 }
 
+/// Has `write` make a folder that was empty or not there, and removes one that it leaves half made.
+fn into_room<T>(folder: &Path, write: impl FnOnce() -> Result<T>) -> Result<T, Failure> {
+    let new = expect_room(folder)?;
+    let done = write();
+    if done.is_err() && new {
+        // A folder that cannot be removed does no harm.
+        let _ = fs::remove_dir_all(folder);
+    }
+    Ok(done?)
+}
+
 /// Runs what reads a tokenizer. The library that does so panics at some files, among them one that ends in its middle.
 fn unpanicked<T>(folder: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {

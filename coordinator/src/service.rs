@@ -170,11 +170,11 @@ pub(crate) async fn serve_on(
 /// # Errors
 /// The address cannot be had, or other machines can reach it and `reachable` does not allow that.
 pub(crate) async fn listen(address: &str, reachable: bool) -> Result<TcpListener> {
-    let mut addresses = tokio::net::lookup_host(address).await.with_context(|| {
-        format!("--listen {address} is not an address of this machine; write it as HOST:PORT")
-    })?;
+    let mut addresses = tokio::net::lookup_host(address)
+        .await
+        .with_context(|| format!("--listen {address} cannot be resolved; write it as HOST:PORT"))?;
     let address: SocketAddr =
-        addresses.next().with_context(|| format!("--listen {address} is not an address of this machine"))?;
+        addresses.next().with_context(|| format!("--listen {address} resolves to no address"))?;
     if !address.ip().is_loopback() && !reachable {
         anyhow::bail!(
             "--listen {address} can be reached from other machines, and calls are neither encrypted nor \

@@ -71,7 +71,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     args.parent.follow().context("following the process that started this one")?;
     args.file_mode.apply();
     let spec = local::read_job(&args.job)?.spec()?;
-    let count = job::workers(&spec, args.workers).map_err(Failure::Input)?;
+    let count = job::workers(&spec, args.workers)?;
     texts::texts(&spec)?;
     let program = workers::program()?;
     let shown = args.out.clone().unwrap_or_else(|| Path::new("out").join(&spec.name));
@@ -216,7 +216,7 @@ impl FollowedRun<'_> {
                     }
                 }
                 _ = look.tick() => self.look_at_workers().await?,
-                name = signals.next() => self.signalled(name, self.state).await?,
+                name = signals.next() => self.signalled(name).await?,
             }
         }
     }
@@ -297,7 +297,7 @@ impl FollowedRun<'_> {
     }
 
     /// Someone wants the run to end.
-    async fn signalled(&mut self, name: &str, state: JobState) -> Result<(), Failure> {
+    async fn signalled(&mut self, name: &str) -> Result<(), Failure> {
         self.signals += 1;
         let when = if self.signals == 1 { CancelWhen::AfterStep } else { CancelWhen::Now };
         let event = Event::Cancelled { job: self.job.clone(), reason: format!("ended by {name}"), when };
@@ -305,7 +305,7 @@ impl FollowedRun<'_> {
         // Not waited for: a second signal has to be heard whatever holds up the coordinator.
         let cancelled = tokio::spawn(async move { handle.happened(event).await });
         if when == CancelWhen::AfterStep {
-            if state == JobState::Running {
+            if self.state == JobState::Running {
                 tracing::info!(
                     "{name}: the run ends after the step at hand, which is saved; once more ends it at once"
                 );

@@ -15,8 +15,6 @@
 //! The tests themselves lie in `tests/`: tables of layouts and modes, certificates, failures, two
 //! nodes, memory, convergence, text that is generated, deployment files.
 
-#![allow(clippy::print_stdout, reason = "tables of tests")]
-
 pub mod chaos;
 mod corpus;
 pub mod events;

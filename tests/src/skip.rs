@@ -49,12 +49,12 @@ pub fn lacking(what: &str) {
 /// Under `CI=true`, where the process may do it and it did not work.
 #[track_caller]
 pub fn not_made(what: &str, why: &str) -> Result<(), String> {
-    note(&format!("needs {what}, which cannot be made: {why}"));
     let ci = std::env::var("CI").unwrap_or_default();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     if ci == "true" && may_administer(&status) {
         return Err(format!("this machine of CI could run the test, and {what} cannot be made: {why}"));
     }
+    note(&format!("needs {what}, which cannot be made: {why}"));
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
+use coxswain_console::say;
 
 use crate::{Folder, Run, Site, Summary};
 
@@ -98,7 +99,7 @@ impl<'a> Table<'a> {
 
     /// Prints how a comparison came out, and keeps it where it did not hold.
     fn note(&mut self, name: &str, why: Option<String>) {
-        println!("{name:<32} {}", why.as_deref().unwrap_or("holds"));
+        say(&format!("{name:<32} {}", why.as_deref().unwrap_or("holds")));
         self.failures.extend(why.map(|why| format!("{name}: {why}")));
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use coxswain_console::say;
 use coxswain_tests::Run;
 
 /// Half of Alice's Adventures in Wonderland (Lewis Carroll, 1865), which is in the public domain.
@@ -28,7 +29,7 @@ fn bf16_learns_real_text_as_fp32_does() -> Result<()> {
         let run = Run::new(&path, guard.path().join(precision));
         let summary = run.set(&format!("train.precision={precision}")).summary()?;
         let (first, last) = (summary.losses[&1], summary.validation.context("a validation loss")?);
-        println!("{precision}: validation loss {last:.4} after a first loss of {first:.4}");
+        say(&format!("{precision}: validation loss {last:.4} after a first loss of {first:.4}"));
         ensure!(last < 0.75 * first, "{precision} learnt nothing: {first} to {last}");
         Ok(last)
     };

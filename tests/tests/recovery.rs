@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use coxswain_console::say;
 use coxswain_core::cluster::LEASE_MS;
 use coxswain_tests::chaos::{Chaos, RECOVERY, interruptions, next_step};
 use coxswain_tests::process::{children, is_alive, lines, signal};
@@ -47,7 +48,7 @@ fn lost_workers_change_no_bit() -> Result<()> {
     ] {
         let run = job(&folder, name, layout, 200);
         let took = held_to_calm(&folder, &run, 200, Chaos { losses, seed: 7, signs })?;
-        println!("{name}: {took:.2?}");
+        say(&format!("{name}: {took:.2?}"));
         ensure!(took.len() >= losses / 2, "the run was over after {} losses", took.len());
     }
     Ok(())
@@ -199,8 +200,8 @@ fn chaos() -> Result<()> {
     let steps = 60 * losses.max(2);
     let folder = Folder::new()?;
     let mut off = Vec::new();
-    println!("from kill -9 of a worker to the first new step, over the time of a step, in seconds");
-    println!("{:<20} {:>6} {:>12} {:>8} {:>8}", "layout", "kills", "from memory", "median", "worst");
+    say("from kill -9 of a worker to the first new step, over the time of a step, in seconds");
+    say(&format!("{:<20} {:>6} {:>12} {:>8} {:>8}", "layout", "kills", "from memory", "median", "worst"));
     for (name, layout, zero, peer_replica) in [
         ("dp2 x pp2, a spare", (2, 1, 2), "0", "false"),
         ("pp4, peer replicas", (4, 1, 1), "0", "true"),
@@ -216,7 +217,7 @@ fn chaos() -> Result<()> {
         let over: Vec<f64> = took.iter().map(|took| took.as_secs_f64() - step).collect();
         let (median, worst) = (median(&over), over.iter().copied().fold(f64::NAN, f64::max));
         let memory = events::from_memory(&run.events()?);
-        println!("{name:<20} {:>6} {memory:>12} {median:>8.2} {worst:>8.2}", over.len());
+        say(&format!("{name:<20} {:>6} {memory:>12} {median:>8.2} {worst:>8.2}", over.len()));
         if (memory == 0) != (name == "pp4, checkpoint") {
             off.push("not as it says");
         }
@@ -224,7 +225,7 @@ fn chaos() -> Result<()> {
             off.push(name);
         }
     }
-    println!("all bits are those of one worker without disturbance");
+    say("all bits are those of one worker that runs undisturbed");
     ensure!(off.is_empty(), "above {MEDIAN_MAX_S} s in the median or {WORST_MAX_S} s at worst: {off:?}");
     Ok(())
 }

@@ -228,7 +228,10 @@ impl WorkerLoop {
     async fn exit(&self, end: Result<Departure, AgentError>) -> Result<Departure> {
         match end {
             Ok(departure) => self.stop_engine().await.map(|()| departure),
-            Err(error @ AgentError::Lost { .. }) => self.stop_engine().await.and(Err(error.into())),
+            Err(error @ AgentError::Lost { .. }) => match self.stop_engine().await {
+                Ok(()) => Err(error.into()),
+                Err(beside) => Err(beside.context(error)),
+            },
             Err(error @ AgentError::Hung { .. }) => {
                 let joining = EngineWork::Phase(EnginePhase::Joining);
                 let activity = self.engine.activity();

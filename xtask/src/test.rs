@@ -24,7 +24,7 @@ use crate::gpu;
 use crate::libtorch;
 use crate::repo::Repo;
 use crate::run::{cargo, human, run, succeeds};
-use crate::{texts, tidy};
+use crate::tidy;
 use report::TestTime;
 use runner::TestRun;
 
@@ -119,7 +119,6 @@ fn phases(repo: &Repo, args: &TestArgs, log: &mut TestLog) -> Result<()> {
     }
     let (runner, libtorch, emulated) = log.phase("set-up", |_| {
         let libtorch = libtorch::setup_with(repo, &args.libtorch, &[&gpu::EMULATED])?;
-        texts::texts(repo)?;
         let emulated = gpu::emulated(repo, &libtorch)?;
         Ok((runner(repo, args), libtorch, emulated))
     })?;

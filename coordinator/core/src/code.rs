@@ -1,7 +1,7 @@
 //! Stable names of refusals, for programs. Messages may be worded anew in any version; a code keeps its meaning,
 //! and one that is no longer given is not given another meaning.
 //!
-//! A code names what kind of thing is wrong; the key of the job file is told beside it.
+//! A code names what kind of thing is wrong; a fault of the job file names its key beside it.
 
 /// The codes with their names and meanings, each in one place.
 macro_rules! codes {
@@ -44,14 +44,15 @@ codes! {
     ValueConflict "job.value.conflict" "A value does not go with those of other keys.";
     PresetUnknown "job.preset.unknown" "No preset has this name.";
     Unwritable "job.unwritable" "A job cannot be written out. Please report it.";
+    WorkersWrong "job.workers" "`--workers` is not the number of workers that the layout needs.";
     WorkersTooFew "plan.workers.too-few" "The layout needs more workers than there are.";
     WorkerTwice "plan.worker.twice" "Two workers have one name.";
     ScheduleBroken "plan.schedule.broken" "The schedule in `layout.actions` would hang, leave work out or do it twice.";
     BudgetUnmet "plan.memory.budget" "A worker cannot stay within the budget of `train.recompute`, even if every layer is computed again.";
     PlanTooLarge "plan.too-large" "Planning the job would take too long or too much memory.";
-    AssignmentTooLong "plan.assignment.too-long" "What one rank has to be told does not fit in a message.";
+    AssignmentTooLong "plan.assignment.too-long" "A rank's assignment is too large for one message.";
     PlannerFault "plan.fault" "The planner has a fault. Please report it.";
-    QueueFull "submit.queue.full" "As many jobs wait as may.";
+    QueueFull "submit.queue.full" "The queue is full.";
     DirectoryTaken "submit.directory.taken" "Another job that is not over writes to the same folder.";
 }
 

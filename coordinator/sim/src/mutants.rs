@@ -6,13 +6,15 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use coxswain_core::planted::{self, Bug};
 
+use crate::print;
+
 /// Within so many seeds a bug has to be caught.
 const SEEDS: u64 = 200;
 
 /// Plants the bug of this name in this process.
 ///
 /// # Errors
-/// There is none of this name.
+/// The name is unknown.
 pub(crate) fn plant(name: &str) -> Result<()> {
     let bug =
         Bug::named(name).with_context(|| format!("--plant {name}: unknown; --mutations lists all bugs"))?;
@@ -29,12 +31,14 @@ pub(crate) fn mutations(only: &str) -> Result<()> {
     let mut survived = Vec::new();
     for bug in &bugs {
         let caught = caught(&bug.name())?;
-        println!("{:<28} {:<28} {}", bug.name(), caught.as_deref().unwrap_or("SURVIVES"), bug.what());
+        let by = caught.as_deref().unwrap_or("SURVIVES");
+        print(&format!("{:<28} {by:<28} {}\n", bug.name(), bug.what()));
         if caught.is_none() {
             survived.push(bug.name());
         }
     }
-    println!("{} bugs, {} caught within {SEEDS} seeds", bugs.len(), bugs.len() - survived.len());
+    let caught = bugs.len() - survived.len();
+    print(&format!("{} bugs, {caught} caught within {SEEDS} seeds\n", bugs.len()));
     if !survived.is_empty() {
         bail!("not caught: {}", survived.join(", "));
     }

@@ -1,6 +1,5 @@
 //! A checkpoint as a Hugging Face folder. One tensor is in memory at a time.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -16,7 +15,7 @@ use coxswain_types::JobSpec;
 use coxswain_types::assignment::PreparedData;
 use coxswain_types::framing::Framing;
 
-use super::{KEPT, expect_room, unpanicked};
+use super::{KEPT, into_room, unpanicked};
 use crate::failure::Failure;
 use crate::output;
 
@@ -45,13 +44,7 @@ pub(crate) fn export(args: &Export) -> Result<(), Failure> {
             args.checkpoint.display()
         ))
     })?;
-    let new = expect_room(&args.out)?;
-    let done = bring_out(args, &run, &folder);
-    if done.is_err() && new {
-        let _ = fs::remove_dir_all(&args.out);
-    }
-    let text = done?;
-    output::write(&text)
+    output::write(&into_room(&args.out, || bring_out(args, &run, &folder))?)
 }
 
 fn bring_out(args: &Export, run: &Path, folder: &Path) -> Result<String> {

@@ -3,11 +3,11 @@
 //! - [`ForeignModel`]: what is asked of a form; [`hf`], [`gguf`]: the forms.
 //! - [`checkpoint`], [`job`]: what is written.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use coxswain_core::spec::is_class_name;
 use coxswain_files::Tokenizer;
 use coxswain_files::atomic::{create_folder, write_atomic};
 use coxswain_files::hf::Kept;
@@ -16,7 +16,7 @@ use coxswain_types::job::{DataSpec, ModelSpec};
 use coxswain_types::model::{Attention, Head};
 use coxswain_types::params::{Parameter, parameter_table};
 
-use super::{KEPT, expect_room, unpanicked};
+use super::{KEPT, into_room, unpanicked};
 use crate::failure::Failure;
 use crate::output;
 use job::JOB;
@@ -75,14 +75,7 @@ fn open(path: &Path) -> Result<Box<dyn ForeignModel>> {
 
 pub(crate) fn import(args: &Import) -> Result<(), Failure> {
     let source = open(&args.source).map_err(|error| Failure::Input(format!("{error:#}")))?;
-    let new = expect_room(&args.out)?;
-    let done = bring_in(args, source.as_ref());
-    if done.is_err() && new {
-        // Half an import is useless; what cannot be removed does no harm.
-        let _ = fs::remove_dir_all(&args.out);
-    }
-    let text = done?;
-    output::write(&text)
+    output::write(&into_room(&args.out, || bring_in(args, source.as_ref()))?)
 }
 
 fn bring_in(args: &Import, source: &dyn ForeignModel) -> Result<String> {
@@ -108,9 +101,8 @@ fn bring_in(args: &Import, source: &dyn ForeignModel) -> Result<String> {
 
 /// The names of classes, where a job's lines could begin with them.
 fn names_of_job(names: Vec<String>) -> Vec<String> {
-    let plain = |name: &String| !name.is_empty() && name.trim() == name && !name.contains(['\t', '\n', '\r']);
     let apart = names.iter().collect::<std::collections::BTreeSet<_>>().len() == names.len();
-    if apart && names.iter().all(plain) { names } else { Vec::new() }
+    if apart && names.iter().all(|name| is_class_name(name)) { names } else { Vec::new() }
 }
 
 fn told(args: &Import, source: &dyn ForeignModel, tokenizer: bool) -> Result<String> {
@@ -124,7 +116,9 @@ fn told(args: &Import, source: &dyn ForeignModel, tokenizer: bool) -> Result<Str
         text.push_str("  the first token alone is global: it sees all tokens and all see it\n");
     }
     if !tokenizer {
-        text.push_str("  there is no tokenizer.json: it can be trained on, and writes no text\n");
+        text.push_str(
+            "  tokenizer.json is missing: the model can be trained further, but cannot generate text\n",
+        );
     }
     text.push_str(&format!("next: set data and train in {out}/{JOB}, then coxswain up {out}/{JOB}"));
     text.push_str(" --workers 1 --out DIR\n");
@@ -134,6 +128,7 @@ fn told(args: &Import, source: &dyn ForeignModel, tokenizer: bool) -> Result<Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     /// The weights of a model whose configuration is [`CONFIG`].
     const WEIGHTS: &[u8] = include_bytes!("../../../tests/fuzz/weights.safetensors");

@@ -15,6 +15,11 @@ pub fn draw_below(key: u64, counter: u64, bound: u32) -> u32 {
     ((u128::from(draw(key, counter)) * u128::from(bound)) >> 64) as u32
 }
 
+/// The number in `0..1` that random bits stand for, as fine as an `f64` holds it.
+pub fn unit(bits: u64) -> f64 {
+    (bits >> 11) as f64 / (1_u64 << 53) as f64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

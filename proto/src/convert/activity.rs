@@ -99,6 +99,18 @@ fn phase_to_wire(phase: EnginePhase) -> wire::EnginePhase {
 fn phase_from_wire(phase: i32) -> Result<EnginePhase, WireError> {
     let field = "Activity.phase";
     let known = wire::EnginePhase::try_from(phase).map_err(|_| WireError::Unknown { field, found: phase })?;
-    let phase = EnginePhase::ALL.into_iter().find(|phase| phase_to_wire(*phase) == known);
-    phase.ok_or(WireError::Missing(field))
+    Ok(match known {
+        wire::EnginePhase::Unspecified => return Err(WireError::Missing(field)),
+        wire::EnginePhase::Joining => EnginePhase::Joining,
+        wire::EnginePhase::CheckingFiles => EnginePhase::CheckingFiles,
+        wire::EnginePhase::GettingValues => EnginePhase::GettingValues,
+        wire::EnginePhase::CheckingCheckpoint => EnginePhase::CheckingCheckpoint,
+        wire::EnginePhase::AwaitingChecks => EnginePhase::AwaitingChecks,
+        wire::EnginePhase::ReadingCheckpoint => EnginePhase::ReadingCheckpoint,
+        wire::EnginePhase::AddingGradients => EnginePhase::AddingGradients,
+        wire::EnginePhase::ClosingStep => EnginePhase::ClosingStep,
+        wire::EnginePhase::UpdatingWeights => EnginePhase::UpdatingWeights,
+        wire::EnginePhase::Evaluating => EnginePhase::Evaluating,
+        wire::EnginePhase::WritingCheckpoint => EnginePhase::WritingCheckpoint,
+    })
 }

@@ -62,23 +62,6 @@ pub enum EnginePhase {
     WritingCheckpoint,
 }
 
-impl EnginePhase {
-    /// All of them.
-    pub const ALL: [EnginePhase; 11] = [
-        EnginePhase::Joining,
-        EnginePhase::CheckingFiles,
-        EnginePhase::GettingValues,
-        EnginePhase::CheckingCheckpoint,
-        EnginePhase::AwaitingChecks,
-        EnginePhase::ReadingCheckpoint,
-        EnginePhase::AddingGradients,
-        EnginePhase::ClosingStep,
-        EnginePhase::UpdatingWeights,
-        EnginePhase::Evaluating,
-        EnginePhase::WritingCheckpoint,
-    ];
-}
-
 impl fmt::Display for EnginePhase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -39,6 +39,13 @@ pub struct JobSpec {
     pub priority: i32,
 }
 
+impl JobSpec {
+    /// Whether ranks keep replicas for each other: it is asked for, and there are ranks that alone hold something.
+    pub fn keeps_peer_replicas(&self) -> bool {
+        self.recovery.peer_replica && (self.layout.data == 1 || self.layout.zero) && self.layout.world() > 1
+    }
+}
+
 /// Where tokens come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -275,7 +275,6 @@ impl Agent {
     /// Takes an assignment. One that cannot be read shows as a failed phase.
     fn begin(&mut self, desired: &DesiredState, digest: &str, document: &str, out: &mut Vec<AgentAction>) {
         self.state = AssignmentState::preparing(self.info.clone(), desired.generation, digest);
-        self.state.hear(desired);
         match read(digest, document) {
             Ok(assignment) => {
                 let assignment = Arc::new(assignment);

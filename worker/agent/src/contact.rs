@@ -11,7 +11,9 @@ pub(crate) struct Contact {
     started_ms: u64,
     /// Whether a coordinator has taken this worker in.
     known: bool,
-    /// Since when there is no coordinator, and why.
+    /// Whether it was said that no coordinator has taken the worker yet.
+    told_untaken: bool,
+    /// Since when the coordinator has been lost, and why.
     lost: Option<(u64, String)>,
 }
 
@@ -58,7 +60,13 @@ pub(crate) enum ContactDue {
 impl Contact {
     /// Looks for the coordinator at once.
     pub(crate) fn new(now_ms: u64) -> Contact {
-        Contact { state: Reach::Waits { until_ms: now_ms }, started_ms: now_ms, known: false, lost: None }
+        Contact {
+            state: Reach::Waits { until_ms: now_ms },
+            started_ms: now_ms,
+            known: false,
+            told_untaken: false,
+            lost: None,
+        }
     }
 
     /// Whether there is a stream.
@@ -107,7 +115,8 @@ impl Contact {
         self.state = Reach::Waits { until_ms: now_ms + settings.retry_ms };
         let why = match missed {
             Missed::Busy(why) if !self.known && now_ms < self.started_ms + settings.connect_timeout_ms => {
-                return Ok(Some(AgentNotice::NotTakenYet(why)));
+                let first = !std::mem::replace(&mut self.told_untaken, true);
+                return Ok(first.then_some(AgentNotice::NotTakenYet(why)));
             }
             Missed::Busy(why) | Missed::Refused(why) if !self.known => return Err(GivesUp::NeverTaken(why)),
             Missed::Busy(why) | Missed::Refused(why) | Missed::Lost(why) => why,

@@ -169,7 +169,7 @@ impl Tokens {
         let tokens = self
             .validation
             .as_ref()
-            .ok_or_else(|| EngineError::Other("there is no validation text".to_owned()))?;
+            .ok_or_else(|| EngineError::Other("the validation text is missing".to_owned()))?;
         let first = (round * u64::from(self.micro_batches) + u64::from(micro_batch)) * u64::from(self.rows);
         let windows = (first..first + u64::from(self.rows)).map(|window| {
             let start = window * u64::from(self.lengths.window);

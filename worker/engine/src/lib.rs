@@ -3,7 +3,7 @@
 //!
 //! Reading order:
 //! - [`model`]: parameters, layers, the stage; top to bottom what is computed.
-//! - [`parallel`]: cuts, the interpreter of a step's actions, the canonical sum of gradients.
+//! - [`parallel`]: cuts, the interpreter of a step's actions, the gradient tree.
 //! - [`train`]: the step, its closing exchange, the learning rate, the loop, what is saved of a training.
 //! - [`data`]: micro-batches from token files.
 //! - [`checkpoint`]: slices of tensors to disk and back.

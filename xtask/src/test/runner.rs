@@ -101,9 +101,13 @@ impl TestRunner {
         forget(&report)?;
         let mut ran = run(&mut command);
         times.extend(fs::read_to_string(&report).map(|text| junit_times(&text)).unwrap_or_default());
-        // All that fails is told at once.
+        // All that fails is reported at once.
         if tests.in_process {
-            ran = in_process::run_in_process(repo, tests, times).and(ran);
+            let beside = in_process::run_in_process(repo, tests, times);
+            ran = match (ran, beside) {
+                (Err(ran), Err(beside)) => Err(ran.context(beside)),
+                (ran, beside) => ran.and(beside),
+            };
         }
         ran
     }

@@ -27,12 +27,11 @@ pub struct Submission {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "entry")]
 pub enum Entry {
-    /// What stands before the entries that follow was written shorter ([`super::compact()`]); this is what
-    /// was counted in it beyond them.
+    /// The entries before this one were compacted ([`super::compact()`]); it has the counts that they had.
     Compacted {
-        /// Entries that are here no more.
+        /// The number of entries that were removed.
         entries: u64,
-        /// Jobs that were submitted and are here no more.
+        /// The number of submitted jobs that were removed.
         submitted: u64,
         /// The newest generation until then.
         generation: Generation,
@@ -135,7 +134,7 @@ pub enum Entry {
         /// Why.
         reason: String,
     },
-    /// A user wants a worker's process no more.
+    /// A user drained a worker.
     Drained {
         /// Which worker.
         worker: WorkerId,
@@ -146,7 +145,7 @@ pub enum Entry {
     },
     /// Something that people should know later too, and that decides nothing.
     Noted {
-        /// Of which kind it is.
+        /// Its kind.
         kind: NoteKind,
         /// The job, if it is about one.
         job: Option<String>,

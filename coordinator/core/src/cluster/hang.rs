@@ -88,7 +88,7 @@ pub(super) fn chain(looks: &[RankLook<'_>], from: usize) -> Option<WaitChain> {
     while let Some(next) = at.waits_for() {
         let activity = at.activity?;
         let Some(look) = looks.get(next) else {
-            text.push_str(&format!(" waits for rank {next}, which is none of this generation"));
+            text.push_str(&format!(" waits for rank {next}, which is not in this generation"));
             return Some(WaitChain { text, ranks });
         };
         text.push_str(&format!(" waits {} {}", wanted(activity.doing), look.name));
@@ -209,7 +209,7 @@ mod tests {
                 "worker 0 (stage 0) waits for the backward of micro-batch 1 from worker 1 (stage 1), which waits for \
                  the forward of micro-batch 1 from worker 0 (stage 0): they wait for each other",
             ),
-            (vec![waits("0B1", 9)], "worker 0 (stage 0) waits for rank 9, which is none of this generation"),
+            (vec![waits("0B1", 9)], "worker 0 (stage 0) waits for rank 9, which is not in this generation"),
         ];
         for (rows, expected) in rows {
             let ranks = looks(&rows);

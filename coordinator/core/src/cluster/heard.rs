@@ -37,7 +37,7 @@ pub(super) fn classify<'a>(
     run: &GenerationRun,
     rank: usize,
     status: &'a WorkerStatus,
-    has_worked: bool,
+    has_worked: impl FnOnce() -> bool,
 ) -> Heard<'a> {
     if !run.seats[rank].may_be(status) {
         return Heard::Restarted;
@@ -49,7 +49,7 @@ pub(super) fn classify<'a>(
         Phase::Failed { message, fault: Fault::Checkpoint } => Heard::Damaged(message),
         Phase::Failed { message, fault: Fault::Leaving } => Heard::Leaving(message),
         Phase::Failed { message, fault: Fault::Device }
-            if (status.step > Step(0) || has_worked) && !planted!(BrokenDeviceEndsJob) =>
+            if (status.step > Step(0) || has_worked()) && !planted!(BrokenDeviceEndsJob) =>
         {
             Heard::Broke(message)
         }
@@ -71,7 +71,7 @@ impl Cluster {
         };
         let run = &self.runs[index];
         let (id, generation) = (run.job.clone(), run.generation);
-        let heard = classify(run, rank, status, self.job(&id).is_some_and(Job::has_worked));
+        let heard = classify(run, rank, status, || self.job(&id).is_some_and(Job::has_worked));
         // The message with the assignment may have been lost; it is sent again until it is named.
         if heard != Heard::Restarted && !run.seats[rank].is_named_by(generation, status) {
             out.push(Effect::Wake(worker.clone()));
@@ -255,14 +255,14 @@ mod tests {
                 step: Step(step),
                 ..WorkerStatus::idle(info(incarnation), Generation(generation))
             };
-            assert_eq!(classify(&run(true), 0, &status, has_worked), expected, "{status:?}");
+            assert_eq!(classify(&run(true), 0, &status, || has_worked), expected, "{status:?}");
         }
     }
 
     #[test]
     fn an_idle_worker_cannot_be_given_again_what_an_earlier_coordinator_gave_it() {
         let idle = WorkerStatus::idle(info(7), Generation(3));
-        assert_eq!(classify(&run(false), 0, &idle, true), Heard::Restarted);
-        assert_eq!(classify(&run(true), 0, &idle, true), Heard::Unassigned);
+        assert_eq!(classify(&run(false), 0, &idle, || true), Heard::Restarted);
+        assert_eq!(classify(&run(true), 0, &idle, || true), Heard::Unassigned);
     }
 }

@@ -77,7 +77,7 @@ impl From<&Entry> for JobEvent {
         let of = JobEvent::of_job;
         match entry {
             Entry::Compacted { entries, .. } => {
-                let text = format!("{entries} entries that no restart needs are here no more");
+                let text = format!("removed {entries} entries that a restart does not need");
                 let fields = Map::new();
                 JobEvent { kind: "compacted", job: None, generation: None, worker: None, text, fields }
             }

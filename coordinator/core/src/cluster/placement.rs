@@ -177,7 +177,7 @@ impl<'a> IdlePool<'a> {
         let fit = match best {
             Some(group) if group.len() >= world => Some(Fit::own(spec)),
             Some(group) if !group.is_empty() && self.may_shrink(index) => {
-                let sizes = RankCounts { available: size(group.len()), least: 0 };
+                let sizes = RankCounts { at_most: size(group.len()), above: 0 };
                 match job.fits.get(&sizes) {
                     Some(known) => known.clone(),
                     None => return Ok(Placement::Unplanned(sizes)),
@@ -205,7 +205,7 @@ impl<'a> IdlePool<'a> {
             return Growth::None;
         }
         let now = run.seats.len();
-        let sizes = RankCounts { available: size(now + more), least: size(now) };
+        let sizes = RankCounts { at_most: size(now + more), above: size(now) };
         match self.cluster.jobs[index].fits.get(&sizes) {
             None => Growth::Unplanned(sizes),
             Some(fit) => fit.clone().map_or(Growth::None, |fit| Growth::To(more, fit)),

@@ -26,13 +26,13 @@ pub(super) enum Question {
     Fit(Box<JobSpec>, RankCounts),
 }
 
-/// Between how many ranks a layout is looked for.
+/// Bounds on the number of ranks of a layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RankCounts {
-    /// It has no more than these.
-    pub(super) available: u32,
-    /// It has more than these.
-    pub(super) least: u32,
+    /// No layout with more ranks.
+    pub(super) at_most: u32,
+    /// Only layouts with more ranks than this.
+    pub(super) above: u32,
 }
 
 /// A generation that would be formed: all that its plan is made from.
@@ -93,8 +93,8 @@ impl Planning {
     /// Why the job cannot run in this layout, in words.
     pub fn plan(&self) -> Result<PlanAnswer, String> {
         let answer = match &self.question {
-            Question::Fit(spec, RankCounts { available, least }) => {
-                Answer::Fit(fitting(spec, *available, *least))
+            Question::Fit(spec, RankCounts { at_most, above }) => {
+                Answer::Fit(fitting(spec, *at_most, *above))
             }
             // A budget of memory may leave those who keep up no room for more.
             Question::Formation(formation) => Answer::Formation(

@@ -38,7 +38,7 @@ pub(super) struct DrainRequest {
 }
 
 impl GenerationRun {
-    /// When it may be formed anew for something better, of a job of which `before` were formed for that already.
+    /// When the run may be formed again for something better; `before` counts how often that has been done for its job.
     pub(super) fn improves_ms(&self, before: u32) -> u64 {
         self.formed_ms + (GROW_AFTER_MS << before.min(MAX_DOUBLINGS))
     }

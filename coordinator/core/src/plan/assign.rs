@@ -124,8 +124,7 @@ impl PlanContext<'_> {
     /// The ranks that keep copies of each other: neighbours along the first axis on which no other rank
     /// holds the same. Where every rank has such a twin, or there is one rank only, no copy is needed.
     fn peer_replica(&self, at: Coordinates) -> Option<PeerReplica> {
-        let layout = &self.request.spec.layout;
-        if !self.request.spec.recovery.peer_replica || (layout.data > 1 && !layout.zero) {
+        if !self.request.spec.keeps_peer_replicas() {
             return None;
         }
         let (before, after) = self.mesh.neighbours(at)?;
@@ -133,7 +132,7 @@ impl PlanContext<'_> {
             of: self.mesh.rank(before),
             by: self.mesh.rank(after),
             parameters: self.rows(before, &self.stages(before)),
-            slice: if layout.zero { before.data } else { 0 },
+            slice: if self.request.spec.layout.zero { before.data } else { 0 },
         })
     }
 

@@ -58,8 +58,8 @@ pub struct Cost {
     parts: u64,
     /// What each rank's assignment repeats of the job: a user's own actions, files, and who sums what.
     repeated: u64,
-    /// How many lists of rows there are: one for each rank, and one for what it keeps of a neighbour.
-    lists: u64,
+    /// How many ranks there are: each has one assignment, with its own rows and those that it keeps of a neighbour.
+    world: u64,
 }
 
 impl Cost {
@@ -68,9 +68,7 @@ impl Cost {
         let table = parameter_table(&spec.model);
         let layout = &spec.layout;
         let (tensor, data) = (u64::from(layout.tensor), u64::from(layout.data));
-        let has_copies =
-            spec.recovery.peer_replica && (layout.data == 1 || layout.zero) && layout.world() > 1;
-        let copies = if has_copies { 2 } else { 1 };
+        let copies = if spec.keeps_peer_replicas() { 2 } else { 1 };
         let (mut rows, mut uses) = (0_u64, 0_u64);
         for parameter in &table {
             let (of_parameter, named) = rows_of(spec, parameter);
@@ -90,7 +88,7 @@ impl Cost {
             actions: ACTIONS * micro_batches * u64::from(layout.stages()) * tensor,
             parts: passes * 2 * micro_batches * layers * tensor,
             repeated: u64::from(layout.world()).saturating_mul(repeated(spec)),
-            lists: copies * u64::from(layout.world()).max(1),
+            world: u64::from(layout.world()).max(1),
         }
     }
 
@@ -99,10 +97,14 @@ impl Cost {
         self.ns() <= MOST_SUBMITTED_NS && self.bytes() <= MOST_SUBMITTED_BYTES
     }
 
+    /// Some assignment has at least as many bytes: as many as all have in the mean.
+    fn longest_bytes(&self) -> u64 {
+        self.rows.saturating_mul(ROW_JSON_BYTES) / self.world
+    }
+
     /// Refuses what would take too long, or could not be sent.
     pub(super) fn expect_bounded(self) -> Result<(), PlanError> {
-        // Some rank has as many rows of its own as all have in the mean.
-        let bytes = self.rows.saturating_mul(ROW_JSON_BYTES) / self.lists;
+        let bytes = self.longest_bytes();
         if bytes > MAX_ASSIGNMENT_BYTES as u64 {
             return Err(PlanError::TooLong { bytes });
         }
@@ -198,6 +200,7 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
+    use crate::plan::encode;
     use crate::plan::tests::changed;
 
     type Change<'a> = &'a dyn Fn(&mut JobSpec);
@@ -240,17 +243,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_of_a_neighbour_does_not_lengthen_the_list_of_a_ranks_own() {
+    fn some_assignment_is_as_long_as_the_estimate_with_what_is_kept_of_a_neighbour() {
         let cost = |pipeline, peer_replica| {
             let plan = changed(4, |spec| {
                 (spec.layout.pipeline, spec.recovery.peer_replica) = (pipeline, peer_replica)
             })
             .unwrap();
-            Cost::of(&plan.assignments[0].spec)
+            let cost = Cost::of(&plan.assignments[0].spec);
+            let longest = plan.assignments.iter().map(|a| encode(a).0.len() as u64).max().unwrap();
+            assert!(cost.longest_bytes() <= longest, "{} of {longest} bytes", cost.longest_bytes());
+            cost
         };
         assert_eq!(cost(1, true), cost(1, false), "a rank alone has no neighbour");
-        let (kept, alone) = (cost(2, true), cost(2, false));
-        assert_eq!((kept.rows, kept.lists), (2 * alone.rows, 2 * alone.lists));
+        assert_eq!(cost(2, true).longest_bytes(), 2 * cost(2, false).longest_bytes());
     }
 
     #[test]

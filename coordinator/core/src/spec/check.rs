@@ -1,7 +1,7 @@
 //! Raw structs to a [`JobSpec`]: defaults, limits, and what the numbers must be to each other. All
 //! faults are gathered, so that one round of corrections is enough.
 
-mod data;
+pub(super) mod data;
 mod layout;
 mod model;
 mod optimizer;

@@ -30,6 +30,7 @@ use coxswain_types::JobSpec;
 
 use crate::code::ErrorCode;
 
+pub use check::data::is_class_name;
 pub use error::{SpecError, SpecFault, ValueOrigin};
 #[cfg(test)]
 pub(crate) use reference::page_with;
@@ -45,8 +46,8 @@ const MAX_TEXT_BYTES: usize = 256 << 10;
 /// Each of them is looked for among the keys that those before it made.
 const MAX_SETS: usize = 1000;
 
-/// How many faults are told at once. For the place of each the text is read again, and more are not corrected
-/// before the next look.
+/// The most faults that are reported at once. The text is read again for the place of each, and an author corrects a
+/// few at a time.
 const MAX_FAULTS: usize = 50;
 
 /// A job as its author gave it.

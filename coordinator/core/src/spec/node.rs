@@ -95,7 +95,7 @@ impl ShapeError {
         self.problem.to_string()
     }
 
-    /// The fault, as the author of the job is told of it.
+    /// The fault in the words for the job's author.
     pub(super) fn refused(&self) -> Refused {
         let code = match &self.problem {
             Problem::Unknown { .. } => ErrorCode::KeyUnknown,

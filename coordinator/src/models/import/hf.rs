@@ -61,7 +61,7 @@ impl ForeignModel for HfFolder {
         let unused = unused.map(|name| format!("{name} is not used by this model and was left out"));
         let options = hf::unread(&self.path)?;
         let options = options.into_iter().map(|option| {
-            format!("generation_config.json has {option}, which generate is told by its options")
+            format!("generation_config.json has {option}; pass it to `coxswain generate` as an option")
         });
         Ok(unused.chain(options).collect())
     }

@@ -29,9 +29,9 @@ pub(super) fn text(spec: &JobSpec, framing: &Framing) -> Result<String> {
     let job = raw_yaml(&starting(spec, framing)).map_err(|error| anyhow!("{error}"))?;
     let text = format!("# Name a text (or labelled lines) and how long to train.\n{job}");
     let job = JobText { source: JOB, text: &text, sets: &[], base: Path::new("/") };
-    let again = look(&job).map_err(|error| anyhow!("the model cannot be said in a job file: {error}"))?;
+    let again = look(&job).map_err(|error| anyhow!("a job file cannot express this model: {error}"))?;
     if again.model != spec.model {
-        bail!("the model cannot be said in a job file: it reads back as another one");
+        bail!("a job file cannot express this model: it reads back as another one");
     }
     Ok(text)
 }

@@ -1,6 +1,6 @@
 //! Texts with parts taken out, and what a decoder shall write of them: pure functions of (seed, sample).
 
-use coxswain_files::hash::draw;
+use coxswain_files::hash::{draw, unit};
 use coxswain_types::job::{Corruption, Lengths, SPAN_TOKENS, noise};
 
 use super::batch::SampleRow;
@@ -123,7 +123,7 @@ impl Draws {
         // More than 63 have no chance worth the name.
         for count in 0..64 {
             self.next += 1;
-            product *= (draw(self.key, self.next) >> 11) as f64 / (1_u64 << 53) as f64;
+            product *= unit(draw(self.key, self.next));
             if product <= limit {
                 return count;
             }

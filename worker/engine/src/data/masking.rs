@@ -1,6 +1,6 @@
 //! Masked-language-model samples: which tokens of a text are hidden and asked for.
 
-use coxswain_files::hash::draw;
+use coxswain_files::hash::{draw, unit};
 
 use super::batch::SampleRow;
 use super::objective::TextWindow;
@@ -34,7 +34,6 @@ impl Masking {
     /// ten are hidden, one is replaced by any, one stays. At least one is chosen.
     fn hide(&self, sample: u64, tokens: &[i64]) -> (Vec<i64>, Vec<i64>) {
         let key = draw(self.key, sample);
-        let unit = |bits: u64| (bits >> 11) as f64 / (1_u64 << 53) as f64;
         // The first token of each place's word, whose draw is that of all its tokens.
         let begins =
             |id: i64| self.words.as_ref().is_none_or(|of| of.get(id as usize).is_none_or(|begins| *begins));

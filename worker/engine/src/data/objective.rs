@@ -1,4 +1,4 @@
-//! What a token is trained to tell: for each objective, the row that it makes of a window of the tokens.
+//! Training objectives: for each, the row that it makes of a window of the tokens.
 
 use coxswain_files::hash::draw;
 use coxswain_types::JobSpec;
@@ -151,8 +151,8 @@ fn reply(window: &TextWindow<'_>, start: u32, prompt_len: usize) -> SampleRow {
     }
 }
 
-/// The weight, inputs and targets of a row of pairs that stand one after the other: a token of the prompt is
-/// asked for nothing but the answer's first.
+/// The weight, inputs and targets of a row of pairs that stand one after the other: of the prompt's
+/// tokens only the last has a target, the answer's first.
 fn answered(row: &[i64]) -> (u32, Vec<i64>, Vec<i64>) {
     let [weight, prompt, answer, tokens @ ..] = row else { return (0, Vec::new(), Vec::new()) };
     let all = &tokens[..((prompt + answer) as usize).min(tokens.len())];

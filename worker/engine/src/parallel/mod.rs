@@ -1,5 +1,5 @@
 //! How a step is spread: cuts of the autograd graph, the interpreter of a step's actions, and the
-//! canonical sum of gradients over micro-batches and data ranks.
+//! gradient tree over micro-batches and data ranks.
 
 mod cut;
 mod pipeline;

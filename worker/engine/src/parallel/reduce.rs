@@ -1,4 +1,4 @@
-//! The canonical sum of gradients, over the micro-batches of this rank and over data ranks.
+//! The gradient tree, over the micro-batches of this rank and over data ranks.
 //!
 //! Within a gradient group a bucket accumulates into one buffer; finished groups combine into
 //! tree nodes as soon as both halves are there, so at most log2(R) + 1 buffers live. When a

@@ -1,5 +1,5 @@
 //! Slices with several uses: tied embeddings, layers of a group, key/value heads that several tensor
-//! shards read, norms over a split sequence. Each use has its own canonical sum over micro-batches;
+//! shards read, norms over a split sequence. Each use has its own gradient tree over micro-batches;
 //! here the sums are added in the order of uses, on the first rank that holds the slice, which sends
 //! the total to the others. Where one rank has all uses, nothing travels.
 

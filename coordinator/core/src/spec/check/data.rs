@@ -143,7 +143,7 @@ fn classes(names: Vec<String>, model: &ModelSpec, faults: &mut Faults) -> Vec<St
     let mut seen = BTreeSet::new();
     for (i, name) in names.iter().enumerate() {
         let at = || KeyPath::from(key).index(i);
-        if name.is_empty() || name.trim() != name || name.contains(['\t', '\n', '\r']) {
+        if !is_class_name(name) {
             faults.never(
                 at(),
                 format!("found `{name}`; must be a name without tabs, and without blanks around it"),
@@ -153,6 +153,11 @@ fn classes(names: Vec<String>, model: &ModelSpec, faults: &mut Faults) -> Vec<St
         }
     }
     names
+}
+
+/// Whether lines can begin with this class: it is one word or several between a line's start and a tab.
+pub fn is_class_name(name: &str) -> bool {
+    !name.is_empty() && name.trim() == name && !name.contains(['\t', '\n', '\r'])
 }
 
 /// The absolute paths of text files.

@@ -184,7 +184,7 @@ pub(super) fn check_peer_replica(layout: &Layout, train: &TrainSpec, faults: &mu
 
 fn zero(stage: Option<ZeroStage>, faults: &mut Faults) -> bool {
     let ZeroStage(stage) = stage.unwrap_or(ZeroStage(0));
-    let gradients = "gradients are needed whole until the root of the canonical sum is known";
+    let gradients = "gradients are needed whole until the root of the gradient tree is known";
     let refuse = match stage {
         0 | 1 => return stage == 1,
         2 => format!("shards gradients too, which this version does not do ({gradients})"),
