@@ -149,6 +149,15 @@ mod tests {
     }
 
     #[test]
+    fn another_number_of_workers_has_a_code() {
+        let sets = ["train.steps=5", "model.heads=2", "layout.data=1"].map(str::to_owned);
+        let spec = job::parse(JOB, "job.yaml", Path::new("/"), &sets).unwrap();
+        let refused = job::workers(&spec, Some(3)).unwrap_err().to_json();
+        assert_eq!(refused["errors"][0]["code"], "job.workers");
+        assert!(matches!(job::workers(&spec, None), Ok(1)));
+    }
+
+    #[test]
     fn a_job_that_cannot_be_taken_has_a_code() {
         let directory = SubmitError::Directory { other: "a-1".to_owned(), directory: "/a".to_owned() };
         let status = submit_status(&directory);
