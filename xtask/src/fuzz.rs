@@ -102,8 +102,12 @@ fn built(repo: &Repo) -> PathBuf {
 }
 
 fn build(repo: &Repo, triple: &str) -> Result<()> {
+    let folder = repo.path("tests/fuzz/targets");
+    // The programs read formats with the versions that users run. Cargo adds libfuzzer to this lock, which is pinned.
+    let (from, to) = (repo.path("Cargo.lock"), folder.join("Cargo.lock"));
+    fs::copy(&from, &to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
     let mut command = cargo();
-    command.current_dir(repo.path("tests/fuzz/targets")).args(["build", "--release", "--target", triple]);
+    command.current_dir(folder).args(["build", "--release", "--target", triple]);
     run(command.env("RUSTFLAGS", COVERAGE).env("CARGO_TARGET_DIR", built(repo)))
 }
 

@@ -183,9 +183,23 @@ impl World {
             self.judge_times(now_ms);
             self.judge_again(now_ms, event);
         }
-        if self.chance.checks.below(SELDOM) == 0 {
+        // Draws happen whatever the entries are, so that a seed stays the same run.
+        let seldom = self.chance.checks.below(SELDOM) == 0;
+        if self.records_first(effects) || seldom {
             self.judge_replay();
         }
+    }
+
+    /// Whether an entry is the first of its kind in this run. What a restart makes of each kind is judged at least once,
+    /// so that no kind depends on a crash at the right moment.
+    fn records_first(&mut self, effects: &[Effect]) -> bool {
+        let mut first = false;
+        for effect in effects {
+            if let Effect::Record(entry) = effect {
+                first |= self.judge.replayed.insert(std::mem::discriminant(entry));
+            }
+        }
+        first
     }
 
     /// A process is not taken in where a newer one of its name had a rank: the journal knows that one.

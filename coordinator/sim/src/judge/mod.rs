@@ -9,9 +9,10 @@ mod end;
 mod journal;
 mod live;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::mem::Discriminant;
 
-use coxswain_core::cluster::{FormedRank, JobEnding};
+use coxswain_core::cluster::{Entry, FormedRank, JobEnding};
 use coxswain_types::ids::{Generation, Step, WorkerId};
 use coxswain_types::job::{Layout, OnLoss};
 use coxswain_types::status::{Directive, SavedFile};
@@ -48,6 +49,8 @@ pub(crate) struct Judge {
     pub(crate) jobs: BTreeMap<String, JobRecord>,
     /// Entries that are on disk.
     entries: usize,
+    /// The kinds of entries after which a replay was judged.
+    replayed: HashSet<Discriminant<Entry>>,
     /// The newest generation on disk.
     generation: Generation,
     /// Jobs whose submission was answered.
