@@ -22,7 +22,7 @@ train: {steps: 2, sequence: 128, micro_batch_size: 2, global_micro_batches: 2, t
 const MOST: f64 = 1.10;
 const LEAST: f64 = 0.98;
 /// What is not counted at all: of models of a few MiB it is more than a fiftieth.
-const SMALL_BYTES: u64 = 256 << 10;
+const SMALL_BYTES: u64 = 64 << 10;
 
 /// A name; pipeline, tensor and data ranks; and what the job has else.
 type Row = (&'static str, [u32; 3], &'static [&'static str]);

@@ -50,8 +50,24 @@ impl Sizes<'_> {
     /// While a shard's heads are mixed backward: the gradients of the output, queries, keys and values.
     fn mixing(&self, heads: Heads, queries: u64, keys: u64, cross: bool) -> u64 {
         // Our own kernel adds those of a group's heads, in fp32.
-        let parts = if heads.grouped && !self.fused(cross) { 2 * FP32 * keys * heads.q } else { 0 };
+        let parts = match self.fused(cross) {
+            true => self.tiles(queries / self.rows.max(1), keys / self.rows.max(1)),
+            false if heads.grouped => 2 * FP32 * keys * heads.q,
+            false => 0,
+        };
         2 * self.bytes * queries * heads.q + 2 * self.pair(heads, keys, cross) + parts
+    }
+
+    /// Scores and their gradients that each thread of libtorch's CPU kernel holds of a tile, in fp32, and once more in
+    /// a low precision. The sizes of tiles are those of its FlashAttentionKernel.cpp.
+    fn tiles(&self, queries: u64, keys: u64) -> u64 {
+        let rows = match queries {
+            768.. => 256,
+            192.. => 64,
+            _ => 32,
+        };
+        let low = if self.low() { self.bytes } else { 0 };
+        2 * (FP32 + low) * self.threads * rows.min(queries) * keys.min(512)
     }
 
     pub(super) fn attention(&self, layer: u32) -> BlockSize {
@@ -63,7 +79,7 @@ impl Sizes<'_> {
         let biased = matches!(self.model.positions, Positions::Alibi | Positions::RelativeBias { .. });
         let distances = 2 * tokens / self.rows.max(1);
         let bias = if biased { FP32 * heads.count * distances * (1 + self.rows) } else { 0 };
-        let low_copy = self.low_grad(heads.q, self.dim);
+        let low_copy = self.low_grad(tokens, heads.q, self.dim);
         BlockSize {
             inside: self.normed(tokens) + shards * (own + log_sums + bias),
             backward: (self.mixing(heads, tokens, tokens, false) + extra)
@@ -117,7 +133,7 @@ impl Sizes<'_> {
         let each = self.bytes * tokens * 2 * heads.q + 2 * self.pair(heads, keys, true) + log_sums;
         // The encoder's output is copied for its maps, where rows are cut or ranks have parts of it.
         let memory = if self.rows > 1 || self.sequence_parallel { self.whole(keys) } else { 0 };
-        let low_copy = self.low_grad(heads.q, self.dim);
+        let low_copy = self.low_grad(tokens, heads.q, self.dim);
         BlockSize {
             inside: self.normed(tokens) + memory + self.shards * each,
             backward: self

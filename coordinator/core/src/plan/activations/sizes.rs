@@ -22,6 +22,8 @@ pub(super) struct Sizes<'a> {
     pub(super) parts: u64,
     pub(super) sequence_parallel: bool,
     pub(super) rows: u64,
+    /// Threads that compute.
+    pub(super) threads: u64,
     /// Tokens of the vocabulary on this rank.
     pub(super) vocabulary: u64,
 }
@@ -44,6 +46,7 @@ impl<'a> Sizes<'a> {
             parts: if sequence_parallel { u64::from(layout.tensor).max(1) } else { 1 },
             sequence_parallel,
             rows: train.micro_batch_size.into(),
+            threads: a.threads.into(),
             vocabulary: a.parameters.iter().filter(logits).map(|row| row.len).sum(),
         }
     }
