@@ -4,7 +4,7 @@
 const PIECE_BYTES: usize = 1 << 16;
 
 /// The largest piece: a text is cut here even where there is no place whose tokens do not depend on it.
-const MAX_PIECE_BYTES: usize = 1 << 20;
+const MAX_PIECE_BYTES: usize = 1 << 18;
 
 /// A tokenizer from elsewhere may look at a whole text at once, so a text of at most this size is one piece.
 /// The library takes about 100 MB for one.

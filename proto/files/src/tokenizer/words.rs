@@ -18,15 +18,16 @@ use crate::progress::{PreparationPhase, PreparationProgress, Watch};
 /// token, and so of `tokenizer.json`, where a text is one letter a million times.
 pub(super) const MAX_WORD_BYTES: usize = 1 << 10;
 
-/// The memory that words may take while tokens are learned from them, as [`cost_bytes`] estimates it: half a
-/// million words of a natural language. The whole preparation then takes less than 300 MiB.
+/// The memory that words may take while tokens are learned from them, as [`cost_bytes`] estimates it: a third of a
+/// million words of a natural language. The whole preparation then takes less than 300 MiB, whatever the text.
 const MAX_BYTES: usize = 208 << 20;
 
 /// What a word takes: a place in the map, and its own allocation.
 const WORD_BYTES: usize = 80;
 
-/// What each byte of a word takes while tokens are learned ([`super::merges`]).
-const LETTER_BYTES: usize = 32;
+/// What each byte of a word takes while tokens are learned ([`super::merges`]), where hardly a pair of letters comes
+/// twice: its symbol, and the count and the place of its pair. In a natural language it is half as much.
+const LETTER_BYTES: usize = 64;
 
 /// Words and how often each occurs.
 type Counts = HashMap<Box<str>, u64>;
