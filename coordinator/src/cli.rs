@@ -7,7 +7,7 @@ use coxswain_console::say;
 use crate::failure::{BAD_INPUT, DONE, FAILED, Failure};
 use crate::preparation::child::Prepare;
 use crate::tls::certs;
-use crate::{client, local, models, preparation, serve, up, verify};
+use crate::{client, doctor, local, models, preparation, serve, up, verify};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -28,6 +28,7 @@ Examples:
   coxswain serve --data-dir /var/lib/coxswain            a coordinator for workers and jobs to come
   coxswain submit job.yaml --directory /shared/run-1     hand it a job
   coxswain status
+  coxswain doctor                                        is this machine ready?
   coxswain certs init --dir tls --host 10.0.0.1          certificates, for calls from other machines
 
 Exit codes:
@@ -51,10 +52,11 @@ pub(crate) enum Command {
     /// Run a coordinator that workers and users connect to.
     #[command(after_help = EXIT_CODES)]
     Serve(serve::Serve),
-    /// Run a job on this machine, with a coordinator and workers of its own, to its end.
+    /// Run a job on this machine or, by ssh, on others, with a coordinator and workers of its own, to its end.
     #[command(after_help = "\
 Example:
   coxswain up job.yaml --set train.steps=100 --out runs/first
+  coxswain up job.yaml --hosts gpu-1,gpu-2 --device cuda --out /shared/runs/first
 
 Where DIR holds a checkpoint of the job, the run continues from it. DIR then holds checkpoints/,
 metrics.jsonl, loss.svg, job.yaml (every value of the job) and logs/ (one file a worker).
@@ -108,6 +110,17 @@ Exit codes:
   1  failed
   2  bad input")]
     Events(client::Events),
+    /// Look at this machine: libtorch, devices, ports, clock, folder and limits; say how to mend what is wrong.
+    #[command(after_help = "\
+Example:
+  coxswain doctor
+  coxswain doctor --coordinator https://10.0.0.1:7070 --directory /shared/runs
+
+Exit codes:
+  0  nothing has to be mended
+  1  something has
+  2  bad input")]
+    Doctor(doctor::Doctor),
     /// Make a job's data ready; a coordinator starts this.
     #[command(hide = true, after_help = EXIT_CODES)]
     Prepare(Prepare),
@@ -216,6 +229,7 @@ pub(crate) async fn run(command: Command) -> u8 {
         Command::Drain(args) => client::drain(args).await,
         Command::Explain(args) => client::explain(args).await,
         Command::Events(args) => client::events(args).await,
+        Command::Doctor(args) => doctor::doctor(args).await,
         Command::Prepare(args) => preparation::child::main(args).map_err(Failure::from),
         Command::Certs(args) => certs::certs(args).await,
         Command::Token(args) => certs::token(args).await,
@@ -246,14 +260,41 @@ pub(crate) async fn run(command: Command) -> u8 {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
+#[path = "../../tests/src/commands.rs"]
+#[allow(unreachable_pub, reason = "tests of other crates use it too")]
+mod commands;
 
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::commands::shown_commands;
     use super::*;
 
     #[test]
     fn the_commands_are_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_in_the_documents_is_one_that_this_program_takes() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let commands = shown_commands(root, "coxswain");
+        assert!(commands.len() > 50, "{} commands were found", commands.len());
+        let mut refused = Vec::new();
+        for command in commands {
+            let Err(error) = Cli::try_parse_from(&command.words) else { continue };
+            // A sentence may leave values out, and name them by words such as N.
+            let wrong =
+                [ErrorKind::UnknownArgument, ErrorKind::InvalidSubcommand, ErrorKind::ArgumentConflict];
+            if !command.shortened || wrong.contains(&error.kind()) {
+                refused.push(format!("{}: {}\n{error}", command.place, command.words.join(" ")));
+            }
+        }
+        assert!(refused.is_empty(), "{}", refused.join("\n"));
     }
 
     #[test]

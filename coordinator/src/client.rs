@@ -233,7 +233,8 @@ pub(crate) async fn events(args: Events) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn jobs(args: &CoordinatorArgs) -> Result<JobsClient<Channel>, Failure> {
+/// A client of the service for people.
+pub(crate) async fn jobs(args: &CoordinatorArgs) -> Result<JobsClient<Channel>, Failure> {
     Ok(jobs_client(channel(args).await?))
 }
 

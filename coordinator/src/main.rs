@@ -16,8 +16,9 @@
 //! - [`refusal`]: why a job is refused, with codes for programs.
 //! - [`job`], [`folder`], [`metrics`], [`curve`]: a job's text, and what lies in its folder; [`beginning`]: what
 //!   people are told of a run that begins with what lies there.
+//! - [`doctor`]: whether a machine is ready.
 //! - [`models`]: models from other programs, and back to them.
-//! - [`workers`]: the worker processes of `up`; [`progress`]: what people see, beside what
+//! - [`workers`]: the worker processes of `up`; [`ssh`]: those on other machines; [`progress`]: what people see, beside what
 //!   `coxswain_console` says; [`output`]: what programs read.
 
 mod access;
@@ -28,6 +29,7 @@ mod claim;
 mod cli;
 mod client;
 mod curve;
+mod doctor;
 mod driver;
 mod event_line;
 mod events;
@@ -50,6 +52,7 @@ mod roots;
 mod scoped;
 mod serve;
 mod service;
+mod ssh;
 mod store;
 mod texts;
 mod tls;

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use coxswain_console::file_mode::FileModeArgs;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::access::Joining;
-use crate::auth::pods::{PodError, Pods, Subject};
+use crate::auth::pods::{PodError, Pods, Subject, issuer_of};
 use crate::failure::Failure;
 use crate::roots::RootArgs;
 use crate::service::{Access, Port, Secure};
@@ -48,14 +48,18 @@ pub(crate) struct Serve {
 
 /// Whose service accounts' tokens are taken.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("issuer").args(["join_issuer", "join_issuer_of"])))]
 struct PodArgs {
     /// A file with the keys (a JWK set) by which Kubernetes signs the tokens of service accounts: pods can
     /// join by them.
-    #[arg(long, value_name = "FILE", requires_all = ["tls_dir", "join_issuer", "join_audience", "join_subject"])]
+    #[arg(long, value_name = "FILE", requires_all = ["tls_dir", "issuer", "join_audience", "join_subject"])]
     join_jwks: Option<PathBuf>,
     /// The issuer of these tokens, as `kubectl get --raw /.well-known/openid-configuration` tells.
     #[arg(long, value_name = "URL", requires = "join_jwks")]
     join_issuer: Option<String>,
+    /// A file with a token of this coordinator's own pod, whose issuer is that of the others.
+    #[arg(long, value_name = "FILE", requires = "join_jwks")]
+    join_issuer_of: Option<PathBuf>,
     /// The audience of these tokens, as the pods' projected volume asks for it.
     #[arg(long, value_name = "NAME", requires = "join_jwks")]
     join_audience: Option<String>,
@@ -67,12 +71,13 @@ struct PodArgs {
 
 impl PodArgs {
     fn pods(&self) -> Result<Option<Pods>, PodError> {
-        let (Some(keys), Some(issuer), Some(audience)) =
-            (&self.join_jwks, &self.join_issuer, &self.join_audience)
-        else {
-            return Ok(None);
+        let (Some(keys), Some(audience)) = (&self.join_jwks, &self.join_audience) else { return Ok(None) };
+        let issuer = match (&self.join_issuer, &self.join_issuer_of) {
+            (Some(issuer), _) => issuer.clone(),
+            (None, Some(token)) => issuer_of(keys, token)?,
+            (None, None) => return Ok(None),
         };
-        let (issuer, audience, subjects) = (issuer.clone(), audience.clone(), self.join_subject.clone());
+        let (audience, subjects) = (audience.clone(), self.join_subject.clone());
         let pods = Pods { keys: keys.clone(), issuer, audience, subjects };
         pods.check()?;
         Ok(Some(pods))
@@ -92,7 +97,8 @@ pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
     if folder.is_some() && roots.is_none() {
         return Err(Failure::Input(NO_ROOTS.to_owned()));
     }
-    let pods = args.pods.pods().map_err(|error| Failure::Input(format!("--join-jwks: {error}")))?;
+    let pods =
+        args.pods.pods().map_err(|error| Failure::Input(format!("tokens of service accounts: {error}")))?;
     let joining = Joining { chain_life: DAY * args.join_days, pods };
     let listener = service::listen(&args.listen, args.insecure_network || folder.is_some())
         .await

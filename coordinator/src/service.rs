@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use coxswain_core::cluster::{self, CancelWhen, Event};
 use coxswain_proto::{convert, limits, wire};
+use coxswain_transport::tls::JoinToken;
 use coxswain_transport::{access_server, cluster_server, jobs_server};
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Generation, WorkerId};
@@ -28,6 +29,7 @@ use crate::access::{AccessService, Joining, Security};
 use crate::auth::layer::Authorize;
 use crate::auth::rates::{Rate, TokenBucket};
 use crate::auth::streams::{StreamKind, Streams};
+use crate::auth::tokens::Grant;
 use crate::auth::{Caller, shown};
 use crate::events;
 use crate::handle::{Ending, Handle, Request as Ask, Times};
@@ -71,6 +73,11 @@ impl Secure {
         let tls = folder.server_config()?;
         let security = Security::open(folder.authority, data_dir, joining)?;
         Ok(Secure { tls, security: Arc::new(security) })
+    }
+
+    /// A join token.
+    pub(crate) fn token(&self, grant: Grant) -> Result<JoinToken, Status> {
+        self.security.token(grant)
     }
 
     #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `coxswain up`: a coordinator and its workers on this machine, for one job, to its end.
+//! `coxswain up`: a coordinator on this machine and its workers here or on others, for one job, to its end.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,8 @@ use crate::handle::{Handle, JobNews};
 use crate::metrics::METRICS;
 use crate::progress::{Preparing, RunProgress};
 use crate::serve::Signals;
+use crate::service::{Access, Port};
+use crate::ssh::{HostArgs, Remote, RemoteAccess};
 use crate::store::RendezvousStore;
 use crate::workers::{Launch, Workers};
 use crate::{curve, driver, folder, job, local, service, texts, workers};
@@ -62,6 +64,8 @@ pub(crate) struct Up {
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = coxswain_proto::device::device)]
     device: String,
     #[command(flatten)]
+    hosts: HostArgs,
+    #[command(flatten)]
     file_mode: FileModeArgs,
     #[command(flatten)]
     parent: ParentArgs,
@@ -79,9 +83,10 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     let text = directory.to_str().map(str::to_owned);
     let text = text.ok_or_else(|| Failure::Input(format!("--out {}: no UTF-8 text", shown.display())))?;
 
-    let coordinator = LocalCoordinator::start(&directory).await?;
+    let (coordinator, remote) = LocalCoordinator::start(&directory, &args.hosts, &program).await?;
     let mut written = spec.clone();
-    written.train.threads = Some(threads(&spec, &directory, count).map_err(Failure::Input)?);
+    written.train.threads =
+        Some(threads(&spec, &directory, args.hosts.share(count)).map_err(Failure::Input)?);
     let resolved = resolved_yaml(&written).context("the job as YAML")?;
     let path = directory.join("job.yaml");
     write_atomic(&path, resolved.as_bytes())
@@ -97,6 +102,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
         device: &args.device,
         count: count.saturating_add(args.spares),
         logs: &directory.join("logs"),
+        remote: remote.as_ref(),
     };
     let mut run = FollowedRun {
         job,
@@ -117,7 +123,8 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     outcome.result
 }
 
-/// The threads of each worker: the job's, or those of the checkpoint, or a share of the cores.
+/// The threads of each worker: the job's, or those of the checkpoint, or a share of the cores, where so many workers share
+/// a machine like this one.
 fn threads(spec: &JobSpec, directory: &Path, workers: u32) -> Result<u32, String> {
     let (newest, _) = folder::newest(directory, spec, |_| false)?;
     if let Some(threads) = spec.train.threads.or(newest.map(|newest| newest.threads)) {
@@ -146,22 +153,41 @@ struct LocalCoordinator {
 }
 
 impl LocalCoordinator {
-    async fn start(directory: &Path) -> Result<LocalCoordinator, Failure> {
+    /// Starts it, and says how workers on other machines are started where there are some.
+    async fn start(
+        directory: &Path,
+        hosts: &HostArgs,
+        program: &Path,
+    ) -> Result<(LocalCoordinator, Option<Remote>), Failure> {
         // Jobs that an earlier `up` left open are not this one's.
         let left_over = driver::LeftOver::Cancel("the `up` that it belonged to was killed");
-        let (handle, store, driver) = driver::start(&directory.join("coordinator"), left_over)?;
-        let (url, service) = serve(handle.clone(), store).await?;
-        Ok(LocalCoordinator { handle, url, driver, service })
+        let data_dir = directory.join("coordinator");
+        let (handle, store, driver) = driver::start(&data_dir, left_over)?;
+        let access =
+            hosts.access(program, &data_dir).map_err(|error| Failure::Input(format!("{error:#}")))?;
+        let (url, service, remote) = serve(handle.clone(), store, access).await?;
+        Ok((LocalCoordinator { handle, url, driver, service }, remote))
     }
 }
 
 async fn serve(
     handle: Handle,
     store: Arc<RendezvousStore>,
-) -> anyhow::Result<(String, JoinHandle<anyhow::Result<()>>)> {
-    let listener = service::listen("127.0.0.1:0", false).await?;
-    let url = format!("http://{}", listener.local_addr().context("the listening address")?);
-    Ok((url, tokio::spawn(service::serve(listener, handle, store, std::future::pending()))))
+    access: Option<RemoteAccess>,
+) -> anyhow::Result<(String, JoinHandle<anyhow::Result<()>>, Option<Remote>)> {
+    let Some(RemoteAccess { listen, address, secure, remote }) = access else {
+        let listener = service::listen("127.0.0.1:0", false).await?;
+        let url = format!("http://{}", listener.local_addr().context("the listening address")?);
+        let service = tokio::spawn(service::serve(listener, handle, store, std::future::pending()));
+        return Ok((url, service, None));
+    };
+    let listener = service::listen(&listen.to_string(), true).await?;
+    let port = listener.local_addr().context("the listening address")?.port();
+    let address = if address.contains(':') { format!("[{address}]") } else { address };
+    // Calls come from its workers; nothing but this process submits.
+    let port_of = Port { listener, access: Access::Secure(secure), roots: None };
+    let service = tokio::spawn(service::serve_on(port_of, handle, store, std::future::pending()));
+    Ok((format!("https://{address}:{port}"), service, Some(remote)))
 }
 
 /// A run as `up` follows it.

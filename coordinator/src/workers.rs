@@ -1,4 +1,5 @@
-//! The worker processes of `up`: started, watched, and gone at the end in every case.
+//! The worker processes of `up`: started here or by [`ssh`](crate::ssh) on other machines, watched, and gone at the end in
+//! every case.
 
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
@@ -11,8 +12,10 @@ use coxswain_files::atomic::create_folder;
 use coxswain_files::regular;
 use coxswain_transport::tls::args::TLS_DIR;
 use coxswain_types::ids::WorkerId;
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::ssh::{Remote, Tie};
 
 /// The program, beside this one.
 const PROGRAM: &str = "coxswain-worker";
@@ -57,13 +60,15 @@ pub(crate) struct Launch<'a> {
     pub(crate) count: u32,
     /// The folder of the logs.
     pub(crate) logs: &'a Path,
+    /// The machines to start them on; `None` for this one.
+    pub(crate) remote: Option<&'a Remote>,
 }
 
 struct Worker {
     name: String,
     child: Child,
     /// Its stdin: it ends when this is closed, so it outlives `up` in no case.
-    _tie: Option<ChildStdin>,
+    _tie: Option<Tie>,
     log: PathBuf,
     ended: Option<ExitStatus>,
     /// Starts since the run last took a step, without the first.
@@ -186,20 +191,11 @@ fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
     let out = regular::open_own(&log, File::options().append(true).create(true));
     let out = out.with_context(|| format!("{} cannot be written", log.display()))?;
     let err = out.try_clone().with_context(|| format!("{} cannot be written", log.display()))?;
-    // A worker that has the cores to itself spins for about a millisecond before its threads sleep:
-    // the next product is mostly there by then. Workers that share cores must not spin at all.
-    let spin = if launch.count == 1 { "30000" } else { "0" };
-    let device = coxswain_proto::device::device_of(launch.device, index);
-    let mut child = Command::new(launch.program)
-        .args(["--coordinator", launch.url, "--device", &device, "--name", &name])
-        // `up` is the coordinator, and does not come back.
-        .args(["--coordinator-timeout-s", "0", "--tied"])
-        .args((launch.count > 1).then_some("--shares-cores"))
-        .env("OMP_WAIT_POLICY", "PASSIVE")
-        .env("GOMP_SPINCOUNT", spin)
-        // Those are for coordinators with certificates, and this one is on this machine only.
-        .env_remove(TLS_DIR)
-        .env_remove("COXSWAIN_JOIN_TOKEN")
+    let mut command = match launch.remote {
+        Some(remote) => remote.command(launch, index, &name),
+        None => here(launch, index, &name),
+    };
+    let mut child = command
         .stdin(Stdio::piped())
         .stdout(out)
         .stderr(err)
@@ -207,9 +203,47 @@ fn start_one(launch: &Launch<'_>, index: u32) -> Result<Worker> {
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-        .with_context(|| format!("{} does not start", launch.program.display()))?;
-    let tie = child.stdin.take();
+        .with_context(|| format!("{} does not start", command.as_std().get_program().display()))?;
+    let tie = match launch.remote {
+        Some(remote) => remote.hand_over(child.stdin.take()),
+        None => child.stdin.take().map(Tie::Pipe),
+    };
     Ok(Worker { name, child, _tie: tie, log, ended: None, restarts: 0 })
+}
+
+/// The options of a worker of `up`, wherever it runs.
+pub(crate) fn options(launch: &Launch<'_>, device: &str, name: &str) -> Vec<String> {
+    // `up` is the coordinator, and does not come back.
+    let words = [
+        "--coordinator",
+        launch.url,
+        "--device",
+        device,
+        "--name",
+        name,
+        "--coordinator-timeout-s",
+        "0",
+        "--tied",
+    ];
+    words.map(str::to_owned).to_vec()
+}
+
+/// A worker on this machine.
+fn here(launch: &Launch<'_>, index: u32, name: &str) -> Command {
+    // A worker that has the cores to itself spins for about a millisecond before its threads sleep:
+    // the next product is mostly there by then. Workers that share cores must not spin at all.
+    let spin = if launch.count == 1 { "30000" } else { "0" };
+    let device = coxswain_proto::device::device_of(launch.device, index);
+    let mut command = Command::new(launch.program);
+    command
+        .args(options(launch, &device, name))
+        .args((launch.count > 1).then_some("--shares-cores"))
+        .env("OMP_WAIT_POLICY", "PASSIVE")
+        .env("GOMP_SPINCOUNT", spin)
+        // Those are for coordinators with certificates, and this one is on this machine only.
+        .env_remove(TLS_DIR)
+        .env_remove("COXSWAIN_JOIN_TOKEN");
+    command
 }
 
 fn describe(status: ExitStatus) -> String {

@@ -10,12 +10,14 @@
 //! - [`nodes`]: two nodes on this machine, and a cluster on them.
 //! - [`random`]: small random jobs, held to one process.
 //! - [`process`]: processes as the operating system sees them.
+//! - [`commands`]: command lines that documents show.
 //! - [`skip`]: tests that are left out, which say so.
 //!
 //! The tests themselves lie in `tests/`: tables of layouts and modes, certificates, failures, two
 //! nodes, memory, convergence, text that is generated, deployment files.
 
 pub mod chaos;
+pub mod commands;
 mod corpus;
 pub mod events;
 mod folder;

@@ -130,7 +130,8 @@ impl<'a> Site<'a> {
         std::fs::read_to_string(self.folder.path().join("serve.log")).unwrap_or_default()
     }
 
-    fn url(&self) -> String {
+    /// The coordinator's address, as workers and people call it.
+    pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 

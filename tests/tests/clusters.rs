@@ -30,6 +30,10 @@ mod models;
 mod modes;
 #[path = "nodes.rs"]
 mod nodes;
+#[path = "pods.rs"]
+mod pods;
+#[path = "starting.rs"]
+mod starting;
 #[path = "verify.rs"]
 mod verify;
 #[path = "writing.rs"]

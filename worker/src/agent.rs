@@ -33,6 +33,8 @@ const EXIT_WAIT: Duration = Duration::from_secs(3);
 
 /// Works for the coordinator until told to leave, asked to stop, or the coordinator stays away.
 pub(crate) fn run(work: &Work) -> Result<Departure> {
+    // The token may be in the first line of stdin, whose end is waited for after that.
+    let proof = Proof::of(work).map_err(|error| BadArgument(format!("{error:#}")))?;
     if work.tied {
         machine::end_with_stdin()?;
     }
@@ -47,17 +49,19 @@ pub(crate) fn run(work: &Work) -> Result<Departure> {
         .enable_all()
         .build()
         .context("starting the network runtime")?;
-    let result = runtime.block_on(work_for(work, info));
+    let result = runtime.block_on(work_for(work, info, proof));
     runtime.shutdown_timeout(Duration::from_millis(200));
     result
 }
 
-async fn work_for(work: &Work, info: WorkerInfo) -> Result<Departure> {
+async fn work_for(work: &Work, info: WorkerInfo, proof: Proof) -> Result<Departure> {
     let (not_renewed, refused) = mpsc::channel(1);
     let mut signals = StopSignals::listen(refused)?;
-    let proof = Proof::of(work).map_err(|error| BadArgument(format!("{error:#}")))?;
     // Before a token is used up.
-    let port = proof.data_port(work).map_err(|error| BadArgument(format!("{error:#}")))?;
+    let port = tokio::select! {
+        port = proof.data_port(work) => port?,
+        stop = signals.next() => return Ok(Departure::Asked(stop)),
+    };
     let (identity, channel) = tokio::select! {
         reached = proof.reach(work, &info.id.0) => reached?,
         stop = signals.next() => return Ok(Departure::Asked(stop)),

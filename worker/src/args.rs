@@ -9,6 +9,8 @@ use coxswain_console::logs::LogFormat;
 use coxswain_console::parent::ParentArgs;
 use coxswain_transport::tls::{Secret, TlsArgs};
 
+use crate::devices::DeviceList;
+
 /// A worker of a Coxswain cluster: one process, one device.
 ///
 /// It connects to the coordinator, does what it is assigned, and ends when the coordinator stays away.
@@ -18,6 +20,7 @@ use coxswain_transport::tls::{Secret, TlsArgs};
     version,
     args_conflicts_with_subcommands = true,
     after_help = "Examples:\n  coxswain-worker --coordinator http://10.0.0.1:7070\n  \
+                  coxswain-worker --coordinator https://10.0.0.1:7070 --join-file token --devices all\n  \
                   coxswain-worker generate --checkpoint out/demo --prompt 'Once upon a time'\n\n\
                   Exit codes:\n  \
                   0    drained, or its coordinator's work is over: start no other in its place\n  \
@@ -44,7 +47,7 @@ pub(crate) struct Args {
 pub(crate) struct BadArgument(pub(crate) String);
 
 /// How to work for a coordinator.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Work {
     /// The coordinator, as HOST:PORT
     #[arg(long, env = "COXSWAIN_COORDINATOR", default_value = "127.0.0.1:7070")]
@@ -54,7 +57,7 @@ pub(crate) struct Work {
     #[arg(long, env = "COXSWAIN_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub(crate) join: Option<Secret>,
     /// A file with the join token, or with the token of a pod's service account, which needs --tls-ca beside
-    /// it
+    /// it; - for the first line of stdin
     #[arg(long, value_name = "FILE", conflicts_with = "join")]
     pub(crate) join_file: Option<PathBuf>,
     #[command(flatten)]
@@ -70,6 +73,11 @@ pub(crate) struct Work {
     /// The device to compute on: cpu, or cuda:N for GPU N; plain cuda is cuda:0
     #[arg(long, default_value = "cpu", value_parser = coxswain_proto::device::device)]
     pub(crate) device: String,
+    /// Start a worker for each of these devices, and keep them running: all, cpu:N for N workers on the processor, cuda
+    /// for every GPU, or cuda:N for GPU N, with commas between several. Their names are --name with -0, -1 and so on, and
+    /// their ports for tensors those from --data-listen on
+    #[arg(long, value_name = "LIST", conflicts_with = "device")]
+    pub(crate) devices: Option<DeviceList>,
     /// This worker's name, unique in the cluster; default HOST-PID
     #[arg(long, env = "COXSWAIN_WORKER_NAME")]
     pub(crate) name: Option<String>,
@@ -99,6 +107,33 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Tell the class of each line of stdin
     Classify(Classify),
+    /// Show what a worker that is started here would be told, and by which variable of a launcher
+    #[command(
+        after_help = "Understood: MASTER_ADDR, MASTER_PORT, RANK, LOCAL_RANK, TORCHELASTIC_RUN_ID, PET_*, LWS_*, \
+                            JOB_COMPLETION_INDEX and SLURM_*. An option, and a COXSWAIN variable, go first."
+    )]
+    Env(Env),
+    /// Say what this machine has for a device, as JSON; `coxswain doctor` starts this
+    #[command(hide = true)]
+    Probe(DeviceProbe),
+}
+
+/// What to look at.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DeviceProbe {
+    /// The device, as for --device of a worker
+    #[arg(long, default_value = "cpu", value_parser = coxswain_proto::device::device)]
+    pub(crate) device: String,
+}
+
+/// What to show.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Env {
+    /// Say why each option has its value
+    #[arg(long)]
+    pub(crate) explain: bool,
+    #[command(flatten)]
+    pub(crate) work: Box<Work>,
 }
 
 /// What to read.
@@ -155,4 +190,43 @@ pub(crate) struct Log {
     /// Form of the log lines on stderr
     #[arg(long, global = true, value_enum, default_value = "text", env = "COXSWAIN_LOG_FORMAT")]
     pub(crate) log_format: LogFormat,
+}
+
+#[cfg(test)]
+#[path = "../../tests/src/commands.rs"]
+#[allow(unreachable_pub, reason = "tests of other crates use it too")]
+mod commands;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::commands::shown_commands;
+    use super::*;
+
+    #[test]
+    fn the_options_are_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_in_the_documents_is_one_that_this_program_takes() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let commands = shown_commands(root, "coxswain-worker");
+        assert!(commands.len() > 5, "{} commands were found", commands.len());
+        let mut refused = Vec::new();
+        for command in commands {
+            let Err(error) = Args::try_parse_from(&command.words) else { continue };
+            // A sentence may leave values out, and name them by words such as N.
+            let wrong =
+                [ErrorKind::UnknownArgument, ErrorKind::InvalidSubcommand, ErrorKind::ArgumentConflict];
+            if !command.shortened || wrong.contains(&error.kind()) {
+                refused.push(format!("{}: {}\n{error}", command.place, command.words.join(" ")));
+            }
+        }
+        assert!(refused.is_empty(), "{}", refused.join("\n"));
+    }
 }

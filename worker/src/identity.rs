@@ -1,7 +1,8 @@
 //! This worker's certificate: from files, or by a join token and then renewed while it lives; and the
 //! connection that it is for.
 
-use std::net::SocketAddr;
+use std::io::BufRead;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +11,11 @@ use anyhow::{Context, Result, anyhow, bail};
 use coxswain_comm::{DataPort, TensorTls};
 use coxswain_transport::tls::client::provider;
 use coxswain_transport::tls::enroll::{EnrollError, Enrolled, Ticket};
-use coxswain_transport::tls::{ClientTls, Transport, enroll};
+use coxswain_transport::tls::{ClientTls, Secret, Transport, enroll};
 use tonic::transport::Channel;
 
-use crate::args::Work;
-use crate::machine::address_towards;
+use crate::args::{BadArgument, Work};
+use crate::machine::{AddressError, address_towards};
 
 /// Between two tries to reach the coordinator.
 pub(crate) const RETRY: Duration = Duration::from_millis(500);
@@ -57,12 +58,32 @@ impl Proof {
         }
     }
 
-    /// The port for tensors.
+    /// The port for tensors. The coordinator's name may be unknown until it has started, as that of a pod is, and is
+    /// looked up again for as long as the user's patience lasts.
     ///
     /// # Errors
-    /// Where it is taken, or where others would reach a worker whose calls are neither encrypted nor of this network.
-    pub(crate) fn data_port(&self, work: &Work) -> Result<Arc<DataPort>> {
-        let seen_as = address_towards(&work.coordinator)?;
+    /// A [`BadArgument`] where the port is taken, or where others would reach a worker whose calls are neither encrypted
+    /// nor of this network; or the coordinator's address is not found.
+    pub(crate) async fn data_port(&self, work: &Work) -> Result<Arc<DataPort>> {
+        let end = tokio::time::Instant::now() + Duration::from_secs(u64::from(work.connect_timeout_s));
+        let mut told = false;
+        loop {
+            match address_towards(&work.coordinator).await {
+                Ok(seen_as) => return self.data_port_seen_as(work, seen_as).map_err(bad_argument),
+                Err(error @ AddressError::Unknown { .. }) if tokio::time::Instant::now() < end => {
+                    if !told {
+                        tracing::warn!("{error}; trying for {} s", work.connect_timeout_s);
+                        told = true;
+                    }
+                    tokio::time::sleep(enroll::spread(RETRY, random()?)).await;
+                }
+                Err(error @ AddressError::Unknown { .. }) => return Err(error.into()),
+                Err(error @ AddressError::Invalid { .. }) => return Err(bad_argument(error.into())),
+            }
+        }
+    }
+
+    fn data_port_seen_as(&self, work: &Work, seen_as: IpAddr) -> Result<Arc<DataPort>> {
         let listen = work.data_listen.unwrap_or(SocketAddr::new(seen_as, 0));
         let plain = matches!(self, Proof::Transport(Transport::Plain));
         if plain && seen_as.is_loopback() && !listen.ip().is_loopback() {
@@ -162,6 +183,10 @@ impl Identity {
     }
 }
 
+fn bad_argument(error: anyhow::Error) -> anyhow::Error {
+    BadArgument(format!("{error:#}")).into()
+}
+
 /// A random byte, so that workers that were started at once do not call at once.
 fn random() -> Result<u8> {
     let mut byte = [0];
@@ -171,7 +196,23 @@ fn random() -> Result<u8> {
     Ok(byte)
 }
 
+/// The join token in the first line of stdin.
+///
+/// # Errors
+/// Stdin cannot be read, or ends before it.
+pub(crate) fn token_from_stdin() -> Result<Secret> {
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).context("--join-file -: reading stdin")?;
+    if line.trim().is_empty() {
+        return Err(bad_argument(anyhow!("--join-file -: the first line of stdin has to be a join token")));
+    }
+    Ok(Secret::new(line.trim()))
+}
+
 fn read(path: &Path) -> Result<String> {
+    if path == Path::new("-") {
+        return Ok(token_from_stdin()?.expose().to_owned());
+    }
     std::fs::read_to_string(path).with_context(|| format!("--join-file {}", path.display()))
 }
 
@@ -182,15 +223,30 @@ mod tests {
     use super::*;
     use crate::args::Args;
 
-    #[test]
-    fn without_a_certificate_tensors_stay_on_the_coordinators_machine() {
-        let port = |options: &[&str]| {
-            let work = Args::parse_from(["coxswain-worker"].iter().chain(options)).work;
-            Proof::Transport(Transport::Plain).data_port(&work)
-        };
-        assert!(port(&[]).unwrap().address().ip().is_loopback());
-        assert!(port(&["--data-listen", "127.0.0.1:0"]).unwrap().address().ip().is_loopback());
-        let error = port(&["--data-listen", "0.0.0.0:0"]).unwrap_err().to_string();
-        assert!(error.contains("tensors stay on this machine"), "{error}");
+    async fn port(options: &[&str]) -> Result<Arc<DataPort>> {
+        let work = Args::parse_from(["coxswain-worker"].iter().chain(options)).work;
+        Proof::Transport(Transport::Plain).data_port(&work).await
+    }
+
+    #[tokio::test]
+    async fn without_a_certificate_tensors_stay_on_the_coordinators_machine() {
+        assert!(port(&[]).await.unwrap().address().ip().is_loopback());
+        assert!(port(&["--data-listen", "127.0.0.1:0"]).await.unwrap().address().ip().is_loopback());
+        let error = port(&["--data-listen", "0.0.0.0:0"]).await.unwrap_err();
+        assert!(
+            error.is::<BadArgument>() && error.to_string().contains("tensors stay on this machine"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_name_without_an_address_is_no_bad_argument_and_is_tried_for_a_while() {
+        let options = ["--coordinator", "https://nowhere.invalid:7070", "--connect-timeout-s", "1"];
+        let start = std::time::Instant::now();
+        let error = port(&options).await.unwrap_err();
+        assert!(!error.is::<BadArgument>() && error.to_string().contains("nowhere.invalid:7070"), "{error}");
+        assert!(start.elapsed() >= Duration::from_secs(1));
+        let error = port(&["--coordinator", "https://10.0.0.1"]).await.unwrap_err();
+        assert!(error.is::<BadArgument>(), "{error}");
     }
 }

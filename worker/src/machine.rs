@@ -1,6 +1,6 @@
 //! What this machine is.
 
-use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use coxswain_proto::device::DeviceName;
 use coxswain_types::WorkerId;
 use coxswain_types::status::WorkerInfo;
+use tokio::sync::mpsc;
 
 /// What libraries read from the environment when they are loaded, before main, and what it is unless somebody
 /// said otherwise: threads of OpenMP that spin make processes which share cores several times slower.
@@ -52,29 +53,61 @@ fn host() -> String {
     if name.trim().is_empty() { "localhost".to_owned() } else { name.trim().to_owned() }
 }
 
+/// Why it is not known from where the coordinator is reached.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AddressError {
+    /// It is not an address.
+    #[error("the coordinator's address {place}: {cause}")]
+    Invalid { place: String, cause: std::io::Error },
+    /// Its name has no address now, or no way leads there.
+    #[error("the coordinator's address {place} cannot be found: {cause}")]
+    Unknown { place: String, cause: std::io::Error },
+}
+
 /// The local address from which the coordinator is reached, and at which peers on its network can
-/// reach this worker. No packet is sent.
-pub(crate) fn address_towards(coordinator: &str) -> Result<IpAddr> {
+/// reach this worker. No packet is sent there.
+pub(crate) async fn address_towards(coordinator: &str) -> Result<IpAddr, AddressError> {
     let place = coordinator.split_once("://").map_or(coordinator, |(_, place)| place);
     let place = place.split('/').next().unwrap_or(place);
-    let target = place
-        .to_socket_addrs()
-        .with_context(|| format!("resolving the coordinator's address {place}"))?
-        .next()
-        .with_context(|| format!("the coordinator's address {place} resolves to nothing"))?;
-    let any: IpAddr = if target.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
-    let socket = UdpSocket::bind((any, 0)).context("opening a socket")?;
-    socket.connect(target).with_context(|| format!("finding the way to {target}"))?;
-    Ok(socket.local_addr().context("reading the local address")?.ip())
+    let towards = async {
+        let target = tokio::net::lookup_host(place).await?.next();
+        let target = target.ok_or_else(|| std::io::Error::other("the name has no address"))?;
+        let any: IpAddr = if target.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(target)?;
+        Ok(socket.local_addr()?.ip())
+    };
+    towards.await.map_err(|cause: std::io::Error| {
+        let place = place.to_owned();
+        // As one without a port.
+        let invalid = cause.kind() == std::io::ErrorKind::InvalidInput;
+        if invalid { AddressError::Invalid { place, cause } } else { AddressError::Unknown { place, cause } }
+    })
 }
 
 /// Ends this process when stdin does: whoever started it holds the other end, and lets go of it however it ends.
 pub(crate) fn end_with_stdin() -> Result<()> {
+    at_end_of_stdin(|| {
+        tracing::error!("the program that started this worker has ended");
+        std::process::exit(1);
+    })
+}
+
+/// Has an item once stdin has ended.
+pub(crate) fn end_of_stdin() -> Result<mpsc::Receiver<()>> {
+    let (ended, receiver) = mpsc::channel(1);
+    at_end_of_stdin(move || {
+        // An error means that this process ends anyway.
+        let _ = ended.blocking_send(());
+    })?;
+    Ok(receiver)
+}
+
+fn at_end_of_stdin(then: impl FnOnce() + Send + 'static) -> Result<()> {
     let watch = || {
         // An error ends it too: nothing is ever written there.
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-        tracing::error!("the program that started this worker has ended");
-        std::process::exit(1);
+        then();
     };
     std::thread::Builder::new().name("stdin".to_owned()).spawn(watch).context("watching stdin")?;
     Ok(())
@@ -92,10 +125,15 @@ pub(crate) fn peak_rss_bytes() -> u64 {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_address_is_on_the_coordinators_side() {
-        assert!(address_towards("http://127.0.0.1:7070").unwrap().is_loopback());
-        assert!(address_towards("127.0.0.1:7070").unwrap().is_loopback());
-        assert!(address_towards("http://nowhere.invalid:1").is_err());
+    #[tokio::test]
+    async fn the_address_is_on_the_coordinators_side() {
+        assert!(address_towards("http://127.0.0.1:7070").await.unwrap().is_loopback());
+        assert!(address_towards("127.0.0.1:7070").await.unwrap().is_loopback());
+        let unknown = address_towards("http://nowhere.invalid:1").await.unwrap_err();
+        assert!(matches!(unknown, AddressError::Unknown { .. }), "{unknown}");
+        for text in ["127.0.0.1", "http://127.0.0.1", "127.0.0.1:x"] {
+            let invalid = address_towards(text).await.unwrap_err();
+            assert!(matches!(invalid, AddressError::Invalid { .. }), "{text}: {invalid}");
+        }
     }
 }

@@ -10,6 +10,8 @@
 //! - [`store`]: the rendezvous of a generation over the coordinator's gRPC.
 //! - [`machine`]: what this machine is.
 //! - [`device`]: the GPU, where it computes on one.
+//! - [`launch`]: what launchers say in the environment, as options; [`options`]: `env`, which shows it.
+//! - [`devices`], [`supervise`]: `--devices`, a worker for each of several devices.
 //! - [`write`]: `generate`, text from a checkpoint.
 //! - [`classify`]: `classify`, classes and embeddings of texts.
 
@@ -18,26 +20,43 @@ mod args;
 mod classify;
 mod conversation;
 mod device;
+mod devices;
 mod engine_handle;
 mod identity;
+mod launch;
 mod machine;
+mod options;
 mod rank;
 mod signals;
 mod store;
+mod supervise;
 mod write;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use coxswain_agent::Departure;
 use coxswain_console::{logs, say};
 use coxswain_proto::device::DeviceName;
 
 use crate::args::{Args, BadArgument, Command};
+use crate::options::variable;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let device = DeviceName::parse(&args.work.device).unwrap_or(DeviceName::Cpu);
+    let matches = Args::command().get_matches();
+    let mut args = match Args::from_arg_matches(&matches) {
+        Ok(args) => args,
+        Err(error) => error.exit(),
+    };
+    if args.command.is_none() {
+        let said = |option: &str| options::source(&matches, option).is_some();
+        launch::hints(&variable, devices::gpus()).apply(&mut args.work, &said);
+    }
+    let device = match &args.command {
+        Some(Command::Probe(probe)) => &probe.device,
+        _ => &args.work.device,
+    };
+    let device = DeviceName::parse(device).unwrap_or(DeviceName::Cpu);
     if let Err(error) = machine::set_environment(device) {
         say(&format!("error: {error:#}"));
         return ExitCode::FAILURE;
@@ -55,10 +74,16 @@ fn main() -> ExitCode {
     if args.command.is_none() && !args.work.tied {
         args.work.file_mode.apply();
     }
+    let one = |args: &Args| device::open(device).and_then(|()| agent::run(&args.work)).map(Departure::code);
+    let several =
+        |args: &Args| supervise::run(&args.work, args.log.log_format, std::env::args_os().skip(1).collect());
     let result = match &args.command {
         Some(Command::Generate(generate)) => write::run(generate).map(|()| 0),
         Some(Command::Classify(args)) => classify::run(args).map(|()| 0),
-        None => device::open(device).and_then(|()| agent::run(&args.work)).map(Departure::code),
+        Some(Command::Env(args)) => options::show(args, &matches).map(|()| 0),
+        Some(Command::Probe(_)) => device::open(device).and_then(|()| options::probe()).map(|()| 0),
+        None if args.work.devices.is_some() => several(&args),
+        None => one(&args),
     };
     let error = match result {
         Ok(code) => return ExitCode::from(code),

@@ -144,6 +144,11 @@ pub(crate) fn wheel_pins(list: &'static str) -> impl Iterator<Item = Pin> {
     rows.map(|(sha256, file)| Pin { file, sha256 })
 }
 
+/// The wheels that the libtorch for CPUs is made of.
+pub(crate) fn cpu_pins() -> impl Iterator<Item = Pin> {
+    CPU.pins()
+}
+
 /// The file that holds a recipe's stamp.
 const STAMP: &str = "made-of";
 

@@ -11,9 +11,11 @@
 //! - [`sim`]: `sim`, whole clusters in simulated time;
 //! - [`gpu`]: `kernels`, the library of GPU kernels, `gpu-kit`, what a machine with a GPU runs, and the emulated GPU of
 //!   the tests;
+//! - [`deploy`]: `deploy`, the kustomize overlays of the Helm chart, and checks of both;
+//! - [`dist`]: `dist`, an archive with both programs and libtorch;
 //! - [`parity`]: `parity`, our models beside the reference implementations.
 //!
-//! These lean on [`texts`] (the demo's English), [`pip`] (pinned downloads), [`repo`] (where things
+//! These lean on [`texts`] (the demo's English), [`pip`] (pinned downloads), [`tools`] (programs that checks need), [`repo`] (where things
 //! lie) and [`run`] (commands whose failures explain themselves).
 
 #![allow(
@@ -25,6 +27,8 @@
 mod bench;
 mod chaos;
 mod demo;
+mod deploy;
+mod dist;
 mod fuzz;
 mod gpu;
 mod libtorch;
@@ -36,6 +40,7 @@ mod sim;
 mod test;
 mod texts;
 mod tidy;
+mod tools;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -74,6 +79,10 @@ enum XtaskCommand {
     Sim(sim::Args),
     /// Try inputs of every format that others write, and keep those that reach new code.
     Fuzz(fuzz::FuzzArgs),
+    /// Make the kustomize overlays in deploy/kubernetes of the Helm chart.
+    Deploy(deploy::DeployArgs),
+    /// Pack target/dist: an archive with both programs, libtorch, licences, checksums and a bill of materials.
+    Dist(dist::DistArgs),
     /// Compile the GPU kernels that --device cuda needs; fetches nvcc (104 MB), needs no GPU.
     Kernels,
     /// Pack target/gpu-kit: checks and measurements of this tree for a machine with a GPU and PyTorch, without Rust.
@@ -107,6 +116,8 @@ fn dispatch(command: XtaskCommand, repo: &Repo) -> Result<()> {
         XtaskCommand::Chaos(args) => chaos::chaos(repo, &args),
         XtaskCommand::Sim(args) => sim::sim(repo, &args),
         XtaskCommand::Fuzz(args) => fuzz::fuzz(repo, &args),
+        XtaskCommand::Deploy(args) => deploy::deploy(repo, &args),
+        XtaskCommand::Dist(args) => dist::dist(repo, &args),
         XtaskCommand::Kernels => gpu::kernels(repo),
         XtaskCommand::GpuKit => gpu::kit(repo),
         XtaskCommand::Parity(args) => parity::parity(repo, &args),

@@ -20,6 +20,7 @@ use anyhow::{Context, Result};
 
 pub(crate) use runner::TestRunner;
 
+use crate::deploy::{self, DeployKit};
 use crate::gpu;
 use crate::libtorch;
 use crate::repo::Repo;
@@ -116,6 +117,7 @@ fn phases(repo: &Repo, args: &TestArgs, log: &mut TestLog) -> Result<()> {
     if all {
         written_well(repo, log)?;
         log.phase("deny", |log| deny(repo, log))?;
+        log.phase("deploy", |log| manifests(repo, log))?;
     }
     let (runner, libtorch, emulated) = log.phase("set-up", |_| {
         let libtorch = libtorch::setup_with(repo, &args.libtorch, &[&gpu::EMULATED])?;
@@ -208,6 +210,18 @@ fn deny(repo: &Repo, log: &mut TestLog) -> Result<()> {
         return Ok(());
     }
     run(cargo().current_dir(repo.root()).args(["deny", "check", "bans", "licenses", "sources"]))
+}
+
+/// The chart, the overlays and the container files, where their tools can be fetched.
+fn manifests(repo: &Repo, log: &mut TestLog) -> Result<()> {
+    match DeployKit::find(repo) {
+        Ok(kit) => deploy::check(repo, &kit),
+        Err(error) => {
+            log.skipped
+                .push(format!("deploy: the tools of `cargo xtask deploy --check` are missing: {error:#}"));
+            Ok(())
+        }
+    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 //!
 //! A token is taken if its signature is by one of the cluster's keys (RS256 or ES256), it is good now, and
 //! its audience, issuer and subject are those that were configured. Where it names a pod, the worker's name
-//! has to be the pod's, or that with a dash and a number.
+//! has to be the pod's, or that with a dash and a number. A coordinator that is a pod itself has a token of the same
+//! issuer, and can take the issuer's name from it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use base64::Engine;
@@ -84,6 +85,8 @@ pub(crate) enum PodError {
         path = path.display()
     )]
     Keys { path: PathBuf, why: String },
+    #[error("this coordinator's own token cannot be read: {path}: {why}", path = path.display())]
+    Own { path: PathBuf, why: String },
     #[error("this is not a service account's token: {0}")]
     Malformed(&'static str),
     #[error("the token is signed by `{0}`; only RS256 and ES256 are taken")]
@@ -208,11 +211,7 @@ impl Pods {
     }
 
     fn keys(&self) -> Result<JwkSet, PodError> {
-        let failed = |why: String| PodError::Keys { path: self.keys.clone(), why };
-        let text = regular::read(&self.keys, MAX_KEYS_BYTES).map_err(|error| failed(error.to_string()))?;
-        let keys: JwkSet = serde_json::from_slice(&text)
-            .map_err(|error| failed(format!("it is not a JWK set, `{{\"keys\": [...]}}`: {error}")))?;
-        if keys.keys.is_empty() { Err(failed("it holds no key".to_owned())) } else { Ok(keys) }
+        read_keys(&self.keys)
     }
 
     fn identity_by(&self, keys: &JwkSet, token: &str, name: &str, now_s: u64) -> Result<Joiner, PodError> {
@@ -238,6 +237,27 @@ impl Pods {
         }
         Ok(Joiner { identity: Principal::new(Role::Worker, name, subject.jobs.clone())?, pod })
     }
+}
+
+/// The issuer of the token in the file `token`, which one of the keys in the file `keys` has to have signed: a file of
+/// another Kubernetes is noticed at the start.
+///
+/// # Errors
+/// A file cannot be read, or the token is not by these keys.
+pub(crate) fn issuer_of(keys: &Path, token: &Path) -> Result<String, PodError> {
+    let failed = |why: String| PodError::Own { path: token.to_owned(), why };
+    let text = regular::read(token, MAX_TOKEN_BYTES as u64).map_err(|error| failed(error.to_string()))?;
+    let text = String::from_utf8(text).map_err(|_| PodError::Malformed("it is not text"))?;
+    // It need not be good now: its issuer does not change.
+    Ok(verified(&read_keys(keys)?, text.trim())?.iss)
+}
+
+fn read_keys(path: &Path) -> Result<JwkSet, PodError> {
+    let failed = |why: String| PodError::Keys { path: path.to_owned(), why };
+    let text = regular::read(path, MAX_KEYS_BYTES).map_err(|error| failed(error.to_string()))?;
+    let keys: JwkSet = serde_json::from_slice(&text)
+        .map_err(|error| failed(format!("it is not a JWK set, `{{\"keys\": [...]}}`: {error}")))?;
+    if keys.keys.is_empty() { Err(failed("it holds no key".to_owned())) } else { Ok(keys) }
 }
 
 /// What a token says that is signed by one of these keys.

