@@ -120,15 +120,15 @@ fn commands_of_line(line: &str, program: &str) -> Vec<Vec<String>> {
 fn simple_commands(line: &str) -> Vec<Vec<String>> {
     let mut commands = vec![Vec::new()];
     let (mut word, mut begun, mut quote, mut redirects) = (String::new(), false, None, false);
-    let mut chars = line.chars().peekable();
-    let mut end_word =
+
+    let end_word =
         |word: &mut String, begun: &mut bool, redirects: &mut bool, commands: &mut Vec<Vec<String>>| {
             let text = std::mem::take(word);
             if std::mem::take(begun) && !std::mem::take(redirects) {
                 commands.last_mut().into_iter().for_each(|last: &mut Vec<String>| last.push(text.clone()));
             }
         };
-    while let Some(c) = chars.next() {
+    for c in line.chars() {
         match (quote, c) {
             (Some(open), c) if c == open => quote = None,
             (Some(_), c) => word.push(c),
