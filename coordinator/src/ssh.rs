@@ -118,7 +118,7 @@ impl HostArgs {
         };
         let authority = Authority::new("coxswain up", LIFE)?;
         let key = KeyPair::generate().context("a key for the coordinator")?;
-        let chain = authority.server(&[address.clone()], &key, LIFE).context("--address")?;
+        let chain = authority.server(std::slice::from_ref(&address), &key, LIFE).context("--address")?;
         let server =
             Credentials { ca: authority.pem().to_owned(), chain, key: Secret::new(key.serialize_pem()) };
         let joining = Joining { chain_life: LIFE, pods: None };
