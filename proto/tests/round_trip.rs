@@ -183,7 +183,7 @@ fn largest_model() -> ModelSpec {
     ModelSpec {
         architecture: Architecture::EncoderDecoder,
         encoder_layers: 1024,
-        norm: NormSpec { kind: NormKind::Layer, placement: NormPlacement::Pre, eps: 1e-5 },
+        norm: NormSpec::new(NormKind::Layer, NormPlacement::Pre, 1e-5),
         biases: Biases { qkv: true, out: true, ffn: true },
         ..ModelSpec::llama(1024, 64, 4, 4, 128, 256)
     }

@@ -13,7 +13,7 @@ use coxswain_files::atomic::{create_folder, write_atomic};
 use coxswain_files::hf::Kept;
 use coxswain_types::framing::Framing;
 use coxswain_types::job::{DataSpec, ModelSpec};
-use coxswain_types::model::{Attention, Head};
+use coxswain_types::model::Head;
 use coxswain_types::params::{Parameter, parameter_table};
 
 use super::{KEPT, into_room, unpanicked};
@@ -112,8 +112,8 @@ fn told(args: &Import, source: &dyn ForeignModel, tokenizer: bool) -> Result<Str
     for line in source.left_out()? {
         text.push_str(&format!("  {line}\n"));
     }
-    if matches!(source.model().attention, Attention::Longformer { .. }) {
-        text.push_str("  the first token alone is global: it sees all tokens and all see it\n");
+    if let Some(note) = source.model().attention.import_note() {
+        text.push_str(&format!("  {note}\n"));
     }
     if !tokenizer {
         text.push_str(

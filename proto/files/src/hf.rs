@@ -21,6 +21,7 @@ use serde_json::{Map, Value};
 
 mod config;
 mod export;
+mod family;
 mod framing;
 mod names;
 mod said;
@@ -28,8 +29,8 @@ pub(crate) mod store;
 #[cfg(test)]
 mod tests;
 
-use config::Family;
 pub use export::{ReadSlab, export};
+use family::Family;
 use framing::{Beside, beside};
 pub use framing::{framing, unread};
 use names::{Other, TensorSource, aliases, other, source};

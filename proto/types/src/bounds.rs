@@ -3,11 +3,11 @@
 //! all that planning, allocating and computing rely on. Nothing here allocates for the numbers that it looks at.
 //!
 //! - [`limits`]: the least and the greatest value of each key.
-//! - `rules`: what the numbers of a model must be to each other.
+//! - `rules`: what the numbers of a model must be to each other; those of a form are with the form ([`crate::forms`]).
 //! - `training`: the numbers of the training, the layout and the rest.
 
 use crate::job::JobSpec;
-use crate::model::{Activation, Architecture, Attention, Head, ModelSpec, Positions, RopeScaling};
+use crate::model::{Activation, Architecture, Head, ModelSpec};
 
 pub mod limits;
 mod rules;
@@ -69,23 +69,33 @@ impl ModelSpec {
     pub fn check_bounds(&self) -> Result<(), OutOfBounds> {
         stacks(self)?;
         widths(self)?;
-        positions(self)?;
-        attention(self)?;
+        self.positions.check_bounds()?;
+        self.attention.check_bounds()?;
+        self.norm.check_bounds()?;
         numbers(self)?;
         broken_rules(self).next().map_or(Ok(()), |(key, message)| Err(OutOfBounds::new(key, message)))
     }
 }
 
-fn count(key: &'static str, found: impl Into<u64>, limit: &Limit) -> Result<(), OutOfBounds> {
+pub(crate) fn count(key: &'static str, found: impl Into<u64>, limit: &Limit) -> Result<(), OutOfBounds> {
     limit.check(found.into()).map_err(|what| OutOfBounds::new(key, what))
 }
 
 /// Checks a number against a rule that is false for NaN.
-fn number(key: &'static str, found: f64, rule: impl Fn(f64) -> bool, must: &str) -> Result<(), OutOfBounds> {
+pub(crate) fn number(
+    key: &'static str,
+    found: f64,
+    rule: impl Fn(f64) -> bool,
+    must: &str,
+) -> Result<(), OutOfBounds> {
     expect(found.is_finite() && rule(found), key, || format!("found {found:?}; must be {must}"))
 }
 
-fn expect(fits: bool, key: &'static str, what: impl FnOnce() -> String) -> Result<(), OutOfBounds> {
+pub(crate) fn expect(
+    fits: bool,
+    key: &'static str,
+    what: impl FnOnce() -> String,
+) -> Result<(), OutOfBounds> {
     if fits { Ok(()) } else { Err(OutOfBounds::new(key, what())) }
 }
 
@@ -118,8 +128,7 @@ fn widths(model: &ModelSpec) -> Result<(), OutOfBounds> {
     expect(heads.is_multiple_of(kv_heads), "model.kv_heads", || {
         format!("found {kv_heads}; must divide model.heads ({heads})")
     })?;
-    let latent = matches!(model.attention, Attention::Latent { .. });
-    let rotates = matches!(model.positions, Positions::Rope { .. }) && !latent;
+    let rotates = model.rotates_heads();
     expect(!rotates || width.is_multiple_of(2), "model.head_dim", || {
         format!("found {width}; must be even, because RoPE rotates pairs")
     })?;
@@ -134,87 +143,7 @@ fn gateless(activation: Activation) -> Result<(), OutOfBounds> {
     expect(!activation.gated(), "model.head_activation", || "the head's dense layer has no gate".to_owned())
 }
 
-fn positions(model: &ModelSpec) -> Result<(), OutOfBounds> {
-    match model.positions {
-        Positions::None | Positions::Sinusoidal | Positions::Alibi => Ok(()),
-        Positions::Learned { max, offset } => {
-            count("model.max_positions", max, &limits::LENGTH)?;
-            count("model.position_offset", offset, &limits::POSITION_OFFSET)
-        }
-        Positions::Rope { theta, scaling } => {
-            number("model.rope_theta", theta, |x| x > 1.0, "a number above 1")?;
-            rope_scaling(scaling)
-        }
-        Positions::RelativeBias { buckets, max_distance } => {
-            let key = "model.relative_buckets";
-            count(key, buckets, &limits::BUCKETS)?;
-            expect(buckets.is_multiple_of(4), key, || format!("found {buckets}; must be a multiple of 4"))?;
-            let key = "model.relative_max_distance";
-            count(key, max_distance, &limits::LENGTH)?;
-            let least = buckets / 2 + 1;
-            expect(max_distance >= least, key, || {
-                format!("found {max_distance}; must be {least} or more with {buckets} buckets")
-            })
-        }
-    }
-}
-
-fn rope_scaling(scaling: RopeScaling) -> Result<(), OutOfBounds> {
-    let (factor, order, original) = match scaling {
-        RopeScaling::None => return Ok(()),
-        RopeScaling::Linear { factor } => (factor, None, None),
-        RopeScaling::Llama3 { factor, low, high, original } => {
-            let keys = ("model.rope_scaling.low", "model.rope_scaling.high");
-            (factor, Some((keys, low, high)), Some(original))
-        }
-        RopeScaling::Yarn { factor, beta_fast, beta_slow, original } => {
-            let keys = ("model.rope_scaling.beta_slow", "model.rope_scaling.beta_fast");
-            (factor, Some((keys, beta_slow, beta_fast)), Some(original))
-        }
-    };
-    number("model.rope_scaling.factor", factor, |x| x >= 1.0, "a finite number, 1 or more")?;
-    if let Some(((lower_key, upper_key), lower, upper)) = order {
-        number(lower_key, lower, |x| x > 0.0, "a finite number above 0")?;
-        number(upper_key, upper, |x| x > lower, &format!("a finite number above {lower:?}"))?;
-    }
-    original.map_or(Ok(()), |tokens| count("model.rope_scaling.original", tokens, &limits::LENGTH))
-}
-
-fn attention(model: &ModelSpec) -> Result<(), OutOfBounds> {
-    let window = |window| count("model.attention.window", window, &limits::LENGTH);
-    let block = |block| count("model.attention.block", block, &limits::LENGTH);
-    let global = |global| count("model.attention.global", global, &limits::GLOBAL);
-    match model.attention {
-        Attention::Full | Attention::Linear { .. } => Ok(()),
-        Attention::Window { window: width } => window(width),
-        Attention::Longformer { window: width, global: tokens, .. } => {
-            window(width)?;
-            global(tokens)
-        }
-        Attention::BigBird { block: tokens, window: width, global: first, last, random } => {
-            block(tokens)?;
-            window(width)?;
-            expect(width % 2 == 1, "model.attention.window", || {
-                format!("found {width}; must be odd with bigbird: the block itself, and as many on each side")
-            })?;
-            global(first)?;
-            count("model.attention.last", last, &limits::GLOBAL)?;
-            count("model.attention.random", random, &limits::GLOBAL)
-        }
-        Attention::Compressed { window: width, block: tokens } => {
-            window(width)?;
-            block(tokens)
-        }
-        Attention::Latent { rank, rope_dim } => {
-            count("model.attention.rank", rank, &limits::DIM)?;
-            count("model.attention.rope_dim", rope_dim, &limits::DIM)
-        }
-    }
-}
-
 fn numbers(model: &ModelSpec) -> Result<(), OutOfBounds> {
-    let eps = |x: f64| x > 0.0 && x < 1.0;
-    number("model.norm_eps", model.norm.eps, eps, "a number above 0 and below 1")?;
     let positive = |key, found| number(key, found, |x| x > 0.0, "a finite number above 0");
     positive("model.attention_scale", model.attention_scale)?;
     positive("model.logit_scale", model.logit_scale)

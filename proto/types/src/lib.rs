@@ -5,6 +5,7 @@
 //! - [`job`]: what the user asked for, after every check has passed.
 //! - [`axis`]: the axes of its layout, by name.
 //! - [`model`]: the transformer of a job, composed of the parts that families share.
+//! - [`forms`]: the forms of its parts, each with all that is known of it.
 //! - [`bounds`]: what a job's numbers lie within, wherever the job was read.
 //! - [`framing`]: the tokens around a text.
 //! - [`hash`]: the hash behind pseudo-random choices.
@@ -24,6 +25,7 @@ pub mod assignment;
 pub mod axis;
 pub mod bounds;
 pub mod buckets;
+pub mod forms;
 pub mod framing;
 pub mod hash;
 pub mod ids;

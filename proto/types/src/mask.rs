@@ -6,7 +6,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::hash::{GOLDEN, mix};
-use crate::model::Attention;
 
 mod blocks;
 #[cfg(test)]
@@ -329,64 +328,6 @@ fn range(start: u32, end: u32, keys: &Range<u32>) -> u128 {
 /// The document at a place; what lies past the end is the last one's.
 fn document(of: &[u32], at: u32) -> u32 {
     of.get(at as usize).or(of.last()).copied().unwrap_or(0)
-}
-
-/// Whether a sequence is too short for the blocks of BigBird, so that its tokens see all: at most this many,
-/// `window + global + last + 2 * random`, as in its own code. A decoder's mask does not depend on the length, which grows
-/// as it writes.
-pub fn bigbird_sees_all(attention: Attention, causal: bool, tokens: u32) -> bool {
-    let Attention::BigBird { block, window, global, last, random } = attention else { return false };
-    let blocks = [window, global, last, random, random].map(u64::from).iter().sum::<u64>();
-    !causal && u64::from(tokens) <= blocks * u64::from(block)
-}
-
-/// The mask of a layer over a sequence of `keys` tokens; `None` where the form of attention has no mask
-/// beside the causal one.
-pub fn layer_mask(attention: Attention, causal: bool, layer: u32, seed: u64, keys: u32) -> Option<Mask> {
-    let within = |mut masks: Vec<Mask>| {
-        let or = if masks.len() == 1 { masks.remove(0) } else { Mask::Or(masks) };
-        if causal { Mask::And(vec![or, Mask::Causal]) } else { or }
-    };
-    let near = |window: u32| {
-        let before = if causal { window.saturating_sub(1) } else { window };
-        Mask::Window { before, after: if causal { 0 } else { window } }
-    };
-    match attention {
-        Attention::Window { window } => Some(near(window)),
-        Attention::Longformer { window, global, .. } => {
-            Some(within(vec![near(window), Mask::Keys(0..global), Mask::Queries(0..global)]))
-        }
-        Attention::BigBird { .. } if bigbird_sees_all(attention, causal, keys) => None,
-        Attention::BigBird { block, window, global, last, random } => {
-            let blocks = keys.div_ceil(block.max(1));
-            let each = window / 2;
-            let drawn = RandomBlocks {
-                seed,
-                layer,
-                block,
-                per_row: random,
-                blocks,
-                first: global,
-                last,
-                each,
-                causal,
-            };
-            let mut masks = vec![Mask::BlockWindow { block, each }];
-            let first = 0..global.saturating_mul(block);
-            let last = blocks.saturating_sub(last).saturating_mul(block)..u32::MAX;
-            // In a decoder nothing sees the last blocks but themselves.
-            let global = if causal { vec![first] } else { vec![first, last] };
-            for places in global {
-                masks.extend([Mask::Keys(places.clone()), Mask::Queries(places)]);
-            }
-            masks.push(Mask::RandomBlocks(drawn));
-            Some(within(masks))
-        }
-        Attention::Full
-        | Attention::Linear { .. }
-        | Attention::Compressed { .. }
-        | Attention::Latent { .. } => None,
-    }
 }
 
 /// Lists of tiles that are known already, so that equal ones are kept once.

@@ -11,6 +11,9 @@ use crate::tree::split;
 mod table;
 #[cfg(test)]
 mod tests;
+mod weights;
+
+pub(crate) use weights::WeightRows;
 
 pub use table::{EMBEDDING, HEAD, layer_prefix, parameter_table, relative_bias, stack_prefix};
 

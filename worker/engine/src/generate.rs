@@ -12,7 +12,7 @@ use coxswain_types::Assignment;
 use coxswain_types::assignment::PreparedData;
 use coxswain_types::framing::Framing;
 use coxswain_types::job::ModelSpec;
-use coxswain_types::model::{Architecture, Positions};
+use coxswain_types::model::Architecture;
 use tch::{Kind, Tensor};
 
 use crate::EngineError;
@@ -48,10 +48,7 @@ const TOKENS: u32 = 100;
 
 /// The most tokens that a model reads at once: as many as it has positions, or as whoever made it says.
 fn most_tokens(model: &ModelSpec, framing: &Framing) -> Option<u32> {
-    match model.positions {
-        Positions::Learned { max, .. } => Some(framing.longest.map_or(max, |longest| longest.min(max))),
-        _ => framing.longest,
-    }
+    model.positions.longest().into_iter().chain(framing.longest).min()
 }
 
 impl Generator {
@@ -250,7 +247,7 @@ fn choose(logits: &Tensor, sampling: &Sampling, index: u64) -> Result<u32, Engin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use coxswain_types::model::Attention;
+    use coxswain_types::model::{Attention, Positions};
 
     use super::rank::tests::random as rank;
     use crate::model::Cache;
@@ -351,12 +348,15 @@ mod tests {
         }
     }
 
-    /// Bytes of the caches after 96 tokens; a full cache has keys and values of every token.
+    /// Bytes of the caches after 96 tokens; a full cache has keys and values of every token. What forms say of
+    /// themselves is what their caches take.
     #[test]
     fn caches_are_as_small_as_stated() {
         let held = |model: &ModelSpec| {
             let ids: Vec<i64> = (0..96).map(|i| i * 31 % 99).collect();
-            written(&rank(model), &ids, &[[40].as_slice(), &[1; 56]].concat()).1
+            let taken = written(&rank(model), &ids, &[[40].as_slice(), &[1; 56]].concat()).1;
+            assert_eq!(taken, model.cache_bytes(96, 4), "{model:?}");
+            taken
         };
         let plain = ModelSpec::llama(2, 48, 6, 6, 64, 99);
         let with = |attention| held(&ModelSpec { attention, ..plain.clone() });
@@ -372,6 +372,10 @@ mod tests {
         assert_eq!(with(attention), full * 14 / 96);
         // Sums of 8 by 8, and of 8, for each head, after any number of tokens.
         assert_eq!(with(Attention::Linear { decay: true }), 2 * 6 * (8 * 8 + 8) * 4);
+        let grouped = ModelSpec { kv_heads: 2, ..plain.clone() };
+        assert_eq!(held(&grouped), of_tokens(96) / 3);
+        held(&ModelSpec { attention: Attention::Linear { decay: false }, ..grouped.clone() });
+        held(&ModelSpec { attention: Attention::Compressed { window: 7, block: 4 }, ..grouped });
     }
 
     #[test]

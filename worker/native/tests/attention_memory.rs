@@ -3,7 +3,7 @@
 
 use coxswain_native::attention::{BlockList, Options, ProbabilityDropout, Visible, attention};
 use coxswain_native::{memory, ops};
-use coxswain_types::mask::{Blocks, layer_mask};
+use coxswain_types::mask::Blocks;
 use coxswain_types::model::Attention;
 use tch::{Device, Kind, Tensor};
 
@@ -35,7 +35,7 @@ fn dropped(t: i64) -> f64 {
 fn window(t: i64) -> f64 {
     let (q, k, v, dy) = (ones(t, 2).set_requires_grad(true), ones(t, 2), ones(t, 2), ones(t, 2));
     let tokens = u32::try_from(t).unwrap();
-    let mask = layer_mask(Attention::Window { window: 256 }, false, 0, 1, tokens).unwrap();
+    let mask = Attention::Window { window: 256 }.mask(false, 0, 1, tokens).unwrap();
     let list = BlockList::new(&Blocks::of(&[mask], 0..2, 0..tokens, tokens)).unwrap();
     let options = Options { visible: Visible::Blocks(&list), scale: 0.3, bias_hr: None, dropout: None };
     peak(&q, &dy, || attention(&q, &k, &v, &options).unwrap())

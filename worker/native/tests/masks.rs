@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use coxswain_native::attention::{BlockList, Options, ProbabilityDropout, Visible, attention};
-use coxswain_types::mask::{Blocks, Mask, layer_mask};
+use coxswain_types::mask::{Blocks, Mask};
 use coxswain_types::model::Attention;
 use tch::{Device, Kind, Tensor};
 
@@ -47,7 +47,7 @@ fn dense(i: &[Tensor], hidden: &Tensor) -> Tensor {
 /// Masks of all forms, one of them for a row of the batch each.
 fn forms(tokens: u32) -> Vec<(&'static str, Vec<Mask>)> {
     // A short sequence has no blocks of BigBird.
-    let form = |form, causal| vec![layer_mask(form, causal, 1, 7, tokens).unwrap_or(Mask::All)];
+    let form = |form, causal| vec![form.mask(causal, 1, 7, tokens).unwrap_or(Mask::All)];
     let longformer = Attention::Longformer { window: 12, global: 5, projections: false };
     let bigbird = Attention::BigBird { block: 16, window: 3, global: 1, last: 0, random: 2 };
     let within = |part: u32| {
@@ -104,7 +104,7 @@ fn every_mask_agrees_with_float64_both_ways_with_and_without_a_bias() {
 fn tiles_that_are_not_listed_are_not_looked_at() {
     // One NaN among the keys or values of a visited tile would be in every sum.
     seed(6);
-    let mask = layer_mask(Attention::Window { window: 64 }, true, 0, 1, 1024).unwrap();
+    let mask = Attention::Window { window: 64 }.mask(true, 0, 1, 1024).unwrap();
     let blocks = Blocks::of(std::slice::from_ref(&mask), 0..2, 0..1024, 1024);
     assert_eq!(blocks.visited(), 2 * (8 + 7));
     let list = BlockList::new(&blocks).unwrap();
@@ -149,7 +149,7 @@ fn bits_depend_on_neither_threads_nor_other_heads() {
         };
         let (q, k, v) = (leaf(&[2, 300, 4, 24]), leaf(&[2, 300, 4, 24]), leaf(&[2, 300, 4, 24]));
         let form = Attention::BigBird { block: 16, window: 3, global: 1, last: 0, random: 2 };
-        let mask = layer_mask(form, false, 1, 7, 300).unwrap();
+        let mask = form.mask(false, 1, 7, 300).unwrap();
         let list = BlockList::new(&Blocks::of(&[mask], heads.clone(), 0..300, 300)).unwrap();
         let dropout = ProbabilityDropout { key: 3, rate: 0.2, first_head: heads.start.into(), heads: 4 };
         let visible = Visible::Blocks(&list);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use coxswain_native::attention::{BlockList, Options, Visible, attention};
 use coxswain_native::ops;
-use coxswain_types::mask::{Blocks, layer_mask};
+use coxswain_types::mask::Blocks;
 use coxswain_types::model::Attention;
 use tch::{Kind, Tensor};
 
@@ -36,7 +36,7 @@ fn full(tokens: u32, causal: bool) -> f64 {
 
 /// With the mask of `form`.
 fn listed(tokens: u32, form: Attention, causal: bool) -> f64 {
-    let mask = layer_mask(form, causal, 0, 1, tokens).unwrap();
+    let mask = form.mask(causal, 0, 1, tokens).unwrap();
     seconds(tokens, &|[q, k, v]| {
         let blocks = Blocks::of(std::slice::from_ref(&mask), 0..HEADS as u32, 0..tokens, tokens);
         let list = BlockList::new(&blocks).unwrap();

@@ -8,7 +8,7 @@ use coxswain_native::linear_attention::linear_attention;
 use coxswain_native::net::Group;
 use coxswain_native::ops::{self, Gate, NormUse, Unary, WgradQueue};
 use coxswain_native::random::{TokenWindow, dropout};
-use coxswain_types::mask::{Blocks, layer_mask};
+use coxswain_types::mask::Blocks;
 use coxswain_types::model::Attention;
 use tch::{Device, Kind, Tensor};
 
@@ -73,14 +73,9 @@ fn mixes(kind: Kind) -> Vec<Tensor> {
     let (q, k, v, decay) = (of(6), of(3), of(3), randn(&[2, 301, 6]).abs() * -0.1);
     let decay = decay.set_requires_grad(true);
     let bias = randn(&[6, 601]).set_requires_grad(true);
-    let mask = layer_mask(
-        Attention::BigBird { block: 16, window: 3, global: 1, last: 0, random: 2 },
-        false,
-        0,
-        1,
-        301,
-    )
-    .unwrap();
+    let mask = Attention::BigBird { block: 16, window: 3, global: 1, last: 0, random: 2 }
+        .mask(false, 0, 1, 301)
+        .unwrap();
     let list = BlockList::new(&Blocks::of(&[mask], 0..6, 0..301, 301)).unwrap();
     let drop = ProbabilityDropout { key: 9, rate: 0.2, first_head: 0, heads: 6 };
     let mut all = Vec::new();

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use coxswain_types::Assignment;
 use coxswain_types::assignment::{Recompute, Stage};
 use coxswain_types::job::{Block, Lengths};
-use coxswain_types::model::{Attention, Positions};
 use coxswain_types::params::Place;
 use coxswain_types::schedule::{Action, Kind};
 
@@ -101,12 +100,8 @@ pub(super) fn peak(a: &Assignment, arriving: &Arriving) -> u64 {
 /// Tables that stay: of rotary positions.
 fn tables(a: &Assignment) -> u64 {
     let (model, lengths) = (&a.spec.model, Lengths::of(&a.spec.model, &a.spec.train));
-    let rotated = match (model.positions, model.attention) {
-        (Positions::Rope { .. }, Attention::Latent { rope_dim, .. }) => rope_dim,
-        (Positions::Rope { .. }, _) => model.head_dim,
-        _ => 0,
-    };
-    4 * u64::from(rotated) * u64::from(lengths.source.max(lengths.target))
+    let rotated = model.attention.rotated(model.head_dim);
+    model.positions.table_bytes(rotated, lengths.source.max(lengths.target))
 }
 
 struct Walk<'a> {

@@ -6,8 +6,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use coxswain_types::job::{Lengths, ModelSpec};
-use coxswain_types::mask::bigbird_sees_all;
-use coxswain_types::model::{Attention, Head};
+use coxswain_types::model::Head;
 
 use super::divide::divide;
 
@@ -31,51 +30,16 @@ fn costs(model: &ModelSpec, lengths: Lengths) -> Vec<u64> {
     costs
 }
 
-/// Two FLOPs for each weight, and two for each number of the scores and of their product with the values.
+/// FLOPs of a token: two for each weight, and two for each number of the scores and of their product with the values.
 fn layer_cost(model: &ModelSpec, layer: u32, sequence: u32, source: u32) -> u64 {
     let [dim, ffn] = [model.dim, model.ffn].map(u64::from);
     let head = u64::from(model.head_dim);
     let (q, kv) = (u64::from(model.heads) * head, u64::from(model.kv_heads) * head);
-    let matrices = if model.activation.gated() { 3 } else { 2 };
-    let keys_and_values = match model.attention {
-        Attention::Latent { rank, rope_dim } => {
-            let (rank, rope_dim) = (u64::from(rank), u64::from(rope_dim));
-            let up = u64::from(model.heads) * (2 * head).saturating_sub(rope_dim);
-            dim * (rank + rope_dim) + rank * up
-        }
-        Attention::Longformer { projections: true, .. } => 4 * dim * kv,
-        _ => 2 * dim * kv,
-    };
-    let own = 2 * (2 * dim * q + keys_and_values + matrices * dim * ffn) + scores(model, layer, sequence);
+    let own = model.attention.flops(model, model.causal(layer), sequence) + model.activation.flops(dim, ffn);
     // All of the encoder's output is seen, and each of its tokens makes a key and a value.
     let made = 4 * dim * kv * u64::from(source) / u64::from(sequence.max(1));
     let crossing = 4 * dim * q + made + 4 * u64::from(source) * q;
     if model.crosses(layer) { own + crossing } else { own }
-}
-
-/// The scores of a token and their product with the values: linear in the length where the number of keys
-/// that it sees is bounded.
-fn scores(model: &ModelSpec, layer: u32, sequence: u32) -> u64 {
-    let q = u64::from(model.heads) * u64::from(model.head_dim);
-    let causal = model.causal(layer);
-    let all = u64::from(if causal { sequence.div_ceil(2) } else { sequence });
-    let around = |window: u32| if causal { u64::from(window) } else { 2 * u64::from(window) + 1 };
-    let keys = match model.attention {
-        Attention::Full | Attention::Latent { .. } => all,
-        Attention::Window { window } => around(window),
-        Attention::Longformer { window, global, .. } => around(window) + u64::from(global),
-        Attention::BigBird { .. } if bigbird_sees_all(model.attention, causal, sequence) => all,
-        Attention::BigBird { block, window, global, last, random } => {
-            u64::from(block) * [window, global, last, random].map(u64::from).iter().sum::<u64>()
-        }
-        // The state has as many numbers as keys and values of one head's width would.
-        Attention::Linear { .. } => u64::from(model.head_dim),
-        Attention::Compressed { window, block } => {
-            u64::from(window) + u64::from(sequence).div_ceil(2 * u64::from(block.max(1)))
-        }
-    };
-    let keys = if matches!(model.attention, Attention::Linear { .. }) { keys } else { keys.min(all) };
-    4 * q * keys
 }
 
 fn embedding_map(model: &ModelSpec) -> u64 {

@@ -20,7 +20,7 @@ use crate::code::ErrorCode;
 
 /// The faults found so far.
 #[derive(Default)]
-struct Faults(Vec<Refused>);
+pub(super) struct Faults(Vec<Refused>);
 
 impl Faults {
     fn push(&mut self, path: impl Into<KeyPath>, code: ErrorCode, message: String) {
@@ -28,17 +28,17 @@ impl Faults {
     }
 
     /// A value that does not go with those of other keys.
-    fn add(&mut self, path: impl Into<KeyPath>, message: String) {
+    pub(super) fn add(&mut self, path: impl Into<KeyPath>, message: String) {
         self.push(path, ErrorCode::ValueConflict, message);
     }
 
     /// A value that the key never takes.
-    fn never(&mut self, path: impl Into<KeyPath>, message: String) {
+    pub(super) fn never(&mut self, path: impl Into<KeyPath>, message: String) {
         self.push(path, ErrorCode::ValueRange, message);
     }
 
     /// Checks a count; says whether later rules may rely on it.
-    fn count(&mut self, path: &str, found: impl Into<u64>, limit: &Limit) -> bool {
+    pub(super) fn count(&mut self, path: &str, found: impl Into<u64>, limit: &Limit) -> bool {
         let checked = limit.check(found.into());
         let fits = checked.is_ok();
         if let Err(message) = checked {
@@ -48,7 +48,7 @@ impl Faults {
     }
 
     /// Checks a number against a rule that is false for NaN.
-    fn number(&mut self, path: &str, found: f64, rule: impl Fn(f64) -> bool, must: &str) -> bool {
+    pub(super) fn number(&mut self, path: &str, found: f64, rule: impl Fn(f64) -> bool, must: &str) -> bool {
         let fits = found.is_finite() && rule(found);
         if !fits {
             self.never(path, format!("found {found:?}; must be {must}"));
@@ -57,7 +57,7 @@ impl Faults {
     }
 
     /// A count that has no default where `with` is chosen; 0 where it is missing or wrong.
-    fn need(&mut self, path: &str, given: Option<u32>, with: &str, limit: &Limit) -> u32 {
+    pub(super) fn need(&mut self, path: &str, given: Option<u32>, with: &str, limit: &Limit) -> u32 {
         let Some(found) = given else {
             self.push(path, ErrorCode::KeyNeeded, format!("is missing; {with} needs it"));
             return 0;
@@ -66,7 +66,7 @@ impl Faults {
     }
 
     /// Refuses a key that is given where it has no meaning; `with` says where it has one, and why.
-    fn only_with(&mut self, path: &str, given: bool, with: &str) {
+    pub(super) fn only_with(&mut self, path: &str, given: bool, with: &str) {
         if given {
             self.misplaced(path, format!("goes with {with}; leave it out, or set that too"));
         }

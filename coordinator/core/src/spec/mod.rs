@@ -3,6 +3,7 @@
 //!
 //! - [`raw`]: the job file as it is written, with the meaning and the bounds of each key.
 //! - `schema`: that as a JSON schema; `reference` (tests only) makes the tables of `docs/job.md` from it.
+//! - `forms`: the keys of what comes in several forms (attention, positions).
 //! - `values`: the words of the format, and what may be written in two ways.
 //! - `yaml`, `node`: text to a tree, and the tree to raw structs. YAML stays inside `yaml`.
 //! - [`presets`]: known models by name.
@@ -13,6 +14,7 @@
 
 mod check;
 mod error;
+mod forms;
 mod limits;
 mod node;
 pub mod presets;

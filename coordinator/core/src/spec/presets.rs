@@ -4,7 +4,6 @@
 //! published integers by this module's tests. What the keys mean is said in [`super::raw`].
 
 use coxswain_types::job::ModelSpec;
-use coxswain_types::model::Positions;
 
 use super::error::{SpecError, SpecFault};
 use super::node::JobNode;
@@ -71,11 +70,8 @@ pub fn job_text(job: &JobText<'_>, name: &str, workers: u32) -> Result<String, S
     let of_model = |path: &str| path == "model" || path.starts_with("model.");
     let sets: Vec<_> = job.sets.iter().filter(|(path, _)| of_model(path)).cloned().collect();
     let model = look(&JobText { text: &smallest, sets: &sets, ..*job })?.model;
-    let longest = match model.positions {
-        Positions::Learned { max, .. } => max,
-        _ => SEQUENCE,
-    };
-    let (sequence, tokens) = (longest.min(SEQUENCE), 1 << 20);
+    let sequence = model.positions.longest().map_or(SEQUENCE, |longest| longest.min(SEQUENCE));
+    let tokens = 1 << 20;
     let chosen = job.sets.iter().any(|(path, _)| path == "layout" || path.starts_with("layout."));
     // A micro-batch for each worker lets any layout of so many have work for all of them.
     let batches = workers.max(1);

@@ -8,7 +8,7 @@ use coxswain_core::spec::{JobText, look, raw_model, raw_yaml};
 use coxswain_types::JobSpec;
 use coxswain_types::framing::Framing;
 use coxswain_types::job::{Corruption, DataSpec, ModelSpec};
-use coxswain_types::model::{Architecture, Positions};
+use coxswain_types::model::Architecture;
 
 /// The job's file, below the folder of the import.
 pub(super) const JOB: &str = "job.yaml";
@@ -37,10 +37,7 @@ pub(super) fn text(spec: &JobSpec, framing: &Framing) -> Result<String> {
 }
 
 fn starting(spec: &JobSpec, framing: &Framing) -> RawJob {
-    let longest = match spec.model.positions {
-        Positions::Learned { max, .. } => max,
-        _ => framing.longest.unwrap_or(u32::MAX),
-    };
+    let longest = spec.model.positions.longest().or(framing.longest).unwrap_or(u32::MAX);
     // One token that stands for any span is what text was infilled with (BART).
     let one = framing.sentinels.is_some_and(|sentinels| sentinels.count == 1);
     let infills = one && spec.model.architecture == Architecture::EncoderDecoder;

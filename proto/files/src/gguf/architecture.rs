@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::f64::consts::TAU;
 
 use coxswain_types::bounds::limits::{self, Limit};
+use coxswain_types::forms::gguf_name;
 use coxswain_types::model::{Biases, ModelSpec, NormSpec, Positions, RopeScaling};
 
 use super::header::{Meta, TensorInfo};
@@ -180,17 +181,5 @@ pub(super) fn theirs(ours: &str) -> Option<String> {
     }
     let (layer, part) = ours.strip_prefix("model.layers.")?.split_once('.')?;
     let (part, kind) = part.rsplit_once('.')?;
-    let part = match part {
-        "input_layernorm" => "attn_norm",
-        "self_attn.q_proj" => "attn_q",
-        "self_attn.k_proj" => "attn_k",
-        "self_attn.v_proj" => "attn_v",
-        "self_attn.o_proj" => "attn_output",
-        "post_attention_layernorm" => "ffn_norm",
-        "mlp.gate_proj" => "ffn_gate",
-        "mlp.up_proj" => "ffn_up",
-        "mlp.down_proj" => "ffn_down",
-        _ => return None,
-    };
-    Some(format!("blk.{layer}.{part}.{kind}"))
+    Some(format!("blk.{layer}.{}.{kind}", gguf_name(part)?))
 }

@@ -8,6 +8,7 @@ use coxswain_types::model::{
 use serde_json::{Map, Value};
 
 use super::HfError;
+use super::family::{Family, FamilyKind, LlamaKind, SlidingWindow};
 
 mod class;
 mod keys;
@@ -15,72 +16,29 @@ mod write;
 
 pub(super) use class::class_names;
 use class::{Class, class, classes};
+use keys::Keys;
 pub(super) use keys::class_default;
-use keys::{Keys, activation};
 pub(super) use write::write;
-
-/// A family of models, by its `model_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
-    Gpt2,
-    Llama,
-    Mistral,
-    Qwen2,
-    Bert,
-    Roberta,
-    Albert,
-    T5,
-    Bart,
-    Longformer,
-    BigBird,
-}
-
-/// Families with their `model_type` and what the names of their classes begin with.
-const FAMILIES: [(Family, &str, &str); 11] = [
-    (Family::Llama, "llama", "Llama"),
-    (Family::Mistral, "mistral", "Mistral"),
-    (Family::Qwen2, "qwen2", "Qwen2"),
-    (Family::Gpt2, "gpt2", "GPT2"),
-    (Family::Bert, "bert", "Bert"),
-    (Family::Roberta, "roberta", "Roberta"),
-    (Family::Albert, "albert", "Albert"),
-    (Family::Longformer, "longformer", "Longformer"),
-    (Family::BigBird, "big_bird", "BigBird"),
-    (Family::T5, "t5", "T5"),
-    (Family::Bart, "bart", "Bart"),
-];
-
-impl Family {
-    /// Its `model_type`.
-    pub(super) fn name(self) -> &'static str {
-        FAMILIES.iter().find(|(of, ..)| *of == self).map_or("", |(_, name, _)| name)
-    }
-
-    /// What the names of its classes begin with.
-    fn title(self) -> &'static str {
-        FAMILIES.iter().find(|(of, ..)| *of == self).map_or("", |(.., title)| title)
-    }
-}
 
 /// The family and the model of a configuration.
 pub(super) fn read(config: &Map<String, Value>) -> Result<(Family, ModelSpec), HfError> {
     let name = config.get("model_type").and_then(Value::as_str).unwrap_or("");
-    let Some((family, ..)) = FAMILIES.iter().find(|(_, of, _)| *of == name) else {
-        let known: Vec<_> = FAMILIES.iter().map(|(_, name, _)| *name).collect();
+    let Some(family) = Family::all().find(|family| family.name() == name) else {
+        let known: Vec<_> = Family::all().map(Family::name).collect();
         return Err(Keys::plain(config).wrong("model_type", &format!("one of {}", known.join(", "))));
     };
-    let keys = Keys::of(*family, config);
+    let keys = Keys::of(family, config);
     keys.unused("quantization_config", "import the weights before their quantization")?;
     keys.unused("adapters", "merge them into the weights and import the result")?;
     keys.unused("per_layer_config", "all layers are alike here")?;
     keys.unused("pruned_heads", "all layers have all heads here")?;
-    let class = class(*family, &keys)?;
-    let model = match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 => llama(*family, &keys),
-        Family::Gpt2 => gpt2(&keys),
-        Family::T5 => t5(&keys),
-        Family::Bart => bart(&keys),
-        _ => encoder(*family, &keys, class),
+    let class = class(family, &keys)?;
+    let model = match family.kind() {
+        FamilyKind::Llama(kind) => llama(kind, &keys),
+        FamilyKind::Gpt2 => gpt2(&keys),
+        FamilyKind::T5 => t5(&keys),
+        FamilyKind::Bart => bart(&keys),
+        FamilyKind::Encoder => encoder(family, &keys, class),
     }?;
     if class == Class::Bare && model.head == Head::Lm && !model.tied_embeddings {
         let title = family.title();
@@ -91,7 +49,7 @@ pub(super) fn read(config: &Map<String, Value>) -> Result<(Family, ModelSpec), H
     // Checked before anything is allocated for each layer, row or column.
     let bounds = model.check_bounds();
     bounds.map_err(|e| HfError::Config(format!("the model that it describes is not supported: {e}")))?;
-    Ok((*family, model))
+    Ok((family, model))
 }
 
 /// What all families have in common.
@@ -99,7 +57,7 @@ fn base(layers: u32, dim: u32, heads: u32, ffn: u32, vocab: u32) -> ModelSpec {
     ModelSpec::llama(layers, dim, heads, heads, ffn, vocab)
 }
 
-fn llama(family: Family, keys: &Keys<'_>) -> Result<ModelSpec, HfError> {
+fn llama(kind: LlamaKind, keys: &Keys<'_>) -> Result<ModelSpec, HfError> {
     let heads = keys.count("num_attention_heads")?;
     let dim = keys.count("hidden_size")?;
     let layers = keys.count("num_hidden_layers")?;
@@ -107,27 +65,25 @@ fn llama(family: Family, keys: &Keys<'_>) -> Result<ModelSpec, HfError> {
     if keys.activation("hidden_act")? != Activation::Silu {
         return Err(keys.wrong("hidden_act", "\"silu\" for this program"));
     }
-    let biases = match family {
-        Family::Llama => {
-            keys.only("pretraining_tp", 1)?;
-            let (attention, ffn) = (keys.flag("attention_bias")?, keys.flag("mlp_bias")?);
-            Biases { qkv: attention, out: attention, ffn }
-        }
-        Family::Qwen2 => {
-            keys.only("use_sliding_window", false)?;
-            Biases { qkv: true, out: false, ffn: false }
-        }
-        _ => Biases::default(),
+    // The numbers of a class that computes a map in parts differ in their last bits.
+    keys.only("pretraining_tp", 1)?;
+    if kind.window == SlidingWindow::Refused {
+        keys.only("use_sliding_window", false)?;
+    }
+    let attention_bias = kind.attention_bias && keys.flag("attention_bias")?;
+    let biases = Biases {
+        qkv: kind.biases.qkv || attention_bias,
+        out: kind.biases.out || attention_bias,
+        ffn: kind.biases.ffn || (kind.mlp_bias && keys.flag("mlp_bias")?),
     };
-    // Other families ignore this key.
-    let window = family == Family::Mistral && keys.value("sliding_window").is_some();
+    let window = kind.window == SlidingWindow::Counts && keys.value("sliding_window").is_some();
     let attention =
         if window { Attention::Window { window: keys.count("sliding_window")? } } else { Attention::Full };
-    let kind = if window { "sliding_attention" } else { "full_attention" };
+    let layer = if window { "sliding_attention" } else { "full_attention" };
     if let Some(types) = keys.value("layer_types") {
         let types = types.as_array();
-        if !types.is_some_and(|types| types.len() == layers as usize && types.iter().all(|of| of == kind)) {
-            return Err(keys.wrong("layer_types", &format!("\"{kind}\" for each of {layers} layers")));
+        if !types.is_some_and(|types| types.len() == layers as usize && types.iter().all(|of| of == layer)) {
+            return Err(keys.wrong("layer_types", &format!("\"{layer}\" for each of {layers} layers")));
         }
     }
     let plain = base(layers, dim, heads, keys.count("intermediate_size")?, keys.count("vocab_size")?);
@@ -201,7 +157,7 @@ fn rope(keys: &Keys<'_>) -> Result<Positions, HfError> {
 }
 
 fn layer_norm(placement: NormPlacement, eps: f64) -> NormSpec {
-    NormSpec { kind: NormKind::Layer, placement, eps }
+    NormSpec::new(NormKind::Layer, placement, eps)
 }
 
 const ALL_BIASES: Biases = Biases { qkv: true, out: true, ffn: true };
@@ -362,13 +318,8 @@ fn t5_activation(keys: &Keys<'_>) -> Result<Activation, HfError> {
             keys.only(key, value)?;
         }
     }
-    let found = match (gated, activation(name)) {
-        (false, found) => found,
-        (true, Some(Activation::Silu)) => Some(Activation::Swiglu),
-        (true, Some(Activation::Gelu)) => Some(Activation::Geglu),
-        (true, Some(Activation::GeluTanh)) => Some(Activation::GegluTanh),
-        (true, _) => None,
-    };
+    let found = Activation::of_hf(name);
+    let found = if gated { found.and_then(Activation::with_gate) } else { found };
     let must = "relu, gelu, gelu_new, silu, gated-gelu or gated-silu";
     found.ok_or_else(|| keys.wrong("feed_forward_proj", must))
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use coxswain_types::params::{Parameter, parameter_table};
 
-use super::config::Family;
+use super::family::Family;
 use super::names::{Other, TensorSource, other};
 use super::store::{self, Planned};
 use super::{HfError, Said, found, source_of, their_shape, transposed};

@@ -3,7 +3,7 @@
 use coxswain_types::model::{Head, ModelSpec};
 use coxswain_types::params::EMBEDDING;
 
-use super::config::Family;
+use super::family::{Family, FamilyKind};
 
 /// Where a parameter lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,12 +96,13 @@ const BART: Parts = &[
 pub(super) fn source(family: Family, model: &ModelSpec, ours: &str) -> Option<TensorSource> {
     let (scope, kind) = ours.rsplit_once('.')?;
     let layered = layer(scope);
-    match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 => Some(TensorSource::plain(ours.to_owned())),
-        Family::Gpt2 => gpt2(scope, kind, layered),
-        Family::T5 => t5(model, scope, kind, layered),
-        Family::Bart => bart(scope, kind, layered),
-        _ => encoder(family, model, scope, kind, layered)
+    match family.kind() {
+        // The names here are theirs.
+        FamilyKind::Llama(_) => Some(TensorSource::plain(ours.to_owned())),
+        FamilyKind::Gpt2 => gpt2(scope, kind, layered),
+        FamilyKind::T5 => t5(model, scope, kind, layered),
+        FamilyKind::Bart => bart(scope, kind, layered),
+        FamilyKind::Encoder => encoder(family, model, scope, kind, layered)
             .map(|name| TensorSource::plain(format!("{name}.{kind}"))),
     }
 }
@@ -278,19 +279,19 @@ fn beside(family: Family) -> Vec<(&'static str, Other)> {
     };
     let dense_pooler = [("pooler.dense.weight", Unused), ("pooler.dense.bias", Unused)];
     let pooler = [("pooler.weight", Unused), ("pooler.bias", Unused)];
-    match family {
+    match (family.kind(), family) {
         // The causal mask, and what hidden scores are.
-        Family::Gpt2 => {
+        (FamilyKind::Gpt2, _) => {
             vec![("h.*.attn.bias", Buffer), ("h.*.attn.masked_bias", Buffer), ("lm_head.weight", tokens)]
         }
-        Family::Llama | Family::Mistral | Family::Qwen2 => vec![
+        (FamilyKind::Llama(_), _) => vec![
             ("layers.*.self_attn.rotary_emb.inv_freq", Buffer),
             ("rotary_emb.inv_freq", Buffer),
             ("lm_head.weight", tokens),
         ],
-        Family::Bert => [of_bert(), dense_pooler.to_vec()].concat(),
-        Family::BigBird => [of_bert(), pooler.to_vec()].concat(),
-        Family::Albert => {
+        (_, Family::Bert) => [of_bert(), dense_pooler.to_vec()].concat(),
+        (_, Family::BigBird) => [of_bert(), pooler.to_vec()].concat(),
+        (_, Family::Albert) => {
             let mut list = [positions(), pooler.to_vec()].concat();
             list.extend([
                 ("predictions.decoder.weight", tokens),
@@ -301,19 +302,19 @@ fn beside(family: Family) -> Vec<(&'static str, Other)> {
             ]);
             list
         }
-        Family::Roberta | Family::Longformer => {
+        (FamilyKind::Encoder, _) => {
             let mut list = [positions(), dense_pooler.to_vec()].concat();
             list.extend([("lm_head.decoder.weight", tokens), ("lm_head.decoder.bias", Copy("lm_head.bias"))]);
             list
         }
-        Family::T5 => vec![
+        (FamilyKind::T5, _) => vec![
             ("encoder.embed_tokens.weight", Copy(EMBEDDING)),
             ("decoder.embed_tokens.weight", Copy(EMBEDDING)),
             ("lm_head.weight", tokens),
             // Attention to an encoder has no positions; the first checkpoints have its table all the same.
             ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", Unused),
         ],
-        Family::Bart => vec![
+        (FamilyKind::Bart, _) => vec![
             ("encoder.embed_tokens.weight", Copy(EMBEDDING)),
             ("decoder.embed_tokens.weight", Copy(EMBEDDING)),
             ("lm_head.weight", tokens),
@@ -349,19 +350,4 @@ fn matches(pattern: &str, name: &str, layers: u32) -> bool {
         _ => pattern == part,
     };
     pattern.len() == name.len() && pattern.iter().zip(&name).all(same)
-}
-
-impl Family {
-    /// What the names of a family's model begin with, below the class with a head.
-    fn prefix(self) -> Option<&'static str> {
-        match self {
-            Family::Gpt2 => Some("transformer"),
-            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Bart => Some("model"),
-            Family::Bert | Family::BigBird => Some("bert"),
-            Family::Roberta => Some("roberta"),
-            Family::Albert => Some("albert"),
-            Family::Longformer => Some("longformer"),
-            Family::T5 => None,
-        }
-    }
 }

@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 
 use coxswain_types::framing::Framing;
-use coxswain_types::model::{Architecture, Head, ModelSpec, Positions, RopeScaling};
+use coxswain_types::model::{Architecture, Head, ModelSpec, Positions};
 use serde_json::{Map, Value};
 
-use super::config::{self, Family, class_default};
+use super::config::{self, class_default};
+use super::family::Family;
 use super::framing::{Files, GENERATION, SPECIAL, TOKENIZER};
 use super::{CONFIG, HfError, Kept};
 use crate::atomic::digest_bytes;
@@ -186,13 +187,8 @@ impl Said<'_> {
         let Positions::Rope { scaling, .. } = self.model.positions else { return };
         let key = "max_position_embeddings";
         let told = config.get(key).and_then(Value::as_u64).and_then(|most| u32::try_from(most).ok());
-        let scaled = match scaling {
-            RopeScaling::Llama3 { factor, original, .. } | RopeScaling::Yarn { factor, original, .. } => {
-                Some((factor * f64::from(original)) as u32)
-            }
-            RopeScaling::Linear { .. } | RopeScaling::None => None,
-        };
-        let told = told.or(self.framing.longest).or(scaled.filter(|_| self.kept.is_none()));
+        let scaled = scaling.scaled_length().filter(|_| self.kept.is_none());
+        let told = told.or(self.framing.longest).or(scaled);
         if let Some(most) = told.into_iter().chain(self.trained).max() {
             config.insert(key.to_owned(), most.into());
         }

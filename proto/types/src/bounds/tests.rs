@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::{Attention, Positions, RopeScaling};
 use crate::model::{Biases, NormKind};
 
 type Change = fn(&mut ModelSpec);

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::Attention;
 
 fn blocks(mask: &Mask, tokens: u32) -> Blocks {
     Blocks::of(std::slice::from_ref(mask), 0..1, 0..tokens, tokens)
@@ -10,13 +11,13 @@ fn pairs(mask: &Mask, tokens: u32) -> u64 {
 
 #[test]
 fn pairs_are_those_of_the_closed_forms() {
-    let window = |window, causal| layer_mask(Attention::Window { window }, causal, 0, 1, 0).unwrap();
+    let window = |window, causal| Attention::Window { window }.mask(causal, 0, 1, 0).unwrap();
     assert_eq!(pairs(&window(128, true), 1024), 122_944);
     assert_eq!(pairs(&window(512, true), 4096), 1_966_336);
     assert_eq!(pairs(&Mask::Causal, 300), 300 * 301 / 2);
     assert_eq!(pairs(&Mask::All, 300), 300 * 300);
     let longformer = |window, global, causal| {
-        layer_mask(Attention::Longformer { window, global, projections: false }, causal, 0, 1, 0).unwrap()
+        Attention::Longformer { window, global, projections: false }.mask(causal, 0, 1, 0).unwrap()
     };
     for (tokens, near, global, expected) in [(16, 2, 1, 100), (64, 8, 2, 1234), (128, 16, 4, 4828)] {
         assert_eq!(pairs(&longformer(near, global, false), tokens), expected);
@@ -26,10 +27,10 @@ fn pairs_are_those_of_the_closed_forms() {
     }
     for (count, seen) in [(8, 34), (16, 74), (64, 314)] {
         let form = |last| Attention::BigBird { block: 16, window: 3, global: 1, last, random: 0 };
-        let mask = layer_mask(form(0), false, 0, 1, count * 16).unwrap();
+        let mask = form(0).mask(false, 0, 1, count * 16).unwrap();
         assert_eq!(pairs(&mask, count * 16), seen * 256, "{count} blocks");
         // The last block's row and column, less what is seen already: the corners and the window.
-        let mask = layer_mask(form(1), false, 0, 1, count * 16).unwrap();
+        let mask = form(1).mask(false, 0, 1, count * 16).unwrap();
         assert_eq!(pairs(&mask, count * 16), (seen + 2 * count as u64 - 6) * 256, "{count} blocks");
     }
 }
@@ -49,7 +50,7 @@ fn kinds(tokens: u32) -> Vec<Mask> {
     ];
     let forms = forms
         .into_iter()
-        .flat_map(|form| [true, false].map(|causal| layer_mask(form, causal, 3, 7, tokens)))
+        .flat_map(|form| [true, false].map(|causal| form.mask(causal, 3, 7, tokens)))
         .flatten();
     let plain = [Mask::All, Mask::Causal, across, padded.clone(), Mask::And(vec![padded, Mask::Causal])];
     let compressed = [(40, 16, 3, 16), (9, 8, 10, 80), (1, 1, 0, 0), (130, 16, 7, 0)]
@@ -98,11 +99,11 @@ fn visited_tiles_grow_with_the_length_and_equal_ones_are_kept_once() {
         Attention::BigBird { block: 64, window: 3, global: 2, last: 0, random: 3 },
     ];
     for form in forms {
-        let visited = |tokens| blocks(&layer_mask(form, false, 0, 1, tokens).unwrap(), tokens).visited();
+        let visited = |tokens| blocks(&form.mask(false, 0, 1, tokens).unwrap(), tokens).visited();
         let (short, long) = (visited(4096), visited(16_384));
         assert!(long < 5 * short, "{form:?}: {short} tiles at 4k, {long} at 16k");
     }
-    let window = layer_mask(forms[0], true, 0, 1, 0).unwrap();
+    let window = forms[0].mask(true, 0, 1, 0).unwrap();
     assert_eq!(blocks(&window, 32_768).bits.len(), 2);
 }
 
@@ -120,7 +121,7 @@ fn random_blocks_are_new_ones() {
             let form = |random| Attention::BigBird { block: 16, window, global, last, random };
             let seen = |random, head, row: u32| {
                 // A length that is short for some random blocks is long without.
-                let mask = layer_mask(form(random), causal, 2, 7, count * 16).unwrap();
+                let mask = form(random).mask(causal, 2, 7, count * 16).unwrap();
                 let blocks = (0..count).filter(|at| mask.sees(head, row * 16 + 15, at * 16));
                 blocks.count() as u32
             };
@@ -137,7 +138,7 @@ fn random_blocks_are_new_ones() {
 }
 
 fn pairs_of(form: Attention, causal: bool, tokens: u32) -> u64 {
-    let mask = layer_mask(form, causal, 2, 7, tokens).unwrap();
+    let mask = form.mask(causal, 2, 7, tokens).unwrap();
     Blocks::of(std::slice::from_ref(&mask), 1..2, 0..tokens, tokens).pairs(0)
 }
 
@@ -145,7 +146,7 @@ fn pairs_of(form: Attention, causal: bool, tokens: u32) -> u64 {
 #[test]
 fn an_encoder_sees_all_of_a_sequence_that_is_too_short_for_its_blocks() {
     let form = Attention::BigBird { block: 64, window: 3, global: 1, last: 1, random: 3 };
-    let mask = |causal, tokens| layer_mask(form, causal, 0, 1, tokens);
+    let mask = |causal, tokens| form.mask(causal, 0, 1, tokens);
     assert_eq!(mask(false, 704), None);
     assert!(mask(false, 705).is_some() && mask(true, 704).is_some());
 }

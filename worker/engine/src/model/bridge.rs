@@ -6,7 +6,6 @@
 
 use std::rc::Rc;
 
-use coxswain_types::model::NormPlacement;
 use coxswain_types::params::Place;
 use tch::Tensor;
 
@@ -29,7 +28,7 @@ pub struct Bridge {
 impl Bridge {
     pub(super) fn build(parameters: &Parameters, context: &Rc<Context>) -> Result<Bridge, EngineError> {
         let norm = || Norm::build(Place::Bridge, "model.encoder.norm", parameters, context);
-        let pre = context.model.norm.placement == NormPlacement::Pre;
+        let pre = context.model.norm.placement.ends_stack();
         Ok(Bridge {
             embedding: Embedding::build(Place::Bridge, parameters, context)?,
             norm: pre.then(norm).transpose()?,

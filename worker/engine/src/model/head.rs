@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use coxswain_native::ops::{self, Unary};
-use coxswain_types::model::{self, Activation, NormPlacement};
+use coxswain_types::model::{self, Activation};
 use coxswain_types::params::{EMBEDDING, HEAD, Place};
 use tch::{Kind, Tensor};
 
@@ -70,7 +70,7 @@ impl HeadModule {
                 }
             }
         };
-        let pre = model.norm.placement == NormPlacement::Pre;
+        let pre = model.norm.placement.ends_stack();
         let norm = pre.then(|| norm("model.norm")).transpose()?;
         Ok(HeadModule { norm, form, context: Rc::clone(context) })
     }

@@ -3,7 +3,6 @@
 use std::rc::Rc;
 
 use coxswain_native::ops;
-use coxswain_types::model::NormKind;
 use coxswain_types::params::Place;
 use tch::Tensor;
 
@@ -28,13 +27,20 @@ impl Norm {
         parameters: &Parameters,
         context: &Rc<Context>,
     ) -> Result<Norm, EngineError> {
-        let uses = |part: &str| Uses::build(place, &format!("{name}.{part}"), parameters, context);
-        let biased = context.model.norm.kind == NormKind::Layer;
+        Norm::of(context, |part| Uses::build(place, &format!("{name}.{part}"), parameters, context))
+    }
+
+    /// The norm whose parameters are `uses` of `weight` and, in a LayerNorm, of `bias`.
+    pub(super) fn of(
+        context: &Rc<Context>,
+        uses: impl Fn(&str) -> Result<Uses, EngineError>,
+    ) -> Result<Norm, EngineError> {
+        let biased = context.model.norm.kind.has_bias();
         let bias = biased.then(|| uses("bias")).transpose()?;
         Ok(Norm { weight: uses("weight")?, bias, context: Rc::clone(context) })
     }
 
-    /// x and the result are `[b, t, d]`.
+    /// x and the result are `[.., t, d]`.
     pub(super) fn forward(&self, x_btd: &Tensor) -> Result<Tensor, EngineError> {
         let (eps, wgrad_queue) = (self.context.model.norm.eps, &self.context.wgrad_queue);
         let (weight, uses) = (self.weight.weight()?, self.weight.of(x_btd));

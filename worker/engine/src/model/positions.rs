@@ -3,7 +3,7 @@
 
 use std::f64::consts::{PI, TAU};
 
-use coxswain_types::model::{Attention, ModelSpec, Positions, RopeScaling};
+use coxswain_types::model::{ModelSpec, Positions, RopeScaling};
 use tch::{Device, Tensor};
 
 use super::layer::on_device;
@@ -42,10 +42,7 @@ impl Rotary {
         device: Device,
     ) -> Result<Option<Rotary>, EngineError> {
         let Positions::Rope { theta, scaling } = model.positions else { return Ok(None) };
-        let rotated = match model.attention {
-            Attention::Latent { rope_dim, .. } => rope_dim,
-            _ => model.head_dim,
-        };
+        let rotated = model.attention.rotated(model.head_dim);
         let (frequencies, factor) = frequencies(f64::from(rotated), theta, scaling);
         let table = |f: fn(f64) -> f64| {
             let values: Vec<f32> = (start..start + tokens)

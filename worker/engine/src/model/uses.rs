@@ -17,7 +17,7 @@ use crate::EngineError;
 
 /// A parameter's uses, one for each of the sequence shards that this rank computes.
 #[derive(Debug)]
-pub(super) struct Uses(Vec<Rc<Param>>);
+pub(super) struct Uses(pub(super) Vec<Rc<Param>>);
 
 impl Uses {
     pub(super) fn build(

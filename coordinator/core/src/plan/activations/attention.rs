@@ -1,6 +1,8 @@
 //! What attention keeps and takes. No form keeps its scores.
 
-use coxswain_types::model::{Attention, Head, Positions};
+use coxswain_types::forms::FormBytes;
+use coxswain_types::forms::attention::AttentionSize;
+use coxswain_types::model::{Attention, Head};
 
 use super::parts::BlockSize;
 use super::sizes::Sizes;
@@ -10,6 +12,7 @@ use crate::plan::reduction::FP32;
 #[derive(Clone, Copy)]
 struct Heads {
     count: u64,
+    groups: u64,
     /// Query heads, in numbers a token.
     q: u64,
     /// Key/value heads.
@@ -20,18 +23,15 @@ struct Heads {
 impl Sizes<'_> {
     fn heads(&self) -> Heads {
         let count = u64::from(self.model.heads).div_ceil(self.all_shards);
-        let groups = match self.model.attention {
-            Attention::Latent { .. } => count,
-            _ => u64::from(self.model.kv_heads).div_ceil(self.all_shards),
-        };
-        Heads { count, q: count * self.head_dim, kv: groups * self.head_dim, grouped: groups < count }
+        let groups = u64::from(self.model.attention.key_heads(self.model)).div_ceil(self.all_shards);
+        Heads { count, q: count * self.head_dim, kv: groups * self.head_dim, grouped: groups < count, groups }
     }
 
     /// Whether libtorch's kernel mixes, which takes key/value heads as often as there are query heads.
     fn fused(&self, cross: bool) -> bool {
         let usual = (self.model.attention_scale * f64::from(self.model.head_dim).sqrt() - 1.0).abs() < 1e-12;
-        let biased = matches!(self.model.positions, Positions::Alibi | Positions::RelativeBias { .. });
-        let whole = matches!(self.model.attention, Attention::Full | Attention::Latent { .. });
+        let biased = self.model.positions.adds_to_scores();
+        let whole = self.model.attention.is_whole();
         let apart = self.train.separate_documents || (self.padded() && (cross || !self.model.causal(0)));
         usual && self.train.attention_dropout == 0.0 && !apart && (cross || (whole && !biased))
     }
@@ -74,15 +74,13 @@ impl Sizes<'_> {
         let (tokens, heads) = (self.tokens(layer), self.heads());
         let (bytes, shards) = (self.bytes, self.shards);
         let number = |each: u64| bytes * tokens * each;
-        let (own, extra) = self.form(layer, heads);
+        let own = self.form(layer, heads);
         let log_sums = FP32 * heads.count * tokens;
-        let biased = matches!(self.model.positions, Positions::Alibi | Positions::RelativeBias { .. });
-        let distances = 2 * tokens / self.rows.max(1);
-        let bias = if biased { FP32 * heads.count * distances * (1 + self.rows) } else { 0 };
+        let bias = self.model.positions.score_bytes(heads.count, tokens / self.rows.max(1), self.rows);
         let low_copy = self.low_grad(tokens, heads.q, self.dim);
         BlockSize {
-            inside: self.normed(tokens) + shards * (own + log_sums + bias),
-            backward: (self.mixing(heads, tokens, tokens, false) + extra)
+            inside: self.normed(tokens) + shards * (own.kept + log_sums + bias),
+            backward: (self.mixing(heads, tokens, tokens, false) + own.backward)
                 .max(self.input_grads(tokens) + low_copy)
                 + if self.sequence_parallel { self.whole(tokens) } else { 0 },
             deferred: self.whole(tokens)
@@ -92,45 +90,37 @@ impl Sizes<'_> {
         }
     }
 
-    /// What the form of attention keeps in one shard, and takes in the backward beside what all take.
-    fn form(&self, layer: u32, heads: Heads) -> (u64, u64) {
-        let tokens = self.tokens(layer);
-        let number = |each: u64| self.bytes * tokens * each;
-        let plain = number(2 * heads.q) + 2 * self.pair(heads, tokens, false);
-        match self.model.attention {
-            Attention::Full | Attention::Window { .. } | Attention::BigBird { .. } => (plain, 0),
-            // Keys and values of the first tokens' own; both parts of the output, and these together. What is
-            // cut along tokens is copied.
-            Attention::Longformer { projections: true, .. } => {
-                let copied = if self.rows > 1 { self.whole(tokens) } else { 0 };
-                (plain + number(2 * heads.kv + heads.q) + copied, number(heads.q))
-            }
-            Attention::Longformer { .. } => (plain, 0),
-            // The shares of forgetting in three forms.
-            Attention::Linear { decay } => {
-                let shares = if decay { 3 * FP32 * tokens * heads.count } else { 0 };
-                (plain + shares, shares)
-            }
-            // Keys and values with the summaries before them, and by themselves in fp32 for those.
-            Attention::Compressed { block, .. } => {
-                let summaries = number(2 * heads.kv).div_ceil(u64::from(block.max(1)));
-                let again = 2 * FP32 * tokens * heads.kv;
-                (plain + summaries + again, 2 * summaries + 2 * again)
-            }
-            // The latent before and after its norm; keys and values have every head.
-            Attention::Latent { rank, rope_dim } => {
-                let (rank, rope_dim) = (u64::from(rank), u64::from(rope_dim));
-                let copied = if self.all_shards > 1 { self.whole(tokens) } else { 0 };
-                let latent = number(2 * rank) + copied / self.shards;
-                (plain + latent, number(2 * (rank + rope_dim) + 2 * heads.q))
-            }
+    /// One shard's part of a block that mixes `keys` tokens for so many others.
+    fn size(&self, heads: Heads, tokens: u64, keys: u64, cross: bool) -> AttentionSize {
+        AttentionSize {
+            tokens,
+            key_tokens: keys,
+            rows: self.rows,
+            bytes: self.bytes,
+            dim: self.dim,
+            all_shards: self.all_shards,
+            shards: self.shards,
+            heads: heads.count,
+            key_heads: heads.groups,
+            q: heads.q,
+            kv: heads.kv,
+            keys: self.pair(heads, keys, cross),
         }
+    }
+
+    /// What the form of attention keeps in one shard, and takes in the backward beside what all take.
+    fn form(&self, layer: u32, heads: Heads) -> FormBytes {
+        let (tokens, form) = (self.tokens(layer), self.model.attention);
+        let size = self.size(heads, tokens, tokens, false);
+        form.activation_bytes(&size) + self.model.norm.attention_bytes(form, &size)
     }
 
     pub(super) fn cross_attention(&self, layer: u32) -> BlockSize {
         let (tokens, keys, heads) = (self.tokens(layer), self.source(), self.heads());
         let log_sums = FP32 * heads.count * tokens;
-        let each = self.bytes * tokens * 2 * heads.q + 2 * self.pair(heads, keys, true) + log_sums;
+        let size = self.size(heads, tokens, keys, true);
+        let norms = self.model.norm.attention_bytes(Attention::Full, &size);
+        let each = self.bytes * tokens * 2 * heads.q + 2 * size.keys + log_sums + norms.kept;
         // The encoder's output is copied for its maps, where rows are cut or ranks have parts of it.
         let memory = if self.rows > 1 || self.sequence_parallel { self.whole(keys) } else { 0 };
         let low_copy = self.low_grad(tokens, heads.q, self.dim);

@@ -126,15 +126,15 @@ impl Sizes<'_> {
     fn ffn(&self, layer: u32) -> BlockSize {
         let tokens = self.tokens(layer);
         let each = u64::from(self.model.ffn).div_ceil(self.all_shards);
-        let (all, one) = (self.bytes * tokens * each * self.shards, self.bytes * tokens * each);
-        let ways = if self.model.activation.gated() { 3 } else { 2 };
+        let products = self.model.activation.activation_bytes(self.bytes * tokens * each);
+        let all = products.kept * self.shards;
         let low_copy = self.low_grad(tokens, each, self.dim);
         let gathered = if self.sequence_parallel { self.whole(tokens) } else { 0 };
         BlockSize {
-            inside: self.normed(tokens) + ways * all,
-            backward: gathered + (ways * one).max(self.input_grads(tokens) + low_copy),
+            inside: self.normed(tokens) + all,
+            backward: gathered + products.backward.max(self.input_grads(tokens) + low_copy),
             // Inputs of the products, and their outputs' gradients; of the norm its input and gradient.
-            deferred: self.whole(tokens) + 3 * self.here(tokens) + ways * all,
+            deferred: self.whole(tokens) + 3 * self.here(tokens) + all,
             low_copy,
         }
     }
@@ -186,8 +186,7 @@ impl Sizes<'_> {
         let first = self.model.encoder_layers;
         let (stem, memory) = (self.stem(true).unwrap_or_default(), self.here(self.source()));
         let joined = self.looked_up(true) + memory;
-        let normed =
-            if self.model.norm.placement == NormPlacement::Pre { self.statistics(self.source()) } else { 0 };
+        let normed = if self.model.norm.placement.ends_stack() { self.statistics(self.source()) } else { 0 };
         PartBytes {
             inside: joined + stem.inside + normed,
             output: self.stream(first),

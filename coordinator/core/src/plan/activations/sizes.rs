@@ -4,8 +4,6 @@ use coxswain_types::Assignment;
 use coxswain_types::job::{Lengths, ModelSpec, Precision, TrainSpec};
 use coxswain_types::params::{EMBEDDING, HEAD, ParameterRow, Place};
 
-use crate::plan::reduction::FP32;
-
 /// A rank's job, as numbers of 64 bits.
 pub(super) struct Sizes<'a> {
     pub(super) model: &'a ModelSpec,
@@ -83,10 +81,9 @@ impl<'a> Sizes<'a> {
         if layer == 0 { self.stream(0) } else { self.stream(layer - 1) }
     }
 
-    /// Statistics of a norm: a mean and a deviation of each token.
+    /// What a norm keeps of each token.
     pub(super) fn statistics(&self, tokens: u64) -> u64 {
-        let each = if self.model.norm.kind == coxswain_types::model::NormKind::Layer { 2 } else { 1 };
-        each * FP32 * tokens.div_ceil(self.parts)
+        self.model.norm.statistics_bytes(tokens.div_ceil(self.parts))
     }
 
     /// Whether weight gradients are made in another precision than they are added in.

@@ -1,4 +1,4 @@
-use coxswain_types::model::{Activation, Architecture};
+use coxswain_types::model::{Activation, Architecture, Attention};
 
 use super::*;
 

@@ -1,15 +1,11 @@
-//! The transformer: its numbers one by one. `attention` and `positions` read what is chosen among several
-//! forms, `rules` holds what keys must be to each other.
+//! The transformer: its numbers one by one. `forms` beside this reads what is chosen among several forms, `rules` holds
+//! what keys must be to each other.
 
-mod attention;
-mod positions;
 mod rules;
 
-use coxswain_types::model::{
-    Activation, Architecture, Attention, Biases, EmbeddingSpec, Head, ModelSpec, NormKind, NormPlacement,
-    NormSpec, Positions,
-};
+use coxswain_types::model::{Activation, Architecture, Biases, EmbeddingSpec, Head, ModelSpec};
 
+use super::super::forms::{attention, positions};
 use super::super::limits;
 use super::super::raw::{ActivationName, HeadName, RawModel};
 use super::Faults;
@@ -30,15 +26,11 @@ pub(super) fn model(raw: &RawModel, faults: &mut Faults) -> ModelSpec {
         head_dim,
         ffn: raw.ffn.unwrap_or_else(|| default_ffn(raw.dim, activation)),
         vocab: raw.vocab,
-        positions: positions::positions(raw, faults),
-        norm: NormSpec {
-            kind: raw.norm.unwrap_or(NormKind::Rms),
-            placement: raw.norm_placement.unwrap_or(NormPlacement::Pre),
-            eps: raw.norm_eps.unwrap_or(1e-5),
-        },
+        positions: positions::read(raw, faults),
+        norm: raw.norm_spec(),
         activation,
         biases: raw.biases.map_or(Biases::default(), |named| named.0),
-        attention: attention::attention(raw.attention.as_ref(), faults),
+        attention: attention::read(raw.attention.as_ref(), faults),
         attention_scale: raw.attention_scale.unwrap_or(f64::from(head_dim.max(1)).powf(-0.5)),
         embedding: EmbeddingSpec {
             dim: raw.embedding_dim.unwrap_or(raw.dim),
@@ -123,7 +115,7 @@ fn check_widths(raw: &RawModel, model: &ModelSpec, faults: &mut Faults) {
     let dim = faults.count("model.dim", model.dim, &limits::DIM);
     let heads = faults.count("model.heads", model.heads, &limits::DIM);
     if let Some(width) = raw.head_dim {
-        if faults.count("model.head_dim", width, &limits::DIM) && rotates(model) && width % 2 == 1 {
+        if faults.count("model.head_dim", width, &limits::DIM) && model.rotates_heads() && width % 2 == 1 {
             let near = width + 1;
             let must = format!("must be even, because RoPE rotates pairs, such as {near}");
             faults.add("model.head_dim", format!("found {width}; {must}"));
@@ -154,15 +146,9 @@ fn check_numbers(raw: &RawModel, model: &ModelSpec, faults: &mut Faults) {
     }
 }
 
-/// Whether whole heads are rotated.
-fn rotates(model: &ModelSpec) -> bool {
-    let latent = matches!(model.attention, Attention::Latent { .. });
-    matches!(model.positions, Positions::Rope { .. }) && !latent
-}
-
 fn check_heads(model: &ModelSpec, faults: &mut Faults) {
     let (dim, heads) = (model.dim, model.heads);
-    let pairs = rotates(model);
+    let pairs = model.rotates_heads();
     let fits = |heads: u32| dim.is_multiple_of(heads) && (!pairs || (dim / heads).is_multiple_of(2));
     if fits(heads) {
         return;

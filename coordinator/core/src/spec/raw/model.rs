@@ -1,19 +1,19 @@
 //! The `model` map of a job file.
 
-use coxswain_types::model::{Architecture, NormKind, NormPlacement};
+use coxswain_types::model::{Architecture, NormKind, NormPlacement, NormSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::limits;
-use super::super::schema::{one_of_presets, or_its_kind, within, without_gate};
+use super::super::schema::{one_of_presets, within, without_gate};
 
-pub use super::super::values::model::{
-    ActivationName, AttentionName, BiasNames, HeadName, PositionsName, RopeScalingName,
-};
+pub use super::super::forms::attention::{AttentionName, RawAttention};
+pub use super::super::forms::positions::{PositionsName, RawRopeScaling, RopeScalingName};
+pub use super::super::values::model::{ActivationName, BiasNames, HeadName};
 
 /// `model`: a transformer. With no more than the required keys it is a decoder, LLaMA style: RMSNorm,
 /// RoPE, SwiGLU, no biases.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawModel {
     /// The name of a known model, whose values then stand for all keys that are left out here. A key with
@@ -156,88 +156,19 @@ pub struct RawModel {
     pub layer_groups: Option<u32>,
 }
 
-/// `model.rope_scaling`: how rotary positions reach beyond the length that a model was trained on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RawRopeScaling {
-    /// `linear` stretches all wavelengths (arXiv 2306.15595), `llama3` the long ones (arXiv 2407.21783),
-    /// `yarn` by parts and with sharper scores (arXiv 2309.00071).
-    pub kind: RopeScalingName,
-    /// By how much.
-    #[schemars(extend("minimum" = 1))]
-    pub factor: f64,
-    /// The length that the model was trained on at first; required with `llama3` and `yarn`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(transform = within(&limits::LENGTH))]
-    pub original: Option<u32>,
-    /// With `llama3`, waves longer than `original` over this are stretched by the factor; below
-    /// `high`. Default: 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub low: Option<f64>,
-    /// With `llama3`, waves shorter than `original` over this are not stretched. Default: 4.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub high: Option<f64>,
-    /// With `yarn`, rotations over `original` above which a dimension is not stretched. Default: 32.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub beta_fast: Option<f64>,
-    /// With `yarn`, rotations over `original` below which a dimension is stretched by the factor;
-    /// below `beta_fast`.
-    /// Default: 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub beta_slow: Option<f64>,
-}
+impl RawModel {
+    /// The norms that the keys say.
+    pub(in super::super) fn norm_spec(&self) -> NormSpec {
+        NormSpec::new(
+            self.norm.unwrap_or(NormKind::Rms),
+            self.norm_placement.unwrap_or(NormPlacement::Pre),
+            self.norm_eps.unwrap_or(1e-5),
+        )
+    }
 
-/// `model.attention`: which keys a query sees, and in what form they are kept. A kind whose numbers all
-/// have defaults may stand alone, without a map.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, remote = "Self")]
-#[schemars(transform = or_its_kind)]
-pub struct RawAttention {
-    /// `full`: all that the architecture lets it see. `window`: the nearest. `longformer`: a window, and
-    /// first tokens that see all and are seen by all (arXiv 2004.05150). `bigbird`: by blocks, a window,
-    /// the first ones, and some at random (arXiv 2007.14062). `linear`: sums instead of scores (arXiv
-    /// 2006.16236). `compressed`: a causal window, and a learned summary of each older block. `latent`:
-    /// keys and values made from one narrow latent a token (arXiv 2405.04434).
-    pub kind: AttentionName,
-    /// Tokens of the window: the last ones, itself included, in a decoder; so many on each side in an
-    /// encoder. With `bigbird` blocks, an odd number, 3 if left out; required with the others.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(transform = within(&limits::LENGTH))]
-    pub window: Option<u32>,
-    /// Tokens (`longformer`) or blocks (`bigbird`) at the start that see all and are seen by all. Default: 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(transform = within(&limits::GLOBAL))]
-    pub global: Option<u32>,
-    /// Whether the global tokens of `longformer` have projections of their own. Default: false.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub projections: Option<bool>,
-    /// Tokens of a block of `bigbird`, or of a summary of `compressed`. Default: 64.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(transform = within(&limits::LENGTH))]
-    pub block: Option<u32>,
-    /// Blocks of `bigbird` at the end that see all and are seen by all, in an encoder. Default: 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(transform = within(&limits::GLOBAL))]
-    pub last: Option<u32>,
-    /// Blocks that a row of blocks of `bigbird` sees at random, beside those that it sees already. An encoder
-    /// sees all of a sequence of at most `window + global + last + 2 * random` blocks. Default: 3.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(transform = within(&limits::GLOBAL))]
-    pub random: Option<u32>,
-    /// Whether each head of `linear` forgets by a learned share at each token (arXiv 2312.06635). Default:
-    /// false.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub decay: Option<bool>,
-    /// Width of the latent of `latent`, which needs it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(transform = within(&limits::DIM))]
-    pub rank: Option<u32>,
-    /// Width of the rotated part of a head of `latent`, which needs it; even, and below the width of a head.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(transform = within(&limits::DIM))]
-    pub rope_dim: Option<u32>,
+    /// With the keys that say these norms.
+    pub(in super::super) fn with_norm(self, norm: NormSpec) -> RawModel {
+        let NormSpec { kind, placement, eps } = norm;
+        RawModel { norm: Some(kind), norm_placement: Some(placement), norm_eps: Some(eps), ..self }
+    }
 }

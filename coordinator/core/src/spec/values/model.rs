@@ -5,55 +5,8 @@ use std::fmt;
 
 use coxswain_types::model::{Activation, Biases};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::value::{MapAccessDeserializer, StrDeserializer};
-use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
-
-use super::super::raw::RawAttention;
-
-/// How a token's place is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum PositionsName {
-    /// Rotated queries and keys.
-    Rope,
-    /// A learned vector for each.
-    Learned,
-    /// Sines and cosines.
-    Sinusoidal,
-    /// Slopes.
-    Alibi,
-    /// T5's buckets.
-    Relative,
-    /// Not at all.
-    None,
-}
-
-impl PositionsName {
-    /// The word.
-    pub fn word(self) -> &'static str {
-        match self {
-            PositionsName::Rope => "rope",
-            PositionsName::Learned => "learned",
-            PositionsName::Sinusoidal => "sinusoidal",
-            PositionsName::Alibi => "alibi",
-            PositionsName::Relative => "relative",
-            PositionsName::None => "none",
-        }
-    }
-}
-
-/// How wavelengths are stretched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum RopeScalingName {
-    /// All by one factor.
-    Linear,
-    /// Long ones.
-    Llama3,
-    /// By parts.
-    Yarn,
-}
 
 /// A non-linearity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -94,91 +47,6 @@ impl From<ActivationName> for Activation {
 impl From<Activation> for ActivationName {
     fn from(value: Activation) -> ActivationName {
         ACTIVATIONS.iter().find(|(_, of)| *of == value).map_or(ActivationName::Swiglu, |(name, _)| *name)
-    }
-}
-
-/// The kind of attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum AttentionName {
-    /// All keys.
-    Full,
-    /// The nearest.
-    Window,
-    /// A window and global tokens.
-    Longformer,
-    /// Blocks.
-    BigBird,
-    /// Sums.
-    Linear,
-    /// Summaries.
-    Compressed,
-    /// Low rank.
-    Latent,
-}
-
-impl AttentionName {
-    /// The word.
-    pub fn word(self) -> &'static str {
-        match self {
-            AttentionName::Full => "full",
-            AttentionName::Window => "window",
-            AttentionName::Longformer => "longformer",
-            AttentionName::BigBird => "bigbird",
-            AttentionName::Linear => "linear",
-            AttentionName::Compressed => "compressed",
-            AttentionName::Latent => "latent",
-        }
-    }
-}
-
-impl RawAttention {
-    /// A kind alone.
-    pub fn of(kind: AttentionName) -> RawAttention {
-        RawAttention {
-            kind,
-            window: None,
-            global: None,
-            projections: None,
-            block: None,
-            last: None,
-            random: None,
-            decay: None,
-            rank: None,
-            rope_dim: None,
-        }
-    }
-}
-
-impl Serialize for RawAttention {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        RawAttention::serialize(self, serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for RawAttention {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RawAttention, D::Error> {
-        struct WordOrMap;
-
-        impl<'de> Visitor<'de> for WordOrMap {
-            type Value = RawAttention;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(
-                    "full, window, longformer, bigbird, linear, compressed, latent, or a map with kind",
-                )
-            }
-
-            fn visit_str<E: Error>(self, word: &str) -> Result<RawAttention, E> {
-                AttentionName::deserialize(StrDeserializer::new(word)).map(RawAttention::of)
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawAttention, A::Error> {
-                RawAttention::deserialize(MapAccessDeserializer::new(map))
-            }
-        }
-
-        deserializer.deserialize_any(WordOrMap)
     }
 }
 

@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use super::{Family, Keys};
+use super::Keys;
 use crate::hf::HfError;
+use crate::hf::family::{Family, FamilyKind};
 
 /// What a class is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,21 +20,23 @@ pub(super) enum Class {
 /// The classes of a family, the usual one first, by what follows the family's name.
 fn known(family: Family) -> &'static [(&'static str, Class)] {
     use Class::{Bare, Classes, Tokens};
-    match family {
-        Family::Gpt2 => &[("LMHeadModel", Tokens), ("Model", Bare)],
-        Family::Llama | Family::Mistral | Family::Qwen2 => &[("ForCausalLM", Tokens), ("Model", Bare)],
-        Family::Bert | Family::Albert => &[
+    match (family.kind(), family) {
+        (FamilyKind::Gpt2, _) => &[("LMHeadModel", Tokens), ("Model", Bare)],
+        (FamilyKind::Llama(_), _) => &[("ForCausalLM", Tokens), ("Model", Bare)],
+        (_, Family::Bert | Family::Albert) => &[
             ("ForMaskedLM", Tokens),
             ("Model", Bare),
             ("ForSequenceClassification", Classes),
             ("ForPreTraining", Tokens),
         ],
-        Family::Roberta | Family::Longformer => {
+        (_, Family::BigBird) => &[("ForMaskedLM", Tokens), ("Model", Bare), ("ForPreTraining", Tokens)],
+        (FamilyKind::Encoder, _) => {
             &[("ForMaskedLM", Tokens), ("Model", Bare), ("ForSequenceClassification", Classes)]
         }
-        Family::BigBird => &[("ForMaskedLM", Tokens), ("Model", Bare), ("ForPreTraining", Tokens)],
-        Family::T5 => &[("ForConditionalGeneration", Tokens), ("Model", Bare), ("WithLMHeadModel", Tokens)],
-        Family::Bart => &[("ForConditionalGeneration", Tokens), ("Model", Bare)],
+        (FamilyKind::T5, _) => {
+            &[("ForConditionalGeneration", Tokens), ("Model", Bare), ("WithLMHeadModel", Tokens)]
+        }
+        (FamilyKind::Bart, _) => &[("ForConditionalGeneration", Tokens), ("Model", Bare)],
     }
 }
 

@@ -8,8 +8,8 @@ use coxswain_types::bounds::limits::{self, Limit};
 use coxswain_types::model::Activation;
 use serde_json::{Map, Value};
 
-use super::Family;
 use crate::hf::HfError;
+use crate::hf::family::Family;
 
 /// Families' names, and what keys are that a configuration leaves out.
 type Defaults = BTreeMap<String, Map<String, Value>>;
@@ -152,18 +152,7 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn activation(&self, key: &str) -> Result<Activation, HfError> {
-        activation(self.word(key)?)
+        Activation::of_hf(self.word(key)?)
             .ok_or_else(|| self.wrong(key, "gelu, gelu_new, gelu_pytorch_tanh, relu or silu"))
-    }
-}
-
-/// The non-linearity that the library has under a name.
-pub(super) fn activation(name: &str) -> Option<Activation> {
-    match name {
-        "gelu" | "gelu_python" => Some(Activation::Gelu),
-        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Some(Activation::GeluTanh),
-        "relu" => Some(Activation::Relu),
-        "silu" | "swish" => Some(Activation::Silu),
-        _ => None,
     }
 }

@@ -3,8 +3,9 @@
 use coxswain_types::model::{Activation, Attention, Head, ModelSpec, Positions, RopeScaling};
 use serde_json::{Map, Value, json};
 
-use super::{FAMILIES, Family, class_names, read};
+use super::{class_names, read};
 use crate::hf::HfError;
+use crate::hf::family::{Family, FamilyKind, LlamaKind, SlidingWindow};
 
 /// The configuration of a model: that which was kept, brought up to date, or one of the first family that can
 /// say all of it. `names` are those of classes, where they have any.
@@ -16,7 +17,7 @@ pub(in super::super) fn write(
     let before = kept.and_then(|config| read(config).ok());
     let families: Vec<Family> = match &before {
         Some((family, _)) => vec![*family],
-        None => FAMILIES.iter().map(|(family, ..)| *family).collect(),
+        None => Family::all().collect(),
     };
     let mut others = Vec::new();
     for family in families {
@@ -41,7 +42,7 @@ pub(in super::super) fn write(
 
 /// Keys of an import that say once more what others say, and that its library would obey.
 fn refresh(config: &mut Map<String, Value>, model: &ModelSpec) {
-    if !matches!(model.positions, Positions::Rope { .. }) {
+    if !model.positions.rotates() {
         return;
     }
     // Version 5 of the library takes it for that of the scaling, whatever that says.
@@ -87,12 +88,12 @@ fn keys(family: Family, model: &ModelSpec) -> Map<String, Value> {
         Head::Pooled { classes: 0 } => "Model",
         Head::Pooled { .. } => "ForSequenceClassification",
     };
-    let mut keys = match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 => llama(family, model),
-        Family::Gpt2 => gpt2(model),
-        Family::T5 => t5(model),
-        Family::Bart => bart(model),
-        _ => encoder(family, model),
+    let mut keys = match family.kind() {
+        FamilyKind::Llama(kind) => llama(kind, model),
+        FamilyKind::Gpt2 => gpt2(model),
+        FamilyKind::T5 => t5(model),
+        FamilyKind::Bart => bart(model),
+        FamilyKind::Encoder => encoder(family, model),
     };
     keys["model_type"] = family.name().into();
     keys["architectures"] = json!([format!("{}{head}", family.title())]);
@@ -104,12 +105,7 @@ fn keys(family: Family, model: &ModelSpec) -> Map<String, Value> {
 }
 
 fn act(model: &ModelSpec) -> &'static str {
-    match model.activation {
-        Activation::Relu => "relu",
-        Activation::GeluTanh => "gelu_new",
-        Activation::Silu | Activation::Swiglu => "silu",
-        _ => "gelu",
-    }
+    model.activation.hf_name()
 }
 
 fn max_positions(model: &ModelSpec) -> (u32, u32) {
@@ -119,7 +115,7 @@ fn max_positions(model: &ModelSpec) -> (u32, u32) {
     }
 }
 
-fn llama(family: Family, model: &ModelSpec) -> Value {
+fn llama(kind: LlamaKind, model: &ModelSpec) -> Value {
     let (theta, scaling) = match model.positions {
         Positions::Rope { theta, scaling } => (theta, scaling),
         _ => (0.0, RopeScaling::None),
@@ -153,11 +149,13 @@ fn llama(family: Family, model: &ModelSpec) -> Value {
         "rope_parameters": rope,
         "rope_scaling": scaled,
     });
-    if family == Family::Llama {
+    if kind.attention_bias {
         keys["attention_bias"] = model.biases.qkv.into();
+    }
+    if kind.mlp_bias {
         keys["mlp_bias"] = model.biases.ffn.into();
     }
-    if family == Family::Mistral {
+    if kind.window == SlidingWindow::Counts {
         keys["sliding_window"] = match model.attention {
             Attention::Window { window } => window.into(),
             _ => Value::Null,
@@ -216,10 +214,12 @@ fn t5(model: &ModelSpec) -> Value {
         Positions::RelativeBias { buckets, max_distance } => (buckets, max_distance),
         _ => (0, 0),
     };
-    let (project, dense) = match model.activation {
-        Activation::GegluTanh => ("gated-gelu", "gelu_new"),
-        Activation::Swiglu => ("gated-silu", "silu"),
-        _ => (act(model), act(model)),
+    let dense = act(model);
+    let project = match model.activation {
+        // The library's name of the gate by tanh.
+        Activation::GegluTanh => "gated-gelu".to_owned(),
+        gated if gated.gated() => format!("gated-{dense}"),
+        _ => dense.to_owned(),
     };
     json!({
         "num_layers": model.encoder_layers, "num_decoder_layers": model.layers, "d_model": model.dim,

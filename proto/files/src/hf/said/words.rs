@@ -3,11 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use coxswain_types::model::Positions;
 use serde_json::{Map, Value, json};
 
 use super::{Files, HfError, SPECIAL, Said, TOKENIZER, TOKENS, Written, pretty};
-use crate::hf::config::Family;
+use crate::hf::family::Family;
 use crate::tokenizer::{Tokenizer, template};
 
 /// A class of the library that takes `tokenizer.json` as it is, in all its versions.
@@ -64,10 +63,9 @@ impl Words<'_> {
 
     /// The most tokens that a text may have.
     fn most(&self, config: &Map<String, Value>) -> Option<u32> {
-        let rows = match self.said.model.positions {
-            Positions::Learned { max, .. } => Some(max),
-            _ => config.get("max_position_embeddings").and_then(|most| u32::try_from(most.as_u64()?).ok()),
-        };
+        let told =
+            || config.get("max_position_embeddings").and_then(|most| u32::try_from(most.as_u64()?).ok());
+        let rows = self.said.model.positions.longest().or_else(told);
         rows.into_iter().chain(self.said.framing.longest).min()
     }
 

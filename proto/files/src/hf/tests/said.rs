@@ -91,7 +91,7 @@ fn encoder() -> ModelSpec {
     ModelSpec {
         architecture: Architecture::Encoder,
         positions: Positions::Learned { max: 32, offset: 0 },
-        norm: NormSpec { kind: NormKind::Layer, placement: NormPlacement::Post, eps: 1e-12 },
+        norm: NormSpec::new(NormKind::Layer, NormPlacement::Post, 1e-12),
         activation: Activation::Gelu,
         biases: Biases { qkv: true, out: true, ffn: true },
         embedding: EmbeddingSpec { types: 2, norm: true, ..plain.embedding },

@@ -53,12 +53,11 @@ impl CrossAttention {
         let again = cache.is_none();
         let mut parts = Vec::new();
         for (at, ((projections, shard), x_btd)) in self.shards.iter().zip(&shared).enumerate() {
-            let q = projections.heads(x_btd, &projections.q)?;
+            let q = projections.queries(x_btd)?;
             let cache = cache.as_deref_mut().map(|cache| cache.shard(at));
             let (k, v) = match (&memory, cache) {
                 (Some(memory), cache) => {
-                    let k = projections.heads(&memory[at], &projections.k)?;
-                    let v = projections.heads(&memory[at], &projections.v)?;
+                    let (k, v) = (projections.keys(&memory[at])?, projections.values(&memory[at])?);
                     if let Some(cache) = cache {
                         cache.cross(&k, &v);
                     }

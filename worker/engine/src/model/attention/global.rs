@@ -53,9 +53,9 @@ impl GlobalAttention {
         let count = i64::from(global).min(tokens);
         let mix = |by: &Projections, queries: [i64; 2], mask: Option<Mask>, site| {
             let [first, len] = queries;
-            let q = by.heads(&x_btd.f_narrow(1, first, len)?.f_contiguous()?, &by.q)?;
+            let q = by.queries(&x_btd.f_narrow(1, first, len)?.f_contiguous()?)?;
             let q = pass.rotate_from(first, &q)?;
-            let (k, v) = (pass.rotate(&by.heads(x_btd, &by.k)?)?, by.heads(x_btd, &by.v)?);
+            let (k, v) = (pass.rotate(&by.keys(x_btd)?)?, by.values(x_btd)?);
             let mixed = Mixed { q: &q, k: &k, v: &v, first, own: mask, again: true };
             self.scores.mix(&shard.scores, x_btd, &mixed, pass, site)
         };

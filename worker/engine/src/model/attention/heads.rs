@@ -70,9 +70,9 @@ impl BlockBuilder<'_> {
 /// Queries, keys and values of a logical shard, each by a projection.
 #[derive(Debug)]
 pub(super) struct Projections {
-    pub(super) q: Column,
-    pub(super) k: Column,
-    pub(super) v: Column,
+    q: Column,
+    k: Column,
+    v: Column,
     head_dim: i64,
 }
 
@@ -106,14 +106,23 @@ impl Projections {
         x_btd: &Tensor,
         rotate: impl Fn(&Tensor) -> Result<Tensor, EngineError>,
     ) -> Result<Qkv, EngineError> {
-        let q = rotate(&self.heads(x_btd, &self.q)?)?;
-        let k = rotate(&self.heads(x_btd, &self.k)?)?;
-        Ok(Qkv { q, k, v: self.heads(x_btd, &self.v)? })
+        let (q, k) = (rotate(&self.queries(x_btd)?)?, rotate(&self.keys(x_btd)?)?);
+        Ok(Qkv { q, k, v: self.values(x_btd)? })
     }
 
-    /// A product cut into heads: `[b, t, heads, k]`.
-    pub(super) fn heads(&self, x_btd: &Tensor, column: &Column) -> Result<Tensor, EngineError> {
-        into_heads(x_btd, column, self.head_dim)
+    /// Queries of x, before they are rotated: `[b, t, h, k]`.
+    pub(super) fn queries(&self, x_btd: &Tensor) -> Result<Tensor, EngineError> {
+        into_heads(x_btd, &self.q, self.head_dim)
+    }
+
+    /// Keys of x, before they are rotated: `[b, t, g, k]`.
+    pub(super) fn keys(&self, x_btd: &Tensor) -> Result<Tensor, EngineError> {
+        into_heads(x_btd, &self.k, self.head_dim)
+    }
+
+    /// Values of x, `[b, t, g, k]`.
+    pub(super) fn values(&self, x_btd: &Tensor) -> Result<Tensor, EngineError> {
+        into_heads(x_btd, &self.v, self.head_dim)
     }
 }
 

@@ -1,7 +1,5 @@
 //! Attention by a softmax over the keys that a mask leaves: all, a window, Longformer's, BigBird's.
 
-use coxswain_types::mask::layer_mask;
-use coxswain_types::model::Attention;
 use tch::Tensor;
 
 use super::heads::{BlockBuilder, Projections, Qkv};
@@ -39,16 +37,13 @@ impl SoftmaxAttention {
         let form = context.model.attention;
         let again = cache.is_none();
         // A window's cache forgets what no later token sees.
-        let last = match form {
-            Attention::Window { window } if causal => Some(i64::from(window) - 1),
-            _ => None,
-        };
+        let last = form.newest_keys(causal).map(i64::from);
         let (k, v) = match cache {
             Some(cache) => cache.append(&k, &v, last)?,
             None => (k, v),
         };
         let (first, keys) = (k.size()[1] - q.size()[1], k.size()[1]);
-        let own = layer_mask(form, causal, self.scores.layer, context.seed, keys as u32);
+        let own = form.mask(causal, self.scores.layer, context.seed, keys as u32);
         let mixed = Mixed { q: &q, k: &k, v: &v, first, own, again };
         self.scores.mix(shard, x_btd, &mixed, pass, Site::Probabilities)
     }

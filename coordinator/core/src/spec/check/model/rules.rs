@@ -3,7 +3,7 @@
 
 use coxswain_types::bounds::broken_rules;
 use coxswain_types::job::{DataSpec, Lengths, TrainSpec};
-use coxswain_types::model::{Architecture, Attention, Head, ModelSpec, Positions};
+use coxswain_types::model::{Architecture, Head, ModelSpec};
 
 use super::super::super::raw::RawTrain;
 use super::Faults;
@@ -16,7 +16,7 @@ pub(super) fn check(model: &ModelSpec, faults: &mut Faults) {
 
 /// Checks that every token of a sample has a position.
 fn check_length(model: &ModelSpec, train: &TrainSpec, faults: &mut Faults) {
-    let Positions::Learned { max, .. } = model.positions else { return };
+    let Some(max) = model.positions.longest() else { return };
     let (sequence, Lengths { source, target, .. }) = (train.sequence, Lengths::of(model, train));
     let longest = source.max(target);
     if max == 0 || longest <= max {
@@ -43,21 +43,14 @@ pub(in super::super) fn check_training(
     faults: &mut Faults,
 ) {
     check_length(model, train, faults);
-    check_global(model, train, faults);
-    let linear = matches!(model.attention, Attention::Linear { .. });
-    if linear && train.attention_dropout > 0.0 {
+    if let Some((path, message)) = model.attention.untrained(train.sequence) {
+        faults.add(path, message);
+    }
+    if !model.attention.has_probabilities() && train.attention_dropout > 0.0 {
         let (found, why) = (train.attention_dropout, "model.attention linear makes no probabilities");
         faults.add("train.attention_dropout", format!("found {found:?}; must be 0: {why}"));
     }
-    let mixes = match model.attention {
-        Attention::Linear { .. } if model.architecture != Architecture::Decoder => {
-            Some("in an encoder every token of model.attention linear sees the same sum over all tokens")
-        }
-        Attention::Compressed { .. } => {
-            Some("a summary of model.attention compressed may be of two documents")
-        }
-        _ => None,
-    };
+    let mixes = model.attention.mixes_documents(model.architecture);
     if let Some(why) = mixes.filter(|_| train.separate_documents) {
         faults.add("train.separate_documents", format!("must be false: {why}"));
     }
@@ -84,20 +77,6 @@ pub(in super::super) fn check_training(
         let why =
             "an encoder-decoder's sample is a kept token, one taken out, what stands for it, and an end";
         faults.add("train.sequence", format!("found {found}; must be at least 4: {why}"));
-    }
-}
-
-/// Both the first tokens' projections and those of the rest are trained by what they see.
-fn check_global(model: &ModelSpec, train: &TrainSpec, faults: &mut Faults) {
-    let Attention::Longformer { global, projections: true, .. } = model.attention else { return };
-    let (path, sequence) = ("model.attention.global", train.sequence);
-    if global == 0 {
-        let why = "projections of its own are for the first tokens, and there are none";
-        faults.add(path, format!("found 0; must be 1 or more, or model.attention.projections false: {why}"));
-    } else if sequence > 0 && global >= sequence {
-        let why = "the usual projections are for the tokens after the first ones, and there are none";
-        let must = format!("must be below train.sequence ({sequence}), or model.attention.projections false");
-        faults.add(path, format!("found {global}; {must}: {why}"));
     }
 }
 

@@ -1,12 +1,95 @@
-//! How a token's place is known.
+//! Positions in a job file: their keys, the form that they say, and the keys that say a form.
 
 use coxswain_types::model::{Positions, RopeScaling};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::super::super::limits;
-use super::super::super::raw::{PositionsName, RawModel, RawRopeScaling, RopeScalingName};
-use super::Faults;
+use super::super::check::Faults;
+use super::super::limits;
+use super::super::raw::RawModel;
+use super::super::schema::within;
 
-pub(super) fn positions(raw: &RawModel, faults: &mut Faults) -> Positions {
+/// `model.rope_scaling`: how rotary positions reach beyond the length that a model was trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawRopeScaling {
+    /// `linear` stretches all wavelengths (arXiv 2306.15595), `llama3` the long ones (arXiv 2407.21783),
+    /// `yarn` by parts and with sharper scores (arXiv 2309.00071).
+    pub kind: RopeScalingName,
+    /// By how much.
+    #[schemars(extend("minimum" = 1))]
+    pub factor: f64,
+    /// The length that the model was trained on at first; required with `llama3` and `yarn`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::LENGTH))]
+    pub original: Option<u32>,
+    /// With `llama3`, waves longer than `original` over this are stretched by the factor; below
+    /// `high`. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub low: Option<f64>,
+    /// With `llama3`, waves shorter than `original` over this are not stretched. Default: 4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub high: Option<f64>,
+    /// With `yarn`, rotations over `original` above which a dimension is not stretched. Default: 32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub beta_fast: Option<f64>,
+    /// With `yarn`, rotations over `original` below which a dimension is stretched by the factor;
+    /// below `beta_fast`.
+    /// Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub beta_slow: Option<f64>,
+}
+
+/// How a token's place is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PositionsName {
+    /// Rotated queries and keys.
+    Rope,
+    /// A learned vector for each.
+    Learned,
+    /// Sines and cosines.
+    Sinusoidal,
+    /// Slopes.
+    Alibi,
+    /// T5's buckets.
+    Relative,
+    /// Not at all.
+    None,
+}
+
+impl PositionsName {
+    /// The word.
+    pub fn word(self) -> &'static str {
+        match self {
+            PositionsName::Rope => "rope",
+            PositionsName::Learned => "learned",
+            PositionsName::Sinusoidal => "sinusoidal",
+            PositionsName::Alibi => "alibi",
+            PositionsName::Relative => "relative",
+            PositionsName::None => "none",
+        }
+    }
+}
+
+/// How wavelengths are stretched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RopeScalingName {
+    /// All by one factor.
+    Linear,
+    /// Long ones.
+    Llama3,
+    /// By parts.
+    Yarn,
+}
+
+/// The positions that a job file says.
+pub(in super::super) fn read(raw: &RawModel, faults: &mut Faults) -> Positions {
     let name = raw.positions.unwrap_or(PositionsName::Rope);
     check_keys(raw, name, faults);
     match name {
@@ -109,5 +192,55 @@ fn check_order(lower_path: &str, lower: f64, upper_path: &str, upper: f64, fault
     let must = format!("a finite number above {} ({lower:?})", lower_path);
     if faults.number(upper_path, upper, |x| x > 0.0, &must) && fits && upper <= lower {
         faults.add(upper_path, format!("found {upper:?}; must be {must}"));
+    }
+}
+
+/// A model with the keys that say these positions.
+pub(in super::super) fn written(mut raw: RawModel, positions: Positions) -> RawModel {
+    raw.positions = Some(match positions {
+        Positions::None => PositionsName::None,
+        Positions::Sinusoidal => PositionsName::Sinusoidal,
+        Positions::Alibi => PositionsName::Alibi,
+        Positions::Learned { max, offset } => {
+            (raw.max_positions, raw.position_offset) = (Some(max), Some(offset));
+            PositionsName::Learned
+        }
+        Positions::Rope { theta, scaling } => {
+            (raw.rope_theta, raw.rope_scaling) = (Some(theta), written_scaling(scaling));
+            PositionsName::Rope
+        }
+        Positions::RelativeBias { buckets, max_distance } => {
+            (raw.relative_buckets, raw.relative_max_distance) = (Some(buckets), Some(max_distance));
+            PositionsName::Relative
+        }
+    });
+    raw
+}
+
+fn written_scaling(scaling: RopeScaling) -> Option<RawRopeScaling> {
+    let raw = |kind, factor| RawRopeScaling {
+        kind,
+        factor,
+        original: None,
+        low: None,
+        high: None,
+        beta_fast: None,
+        beta_slow: None,
+    };
+    match scaling {
+        RopeScaling::None => None,
+        RopeScaling::Linear { factor } => Some(raw(RopeScalingName::Linear, factor)),
+        RopeScaling::Llama3 { factor, low, high, original } => Some(RawRopeScaling {
+            original: Some(original),
+            low: Some(low),
+            high: Some(high),
+            ..raw(RopeScalingName::Llama3, factor)
+        }),
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, original } => Some(RawRopeScaling {
+            original: Some(original),
+            beta_fast: Some(beta_fast),
+            beta_slow: Some(beta_slow),
+            ..raw(RopeScalingName::Yarn, factor)
+        }),
     }
 }
