@@ -169,12 +169,16 @@ fn attentions() -> Result<()> {
 /// Forms of attention that are held to the bit with dropout too.
 const DROPPED: [&str; 3] = ["bigbird, relative", "longformer, own projections", "relative, causal"];
 
-/// Attention whose keys and values are not kept one by one: the same bits in every layout.
+/// Attention whose keys and values are not kept one by one, or are normed: the same bits in every layout.
 #[test]
 fn attentions_that_keep_less() -> Result<()> {
     let at = Folder::new()?;
     let site = Site::new(&at, 4)?;
-    let forms: [(&str, &[&str]); 4] = [
+    let forms: [(&str, &[&str]); 5] = [
+        (
+            "qk norm",
+            &["model.qk_norm=true", "model.head_dim=8", "model.kv_heads=2", "train.global_micro_batches=4"],
+        ),
         ("linear", &["model.attention={kind: linear}", "model.architecture=encoder"]),
         ("linear, documents", &["model.attention={kind: linear}", "train.separate_documents=true"]),
         ("decay", &["model.attention={kind: linear, decay: true}", "model.positions=none"]),
@@ -188,7 +192,7 @@ fn attentions_that_keep_less() -> Result<()> {
             ("bf16", (1, 1, 1), &[T4, BF16], &[Near("one")]),
             ("bf16, pp2 tp2, split", (2, 2, 1), &[T4, BF16, SEQUENCE, ZERO_BUBBLE], &[Bits("bf16")]),
         ];
-        let rows = if ["decay", "latent"].contains(&name) { &rows[..] } else { &rows[..3] };
+        let rows = if ["decay", "latent", "qk norm"].contains(&name) { &rows[..] } else { &rows[..3] };
         hold(&site, form, rows).context(name)
     });
     let muon = [LATENT, "model.kv_heads=4", "train.optimizer=muon"];

@@ -65,6 +65,8 @@ const ROWS: &[Row] = &[
     ),
     ("grouped heads", ONE, &["model.kv_heads=2"]),
     ("bf16", ONE, &["train.precision=bf16"]),
+    ("qk norm", ONE, &["model.qk_norm=true", "model.kv_heads=2"]),
+    ("tp2, qk norm", [1, 2, 1], &["model.qk_norm=true"]),
     ("fp16", ONE, &["train.precision=fp16", "train.sequence=32", "model.vocab=300"]),
     ("full", ONE, &["train.recompute=full"]),
     ("attention again", ONE, &["train.recompute=attention"]),

@@ -130,6 +130,7 @@ fn model(draws: &mut Draws, sequence: u32) -> Shape {
         let groups = draws.number(1, layers);
         draws.set("model.layer_groups", groups);
     }
+    draws.maybe(20, "model.qk_norm", &["true"]);
     Shape { architecture, encoder_layers, layers, heads, sequence, pooled }
 }
 

@@ -247,7 +247,7 @@ fn choose(logits: &Tensor, sampling: &Sampling, index: u64) -> Result<u32, Engin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use coxswain_types::model::{Attention, Positions};
+    use coxswain_types::model::{Attention, NormSpec, Positions};
 
     use super::rank::tests::random as rank;
     use crate::model::Cache;
@@ -296,6 +296,9 @@ mod tests {
         let window = Attention::Window { window: 6 };
         expect_cached_equals_whole(&ModelSpec { attention: window, positions: RELATIVE, ..plain() });
         expect_cached_equals_whole(&latent());
+        let normed = |model: ModelSpec| ModelSpec { norm: NormSpec { qk_norm: true, ..model.norm }, ..model };
+        expect_cached_equals_whole(&normed(plain()));
+        expect_cached_equals_whole(&normed(ModelSpec { attention: window, ..plain() }));
         // An encoder in front.
         let both = ModelSpec { architecture: Architecture::EncoderDecoder, encoder_layers: 2, ..plain() };
         for positions in [RELATIVE, Positions::Learned { max: 40, offset: 0 }] {

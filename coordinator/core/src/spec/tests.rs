@@ -51,6 +51,7 @@ fn a_least_job_gets_every_default() {
           norm: rms
           norm_placement: pre
           norm_eps: 0.00001
+          qk_norm: false
           activation: swiglu
           biases: false
           attention:
@@ -149,7 +150,7 @@ fn the_first_fault_of_shape_is_told() {
     });
     expect![[r#"
         unknown key:
-          job.yaml:5:3: model.haeds: is not a known key; did you mean `heads`? (known here: preset, architecture, layers, encoder_layers, dim, heads, kv_heads, head_dim, ffn, vocab, positions, rope_theta, rope_scaling, max_positions, position_offset, relative_buckets, relative_max_distance, norm, norm_placement, norm_eps, activation, biases, attention, attention_scale, embedding_dim, token_types, embedding_norm, embedding_scaled, head, head_activation, classes, logit_scale, tied_embeddings, layer_groups)
+          job.yaml:5:3: model.haeds: is not a known key; did you mean `heads`? (known here: preset, architecture, layers, encoder_layers, dim, heads, kv_heads, head_dim, ffn, vocab, positions, rope_theta, rope_scaling, max_positions, position_offset, relative_buckets, relative_max_distance, norm, norm_placement, norm_eps, qk_norm, activation, biases, attention, attention_scale, embedding_dim, token_types, embedding_norm, embedding_scaled, head, head_activation, classes, logit_scale, tied_embeddings, layer_groups)
         unknown and unlike:
           job.yaml:2:1: xyzzy: is not a known key (known here: name, model, data, train, layout, checkpoint, recovery, priority)
         missing key:
@@ -318,7 +319,7 @@ fn single_faults_name_the_flag_that_brought_them() {
         --set model.heads=7: found 7; must divide model.dim (128), such as 8, or model.head_dim must be set
         --set model.heads=128: found 128, which makes heads of width 1; must leave heads of even width, because RoPE rotates pairs, such as 64
         --set model={layers: 1, dim: 8, heads: 3, vocab: 300}: model.heads: found 3; must divide model.dim (8), such as 2, or model.head_dim must be set
-        --set model.haeds=7: is not a known key; did you mean `heads`? (known here: preset, architecture, layers, encoder_layers, dim, heads, kv_heads, head_dim, ffn, vocab, positions, rope_theta, rope_scaling, max_positions, position_offset, relative_buckets, relative_max_distance, norm, norm_placement, norm_eps, activation, biases, attention, attention_scale, embedding_dim, token_types, embedding_norm, embedding_scaled, head, head_activation, classes, logit_scale, tied_embeddings, layer_groups)
+        --set model.haeds=7: is not a known key; did you mean `heads`? (known here: preset, architecture, layers, encoder_layers, dim, heads, kv_heads, head_dim, ffn, vocab, positions, rope_theta, rope_scaling, max_positions, position_offset, relative_buckets, relative_max_distance, norm, norm_placement, norm_eps, qk_norm, activation, biases, attention, attention_scale, embedding_dim, token_types, embedding_norm, embedding_scaled, head, head_activation, classes, logit_scale, tied_embeddings, layer_groups)
         --set name.first=x: there is no key `first` below a value that is not a map
         --set model..heads=8: `model..heads` is not a path; paths look like model.heads
         --set model.heads=[8: cannot be read: did not find expected ',' or ']', while parsing a flow sequence

@@ -18,6 +18,9 @@ pub struct NormSpec {
     pub placement: NormPlacement,
     /// Added to the mean square or the variance.
     pub eps: f64,
+    /// Whether the numbers of each query and key head are normed before they are rotated (Qwen3, after arXiv 2302.05442).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub qk_norm: bool,
 }
 
 /// What a norm does.
@@ -41,8 +44,12 @@ pub enum NormPlacement {
 }
 
 /// Names in GGUF files.
-pub(super) const GGUF_NAMES: &[(&str, &str)] =
-    &[("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm")];
+pub(super) const GGUF_NAMES: &[(&str, &str)] = &[
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+];
 
 impl NormKind {
     /// Whether a bias is added.
@@ -114,6 +121,12 @@ impl NormSpec {
             (Attention::Latent { rank, .. }, Projection::Latent) => {
                 Some(ProjectionNorm { name: "kv_norm", over: NormOver::Whole(rank) })
             }
+            (_, Projection::Query) if self.qk_norm => {
+                Some(ProjectionNorm { name: "q_norm", over: NormOver::Heads })
+            }
+            (_, Projection::Key) if self.qk_norm => {
+                Some(ProjectionNorm { name: "k_norm", over: NormOver::Heads })
+            }
             _ => None,
         }
     }
@@ -134,7 +147,7 @@ impl NormSpec {
 
     /// Norms of blocks and stacks.
     pub fn new(kind: NormKind, placement: NormPlacement, eps: f64) -> NormSpec {
-        NormSpec { kind, placement, eps }
+        NormSpec { kind, placement, eps, qk_norm: false }
     }
 
     /// The parameters of the norm `name` over vectors of `len` numbers; every tensor rank has them whole.
@@ -150,9 +163,14 @@ impl NormSpec {
         self.kind.statistics() * FP32 * vectors
     }
 
-    /// What norms cannot be combined with: nothing so far.
-    pub(crate) fn rules(_: &ModelSpec) -> Vec<FormRule> {
-        Vec::new()
+    /// What norms cannot be combined with.
+    pub(crate) fn rules(model: &ModelSpec) -> Vec<FormRule> {
+        let latent = matches!(model.attention, Attention::Latent { .. });
+        vec![(
+            model.norm.qk_norm && latent,
+            "model.qk_norm",
+            "the keys of model.attention latent are made from a latent that has a norm already; must be false",
+        )]
     }
 
     /// Checks that the numbers lie within bounds.

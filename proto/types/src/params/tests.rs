@@ -40,6 +40,21 @@ fn the_different_slices_of_a_parameter_cover_it_once() {
     }
 }
 
+/// All heads of a layer share the weights of their norm, so each tensor rank has all of them.
+#[test]
+fn norms_of_heads_are_one_vector_that_every_shard_uses() {
+    let mut model = model(1, 64, 8, 2, 96, 512);
+    model.norm.qk_norm = true;
+    let table = parameter_table(&model);
+    let norms: Vec<_> = table.iter().filter(|p| p.name.contains("self_attn") && p.shape == [8]).collect();
+    let names: Vec<_> = norms.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(names, ["model.layers.0.self_attn.q_norm.weight", "model.layers.0.self_attn.k_norm.weight"]);
+    for norm in norms {
+        let slice = slice_of(norm, 3, 4);
+        assert_eq!((slice.offset, slice.len, slice.holders, norm.decay), (0, 8, 0..4, false));
+    }
+}
+
 #[test]
 fn key_and_value_heads_fewer_than_ranks_are_replicated() {
     let table = parameter_table(&model(1, 64, 8, 2, 96, 512));

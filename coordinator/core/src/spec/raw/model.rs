@@ -98,6 +98,10 @@ pub struct RawModel {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     pub norm_eps: Option<f64>,
+    /// Whether the numbers of each query and key head pass a norm before they are rotated, whose weights all heads of a
+    /// layer share (Qwen3). Not with the attention `latent`. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qk_norm: Option<bool>,
     /// The non-linearity of the feed-forward layer; those with `glu` have a gate (arXiv 2002.05202), and
     /// `-tanh` is the approximation of GPT-2. Default: `swiglu`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -159,16 +163,23 @@ pub struct RawModel {
 impl RawModel {
     /// The norms that the keys say.
     pub(in super::super) fn norm_spec(&self) -> NormSpec {
-        NormSpec::new(
+        let norm = NormSpec::new(
             self.norm.unwrap_or(NormKind::Rms),
             self.norm_placement.unwrap_or(NormPlacement::Pre),
             self.norm_eps.unwrap_or(1e-5),
-        )
+        );
+        NormSpec { qk_norm: self.qk_norm.unwrap_or(false), ..norm }
     }
 
     /// With the keys that say these norms.
     pub(in super::super) fn with_norm(self, norm: NormSpec) -> RawModel {
-        let NormSpec { kind, placement, eps } = norm;
-        RawModel { norm: Some(kind), norm_placement: Some(placement), norm_eps: Some(eps), ..self }
+        let NormSpec { kind, placement, eps, qk_norm } = norm;
+        RawModel {
+            norm: Some(kind),
+            norm_placement: Some(placement),
+            norm_eps: Some(eps),
+            qk_norm: Some(qk_norm),
+            ..self
+        }
     }
 }

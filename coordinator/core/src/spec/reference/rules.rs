@@ -3,7 +3,7 @@
 use super::Sets;
 
 /// What keys must be to each other, and the values that break it in the minimal job.
-pub(super) const RULES: [(&str, Sets); 93] = [
+pub(super) const RULES: [(&str, Sets); 94] = [
     ("`model.heads` divides `model.dim`, unless `model.head_dim` is set.", &[("model.heads", "7")]),
     ("`model.dim / model.heads` is even with `rope`.", &[("model.heads", "128")]),
     ("`model.head_dim` is even with `rope`.", &[("model.head_dim", "15")]),
@@ -90,6 +90,10 @@ pub(super) const RULES: [(&str, Sets); 93] = [
     (
         "`latent` attention has as many key/value heads as query heads.",
         &[("model.attention", "{kind: latent, rank: 16, rope_dim: 8}"), ("model.kv_heads", "4")],
+    ),
+    (
+        "`latent` attention goes without `model.qk_norm`.",
+        &[("model.attention", "{kind: latent, rank: 16, rope_dim: 8}"), ("model.qk_norm", "true")],
     ),
     ("`model.attention.rope_dim` is even.", &[("model.attention", "{kind: latent, rank: 16, rope_dim: 7}")]),
     (

@@ -116,7 +116,7 @@ proptest! {
             ["head: lm", "head: masked-lm", "head: pooled, classes: 3", "head: null"][head],
             flag(0, "norm: rms", "norm: layer, norm_placement: post"),
             flag(1, "kv_heads: 4", "kv_heads: 8"),
-            flag(2, "head_dim: 12, attention_scale: 1", "logit_scale: 0.3"),
+            flag(2, "head_dim: 12, attention_scale: 1", "logit_scale: 0.3, qk_norm: true"),
             flag(3, "embedding_dim: 24, embedding_scaled: true", "embedding_norm: true, token_types: 2"),
             flag(4, "tied_embeddings: true", "layer_groups: 1"),
         ];

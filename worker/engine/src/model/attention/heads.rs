@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use coxswain_types::forms::attention::Projection;
 use coxswain_types::model::Positions;
 use coxswain_types::params::{Place, relative_bias};
 use tch::Tensor;
@@ -9,9 +10,11 @@ use tch::Tensor;
 use super::scores::ScoreShard;
 use crate::EngineError;
 use crate::model::linear::{Column, Row};
+use crate::model::norm::Norm;
 use crate::model::param::{Param, Parameters};
 use crate::model::pass::Pass;
 use crate::model::stage::Context;
+use crate::model::uses::Uses;
 
 /// Takes the parameters of a block.
 #[derive(Clone, Copy)]
@@ -52,6 +55,16 @@ impl BlockBuilder<'_> {
         Ok(ScoreShard { index: shard, relative: relative.then(take).transpose()? })
     }
 
+    /// The norm of each head that a projection makes, where the model has one. Its weights are one vector for all heads,
+    /// of which every logical shard is a use.
+    fn head_norm(&self, part: &str, projection: Projection, shard: u32) -> Result<Option<Norm>, EngineError> {
+        let model = &self.context.model;
+        let Some(norm) = model.norm.after(model.attention, projection) else { return Ok(None) };
+        let name = format!("{part}{}", norm.name);
+        let uses = |kind: &str| Ok(Uses(vec![self.param(&format!("{name}.{kind}"), shard)?]));
+        Norm::of(self.context, uses).map(Some)
+    }
+
     /// The projection back.
     pub(super) fn output(&self) -> Result<Row, EngineError> {
         let name = format!("{}.o_proj", self.prefix);
@@ -73,6 +86,9 @@ pub(super) struct Projections {
     q: Column,
     k: Column,
     v: Column,
+    /// Norms of the numbers of each query and key head, where the model has some.
+    q_norm: Option<Norm>,
+    k_norm: Option<Norm>,
     head_dim: i64,
 }
 
@@ -91,8 +107,15 @@ impl Projections {
         shard: u32,
     ) -> Result<Projections, EngineError> {
         let column = |name: &str| builder.projection(&format!("{part}{name}_proj"), shard);
-        let head_dim = builder.context.model.head_dim.into();
-        Ok(Projections { q: column("q")?, k: column("k")?, v: column("v")?, head_dim })
+        let norm = |projection| builder.head_norm(part, projection, shard);
+        Ok(Projections {
+            q: column("q")?,
+            k: column("k")?,
+            v: column("v")?,
+            q_norm: norm(Projection::Query)?,
+            k_norm: norm(Projection::Key)?,
+            head_dim: builder.context.model.head_dim.into(),
+        })
     }
 
     /// Qkv of x `[b, t, d]`; queries and keys are rotated where the model rotates.
@@ -112,17 +135,25 @@ impl Projections {
 
     /// Queries of x, before they are rotated: `[b, t, h, k]`.
     pub(super) fn queries(&self, x_btd: &Tensor) -> Result<Tensor, EngineError> {
-        into_heads(x_btd, &self.q, self.head_dim)
+        normed(self.q_norm.as_ref(), into_heads(x_btd, &self.q, self.head_dim)?)
     }
 
     /// Keys of x, before they are rotated: `[b, t, g, k]`.
     pub(super) fn keys(&self, x_btd: &Tensor) -> Result<Tensor, EngineError> {
-        into_heads(x_btd, &self.k, self.head_dim)
+        normed(self.k_norm.as_ref(), into_heads(x_btd, &self.k, self.head_dim)?)
     }
 
     /// Values of x, `[b, t, g, k]`.
     pub(super) fn values(&self, x_btd: &Tensor) -> Result<Tensor, EngineError> {
         into_heads(x_btd, &self.v, self.head_dim)
+    }
+}
+
+/// x `[b, t, h, k]` after the norm over k, if there is one.
+fn normed(norm: Option<&Norm>, x_bthk: Tensor) -> Result<Tensor, EngineError> {
+    match norm {
+        Some(norm) => norm.forward(&x_bthk),
+        None => Ok(x_bthk),
     }
 }
 
