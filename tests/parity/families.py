@@ -27,6 +27,8 @@ MODELS = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, rope_parameters=LLAMA3)),
     "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**GROUPED, sliding_window=5)),
     "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**GROUPED, tie_word_embeddings=True)),
+    "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**GROUPED, head_dim=6)),
+    "qwen3, tied": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**GROUPED, head_dim=4, tie_word_embeddings=True)),
     "bert": lambda: hf.BertForMaskedLM(hf.BertConfig(**BERT)),
     "bert, bare": lambda: hf.BertModel(hf.BertConfig(**BERT)),
     "bert, classes": lambda: hf.BertForSequenceClassification(hf.BertConfig(**BERT, num_labels=3)),
@@ -47,6 +49,7 @@ MODELS = {
 }
 
 CONFIGS = dict(gpt2=hf.GPT2Config, llama=hf.LlamaConfig, mistral=hf.MistralConfig, qwen2=hf.Qwen2Config,
+               qwen3=hf.Qwen3Config,
                bert=hf.BertConfig, roberta=hf.RobertaConfig, albert=hf.AlbertConfig, longformer=hf.LongformerConfig,
                big_bird=hf.BigBirdConfig, t5=hf.T5Config, bart=hf.BartConfig)
 
@@ -93,6 +96,10 @@ PUBLISHED = {
         GROUPED, hidden_act="silu", rms_norm_eps=1e-6, model_type="qwen2", architectures=["Qwen2ForCausalLM"],
         max_position_embeddings=131072, max_window_layers=24, rope_theta=1000000.0, sliding_window=131072,
         use_sliding_window=False, tie_word_embeddings=True)),
+    "qwen3-0.6b": (MODELS["qwen3, tied"], None, {"lm_head.weight": [60, 16]}, dict(
+        GROUPED, hidden_act="silu", rms_norm_eps=1e-6, model_type="qwen3", architectures=["Qwen3ForCausalLM"],
+        attention_bias=False, head_dim=4, max_position_embeddings=40960, max_window_layers=28, rope_scaling=None,
+        rope_theta=1000000, sliding_window=None, use_sliding_window=False, tie_word_embeddings=True)),
     "bert-base-uncased": (MODELS["bert"], "gamma", below("bert", POOLER) | NEXT_SENTENCE | {
         "cls.predictions.decoder.weight": [60, 16]}, dict(UNCASED, architectures=["BertForMaskedLM"])),
     "all-MiniLM-L6-v2": (MODELS["bert, bare"], None, {"embeddings.position_ids": [1, 34]}, dict(

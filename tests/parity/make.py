@@ -25,6 +25,16 @@ def llama_names(layer_biases=()):
     return names
 
 
+def qwen3_names():
+    """Norms of the heads of queries and keys."""
+    names = llama_names()
+    for i in range(LAYERS):
+        for part in "qk":
+            name = f"model.layers.{i}.self_attn.{part}_norm.weight"
+            names[name] = name
+    return names
+
+
 def both(theirs, ours):
     return {f"{theirs}.{kind}": f"{ours}.{kind}" for kind in ("weight", "bias")}
 
@@ -205,9 +215,16 @@ def encoder_decoders():
     yield "bart", hf.BartForConditionalGeneration(config), plain(bart_names())
 
 
+def more_decoders():
+    config = hf.Qwen3Config(vocab_size=VOCAB, hidden_size=DIM, intermediate_size=FFN, num_hidden_layers=LAYERS,
+                            num_attention_heads=HEADS, num_key_value_heads=2, head_dim=8, max_position_embeddings=32,
+                            rms_norm_eps=1e-6, tie_word_embeddings=False, attn_implementation="eager")
+    yield "qwen3", hf.Qwen3ForCausalLM(config), plain(qwen3_names() | {"lm_head.weight": "lm_head.weight"})
+
+
 def main():
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
-    for index, (name, model, rows) in enumerate([*families(), *encoder_decoders(), *more_encoders()]):
+    for index, (name, model, rows) in enumerate([*families(), *encoder_decoders(), *more_encoders(), *more_decoders()]):
         torch.manual_seed(index)
         with torch.no_grad():
             for which, p in model.named_parameters():

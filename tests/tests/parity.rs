@@ -116,6 +116,7 @@ fn model_of(name: &str) -> (String, Vec<(&'static str, &'static str)>) {
         "yarn" => llama("rope_scaling: {kind: yarn, factor: 4, original: 32}"),
         "mistral" => llama("attention: {kind: window, window: 5}"),
         "qwen2" => llama("biases: [qkv], tied_embeddings: true"),
+        "qwen3" => llama("head_dim: 8, qk_norm: true, norm_eps: 1.0e-6"),
         "bert" => bert("activation: gelu, token_types: 2"),
         "roberta" => bert("activation: relu, head_activation: gelu, token_types: 1, position_offset: 2"),
         // Two groups do not divide three layers.
@@ -194,7 +195,7 @@ fn hold_all(names: &[&str]) -> Result<()> {
 
 #[test]
 fn decoders() -> Result<()> {
-    hold_all(&["gpt2", "llama3", "yarn", "mistral", "qwen2"])
+    hold_all(&["gpt2", "llama3", "yarn", "mistral", "qwen2", "qwen3"])
 }
 
 #[test]

@@ -21,12 +21,13 @@ use tch::{Kind, Tensor};
 
 use super::{assignments, model_of, rank};
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "gpt2",
     "llama3",
     "yarn",
     "mistral",
     "qwen2",
+    "qwen3",
     "bert",
     "roberta",
     "albert",

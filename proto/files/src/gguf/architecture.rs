@@ -10,7 +10,7 @@ use coxswain_types::model::{Biases, ModelSpec, NormSpec, Positions, RopeScaling}
 use super::header::{Meta, TensorInfo};
 
 /// The architectures that can be read, and whether their queries and keys are rotated in neighbouring pairs.
-const ARCHITECTURES: [(&str, bool); 2] = [("llama", true), ("qwen2", false)];
+const ARCHITECTURES: [(&str, bool); 3] = [("llama", true), ("qwen2", false), ("qwen3", false)];
 
 /// How LLaMA 3 divides waves into long and short ones. Files have what follows from it, not the numbers.
 const LLAMA3: (f64, f64, u32) = (1.0, 4.0, 8192);
@@ -92,6 +92,7 @@ impl GgufArchitecture {
             positions: Positions::Rope { theta, scaling },
             norm: NormSpec {
                 eps: eps.ok_or_else(|| format!("{} is missing", key("attention.layer_norm_rms_epsilon")))?,
+                qk_norm: has("blk.0.attn_q_norm.weight"),
                 ..plain.norm
             },
             biases: Biases {

@@ -355,6 +355,22 @@ fn biases_are_read_and_rotated_back() {
     let file = qwen2.opened().unwrap();
     let keys = file.read("model.layers.0.self_attn.k_proj.bias", 0, 4, 6).unwrap();
     assert_eq!(keys, [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]);
+    // Qwen3 norms the heads of queries and keys.
+    let mut qwen3 = biased.clone();
+    for (key, value) in &mut qwen3.keys {
+        *key = key.replace("llama.", "qwen3.");
+        if key == "general.architecture" {
+            *value = Key::Text("qwen3".to_owned());
+        }
+    }
+    let queries = qwen3.with_vector("blk.0.attn_q_norm.weight", &number(1, 8));
+    let refused = queries.refused();
+    assert!(refused.contains("blk.0.attn_k_norm.weight"), "{refused}");
+    let file = queries.with_vector("blk.0.attn_k_norm.weight", &number(20, 8)).opened().unwrap();
+    assert!(file.model().norm.qk_norm);
+    let norm =
+        |part: &str| file.read(&format!("model.layers.0.self_attn.{part}_norm.weight"), 0, 2, 3).unwrap();
+    assert_eq!((norm("q"), norm("k")), (vec![3.0, 4.0, 5.0], vec![22.0, 23.0, 24.0]));
 }
 
 #[test]
@@ -431,7 +447,7 @@ fn what_is_no_model_of_ours_is_told() {
     };
     for (needle, other, told) in [
         ("GGUF", "GGML", "does not begin as a GGUF file does"),
-        ("llama", "mamba", "a model of the kind `mamba`; must be one of llama, qwen2"),
+        ("llama", "mamba", "a model of the kind `mamba`; must be one of llama, qwen2, qwen3"),
         ("blk.0.attn_q", "blk.0.attn_x", "blk.0.attn_q.weight is not there"),
         ("llama.block_count", "llama.block_kount", "llama.block_count is missing"),
     ] {

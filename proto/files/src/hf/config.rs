@@ -92,7 +92,7 @@ fn llama(kind: LlamaKind, keys: &Keys<'_>) -> Result<ModelSpec, HfError> {
         head_dim,
         attention_scale: f64::from(head_dim).powf(-0.5),
         positions: rope(keys)?,
-        norm: NormSpec { eps: keys.number("rms_norm_eps")?, ..plain.norm },
+        norm: NormSpec { eps: keys.number("rms_norm_eps")?, qk_norm: kind.qk_norm, ..plain.norm },
         biases,
         attention,
         tied_embeddings: keys.flag("tie_word_embeddings")?,

@@ -9,6 +9,7 @@ pub(super) enum Family {
     Llama,
     Mistral,
     Qwen2,
+    Qwen3,
     Bert,
     Roberta,
     Albert,
@@ -37,6 +38,8 @@ pub(super) struct LlamaKind {
     pub(super) attention_bias: bool,
     /// Whether `mlp_bias` says that the maps of the feed-forward block have.
     pub(super) mlp_bias: bool,
+    /// Whether its class norms the heads of queries and keys.
+    pub(super) qk_norm: bool,
     /// What becomes of `sliding_window`.
     pub(super) window: SlidingWindow,
 }
@@ -53,15 +56,20 @@ pub(super) enum SlidingWindow {
 }
 
 const NO_BIASES: Biases = Biases { qkv: false, out: false, ffn: false };
-const PLAIN: LlamaKind =
-    LlamaKind { biases: NO_BIASES, attention_bias: false, mlp_bias: false, window: SlidingWindow::Ignored };
+const PLAIN: LlamaKind = LlamaKind {
+    biases: NO_BIASES,
+    attention_bias: false,
+    mlp_bias: false,
+    qk_norm: false,
+    window: SlidingWindow::Ignored,
+};
 
 /// A family, its `model_type`, what the names of its classes begin with, what its tensors' names begin with below a class
 /// with a head, and its kind.
 type FamilyRow = (Family, &'static str, &'static str, Option<&'static str>, FamilyKind);
 
 /// The families, those first that are tried first for an export.
-const FAMILIES: [FamilyRow; 11] = [
+const FAMILIES: [FamilyRow; 12] = [
     (
         Family::Llama,
         "llama",
@@ -83,6 +91,18 @@ const FAMILIES: [FamilyRow; 11] = [
         Some("model"),
         FamilyKind::Llama(LlamaKind {
             biases: Biases { qkv: true, ..NO_BIASES },
+            window: SlidingWindow::Refused,
+            ..PLAIN
+        }),
+    ),
+    (
+        Family::Qwen3,
+        "qwen3",
+        "Qwen3",
+        Some("model"),
+        FamilyKind::Llama(LlamaKind {
+            attention_bias: true,
+            qk_norm: true,
             window: SlidingWindow::Refused,
             ..PLAIN
         }),

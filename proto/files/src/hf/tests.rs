@@ -1,7 +1,7 @@
 //! Every family in and out, from the configurations and names that its own library writes.
 
 use coxswain_types::framing::Framing;
-use coxswain_types::model::{Activation, Architecture, Attention, Head, Positions};
+use coxswain_types::model::{Activation, Architecture, Attention, Biases, Head, Positions};
 use proptest::prelude::*;
 use serde_json::json;
 use std::fs;
@@ -137,7 +137,7 @@ fn models_find_their_family() {
 #[test]
 fn what_cannot_be_followed_is_refused_by_name() {
     let quantized = json!({"quant_method": "gptq", "bits": 4});
-    let rows: [(&str, &str, Value, &str); 45] = [
+    let rows: [(&str, &str, Value, &str); 46] = [
         (
             "llama",
             "original_max_position_embeddings",
@@ -228,6 +228,7 @@ fn what_cannot_be_followed_is_refused_by_name() {
             "must be one of LlamaForCausalLM, LlamaModel",
         ),
         ("qwen2", "use_sliding_window", json!(true), "`use_sliding_window` is true; must be false"),
+        ("qwen3", "use_sliding_window", json!(true), "`use_sliding_window` is true; must be false"),
         ("gpt2", "scale_attn_by_inverse_layer_idx", json!(true), "must be false"),
         ("bert", "position_embedding_type", json!("relative_key"), "must be \"absolute\""),
         ("longformer", "attention_window", json!([4, 8]), "must be one even number for all layers"),
@@ -280,6 +281,9 @@ fn a_key_that_is_left_out_has_its_class_s_default() {
     assert_eq!((mistral.kv_heads, mistral.attention), (8, Attention::Window { window: 4096 }));
     let null = read(json!({"model_type": "mistral", "sliding_window": null, "num_key_value_heads": null}));
     assert_eq!((null.kv_heads, null.attention), (32, Attention::Full));
+    let qwen3 = of("qwen3");
+    assert_eq!((qwen3.norm.qk_norm, qwen3.head_dim, qwen3.biases), (true, 128, Biases::default()));
+    assert!(!of("qwen2").norm.qk_norm);
     assert_eq!((of("qwen2").kv_heads, of("llama").ffn, of("llama").norm.eps), (32, 11008, 1e-6));
     assert_eq!(
         of("longformer").attention,
@@ -306,8 +310,9 @@ fn every_key_of_a_class_is_followed_or_refused_or_changes_no_number() {
         let ends = ["dropout", "dropout_prob", "dropout_rate", "_pdrop", "layerdrop", "use_cache"];
         let begins = ["initializer_", "init_std", "summary_", "classifier_dropout", "forced_", "onnx_export"];
         let token = key.ends_with("_token_id") && (key, family) != ("pad_token_id", "roberta");
-        let rotates = matches!(family, "llama" | "mistral" | "qwen2") && key == "max_position_embeddings";
-        let windows = family == "qwen2" && ["sliding_window", "max_window_layers"].contains(&key);
+        let rotates =
+            matches!(family, "llama" | "mistral" | "qwen2" | "qwen3") && key == "max_position_embeddings";
+        let windows = family.starts_with("qwen") && ["sliding_window", "max_window_layers"].contains(&key);
         let any = ends.iter().any(|end| key.ends_with(end)) || begins.iter().any(|of| key.starts_with(of));
         any || rotates
             || windows

@@ -35,7 +35,7 @@ enum Source {
 
 use Source::{Class, Own, Published};
 
-const COUNTS: [(&str, u64, Source); 36] = [
+const COUNTS: [(&str, u64, Source); 37] = [
     ("gpt2", 124_439_808, Published),
     ("gpt2-medium", 354_823_168, Published),
     ("gpt2-large", 774_030_080, Published),
@@ -50,6 +50,7 @@ const COUNTS: [(&str, u64, Source); 36] = [
     ("llama-3.2-3b", 3_212_749_824, Published),
     ("mistral-7b", 7_241_732_096, Published),
     ("qwen2-0.5b", 494_032_768, Published),
+    ("qwen3-0.6b", 596_049_920, Published),
     ("smollm2-135m", 134_515_008, Published),
     ("smollm2-360m", 361_821_120, Published),
     ("deepseek-latent-small", 133_518_336, Own),

@@ -9,7 +9,7 @@ use crate::tokenizer::Tokenizer;
 
 /// The folders of `tests/parity/tokens.json`, and the families that have such tokens.
 const TOKENS: [(&str, &[&str]); 5] = [
-    ("begins", &["llama", "mistral", "qwen2"]),
+    ("begins", &["llama", "mistral", "qwen2", "qwen3"]),
     ("plain", &["gpt2"]),
     ("bert", &["bert", "bert, classes", "roberta", "albert", "longformer", "big_bird"]),
     ("t5", &["t5", "t5, gated"]),
