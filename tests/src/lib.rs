@@ -6,6 +6,7 @@
 //! - [`Site`]: a coordinator and workers, each started by the test.
 //! - [`chaos`]: losses of workers, thrown at a run.
 //! - [`events`]: what a coordinator's journal says.
+//! - [`faulty`]: a network within this process that misbehaves as told.
 //! - [`threads`]: ranks as threads of this process.
 //! - [`nodes`]: two nodes on this machine, and a cluster on them.
 //! - [`random`]: small random jobs, held to one process.
@@ -20,6 +21,7 @@ pub mod chaos;
 pub mod commands;
 mod corpus;
 pub mod events;
+pub mod faulty;
 mod folder;
 pub mod nodes;
 pub mod process;

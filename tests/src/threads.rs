@@ -52,7 +52,12 @@ pub fn step(
     store: MemoryStore,
     fetch: &dyn Fn(u32) -> Result<MicroBatchData, EngineError>,
 ) -> Result<Stepped> {
-    step_from(a, store, fetch, &|row| Ok(Tensor::from_slice(&initial_values(row, 1))))
+    step_from(a, store, fetch, &initial)
+}
+
+/// The initial values of a row.
+pub fn initial(row: &ParameterRow) -> Result<Tensor> {
+    Ok(Tensor::from_slice(&initial_values(row, 1)))
 }
 
 /// The same, from the values that `values` gives for each row.
@@ -62,8 +67,18 @@ pub fn step_from(
     fetch: &dyn Fn(u32) -> Result<MicroBatchData, EngineError>,
     values: &dyn Fn(&ParameterRow) -> Result<Tensor>,
 ) -> Result<Stepped> {
-    let train = &a.spec.train;
     let links = Links::join(store, a.rank.0, a.world, &DataPort::local()?, 5_000, 20_000)?;
+    step_over(a, &links, fetch, values)
+}
+
+/// The same over links that are there already.
+pub fn step_over(
+    a: &Assignment,
+    links: &Links,
+    fetch: &dyn Fn(u32) -> Result<MicroBatchData, EngineError>,
+    values: &dyn Fn(&ParameterRow) -> Result<Tensor>,
+) -> Result<Stepped> {
+    let train = &a.spec.train;
     let parameters = Parameters::allocate(&a.parameters, train.precision, train.optimizer.kind, Device::Cpu)?;
     for param in parameters.iter() {
         let values = values(&param.row)?;
@@ -71,7 +86,7 @@ pub fn step_from(
     }
     let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?, Device::Cpu));
     let seats = seats(a, &parameters, &context)?;
-    let mut reduction = GradientSum::new(a, &parameters, &links)?;
+    let mut reduction = GradientSum::new(a, &parameters, links)?;
     let rotary = Rotary::new(&a.spec.model, 0, i64::from(train.sequence), Device::Cpu)?;
     let pipe = Pipe::new()?;
     let mut runner = Runner {
@@ -79,7 +94,7 @@ pub fn step_from(
         context: &context,
         parameters: &parameters,
         reduction: &mut reduction,
-        links: &links,
+        links,
         pipe: &pipe,
         train,
         rotary: rotary.as_ref(),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use coxswain_native::net::{Group, Network, Transfer};
+use coxswain_native::net::{Group, MessageTransport, Network, Transfer};
 use coxswain_types::activity::{EnginePhase, EngineWork};
 use coxswain_types::schedule::Action;
 use tch::{Device, Kind, Tensor};
@@ -147,8 +147,13 @@ impl Links {
     ) -> Result<Links, TorchError> {
         let connect = Duration::from_millis(rendezvous_ms.min(CONNECT_MS));
         let mesh = PeerMesh::join(&store, rank, world, port, connect).map_err(TorchError)?;
-        let network = Network::new(mesh, Duration::from_millis(operation_ms));
-        Ok(Links { network: Some(network), now: Now::new(), rank, world })
+        Ok(Links::over(mesh, rank, world, Duration::from_millis(operation_ms)))
+    }
+
+    /// The links of `rank` of `world` over a transport of its own, for the thread that calls this. Operations fail after
+    /// `operation`.
+    pub fn over(transport: impl MessageTransport, rank: u32, world: u32, operation: Duration) -> Links {
+        Links { network: Some(Network::new(transport, operation)), now: Now::new(), rank, world }
     }
 
     /// A rank that has no others.
