@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use coxswain_core::spec::{SpecDifference, differences};
-use coxswain_files::Checkpoint;
+use coxswain_files::{Checkpoint, StoreFolder};
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::{PreparedData, Weights};
 use coxswain_types::params::parameter_table;
@@ -16,22 +16,22 @@ use crate::metrics;
 
 /// The lines to tell before the first generation of a job is formed.
 pub(crate) fn told(
-    directory: &Path,
+    run: &StoreFolder,
     newest: Option<&Newest>,
     spec: &JobSpec,
     data: &PreparedData,
 ) -> Result<Vec<String>, String> {
     match (newest, &data.weights, &spec.train.start_from) {
-        (Some(newest), ..) => Ok(goes_on(directory, newest, spec)),
+        (Some(newest), ..) => Ok(goes_on(run, newest, spec)),
         (None, Some(weights), Some(from)) => begins_with(from, weights, spec).map(|line| vec![line]),
         (None, ..) => Ok(Vec::new()),
     }
 }
 
-fn goes_on(directory: &Path, newest: &Newest, spec: &JobSpec) -> Vec<String> {
+fn goes_on(run: &StoreFolder, newest: &Newest, spec: &JobSpec) -> Vec<String> {
     let step = newest.resume.step.0;
     // Metrics that are missing say that no step was taken since, as far as is known.
-    let noted = metrics::read(directory).unwrap_or_default();
+    let noted = metrics::read(run).unwrap_or_default();
     let unsaved = noted.iter().filter(|line| line.step > step).count();
     let again = match unsaved {
         0 => String::new(),
@@ -67,7 +67,7 @@ fn rate(was: &JobSpec, is: &JobSpec, step: u64) -> Option<String> {
 }
 
 fn begins_with(from: &str, weights: &Weights, spec: &JobSpec) -> Result<String, String> {
-    let checkpoint = Checkpoint::open(Path::new(&weights.folder), Some(&weights.digest));
+    let checkpoint = Checkpoint::open(&Path::new(&weights.folder).into(), Some(&weights.digest));
     let checkpoint = checkpoint.map_err(|error| error.to_string())?;
     let is_new = |name: &String| checkpoint.shape(name).is_err();
     let new: Vec<_> = parameter_table(&spec.model).into_iter().map(|it| it.name).filter(is_new).collect();
@@ -104,7 +104,7 @@ train: {steps: 120, sequence: 16, global_micro_batches: 4, warmup_steps: 10, lea
         let data = PreparedData::of_tokens(TokenFile { path: "t".into(), tokens: 100, digest: "d".into() });
         let newest =
             Newest { resume, threads: 1, runtime: "cpu".to_owned(), spec: spec(&[]), data: data.clone() };
-        told(folder.path(), Some(&newest), &spec(sets), &data).unwrap()
+        told(&folder.path().into(), Some(&newest), &spec(sets), &data).unwrap()
     }
 
     #[test]

@@ -32,7 +32,7 @@ const FAINT: &str = "#e4e7eb";
 
 /// Draws the losses that are noted in `directory`, each a mean over a `unit`; `None` when there are none.
 pub(crate) fn draw(directory: &Path, name: &str, unit: &str) -> Result<Option<PathBuf>> {
-    let lines = metrics::read(directory).unwrap_or_default();
+    let lines = metrics::read(&directory.into()).unwrap_or_default();
     let Some(svg) = svg(name, unit, &lines) else { return Ok(None) };
     let path = directory.join(NAME);
     write_atomic(&path, svg.as_bytes()).with_context(|| format!("{} cannot be written", path.display()))?;

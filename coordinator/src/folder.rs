@@ -3,11 +3,9 @@
 use std::path::Path;
 
 use coxswain_core::cluster::{CheckDepth, PreparedJob, Submission, Weight};
-use coxswain_files::atomic::{create_folder, digest_file};
 use coxswain_files::folders::{Sound, set_aside, step_folder, step_path};
-use coxswain_files::manifest::MANIFEST;
 use coxswain_files::progress::Watch;
-use coxswain_files::{Checkpoint, CheckpointError, Digests, Fingerprint, Manifest};
+use coxswain_files::{Checkpoint, CheckpointError, Digests, Fingerprint, Manifest, StoreFolder};
 use coxswain_types::assignment::{PreparedData, Resume};
 use coxswain_types::job::{OptimizerKind, Reduction, TrainSpec};
 use coxswain_types::{JobSpec, Step};
@@ -26,43 +24,39 @@ pub(crate) struct Newest {
 /// What [`newest`] found.
 type Found = (Option<Newest>, Vec<(u64, CheckpointError)>);
 
-/// The newest checkpoint in `directory` that is not damaged, or why the job cannot continue from it; and
+/// The newest checkpoint of `run` that is not damaged, or why the job cannot continue from it; and
 /// the steps of newer ones, with what is wrong with each. Every byte is read of those that `verify` names.
 pub(crate) fn newest(
-    directory: &Path,
+    run: &StoreFolder,
     spec: &JobSpec,
     verify: impl Fn(&Manifest) -> bool,
 ) -> Result<Found, String> {
-    let looked = coxswain_files::folders::newest_sound(directory, |folder| {
-        let path = folder.join(MANIFEST);
-        let digest = digest_file(&path).map_err(|cause| CheckpointError::Io { path, cause })?;
-        let checkpoint = Checkpoint::open(folder, Some(&digest))?;
+    let looked = coxswain_files::folders::newest_sound(run, |folder| {
+        let checkpoint = Checkpoint::open(folder, None)?;
         let manifest = checkpoint.manifest().clone();
         if verify(&manifest) {
             checkpoint.verify()?;
         }
-        Ok((manifest.clone(), (manifest, digest)))
+        Ok((manifest.clone(), (manifest, checkpoint.digest().to_owned())))
     });
     let Sound { found, damaged } = looked.map_err(|error| error.to_string())?;
     let Some((step, (manifest, digest))) = found else { return Ok((None, damaged)) };
-    let folder = step_folder(directory, step);
+    let folder = step_folder(run, step);
     if manifest.spec.model != spec.model {
         return Err(format!(
-            "{} holds a checkpoint of another model; give another folder, or the model that it was trained with \
-             (the manifest there says which)",
-            folder.display()
+            "{folder} holds a checkpoint of another model; give another folder, or the model that it was trained with \
+             (the manifest there says which)"
         ));
     }
     let Manifest { fingerprint: Some(fingerprint), spec: was, data, .. } = manifest else {
         return Err(format!(
-            "{} is an imported model, which no run computed; give another folder, and name this one in train.start_from",
-            folder.display()
+            "{folder} is an imported model, which no run computed; give another folder, and name this one in \
+             train.start_from"
         ));
     };
     if let Some(difference) = difference(&was.train, fingerprint.threads, &spec.train) {
         return Err(format!(
-            "{} was trained with {difference}: the numbers would be other ones; set it back, or give another folder",
-            folder.display()
+            "{folder} was trained with {difference}: the numbers would be other ones; set it back, or give another folder"
         ));
     }
     let resume = Resume { step: Step(step), path: step_path(step), digest };
@@ -122,22 +116,21 @@ pub(crate) fn prepare(
     reporter: &Reporter<'_>,
     first: bool,
 ) -> Result<PreparedJob, String> {
-    let directory = Path::new(&submission.directory);
-    create_folder(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    let run = &StoreFolder::from(Path::new(&submission.directory));
     // Hashed again instead of trusting remembered digests: bit rot leaves metadata unchanged. No rank verifies the
     // checkpoint of a finished job.
     let whole =
         |manifest: &Manifest| look == CheckDepth::Whole || manifest.step >= submission.spec.train.steps;
-    let (newest, damaged) = newest(directory, &submission.spec, whole)?;
+    let (newest, damaged) = newest(run, &submission.spec, whole)?;
     for (step, error) in damaged {
         (reporter.tell)(Weight::Warning, format!("the checkpoint of step {step} is set aside: {error}"));
-        set_aside(directory, step).map_err(|error| error.to_string())?;
+        set_aside(run, step).map_err(|error| error.to_string())?;
     }
     let wanted = newest.as_ref().map(|newest| &newest.data);
-    let data = coxswain_files::prepare(directory, &submission.spec, wanted, digests, reporter.watch);
+    let data = coxswain_files::prepare(run, &submission.spec, wanted, digests, reporter.watch);
     let data = data.map_err(|error| error.to_string())?;
     if first {
-        for line in beginning::told(directory, newest.as_ref(), &submission.spec, &data)? {
+        for line in beginning::told(run, newest.as_ref(), &submission.spec, &data)? {
             (reporter.tell)(Weight::Info, line);
         }
     }
@@ -146,8 +139,8 @@ pub(crate) fn prepare(
 }
 
 /// Lets go of old checkpoints. What cannot be removed costs room and nothing else.
-pub(crate) fn prune(job: &str, directory: &Path, (newest, keep): (Step, u32)) {
-    match coxswain_files::prune(directory, newest.0, keep) {
+pub(crate) fn prune(job: &str, run: &StoreFolder, (newest, keep): (Step, u32)) {
+    match coxswain_files::prune(run, newest.0, keep) {
         Ok(steps) if steps.is_empty() => {}
         Ok(steps) => tracing::info!(job, "let go of the checkpoints of steps {steps:?}"),
         Err(error) => tracing::warn!(job, "old checkpoints stay: {error}"),

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coxswain_core::cluster::{CheckDepth, Event, MAX_WAITING};
+use coxswain_files::StoreFolder;
 use coxswain_types::Step;
 use coxswain_types::status::StepReport;
 use tokio::sync::mpsc::WeakSender;
@@ -219,8 +220,9 @@ fn unanswered(directory: &Path) -> String {
 }
 
 fn prune(job: &str, directory: &Path, asked: &Receiver<(Step, u32)>) {
+    let run = StoreFolder::from(directory);
     while let Ok(kept) = asked.recv() {
-        folder::prune(job, directory, kept);
+        folder::prune(job, &run, kept);
     }
 }
 
@@ -275,7 +277,7 @@ impl Desk {
                 if let Err(reason) = self.claimed(&job, GONE) {
                     return Some(Request::Event(Event::Broken { job, reason }));
                 }
-                match Metrics::open(&self.directory, from) {
+                match Metrics::open(&self.directory.as_path().into(), from) {
                     Ok((metrics, moved)) => {
                         if let Some(moved) = moved {
                             warn(&job, moved);
@@ -410,7 +412,8 @@ mod tests {
         keepers.closed(folder.path());
         assert!(keepers.has("b-2") && !keepers.has("a-1"));
         assert_eq!(told(&mut answers).await, "b-2 [] to 1, synced");
-        let noted: Vec<_> = metrics::read(folder.path()).unwrap().iter().map(|line| line.step).collect();
+        let noted: Vec<_> =
+            metrics::read(&folder.path().into()).unwrap().iter().map(|line| line.step).collect();
         assert_eq!(noted, [1]);
         keepers.close("b-2");
         assert_eq!(told(&mut answers).await, "closed");

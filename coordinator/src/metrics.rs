@@ -1,12 +1,10 @@
 //! `DIR/metrics.jsonl`: one line a step. Numbers are written so that they read back to the same
 //! bits.
 
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::path::Path;
 
-use coxswain_files::atomic::{AtomicFile, create_folder};
-use coxswain_files::regular;
+use coxswain_files::StoreFolder;
+use coxswain_files::store::AppendLog;
 use coxswain_types::Step;
 use coxswain_types::status::StepReport;
 use serde::Deserialize;
@@ -57,35 +55,36 @@ pub(crate) struct Moved {
 /// The metrics of a run that is at work.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    file: File,
+    log: Box<dyn AppendLog>,
     /// The last step that is noted.
     last: u64,
 }
 
 impl Metrics {
-    /// Opens the metrics of the run in `directory`, which goes on after step `from`: what an earlier
+    /// Opens the metrics of a run, which goes on after step `from`: what an earlier
     /// run noted of later steps is cut off, since those steps are taken again. Where it begins anew, what is there
     /// gets another name; where a disk has damaged it, a copy does, and the lines that are whole stay. Either is told.
-    pub(crate) fn open(directory: &Path, from: Step) -> io::Result<(Metrics, Option<Moved>)> {
-        create_folder(directory)?;
-        let path = directory.join(METRICS);
-        let found = MetricsScan::look(&path, from)?;
+    pub(crate) fn open(run: &StoreFolder, from: Step) -> io::Result<(Metrics, Option<Moved>)> {
+        let found = MetricsScan::look(run, from)?;
         let why = match found.steps {
             1.. if from == Step(0) => Some(Why::Anew),
             _ if found.damaged => Some(Why::NoText),
             _ => None,
         };
         let moved = match why {
-            Some(why) => Some(Moved { why, steps: found.steps, to: set_aside(why, directory, &path)? }),
+            Some(why) => Some(Moved { why, steps: found.steps, to: set_aside(why, run)? }),
             None => None,
         };
         let anew = why == Some(Why::Anew);
-        if !anew {
-            found.cut(&path, from)?;
+        if !anew && !found.whole {
+            rewrite(run, from)?;
         }
-        let file = regular::open_own(&path, OpenOptions::new().append(true).create(true))?;
-        file.sync_all()?;
-        Ok((Metrics { file, last: if anew { 0 } else { found.last } }, moved))
+        let mut log = run.log(METRICS)?;
+        if !anew && found.whole && found.kept_bytes < found.bytes {
+            log.truncate(found.kept_bytes)?;
+        }
+        log.sync()?;
+        Ok((Metrics { log, last: if anew { 0 } else { found.last } }, moved))
     }
 
     /// The last step that is noted; 0 where none is.
@@ -103,12 +102,12 @@ impl Metrics {
                 lines.push(b'\n');
             }
         }
-        self.file.write_all(&lines)
+        self.log.append(&lines)
     }
 
     /// Makes what was noted survive a crash of the machine.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.log.sync()
     }
 }
 
@@ -129,9 +128,9 @@ struct MetricsScan {
 }
 
 impl MetricsScan {
-    fn look(path: &Path, from: Step) -> io::Result<MetricsScan> {
+    fn look(run: &StoreFolder, from: Step) -> io::Result<MetricsScan> {
         let mut found = MetricsScan { whole: true, ..MetricsScan::default() };
-        each_line(path, |bytes| {
+        each_line(run, |bytes| {
             found.bytes += bytes.len() as u64;
             found.damaged |= std::str::from_utf8(bytes).is_err();
             let line = line(bytes);
@@ -145,25 +144,19 @@ impl MetricsScan {
         })?;
         Ok(found)
     }
-
-    /// Removes the lines that are not kept.
-    fn cut(&self, path: &Path, from: Step) -> io::Result<()> {
-        if self.kept_bytes == self.bytes {
-            return Ok(());
-        }
-        if self.whole {
-            return regular::open_own(path, OpenOptions::new().write(true))?.set_len(self.kept_bytes);
-        }
-        let mut kept = AtomicFile::create(path)?;
-        each_line(path, |bytes| if is_kept(bytes, from) { kept.write_all(bytes) } else { Ok(()) })?;
-        kept.commit().map(|_| ())
-    }
 }
 
-/// Calls `each` with every line of a file, including its newline. A missing file has no lines, and an overlong line is
-/// passed in pieces.
-fn each_line(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-    let mut file = match regular::open_own(path, OpenOptions::new().read(true)) {
+/// Writes the metrics anew, without the lines that are not kept.
+fn rewrite(run: &StoreFolder, from: Step) -> io::Result<()> {
+    let mut kept = run.create(METRICS)?;
+    each_line(run, |bytes| if is_kept(bytes, from) { kept.write_all(bytes) } else { Ok(()) })?;
+    kept.commit().map(|_| ())
+}
+
+/// Calls `each` with every line of a run's metrics, including its newline. Where there are none there are no lines, and
+/// an overlong line is passed in pieces.
+fn each_line(run: &StoreFolder, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut file = match run.reader(METRICS) {
         Ok(file) => BufReader::new(file),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
@@ -184,15 +177,14 @@ fn line(bytes: &[u8]) -> Option<MetricsLine> {
 }
 
 /// Gives metrics, or a copy of damaged ones, another name, the first that is free.
-fn set_aside(why: Why, directory: &Path, path: &Path) -> io::Result<String> {
+fn set_aside(why: Why, run: &StoreFolder) -> io::Result<String> {
     for number in 1_u32.. {
         let name = format!("metrics.{number}.jsonl");
-        let to = directory.join(&name);
         // No other process writes here: the coordinator's folder is locked.
-        if !to.try_exists()? {
+        if !run.has(&name)? {
             match why {
-                Why::Anew => fs::rename(path, to)?,
-                Why::NoText => fs::copy(path, to).map(|_| ())?,
+                Why::Anew => run.set_aside(METRICS, &name)?,
+                Why::NoText => run.copy(METRICS, &name)?,
             }
             return Ok(name);
         }
@@ -204,10 +196,10 @@ fn is_kept(bytes: &[u8], from: Step) -> bool {
     bytes.ends_with(b"\n") && line(bytes).is_some_and(|line| line.step <= from.0)
 }
 
-/// The steps that are noted in `directory`; invalid lines are passed over.
-pub(crate) fn read(directory: &Path) -> io::Result<Vec<MetricsLine>> {
+/// The steps that are noted of a run; invalid lines are passed over.
+pub(crate) fn read(run: &StoreFolder) -> io::Result<Vec<MetricsLine>> {
     let mut lines = Vec::new();
-    each_line(&directory.join(METRICS), |bytes| {
+    each_line(run, |bytes| {
         lines.extend(line(bytes));
         Ok(())
     })?;
@@ -217,7 +209,10 @@ pub(crate) fn read(directory: &Path) -> io::Result<Vec<MetricsLine>> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::fs;
+    use std::sync::Arc;
 
+    use coxswain_files::store::memory::{FaultyStore, StoreFault};
     use coxswain_types::status::ValidationResult;
 
     use super::*;
@@ -241,7 +236,7 @@ mod tests {
     #[test]
     fn numbers_read_back_to_the_same_bits() {
         let folder = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap().0;
+        let mut metrics = Metrics::open(&folder.path().into(), Step(0)).unwrap().0;
         let validation = Some(ValidationResult { loss: 2.5, bits_per_byte: 1.0 / 7.0, accuracy: Some(0.5) });
         let sent = StepReport { validation, ..report(1, 6.123_456_789_012_345) };
         metrics.append(std::slice::from_ref(&sent)).unwrap();
@@ -285,30 +280,30 @@ mod tests {
     #[test]
     fn a_step_that_is_told_again_after_a_restart_is_noted_once() {
         let folder = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap().0;
+        let mut metrics = Metrics::open(&folder.path().into(), Step(0)).unwrap().0;
         for step in 1..=3 {
             metrics.append(&[report(step, 2.0)]).unwrap();
         }
         // The run goes on meanwhile, so nothing is cut.
-        let mut metrics = Metrics::open(folder.path(), Step(u64::MAX)).unwrap().0;
+        let mut metrics = Metrics::open(&folder.path().into(), Step(u64::MAX)).unwrap().0;
         for step in 2..=4 {
             metrics.append(&[report(step, 2.0)]).unwrap();
         }
-        let steps: Vec<_> = read(folder.path()).unwrap().iter().map(|line| line.step).collect();
+        let steps: Vec<_> = read(&folder.path().into()).unwrap().iter().map(|line| line.step).collect();
         assert_eq!(steps, [1, 2, 3, 4]);
     }
 
     #[test]
     fn steps_after_the_checkpoint_are_cut_off() {
         let folder = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap().0;
+        let mut metrics = Metrics::open(&folder.path().into(), Step(0)).unwrap().0;
         for step in 1..=5 {
             metrics.append(&[report(step, if step == 2 { f64::NAN } else { 4.0 })]).unwrap();
         }
-        metrics.file.write_all(br#"{"step":3,"lo"#).unwrap();
-        let mut metrics = Metrics::open(folder.path(), Step(3)).unwrap().0;
+        metrics.log.append(br#"{"step":3,"lo"#).unwrap();
+        let mut metrics = Metrics::open(&folder.path().into(), Step(3)).unwrap().0;
         metrics.append(&[report(4, 3.5)]).unwrap();
-        let lines = read(folder.path()).unwrap();
+        let lines = read(&folder.path().into()).unwrap();
         let steps: Vec<_> = lines.iter().map(|line| (line.step, line.loss)).collect();
         assert_eq!(steps, [(1, Some(4.0)), (2, None), (3, Some(4.0)), (4, Some(3.5))]);
     }
@@ -316,7 +311,7 @@ mod tests {
     #[test]
     fn metrics_that_are_no_text_are_set_aside_and_their_whole_lines_stay() {
         let folder = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(folder.path(), Step(0)).unwrap().0;
+        let mut metrics = Metrics::open(&folder.path().into(), Step(0)).unwrap().0;
         for step in 1..4 {
             metrics.append(&[report(step, 4.0)]).unwrap();
         }
@@ -326,23 +321,71 @@ mod tests {
         let name = bytes[second..].windows(9).position(|part| part == b"grad_norm").unwrap();
         bytes[second + name] = 0xff;
         fs::write(folder.path().join(METRICS), &bytes).unwrap();
-        let (_, moved) = Metrics::open(folder.path(), Step(3)).unwrap();
+        let (_, moved) = Metrics::open(&folder.path().into(), Step(3)).unwrap();
         let moved = moved.unwrap();
         assert_eq!((moved.why, moved.steps, moved.to.as_str()), (Why::NoText, 2, "metrics.1.jsonl"));
         assert_eq!(fs::read(folder.path().join("metrics.1.jsonl")).unwrap(), bytes);
-        let steps: Vec<_> = read(folder.path()).unwrap().iter().map(|line| line.step).collect();
+        let steps: Vec<_> = read(&folder.path().into()).unwrap().iter().map(|line| line.step).collect();
         assert_eq!(steps, [1, 3]);
-        assert!(Metrics::open(folder.path(), Step(3)).unwrap().1.is_none());
+        assert!(Metrics::open(&folder.path().into(), Step(3)).unwrap().1.is_none());
+    }
+
+    /// The metrics of steps 1 to 5, as `damage` leaves them.
+    fn noted(damage: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let store = FaultyStore::default();
+        let run = StoreFolder::new(Arc::new(store.clone()));
+        let mut metrics = Metrics::open(&run, Step(0)).unwrap().0;
+        (1..=5).for_each(|step| metrics.append(&[report(step, 4.0)]).unwrap());
+        let mut bytes = store.objects()[METRICS].to_vec();
+        damage(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn metrics_are_opened_again_after_any_failure() {
+        let invalid = |bytes: &mut Vec<u8>| {
+            let second = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 9;
+            bytes[second] = 0xff;
+        };
+        let torn = |bytes: &mut Vec<u8>| bytes.extend(br#"{"step":3,"lo"#);
+        // The step to go on from, the steps that are kept, and whether all that was there is kept under another name.
+        let rows: [(Vec<u8>, u64, &[u64], bool); 4] = [
+            (noted(|_| {}), 3, &[1, 2, 3], false),
+            (noted(torn), 9, &[1, 2, 3, 4, 5], false),
+            (noted(|_| {}), 0, &[], true),
+            (noted(invalid), 4, &[1, 3, 4], true),
+        ];
+        for (bytes, from, kept, set_aside) in rows {
+            let begun = || FaultyStore::with([(METRICS.to_owned(), Arc::new(bytes.clone()))].into());
+            let run_of = |store: &FaultyStore| StoreFolder::new(Arc::new(store.clone()));
+            let calm = begun();
+            Metrics::open(&run_of(&calm), Step(from)).unwrap();
+            for (at, operation) in calm.operations().iter().enumerate() {
+                for fault in [|| StoreFault::Refused, || StoreFault::AnswerLost] {
+                    let store = begun();
+                    let run = run_of(&store);
+                    store.fail(at, fault());
+                    let context = format!("{:?} {operation}, from {from}", fault());
+                    Metrics::open(&run, Step(from)).err().unwrap_or_else(|| panic!("{context}: goes unseen"));
+                    Metrics::open(&run, Step(from)).unwrap();
+                    let steps: Vec<_> = read(&run).unwrap().iter().map(|line| line.step).collect();
+                    assert_eq!(steps, kept, "{context}");
+                    let beside = store.objects().into_iter().filter(|(key, _)| key != METRICS);
+                    let whole = beside.filter(|(_, found)| **found == bytes).count();
+                    assert_eq!(whole > 0, set_aside, "{context}");
+                }
+            }
+        }
     }
 
     #[test]
     fn metrics_of_an_earlier_run_get_another_name() {
         let folder = tempfile::tempdir().unwrap();
         for earlier in 0..3 {
-            let (mut metrics, moved) = Metrics::open(folder.path(), Step(0)).unwrap();
+            let (mut metrics, moved) = Metrics::open(&folder.path().into(), Step(0)).unwrap();
             let moved = moved.map(|moved| (moved.steps, moved.to));
             assert_eq!(moved, (earlier > 0).then(|| (2, format!("metrics.{earlier}.jsonl"))));
-            assert_eq!(read(folder.path()).unwrap(), []);
+            assert_eq!(read(&folder.path().into()).unwrap(), []);
             metrics.append(&[report(1, 4.0)]).unwrap();
             metrics.append(&[report(2, 3.0)]).unwrap();
         }

@@ -14,7 +14,7 @@ use coxswain_core::cluster::{CancelWhen, Event, JobEnding, JobState, JobSummary,
 use coxswain_core::plan::threads_for;
 use coxswain_core::spec::resolved_yaml;
 use coxswain_files::atomic::write_atomic;
-use coxswain_files::folders::step_folder;
+use coxswain_files::folders::step_path;
 use coxswain_types::JobSpec;
 use coxswain_types::ids::WorkerId;
 use coxswain_types::job::OnLoss;
@@ -126,7 +126,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
 /// The threads of each worker: the job's, or those of the checkpoint, or a share of the cores, where so many workers share
 /// a machine like this one.
 fn threads(spec: &JobSpec, directory: &Path, workers: u32) -> Result<u32, String> {
-    let (newest, _) = folder::newest(directory, spec, |_| false)?;
+    let (newest, _) = folder::newest(&directory.into(), spec, |_| false)?;
     if let Some(threads) = spec.train.threads.or(newest.map(|newest| newest.threads)) {
         return Ok(threads);
     }
@@ -401,7 +401,7 @@ impl FollowedRun<'_> {
 fn leave_behind(summary: &JobSummary, (name, unit): (&str, &str), directory: &Path, shown: &Path) {
     let mut lines = Vec::new();
     if let Some(checkpoint) = &summary.checkpoint {
-        lines.push(("checkpoint", step_folder(shown, checkpoint.step.0)));
+        lines.push(("checkpoint", shown.join(step_path(checkpoint.step.0))));
     }
     match curve::draw(directory, name, unit) {
         Ok(Some(curve)) => {

@@ -242,7 +242,8 @@ impl Run {
             validation = line["validation"]["loss"].as_f64();
             accuracy = line["validation"]["accuracy"].as_f64();
         }
-        let (_, folder) = coxswain_files::latest(&self.out)?.context("there is no checkpoint")?;
+        let (_, folder) =
+            coxswain_files::latest(&self.out.as_path().into())?.context("there is no checkpoint")?;
         let checkpoint = Checkpoint::open(&folder, None)?;
         checkpoint.verify()?;
         let saved = checkpoint.manifest().step;

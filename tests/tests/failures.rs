@@ -72,7 +72,7 @@ fn stopping_up_stops_all_of_it() -> Result<()> {
         expect_gone(&workers)?;
         if code.is_some() {
             // The step at hand is saved, and nothing went wrong.
-            let saved = coxswain_files::latest(run.out())?.map(|(step, _)| step as usize);
+            let saved = coxswain_files::latest(&run.out().into())?.map(|(step, _)| step as usize);
             let taken = lines(&run.out().join("metrics.jsonl"));
             ensure!(saved == Some(taken), "{sign}: {saved:?} of {taken} steps\n{}", outcome.stderr);
             let log = std::fs::read_to_string(run.out().join("logs/worker-0.log"))?;
@@ -129,7 +129,7 @@ fn a_full_disk_is_said_and_the_last_checkpoint_stays() -> Result<()> {
         let outcome = run.outcome()?;
         ensure!(outcome.code == Some(1), "exit code {:?}\n{}", outcome.code, outcome.stderr);
         ensure!(outcome.stderr.contains("No space left"), "{}", outcome.stderr);
-        let (step, folder) = coxswain_files::latest(run.out())?.context("no checkpoint is left")?;
+        let (step, folder) = coxswain_files::latest(&run.out().into())?.context("no checkpoint is left")?;
         ensure!(step == 10, "the newest checkpoint is of step {step}");
         coxswain_files::Checkpoint::open(&folder, None)?.verify()?;
         Ok(())

@@ -299,7 +299,7 @@ fn assignments(folder: &Folder, directory: &Path, sets: &[(&str, &str)]) -> Resu
         fixed.iter().chain(sets).map(|(path, value)| ((*path).to_owned(), (*value).to_owned())).collect();
     let mut assignments = assignments_of(&text, &sets)?;
     let first = assignments.first().context("the plan has ranks")?;
-    let data = prepare(directory, &first.spec, None, &Digests::default(), &|_| Ok(()))?;
+    let data = prepare(&directory.into(), &first.spec, None, &Digests::default(), &|_| Ok(()))?;
     for a in &mut assignments {
         a.directory = directory.to_string_lossy().into_owned();
         a.data = data.clone();

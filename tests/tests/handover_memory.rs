@@ -65,7 +65,7 @@ fn plan(folder: &Folder, directory: &Path, stages: u32) -> Result<Plan> {
     ];
     let sets: Vec<_> = sets.into_iter().map(|(path, value)| (path.to_owned(), value)).collect();
     let mut plan = plan_of(&JOB.replace("text: text.txt", &text), &sets)?;
-    let data = prepare(directory, &plan.assignments[0].spec, None, &Digests::default(), &|_| Ok(()))?;
+    let data = prepare(&directory.into(), &plan.assignments[0].spec, None, &Digests::default(), &|_| Ok(()))?;
     for a in &mut plan.assignments {
         (a.directory, a.data) = (directory.to_string_lossy().into_owned(), data.clone());
         a.generation = Generation(u64::from(5 - stages));

@@ -19,7 +19,7 @@ fn done(folder: &Path, words: &[&str]) -> Result<String> {
 }
 
 fn digests(folder: &Path) -> Result<Vec<(String, String)>> {
-    let (_, newest) = coxswain_files::latest(folder)?.context("a checkpoint")?;
+    let (_, newest) = coxswain_files::latest(&folder.into())?.context("a checkpoint")?;
     let all = Checkpoint::open(&newest, None)?.digests()?;
     Ok(all
         .into_iter()
@@ -179,7 +179,7 @@ fn an_import_frames_texts_as_its_files_say() -> Result<()> {
     std::fs::write(&config, changed.to_string())?;
     let told = done(path, &["import", "hf", "--out", "back"])?;
     ensure!(told.contains("generation_config.json has temperature: 0.6"), "{told}");
-    let (_, step) = coxswain_files::latest(&path.join("back"))?.context("a checkpoint")?;
+    let (_, step) = coxswain_files::latest(&path.join("back").as_path().into())?.context("a checkpoint")?;
     let framing = coxswain_files::Manifest::read(&step, None)?.data.framing;
     ensure!((&framing.begin[..], framing.end, &framing.stops[..]) == (&[0][..], 1, &[2][..]), "{framing:?}");
     let job = std::fs::read_to_string(path.join("back/job.yaml"))?;

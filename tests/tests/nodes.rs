@@ -78,7 +78,7 @@ const WINDOW_BYTES: usize = 32;
 fn windows_seen(run: &Run, captured: &Path) -> Result<(usize, usize)> {
     let (_, checkpoint) = coxswain_files::folders::locate(run.out())?.context("a checkpoint")?;
     let mut windows = HashSet::new();
-    for entry in std::fs::read_dir(checkpoint)? {
+    for entry in std::fs::read_dir(checkpoint.path())? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "safetensors") {
             let bytes = std::fs::read(path)?;

@@ -13,7 +13,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 use coxswain_comm::{DataPort, FileStore, Links};
 use coxswain_engine::{Control, Engine, EngineEvent};
 use coxswain_files::folders::step_folder;
-use coxswain_files::{Checkpoint, Digests, Header, ShardTensor, latest, prepare, publish, write_shard};
+use coxswain_files::{
+    Checkpoint, Digests, Header, ShardTensor, StoreFolder, latest, prepare, publish, write_shard,
+};
 use coxswain_tests::chaos::{at_work, interruptions, next_step};
 use coxswain_tests::process::{lines, signal};
 use coxswain_tests::threads::assignments_of;
@@ -67,7 +69,7 @@ fn a_rank_that_checks_its_files_for_long_is_waited_for() -> Result<()> {
     let [run, store] = ["run", "store"].map(|name| folder.path().join(name));
     let text = JOB.replace("text: text.txt", &format!("text: {}", folder.path().join("text.txt").display()));
     let mut assignments = assignments_of(&text, &[("layout.data".to_owned(), "2".to_owned())])?;
-    let data = prepare(&run, &assignments[0].spec, None, &Digests::default(), &|_| Ok(()))?;
+    let data = prepare(&run.as_path().into(), &assignments[0].spec, None, &Digests::default(), &|_| Ok(()))?;
     fs::create_dir_all(&store)?;
     for a in &mut assignments {
         a.directory = run.to_string_lossy().into_owned();
@@ -109,14 +111,14 @@ fn a_rank_that_checks_its_files_for_long_is_waited_for() -> Result<()> {
 fn weigh_down(run: &Run, bytes: u64) -> Result<()> {
     /// A tensor; one at a time is in memory.
     const PART_BYTES: u64 = 32 << 20;
-    let (_, folder) = latest(run.out())?.context("there is no checkpoint")?;
+    let (_, folder) = latest(&run.out().into())?.context("there is no checkpoint")?;
     let manifest = Checkpoint::open(&folder, None)?.manifest().clone();
     let len = PART_BYTES / 4;
     let part =
         |at| ShardTensor { name: format!("ballast/{at:03}"), shape: vec![len], dim: 0, offset: 0, len };
     let parts: Vec<_> = (0..bytes / PART_BYTES).map(part).collect();
-    let path = folder.join("ballast.safetensors");
-    let file = write_shard(&path, &parts, |_, slab| slab.write(&vec![0; PART_BYTES as usize]))?;
+    let name = "ballast.safetensors";
+    let file = write_shard(&folder, name, &parts, |_, slab| slab.write(&vec![0; PART_BYTES as usize]))?;
     let files = [manifest.files, vec![file]].concat();
     let header = Header {
         job: manifest.job,
@@ -217,9 +219,11 @@ fn damage_is_found_before_a_step_is_taken_from_it() -> Result<()> {
     let run = folder.run("run").layout(1, 1, 2).set("checkpoint.every=5");
     let calm = run.summary()?;
     // It goes on from step 15, of which a byte has changed.
-    fs::remove_dir_all(step_folder(run.out(), 20))?;
-    let damaged = step_folder(run.out(), 15);
+    let out = StoreFolder::from(run.out());
+    step_folder(&out, 20).clear()?;
+    let damaged = step_folder(&out, 15);
     let manifest = Checkpoint::open(&damaged, None)?.manifest().clone();
+    let damaged = damaged.path();
     let file = manifest.files.iter().max_by_key(|file| file.bytes).context("no file")?;
     let mut bytes = fs::read(damaged.join(&file.name))?;
     let middle = bytes.len() / 2;

@@ -1,7 +1,7 @@
 //! The worker's loop: it hands what happens to the agent's state machine and does what that decides. While the
 //! coordinator is away the engine goes on, for no step needs it.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -267,10 +267,11 @@ async fn reached(deadline: Option<Instant>) {
 
 fn publish_now(publication: &Publication, runtime: &str) -> Result<String> {
     let Publication { assignment, publish, .. } = publication;
-    let folder = coxswain_files::folders::step_folder(&PathBuf::from(&assignment.directory), publish.step.0);
+    let run = Path::new(&assignment.directory).into();
+    let folder = coxswain_files::folders::step_folder(&run, publish.step.0);
     let header = coxswain_engine::checkpoint::header(assignment, runtime, publish.step);
     let digest = coxswain_files::publish(&folder, &publish.files, header)?;
-    tracing::info!(folder = %folder.display(), "checkpoint published");
+    tracing::info!(%folder, "checkpoint published");
     Ok(digest)
 }
 

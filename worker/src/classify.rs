@@ -10,9 +10,9 @@ use crate::write::locate;
 
 pub(crate) fn run(args: &Classify) -> Result<()> {
     coxswain_native::memory::install();
-    let (directory, folder) = locate(&args.checkpoint)?;
-    let classifier = Classifier::load(&directory, &folder)
-        .with_context(|| format!("loading the checkpoint {}", folder.display()))?;
+    let (run, folder) = locate(&args.checkpoint)?;
+    let classifier =
+        Classifier::load(&run, &folder).with_context(|| format!("loading the checkpoint {folder}"))?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     for (number, line) in (1..).zip(std::io::stdin().lock().lines()) {
         let text = line.with_context(|| format!("line {number} of stdin"))?;

@@ -3,23 +3,24 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use coxswain_comm::{DataPort, FileStore, Links};
 use coxswain_engine::generate::{Generator, Sampling};
+use coxswain_files::StoreFolder;
 use coxswain_types::Assignment;
 
 use crate::args::Generate;
 
 pub(crate) fn run(args: &Generate) -> Result<()> {
     coxswain_native::memory::install();
-    let (directory, folder) = locate(&args.checkpoint)?;
+    let (run, folder) = locate(&args.checkpoint)?;
     let place = place(args)?;
     let place = place.as_ref().map(|(assignment, links)| (assignment, links.clone()));
     let prints = place.as_ref().is_none_or(|(assignment, _)| assignment.rank.0 == 0);
-    let generator = Generator::load(&directory, &folder, place)
-        .with_context(|| format!("loading the checkpoint {}", folder.display()))?;
+    let generator =
+        Generator::load(&run, &folder, place).with_context(|| format!("loading the checkpoint {folder}"))?;
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, seed: args.seed };
     let mut out: Box<dyn Write> =
         if prints { Box::new(std::io::stdout().lock()) } else { Box::new(std::io::sink()) };
@@ -76,7 +77,7 @@ fn place(args: &Generate) -> Result<Option<(Assignment, Links)>> {
 }
 
 /// The run's folder and the checkpoint's, from either of them.
-pub(crate) fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
+pub(crate) fn locate(path: &Path) -> Result<(StoreFolder, StoreFolder)> {
     coxswain_files::folders::locate(path)?.with_context(|| {
         format!(
             "{} has no committed checkpoint; give a run's folder (what `up --out` was given) or one of its \

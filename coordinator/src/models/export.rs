@@ -8,9 +8,8 @@ use coxswain_files::atomic::{create_folder, digest_bytes};
 use coxswain_files::folders::locate;
 use coxswain_files::hf::{self, Form, HfError, Kept, Said};
 use coxswain_files::prepare::TOKENIZER;
-use coxswain_files::regular;
 use coxswain_files::tokenizer::END_OF_TEXT_ID;
-use coxswain_files::{Checkpoint, Tokenizer};
+use coxswain_files::{Checkpoint, StoreFolder, Tokenizer};
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::PreparedData;
 use coxswain_types::framing::Framing;
@@ -47,15 +46,15 @@ pub(crate) fn export(args: &Export) -> Result<(), Failure> {
     output::write(&into_room(&args.out, || bring_out(args, &run, &folder))?)
 }
 
-fn bring_out(args: &Export, run: &Path, folder: &Path) -> Result<String> {
+fn bring_out(args: &Export, run: &StoreFolder, folder: &StoreFolder) -> Result<String> {
     let checkpoint = Checkpoint::open(folder, None)?;
     checkpoint.verify()?;
     checkpoint.expect_model()?;
     let manifest = checkpoint.manifest();
     let (spec, data) = (&manifest.spec, &manifest.data);
     create_folder(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
-    let kept = kept(Some(run), spec)?;
-    let tokenizer = unpanicked(run, || tokenizer_of(run, data))?;
+    let kept = kept(Some(run.clone()), spec)?;
+    let tokenizer = unpanicked(&run.path(), || tokenizer_of(run, data))?;
     let said = Said {
         model: &spec.model,
         framing: &data.framing,
@@ -73,32 +72,30 @@ fn bring_out(args: &Export, run: &Path, folder: &Path) -> Result<String> {
     let form = hf::form(&spec.model, kept.as_ref(), Some(&data.framing))?;
     let (step, out, class) = (manifest.step, args.out.display(), &form.class);
     let caveats: String = form.caveats.iter().map(|caveat| format!("  {caveat}\n")).collect();
-    Ok(format!("{out}: the weights of step {step} of {}, for {class}\n{caveats}", run.display()))
+    Ok(format!("{out}: the weights of step {step} of {run}, for {class}\n{caveats}"))
 }
 
 /// The tokenizer of a run, which must be that of its checkpoint; `None` where its tokens were synthetic.
-fn tokenizer_of(run: &Path, data: &PreparedData) -> Result<Option<Tokenizer>> {
+fn tokenizer_of(run: &StoreFolder, data: &PreparedData) -> Result<Option<Tokenizer>> {
     let Some(wanted) = &data.tokenizer_digest else { return Ok(None) };
-    let path = run.join(TOKENIZER);
-    let tokenizer = Tokenizer::load(&path)?;
+    let tokenizer = Tokenizer::load(run, TOKENIZER)?;
     if digest_bytes(&tokenizer.to_bytes()) != *wanted {
         bail!(
             "{} is not the tokenizer that the checkpoint was trained with; bring that one back",
-            path.display()
+            run.place(TOKENIZER).display()
         );
     }
     Ok(Some(tokenizer))
 }
 
 /// What was kept of the model that a run began with.
-fn kept(run: Option<&Path>, spec: &JobSpec) -> Result<Option<Kept>> {
-    let start = spec.train.start_from.as_ref().map(PathBuf::from);
-    let folders = run.map(Path::to_owned).into_iter().chain(start);
-    let Some(path) = folders.map(|folder| folder.join(KEPT)).find(|path| path.is_file()) else {
-        return Ok(None);
-    };
-    let bytes =
-        regular::read(&path, MAX_KEPT_BYTES).with_context(|| format!("reading {}", path.display()))?;
+fn kept(run: Option<StoreFolder>, spec: &JobSpec) -> Result<Option<Kept>> {
+    let start = spec.train.start_from.as_ref().map(|path| StoreFolder::from(Path::new(path)));
+    let mut folders = run.into_iter().chain(start);
+    // Whether it is there may stay unknown: then there is nothing to read.
+    let Some(folder) = folders.find(|folder| folder.has(KEPT).unwrap_or(false)) else { return Ok(None) };
+    let path = folder.place(KEPT);
+    let bytes = folder.read(KEPT, MAX_KEPT_BYTES).with_context(|| format!("reading {}", path.display()))?;
     Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?))
 }
 

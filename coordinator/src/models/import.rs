@@ -159,7 +159,7 @@ mod tests {
         let job = fs::read_to_string(out.join(JOB)).unwrap();
         let spec = crate::job::parse(&job, JOB, &out, &[]).unwrap();
         assert_eq!(spec.train.start_from.as_deref(), out.to_str());
-        let error = crate::folder::newest(&out, &spec, |_| true).err().unwrap();
+        let error = crate::folder::newest(&out.as_path().into(), &spec, |_| true).err().unwrap();
         assert!(error.contains("name this one in train.start_from"), "{error}");
     }
 

@@ -120,7 +120,8 @@ async fn a_job_runs_from_submission_to_its_last_checkpoint() {
     assert_eq!(steps, [1, 2, 3, 4, 5]);
     assert_eq!((last.state(), last.step, last.generation), (wire::JobState::Done, 5, 1), "{last:?}");
     assert_eq!(last.checkpoint.map(|checkpoint| checkpoint.step), Some(5));
-    let noted: Vec<_> = metrics::read(&site.run_folder()).unwrap().iter().map(|line| line.step).collect();
+    let noted: Vec<_> =
+        metrics::read(&site.run_folder().as_path().into()).unwrap().iter().map(|line| line.step).collect();
     assert_eq!(noted, [1, 2, 3, 4, 5]);
     let list = site.jobs.list(wire::ListRequest::default()).await.unwrap().into_inner();
     assert_eq!((list.jobs.len(), list.workers.len()), (1, 2));
@@ -167,7 +168,8 @@ async fn a_lost_worker_is_replaced_by_an_idle_one() {
     let _spare = site.worker("w2", Faults::default());
     let (_, last) = site.follow(&job).await;
     assert_eq!((last.state(), last.step), (wire::JobState::Done, 50), "{}", last.reason);
-    let noted: Vec<_> = metrics::read(&site.run_folder()).unwrap().iter().map(|line| line.step).collect();
+    let noted: Vec<_> =
+        metrics::read(&site.run_folder().as_path().into()).unwrap().iter().map(|line| line.step).collect();
     assert_eq!(noted, (1..=50).collect::<Vec<_>>(), "each step once");
 }
 
@@ -304,7 +306,7 @@ async fn two_jobs_run_at_once_and_a_third_waits_for_both() {
     let (_, last) = site.follow(&large).await;
     assert_eq!((last.state(), last.priority), (wire::JobState::Done, -1), "{}", last.reason);
     for (run, steps) in [("run-2", 20), ("run-3", 5)] {
-        let noted = metrics::read(&site.folder.path().join(run)).unwrap();
+        let noted = metrics::read(&site.folder.path().join(run).as_path().into()).unwrap();
         let noted: Vec<_> = noted.iter().map(|line| line.step).collect();
         assert_eq!(noted, (1..=steps).collect::<Vec<_>>(), "each job has its own metrics");
     }
@@ -340,7 +342,7 @@ async fn a_worker_that_is_drained_or_leaves_is_replaced() {
             left,
             if by_user { "it is drained: a new disk" } else { "it leaves: it was asked to stop" }
         );
-        let noted = metrics::read(&site.run_folder()).unwrap();
+        let noted = metrics::read(&site.run_folder().as_path().into()).unwrap();
         let noted: Vec<_> = noted.iter().map(|line| line.step).collect();
         assert_eq!(noted, (1..=60).collect::<Vec<_>>(), "each step once");
     }

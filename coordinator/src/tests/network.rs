@@ -38,7 +38,8 @@ async fn run(seed: u64) -> (Trouble, u64) {
         (wire::JobState::Done, STEPS),
         "seed {seed}, {trouble:?}: {last:?}"
     );
-    let noted: Vec<_> = metrics::read(&site.run_folder()).unwrap().iter().map(|line| line.step).collect();
+    let noted: Vec<_> =
+        metrics::read(&site.run_folder().as_path().into()).unwrap().iter().map(|line| line.step).collect();
     assert_eq!(noted, (1..=STEPS).collect::<Vec<_>>(), "seed {seed}, {trouble:?}: each step once");
     if trouble.is_harmless() {
         assert_eq!(last.generation, 1, "seed {seed}, {trouble:?}: interrupted for nothing");

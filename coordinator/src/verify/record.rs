@@ -1,12 +1,12 @@
 //! What a finished run left, read back to the bit.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use coxswain_core::certificate::RunRecord;
-use coxswain_files::{Checkpoint, Fingerprint};
+use coxswain_files::{Checkpoint, Fingerprint, StoreFolder};
 use serde::Deserialize;
 
 use crate::metrics::METRICS;
@@ -30,16 +30,19 @@ struct ValidationRecord {
 
 /// Reads the run in `folder`, and what its bits depend on.
 pub(super) fn read(folder: &Path) -> Result<(RunRecord, Fingerprint)> {
-    let path = folder.join(METRICS);
-    let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let run = StoreFolder::from(folder);
+    let path = run.place(METRICS);
+    let mut text = String::new();
+    let read = run.reader(METRICS).and_then(|mut metrics| metrics.read_to_string(&mut text));
+    read.with_context(|| format!("{} cannot be read", path.display()))?;
     let mut record = steps(&text).with_context(|| path.display().to_string())?;
-    let latest = coxswain_files::latest(folder)?;
-    let (_, step) = latest.with_context(|| format!("{} holds no checkpoint", folder.display()))?;
+    let latest = coxswain_files::latest(&run)?;
+    let (_, step) = latest.with_context(|| format!("{run} holds no checkpoint"))?;
     let checkpoint = Checkpoint::open(&step, None)?;
     record.digests = checkpoint.digests()?.into_iter().collect();
-    ensure!(!record.digests.is_empty(), "{} holds no tensors", step.display());
+    ensure!(!record.digests.is_empty(), "{step} holds no tensors");
     let fingerprint = checkpoint.manifest().fingerprint.clone();
-    let fingerprint = fingerprint.with_context(|| format!("{} was computed by no run", step.display()))?;
+    let fingerprint = fingerprint.with_context(|| format!("{step} was computed by no run"))?;
     Ok((record, fingerprint))
 }
 

@@ -18,6 +18,9 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// same id, so more than a few in a row means that something else is wrong.
 const NAMES_TRIED: u32 = 64;
 
+/// What temporary names end with; they begin with a dot.
+const TEMPORARY: &str = ".tmp";
+
 /// Tells apart the temporary files of this process.
 static SERIAL: AtomicU64 = AtomicU64::new(0);
 
@@ -44,28 +47,25 @@ pub fn digest_bytes(bytes: &[u8]) -> String {
 /// # Errors
 /// Those of opening and reading the file; `InvalidInput` if it is not a regular file.
 pub fn digest_file(path: &Path) -> io::Result<String> {
-    match digest_file_while::<Infallible>(path, || Ok(())) {
+    match digest_of::<Infallible>(regular::open(path)?.0, || Ok(())) {
         Ok(digest) => digest,
     }
 }
 
-/// Like [`digest_file`], but calls `go_on` before each chunk and stops at its error.
+/// The blake3 digest, in hex, of what `bytes` gives until it ends. Calls `go_on` before each chunk and stops at its
+/// error.
 ///
 /// # Errors
-/// The inner result is that of opening and reading the file; the outer error is that of `go_on`.
-pub fn digest_file_while<E>(
-    path: &Path,
+/// The inner result is that of reading; the outer error is that of `go_on`.
+pub(crate) fn digest_of<E>(
+    mut bytes: impl Read,
     mut go_on: impl FnMut() -> Result<(), E>,
 ) -> Result<io::Result<String>, E> {
     let mut hasher = blake3::Hasher::new();
     let mut chunk = vec![0; CHUNK_BYTES];
-    let mut file = match regular::open(path) {
-        Ok((file, _)) => file,
-        Err(error) => return Ok(Err(error)),
-    };
     loop {
         go_on()?;
-        match file.read(&mut chunk) {
+        match bytes.read(&mut chunk) {
             Ok(0) => return Ok(Ok(hasher.finalize().to_hex().to_string())),
             Ok(n) => {
                 count_hashed(n);
@@ -85,7 +85,7 @@ pub fn digest_file_while<E>(
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes)?;
-    file.commit().map(|_| ())
+    file.commit()
 }
 
 /// Makes a folder and those above it, and syncs the names of all that were missing.
@@ -139,8 +139,6 @@ pub struct AtomicFile {
     file: File,
     temporary: PathBuf,
     path: PathBuf,
-    hasher: blake3::Hasher,
-    bytes: u64,
     committed: bool,
 }
 
@@ -151,35 +149,57 @@ impl AtomicFile {
     /// Those of creating the file; `InvalidInput` for a path that names no file.
     pub fn create(path: &Path) -> io::Result<AtomicFile> {
         let (file, temporary) = open_temporary(path)?;
-        Ok(AtomicFile {
-            file,
-            temporary,
-            path: path.to_owned(),
-            hasher: blake3::Hasher::new(),
-            bytes: 0,
-            committed: false,
-        })
+        Ok(AtomicFile { file, temporary, path: path.to_owned(), committed: false })
+    }
+
+    /// Its own name.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Syncs the file, gives it its name, and syncs the folder.
     ///
     /// # Errors
     /// Those of syncing and renaming; the temporary file is then removed.
-    pub fn commit(mut self) -> io::Result<Written> {
+    pub fn commit(mut self) -> io::Result<()> {
         self.file.sync_all()?;
         fs::rename(&self.temporary, &self.path)?;
         self.committed = true;
-        sync_folder(parent_of(&self.path))?;
-        Ok(Written { bytes: self.bytes, digest: self.hasher.finalize().to_hex().to_string() })
+        sync_folder(parent_of(&self.path))
+    }
+
+    /// As [`AtomicFile::commit`], unless its name is taken.
+    ///
+    /// # Errors
+    /// Also `AlreadyExists`, once the file that has the name is synced.
+    pub fn commit_new(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        let named = self.take_free_name();
+        self.committed = named.is_ok();
+        if let Err(error) = &named
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return named;
+        }
+        sync_folder(parent_of(&self.path)).and(named)
+    }
+
+    fn take_free_name(&self) -> io::Result<()> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, &self.temporary, CWD, &self.path, RenameFlags::NOREPLACE) {
+            // File systems such as NFS do not know the flag.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                fs::hard_link(&self.temporary, &self.path)?;
+                fs::remove_file(&self.temporary)
+            }
+            done => Ok(done?),
+        }
     }
 }
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(bytes)?;
-        self.hasher.update(&bytes[..n]);
-        self.bytes += n as u64;
-        Ok(n)
+        self.file.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -196,6 +216,11 @@ impl Drop for AtomicFile {
     }
 }
 
+/// Whether a file with this name is on its way.
+pub(crate) fn is_temporary(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(TEMPORARY)
+}
+
 fn open_temporary(path: &Path) -> io::Result<(File, PathBuf)> {
     let name = path.file_name().ok_or_else(|| {
         io::Error::new(io::ErrorKind::InvalidInput, format!("{} names no file", path.display()))
@@ -205,7 +230,7 @@ fn open_temporary(path: &Path) -> io::Result<(File, PathBuf)> {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let mut temporary = std::ffi::OsString::from(".");
         temporary.push(name);
-        temporary.push(format!(".{}-{serial}.tmp", std::process::id()));
+        temporary.push(format!(".{}-{serial}{TEMPORARY}", std::process::id()));
         let temporary = parent_of(path).join(temporary);
         match OpenOptions::new().write(true).create_new(true).open(&temporary) {
             Ok(file) => return Ok((file, temporary)),
@@ -257,19 +282,28 @@ mod tests {
     }
 
     #[test]
-    fn all_digests_of_the_same_bytes_agree() {
+    fn a_name_that_is_taken_stays_with_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let put = |bytes: &[u8]| {
+            let mut file = AtomicFile::create(&path).unwrap();
+            file.write_all(bytes).unwrap();
+            file.commit_new()
+        };
+        put(b"one").unwrap();
+        assert_eq!(put(b"two").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        assert_eq!(names(dir.path()), ["a"]);
+    }
+
+    #[test]
+    fn digests_are_those_that_blake3_publishes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/er/a");
         create_folder(path.parent().unwrap()).unwrap();
         let bytes: Vec<u8> = (0..CHUNK_BYTES * 2 + 17).map(|i| (i % 251) as u8).collect();
-        let mut file = AtomicFile::create(&path).unwrap();
-        for part in bytes.chunks(4096) {
-            file.write_all(part).unwrap();
-        }
-        let written = file.commit().unwrap();
-        assert_eq!(written, Written { bytes: bytes.len() as u64, digest: digest_bytes(&bytes) });
-        assert_eq!(digest_file(&path).unwrap(), written.digest);
-        // The published digest of no bytes.
+        write_atomic(&path, &bytes).unwrap();
+        assert_eq!(digest_file(&path).unwrap(), digest_bytes(&bytes));
         assert_eq!(digest_bytes(b""), "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262");
     }
 }

@@ -7,16 +7,15 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use coxswain_types::params::parameter_table;
 
-use crate::atomic::{digest_file, digest_file_while};
 use crate::error::CheckpointError;
 use crate::manifest::{MANIFEST, Manifest, ManifestTensor, own_file};
 use crate::region::{Slab, elements, runs};
 use crate::shards::{ELEMENT_BYTES, ShardFile};
+use crate::store::StoreFolder;
 
 /// Bytes of a tensor that are in memory at a time while it is hashed.
 const DIGEST_CHUNK_BYTES: u64 = 16 << 20;
@@ -24,8 +23,9 @@ const DIGEST_CHUNK_BYTES: u64 = 16 << 20;
 /// An open checkpoint.
 #[derive(Debug)]
 pub struct Checkpoint {
-    folder: PathBuf,
+    folder: StoreFolder,
     manifest: Manifest,
+    digest: String,
     /// The place of each file and tensor in the manifest, by name.
     files: BTreeMap<String, usize>,
     tensors: BTreeMap<String, usize>,
@@ -39,21 +39,18 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`CheckpointError`], naming the file.
-    pub fn open(dir_of_step: &Path, expected_digest: Option<&str>) -> Result<Checkpoint, CheckpointError> {
-        let manifest = Manifest::read(dir_of_step, expected_digest)?;
+    pub fn open(folder: &StoreFolder, expected_digest: Option<&str>) -> Result<Checkpoint, CheckpointError> {
+        let (manifest, digest) = Manifest::read_digested(folder, expected_digest)?;
         for file in &manifest.files {
-            let path = dir_of_step.join(&file.name);
-            let (_, found) = own_file(&path)?;
-            if found != file.bytes {
-                return Err(CheckpointError::Size { path, expected: file.bytes, found });
-            }
+            own_file(folder, &file.name, file.bytes)?;
         }
         Ok(Checkpoint {
-            folder: dir_of_step.to_owned(),
+            folder: folder.clone(),
             files: manifest.files.iter().map(|file| file.name.clone()).zip(0..).collect(),
             tensors: manifest.tensors.iter().map(|tensor| tensor.name.clone()).zip(0..).collect(),
             shards: manifest.files.iter().map(|_| OnceLock::new()).collect(),
             manifest,
+            digest,
         })
     }
 
@@ -62,15 +59,18 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError`], naming the file.
     pub fn verify(&self) -> Result<(), CheckpointError> {
-        self.verify_by(digest_file)
+        self.verify_by(StoreFolder::digest)
     }
 
     /// As [`Checkpoint::verify`], with digests that may be remembered.
     ///
     /// # Errors
     /// [`CheckpointError`], naming the file.
-    pub fn verify_by(&self, digest: impl Fn(&Path) -> io::Result<String>) -> Result<(), CheckpointError> {
-        self.verify_files(|_| true, |path| Ok(digest(path)))
+    pub fn verify_by(
+        &self,
+        digest: impl Fn(&StoreFolder, &str) -> io::Result<String>,
+    ) -> Result<(), CheckpointError> {
+        self.verify_files(|_| true, |name| Ok(digest(&self.folder, name)))
     }
 
     /// As [`Checkpoint::verify`], for share `own` of `shares`. Calls `go_on` before each chunk and stops at its
@@ -86,18 +86,18 @@ impl Checkpoint {
     ) -> Result<(), E> {
         let bytes: Vec<u64> = self.manifest.files.iter().map(|file| file.bytes).collect();
         let falls_to = shared_out(&bytes, shares);
-        self.verify_files(|at| falls_to[at] == own, |path| digest_file_while(path, &mut go_on))
+        self.verify_files(|at| falls_to[at] == own, |name| self.folder.digest_while(name, &mut go_on))
     }
 
     /// Checks the files that `wanted` names by their place in the manifest.
     fn verify_files<E: From<CheckpointError>>(
         &self,
         wanted: impl Fn(usize) -> bool,
-        mut digest: impl FnMut(&Path) -> Result<io::Result<String>, E>,
+        mut digest: impl FnMut(&str) -> Result<io::Result<String>, E>,
     ) -> Result<(), E> {
         for (_, file) in self.manifest.files.iter().enumerate().filter(|(at, _)| wanted(*at)) {
-            let path = self.folder.join(&file.name);
-            let found = digest(&path)?.map_err(CheckpointError::io(&path))?;
+            let path = self.folder.place(&file.name);
+            let found = digest(&file.name)?.map_err(CheckpointError::io(&path))?;
             if found != file.digest {
                 return Err(CheckpointError::Digest { path, expected: file.digest.clone(), found }.into());
             }
@@ -124,7 +124,7 @@ impl Checkpoint {
                     "its tensor `{}` has the shape {found:?}, and the model of its job has {:?}",
                     parameter.name, parameter.shape
                 );
-                return Err(CheckpointError::damaged(&self.folder.join(MANIFEST), what));
+                return Err(CheckpointError::damaged(&self.folder.place(MANIFEST), what));
             }
         }
         Ok(())
@@ -133,6 +133,11 @@ impl Checkpoint {
     /// What the manifest says.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The digest of its manifest.
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// The names of all tensors, in order.
@@ -213,24 +218,24 @@ impl Checkpoint {
 
     fn tensor(&self, name: &str) -> Result<&ManifestTensor, CheckpointError> {
         let at = self.tensors.get(name).and_then(|&at| self.manifest.tensors.get(at));
-        at.ok_or_else(|| CheckpointError::NoTensor { folder: self.folder.clone(), name: name.to_owned() })
+        at.ok_or_else(|| CheckpointError::NoTensor { folder: self.folder.path(), name: name.to_owned() })
     }
 
     /// The shard file in which a piece of a tensor lies, so long as its header says the same.
     fn shard(&self, tensor: &ManifestTensor, file: &str, cut: Slab) -> Result<&ShardFile, CheckpointError> {
-        let path = self.folder.join(file);
-        let unlisted = || CheckpointError::damaged(&path, "the manifest does not list it");
+        let path = || self.folder.place(file);
+        let unlisted = || CheckpointError::damaged(&path(), "the manifest does not list it");
         let &at = self.files.get(file).ok_or_else(unlisted)?;
         let shard = match self.shards[at].get() {
             Some(shard) => shard,
             None => {
-                let opened = ShardFile::open(&path, self.manifest.files[at].bytes)?;
+                let opened = ShardFile::open(&self.folder, file, self.manifest.files[at].bytes)?;
                 self.shards[at].get_or_init(|| opened)
             }
         };
         if !shard.holds(&tensor.name, &tensor.shape, cut) {
             let what = format!("it does not hold the slab of `{}` that the manifest names", tensor.name);
-            return Err(CheckpointError::damaged(&path, what));
+            return Err(CheckpointError::damaged(&path(), what));
         }
         Ok(shard)
     }

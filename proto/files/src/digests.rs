@@ -1,7 +1,7 @@
 //! Digests of whole files, remembered for as long as a file looks the same: an interrupted run does not read its
 //! corpus again.
 //!
-//! A file counts as the same while its device, inode, size and times of change are. Bytes that rot on a disk change
+//! A file counts as the same while its path, device, inode, size and times of change are. Bytes that rot on a disk change
 //! none of these: what is trained on is checked against its digest by whoever reads it ([`crate::tokens`],
 //! [`crate::checkpoint`]), and this memory lasts no longer than a job.
 
@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::digest_file;
+use crate::store::StoreFolder;
 use crate::tokens::digest_blocks;
 
 /// A file that changed less than this long ago may change again without its times changing, so its digest is not
@@ -34,7 +35,7 @@ enum DigestKind {
 
 /// What a file looks like without being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct FileStamp {
+pub struct FileStamp {
     device: u64,
     inode: u64,
     bytes: u64,
@@ -44,7 +45,7 @@ struct FileStamp {
 }
 
 impl FileStamp {
-    fn of(metadata: &Metadata) -> FileStamp {
+    pub(crate) fn of(metadata: &Metadata) -> FileStamp {
         FileStamp {
             device: metadata.dev(),
             inode: metadata.ino(),
@@ -52,6 +53,12 @@ impl FileStamp {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
+    }
+
+    /// Of a store that counts its changes.
+    #[cfg(any(test, feature = "memory-store"))]
+    pub(crate) fn of_change(change: u64, bytes: u64) -> FileStamp {
+        FileStamp { device: 0, inode: change, bytes, modified: (0, 0), changed: (0, 0) }
     }
 
     /// Whether every later change will show. A time in the future says nothing.
@@ -70,11 +77,8 @@ pub(crate) struct DatedStamp {
     at: SystemTime,
 }
 
-impl DatedStamp {
-    fn of(path: &Path) -> io::Result<DatedStamp> {
-        let stamp = FileStamp::of(&fs::metadata(path)?);
-        Ok(DatedStamp { stamp, at: SystemTime::now() })
-    }
+fn file_stamp(path: &Path) -> io::Result<FileStamp> {
+    Ok(FileStamp::of(&fs::metadata(path)?))
 }
 
 /// Digests as one process hands them to another.
@@ -103,36 +107,46 @@ impl Digests {
         Remembered(known.collect())
     }
 
-    /// The digest of a file's bytes, as [`digest_file`] gives it.
+    /// The digest of the bytes of a user's file, as [`digest_file`] gives it.
     ///
     /// # Errors
     /// Those of reading the file.
-    pub fn of(&self, path: &Path) -> io::Result<String> {
-        self.get(path, DigestKind::Bytes)
+    pub fn of_file(&self, path: &Path) -> io::Result<String> {
+        self.get(path, DigestKind::Bytes, || file_stamp(path), || digest_file(path))
+    }
+
+    /// The digest of an object's bytes, as [`StoreFolder::digest`] gives it.
+    ///
+    /// # Errors
+    /// Those of reading the object.
+    pub fn of(&self, folder: &StoreFolder, name: &str) -> io::Result<String> {
+        let stamp = || folder.stamp(name);
+        self.get(&folder.place(name), DigestKind::Bytes, stamp, || folder.digest(name))
     }
 
     /// The digest of a token file's blocks, as [`digest_blocks`] gives it.
     ///
     /// # Errors
-    /// Those of reading the file.
-    pub fn of_blocks(&self, path: &Path) -> io::Result<String> {
-        self.get(path, DigestKind::Blocks)
+    /// Those of reading the object.
+    pub fn of_blocks(&self, folder: &StoreFolder, name: &str) -> io::Result<String> {
+        let stamp = || folder.stamp(name);
+        self.get(&folder.place(name), DigestKind::Blocks, stamp, || digest_blocks(folder, name))
     }
 
-    /// Remembers the digest of a file that this process has just written whole.
-    pub(crate) fn wrote(&self, path: &Path, digest: &str) {
-        self.wrote_as(path, DigestKind::Bytes, digest);
+    /// Remembers the digest of an object that this process has just written whole.
+    pub(crate) fn wrote(&self, folder: &StoreFolder, name: &str, digest: &str) {
+        self.wrote_as(folder, name, DigestKind::Bytes, digest);
     }
 
     /// As [`Digests::wrote`], of a token file's blocks.
-    pub(crate) fn wrote_blocks(&self, path: &Path, digest: &str) {
-        self.wrote_as(path, DigestKind::Blocks, digest);
+    pub(crate) fn wrote_blocks(&self, folder: &StoreFolder, name: &str, digest: &str) {
+        self.wrote_as(folder, name, DigestKind::Blocks, digest);
     }
 
-    fn wrote_as(&self, path: &Path, kind: DigestKind, digest: &str) {
-        // If this fails, the next lookup reads the file.
-        if let Ok(metadata) = fs::metadata(path) {
-            self.remember(path, kind, FileStamp::of(&metadata), digest);
+    fn wrote_as(&self, folder: &StoreFolder, name: &str, kind: DigestKind, digest: &str) {
+        // If this fails, the next lookup reads the object.
+        if let Ok(stamp) = folder.stamp(name) {
+            self.remember(&folder.place(name), kind, stamp, digest);
         }
     }
 
@@ -142,34 +156,45 @@ impl Digests {
         self.read_bytes.load(Ordering::Relaxed)
     }
 
-    fn get(&self, path: &Path, kind: DigestKind) -> io::Result<String> {
-        let seen = DatedStamp::of(path)?;
+    fn get(
+        &self,
+        path: &Path,
+        kind: DigestKind,
+        stamp: impl Fn() -> io::Result<FileStamp>,
+        read: impl Fn() -> io::Result<String>,
+    ) -> io::Result<String> {
+        let seen = DatedStamp { stamp: stamp()?, at: SystemTime::now() };
         if let Some(digest) = self.known(path, kind, seen.stamp) {
             return Ok(digest);
         }
-        let digest = match kind {
-            DigestKind::Bytes => digest_file(path)?,
-            DigestKind::Blocks => digest_blocks(path)?,
-        };
+        let digest = read()?;
         self.read_bytes.fetch_add(seen.stamp.bytes, Ordering::Relaxed);
-        self.remember_unchanged(path, kind, seen, &digest);
+        self.remember_unchanged(path, kind, seen, stamp, &digest);
         Ok(digest)
     }
 
-    /// What a file looks like before it is read for another reason than its digest; `None` if the system does not say.
+    /// What a user's file looks like before it is read for another reason than its digest; `None` if the system does
+    /// not say.
     pub(crate) fn see(&self, path: &Path) -> Option<DatedStamp> {
-        DatedStamp::of(path).ok()
+        file_stamp(path).ok().map(|stamp| DatedStamp { stamp, at: SystemTime::now() })
     }
 
     /// Remembers the digest of the bytes of a file that was `seen` before it was read, if it still looks the same.
     pub(crate) fn saw(&self, path: &Path, seen: Option<DatedStamp>, digest: &str) {
         if let Some(seen) = seen {
-            self.remember_unchanged(path, DigestKind::Bytes, seen, digest);
+            self.remember_unchanged(path, DigestKind::Bytes, seen, || file_stamp(path), digest);
         }
     }
 
-    fn remember_unchanged(&self, path: &Path, kind: DigestKind, seen: DatedStamp, digest: &str) {
-        let same = || DatedStamp::of(path).is_ok_and(|now| now.stamp == seen.stamp);
+    fn remember_unchanged(
+        &self,
+        path: &Path,
+        kind: DigestKind,
+        seen: DatedStamp,
+        stamp: impl Fn() -> io::Result<FileStamp>,
+        digest: &str,
+    ) {
+        let same = || stamp().is_ok_and(|now| now == seen.stamp);
         if seen.stamp.is_settled(seen.at) && same() {
             self.remember(path, kind, seen.stamp, digest);
         }
@@ -198,10 +223,11 @@ mod tests {
     fn a_file_that_looks_the_same_is_not_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
+        let run = &StoreFolder::from(folder.path());
         let digests = Digests::default();
         fs::write(&path, b"one").unwrap();
-        digests.wrote(&path, &digest_file(&path).unwrap());
-        assert_eq!(digests.of(&path).unwrap(), digest_file(&path).unwrap());
+        digests.wrote(run, "a", &digest_file(&path).unwrap());
+        assert_eq!(digests.of(run, "a").unwrap(), digest_file(&path).unwrap());
         assert_eq!(digests.read_bytes(), 0);
 
         // In place, of the same size and with the old time.
@@ -213,28 +239,28 @@ mod tests {
             .unwrap()
             .set_times(FileTimes::new().set_modified(modified))
             .unwrap();
-        assert_eq!(digests.of(&path).unwrap(), digest_file(&path).unwrap());
+        assert_eq!(digests.of(run, "a").unwrap(), digest_file(&path).unwrap());
         assert_eq!(digests.read_bytes(), 3);
 
         // Another process knows what this one does.
         let digests = Digests::with(digests.remembered());
-        digests.wrote(&path, &digest_file(&path).unwrap());
+        digests.wrote(run, "a", &digest_file(&path).unwrap());
         let other = Digests::with(digests.remembered());
-        assert_eq!((other.of(&path).unwrap(), other.read_bytes()), (digest_file(&path).unwrap(), 0));
+        assert_eq!((other.of(run, "a").unwrap(), other.read_bytes()), (digest_file(&path).unwrap(), 0));
         digests.read_bytes.store(3, Ordering::Relaxed);
 
         // Another file under its name.
-        digests.wrote(&path, &digest_file(&path).unwrap());
+        digests.wrote(run, "a", &digest_file(&path).unwrap());
         write_atomic(&path, b"six").unwrap();
-        assert_eq!(digests.of(&path).unwrap(), digest_file(&path).unwrap());
+        assert_eq!(digests.of(run, "a").unwrap(), digest_file(&path).unwrap());
         assert_eq!(digests.read_bytes(), 6);
 
         // The other digest of the same file is another one.
-        digests.wrote(&path, &digest_file(&path).unwrap());
-        assert_eq!(digests.of_blocks(&path).unwrap(), digest_blocks(&path).unwrap());
+        digests.wrote(run, "a", &digest_file(&path).unwrap());
+        assert_eq!(digests.of_blocks(run, "a").unwrap(), digest_blocks(run, "a").unwrap());
         assert_eq!(digests.read_bytes(), 9);
         fs::remove_file(&path).unwrap();
-        digests.of(&path).unwrap_err();
+        digests.of(run, "a").unwrap_err();
     }
 
     #[test]

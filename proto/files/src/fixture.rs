@@ -1,8 +1,6 @@
 //! What the tests of this crate share: a small job, and slabs of tensors whose elements say their
 //! own global number.
 
-use std::path::Path;
-
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::{PreparedData, TokenFile};
 use coxswain_types::job::{
@@ -14,6 +12,7 @@ use coxswain_types::status::SavedFile;
 use crate::manifest::{Fingerprint, Header};
 use crate::region::{Slab, runs};
 use crate::shards::{ShardTensor, write_shard};
+use crate::store::StoreFolder;
 
 /// A job over `data`.
 pub(crate) fn spec(data: DataSpec) -> JobSpec {
@@ -99,7 +98,7 @@ pub(crate) fn slab(name: &str, shape: &[u64], dim: u8, offset: u64, len: u64) ->
 }
 
 /// Writes a shard file into a folder.
-pub(crate) fn write(folder: &Path, name: &str, slabs: &[(ShardTensor, Vec<u8>)]) -> SavedFile {
+pub(crate) fn write(folder: &StoreFolder, name: &str, slabs: &[(ShardTensor, Vec<u8>)]) -> SavedFile {
     let tensors: Vec<_> = slabs.iter().map(|(tensor, _)| tensor.clone()).collect();
-    write_shard(&folder.join(name), &tensors, |index, slab| slab.write(&slabs[index].1)).unwrap()
+    write_shard(folder, name, &tensors, |index, slab| slab.write(&slabs[index].1)).unwrap()
 }

@@ -2,17 +2,16 @@
 //!
 //! `DIR/checkpoints/step-00000100/` holds the shard files of a step and its manifest.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::cmp::Reverse;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use coxswain_types::{Generation, Rank};
 
-use crate::atomic::sync_folder;
 use crate::error::CheckpointError;
 use crate::manifest::{MANIFEST, Manifest};
+use crate::store::{StoreEntry, StoreFolder};
 
 /// The folder of all checkpoints, below the run's folder.
 pub const CHECKPOINTS: &str = "checkpoints";
@@ -21,7 +20,11 @@ pub const CHECKPOINTS: &str = "checkpoints";
 const DAMAGED: &str = "manifest.json.damaged";
 
 /// How long to wait before a second look at a checkpoint that the device failed to read.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 500 });
+
+/// How often the checkpoints are listed again because one was let go while it was looked at. A run that saves so often
+/// while its checkpoints are read keeps too few of them.
+const LISTINGS: u32 = 8;
 
 /// The folder of a step's checkpoint below the run's folder, as text for messages.
 pub fn step_path(step: u64) -> String {
@@ -29,8 +32,8 @@ pub fn step_path(step: u64) -> String {
 }
 
 /// The folder of a step's checkpoint.
-pub fn step_folder(dir: &Path, step: u64) -> PathBuf {
-    dir.join(CHECKPOINTS).join(step_name(step))
+pub fn step_folder(run: &StoreFolder, step: u64) -> StoreFolder {
+    run.below(&step_path(step))
 }
 
 /// The name of the file with a rank's parameters. The generation is part of it, so that a later
@@ -51,13 +54,9 @@ pub fn optimizer_file(generation: Generation, rank: Rank) -> String {
 /// [`CheckpointError`] where the newest manifest cannot be read. A manifest appears whole or not at
 /// all, so a broken one is damage: which older one to read instead is for the user to say. A run that goes
 /// on has [`newest_sound`]: it takes the lost steps again.
-pub fn latest(dir: &Path) -> Result<Option<(u64, PathBuf)>, CheckpointError> {
-    let Some(step) = steps(dir)?.into_iter().rev().find(|&step| published(dir, step)) else {
-        return Ok(None);
-    };
-    let folder = step_folder(dir, step);
-    of_step(&folder, &Manifest::read(&folder, None)?, step)?;
-    Ok(Some((step, folder)))
+pub fn latest(run: &StoreFolder) -> Result<Option<(u64, StoreFolder)>, CheckpointError> {
+    let look = |folder: &StoreFolder| Ok((Manifest::read(folder, None)?, folder.clone()));
+    newest(run, look, |_, error| Err(error))
 }
 
 /// The newest checkpoint of a run that is sound, and the newer ones that are not.
@@ -76,30 +75,71 @@ pub struct Sound<T> {
 /// What is wrong with the newest where there is none that is sound, since to start over is for the user to
 /// say; and what hides whether one is sound.
 pub fn newest_sound<T>(
-    dir: &Path,
-    look: impl Fn(&Path) -> Result<(Manifest, T), CheckpointError>,
+    run: &StoreFolder,
+    look: impl Fn(&StoreFolder) -> Result<(Manifest, T), CheckpointError>,
 ) -> Result<Sound<T>, CheckpointError> {
-    let mut damaged = Vec::new();
-    for step in steps(dir)?.into_iter().rev().filter(|&step| published(dir, step)) {
-        let folder = step_folder(dir, step);
-        let looked =
-            || look(&folder).and_then(|(manifest, found)| of_step(&folder, &manifest, step).map(|()| found));
-        let looked = match looked() {
-            Err(error) if error.is_device_error() => {
-                thread::sleep(LOOK_AGAIN);
-                looked()
-            }
-            other => other,
-        };
-        match looked {
-            Ok(found) => return Ok(Sound { found: Some((step, found)), damaged }),
-            Err(error) if error.is_damage() => damaged.push((step, error)),
-            Err(error) => return Err(error),
+    let mut damaged: Vec<(u64, CheckpointError)> = Vec::new();
+    let found = newest(run, look, |step, error| {
+        if !error.is_damage() {
+            return Err(error);
         }
+        damaged.retain(|(known, _)| *known != step);
+        damaged.push((step, error));
+        Ok(())
+    })?;
+    damaged.sort_by_key(|(step, _)| Reverse(*step));
+    if found.is_none() && !damaged.is_empty() {
+        return Err(damaged.swap_remove(0).1);
     }
-    match damaged.is_empty() {
-        true => Ok(Sound { found: None, damaged }),
-        false => Err(damaged.swap_remove(0).1),
+    Ok(Sound { found, damaged })
+}
+
+/// The newest checkpoint that `look` accepts. What it does not accept goes to `refused`, which may pass it over.
+///
+/// A checkpoint that was let go while it was looked at is neither: a newer one was published, so all are listed again.
+fn newest<T>(
+    run: &StoreFolder,
+    look: impl Fn(&StoreFolder) -> Result<(Manifest, T), CheckpointError>,
+    mut refused: impl FnMut(u64, CheckpointError) -> Result<(), CheckpointError>,
+) -> Result<Option<(u64, T)>, CheckpointError> {
+    let mut listings = LISTINGS;
+    'listed: loop {
+        let listed = twice(|| steps(run))?;
+        for &step in listed.iter().rev() {
+            let folder = step_folder(run, step);
+            let looked = twice(|| match published(&folder)? {
+                false => Ok(None),
+                true => {
+                    let (manifest, found) = look(&folder)?;
+                    of_step(&folder, &manifest, step).map(|()| Some(found))
+                }
+            });
+            match looked {
+                Ok(None) => {}
+                Ok(Some(found)) => return Ok(Some((step, found))),
+                Err(_) if listings > 0 && matches!(published(&folder), Ok(false)) => {
+                    listings -= 1;
+                    continue 'listed;
+                }
+                Err(error) => refused(step, error)?,
+            }
+        }
+        // All that was listed may have been let go meanwhile.
+        if listings == 0 || twice(|| steps(run))? == listed {
+            return Ok(None);
+        }
+        listings -= 1;
+    }
+}
+
+/// Looks a second time where the device failed to read, which may be for a moment.
+fn twice<T>(look: impl Fn() -> Result<T, CheckpointError>) -> Result<T, CheckpointError> {
+    match look() {
+        Err(error) if error.is_device_error() => {
+            thread::sleep(LOOK_AGAIN);
+            look()
+        }
+        looked => looked,
     }
 }
 
@@ -108,30 +148,33 @@ pub fn newest_sound<T>(
 ///
 /// # Errors
 /// [`CheckpointError::Io`].
-pub fn set_aside(dir: &Path, step: u64) -> Result<(), CheckpointError> {
-    let folder = step_folder(dir, step);
-    let manifest = folder.join(MANIFEST);
-    fs::rename(&manifest, folder.join(DAMAGED)).map_err(CheckpointError::io(&manifest))?;
-    sync_folder(&folder).map_err(CheckpointError::io(&folder))
+pub fn set_aside(run: &StoreFolder, step: u64) -> Result<(), CheckpointError> {
+    let folder = step_folder(run, step);
+    folder.set_aside(MANIFEST, DAMAGED).map_err(CheckpointError::io(&folder.place(MANIFEST)))
 }
 
 /// A manifest may be a copy from another step.
-fn of_step(folder: &Path, manifest: &Manifest, step: u64) -> Result<(), CheckpointError> {
+fn of_step(folder: &StoreFolder, manifest: &Manifest, step: u64) -> Result<(), CheckpointError> {
     let what = || format!("it is the manifest of step {}", manifest.step);
-    if manifest.step == step { Ok(()) } else { Err(CheckpointError::damaged(&folder.join(MANIFEST), what())) }
+    if manifest.step == step {
+        Ok(())
+    } else {
+        Err(CheckpointError::damaged(&folder.place(MANIFEST), what()))
+    }
 }
 
-/// The run's folder and a checkpoint's, from either of them; `None` where there is no checkpoint.
+/// The run's folder and a checkpoint's, from a path to either of them; `None` where there is no checkpoint.
 ///
 /// # Errors
 /// As [`latest`].
-pub fn locate(path: &Path) -> Result<Option<(PathBuf, PathBuf)>, CheckpointError> {
+pub fn locate(path: &Path) -> Result<Option<(StoreFolder, StoreFolder)>, CheckpointError> {
     if path.join(MANIFEST).is_file() {
         let full = path.canonicalize().map_err(CheckpointError::io(path))?;
         // A checkpoint lies in the run's folder, in the folder of all its checkpoints.
-        return Ok(full.parent().and_then(Path::parent).map(|run| (run.to_owned(), full.clone())));
+        return Ok(full.parent().and_then(Path::parent).map(|run| (run.into(), full.as_path().into())));
     }
-    Ok(latest(path)?.map(|(_, folder)| (path.to_owned(), folder)))
+    let run = StoreFolder::from(path);
+    Ok(latest(&run)?.map(|(_, folder)| (run, folder)))
 }
 
 /// Now that the checkpoint of step `newest` is published: of those up to it, removes all published ones but the newest
@@ -142,12 +185,13 @@ pub fn locate(path: &Path) -> Result<Option<(PathBuf, PathBuf)>, CheckpointError
 ///
 /// # Errors
 /// [`CheckpointError::Io`]; what was removed until then stays removed, and a next call goes on.
-pub fn prune(dir: &Path, newest: u64, keep: u32) -> Result<Vec<u64>, CheckpointError> {
-    let steps = steps(dir)?.into_iter().filter(|step| *step <= newest);
-    let found: Vec<(u64, bool)> = steps.map(|step| (step, published(dir, step))).collect();
+pub fn prune(run: &StoreFolder, newest: u64, keep: u32) -> Result<Vec<u64>, CheckpointError> {
+    let steps = steps(run)?.into_iter().filter(|step| *step <= newest);
+    let look = |step| Ok((step, published(&step_folder(run, step))?));
+    let found: Vec<(u64, bool)> = steps.map(look).collect::<Result<_, CheckpointError>>()?;
     let removed = doomed(&found, keep);
     for &step in &removed {
-        remove(&step_folder(dir, step))?;
+        remove(&step_folder(run, step))?;
     }
     Ok(removed)
 }
@@ -165,50 +209,44 @@ fn doomed(steps: &[(u64, bool)], keep: u32) -> Vec<u64> {
 }
 
 /// Removes a checkpoint, its manifest first: if the rest is cut short, only leftovers stay.
-fn remove(folder: &Path) -> Result<(), CheckpointError> {
-    let manifest = folder.join(MANIFEST);
-    match fs::remove_file(&manifest) {
-        Ok(()) => sync_folder(folder).map_err(CheckpointError::io(folder))?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(CheckpointError::io(&manifest)(e)),
-    }
-    fs::remove_dir_all(folder).map_err(CheckpointError::io(folder))
+fn remove(folder: &StoreFolder) -> Result<(), CheckpointError> {
+    folder.delete(MANIFEST).map_err(CheckpointError::io(&folder.place(MANIFEST)))?;
+    folder.clear().map_err(CheckpointError::io(&folder.path()))
 }
 
 fn step_name(step: u64) -> String {
     format!("step-{step:08}")
 }
 
-fn published(dir: &Path, step: u64) -> bool {
-    step_folder(dir, step).join(MANIFEST).is_file()
+/// Whether the checkpoint in a folder has a manifest. To whoever removes what has none, not to know is not "no".
+fn published(folder: &StoreFolder) -> Result<bool, CheckpointError> {
+    folder.has(MANIFEST).map_err(CheckpointError::io(&folder.place(MANIFEST)))
 }
 
 /// The steps that have a folder, in ascending order.
-fn steps(dir: &Path) -> Result<Vec<u64>, CheckpointError> {
-    let folder = dir.join(CHECKPOINTS);
-    let entries = match fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(CheckpointError::io(&folder)(e)),
+fn steps(run: &StoreFolder) -> Result<Vec<u64>, CheckpointError> {
+    let folder = run.below(CHECKPOINTS);
+    let step_of = |entry: StoreEntry| {
+        let StoreEntry::Folder(name) = entry else { return None };
+        let step = name.strip_prefix("step-")?.parse().ok()?;
+        (name == step_name(step)).then_some(step)
     };
-    let mut steps = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(CheckpointError::io(&folder))?.file_name();
-        let step = name.to_str().and_then(|name| name.strip_prefix("step-")?.parse().ok());
-        steps.extend(step.filter(|&step| name.to_str() == Some(&step_name(step))));
-    }
+    let entries = folder.list().map_err(CheckpointError::io(&folder.path()))?;
+    let mut steps: Vec<u64> = entries.into_iter().filter_map(step_of).collect();
     steps.sort_unstable();
     Ok(steps)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::fixture::{header, slab, write};
     use crate::manifest::publish;
 
     fn save(dir: &Path, step: u64, publishes: bool) {
-        let folder = step_folder(dir, step);
+        let folder = step_folder(&dir.into(), step);
         let file = write(&folder, &model_file(Generation(1), Rank(0)), &[slab("w", &[2], 0, 0, 2)]);
         if publishes {
             publish(&folder, &[file], header(step)).unwrap();
@@ -218,26 +256,26 @@ mod tests {
     #[test]
     fn the_newest_published_checkpoint_is_found() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(latest(dir.path()).unwrap(), None);
+        assert!(latest(&dir.path().into()).unwrap().is_none());
         save(dir.path(), 100, true);
         save(dir.path(), 20, true);
         save(dir.path(), 123_456_789, false);
         for odd in ["step-7", "step-x", "notes", "step-00000009x"] {
             fs::create_dir(dir.path().join(CHECKPOINTS).join(odd)).unwrap();
         }
-        let folder = dir.path().join("checkpoints/step-00000100");
-        assert_eq!(latest(dir.path()).unwrap(), Some((100, folder)));
+        let (step, folder) = latest(&dir.path().into()).unwrap().unwrap();
+        assert_eq!((step, folder.path()), (100, dir.path().join("checkpoints/step-00000100")));
 
+        let at = |step| step_folder(&dir.path().into(), step).path();
         // The newest manifest is a copy from another step, or damaged: said, not passed over.
-        for text in [fs::read_to_string(step_folder(dir.path(), 100).join(MANIFEST)).unwrap(), "{".to_owned()]
-        {
+        for text in [fs::read_to_string(at(100).join(MANIFEST)).unwrap(), "{".to_owned()] {
             save(dir.path(), 200, false);
-            fs::write(step_folder(dir.path(), 200).join(MANIFEST), text).unwrap();
-            let error = latest(dir.path()).unwrap_err().to_string();
+            fs::write(at(200).join(MANIFEST), text).unwrap();
+            let error = latest(&dir.path().into()).unwrap_err().to_string();
             assert!(error.contains("step-00000200/manifest.json"), "{error}");
         }
         save(dir.path(), 123_456_789, true);
-        assert_eq!(latest(dir.path()).unwrap().map(|(step, _)| step), Some(123_456_789));
+        assert_eq!(latest(&dir.path().into()).unwrap().map(|(step, _)| step), Some(123_456_789));
     }
 
     #[test]
@@ -249,14 +287,14 @@ mod tests {
         // How often the newest cannot be read, and which is then the newest sound one.
         for (fails, sound, damaged) in [(0, 2, 0), (1, 2, 0), (2, 1, 1)] {
             let failed = std::cell::Cell::new(0);
-            let look = |folder: &Path| {
-                if folder == step_folder(dir.path(), 2) && failed.get() < fails {
+            let look = |folder: &StoreFolder| {
+                if folder.path() == step_folder(&dir.path().into(), 2).path() && failed.get() < fails {
                     failed.set(failed.get() + 1);
-                    return Err(CheckpointError::Io { path: folder.to_owned(), cause: eio() });
+                    return Err(CheckpointError::Io { path: folder.path(), cause: eio() });
                 }
                 Ok((Manifest::read(folder, None)?, ()))
             };
-            let Sound { found, damaged: bad } = newest_sound(dir.path(), look).unwrap();
+            let Sound { found, damaged: bad } = newest_sound(&dir.path().into(), look).unwrap();
             assert_eq!((found.map(|(step, ())| step), bad.len()), (Some(sound), damaged), "{fails} failures");
         }
     }
@@ -264,16 +302,16 @@ mod tests {
     #[test]
     fn old_checkpoints_and_leftovers_go() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(prune(dir.path(), 9, 1).unwrap(), [0; 0]);
+        assert_eq!(prune(&dir.path().into(), 9, 1).unwrap(), [0; 0]);
         for (step, publishes) in [(1, true), (2, false), (3, true), (4, true), (5, false)] {
             save(dir.path(), step, publishes);
         }
         // An interrupted generation published that of step 4 late.
-        assert_eq!(prune(dir.path(), 3, 2).unwrap(), [2]);
-        assert_eq!(prune(dir.path(), 4, 2).unwrap(), [1]);
-        assert_eq!(steps(dir.path()).unwrap(), [3, 4, 5]);
-        assert_eq!(prune(dir.path(), 4, 0).unwrap(), [3]);
-        assert_eq!(latest(dir.path()).unwrap().map(|(step, _)| step), Some(4));
+        assert_eq!(prune(&dir.path().into(), 3, 2).unwrap(), [2]);
+        assert_eq!(prune(&dir.path().into(), 4, 2).unwrap(), [1]);
+        assert_eq!(steps(&dir.path().into()).unwrap(), [3, 4, 5]);
+        assert_eq!(prune(&dir.path().into(), 4, 0).unwrap(), [3]);
+        assert_eq!(latest(&dir.path().into()).unwrap().map(|(step, _)| step), Some(4));
     }
 
     #[test]

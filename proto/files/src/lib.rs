@@ -1,7 +1,8 @@
 //! What coordinator and worker agree on on disk: no libtorch, no RPC.
 //!
 //! Reading order:
-//! - [`atomic`]: a file is either whole and synced or not there; digests.
+//! - [`store`]: where a run's files lie: objects that are whole and durable or not there, in a local folder.
+//! - [`atomic`]: a local file is either whole and synced or not there; digests.
 //! - [`regular`]: only regular files are opened under names that a user gave.
 //! - [`digests`]: digests of whole files, remembered.
 //! - [`hash`]: the counter-based hash behind every pseudo-random choice here.
@@ -37,6 +38,7 @@ pub mod regular;
 pub mod samples;
 pub mod shards;
 pub mod source;
+pub mod store;
 pub mod tokenizer;
 pub mod tokens;
 
@@ -50,5 +52,6 @@ pub use progress::{PreparationProgress, Stopped};
 pub use samples::{Samples, sample_index};
 pub use shards::{ShardTensor, SlabWriter, write_shard};
 pub use source::OpenTokens;
+pub use store::StoreFolder;
 pub use tokenizer::{TextStream, Tokenizer, TokenizerError};
 pub use tokens::{OpenTokenFile, TokensError, write_tokens};

@@ -1,11 +1,10 @@
 //! The manifest: what makes the shard files of a folder a checkpoint.
 //!
-//! It is written last and by rename, so a folder without one holds only leftovers, and readers need
+//! It is put last and appears whole, so a folder without one holds only leftovers, and readers need
 //! it alone to know all. Whether a checkpoint is to be published is decided by the coordinator.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Component, Path};
 
 use coxswain_types::JobSpec;
@@ -13,11 +12,11 @@ use coxswain_types::assignment::PreparedData;
 use coxswain_types::status::SavedFile;
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::{digest_bytes, parent_of, sync_folder, write_atomic};
+use crate::atomic::digest_bytes;
 use crate::error::CheckpointError;
 use crate::region::{CoverError, Slab, cover, elements};
-use crate::regular;
 use crate::shards::{ELEMENT_BYTES, ShardFile};
+use crate::store::{StoreFolder, StoredObject};
 
 /// The name of the manifest in a checkpoint's folder.
 pub const MANIFEST: &str = "manifest.json";
@@ -156,18 +155,18 @@ pub struct Header {
     pub data: PreparedData,
 }
 
-/// Publishes the checkpoint in the folder `dir_of_step`, made up of `files`, and returns the digest
-/// of its manifest. Publishing the same again, in any order of files, changes nothing.
+/// Publishes the checkpoint in `folder`, made up of `files`, and returns the digest of its manifest.
+/// Publishing the same again, in any order of files, changes nothing.
 ///
 /// # Errors
 /// [`CheckpointError`] where a file is missing or has another size, or where the slabs of a tensor
 /// leave a gap or overlap; nothing is published then.
-pub fn publish(dir_of_step: &Path, files: &[SavedFile], header: Header) -> Result<String, CheckpointError> {
-    let path = dir_of_step.join(MANIFEST);
+pub fn publish(folder: &StoreFolder, files: &[SavedFile], header: Header) -> Result<String, CheckpointError> {
+    let path = folder.place(MANIFEST);
     let mut files = files.to_vec();
     files.sort_by(|a, b| a.name.cmp(&b.name));
     let Header { job, step, spec, fingerprint, data } = header;
-    let tensors = compose(dir_of_step, &files)?;
+    let tensors = compose(folder, &files)?;
     let manifest = Manifest { format: FORMAT, job, step, spec, fingerprint, data, files, tensors };
     manifest.check(&path)?;
     let unwritable = |what: String| CheckpointError::Unwritable { path: path.clone(), what };
@@ -176,18 +175,16 @@ pub fn publish(dir_of_step: &Path, files: &[SavedFile], header: Header) -> Resul
     if bytes.len() as u64 > MAX_MANIFEST_BYTES {
         return Err(unwritable(format!("{} bytes are more than {MAX_MANIFEST_BYTES}", bytes.len())));
     }
-    write_atomic(&path, &bytes).map_err(CheckpointError::io(&path))?;
-    let parent = parent_of(dir_of_step);
-    sync_folder(parent).map_err(CheckpointError::io(parent))?;
+    folder.put_once(MANIFEST, &bytes).map_err(CheckpointError::io(&path))?;
     Ok(digest_bytes(&bytes))
 }
 
 /// The tensors that the headers of `files` describe, in the order of their names.
-fn compose(folder: &Path, files: &[SavedFile]) -> Result<Vec<ManifestTensor>, CheckpointError> {
+fn compose(folder: &StoreFolder, files: &[SavedFile]) -> Result<Vec<ManifestTensor>, CheckpointError> {
     let mut tensors: BTreeMap<String, ManifestTensor> = BTreeMap::new();
     for file in files {
-        let path = folder.join(plain_name(folder, &file.name)?);
-        for slab in ShardFile::open(&path, file.bytes)?.tensors() {
+        let name = plain_name(&folder.place(MANIFEST), &file.name)?;
+        for slab in ShardFile::open(folder, name, file.bytes)?.tensors() {
             let (name, shape) = (slab.name.clone(), slab.shape.clone());
             let tensor = tensors.entry(name.clone()).or_insert_with(|| ManifestTensor {
                 name,
@@ -214,23 +211,36 @@ fn compose(folder: &Path, files: &[SavedFile]) -> Result<Vec<ManifestTensor>, Ch
 }
 
 /// A name that stays in the checkpoint's folder. It may come from another process.
-fn plain_name<'a>(folder: &Path, name: &'a str) -> Result<&'a str, CheckpointError> {
+fn plain_name<'a>(manifest: &Path, name: &'a str) -> Result<&'a str, CheckpointError> {
     let mut parts = Path::new(name).components();
     match (parts.next(), parts.next()) {
         (Some(Component::Normal(part)), None) if part == name && name != MANIFEST => Ok(name),
-        _ => Err(CheckpointError::damaged(&folder.join(MANIFEST), format!("`{name}` can be no shard file"))),
+        _ => Err(CheckpointError::damaged(manifest, format!("`{name}` can be no shard file"))),
     }
 }
 
-/// Opens a file of a checkpoint, and its bytes. It lies in the checkpoint's folder: what a link leads to may be
-/// anything.
-pub(crate) fn own_file(path: &Path) -> Result<(File, u64), CheckpointError> {
-    let opened = regular::open_own(path, OpenOptions::new().read(true))
-        .and_then(|file| file.metadata().map(|metadata| (file, metadata.len())));
-    opened.map_err(|cause| match cause.kind() {
-        io::ErrorKind::InvalidInput => CheckpointError::damaged(path, cause),
-        _ => CheckpointError::Io { path: path.to_owned(), cause },
-    })
+/// Opens a file of a checkpoint that was recorded to have `bytes` bytes. It lies in the checkpoint's folder: what a
+/// link leads to may be anything.
+pub(crate) fn own_file(
+    folder: &StoreFolder,
+    name: &str,
+    bytes: u64,
+) -> Result<Box<dyn StoredObject>, CheckpointError> {
+    let file = folder.open(name).map_err(unopened(&folder.place(name)))?;
+    let found = file.size();
+    if found != bytes {
+        return Err(CheckpointError::Size { path: folder.place(name), expected: bytes, found });
+    }
+    Ok(file)
+}
+
+/// Why a file of a checkpoint cannot be opened. What is in the place of a file is damage.
+fn unopened(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+    let path = path.to_owned();
+    move |cause| match cause.kind() {
+        io::ErrorKind::InvalidInput => CheckpointError::damaged(&path, cause),
+        _ => CheckpointError::Io { path, cause },
+    }
 }
 
 /// What every manifest says, in whatever format.
@@ -272,17 +282,23 @@ impl Manifest {
     ///
     /// # Errors
     /// [`CheckpointError`] where it is missing, damaged, of another format, or another one.
-    pub fn read(folder: &Path, expected_digest: Option<&str>) -> Result<Manifest, CheckpointError> {
-        let path = folder.join(MANIFEST);
-        let mut bytes = Vec::new();
-        own_file(&path)?
-            .0
-            .take(MAX_MANIFEST_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(CheckpointError::io(&path))?;
-        if bytes.len() as u64 > MAX_MANIFEST_BYTES {
-            return Err(CheckpointError::damaged(&path, format!("more than {MAX_MANIFEST_BYTES} bytes")));
-        }
+    pub fn read(folder: &StoreFolder, expected_digest: Option<&str>) -> Result<Manifest, CheckpointError> {
+        Manifest::read_digested(folder, expected_digest).map(|(manifest, _)| manifest)
+    }
+
+    /// As [`Manifest::read`], and its digest.
+    ///
+    /// # Errors
+    /// As [`Manifest::read`].
+    pub fn read_digested(
+        folder: &StoreFolder,
+        expected_digest: Option<&str>,
+    ) -> Result<(Manifest, String), CheckpointError> {
+        let path = folder.place(MANIFEST);
+        let bytes = folder.read(MANIFEST, MAX_MANIFEST_BYTES).map_err(|cause| match cause.kind() {
+            io::ErrorKind::FileTooLarge => CheckpointError::damaged(&path, cause),
+            _ => unopened(&path)(cause),
+        })?;
         let found = digest_bytes(&bytes);
         if let Some(expected) = expected_digest.filter(|&expected| expected != found) {
             return Err(CheckpointError::Digest { path, expected: expected.to_owned(), found });
@@ -295,7 +311,7 @@ impl Manifest {
         let manifest: Manifest =
             serde_json::from_slice(&bytes).map_err(|e| CheckpointError::damaged(&path, e))?;
         manifest.check(&path)?;
-        Ok(manifest)
+        Ok((manifest, found))
     }
 
     /// Checks all that can be checked without the files.
@@ -307,7 +323,7 @@ impl Manifest {
         let mut names = BTreeSet::new();
         let mut file_bytes = 0u64;
         for file in &self.files {
-            if !names.insert(plain_name(path.parent().unwrap_or(path), &file.name)?) {
+            if !names.insert(plain_name(path, &file.name)?) {
                 return damaged(format!("file {} is named twice", file.name));
             }
             file_bytes = file_bytes.saturating_add(file.bytes);

@@ -7,9 +7,8 @@
 //! first call it hashes no text or token file that still looks the same.
 
 use std::borrow::Cow;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::{self, PreparedData, SyntheticTokens, TokenSource};
@@ -18,10 +17,10 @@ use coxswain_types::job::{Corruption, DataSpec, Lengths, reserved_tokens};
 use coxswain_types::model::{Architecture, Head};
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::{create_folder, digest_bytes, write_atomic};
+use crate::atomic::digest_bytes;
 use crate::digests::Digests;
 use crate::progress::{PreparationPhase, PreparationProgress, Stopped, Watch};
-use crate::regular;
+use crate::store::StoreFolder;
 use crate::tokenizer::{END_OF_TEXT_ID, TokenizerError};
 use crate::tokens::{OpenTokenFile, TokensError, list_of};
 
@@ -188,7 +187,7 @@ enum Inputs {
     Synthetic(SyntheticTokens),
 }
 
-/// Prepares the data of a job below the run's folder `dir`, or finds it prepared. `digests` caches digests
+/// Prepares the data of a job below the run's folder, or finds it prepared. `digests` caches digests
 /// across calls for one job; `watch` gets progress and can stop the work.
 ///
 /// A run that goes on from a checkpoint says which tokens are `wanted`: others are refused before anything in
@@ -197,7 +196,7 @@ enum Inputs {
 /// # Errors
 /// [`PrepareError`], naming the file or the number that is wrong.
 pub fn prepare(
-    dir: &Path,
+    run: &StoreFolder,
     spec: &JobSpec,
     wanted: Option<&PreparedData>,
     digests: &Digests,
@@ -206,9 +205,9 @@ pub fn prepare(
     // Before anything is read: what is not a regular file may have no end.
     let total = look(&spec.data)?.map_or(0, |looked| looked.bytes);
     let start = Start::of(spec, digests)?;
-    let changed = || PrepareError::Changed { dir: dir.to_owned() };
+    let changed = || PrepareError::Changed { dir: run.path() };
     let weights = start.as_ref().map(|start| start.weights.clone());
-    let reusable = match stored(dir) {
+    let reusable = match stored(run) {
         // The texts are read once, while their tokens are made.
         None => None,
         Some(stored) => {
@@ -219,18 +218,18 @@ pub fn prepare(
             if wanted.is_some() && stored.inputs != inputs {
                 return Err(changed());
             }
-            let intact = is_intact(&stored, dir, &inputs, digests) && stored.data.weights == weights;
+            let intact = is_intact(&stored, run, &inputs, digests) && stored.data.weights == weights;
             intact.then_some(stored)
         }
     };
     let prepared = match reusable {
         Some(prepared) => prepared,
         None => {
-            let mut prepared = make(dir, spec, start.as_ref(), digests, watch)?;
+            let mut prepared = make(run, spec, start.as_ref(), digests, watch)?;
             prepared.data.weights = weights;
             let json =
-                serde_json::to_vec_pretty(&prepared).map_err(|e| write_error(dir, PREPARED)(e.into()))?;
-            write_atomic(&dir.join(PREPARED), &json).map_err(write_error(dir, PREPARED))?;
+                serde_json::to_vec_pretty(&prepared).map_err(|e| write_error(run, PREPARED)(e.into()))?;
+            run.put(PREPARED, &json).map_err(write_error(run, PREPARED))?;
             prepared
         }
     };
@@ -271,8 +270,8 @@ impl Inputs {
 }
 
 /// What an earlier call made, if it can be read.
-fn stored(dir: &Path) -> Option<PreparedFile> {
-    serde_json::from_slice(&regular::read(&dir.join(PREPARED), MAX_PREPARED_BYTES).ok()?).ok()
+fn stored(run: &StoreFolder) -> Option<PreparedFile> {
+    serde_json::from_slice(&run.read(PREPARED, MAX_PREPARED_BYTES).ok()?).ok()
 }
 
 /// Whether there is enough to train on, and to measure on where there is a validation split.
@@ -290,15 +289,15 @@ fn check(data: &PreparedData, sequence: u32) -> Result<(), PrepareError> {
 
 /// Whether what an earlier call made is of the same inputs, and all its files are still the same. What
 /// cannot be read is as good as absent: it is made anew.
-fn is_intact(prepared: &PreparedFile, dir: &Path, inputs: &Inputs, digests: &Digests) -> bool {
-    let same = |path: &str, digest: &str| digests.of(&dir.join(path)).is_ok_and(|found| found == digest);
+fn is_intact(prepared: &PreparedFile, run: &StoreFolder, inputs: &Inputs, digests: &Digests) -> bool {
+    let same = |path: &str, digest: &str| digests.of(run, path).is_ok_and(|found| found == digest);
     let has = |path: &str, digest: &Option<String>| digest.as_ref().is_none_or(|digest| same(path, digest));
     // The digest of a token file is that of its list of digests.
     let holds = |file: &assignment::TokenFile| {
-        let blocks = digests.of_blocks(&dir.join(&file.path));
+        let blocks = digests.of_blocks(run, &file.path);
         blocks.is_ok_and(|found| found == file.digest)
             && same(&list_of(&file.path), &file.digest)
-            && OpenTokenFile::open(dir, file).is_ok()
+            && OpenTokenFile::open(run, file).is_ok()
     };
     let from = match (&prepared.inputs, &prepared.data.train) {
         (Inputs::Synthetic(asked), TokenSource::Synthetic(made)) => asked == made,
@@ -318,7 +317,7 @@ fn token_files(data: &PreparedData) -> impl Iterator<Item = &assignment::TokenFi
 }
 
 fn make(
-    dir: &Path,
+    run: &StoreFolder,
     spec: &JobSpec,
     start: Option<&Start>,
     digests: &Digests,
@@ -330,14 +329,10 @@ fn make(
     // Of what was read: a text may have changed since it was looked at.
     let mut read = texts.digests();
     let inputs = Inputs::of(spec, start, |_| Ok(read.next().unwrap_or_default().to_owned()))?;
-    create_folder(&dir.join("data")).map_err(write_error(dir, "data"))?;
     // What this run will not have must not lie about from an earlier one.
     let [train_list, validation_list] = [TRAIN, VALIDATION].map(list_of);
     for stale in [PREPARED, TOKENIZER, TRAIN, &train_list, VALIDATION, &validation_list, VALIDATION_TEXT] {
-        match fs::remove_file(dir.join(stale)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(write_error(dir, stale)(e)),
-            _ => {}
-        }
+        run.delete(stale).map_err(write_error(run, stale))?;
     }
     let (data, validation_text, word_counts_low_by) = match &inputs {
         Inputs::Text { vocab, lines, framing, .. } => {
@@ -346,7 +341,7 @@ fn make(
                 None => texts.learn(*vocab).map(|(learned, low_by)| (Cow::Owned(learned), low_by))?,
             };
             let how = How { tokenizer: &tokenizer, framing, lines: lines.as_ref() };
-            let (data, validation_text) = make_text(dir, &texts, &how, share > 0.0)?;
+            let (data, validation_text) = make_text(run, &texts, &how, share > 0.0)?;
             (data, validation_text, low_by)
         }
         Inputs::Synthetic(synthetic) => {
@@ -355,12 +350,12 @@ fn make(
         }
     };
     for file in token_files(&data) {
-        digests.wrote_blocks(&dir.join(&file.path), &file.digest);
-        digests.wrote(&dir.join(list_of(&file.path)), &file.digest);
+        digests.wrote_blocks(run, &file.path, &file.digest);
+        digests.wrote(run, &list_of(&file.path), &file.digest);
     }
     for (path, digest) in [(TOKENIZER, &data.tokenizer_digest), (VALIDATION_TEXT, &validation_text)] {
         if let Some(digest) = digest {
-            digests.wrote(&dir.join(path), digest);
+            digests.wrote(run, path, digest);
         }
     }
     Ok(PreparedFile { recipe: RECIPE, inputs, validation_text, word_counts_low_by, data })
@@ -368,13 +363,13 @@ fn make(
 
 /// Makes the files of texts; also returns the digest of the validation text.
 fn make_text(
-    dir: &Path,
+    run: &StoreFolder,
     texts: &ScannedTexts<'_>,
     how: &How<'_>,
     holds_out: bool,
 ) -> Result<(PreparedData, Option<String>), PrepareError> {
-    how.tokenizer.save(&dir.join(TOKENIZER))?;
-    let made = texts.encode(dir, how, holds_out)?;
+    how.tokenizer.save(run, TOKENIZER)?;
+    let made = texts.encode(run, how, holds_out)?;
     let mut data = PreparedData {
         tokenizer_digest: Some(digest_bytes(&how.tokenizer.to_bytes())),
         framing: how.framing.clone(),
@@ -420,8 +415,8 @@ fn framing_of(spec: &JobSpec, start: Option<&Start>) -> Result<Framing, PrepareE
     Ok(Framing { longest: longest.or(framing.longest), ..framing })
 }
 
-fn write_error(dir: &Path, name: &str) -> impl FnOnce(io::Error) -> PrepareError {
-    let path = dir.join(name);
+fn write_error(run: &StoreFolder, name: &str) -> impl FnOnce(io::Error) -> PrepareError {
+    let path = run.place(name);
     move |cause| PrepareError::Write { path, cause }
 }
 

@@ -66,20 +66,22 @@ pub fn open(path: &Path) -> io::Result<(File, Metadata)> {
 /// Those of [`open`] and of reading; `FileTooLarge` if it has more bytes, of which none are kept.
 pub fn read(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
     let (file, metadata) = open(path)?;
-    let too_large = |found: u64| {
-        let text = format!("it has {found} bytes, and may have {most_bytes} at most");
-        io::Error::new(io::ErrorKind::FileTooLarge, text)
-    };
     if metadata.len() > most_bytes {
-        return Err(too_large(metadata.len()));
+        return Err(too_large(metadata.len(), most_bytes));
     }
     let mut bytes = Vec::with_capacity(metadata.len() as usize);
     // It may have grown since; a byte more shows it.
     file.take(most_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most_bytes {
-        return Err(too_large(bytes.len() as u64));
+        return Err(too_large(bytes.len() as u64, most_bytes));
     }
     Ok(bytes)
+}
+
+/// That something has more bytes than it may.
+pub(crate) fn too_large(found: u64, most_bytes: u64) -> io::Error {
+    let text = format!("it has {found} bytes, and may have {most_bytes} at most");
+    io::Error::new(io::ErrorKind::FileTooLarge, text)
 }
 
 /// Opens a file of this program with these `options`. A symbolic link is refused, because it may lead to a file of
@@ -92,7 +94,7 @@ pub fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
         Ok(named) => named,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let file = options.custom_flags(no_wait() | no_link()).open(path)?;
-            regular(&file.metadata()?)?;
+            expect_regular(&file.metadata()?)?;
             return Ok(file);
         }
         Err(error) => return Err(error),
@@ -106,11 +108,11 @@ fn opened(
     options: &mut OpenOptions,
     flags: i32,
 ) -> io::Result<(File, Metadata)> {
-    regular(&named)?;
+    expect_regular(&named)?;
     let file = options.custom_flags(no_wait() | flags).open(path)?;
     // The file may have been replaced since.
     let metadata = file.metadata()?;
-    regular(&metadata)?;
+    expect_regular(&metadata)?;
     Ok((file, metadata))
 }
 
@@ -122,7 +124,8 @@ fn no_link() -> i32 {
     rustix::fs::OFlags::NOFOLLOW.bits().cast_signed()
 }
 
-fn regular(metadata: &Metadata) -> io::Result<()> {
+/// Refuses what is not a regular file.
+pub(crate) fn expect_regular(metadata: &Metadata) -> io::Result<()> {
     let Some(other) = NonRegular::of(metadata) else { return Ok(()) };
     let text = format!("it is {}, and has to be a regular file", other.name());
     Err(io::Error::new(io::ErrorKind::InvalidInput, text))
@@ -142,7 +145,7 @@ mod tests {
     use super::*;
     use crate::folders::step_folder;
     use crate::prepare::{PREPARED, TOKENIZER, VALIDATION_TEXT};
-    use crate::{Checkpoint, Digests, OpenTokenFile, OpenTokens, Tokenizer, atomic, fixture, publish};
+    use crate::{Checkpoint, Digests, OpenTokenFile, OpenTokens, StoreFolder, Tokenizer, fixture, publish};
 
     /// To read small files; a pipe would keep a reader for ever.
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -160,13 +163,14 @@ mod tests {
 
     /// What is found wrong by those who read a run's files.
     fn faults(dir: &Path, data: &PreparedData) -> String {
-        let text = atomic::digest_file(&dir.join(VALIDATION_TEXT));
+        let run = &StoreFolder::from(dir);
+        let text = run.digest(VALIDATION_TEXT);
         let found = [
-            Tokenizer::load(&dir.join(TOKENIZER)).err().map(|error| error.to_string()),
-            OpenTokens::open(dir, &data.train).err().map(|error| error.to_string()),
-            OpenTokenFile::open(dir, data.validation.as_ref().unwrap()).err().map(|error| error.to_string()),
+            Tokenizer::load(run, TOKENIZER).err().map(|error| error.to_string()),
+            OpenTokens::open(run, &data.train).err().map(|error| error.to_string()),
+            OpenTokenFile::open(run, data.validation.as_ref().unwrap()).err().map(|error| error.to_string()),
             text.err().map(|error| format!("validation.txt: {error}")),
-            Checkpoint::open(&step_folder(dir, 7), None).err().map(|error| error.to_string()),
+            Checkpoint::open(&step_folder(run, 7), None).err().map(|error| error.to_string()),
         ];
         found.into_iter().flatten().collect()
     }
@@ -180,17 +184,17 @@ mod tests {
         let files = vec![text.to_str().unwrap().to_owned()];
         let spec = fixture::spec(DataSpec::Text { files, validation: 0.2 });
         let prepare = move |dir: &Path| {
-            crate::prepare(dir, &spec, None, &Digests::default(), &|_| Ok(()))
+            crate::prepare(&dir.into(), &spec, None, &Digests::default(), &|_| Ok(()))
                 .map_err(|error| error.to_string())
         };
         let data = prepare(&dir).unwrap();
-        let step = step_folder(&dir, 7);
+        let step = step_folder(&dir.as_path().into(), 7);
         let shard = fixture::write(&step, "a", &[fixture::slab("w", &[4, 2], 0, 0, 4)]);
         publish(&step, &[shard], fixture::header(7)).unwrap();
         assert_eq!(faults(&dir, &data), "");
         let names =
             |of: &Path| fs::read_dir(of).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
-        let paths = [names(&dir.join("data")), names(&step)].concat();
+        let paths = [names(&dir.join("data")), names(&step.path())].concat();
         assert_eq!(paths.len(), 9, "{paths:?}");
         for path in paths {
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();

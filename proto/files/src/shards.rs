@@ -6,9 +6,7 @@
 //! checkpoint is the manifest's matter ([`crate::manifest`]).
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use coxswain_types::status::SavedFile;
@@ -16,10 +14,10 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::{AtomicFile, create_folder};
 use crate::error::CheckpointError;
 use crate::manifest::own_file;
 use crate::region::{Slab, elements};
+use crate::store::{ObjectWriter, StoreFolder, StoredObject};
 
 /// The largest header that is written or read: some 30,000 tensors, far more than a rank holds.
 pub const MAX_HEADER_BYTES: u64 = 8 << 20;
@@ -84,7 +82,7 @@ struct ShardHeader<'a> {
 /// Takes the bytes of a slab, piece by piece.
 #[derive(Debug)]
 pub struct SlabWriter<'a> {
-    file: &'a mut AtomicFile,
+    file: &'a mut ObjectWriter,
     path: &'a Path,
     written: u64,
 }
@@ -107,16 +105,14 @@ impl SlabWriter<'_> {
 /// [`CheckpointError::Io`]; [`CheckpointError::Unwritable`] for slabs that are none, sizes that do
 /// not match and names that repeat; and what `write_slab` fails with.
 pub fn write_shard<E: From<CheckpointError>>(
-    path: &Path,
+    folder: &StoreFolder,
+    name: &str,
     tensors: &[ShardTensor],
     mut write_slab: impl FnMut(usize, &mut SlabWriter<'_>) -> Result<(), E>,
 ) -> Result<SavedFile, E> {
-    let unwritable = |what: String| CheckpointError::Unwritable { path: path.to_owned(), what };
+    let path = &folder.place(name);
+    let unwritable = |what: String| CheckpointError::Unwritable { path: path.clone(), what };
     let io = |error| CheckpointError::io(path)(error);
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .ok_or_else(|| unwritable("its name is not text".to_owned()))?;
     let by_name: BTreeMap<&str, usize> =
         tensors.iter().enumerate().map(|(index, tensor)| (tensor.name.as_str(), index)).collect();
     if by_name.len() != tensors.len() {
@@ -124,7 +120,7 @@ pub fn write_shard<E: From<CheckpointError>>(
     }
     let in_order = by_name.values().map(|&index| &tensors[index]);
     let (header, sizes) = header_of(in_order).map_err(unwritable)?;
-    let mut file = begin(path, &header).map_err(io)?;
+    let mut file = begin(folder, name, &header).map_err(io)?;
     for ((name, &index), expected) in by_name.iter().zip(sizes) {
         let mut slab = SlabWriter { file: &mut file, path, written: 0 };
         write_slab(index, &mut slab)?;
@@ -170,11 +166,8 @@ fn header_of<'a>(tensors: impl Iterator<Item = &'a ShardTensor>) -> Result<(Vec<
     Ok((header, sizes))
 }
 
-fn begin(path: &Path, header: &[u8]) -> std::io::Result<AtomicFile> {
-    if let Some(parent) = path.parent() {
-        create_folder(parent)?;
-    }
-    let mut file = AtomicFile::create(path)?;
+fn begin(folder: &StoreFolder, name: &str, header: &[u8]) -> io::Result<ObjectWriter> {
+    let mut file = folder.create(name)?;
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(header)?;
     Ok(file)
@@ -184,7 +177,7 @@ fn begin(path: &Path, header: &[u8]) -> std::io::Result<AtomicFile> {
 #[derive(Debug)]
 pub(crate) struct ShardFile {
     path: PathBuf,
-    file: File,
+    file: Box<dyn StoredObject>,
     tensors: BTreeMap<String, PlacedSlab>,
 }
 
@@ -198,22 +191,20 @@ struct PlacedSlab {
 
 impl ShardFile {
     /// Opens a shard that was recorded to have `bytes` bytes, and reads its header.
-    pub(crate) fn open(path: &Path, bytes: u64) -> Result<ShardFile, CheckpointError> {
-        let (mut file, found) = own_file(path)?;
-        if found != bytes {
-            return Err(CheckpointError::Size { path: path.to_owned(), expected: bytes, found });
-        }
+    pub(crate) fn open(folder: &StoreFolder, name: &str, bytes: u64) -> Result<ShardFile, CheckpointError> {
+        let path = folder.place(name);
+        let file = own_file(folder, name, bytes)?;
         let mut length = [0; LENGTH_BYTES as usize];
-        file.read_exact(&mut length).map_err(CheckpointError::io(path))?;
+        file.read_at(0, &mut length).map_err(CheckpointError::io(&path))?;
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER_BYTES || length > bytes.saturating_sub(LENGTH_BYTES) {
-            return Err(CheckpointError::damaged(path, format!("it claims a header of {length} bytes")));
+            return Err(CheckpointError::damaged(&path, format!("it claims a header of {length} bytes")));
         }
         let mut header = vec![0; length as usize];
-        file.read_exact(&mut header).map_err(CheckpointError::io(path))?;
+        file.read_at(LENGTH_BYTES, &mut header).map_err(CheckpointError::io(&path))?;
         let tensors = slabs_of(&header, LENGTH_BYTES + length, bytes)
-            .map_err(|what| CheckpointError::damaged(path, what))?;
-        Ok(ShardFile { path: path.to_owned(), file, tensors })
+            .map_err(|what| CheckpointError::damaged(&path, what))?;
+        Ok(ShardFile { path, file, tensors })
     }
 
     /// The slabs that it holds, in the order of their names.
@@ -234,7 +225,7 @@ impl ShardFile {
         if skip.checked_add(out.len() as u64).is_none_or(|end| end > slab.bytes) {
             return Err(outside());
         }
-        self.file.read_exact_at(out, slab.start + skip).map_err(CheckpointError::io(&self.path))
+        self.file.read_at(slab.start + skip, out).map_err(CheckpointError::io(&self.path))
     }
 }
 
@@ -276,7 +267,13 @@ mod tests {
     /// Slabs whose bytes are at hand.
     fn write(path: &Path, entries: &[(ShardTensor, &[u8])]) -> Result<SavedFile, CheckpointError> {
         let tensors: Vec<_> = entries.iter().map(|(tensor, _)| tensor.clone()).collect();
-        write_shard(path, &tensors, |index, slab| slab.write(entries[index].1))
+        let (folder, name) = (path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap());
+        write_shard(&folder.into(), name, &tensors, |index, slab| slab.write(entries[index].1))
+    }
+
+    fn open(path: &Path, bytes: u64) -> Result<ShardFile, CheckpointError> {
+        let (folder, name) = (path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap());
+        ShardFile::open(&folder.into(), name, bytes)
     }
 
     fn tensor(name: &str, shape: &[u64], dim: u8, offset: u64, len: u64) -> ShardTensor {
@@ -302,7 +299,7 @@ mod tests {
         let places = metadata.metadata().clone().unwrap();
         assert_eq!(places["exp_avg/v"], r#"{"shape":[2,8],"dim":1,"offset":6}"#);
 
-        let shard = ShardFile::open(&path, saved.bytes).unwrap();
+        let shard = open(&path, saved.bytes).unwrap();
         let held: Vec<_> = shard.tensors().cloned().collect();
         assert_eq!(held, [entries[1].0.clone(), entries[0].0.clone()]);
         let mut out = [0; 8];
@@ -382,7 +379,7 @@ mod tests {
             bytes.extend(header.as_bytes());
             bytes.extend([0; 8]);
             std::fs::write(&path, &bytes).unwrap();
-            match ShardFile::open(&path, bytes.len() as u64) {
+            match open(&path, bytes.len() as u64) {
                 Ok(_) => assert_eq!(expected, "", "{header}"),
                 Err(error) => {
                     let text = error.to_string();
@@ -392,10 +389,10 @@ mod tests {
         }
         for claim in [17u64, MAX_HEADER_BYTES + 1, u64::MAX] {
             std::fs::write(&path, [claim.to_le_bytes(), [0; 8]].concat()).unwrap();
-            let error = ShardFile::open(&path, 16).unwrap_err().to_string();
+            let error = open(&path, 16).unwrap_err().to_string();
             assert!(error.contains("it claims a header"), "{error}");
         }
         std::fs::write(&path, [0; 4]).unwrap();
-        ShardFile::open(&path, 4).unwrap_err();
+        open(&path, 4).unwrap_err();
     }
 }

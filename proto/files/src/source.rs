@@ -3,11 +3,10 @@
 //! Synthetic tokens are a function of the seed and of their place. No file holds them, so their number costs neither
 //! disk nor time, and two readers in any layout get the same ones.
 
-use std::path::Path;
-
 use coxswain_types::assignment::{SyntheticTokens, TokenSource};
 
 use crate::hash::draw_below;
+use crate::store::StoreFolder;
 use crate::tokens::{OpenTokenFile, TokensError};
 
 /// Sets the stream of synthetic tokens apart from the other uses of the job's seed.
@@ -23,13 +22,13 @@ pub enum OpenTokens {
 }
 
 impl OpenTokens {
-    /// Opens the tokens of a job, whose files lie below the run's folder `dir`.
+    /// Opens the tokens of a job, whose files lie below the run's folder.
     ///
     /// # Errors
     /// Those of [`OpenTokenFile::open`].
-    pub fn open(dir: &Path, source: &TokenSource) -> Result<OpenTokens, TokensError> {
+    pub fn open(run: &StoreFolder, source: &TokenSource) -> Result<OpenTokens, TokensError> {
         Ok(match source {
-            TokenSource::File(file) => OpenTokens::File(OpenTokenFile::open(dir, file)?),
+            TokenSource::File(file) => OpenTokens::File(OpenTokenFile::open(run, file)?),
             TokenSource::Synthetic(synthetic) => OpenTokens::Synthetic(synthetic.clone()),
         })
     }
@@ -107,8 +106,8 @@ mod tests {
     #[test]
     fn tokens_past_the_end_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let file = write_tokens(dir.path(), "t", &[1, 2, 3]).unwrap();
-        let file = OpenTokens::open(dir.path(), &file.into()).unwrap();
+        let file = write_tokens(&dir.path().into(), "t", &[1, 2, 3]).unwrap();
+        let file = OpenTokens::open(&dir.path().into(), &file.into()).unwrap();
         for (tokens, what) in
             [(file, "t has 3 tokens"), (synthetic(3, 1, 9), "the job has 3 synthetic tokens")]
         {

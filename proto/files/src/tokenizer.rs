@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::json;
 use tokenizers::models::ModelWrapper;
@@ -14,9 +14,8 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::{AddedToken, Encoding, Model as _, Token};
 
-use crate::atomic::write_atomic;
 use crate::progress::{PreparationPhase, PreparationProgress, Stopped, Watch};
-use crate::regular;
+use crate::store::StoreFolder;
 
 mod merges;
 mod pieces;
@@ -187,9 +186,10 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`TokenizerError::Io`] and [`TokenizerError::Unreadable`].
-    pub fn load(path: &Path) -> Result<Tokenizer, TokenizerError> {
-        let bytes = regular::read(path, MAX_JSON_BYTES)
-            .map_err(|cause| TokenizerError::Io { path: path.to_owned(), cause })?;
+    pub fn load(folder: &StoreFolder, name: &str) -> Result<Tokenizer, TokenizerError> {
+        let bytes = folder
+            .read(name, MAX_JSON_BYTES)
+            .map_err(|cause| TokenizerError::Io { path: folder.place(name), cause })?;
         Tokenizer::of_any(&bytes)
     }
 
@@ -232,8 +232,9 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`TokenizerError::Io`].
-    pub fn save(&self, path: &Path) -> Result<(), TokenizerError> {
-        write_atomic(path, &self.json).map_err(|cause| TokenizerError::Io { path: path.to_owned(), cause })
+    pub fn save(&self, folder: &StoreFolder, name: &str) -> Result<(), TokenizerError> {
+        let put = folder.put(name, &self.json);
+        put.map_err(|cause| TokenizerError::Io { path: folder.place(name), cause })
     }
 
     /// The bytes of the `tokenizer.json`.

@@ -1,4 +1,4 @@
-//! Token files: little-endian `u32`s, written once, memory-mapped, and checked block by block as they are read.
+//! Token files: little-endian `u32`s, written once, memory-mapped where the store can, and checked block by block as they are read.
 //!
 //! Beside a token file lies the list of the digests of its blocks, and a token file's own digest is that of the list.
 //! So a rank opens a file of any size at once and still trains on no token that was not checked: the first read of a
@@ -6,15 +6,15 @@
 //!
 //! Where tokens come from is [`mod@crate::prepare`]'s matter; which are read when, [`crate::samples`]'.
 
+use std::borrow::Cow;
 use std::io::{self, Read, Write};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use coxswain_types::assignment;
 
-use crate::atomic::{AtomicFile, count_hashed, create_folder, digest_bytes};
-use crate::map::Map;
-use crate::regular;
+use crate::atomic::{count_hashed, digest_bytes};
+use crate::store::{MappedObject, ObjectWriter, StoreFolder, is_key};
 
 /// Bytes of a token.
 const TOKEN_BYTES: u64 = 4;
@@ -104,7 +104,7 @@ pub enum TokensError {
 #[derive(Debug)]
 pub struct OpenTokenFile {
     path: PathBuf,
-    map: Map,
+    map: MappedObject,
     tokens: u64,
     /// The digests of its blocks.
     list: Vec<u8>,
@@ -113,20 +113,20 @@ pub struct OpenTokenFile {
 }
 
 impl OpenTokenFile {
-    /// Opens the file below the run's folder `dir`. Its blocks are checked when they are first read.
+    /// Opens the file below the run's folder. Its blocks are checked when they are first read.
     ///
     /// # Errors
     /// [`TokensError`] where the file is missing or is not the one that was prepared, as far as its length and
     /// its list of digests tell.
-    pub fn open(dir: &Path, file: &assignment::TokenFile) -> Result<OpenTokenFile, TokensError> {
-        let path = below(dir, &file.path)?;
-        let map = Map::open(&path).map_err(|cause| TokensError::Io { path: path.clone(), cause })?;
-        let (expected, found) = (file.tokens.saturating_mul(TOKEN_BYTES), map.len() as u64);
+    pub fn open(run: &StoreFolder, file: &assignment::TokenFile) -> Result<OpenTokenFile, TokensError> {
+        let path = below(run, &file.path)?;
+        let map = run.open(&file.path).and_then(|object| object.map()).map_err(failed(&path))?;
+        let (expected, found) = (file.tokens.saturating_mul(TOKEN_BYTES), map.size());
         if expected != found {
             return Err(TokensError::Length { path, expected, found });
         }
-        let blocks = map.len().div_ceil(BLOCK_BYTES);
-        let list = read_list(dir, file, blocks)?;
+        let blocks = map.size().div_ceil(BLOCK_BYTES as u64) as usize;
+        let list = read_list(run, file, blocks)?;
         let checked = (0..blocks).map(|_| AtomicBool::new(false)).collect();
         Ok(OpenTokenFile { path, map, tokens: file.tokens, list, checked })
     }
@@ -146,36 +146,47 @@ impl OpenTokenFile {
     /// # Errors
     /// Those of [`OpenTokenFile::window`]; `out` is untouched then.
     pub fn read(&self, start: u64, out: &mut [i64]) -> Result<(), TokensError> {
-        let tokens = self.window(start, out.len() as u64)?;
+        let bytes = self.window(start, out.len() as u64)?;
+        let (tokens, _) = bytes.as_chunks::<4>();
         for (out, token) in out.iter_mut().zip(tokens) {
-            *out = i64::from(token);
+            *out = i64::from(u32::from_le_bytes(*token));
         }
         Ok(())
     }
 
-    /// The `len` tokens from token `start` on.
+    /// The bytes of the `len` tokens from token `start` on.
     ///
     /// # Errors
     /// [`TokensError::Range`] where the file ends before, and [`TokensError::Block`] where they are others than
     /// were prepared.
-    pub fn window(&self, start: u64, len: u64) -> Result<impl Iterator<Item = u32> + '_, TokensError> {
+    fn window(&self, start: u64, len: u64) -> Result<Cow<'_, [u8]>, TokensError> {
         let range = || TokensError::Range { path: self.path.clone(), start, len, tokens: self.tokens };
         let end = start.checked_add(len).filter(|&end| end <= self.tokens).ok_or_else(range)?;
-        // Both are at most the length of the map, which is a usize.
         let (start, end) = ((start * TOKEN_BYTES) as usize, (end * TOKEN_BYTES) as usize);
-        for block in start / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES) {
-            self.check(block)?;
+        // Whole blocks, so that what is returned is what was checked, wherever it comes from.
+        let first = start / BLOCK_BYTES;
+        let blocks = first * BLOCK_BYTES..self.blocks_end(end);
+        let bytes = self.map.range(blocks.clone()).map_err(failed(&self.path))?;
+        for (block, bytes) in (first..).zip(bytes.chunks(BLOCK_BYTES)) {
+            self.check(block, bytes)?;
         }
-        let (tokens, _) = self.map[start..end].as_chunks::<4>();
-        Ok(tokens.iter().map(|token| u32::from_le_bytes(*token)))
+        let (start, end) = (start - blocks.start, end - blocks.start);
+        Ok(match bytes {
+            Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[start..end]),
+            Cow::Owned(bytes) => Cow::Owned(bytes[start..end].to_vec()),
+        })
+    }
+
+    /// Where the blocks end that hold the bytes before `end`.
+    fn blocks_end(&self, end: usize) -> usize {
+        end.next_multiple_of(BLOCK_BYTES).min((self.tokens * TOKEN_BYTES) as usize)
     }
 
     /// Checks a block that was not read before.
-    fn check(&self, block: usize) -> Result<(), TokensError> {
+    fn check(&self, block: usize, bytes: &[u8]) -> Result<(), TokensError> {
         if self.checked[block].load(Ordering::Relaxed) {
             return Ok(());
         }
-        let bytes = &self.map[block * BLOCK_BYTES..self.map.len().min((block + 1) * BLOCK_BYTES)];
         let wanted = &self.list[block * blake3::OUT_LEN..(block + 1) * blake3::OUT_LEN];
         count_hashed(bytes.len());
         if blake3::hash(bytes).as_bytes() != wanted {
@@ -194,11 +205,11 @@ pub(crate) fn list_of(path: &str) -> String {
 }
 
 /// The digests of the blocks of a token file, which are so many.
-fn read_list(dir: &Path, file: &assignment::TokenFile, blocks: usize) -> Result<Vec<u8>, TokensError> {
-    let path = below(dir, &list_of(&file.path))?;
+fn read_list(run: &StoreFolder, file: &assignment::TokenFile, blocks: usize) -> Result<Vec<u8>, TokensError> {
+    let name = list_of(&file.path);
+    let path = below(run, &name)?;
     let expected = (blocks * blake3::OUT_LEN) as u64;
-    let list =
-        regular::read(&path, expected).map_err(|cause| TokensError::Io { path: path.clone(), cause })?;
+    let list = run.read(&name, expected).map_err(failed(&path))?;
     count_hashed(list.len());
     let found = digest_bytes(&list);
     if found != file.digest || list.len() as u64 != expected {
@@ -254,8 +265,8 @@ impl<L: Write> BlockDigester<L> {
 ///
 /// # Errors
 /// Those of opening and reading the file.
-pub fn digest_blocks(path: &Path) -> io::Result<String> {
-    let (mut file, _) = regular::open(path)?;
+pub fn digest_blocks(folder: &StoreFolder, name: &str) -> io::Result<String> {
+    let mut file = folder.reader(name)?;
     let (mut blocks, mut chunk) = (BlockDigester::new(blake3::Hasher::new()), vec![0; BLOCK_BYTES]);
     loop {
         match file.read(&mut chunk) {
@@ -270,12 +281,16 @@ pub fn digest_blocks(path: &Path) -> io::Result<String> {
     }
 }
 
-/// Writes the file `name`, a path below the run's folder `dir`.
+/// Writes the file `name`, a path below the run's folder.
 ///
 /// # Errors
 /// [`TokensError::Io`] and [`TokensError::Path`].
-pub fn write_tokens(dir: &Path, name: &str, tokens: &[u32]) -> Result<assignment::TokenFile, TokensError> {
-    let mut writer = TokenWriter::create(dir, name)?;
+pub fn write_tokens(
+    run: &StoreFolder,
+    name: &str,
+    tokens: &[u32],
+) -> Result<assignment::TokenFile, TokensError> {
+    let mut writer = TokenWriter::create(run, name)?;
     writer.write(tokens)?;
     writer.finish()
 }
@@ -285,28 +300,24 @@ pub fn write_tokens(dir: &Path, name: &str, tokens: &[u32]) -> Result<assignment
 pub(crate) struct TokenWriter {
     name: String,
     path: PathBuf,
-    file: AtomicFile,
+    file: ObjectWriter,
     list_path: PathBuf,
-    blocks: BlockDigester<AtomicFile>,
+    blocks: BlockDigester<ObjectWriter>,
     /// Tokens as bytes that are not written yet.
     chunk: Vec<u8>,
     tokens: u64,
 }
 
 impl TokenWriter {
-    /// Begins the file `name`, a path below the run's folder `dir`.
+    /// Begins the file `name`, a path below the run's folder.
     ///
     /// # Errors
     /// [`TokensError::Io`] and [`TokensError::Path`].
-    pub(crate) fn create(dir: &Path, name: &str) -> Result<TokenWriter, TokensError> {
-        let (path, list_path) = (below(dir, name)?, below(dir, &list_of(name))?);
-        let create = |path: &Path| {
-            path.parent()
-                .map_or(Ok(()), create_folder)
-                .and_then(|()| AtomicFile::create(path))
-                .map_err(failed(path))
-        };
-        let (file, list) = (create(&path)?, create(&list_path)?);
+    pub(crate) fn create(run: &StoreFolder, name: &str) -> Result<TokenWriter, TokensError> {
+        let list = list_of(name);
+        let (path, list_path) = (below(run, name)?, below(run, &list)?);
+        let file = run.create(name).map_err(failed(&path))?;
+        let list = run.create(&list).map_err(failed(&list_path))?;
         let (blocks, chunk) =
             (BlockDigester::new(list), Vec::with_capacity(CHUNK_TOKENS * TOKEN_BYTES as usize));
         Ok(TokenWriter { name: name.to_owned(), path, file, list_path, blocks, chunk, tokens: 0 })
@@ -346,7 +357,7 @@ impl TokenWriter {
     pub(crate) fn finish(mut self) -> Result<assignment::TokenFile, TokensError> {
         self.flush()?;
         self.file.commit().map_err(failed(&self.path))?;
-        let list = self.blocks.finish().and_then(AtomicFile::commit).map_err(failed(&self.list_path))?;
+        let list = self.blocks.finish().and_then(ObjectWriter::commit).map_err(failed(&self.list_path))?;
         Ok(assignment::TokenFile { path: self.name, tokens: self.tokens, digest: list.digest })
     }
 }
@@ -357,10 +368,9 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> TokensError {
     move |cause| TokensError::Io { path, cause }
 }
 
-/// A path below the run's folder. The text comes from another process and must not lead elsewhere.
-fn below(dir: &Path, path: &str) -> Result<PathBuf, TokensError> {
-    let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
-    if path.is_empty() || !plain { Err(TokensError::Path(path.to_owned())) } else { Ok(dir.join(path)) }
+/// What messages call a file below the run's folder. Its path comes from another process and must not lead elsewhere.
+fn below(run: &StoreFolder, path: &str) -> Result<PathBuf, TokensError> {
+    if is_key(path) { Ok(run.place(path)) } else { Err(TokensError::Path(path.to_owned())) }
 }
 
 #[cfg(test)]
@@ -373,11 +383,14 @@ mod tests {
     fn tokens_are_read_as_they_were_written() {
         let dir = tempfile::tempdir().unwrap();
         let tokens: Vec<u32> = (0..200_000u32).map(|i| i.wrapping_mul(2_654_435_761)).collect();
-        let file = write_tokens(dir.path(), "data/t.tokens", &tokens).unwrap();
+        let file = write_tokens(&dir.path().into(), "data/t.tokens", &tokens).unwrap();
         assert_eq!((file.path.as_str(), file.tokens), ("data/t.tokens", 200_000));
-        let open = OpenTokenFile::open(dir.path(), &file).unwrap();
+        let open = OpenTokenFile::open(&dir.path().into(), &file).unwrap();
         assert_eq!(open.len(), 200_000);
-        assert_eq!(open.window(0, 200_000).unwrap().collect::<Vec<_>>(), tokens);
+        assert_eq!(
+            open.window(0, 200_000).unwrap().as_ref(),
+            tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<_>>()
+        );
         let mut out = [0i64; 3];
         open.read(199_997, &mut out).unwrap();
         assert_eq!(out, [199_997, 199_998, 199_999].map(|i| i64::from(tokens[i])));
@@ -388,7 +401,8 @@ mod tests {
     fn nothing_is_read_past_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let open = |tokens: &[u32]| {
-            OpenTokenFile::open(dir.path(), &write_tokens(dir.path(), "t", tokens).unwrap()).unwrap()
+            OpenTokenFile::open(&dir.path().into(), &write_tokens(&dir.path().into(), "t", tokens).unwrap())
+                .unwrap()
         };
         let file = open(&[1, 2, 3]);
         let mut out = [7i64; 2];
@@ -403,8 +417,8 @@ mod tests {
     #[test]
     fn another_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let good = write_tokens(dir.path(), "t", &[1, 2, 3]).unwrap();
-        let error = |file: &assignment::TokenFile| OpenTokenFile::open(dir.path(), file).unwrap_err();
+        let good = write_tokens(&dir.path().into(), "t", &[1, 2, 3]).unwrap();
+        let error = |file: &assignment::TokenFile| OpenTokenFile::open(&dir.path().into(), file).unwrap_err();
         assert!(matches!(
             error(&assignment::TokenFile { tokens: 4, ..good.clone() }),
             TokensError::Length { expected: 16, found: 12, .. }
@@ -421,7 +435,7 @@ mod tests {
             error(&assignment::TokenFile { path: "u".into(), ..good.clone() }),
             TokensError::Io { .. }
         ));
-        let other = write_tokens(dir.path(), "t", &[1, 2, 4]).unwrap();
+        let other = write_tokens(&dir.path().into(), "t", &[1, 2, 4]).unwrap();
         let text = error(&good).to_string();
         assert!(text.contains(&good.digest) && text.contains(&other.digest), "{text}");
         fs::remove_file(dir.path().join("t.digests")).unwrap();
@@ -434,18 +448,18 @@ mod tests {
         let block = BLOCK_BYTES as u64 / TOKEN_BYTES;
         // Three blocks, the last one short.
         let tokens: Vec<u32> = (0..2 * block as u32 + 5).collect();
-        let file = write_tokens(dir.path(), "t", &tokens).unwrap();
+        let file = write_tokens(&dir.path().into(), "t", &tokens).unwrap();
         let path = dir.path().join("t");
-        assert_eq!(digest_blocks(&path).unwrap(), file.digest);
+        assert_eq!(digest_blocks(&dir.path().into(), "t").unwrap(), file.digest);
         for (byte, first, last) in
             [(BLOCK_BYTES + 9, block, 2 * block - 1), (2 * BLOCK_BYTES, 2 * block, 2 * block + 4)]
         {
             let mut bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
             bytes[byte] ^= 4;
             fs::write(&path, &bytes).unwrap();
-            assert_ne!(digest_blocks(&path).unwrap(), file.digest);
-            let open = OpenTokenFile::open(dir.path(), &file).unwrap();
-            assert_eq!(open.window(0, block).unwrap().count() as u64, block);
+            assert_ne!(digest_blocks(&dir.path().into(), "t").unwrap(), file.digest);
+            let open = OpenTokenFile::open(&dir.path().into(), &file).unwrap();
+            assert_eq!(open.window(0, block).unwrap().len() as u64, block * TOKEN_BYTES);
             for (start, len) in [(first, 1), (first - 1, 2), (last, 1), (0, last + 1)] {
                 let error = open.window(start, len).err().unwrap();
                 let named =

@@ -16,9 +16,9 @@ pub fn run(bytes: &[u8]) {
     let seal = format!("{{\n  \"format\": {FORMAT},\n  \"checksum\": \"{}\",\n", digest_bytes(bytes));
     let sealed = [seal.as_bytes(), bytes].concat();
     let Ok(manifest) = folder::with(&[(MANIFEST, &sealed)], |folder| {
-        let opened = Checkpoint::open(folder, None);
+        let opened = Checkpoint::open(&folder.into(), None);
         drop(opened.map(|checkpoint| (checkpoint.verify(), checkpoint.expect_model())));
-        Manifest::read(folder, None)
+        Manifest::read(&folder.into(), None)
     }) else {
         return;
     };

@@ -28,10 +28,10 @@ pub fn run(bytes: &[u8]) {
     folder::with(&[(SHARD, bytes)], |folder| {
         let file =
             SavedFile { name: SHARD.to_owned(), bytes: bytes.len() as u64, digest: digest_bytes(bytes) };
-        if publish(folder, &[file], jobs::header(jobs::small())).is_err() {
+        if publish(&folder.into(), &[file], jobs::header(jobs::small())).is_err() {
             return;
         }
-        let checkpoint = Checkpoint::open(folder, None).expect("a checkpoint that was published");
+        let checkpoint = Checkpoint::open(&folder.into(), None).expect("a checkpoint that was published");
         checkpoint.verify().expect("the files that were published");
         for name in checkpoint.tensor_names() {
             let rows = checkpoint.shape(&name).expect("a tensor of the list")[0];

@@ -28,7 +28,7 @@ pub fn run(bytes: &[u8]) {
 }
 
 fn read(folder: &Path, named: &assignment::TokenFile) {
-    let Ok(file) = OpenTokenFile::open(folder, named) else { return };
+    let Ok(file) = OpenTokenFile::open(&folder.into(), named) else { return };
     let mut all = vec![0; usize::try_from(file.len()).expect("an open file's tokens")];
     let whole = file.read(0, &mut all).is_ok();
     let samples = Samples::new(file.len(), 3, 1);

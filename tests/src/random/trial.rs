@@ -47,7 +47,7 @@ pub fn trial(job: &Job, folder: &Path) -> Result<Outcome> {
     };
     let alone = sketch(&alone(&spec), 1).map_err(|error| anyhow!("in one process: {error}"))?;
     let directory = tempfile::tempdir_in(folder).context("a folder for the run")?;
-    let data = match prepare(directory.path(), &spec, None, &Digests::default(), &|_| Ok(())) {
+    let data = match prepare(&directory.path().into(), &spec, None, &Digests::default(), &|_| Ok(())) {
         Ok(data) => data,
         Err(refused) => return Ok(Outcome::Refused(refused.to_string())),
     };

@@ -111,7 +111,7 @@ pub fn start(
     parameters: &Parameters,
     links: &Links,
 ) -> Result<BTreeSet<String>, EngineError> {
-    let checkpoint = Checkpoint::open(Path::new(&weights.folder), Some(&weights.digest))?;
+    let checkpoint = Checkpoint::open(&Path::new(&weights.folder).into(), Some(&weights.digest))?;
     let mut initialized = BTreeSet::new();
     for param in parameters.iter().filter(|param| param.home) {
         links.expect_wanted()?;

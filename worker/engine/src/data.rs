@@ -4,10 +4,10 @@
 //! - [`objective`]: what each objective makes of a window, one row; [`masking`] and [`corrupt`] for two of them.
 //! - [`batch`]: a micro-batch from its rows.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use coxswain_files::{OpenTokens, Samples, Tokenizer, sample_index};
+use coxswain_files::prepare::TOKENIZER;
+use coxswain_files::{OpenTokens, Samples, StoreFolder, Tokenizer, sample_index};
 use coxswain_types::JobSpec;
 use coxswain_types::assignment::{PreparedData, TokenSource};
 use coxswain_types::job::Lengths;
@@ -101,12 +101,12 @@ pub struct Tokens {
 impl Tokens {
     /// Opens the files and checks that they are those of the assignment: the tokenizer whole, and tokens when they
     /// are first read.
-    pub fn open(directory: &Path, data: &PreparedData, spec: &JobSpec) -> Result<Tokens, EngineError> {
+    pub fn open(run: &StoreFolder, data: &PreparedData, spec: &JobSpec) -> Result<Tokens, EngineError> {
         let train = &spec.train;
         if let Some(wanted) = &data.tokenizer_digest {
-            let path = directory.join(coxswain_files::prepare::TOKENIZER);
-            let found = coxswain_files::atomic::digest_file(&path)
-                .map_err(|cause| EngineError::File { path: path.clone(), cause })?;
+            let path = run.place(TOKENIZER);
+            let found =
+                run.digest(TOKENIZER).map_err(|cause| EngineError::File { path: path.clone(), cause })?;
             if found != *wanted {
                 return Err(EngineError::Other(format!(
                     "{} has digest {found} where the job was prepared with {wanted}; every worker must see the \
@@ -115,10 +115,10 @@ impl Tokens {
                 )));
             }
         }
-        let open = |source: &TokenSource| OpenTokens::open(directory, source);
+        let open = |source: &TokenSource| OpenTokens::open(run, source);
         let lengths = Lengths::of(&spec.model, train);
         let words = (train.whole_words && data.tokenizer_digest.is_some()).then(|| {
-            let tokenizer = Tokenizer::load(&directory.join(coxswain_files::prepare::TOKENIZER))?;
+            let tokenizer = Tokenizer::load(run, TOKENIZER)?;
             Ok::<_, EngineError>(tokenizer.word_starts())
         });
         let words = words.transpose()?;

@@ -3,11 +3,11 @@
 //! embeddings of texts: [`classify`].
 
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use coxswain_comm::Links;
 use coxswain_files::hash::draw;
-use coxswain_files::{Checkpoint, TextStream, Tokenizer};
+use coxswain_files::prepare::TOKENIZER;
+use coxswain_files::{Checkpoint, StoreFolder, TextStream, Tokenizer};
 use coxswain_types::Assignment;
 use coxswain_types::assignment::PreparedData;
 use coxswain_types::framing::Framing;
@@ -54,8 +54,8 @@ fn most_tokens(model: &ModelSpec, framing: &Framing) -> Option<u32> {
 impl Generator {
     /// Loads the weights of a checkpoint and the tokenizer of its run: all of them, or a rank's part.
     pub fn load(
-        directory: &Path,
-        folder: &Path,
+        run: &StoreFolder,
+        folder: &StoreFolder,
         place: Option<(&Assignment, Links)>,
     ) -> Result<Generator, EngineError> {
         let checkpoint = Checkpoint::open(folder, None)?;
@@ -68,7 +68,7 @@ impl Generator {
                 "only a decoder writes; this checkpoint is of an encoder".to_owned(),
             ));
         }
-        let tokenizer = tokenizer_of(directory, &checkpoint.manifest().data)?.for_prompts();
+        let tokenizer = tokenizer_of(run, &checkpoint.manifest().data)?.for_prompts();
         let (rank, parameters) = match place {
             None => Rank::alone(&model, seed)?,
             Some((assignment, links)) => Rank::of(assignment, links)?,
@@ -125,15 +125,14 @@ impl Generator {
 }
 
 /// The tokenizer of a run, which must be the one that its checkpoint was trained with.
-fn tokenizer_of(directory: &Path, data: &PreparedData) -> Result<Tokenizer, EngineError> {
-    let path = directory.join(coxswain_files::prepare::TOKENIZER);
-    let tokenizer = Tokenizer::load(&path)?;
+fn tokenizer_of(run: &StoreFolder, data: &PreparedData) -> Result<Tokenizer, EngineError> {
+    let tokenizer = Tokenizer::load(run, TOKENIZER)?;
     let digest = coxswain_files::atomic::digest_bytes(&tokenizer.to_bytes());
     match &data.tokenizer_digest {
         Some(wanted) if *wanted == digest => Ok(tokenizer),
         wanted => Err(EngineError::Other(format!(
             "{} is not the tokenizer that the checkpoint was trained with (digest {digest}, wanted {})",
-            path.display(),
+            run.place(TOKENIZER).display(),
             wanted.as_deref().unwrap_or("none: its tokens were synthetic")
         ))),
     }

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use coxswain_files::atomic::{create_folder, digest_bytes, write_atomic};
+use coxswain_files::atomic::digest_bytes;
 use coxswain_files::folders::{model_file, step_folder};
 use coxswain_files::prepare::TOKENIZER;
-use coxswain_files::{Header, ShardTensor, Tokenizer, publish, write_shard};
+use coxswain_files::{Header, ShardTensor, StoreFolder, Tokenizer, publish, write_shard};
 use coxswain_types::assignment::{PreparedData, TokenFile};
 use coxswain_types::params::{Parameter, parameter_table};
 use coxswain_types::status::SavedFile;
@@ -19,8 +19,7 @@ const MAX_SHARD_BYTES: u64 = 1 << 30;
 
 /// Writes the model below `out`, as the checkpoint of step 0 of a job that is `spec`.
 pub(super) fn write(out: &Path, source: &dyn ForeignModel, spec: JobSpec, data: PreparedData) -> Result<()> {
-    let folder = step_folder(out, 0);
-    create_folder(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let folder = step_folder(&out.into(), 0);
     let files = shards(&folder, source)?;
     // No run computed it, so its bits depend on none.
     let header = Header { job: "imported".to_owned(), step: 0, spec, fingerprint: None, data };
@@ -39,15 +38,14 @@ pub(super) fn tokens(out: &Path, source: &dyn ForeignModel) -> Result<PreparedDa
     let tokenizer = Tokenizer::of_any(&bytes)?;
     tokenizer.expect_within(source.model().vocab)?;
     data.framing = source.framing(Some(&tokenizer))?;
-    let path = out.join(TOKENIZER);
-    create_folder(path.parent().unwrap_or(out)).context("creating data/")?;
-    write_atomic(&path, &bytes).with_context(|| format!("writing {}", path.display()))?;
+    let run = StoreFolder::from(out);
+    run.put(TOKENIZER, &bytes).with_context(|| format!("writing {}", run.place(TOKENIZER).display()))?;
     data.tokenizer_digest = Some(digest_bytes(&bytes));
     Ok(data)
 }
 
 /// Writes all parameters, in files of some size.
-fn shards(folder: &Path, source: &dyn ForeignModel) -> Result<Vec<SavedFile>> {
+fn shards(folder: &StoreFolder, source: &dyn ForeignModel) -> Result<Vec<SavedFile>> {
     let table = parameter_table(source.model());
     let (mut groups, mut room): (Vec<Vec<&Parameter>>, u64) = (Vec::new(), 0);
     for parameter in &table {
@@ -70,8 +68,8 @@ fn shards(folder: &Path, source: &dyn ForeignModel) -> Result<Vec<SavedFile>> {
             len: parameter.shape[0],
         };
         let tensors: Vec<_> = group.iter().map(whole).collect();
-        let path = folder.join(model_file(Generation(0), Rank(at as u32)));
-        write_shard(&path, &tensors, |index, slab| -> Result<()> {
+        let name = model_file(Generation(0), Rank(at as u32));
+        write_shard(folder, &name, &tensors, |index, slab| -> Result<()> {
             Ok(slab.write(&bytes(source, group[index])?)?)
         })
     };

@@ -1,5 +1,7 @@
 //! Whole checkpoints: cut and asked for in every way, and damaged in many.
 
+use std::path::Path;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -7,12 +9,14 @@ use crate::atomic::digest_bytes;
 use crate::fixture::{header, slab, write};
 use crate::hash::draw_below;
 use crate::manifest::{MANIFEST, publish, seal};
-use crate::shards::ShardTensor;
+use crate::shards::{ShardTensor, SlabWriter, write_shard};
 
+mod faults;
 mod hostile;
 
 /// Writes tensors cut into `parts` files along given dimensions, and publishes them.
 fn checkpoint(folder: &Path, tensors: &[(&str, &[u64], u8)], parts: u64) -> String {
+    let folder = &folder.into();
     let mut files = Vec::new();
     for part in 0..parts {
         let slabs: Vec<(ShardTensor, Vec<u8>)> = tensors
@@ -36,7 +40,7 @@ fn every_slab_is_read_back_however_the_files_are_cut() {
     for parts in 1..=4 {
         let dir = tempfile::tempdir().unwrap();
         let digest = checkpoint(dir.path(), &TENSORS, parts);
-        let open = Checkpoint::open(dir.path(), Some(&digest)).unwrap();
+        let open = Checkpoint::open(&dir.path().into(), Some(&digest)).unwrap();
         open.verify().unwrap();
         assert_eq!(open.tensor_names(), ["deep", "embed", "exp_avg/embed", "norm"]);
         for (name, shape, _) in TENSORS {
@@ -56,7 +60,7 @@ fn digests_do_not_depend_on_the_cut() {
     let digests = |parts| {
         let dir = tempfile::tempdir().unwrap();
         checkpoint(dir.path(), &TENSORS, parts);
-        Checkpoint::open(dir.path(), None).unwrap().digests().unwrap()
+        Checkpoint::open(&dir.path().into(), None).unwrap().digests().unwrap()
     };
     let whole = digests(1);
     assert_eq!(whole[1], ("embed".into(), digest_bytes(&slab("embed", &[7, 4], 0, 0, 7).1)));
@@ -70,7 +74,7 @@ fn a_tensor_larger_than_a_chunk_has_the_digest_of_its_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let shape = [DIGEST_CHUNK_BYTES / 4096 + 3, 1024];
     checkpoint(dir.path(), &[("w", &shape, 1)], 2);
-    let open = Checkpoint::open(dir.path(), None).unwrap();
+    let open = Checkpoint::open(&dir.path().into(), None).unwrap();
     assert_eq!(open.digest_of("w").unwrap(), digest_bytes(&slab("w", &shape, 0, 0, shape[0]).1));
 }
 
@@ -78,7 +82,7 @@ fn a_tensor_larger_than_a_chunk_has_the_digest_of_its_bytes() {
 fn what_a_checkpoint_does_not_have_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path(), &TENSORS, 2);
-    let open = Checkpoint::open(dir.path(), None).unwrap();
+    let open = Checkpoint::open(&dir.path().into(), None).unwrap();
     assert!(matches!(open.read_slice("head", 0, 0, 1), Err(CheckpointError::NoTensor { .. })));
     for (dim, offset, len) in [(0, 7, 1), (0, 0, 8), (1, 0, 0), (2, 0, 1), (0, u64::MAX, 1)] {
         let error = open.read_slice("embed", dim, offset, len).unwrap_err();
@@ -88,7 +92,7 @@ fn what_a_checkpoint_does_not_have_is_refused() {
 
 /// Reads all that can be read.
 fn read_all(folder: &Path, digest: Option<&str>, verify: bool) -> Result<(), CheckpointError> {
-    let open = Checkpoint::open(folder, digest)?;
+    let open = Checkpoint::open(&folder.into(), digest)?;
     if verify {
         open.verify()?;
     }
@@ -140,16 +144,16 @@ fn a_missing_or_exchanged_file_is_named() {
     checkpoint(dir.path(), &TENSORS, 2);
     let (one, other) = ("model-g1-r000.safetensors", "model-g1-r001.safetensors");
     std::fs::rename(dir.path().join(one), dir.path().join("x")).unwrap();
-    let error = Checkpoint::open(dir.path(), None).unwrap_err().to_string();
+    let error = Checkpoint::open(&dir.path().into(), None).unwrap_err().to_string();
     assert!(error.contains(one), "{error}");
     std::fs::rename(dir.path().join("x"), dir.path().join(one)).unwrap();
 
     // A shard of the right size but of another cut is found when it is read.
     let wrong = slab("w", &[4], 0, 0, 2);
     let dir = tempfile::tempdir().unwrap();
-    let low = write(dir.path(), one, std::slice::from_ref(&wrong));
-    let high = write(dir.path(), other, &[slab("w", &[4], 0, 2, 2)]);
-    publish(dir.path(), &[low, high], header(1)).unwrap();
+    let low = write(&dir.path().into(), one, std::slice::from_ref(&wrong));
+    let high = write(&dir.path().into(), other, &[slab("w", &[4], 0, 2, 2)]);
+    publish(&dir.path().into(), &[low, high], header(1)).unwrap();
     std::fs::copy(dir.path().join(one), dir.path().join(other)).unwrap();
     let error = read_all(dir.path(), None, false).unwrap_err().to_string();
     assert!(error.contains(other) && error.contains("does not hold the slab of `w`"), "{error}");
@@ -177,7 +181,7 @@ fn manifests_that_ask_for_too_much_are_refused() {
         let sealed_again = || seal(text.trim_end()).unwrap();
         let bytes = if text.contains("sum\": \"") { text.clone().into_bytes() } else { sealed_again() };
         std::fs::write(&path, bytes).unwrap();
-        let error = Checkpoint::open(dir.path(), None).unwrap_err().to_string();
+        let error = Checkpoint::open(&dir.path().into(), None).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
 }
@@ -202,7 +206,7 @@ fn files_are_shared_out_by_their_size() {
 fn damage_is_found_by_the_one_that_it_falls_to() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path(), &[("w", &[4, 3], 0)], 4);
-    let open = || Checkpoint::open(dir.path(), None).unwrap();
+    let open = || Checkpoint::open(&dir.path().into(), None).unwrap();
     let files: Vec<String> = open().manifest().files.iter().map(|file| file.name.clone()).collect();
     let found = |shares: u32| -> Vec<u32> {
         let verify = |share: &u32| open().verify_share(*share, shares, || Ok::<_, CheckpointError>(()));
@@ -231,7 +235,7 @@ proptest! {
         let (written, read) = (written % shape.len() as u8, read % shape.len() as u8);
         let dir = tempfile::tempdir().unwrap();
         checkpoint(dir.path(), &[("w", &shape, written)], parts);
-        let open = Checkpoint::open(dir.path(), None).unwrap();
+        let open = Checkpoint::open(&dir.path().into(), None).unwrap();
         let size = shape[usize::from(read)];
         for rank in 0..ranks {
             let (start, end) = (size * rank / ranks, size * (rank + 1) / ranks);
@@ -255,7 +259,7 @@ fn a_model_is_made_only_of_what_its_checkpoint_holds() {
         let dir = tempfile::tempdir().unwrap();
         let tensors: Vec<_> = tensors.iter().map(|(name, shape)| (name.as_str(), &shape[..], 0)).collect();
         checkpoint(dir.path(), &tensors, 1);
-        Checkpoint::open(dir.path(), None).unwrap().expect_model().map_err(|error| error.to_string())
+        Checkpoint::open(&dir.path().into(), None).unwrap().expect_model().map_err(|error| error.to_string())
     };
     assert_eq!(written(&|_| {}), Ok(()));
     let error = written(&|tensors| drop(tensors.pop())).unwrap_err();

@@ -8,15 +8,15 @@ use crate::fixture::{header, slab, write};
 #[test]
 fn publishing_again_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let a = write(dir.path(), "a", &[slab("w", &[4, 2], 0, 0, 2)]);
-    let b = write(dir.path(), "b", &[slab("w", &[4, 2], 0, 2, 2), slab("n", &[3], 0, 0, 3)]);
-    let digest = publish(dir.path(), &[a.clone(), b.clone()], header(7)).unwrap();
+    let a = write(&dir.path().into(), "a", &[slab("w", &[4, 2], 0, 0, 2)]);
+    let b = write(&dir.path().into(), "b", &[slab("w", &[4, 2], 0, 2, 2), slab("n", &[3], 0, 0, 3)]);
+    let digest = publish(&dir.path().into(), &[a.clone(), b.clone()], header(7)).unwrap();
     let first = std::fs::read(dir.path().join(MANIFEST)).unwrap();
-    assert_eq!(publish(dir.path(), &[b, a], header(7)).unwrap(), digest);
+    assert_eq!(publish(&dir.path().into(), &[b, a], header(7)).unwrap(), digest);
     assert_eq!(std::fs::read(dir.path().join(MANIFEST)).unwrap(), first);
     assert_eq!(digest_bytes(&first), digest);
 
-    let manifest = Manifest::read(dir.path(), Some(&digest)).unwrap();
+    let manifest = Manifest::read(&dir.path().into(), Some(&digest)).unwrap();
     assert_eq!((manifest.step, manifest.spec), (7, header(7).spec));
     let pieces: Vec<_> = manifest
         .tensors
@@ -24,7 +24,7 @@ fn publishing_again_changes_nothing() {
         .flat_map(|t| t.pieces.iter().map(|p| format!("{} {} {}+{}", t.name, p.file, p.offset, p.len)))
         .collect();
     assert_eq!(pieces, ["n b 0+3", "w a 0+2", "w b 2+2"]);
-    let error = Manifest::read(dir.path(), Some("00")).unwrap_err();
+    let error = Manifest::read(&dir.path().into(), Some("00")).unwrap_err();
     assert!(matches!(error, CheckpointError::Digest { .. }), "{error}");
 }
 
@@ -34,11 +34,11 @@ fn what_makes_up_no_checkpoint_is_not_published() {
     let save = |name: &str, cuts: &[(u8, u64, u64)]| {
         let slabs: Vec<_> =
             cuts.iter().map(|&(dim, offset, len)| slab("w", &[4, 2], dim, offset, len)).collect();
-        write(dir.path(), name, &slabs)
+        write(&dir.path().into(), name, &slabs)
     };
     let (low, high, all) = (save("low", &[(0, 0, 2)]), save("high", &[(0, 2, 2)]), save("all", &[(0, 0, 4)]));
     let column = save("column", &[(1, 1, 1)]);
-    let other = write(dir.path(), "other", &[slab("w", &[4, 3], 0, 2, 2)]);
+    let other = write(&dir.path().into(), "other", &[slab("w", &[4, 3], 0, 2, 2)]);
     let absent = SavedFile { name: "absent".into(), ..low.clone() };
     let short = SavedFile { bytes: low.bytes + 1, ..low.clone() };
     let outside = SavedFile { name: "../low".into(), ..low.clone() };
@@ -55,11 +55,11 @@ fn what_makes_up_no_checkpoint_is_not_published() {
     ];
     for (files, expected) in rows {
         let files: Vec<SavedFile> = files.into_iter().cloned().collect();
-        let error = publish(dir.path(), &files, header(1)).unwrap_err().to_string();
+        let error = publish(&dir.path().into(), &files, header(1)).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
         assert!(!dir.path().join(MANIFEST).exists());
     }
-    publish(dir.path(), &[low, high], header(1)).unwrap();
+    publish(&dir.path().into(), &[low, high], header(1)).unwrap();
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn foreign(folder: &Path, place: &str, value: &Value) -> Result<Manifest, Checkp
     let rest = serde_json::to_string_pretty(&rest).unwrap();
     let text = format!("{{\n  \"format\": {FORMAT},{}", rest.strip_prefix('{').unwrap());
     std::fs::write(folder.join(MANIFEST), seal(&text).unwrap()).unwrap();
-    Manifest::read(folder, None)
+    Manifest::read(&folder.into(), None)
 }
 
 #[test]

@@ -14,9 +14,10 @@ use super::read::{Whole, read, validation_start};
 use super::split::{Divider, Fragment, LineCounter, Room, Side, TextSplit, without_end};
 use super::texts::{MAX_TEXT_BYTES, TextFault, look_at, text_error};
 use super::{PrepareError, TRAIN, VALIDATION, VALIDATION_TEXT, write_error};
-use crate::atomic::{AtomicFile, Written};
+use crate::atomic::Written;
 use crate::digests::Digests;
 use crate::progress::{PreparationPhase, PreparationProgress, Watch};
+use crate::store::{ObjectWriter, StoreFolder};
 use crate::tokenizer::{Batch, Counter, Cutter, Threads, Tokenizer, expect_room};
 use crate::tokens::TokenWriter;
 
@@ -118,13 +119,13 @@ impl<'a> ScannedTexts<'a> {
         Ok((Tokenizer::learn(words, vocab, self.watch)?, short_by))
     }
 
-    /// Writes the tokens of both sides below `dir`; of the validation side also the text, where there is one.
+    /// Writes the tokens of both sides below the run's folder; of the validation side also the text, where there is one.
     ///
     /// # Errors
     /// [`PrepareError`].
     pub(super) fn encode(
         &self,
-        dir: &Path,
+        run: &StoreFolder,
         how: &How<'_>,
         holds_out: bool,
     ) -> Result<TokenizedTexts, PrepareError> {
@@ -134,8 +135,8 @@ impl<'a> ScannedTexts<'a> {
             open: None,
             batch: Batch::new(),
             threads: Threads::new(),
-            train: TokenWriter::create(dir, TRAIN)?,
-            validation: if holds_out { Some(ValidationFiles::create(dir)?) } else { None },
+            train: TokenWriter::create(run, TRAIN)?,
+            validation: if holds_out { Some(ValidationFiles::create(run)?) } else { None },
             done: 0,
             total: self.bytes,
             watch: self.watch,
@@ -206,27 +207,26 @@ impl How<'_> {
 
 /// The files of what is kept for validation.
 struct ValidationFiles<'a> {
-    dir: &'a Path,
+    run: &'a StoreFolder,
     tokens: TokenWriter,
-    text: BufWriter<AtomicFile>,
+    text: BufWriter<ObjectWriter>,
 }
 
 impl<'a> ValidationFiles<'a> {
-    fn create(dir: &'a Path) -> Result<ValidationFiles<'a>, PrepareError> {
-        let text =
-            AtomicFile::create(&dir.join(VALIDATION_TEXT)).map_err(write_error(dir, VALIDATION_TEXT))?;
-        Ok(ValidationFiles { dir, tokens: TokenWriter::create(dir, VALIDATION)?, text: BufWriter::new(text) })
+    fn create(run: &'a StoreFolder) -> Result<ValidationFiles<'a>, PrepareError> {
+        let text = run.create(VALIDATION_TEXT).map_err(write_error(run, VALIDATION_TEXT))?;
+        Ok(ValidationFiles { run, tokens: TokenWriter::create(run, VALIDATION)?, text: BufWriter::new(text) })
     }
 
     fn write_text(&mut self, text: &str) -> Result<(), PrepareError> {
-        self.text.write_all(text.as_bytes()).map_err(write_error(self.dir, VALIDATION_TEXT))
+        self.text.write_all(text.as_bytes()).map_err(write_error(self.run, VALIDATION_TEXT))
     }
 
     fn finish(self) -> Result<(coxswain_types::assignment::TokenFile, Written), PrepareError> {
         let tokens = self.tokens.finish()?;
         let text =
-            self.text.into_inner().map_err(io::IntoInnerError::into_error).and_then(AtomicFile::commit);
-        Ok((tokens, text.map_err(write_error(self.dir, VALIDATION_TEXT))?))
+            self.text.into_inner().map_err(io::IntoInnerError::into_error).and_then(ObjectWriter::commit);
+        Ok((tokens, text.map_err(write_error(self.run, VALIDATION_TEXT))?))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::atomic::digest_bytes;
 use crate::checkpoint::Checkpoint;
 use crate::digests::Digests;
 use crate::folders::locate;
-use crate::manifest::MANIFEST;
+use crate::store::StoreFolder;
 use crate::tokenizer::Tokenizer;
 
 /// What a job starts from.
@@ -35,16 +35,15 @@ impl Start {
             ))
         })?;
         let checkpoint = Checkpoint::open(&folder, None).map_err(|e| failed(e.to_string()))?;
-        checkpoint.verify_by(|path| digests.of(path)).map_err(|e| failed(e.to_string()))?;
+        checkpoint.verify_by(|folder, name| digests.of(folder, name)).map_err(|e| failed(e.to_string()))?;
         fits(spec, &checkpoint, path)?;
-        let manifest = folder.join(MANIFEST);
-        let digest = digests.of(&manifest).map_err(|e| failed(format!("{}: {e}", manifest.display())))?;
+        let digest = checkpoint.digest().to_owned();
         let data = checkpoint.manifest().data.clone();
         let tokenizer = match &data.tokenizer_digest {
             None => None,
             Some(wanted) => Some(tokenizer(&run, wanted, spec)?),
         };
-        let folder = folder.into_os_string().into_string();
+        let folder = folder.path().into_os_string().into_string();
         let folder = folder.map_err(|path| failed(format!("{} is not a UTF-8 path", path.display())))?;
         Ok(Some(Start { weights: Weights { folder, digest }, tokenizer, data }))
     }
@@ -79,9 +78,9 @@ fn fits(spec: &JobSpec, checkpoint: &Checkpoint, path: &str) -> Result<(), Prepa
     Ok(())
 }
 
-fn tokenizer(run: &Path, wanted: &str, spec: &JobSpec) -> Result<Tokenizer, PrepareError> {
-    let path = run.join(TOKENIZER);
-    let tokenizer = Tokenizer::load(&path)?;
+fn tokenizer(run: &StoreFolder, wanted: &str, spec: &JobSpec) -> Result<Tokenizer, PrepareError> {
+    let path = run.place(TOKENIZER);
+    let tokenizer = Tokenizer::load(run, TOKENIZER)?;
     if digest_bytes(&tokenizer.to_bytes()) != wanted {
         let what = format!("{} is not the tokenizer of the checkpoint beside it", path.display());
         return Err(PrepareError::Start(what));

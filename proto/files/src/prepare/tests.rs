@@ -2,18 +2,23 @@
 
 mod memory;
 
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
 use coxswain_types::assignment::TokenSource;
 
 use super::*;
 use crate::atomic::digest_file;
 use crate::fixture;
 use crate::source::OpenTokens;
+use crate::store::memory::FaultyStore;
 use crate::tokenizer::Tokenizer;
 use crate::tokens::list_of;
 
 /// As a first start of the job does.
 fn prepare(dir: &Path, spec: &JobSpec) -> Result<PreparedData, PrepareError> {
-    super::prepare(dir, spec, None, &Digests::default(), &|_| Ok(()))
+    super::prepare(&dir.into(), spec, None, &Digests::default(), &|_| Ok(()))
 }
 
 /// A run's folder and two texts.
@@ -30,7 +35,7 @@ fn run() -> (tempfile::TempDir, JobSpec) {
 }
 
 fn tokens(dir: &Path, source: impl Into<TokenSource>) -> Vec<u32> {
-    let tokens = OpenTokens::open(dir, &source.into()).unwrap();
+    let tokens = OpenTokens::open(&dir.into(), &source.into()).unwrap();
     let mut ids = vec![0; tokens.len() as usize];
     tokens.read(0, &mut ids).unwrap();
     ids.into_iter().map(|id| id as u32).collect()
@@ -43,10 +48,33 @@ fn set_validation(spec: &mut JobSpec, share: f64) {
 }
 
 #[test]
+fn another_store_holds_the_same_tokens() {
+    let (dir, spec) = run();
+    let data = prepare(dir.path(), &spec).unwrap();
+    let memory = FaultyStore::default();
+    let other = StoreFolder::new(Arc::new(memory.clone()));
+    for _ in 0..2 {
+        let again = super::prepare(&other, &spec, None, &Digests::default(), &|_| Ok(())).unwrap();
+        assert_eq!(again, data);
+    }
+    for (key, bytes) in memory.objects() {
+        assert_eq!(*bytes, fs::read(dir.path().join(&key)).unwrap(), "{key}");
+    }
+    let OpenTokens::File(file) = OpenTokens::open(&other, &data.train).unwrap() else { panic!() };
+    let (mut here, mut there) = (vec![0; 50], vec![0; 50]);
+    file.read(7, &mut there).unwrap();
+    OpenTokens::open(&dir.path().into(), &data.train).unwrap().read(7, &mut here).unwrap();
+    assert_eq!(here, there);
+    // The second time, nothing was made anew.
+    let puts = memory.operations().iter().filter(|operation| operation.starts_with("put")).count();
+    assert_eq!(puts, memory.objects().len());
+}
+
+#[test]
 fn text_becomes_tokens_and_a_part_is_kept_for_validation() {
     let (dir, spec) = run();
     let data = prepare(dir.path(), &spec).unwrap();
-    let tokenizer = Tokenizer::load(&dir.path().join(TOKENIZER)).unwrap();
+    let tokenizer = Tokenizer::load(&dir.path().into(), TOKENIZER).unwrap();
     assert_eq!(data.tokenizer_digest.clone().unwrap(), digest_bytes(&tokenizer.to_bytes()));
     assert!(tokenizer.vocab_size() <= spec.model.vocab);
 
@@ -111,14 +139,17 @@ fn what_is_prepared_is_found_until_something_changes() {
 fn an_interruption_reads_no_file_that_looks_the_same() {
     let (dir, spec) = run();
     let digests = Digests::default();
-    let again = || super::prepare(dir.path(), &spec, None, &digests, &|_| Ok(())).unwrap();
+    let again = || super::prepare(&dir.path().into(), &spec, None, &digests, &|_| Ok(())).unwrap();
     let data = again();
     // The texts of this test changed a moment ago, those of a user did not.
     let DataSpec::Text { files, .. } = &spec.data else { unreachable!() };
-    files.iter().map(Path::new).for_each(|file| digests.wrote(file, &digest_file(file).unwrap()));
+    for path in files.iter().map(Path::new) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        digests.wrote(&dir.path().into(), name, &digest_file(path).unwrap());
+    }
     let before = digests.read_bytes();
     assert_eq!(again(), data);
-    assert_eq!(super::prepare(dir.path(), &spec, Some(&data), &digests, &|_| Ok(())).unwrap(), data);
+    assert_eq!(super::prepare(&dir.path().into(), &spec, Some(&data), &digests, &|_| Ok(())).unwrap(), data);
     assert_eq!(digests.read_bytes(), before);
 
     // What does not look the same is read, and only that.
@@ -159,10 +190,11 @@ fn synthetic_tokens_take_no_disk_whatever_their_number() {
     // Of the text's files none is left.
     let names = fs::read_dir(dir.path().join("data")).unwrap().map(|entry| entry.unwrap().file_name());
     assert_eq!(names.collect::<Vec<_>>(), ["prepared.json"]);
-    let tokens = OpenTokens::open(dir.path(), &data.train).unwrap();
+    let tokens = OpenTokens::open(&dir.path().into(), &data.train).unwrap();
     tokens.read((1 << 36) - 4096, &mut [0; 4096]).unwrap();
     // A run that goes on finds the same ones, and refuses those of another number.
-    let again = |spec| super::prepare(dir.path(), spec, Some(&data), &Digests::default(), &|_| Ok(()));
+    let again =
+        |spec| super::prepare(&dir.path().into(), spec, Some(&data), &Digests::default(), &|_| Ok(()));
     assert_eq!(again(&spec).unwrap(), data);
     let fewer = fixture::spec(DataSpec::Synthetic { tokens: 1 << 35 });
     assert!(matches!(again(&fewer), Err(PrepareError::Changed { .. })));
@@ -233,7 +265,7 @@ fn it_ends_in_every_phase_where_it_is_asked_to() {
     ] {
         let (dir, spec) = run();
         let stop = |now: PreparationProgress| if now.phase == phase { Err(Stopped) } else { Ok(()) };
-        let error = super::prepare(dir.path(), &spec, None, &Digests::default(), &stop).unwrap_err();
+        let error = super::prepare(&dir.path().into(), &spec, None, &Digests::default(), &stop).unwrap_err();
         assert_eq!(error.to_string(), "preparing the data was stopped", "{phase:?}");
         assert!(!dir.path().join(PREPARED).exists(), "{phase:?}");
     }

@@ -101,7 +101,7 @@ pub(super) fn look_at(key: &'static str, files: &[String]) -> Result<Looked, Pre
 pub(super) fn digest(data: &DataSpec, file: &str, digests: &Digests) -> Result<String, PrepareError> {
     let path = Path::new(file);
     let key = data.files().map_or("data", |(key, _)| key);
-    digests.of(path).map_err(|error| text_error(key, path, TextFault::Read(error)))
+    digests.of_file(path).map_err(|error| text_error(key, path, TextFault::Read(error)))
 }
 
 /// Says which file has a fault, and which key names it.

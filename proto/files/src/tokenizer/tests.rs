@@ -60,14 +60,14 @@ fn every_text_decodes_to_itself() {
 #[test]
 fn a_tokenizer_survives_its_file() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("tokenizer.json");
+    let folder = &StoreFolder::from(dir.path());
     let text = prose(5_000, 3);
     let trained = Tokenizer::train(&[&text], 400).unwrap();
-    trained.save(&path).unwrap();
-    let loaded = Tokenizer::load(&path).unwrap();
+    trained.save(folder, "tokenizer.json").unwrap();
+    let loaded = Tokenizer::load(folder, "tokenizer.json").unwrap();
     assert_eq!(loaded.to_bytes(), trained.to_bytes());
     assert_eq!(loaded.encode(&text).unwrap(), trained.encode(&text).unwrap());
-    assert_eq!(std::fs::read(&path).unwrap(), trained.to_bytes());
+    assert_eq!(std::fs::read(dir.path().join("tokenizer.json")).unwrap(), trained.to_bytes());
 }
 
 #[test]
@@ -98,7 +98,10 @@ fn foreign_and_damaged_files_are_refused() {
             "{error}"
         );
     }
-    assert!(matches!(Tokenizer::load(Path::new("nowhere")), Err(TokenizerError::Io { .. })));
+    assert!(matches!(
+        Tokenizer::load(&std::path::Path::new("nowhere").into(), "t"),
+        Err(TokenizerError::Io { .. })
+    ));
     // What others have made is taken where a model brought it, and treats text in its own way.
     let foreign = good.replace("\"add_prefix_space\": false", "\"add_prefix_space\": true");
     let foreign = Tokenizer::from_elsewhere(foreign.as_bytes()).unwrap();

@@ -1,8 +1,6 @@
 //! Classes and embeddings of texts, by a model with a pooled head.
 
-use std::path::Path;
-
-use coxswain_files::{Checkpoint, Tokenizer};
+use coxswain_files::{Checkpoint, StoreFolder, Tokenizer};
 use coxswain_types::framing::Framing;
 use coxswain_types::job::DataSpec;
 use coxswain_types::model::Head;
@@ -44,7 +42,7 @@ impl Told {
 
 impl Classifier {
     /// Loads the weights of a checkpoint and the tokenizer of its run.
-    pub fn load(directory: &Path, folder: &Path) -> Result<Classifier, EngineError> {
+    pub fn load(run: &StoreFolder, folder: &StoreFolder) -> Result<Classifier, EngineError> {
         let checkpoint = Checkpoint::open(folder, None)?;
         checkpoint.verify()?;
         checkpoint.expect_model()?;
@@ -57,7 +55,7 @@ impl Classifier {
                     .to_owned(),
             ));
         }
-        let (tokenizer, framing) = (tokenizer_of(directory, &manifest.data)?, manifest.data.framing.clone());
+        let (tokenizer, framing) = (tokenizer_of(run, &manifest.data)?, manifest.data.framing.clone());
         let most = most_tokens(model, &framing);
         let (rank, parameters) = Rank::alone(model, train.seed)?;
         load_weights(&checkpoint, &parameters)?;

@@ -1,12 +1,13 @@
 //! The loop: build the stage, then step, evaluate, save, until told to stop.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use coxswain_comm::{Axis, DataPort, Links, Pipe, Store};
+use coxswain_files::StoreFolder;
 use coxswain_native::memory;
 use coxswain_types::Step;
 use coxswain_types::activity::{EnginePhase, EngineWork};
@@ -59,7 +60,7 @@ pub trait Control {
 /// A rank at work.
 pub struct Engine {
     assignment: Assignment,
-    directory: PathBuf,
+    run: StoreFolder,
     links: Links,
     pipe: Pipe,
     context: Rc<Context>,
@@ -95,7 +96,7 @@ impl Engine {
         memory::install();
         memory::reset_peak();
         let a = &assignment;
-        let directory = PathBuf::from(&a.directory);
+        let run = StoreFolder::from(Path::new(&a.directory));
         // Before any file is looked at: how long that takes is a matter of this rank's storage, and the others
         // wait for each other to join only so long.
         let links = Links::join(store, a.rank.0, a.world, port, a.rendezvous_ms, a.operation_ms).map_err(
@@ -108,11 +109,11 @@ impl Engine {
         )?;
         links.enter(0, EngineWork::Phase(EnginePhase::CheckingFiles));
         control.tell(EngineEvent::Linked(links.clone()));
-        expect_shared(&directory, &links, a)?;
-        let tokens = Tokens::open(&directory, &a.data, &a.spec)?;
+        expect_shared(&run, &links, a)?;
+        let tokens = Tokens::open(&run, &a.data, &a.spec)?;
 
         links.enter(0, EngineWork::Phase(EnginePhase::GettingValues));
-        let (state, origin) = take_up(a, &directory, (runtime, device), &links, remains)?;
+        let (state, origin) = take_up(a, &run, (runtime, device), &links, remains)?;
         *remains = None;
         let context = Rc::new(Context::of(a, links.group(&a.tensor_group, Axis::Tensor)?, device));
         let seats = seats(a, &state.parameters, &context)?;
@@ -127,7 +128,7 @@ impl Engine {
             save_after: Step(0),
             saved: a.resume.as_ref().map_or(Step(0), |resume| resume.step),
             assignment,
-            directory,
+            run,
             links,
             pipe,
             context,
@@ -383,7 +384,7 @@ impl Engine {
     fn save(&self, control: &dyn Control) -> Result<(), EngineError> {
         let (a, state) = (&self.assignment, &self.state);
         let files = saving::save(
-            &self.directory,
+            &self.run,
             self.step(),
             a,
             &state.parameters,

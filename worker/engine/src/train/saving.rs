@@ -1,10 +1,8 @@
 //! A rank's part of a training on disk and back: weights, moments, and the training's own numbers.
 
-use std::path::Path;
-
 use coxswain_comm::{Axis, Links};
 use coxswain_files::folders::{model_file, optimizer_file, step_folder};
-use coxswain_files::{Checkpoint, CheckpointError, ShardTensor, write_shard};
+use coxswain_files::{Checkpoint, CheckpointError, ShardTensor, StoreFolder, write_shard};
 use coxswain_types::Step;
 use coxswain_types::activity::{EnginePhase, EngineWork};
 use coxswain_types::assignment::{Assignment, Resume};
@@ -27,7 +25,7 @@ const TRAINER: &str = "trainer/state";
 ///
 /// Under ZeRO-1 the first data rank collects the moments, one row at a time, while it writes.
 pub(super) fn save(
-    directory: &Path,
+    run: &StoreFolder,
     step: Step,
     assignment: &Assignment,
     parameters: &Parameters,
@@ -35,15 +33,13 @@ pub(super) fn save(
     trainer: &Trainer,
     links: &Links,
 ) -> Result<Vec<SavedFile>, EngineError> {
-    let folder = step_folder(directory, step.0);
-    coxswain_files::atomic::create_folder(&folder)
-        .map_err(|cause| EngineError::File { path: folder.clone(), cause })?;
+    let folder = step_folder(run, step.0);
     let mut files = Vec::new();
     let weights = by_name(parameters.iter().filter(|param| param.row.saves).map(|param| (&**param, ())));
     if !weights.is_empty() {
         let shards: Vec<_> = weights.iter().map(|(_, rows)| shard(rows, "")).collect();
-        let path = folder.join(model_file(assignment.generation, assignment.rank));
-        files.push(write_shard(&path, &shards, |index, slab| -> Result<_, EngineError> {
+        let name = model_file(assignment.generation, assignment.rank);
+        files.push(write_shard(&folder, &name, &shards, |index, slab| -> Result<_, EngineError> {
             links.expect_wanted()?;
             let values: Vec<_> =
                 weights[index].1.iter().map(|(param, ())| param.weight.shallow_clone()).collect();
@@ -64,7 +60,7 @@ pub(super) fn save(
 
 /// Writes the moments, and on the lead rank the training's own numbers.
 fn save_moments(
-    folder: &Path,
+    folder: &StoreFolder,
     assignment: &Assignment,
     moments: &[Named<'_, MomentRow<'_>>],
     trainer: &Trainer,
@@ -97,8 +93,8 @@ fn save_moments(
     };
     let mut file = None;
     if !shards.is_empty() {
-        let path = folder.join(optimizer_file(assignment.generation, assignment.rank));
-        file = Some(write_shard(&path, &shards, |_, slab| -> Result<_, EngineError> {
+        let name = optimizer_file(assignment.generation, assignment.rank);
+        file = Some(write_shard(folder, &name, &shards, |_, slab| -> Result<_, EngineError> {
             match next()? {
                 Some((values, dim)) => write(&values, dim, slab),
                 None => write(&[Tensor::from_slice(&trainer.encode())], 0, slab),
@@ -174,14 +170,14 @@ impl MomentRow<'_> {
 /// [`EngineError::Damaged`] on the rank that found the damage. The others wait until the coordinator ends the
 /// generation.
 pub(super) fn load(
-    directory: &Path,
+    run: &StoreFolder,
     resume: &Resume,
     assignment: &Assignment,
     runtime: &str,
     stores: &[(&Parameters, &Optimizer)],
     links: &Links,
 ) -> Result<Trainer, EngineError> {
-    let checkpoint = Checkpoint::open(&directory.join(&resume.path), Some(&resume.digest)).map_err(damage)?;
+    let checkpoint = Checkpoint::open(&run.below(&resume.path), Some(&resume.digest)).map_err(damage)?;
     let Some(its) = &checkpoint.manifest().fingerprint else {
         return Err(EngineError::Other(format!(
             "{} is an imported model, which no run computed",

@@ -2,9 +2,9 @@
 //! generation, where they hold all of them; else those of a checkpoint; else the initial ones.
 
 use std::collections::VecDeque;
-use std::path::Path;
 
 use coxswain_comm::{Axis, Links};
+use coxswain_files::StoreFolder;
 use coxswain_types::assignment::Assignment;
 use coxswain_types::status::{Origin, StepReport};
 use serde::{Deserialize, Serialize};
@@ -36,7 +36,7 @@ struct Will {
 /// where this fails, for another try.
 pub(super) fn take_up(
     a: &Assignment,
-    directory: &Path,
+    run: &StoreFolder,
     (runtime, device): (&str, Device),
     links: &Links,
     remains: &mut Option<State>,
@@ -51,7 +51,7 @@ pub(super) fn take_up(
         None => {
             *remains = None;
             let mut state = State::zeros(a, device)?;
-            state.trainer = load(a, directory, runtime, links, &state)?;
+            state.trainer = load(a, run, runtime, links, &state)?;
             let digest = a.resume.as_ref().map_or("initial", |resume| &resume.digest);
             state.mark = Mark { step: least, lineage: lineage(digest) };
             (state, if a.resume.is_some() { Origin::Checkpoint } else { Origin::Initial })
@@ -135,7 +135,7 @@ fn hand_over(
 /// Values of the assignment's checkpoint, or the initial ones.
 fn load(
     a: &Assignment,
-    directory: &Path,
+    run: &StoreFolder,
     runtime: &str,
     links: &Links,
     state: &State,
@@ -143,7 +143,7 @@ fn load(
     let copy = state.copy.as_ref().map(|copy| (&copy.parameters, &copy.optimizer));
     let stores: Vec<_> = [(&state.parameters, &state.optimizer)].into_iter().chain(copy).collect();
     if let Some(resume) = &a.resume {
-        return saving::load(directory, resume, a, runtime, &stores, links);
+        return saving::load(run, resume, a, runtime, &stores, links);
     }
     for (parameters, _) in stores {
         for param in parameters.iter().filter(|param| param.home) {

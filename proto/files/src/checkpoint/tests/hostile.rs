@@ -6,13 +6,14 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use super::{TENSORS, damage};
-use crate::atomic::{digest_bytes, digest_file};
+use crate::atomic::digest_bytes;
 use crate::checkpoint::Checkpoint;
 use crate::error::CheckpointError;
 use crate::fixture::{header, slab, write};
 use crate::folders::{Sound, latest, newest_sound, set_aside, step_folder};
 use crate::hash::draw_below;
 use crate::manifest::{MANIFEST, Manifest, publish, seal};
+use crate::store::StoreFolder;
 
 const SHARDS: [&str; 2] = ["model-g1-r000.safetensors", "model-g1-r001.safetensors"];
 
@@ -20,7 +21,7 @@ const SHARDS: [&str; 2] = ["model-g1-r000.safetensors", "model-g1-r001.safetenso
 fn run() -> tempfile::TempDir {
     let run = tempfile::tempdir().unwrap();
     for step in [10, 20] {
-        let folder = step_folder(run.path(), step);
+        let folder = step_folder(&run.path().into(), step);
         let files = SHARDS.iter().zip(0..).map(|(name, part)| {
             let slabs: Vec<_> = TENSORS
                 .iter()
@@ -42,11 +43,15 @@ fn run() -> tempfile::TempDir {
 }
 
 /// As a coordinator looks at the checkpoints of a run before it goes on.
-fn look(folder: &Path) -> Result<(Manifest, ()), CheckpointError> {
-    let digest = digest_file(&folder.join(MANIFEST)).map_err(CheckpointError::io(folder))?;
-    let checkpoint = Checkpoint::open(folder, Some(&digest))?;
+fn look(folder: &StoreFolder) -> Result<(Manifest, ()), CheckpointError> {
+    let checkpoint = Checkpoint::open(folder, None)?;
     checkpoint.verify()?;
     Ok((checkpoint.manifest().clone(), ()))
+}
+
+/// The path of a step's checkpoint.
+fn step_at(run: &tempfile::TempDir, step: u64) -> PathBuf {
+    step_folder(&run.path().into(), step).path()
 }
 
 /// Damages the checkpoint in `newer`, with the one in `older` at hand. `false` where nothing changed.
@@ -89,12 +94,12 @@ fn mutate(newer: &Path, older: &Path, seed: u64) -> bool {
 #[test]
 fn of_a_thousand_damaged_checkpoints_none_is_gone_on_from() {
     let run = run();
-    let (older, newer) = (step_folder(run.path(), 10), step_folder(run.path(), 20));
+    let (older, newer) = (step_at(&run, 10), step_at(&run, 20));
     let good: Vec<(PathBuf, Vec<u8>)> = [MANIFEST, SHARDS[0], SHARDS[1]]
         .iter()
         .map(|name| (newer.join(name), fs::read(newer.join(name)).unwrap()))
         .collect();
-    let newest = |run: &Path| newest_sound(run, look).unwrap();
+    let newest = |run: &Path| newest_sound(&run.into(), look).unwrap();
     assert!(matches!(newest(run.path()), Sound { found: Some((20, ())), .. }));
     let mut seen = 0;
     for seed in 0..1050 {
@@ -115,22 +120,25 @@ fn of_a_thousand_damaged_checkpoints_none_is_gone_on_from() {
 #[test]
 fn a_damaged_checkpoint_is_set_aside_and_one_that_is_not_understood_stops_the_run() {
     let run = run();
-    let newer = step_folder(run.path(), 20);
+    let newer = step_at(&run, 20);
     fs::remove_file(newer.join(SHARDS[0])).unwrap();
-    set_aside(run.path(), 20).unwrap();
-    assert_eq!(latest(run.path()).unwrap().map(|(step, _)| step), Some(10));
+    set_aside(&run.path().into(), 20).unwrap();
+    assert_eq!(latest(&run.path().into()).unwrap().map(|(step, _)| step), Some(10));
     assert!(newer.join("manifest.json.damaged").is_file());
 
     // The last one is damaged: to start over is for the user to say.
-    fs::write(step_folder(run.path(), 10).join(SHARDS[0]), b"x").unwrap();
-    assert!(matches!(newest_sound(run.path(), look), Err(CheckpointError::Size { .. })));
+    fs::write(step_at(&run, 10).join(SHARDS[0]), b"x").unwrap();
+    assert!(matches!(newest_sound(&run.path().into(), look), Err(CheckpointError::Size { .. })));
 
     // A newer program's checkpoint is not damaged.
     let other = self::run();
-    let path = step_folder(other.path(), 20).join(MANIFEST);
+    let path = step_at(&other, 20).join(MANIFEST);
     let text = fs::read_to_string(&path).unwrap().replace("\"format\": 4", "\"format\": 5");
     fs::write(&path, text).unwrap();
-    assert!(matches!(newest_sound(other.path(), look), Err(CheckpointError::Format { found: 5, .. })));
+    assert!(matches!(
+        newest_sound(&other.path().into(), look),
+        Err(CheckpointError::Format { found: 5, .. })
+    ));
 }
 
 /// Names that someone may hope to reach `secret` by, which lies beside the checkpoint's folder.
@@ -162,27 +170,30 @@ fn hostile_names(folder: &Path) -> Vec<String> {
 fn no_name_leads_out_of_the_folder() {
     let run = tempfile::tempdir().unwrap();
     let folder = run.path().join("checkpoint");
-    let own = write(&folder, "own", &[slab("w", &[2], 0, 0, 2)]);
-    write(run.path(), "secret", &[slab("w", &[2], 0, 0, 2)]);
+    let own = write(&folder.as_path().into(), "own", &[slab("w", &[2], 0, 0, 2)]);
+    write(&run.path().into(), "secret", &[slab("w", &[2], 0, 0, 2)]);
     fs::create_dir(folder.join("folder")).unwrap();
     symlink(run.path().join("secret"), folder.join("link")).unwrap();
     symlink(run.path(), folder.join("up")).unwrap();
-    publish(&folder, std::slice::from_ref(&own), header(1)).unwrap();
+    publish(&folder.as_path().into(), std::slice::from_ref(&own), header(1)).unwrap();
     let good = fs::read_to_string(folder.join(MANIFEST)).unwrap();
     let json: String = good.split_inclusive('\n').filter(|line| !line.contains("checksum")).collect();
     let names = hostile_names(&folder);
     assert!(names.len() >= 200, "{}", names.len());
     for name in &names {
         let file = coxswain_types::status::SavedFile { name: name.clone(), ..own.clone() };
-        let published = publish(&folder, &[file], header(1));
+        let published = publish(&folder.as_path().into(), &[file], header(1));
         assert!(published.is_err(), "published {name:?}");
         // The same in a manifest that was made by hand.
         let quoted = serde_json::to_string(name).unwrap();
         let forged = json.replace("\"own\"", &quoted);
         fs::write(folder.join(MANIFEST), seal(forged.trim_end()).unwrap()).unwrap();
-        assert!(Checkpoint::open(&folder, None).is_err(), "opened {name:?}");
+        assert!(Checkpoint::open(&folder.as_path().into(), None).is_err(), "opened {name:?}");
     }
     // And what is in the folder is still read.
     fs::write(folder.join(MANIFEST), &good).unwrap();
-    Checkpoint::open(&folder, Some(&digest_bytes(good.as_bytes()))).unwrap().verify().unwrap();
+    Checkpoint::open(&folder.as_path().into(), Some(&digest_bytes(good.as_bytes())))
+        .unwrap()
+        .verify()
+        .unwrap();
 }

@@ -81,7 +81,8 @@ fn one_preparation() {
     let mut spec = fixture::spec(DataSpec::Text { files: vec![file], validation: 0.01 });
     spec.model.vocab = 8000;
     let start = Instant::now();
-    let data = super::super::prepare(dir.path(), &spec, None, &Digests::default(), &|_| Ok(())).unwrap();
+    let data =
+        super::super::prepare(&dir.path().into(), &spec, None, &Digests::default(), &|_| Ok(())).unwrap();
     let seconds = start.elapsed().as_secs_f64();
     say(&format!("peak {} bytes, {seconds:.1} s, {:?}", peak_bytes(), data.train));
 }
