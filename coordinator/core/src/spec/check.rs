@@ -8,6 +8,7 @@ mod optimizer;
 mod schedule;
 mod train;
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use coxswain_types::JobSpec;
@@ -130,9 +131,23 @@ pub(super) fn check(raw: RawJob, base: &Path, purpose: Purpose) -> Result<JobSpe
     }
 }
 
+/// What a job's name may begin with.
+const NAME_BEGINS: [RangeInclusive<char>; 2] = ['a'..='z', '0'..='9'];
+
+/// What else may follow in it; `-` comes last, since between two others it means a range in a pattern.
+const NAME_GOES_ON: [char; 3] = ['.', '_', '-'];
+
+/// The rule of a job's name, as the schema says it.
+pub(super) fn name_pattern() -> String {
+    let first: String =
+        NAME_BEGINS.iter().map(|range| format!("{}-{}", range.start(), range.end())).collect();
+    let rest: String = NAME_GOES_ON.iter().collect();
+    format!("^[{first}][{first}{rest}]{{0,{}}}$", limits::NAME_LEN - 1)
+}
+
 fn check_name(name: &str, faults: &mut Faults) {
-    let first = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let rest = |c: char| first(c) || matches!(c, '.' | '_' | '-');
+    let first = |c: char| NAME_BEGINS.iter().any(|range| range.contains(&c));
+    let rest = |c: char| first(c) || NAME_GOES_ON.contains(&c);
     if name.len() > limits::NAME_LEN || !name.starts_with(first) || !name.chars().all(rest) {
         let most = limits::NAME_LEN;
         let must = "of a-z, 0-9, `.`, `_` and `-`, beginning with a letter or a digit";

@@ -6,6 +6,3 @@ pub(super) use coxswain_types::bounds::limits::*;
 
 /// Byte-level BPE begins with the 256 bytes and the end-of-text token.
 pub(super) const TEXT_VOCAB: u32 = 257;
-
-/// A job's name as the schema says it; at most [`NAME_LEN`] letters.
-pub(super) const NAME_PATTERN: &str = "^[a-z0-9][a-z0-9._-]{0,63}$";

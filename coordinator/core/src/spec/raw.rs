@@ -23,7 +23,7 @@ pub use super::values::{OptimizerName, Paths, RateScheduleName, RecomputeSetting
 pub struct RawJob {
     /// The name of the run in logs and folders: 1 to 64 of a-z, 0-9, `.`, `_` and `-`, beginning
     /// with a letter or a digit.
-    #[schemars(extend("pattern" = limits::NAME_PATTERN))]
+    #[schemars(extend("pattern" = super::check::name_pattern()))]
     pub name: String,
     /// The transformer.
     pub model: RawModel,

@@ -126,6 +126,10 @@ impl JsonSchema for RecomputeSetting {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        // The larger units are read first, so that `B` is not found in `KiB`; people read the smallest first.
+        let mut units = UNITS;
+        units.sort_by_key(|(_, shift)| *shift);
+        let pattern = format!("^[0-9]+ *({})?$", units.map(|(unit, _)| unit).join("|"));
         let words: Vec<&str> = WORDS.iter().map(|(word, _)| *word).collect();
         let bytes = json_schema!({
             "type": "object",
@@ -133,7 +137,7 @@ impl JsonSchema for RecomputeSetting {
                 "budget": {
                     "anyOf": [
                         { "type": "integer", "minimum": limits::BUDGET.least, "maximum": limits::BUDGET.most },
-                        { "type": "string", "pattern": "^[0-9]+ *(B|KiB|MiB|GiB|TiB)?$" },
+                        { "type": "string", "pattern": pattern },
                     ],
                 },
             },
