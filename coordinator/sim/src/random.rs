@@ -1,6 +1,8 @@
 //! The only source of chance: numbers that follow from a seed. Each purpose has a stream of its own, so
 //! that taking one kind of fault away leaves the others as they were.
 
+use coxswain_types::hash::{GOLDEN, mix};
+
 /// A stream of numbers (SplitMix64: small, well mixed, and the same on every machine).
 #[derive(Clone, Debug)]
 pub struct Random(u64);
@@ -13,7 +15,7 @@ impl Random {
 
     /// Any number.
     pub fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0 = self.0.wrapping_add(GOLDEN);
         mix(self.0)
     }
 
@@ -36,13 +38,6 @@ impl Random {
     pub fn pick<T: Copy>(&mut self, list: &[T]) -> T {
         list[self.below(list.len() as u64) as usize]
     }
-}
-
-/// Spreads every bit of a number over all of them.
-pub fn mix(number: u64) -> u64 {
-    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ (number >> 31)
 }
 
 /// One number from several, in their order.
