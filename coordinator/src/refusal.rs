@@ -84,6 +84,11 @@ fn fault_json(fault: &SpecFault) -> Value {
     json
 }
 
+/// The status of a call that its caller may not make.
+pub(crate) fn denied_status(status: Code, code: ErrorCode, message: String) -> Status {
+    JobRefusal::new(code, message).status(status)
+}
+
 /// The status of a call that hands in a job which cannot be taken.
 pub(crate) fn submit_status(error: &SubmitError) -> Status {
     let (code, status) = match error {

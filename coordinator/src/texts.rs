@@ -1,14 +1,22 @@
 //! A job's texts as they are told before a run: that they are there, and how often they are read.
 
-use coxswain_files::prepare::{Looked, look};
+use coxswain_core::code::ErrorCode;
+use coxswain_files::prepare::{Looked, PrepareError, look};
 use coxswain_types::JobSpec;
 use coxswain_types::job::{DataSpec, Lengths};
 
-use crate::failure::Failure;
+use crate::refusal::JobRefusal;
 
 /// What a job does with its texts; `None` where it has none.
-pub(crate) fn texts(spec: &JobSpec) -> Result<Option<TextEpochs>, Failure> {
-    let looked = look(&spec.data).map_err(|error| Failure::Input(error.to_string()))?;
+pub(crate) fn texts(spec: &JobSpec) -> Result<Option<TextEpochs>, JobRefusal> {
+    let looked = look(&spec.data).map_err(|error| {
+        let code = match error {
+            PrepareError::NoFile { .. } => ErrorCode::TextsMissing,
+            PrepareError::TooMuchText { .. } => ErrorCode::TextsTooLarge,
+            _ => ErrorCode::TextUnreadable,
+        };
+        JobRefusal::new(code, error.to_string())
+    })?;
     Ok(looked.map(|looked| TextEpochs::of(spec, looked)))
 }
 

@@ -78,6 +78,9 @@ fn a_job_whose_text_is_none_is_refused() {
             assert_eq!(output.status.code(), Some(2), "{command}: {err}");
             assert!(err.contains("data.text: ") && err.contains(told), "{command}: {err}");
         }
+        let output = coxswain(folder.path(), &["plan", "job.yaml", "--format", "json"]);
+        let refused: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(refused["errors"][0]["code"], "data.text.unreadable", "{told}");
     }
     assert!(!folder.path().join("out").exists());
     let _ = fs::remove_file(&book);

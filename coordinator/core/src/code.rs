@@ -45,6 +45,9 @@ codes! {
     PresetUnknown "job.preset.unknown" "No preset has this name.";
     Unwritable "job.unwritable" "A job cannot be written out. Please report it.";
     WorkersWrong "job.workers" "`--workers` is not the number of workers that the layout needs.";
+    TextUnreadable "data.text.unreadable" "A text of the job cannot be read, or is not text.";
+    TextsTooLarge "data.text.too-large" "The texts have more bytes than can be prepared.";
+    TextsMissing "data.text.missing" "The job names no text.";
     WorkersTooFew "plan.workers.too-few" "The layout needs more workers than there are.";
     WorkerTwice "plan.worker.twice" "Two workers have one name.";
     ScheduleBroken "plan.schedule.broken" "The schedule in `layout.actions` would hang, leave work out or do it twice.";
@@ -54,6 +57,13 @@ codes! {
     PlannerFault "plan.fault" "The planner has a fault. Please report it.";
     QueueFull "submit.queue.full" "The queue is full.";
     DirectoryTaken "submit.directory.taken" "Another job that is not over writes to the same folder.";
+    AccessUser "access.user" "The call is of another user of the machine, and the coordinator takes those of its own.";
+    AccessCertificateMissing "access.certificate.missing" "The call needs a certificate.";
+    AccessCertificateRevoked "access.certificate.revoked" "The caller's certificate was revoked.";
+    AccessCertificateExpired "access.certificate.expired" "The caller's certificate has expired.";
+    AccessRole "access.role" "The caller's role may not make this call.";
+    AccessJob "access.job" "The caller may not touch this job.";
+    AccessRate "access.rate" "The caller makes too many calls.";
 }
 
 #[cfg(test)]

@@ -8,15 +8,17 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use coxswain_core::code::ErrorCode;
 use http::{Request, Response};
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use super::rates::{Rate, Rates};
 use super::{Caller, Peer, now_s, table};
 
 use crate::lock::lock;
+use crate::refusal::denied_status;
 
 /// What a caller with a certificate may do. When a generation is formed, the lead rank's worker makes a call of the
 /// rendezvous for each other rank, and the others one for each ten. They make none while it runs.
@@ -59,14 +61,13 @@ impl Authorize {
         };
         let mut rates = lock(&self.rates);
         if !rates.take(who, rate, Instant::now()) {
-            return Err(Status::resource_exhausted(format!(
-                "more than {} calls a second from this caller; wait before the next",
-                rate.per_s
-            )));
+            let message =
+                format!("more than {} calls a second from this caller; wait before the next", rate.per_s);
+            return Err(denied_status(Code::ResourceExhausted, ErrorCode::AccessRate, message));
         }
         drop(rates);
         table::decide(request.uri().path(), &peer.caller, now_s())
-            .map_err(|denied| Status::new(denied.code, denied.message))
+            .map_err(|denied| denied_status(denied.status, denied.code, denied.message))
     }
 }
 

@@ -34,13 +34,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::UNIX_EPOCH;
 
+use coxswain_core::code::ErrorCode;
 use coxswain_proto::limits;
 use coxswain_types::status::DesiredState;
 use serde::Deserialize;
 use tokio::sync::watch;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::lock::lock;
+use crate::refusal::denied_status;
 use chains::IssuedCertificate;
 use digest::Digest;
 use identity::{Jobs, Principal, Role};
@@ -238,7 +240,8 @@ impl Caller {
             Caller::OtherUser(user) => format!("user {user}"),
             Caller::Trusted | Caller::Anonymous => "a caller without a certificate".to_owned(),
         };
-        Status::permission_denied(format!("{what}: {who} may not touch it"))
+        let message = format!("{what}: {who} may not touch it");
+        denied_status(Code::PermissionDenied, ErrorCode::AccessJob, message)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which role may make which call. What has no row is denied to everyone who needs a certificate.
 
+use coxswain_core::code::ErrorCode;
 use tonic::Code;
 
 use super::Caller;
@@ -42,17 +43,19 @@ pub(crate) const TABLE: &[(&str, Rule)] = &[
 /// Why a call is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Denied {
-    pub(crate) code: Code,
+    pub(crate) status: Code,
+    pub(crate) code: ErrorCode,
     pub(crate) message: String,
 }
 
 /// Whether `caller` may make the call `rpc` at `now_s`.
 pub(crate) fn decide(rpc: &str, caller: &Caller, now_s: u64) -> Result<(), Denied> {
     let rule = TABLE.iter().find(|(path, _)| *path == rpc).map(|(_, rule)| *rule);
-    let denied = |code, message: String| Err(Denied { code, message });
+    let denied = |status, code, message: String| Err(Denied { status, code, message });
     match (caller, rule) {
         (Caller::OtherUser(user), _) => denied(
             Code::PermissionDenied,
+            ErrorCode::AccessUser,
             format!(
                 "this coordinator takes calls of the user who started it and of root only, and this one is of user \
                  {user}; with certificates it knows other callers (docs/security.md), and `serve --any-user` takes \
@@ -62,12 +65,14 @@ pub(crate) fn decide(rpc: &str, caller: &Caller, now_s: u64) -> Result<(), Denie
         (Caller::Trusted, _) | (_, Some(Rule::Anyone)) => Ok(()),
         (Caller::Anonymous, _) => denied(
             Code::Unauthenticated,
+            ErrorCode::AccessCertificateMissing,
             "this call needs a certificate: name its folder by --tls-dir or COXSWAIN_TLS_DIR; a worker gets one \
              by a join token"
                 .to_owned(),
         ),
         (Caller::Known(known), _) if known.is_revoked() => denied(
             Code::PermissionDenied,
+            ErrorCode::AccessCertificateRevoked,
             format!(
                 "the certificate of {} was revoked; whoever runs the cluster can let the name have a new one \
                  (`coxswain certs revoke --undo`)",
@@ -76,6 +81,7 @@ pub(crate) fn decide(rpc: &str, caller: &Caller, now_s: u64) -> Result<(), Denie
         ),
         (Caller::Known(known), _) if known.expires_s() <= now_s => denied(
             Code::Unauthenticated,
+            ErrorCode::AccessCertificateExpired,
             format!("the certificate of {} has expired; get a new one", known.identity),
         ),
         (Caller::Known(known), Some(Rule::Roles(roles))) if roles.contains(&known.identity.role) => Ok(()),
@@ -87,7 +93,8 @@ pub(crate) fn decide(rpc: &str, caller: &Caller, now_s: u64) -> Result<(), Denie
                 Some(Rule::Roles(roles)) => words(roles),
                 Some(Rule::Anyone) | None => "no caller".to_owned(),
             };
-            denied(Code::PermissionDenied, format!("{} may not call {call}: {may} may", known.identity))
+            let message = format!("{} may not call {call}: {may} may", known.identity);
+            denied(Code::PermissionDenied, ErrorCode::AccessRole, message)
         }
     }
 }
@@ -112,17 +119,27 @@ mod tests {
     #[test]
     fn what_is_in_no_row_is_denied() {
         let denied = decide("/coxswain.v1.Jobs/Drop", &Caller::Anonymous, 0).unwrap_err();
-        assert_eq!(denied.code, Code::Unauthenticated);
+        assert_eq!(
+            (denied.status, denied.code),
+            (Code::Unauthenticated, ErrorCode::AccessCertificateMissing)
+        );
         let known = Arc::new(Known::new(shown_by("coxswain://admin/a/job/*", 10)));
         let admin = Caller::Known(known.clone());
         let denied = decide("/coxswain.v1.Jobs/Drop", &admin, 9).unwrap_err();
-        assert_eq!(denied.message, "admin a may not call Drop: no caller may");
+        assert_eq!(
+            (denied.code, denied.message.as_str()),
+            (ErrorCode::AccessRole, "admin a may not call Drop: no caller may")
+        );
         assert_eq!(decide("/coxswain.v1.Jobs/List", &admin, 9), Ok(()));
         let denied = decide("/coxswain.v1.Jobs/List", &admin, 10).unwrap_err();
+        assert_eq!(denied.code, ErrorCode::AccessCertificateExpired);
         assert_eq!(denied.message, "the certificate of admin a has expired; get a new one");
         known.revoke();
         let denied = decide("/coxswain.v1.Jobs/List", &admin, 9).unwrap_err();
-        assert_eq!(denied.code, Code::PermissionDenied);
+        assert_eq!(
+            (denied.status, denied.code),
+            (Code::PermissionDenied, ErrorCode::AccessCertificateRevoked)
+        );
         assert!(denied.message.starts_with("the certificate of admin a was revoked"), "{}", denied.message);
     }
 }
