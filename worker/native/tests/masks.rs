@@ -47,7 +47,7 @@ fn dense(i: &[Tensor], hidden: &Tensor) -> Tensor {
 /// Masks of all forms, one of them for a row of the batch each.
 fn forms(tokens: u32) -> Vec<(&'static str, Vec<Mask>)> {
     // A short sequence has no blocks of BigBird.
-    let form = |form, causal| vec![form.mask(causal, 1, 7, tokens).unwrap_or(Mask::All)];
+    let form = |form: Attention, causal| vec![form.mask(causal, 1, 7, tokens).unwrap_or(Mask::All)];
     let longformer = Attention::Longformer { window: 12, global: 5, projections: false };
     let bigbird = Attention::BigBird { block: 16, window: 3, global: 1, last: 0, random: 2 };
     let within = |part: u32| {
