@@ -51,6 +51,21 @@ const MENDED: [&str; 3] = [
      layout.tensor=4\n",
 ];
 
+/// What norms of query and key heads meet: fewer key heads than shards, split sequences, every form of attention that
+/// has projections of its own, LayerNorm, shared layers, low precisions and what is computed again.
+const NORMED_HEADS: [&str; 6] = [
+    "model.heads=4\nmodel.kv_heads=1\nmodel.head_dim=6\ntrain.sequence=8\ntrain.tensor_shards=4\nlayout.tensor=4\n\
+     layout.sequence_parallel=true\n",
+    "model.heads=4\nmodel.kv_heads=2\ntrain.precision=bf16\ntrain.recompute=full\ntrain.global_micro_batches=4\n\
+     train.tensor_shards=2\nlayout.data=2\nlayout.zero=1\nlayout.tensor=2\n",
+    "model.layers=2\nmodel.heads=4\ntrain.recompute=attention\nlayout.pipeline=2\nlayout.schedule=zb-h1\n",
+    "model.architecture=encoder-decoder\nmodel.layers=2\nmodel.heads=4\nmodel.norm=layer\nmodel.layer_groups=2\n\
+     train.sequence=8\ntrain.tensor_shards=2\nlayout.tensor=2\n",
+    "model.architecture=encoder\nmodel.layers=2\nmodel.heads=4\nmodel.layer_groups=1\ntrain.sequence=8\n\
+     model.attention={kind: longformer, window: 2, global: 2, projections: true}\ntrain.tensor_shards=2\nlayout.tensor=2\n",
+    "model.heads=4\nmodel.attention={kind: compressed, window: 4, block: 2}\ntrain.tensor_shards=4\nlayout.tensor=2\n",
+];
+
 fn number(variable: &str, default: u64) -> Result<u64> {
     match std::env::var(variable) {
         Ok(text) => text.parse().with_context(|| format!("{variable}={text} is not a number")),
@@ -64,6 +79,18 @@ fn jobs_that_ended_a_worker_hold() -> Result<()> {
     write_texts(folder.path())?;
     for text in MENDED {
         let outcome = trial(&Job::of_text(text)?, folder.path()).with_context(|| text.to_owned())?;
+        ensure!(outcome == Outcome::Holds, "{text}: {outcome:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn norms_of_heads_have_the_bits_of_one_process() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    write_texts(folder.path())?;
+    for text in NORMED_HEADS {
+        let text = format!("model.qk_norm=true\n{text}");
+        let outcome = trial(&Job::of_text(&text)?, folder.path()).with_context(|| text.clone())?;
         ensure!(outcome == Outcome::Holds, "{text}: {outcome:?}");
     }
     Ok(())

@@ -130,7 +130,10 @@ fn model(draws: &mut Draws, sequence: u32) -> Shape {
         let groups = draws.number(1, layers);
         draws.set("model.layer_groups", groups);
     }
-    draws.maybe(20, "model.qk_norm", &["true"]);
+    let latent = draws.sets.iter().any(|(path, value)| path == "model.attention.kind" && value == "latent");
+    if !latent {
+        draws.maybe(20, "model.qk_norm", &["true"]);
+    }
     Shape { architecture, encoder_layers, layers, heads, sequence, pooled }
 }
 
