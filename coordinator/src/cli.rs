@@ -1,13 +1,16 @@
 //! The commands, and what each of them starts.
 
-use clap::{Parser, Subcommand};
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand};
 use coxswain_console::logs::LogFormat;
 use coxswain_console::say;
 
 use crate::failure::{BAD_INPUT, DONE, FAILED, Failure};
 use crate::preparation::child::Prepare;
 use crate::tls::certs;
-use crate::{client, doctor, local, models, preparation, serve, up, verify};
+use crate::{
+    client, compare, doctor, local, models, output, preparation, serve, top, up, verify, worker_logs,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -27,7 +30,8 @@ Examples:
   coxswain import ./a-hugging-face-folder --out DIR      bring in a model; jobs start from it
   coxswain serve --data-dir /var/lib/coxswain            a coordinator for workers and jobs to come
   coxswain submit job.yaml --directory /shared/run-1     hand it a job
-  coxswain status
+  coxswain status                                        or `top`, or the page that `serve` and `up` name
+  coxswain runs out                                      compare runs
   coxswain doctor                                        is this machine ready?
   coxswain certs init --dir tls --host 10.0.0.1          certificates, for calls from other machines
 
@@ -72,6 +76,43 @@ Exit codes:
     /// List jobs and workers.
     #[command(after_help = EXIT_CODES)]
     Status(client::Status),
+    /// Show the cluster in a terminal: jobs, ranks, who waits for whom; drain and cancel.
+    #[command(after_help = "\
+Example:
+  coxswain top
+  coxswain top demo-1
+
+Keys: up and down choose a line, Tab goes from ranks to workers and events, n to the next job; x drains the
+chosen worker and c cancels the job, after a question; q ends.
+
+Exit codes:
+  0  done
+  1  failed
+  2  bad input, such as an unknown job")]
+    Top(top::Top),
+    /// Compare the runs below a folder: losses, tokens, time, and in what their jobs differ.
+    #[command(after_help = "\
+Example:
+  coxswain runs out
+  coxswain runs out --sort validation --json
+
+Exit codes:
+  0  done
+  1  failed
+  2  bad input, such as a folder that is not there")]
+    Runs(compare::Runs),
+    /// Show what the workers of a run write that `up` started.
+    #[command(after_help = "\
+Example:
+  coxswain logs out/demo
+  coxswain logs -f out/demo --rank 1
+
+Exit codes:
+  0  done
+  1  failed
+  2  bad input, such as a rank that the run does not have
+  141  the reader of stdout has closed it")]
+    Logs(worker_logs::Logs),
     /// Follow a job to its end: on a terminal as `up` shows it, else a line of JSON for each step.
     #[command(after_help = "\
 Example:
@@ -154,6 +195,32 @@ Exit codes:
   0  done
   1  failed")]
     Schema,
+    /// Print what a shell completes commands by.
+    #[command(after_help = "\
+Example:
+  coxswain completions bash > /etc/bash_completion.d/coxswain
+
+Exit codes:
+  0  done
+  1  failed")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or that of a command.
+    #[command(after_help = "\
+Example:
+  coxswain man | man -l -
+  coxswain man plan > coxswain-plan.1
+
+Exit codes:
+  0  done
+  1  failed
+  2  bad input, such as an unknown command")]
+    Man {
+        /// Of this command.
+        command: Option<String>,
+    },
     /// Run a few steps in several layouts and certify that the numbers are the same.
     #[command(after_help = "\
 Example:
@@ -224,6 +291,9 @@ pub(crate) async fn run(command: Command) -> u8 {
         Command::Up(args) => up::up(args).await,
         Command::Submit(args) => client::submit(args).await,
         Command::Status(args) => client::status(args).await,
+        Command::Top(args) => top::top(args).await,
+        Command::Runs(args) => compare::runs(&args),
+        Command::Logs(args) => worker_logs::logs(&args),
         Command::Watch(args) => client::watch(args).await,
         Command::Cancel(args) => client::cancel(args).await,
         Command::Drain(args) => client::drain(args).await,
@@ -235,6 +305,8 @@ pub(crate) async fn run(command: Command) -> u8 {
         Command::Token(args) => certs::token(args).await,
         Command::Plan(args) => local::plan(&args),
         Command::Schema => local::schema(),
+        Command::Completions { shell } => completions(shell),
+        Command::Man { command } => man(command.as_deref()),
         Command::Verify(args) => verify::verify(args).await,
         Command::Generate(args) => local::generate(args).await,
         Command::Classify(args) => local::classify(args).await,
@@ -259,6 +331,26 @@ pub(crate) async fn run(command: Command) -> u8 {
     }
 }
 
+fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "coxswain", &mut script);
+    output::write(&String::from_utf8_lossy(&script))
+}
+
+fn man(command: Option<&str>) -> Result<(), Failure> {
+    let mut page = Cli::command();
+    page.build();
+    if let Some(name) = command {
+        let found = page.find_subcommand(name).cloned();
+        let unknown =
+            || Failure::Input(format!("there is no command `{name}`; `coxswain --help` lists them"));
+        page = found.ok_or_else(unknown)?;
+    }
+    let mut text = Vec::new();
+    clap_mangen::Man::new(page).render(&mut text).context("the manual page")?;
+    output::write(&String::from_utf8_lossy(&text))
+}
+
 #[cfg(test)]
 #[path = "../../tests/src/commands.rs"]
 #[allow(unreachable_pub, reason = "tests of other crates use it too")]
@@ -268,7 +360,6 @@ mod commands;
 mod tests {
     use std::path::Path;
 
-    use clap::CommandFactory;
     use clap::error::ErrorKind;
 
     use super::commands::shown_commands;

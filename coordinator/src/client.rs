@@ -17,7 +17,7 @@ use coxswain_types::status::StepReport;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::args::{CoordinatorArgs, JobFile};
+use crate::args::{CoordinatorArgs, JobFile, ListFormat, ListFormatArgs};
 use crate::event_line::EventLine;
 use crate::failure::{FAILED, Failure};
 use crate::output;
@@ -41,6 +41,11 @@ pub(crate) struct Status {
     /// Also list jobs that ended over an hour ago.
     #[arg(long)]
     all: bool,
+    /// Show this job in full where JSON is printed [default: one at work].
+    #[arg(long, value_name = "JOB", default_value = "", hide_default_value = true)]
+    job: String,
+    #[command(flatten)]
+    format: ListFormatArgs,
     #[command(flatten)]
     coordinator: CoordinatorArgs,
 }
@@ -129,8 +134,13 @@ pub(crate) async fn submit(args: Submit) -> Result<(), Failure> {
 }
 
 pub(crate) async fn status(args: Status) -> Result<(), Failure> {
-    let Status { all, coordinator } = args;
+    let Status { all, job, format, coordinator } = args;
     let mut client = jobs(&coordinator).await?;
+    if format.format() == ListFormat::Json {
+        let view = client.view(wire::ViewRequest { job }).await;
+        let view = view.map_err(|status| refused(&coordinator, status))?;
+        return output::write(&format!("{}\n", view.into_inner().json));
+    }
     let (mut list, mut request) = (wire::ListReply::default(), wire::ListRequest::default());
     loop {
         let page = client.list(request.clone()).await;
@@ -233,7 +243,7 @@ pub(crate) async fn events(args: Events) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A client of the service for people.
+/// A client of the service for jobs.
 pub(crate) async fn jobs(args: &CoordinatorArgs) -> Result<JobsClient<Channel>, Failure> {
     Ok(jobs_client(channel(args).await?))
 }

@@ -233,6 +233,13 @@ impl Driver {
                 let elapsed_s = self.times(&job).elapsed_s;
                 let _ = reply.send(self.cluster.explain(&job, elapsed_s));
             }
+            Request::Shown { job, reply } => {
+                self.handle(Event::Tick)?;
+                let _ = reply.send(self.cluster.generation_shown(&job));
+            }
+            Request::Spec { job, reply } => {
+                let _ = reply.send(self.cluster.submission(&job).map(|submission| submission.spec.clone()));
+            }
             Request::Ids { reply } => {
                 let _ = reply.send(self.cluster.job_ids().map(str::to_owned).collect());
             }

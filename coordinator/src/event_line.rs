@@ -3,24 +3,24 @@
 use anyhow::Context;
 use coxswain_core::cluster::JobEvent;
 use coxswain_proto::wire;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// An event as it is written out.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct EventLine {
     /// Milliseconds since the epoch by the coordinator's clock; 0 where an older program wrote it.
     pub(crate) at_ms: u64,
-    kind: String,
+    pub(crate) kind: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    job: Option<String>,
+    pub(crate) job: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    generation: Option<u64>,
+    pub(crate) generation: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    worker: Option<String>,
-    text: String,
+    pub(crate) worker: Option<String>,
+    pub(crate) text: String,
     #[serde(flatten)]
-    fields: Map<String, Value>,
+    pub(crate) fields: Map<String, Value>,
 }
 
 impl EventLine {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use coxswain_core::cluster::{CheckDepth, Event, JobSummary, SubmitError, WorkerSummary};
+use coxswain_core::cluster::{CheckDepth, Event, GenerationShown, JobSummary, SubmitError, WorkerSummary};
 use coxswain_core::plan::expect_plannable;
 use coxswain_types::JobSpec;
 use coxswain_types::ids::{Step, WorkerId};
@@ -43,6 +43,10 @@ pub(crate) enum Request {
     Get { job: String, reply: oneshot::Sender<Option<JobSummary>> },
     /// The story of a job.
     Explain { job: String, reply: oneshot::Sender<Option<String>> },
+    /// A job's newest generation, for pages.
+    Shown { job: String, reply: oneshot::Sender<Option<GenerationShown>> },
+    /// What was asked for with a job.
+    Spec { job: String, reply: oneshot::Sender<Option<JobSpec>> },
     /// The ids of all jobs that are known.
     Ids { reply: oneshot::Sender<BTreeSet<String>> },
     /// All jobs and workers as they are now.
@@ -192,6 +196,16 @@ impl Handle {
     /// The ids of all jobs that are known.
     pub(crate) async fn ids(&self) -> Result<BTreeSet<String>, Ending> {
         self.ask(|reply| Request::Ids { reply }).await
+    }
+
+    /// A job's newest generation, for pages; `None` where it has none.
+    pub(crate) async fn shown(&self, job: &str) -> Result<Option<GenerationShown>, Ending> {
+        self.ask(|reply| Request::Shown { job: job.to_owned(), reply }).await
+    }
+
+    /// What was asked for with a job; `None` if it is not known.
+    pub(crate) async fn spec(&self, job: &str) -> Result<Option<JobSpec>, Ending> {
+        self.ask(|reply| Request::Spec { job: job.to_owned(), reply }).await
     }
 
     pub(crate) async fn list(&self) -> Result<Listing, Ending> {

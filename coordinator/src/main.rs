@@ -4,8 +4,10 @@
 //! The thin shell around `coxswain-core`, which decides everything:
 //! - [`cli`]: the commands; [`serve`], [`up`], [`client`], [`local`], [`verify`]: what each of
 //!   them does; [`args`]: options that several have; [`failure`]: how they end.
-//! - [`service`]: gRPC in and out; [`scoped`]: answers as their callers may read
-//!   them; [`views`]: jobs and workers as they are shown.
+//! - [`top`], [`compare`], [`worker_logs`]: the cluster in a terminal, runs beside each other, workers' logs.
+//! - [`service`]: gRPC in and out; [`scoped`]: answers as their callers may read them; [`actions`]: what callers do to
+//!   jobs and workers; [`admin`]: the page.
+//! - [`view`]: one model of what people see; [`views`]: jobs and workers on the wire and as tables.
 //! - [`auth`]: who calls and what they may do; [`tls`]: certificates and connections; [`access`]: the
 //!   service that gives certificates.
 //! - [`driver`]: the one task that owns the cluster's state; [`handle`]: the way to it.
@@ -22,12 +24,15 @@
 //!   `coxswain_console` says; [`output`]: what programs read.
 
 mod access;
+mod actions;
+mod admin;
 mod args;
 mod auth;
 mod beginning;
 mod claim;
 mod cli;
 mod client;
+mod compare;
 mod curve;
 mod doctor;
 mod driver;
@@ -56,9 +61,12 @@ mod ssh;
 mod store;
 mod texts;
 mod tls;
+mod top;
 mod up;
 mod verify;
+mod view;
 mod views;
+mod worker_logs;
 mod workers;
 
 #[cfg(test)]

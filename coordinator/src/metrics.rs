@@ -206,6 +206,16 @@ pub(crate) fn read(run: &StoreFolder) -> io::Result<Vec<MetricsLine>> {
     Ok(lines)
 }
 
+/// Calls `each` with every step that is noted of a run, with all of its numbers; invalid lines are passed over.
+pub(crate) fn each_report(run: &StoreFolder, mut each: impl FnMut(StepReport)) -> io::Result<()> {
+    each_line(run, |bytes| {
+        if let Ok(report) = serde_json::from_slice(bytes) {
+            each(report);
+        }
+        Ok(())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

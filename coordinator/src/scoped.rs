@@ -59,6 +59,12 @@ impl ScopedTexts for wire::ExplainReply {
     }
 }
 
+impl ScopedTexts for wire::ViewReply {
+    fn texts(&mut self) -> Vec<&mut String> {
+        vec![&mut self.json]
+    }
+}
+
 impl ScopedTexts for wire::JobEvent {
     fn texts(&mut self) -> Vec<&mut String> {
         vec![&mut self.text, &mut self.fields]
@@ -195,6 +201,10 @@ where
         request: Request<wire::ExplainRequest>,
     ) -> Result<Response<wire::ExplainReply>, Status> {
         answer(self.scope(&request), self.jobs.explain(request).await).await
+    }
+
+    async fn view(&self, request: Request<wire::ViewRequest>) -> Result<Response<wire::ViewReply>, Status> {
+        answer(self.scope(&request), self.jobs.view(request).await).await
     }
 
     async fn events(

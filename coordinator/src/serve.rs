@@ -8,12 +8,14 @@ use coxswain_console::file_mode::FileModeArgs;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::access::Joining;
+use crate::admin::{AdminArgs, PlainDoor, beside};
 use crate::auth::pods::{PodError, Pods, Subject, issuer_of};
 use crate::failure::Failure;
 use crate::roots::RootArgs;
 use crate::service::{Access, Port, Secure};
 use crate::tls::authority::DAY;
 use crate::tls::config::TlsFolder;
+use crate::view::hub::Hub;
 use crate::{driver, service};
 
 #[derive(Debug, Args)]
@@ -42,6 +44,8 @@ pub(crate) struct Serve {
     /// Take calls of all users of this machine, who then act with this user's rights.
     #[arg(long, conflicts_with_all = ["tls_dir", "insecure_network"])]
     any_user: bool,
+    #[command(flatten)]
+    admin: AdminArgs,
     #[command(flatten)]
     file_mode: FileModeArgs,
 }
@@ -104,6 +108,8 @@ pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
         .await
         .map_err(|error| Failure::Input(format!("{error:#}")))?;
     let address = listener.local_addr().context("the listening address")?;
+    let page = args.admin.open(beside(address), folder.is_some()).await;
+    let page = page.map_err(|error| Failure::Input(format!("{error:#}")))?;
     let (handle, store, mut driver) = driver::start(&args.data_dir, driver::LeftOver::Continue)?;
     let signalled = stop_signal()?;
     tracing::info!("listening on {address}; the journal is in {}", args.data_dir.display());
@@ -116,7 +122,13 @@ pub(crate) async fn serve(args: Serve) -> Result<(), Failure> {
         None if args.any_user => Access::Open,
         None => Access::without_certificates(&listener),
     };
-    let port = Port { listener, access, roots };
+    let hub = Hub::new(handle.clone());
+    if let Some(page) = page {
+        tracing::info!("the page is at {}", page.url());
+        let plain = if args.any_user { PlainDoor::AnyUser } else { PlainDoor::Owner };
+        page.serve(hub.clone(), plain, access.tls());
+    }
+    let port = Port { listener, access, roots, hub };
     tokio::select! {
         served = service::serve_on(port, handle, store, std::future::pending()) => served?,
         ended = &mut driver => ended.context("the coordinator's own task")??,

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use coxswain_core::cluster::{self, CancelWhen, Event};
+use coxswain_core::cluster;
 use coxswain_proto::{convert, limits, wire};
 use coxswain_transport::tls::JoinToken;
 use coxswain_transport::{access_server, cluster_server, jobs_server};
 use coxswain_types::JobSpec;
-use coxswain_types::ids::{Generation, WorkerId};
+use coxswain_types::ids::Generation;
 use coxswain_types::status::{DesiredState, Leave, LeaveCause, WorkerStatus};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
@@ -27,11 +27,11 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::access::{AccessService, Joining, Security};
 use crate::auth::layer::Authorize;
+use crate::auth::members::Membership;
 use crate::auth::rates::{Rate, TokenBucket};
 use crate::auth::streams::{StreamKind, Streams};
 use crate::auth::tokens::Grant;
 use crate::auth::{Caller, shown};
-use crate::events;
 use crate::handle::{Ending, Handle, Request as Ask, Times};
 use crate::job;
 use crate::page::{PAGE_BYTES, page};
@@ -42,7 +42,9 @@ use crate::store::{RendezvousStore, StoreError};
 use crate::tls::accept::{Door, connections};
 use crate::tls::config::TlsFolder;
 use crate::tls::gate::{Bounds, ConnectionGate};
+use crate::view::hub::Hub;
 use crate::views;
+use crate::{actions, events};
 
 // Both sides of the network must mean the same by a lease.
 const _: () = assert!(cluster::LEASE_MS == limits::LEASE_MS);
@@ -92,6 +94,8 @@ pub(crate) struct Port {
     pub(crate) access: Access,
     /// Where jobs read and write; anywhere where there are none.
     pub(crate) roots: Option<Roots>,
+    /// What is shown of the cluster.
+    pub(crate) hub: Arc<Hub>,
 }
 
 /// Who may use a port.
@@ -105,6 +109,14 @@ pub(crate) enum Access {
 }
 
 impl Access {
+    /// The TLS of the port and those who may call, where it has certificates.
+    pub(crate) fn tls(&self) -> Option<(&Arc<ServerConfig>, &Arc<Membership>)> {
+        match self {
+            Access::Secure(secure) => Some((&secure.tls, &secure.security.members)),
+            Access::Open | Access::Owner => None,
+        }
+    }
+
     /// Of a port without certificates: a port of this machine is its owner's.
     pub(crate) fn without_certificates(listener: &TcpListener) -> Access {
         match listener.local_addr() {
@@ -112,17 +124,6 @@ impl Access {
             _ => Access::Open,
         }
     }
-}
-
-/// Serves all services on `listener`, in plain text, for its owner where it is a port of this machine, until `end` is ready.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    handle: Handle,
-    store: Arc<RendezvousStore>,
-    end: impl Future<Output = ()>,
-) -> Result<()> {
-    let access = Access::without_certificates(&listener);
-    serve_on(Port { listener, access, roots: None }, handle, store, end).await
 }
 
 /// Serves all services on `port` until `end` is ready.
@@ -150,6 +151,7 @@ pub(crate) async fn serve_on(
     let access = AccessService { security };
     let jobs = JobsService {
         handle: handle.clone(),
+        hub: port.hub,
         streams,
         roots: port.roots.map(Arc::new),
         looks: Arc::new(Semaphore::new(MAX_LOOKS)),
@@ -322,6 +324,7 @@ async fn listen_to(
 
 struct JobsService {
     handle: Handle,
+    hub: Arc<Hub>,
     streams: Streams,
     /// Where jobs read and write.
     roots: Option<Arc<Roots>>,
@@ -418,20 +421,8 @@ impl wire::jobs_server::Jobs for JobsService {
         &self,
         request: Request<wire::CancelRequest>,
     ) -> Result<Response<wire::CancelReply>, Status> {
-        Caller::of(&request).job(&request.get_ref().job)?;
-        let wire::CancelRequest { job, reason, now } = request.into_inner();
-        bounded("reason", &reason, limits::MAX_REASON_BYTES)?;
-        let summary = self.handle.get(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
-        if summary.state.is_over() {
-            return Err(Status::failed_precondition(format!(
-                "job {job} is over already: {}",
-                summary.reason
-            )));
-        }
-        let when = if now { CancelWhen::Now } else { CancelWhen::AfterStep };
-        self.handle.happened(Event::Cancelled { job: job.clone(), reason, when }).await.map_err(ending)?;
-        let summary = self.handle.get(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
-        Ok(Response::new(wire::CancelReply { over: summary.state.is_over(), reason: summary.reason }))
+        let caller = Caller::of(&request);
+        actions::cancel(&self.handle, &caller, request.into_inner()).await.map(Response::new)
     }
 
     async fn drain(
@@ -439,20 +430,7 @@ impl wire::jobs_server::Jobs for JobsService {
         request: Request<wire::DrainRequest>,
     ) -> Result<Response<wire::DrainReply>, Status> {
         let caller = Caller::of(&request);
-        let wire::DrainRequest { worker, reason } = request.into_inner();
-        bounded("reason", &reason, limits::MAX_REASON_BYTES)?;
-        // A worker is not one job's: the next that would have it waits for another.
-        caller.all_jobs(&format!("worker {}", shown(&worker)))?;
-        let (_, workers) = self.handle.list().await.map_err(ending)?;
-        let worker = WorkerId(worker);
-        if !workers.iter().any(|here| here.info.id == worker) {
-            return Err(Status::not_found(format!(
-                "there is no worker {}; `coxswain status` lists those that are here",
-                shown(&worker.0)
-            )));
-        }
-        self.handle.happened(Event::Drain { worker, reason }).await.map_err(ending)?;
-        Ok(Response::new(wire::DrainReply {}))
+        actions::drain(&self.handle, &caller, request.into_inner()).await.map(Response::new)
     }
 
     async fn explain(
@@ -463,6 +441,17 @@ impl wire::jobs_server::Jobs for JobsService {
         let wire::ExplainRequest { job } = request.into_inner();
         let text = self.handle.explain(&job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
         Ok(Response::new(wire::ExplainReply { text }))
+    }
+
+    async fn view(&self, request: Request<wire::ViewRequest>) -> Result<Response<wire::ViewReply>, Status> {
+        let caller = Caller::of(&request);
+        let wire::ViewRequest { job } = request.into_inner();
+        if !job.is_empty() {
+            caller.job(&job)?;
+        }
+        let view = self.hub.view(&caller, &job).await.map_err(ending)?.ok_or_else(|| unknown(&job))?;
+        let json = serde_json::to_string(&view).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(wire::ViewReply { json }))
     }
 
     async fn events(
@@ -515,7 +504,7 @@ impl wire::jobs_server::Jobs for JobsService {
 }
 
 /// A caller's text that is kept and shown to others: one line of at most so many bytes.
-fn bounded(what: &'static str, text: &str, most: usize) -> Result<(), Status> {
+pub(crate) fn bounded(what: &'static str, text: &str, most: usize) -> Result<(), Status> {
     convert::name(what, text, most).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
@@ -526,7 +515,8 @@ fn store_status(error: StoreError) -> Status {
     }
 }
 
-fn ending(error: Ending) -> Status {
+/// The coordinator is about to end.
+pub(crate) fn ending(error: Ending) -> Status {
     Status::unavailable(error.to_string())
 }
 

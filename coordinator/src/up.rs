@@ -1,5 +1,6 @@
 //! `coxswain up`: a coordinator on this machine and its workers here or on others, for one job, to its end.
 
+use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use coxswain_types::status::WorkerInfo;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use crate::admin::{AdminArgs, PlainDoor};
 use crate::args::JobFile;
 use crate::failure::{FAILED, Failure};
 use crate::handle::{Handle, JobNews};
@@ -31,6 +33,8 @@ use crate::serve::Signals;
 use crate::service::{Access, Port};
 use crate::ssh::{HostArgs, Remote, RemoteAccess};
 use crate::store::RendezvousStore;
+use crate::view::hub::Hub;
+use crate::worker_logs::LOGS;
 use crate::workers::{Launch, Workers};
 use crate::{curve, driver, folder, job, local, service, texts, workers};
 
@@ -66,6 +70,8 @@ pub(crate) struct Up {
     #[command(flatten)]
     hosts: HostArgs,
     #[command(flatten)]
+    admin: AdminArgs,
+    #[command(flatten)]
     file_mode: FileModeArgs,
     #[command(flatten)]
     parent: ParentArgs,
@@ -83,7 +89,8 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     let text = directory.to_str().map(str::to_owned);
     let text = text.ok_or_else(|| Failure::Input(format!("--out {}: no UTF-8 text", shown.display())))?;
 
-    let (coordinator, remote) = LocalCoordinator::start(&directory, &args.hosts, &program).await?;
+    let (coordinator, remote) =
+        LocalCoordinator::start(&directory, &args.admin, &args.hosts, &program).await?;
     let mut written = spec.clone();
     written.train.threads =
         Some(threads(&spec, &directory, args.hosts.share(count)).map_err(Failure::Input)?);
@@ -101,7 +108,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
         url: &coordinator.url.clone(),
         device: &args.device,
         count: count.saturating_add(args.spares),
-        logs: &directory.join("logs"),
+        logs: &directory.join(LOGS),
         remote: remote.as_ref(),
     };
     let mut run = FollowedRun {
@@ -150,42 +157,55 @@ struct LocalCoordinator {
     url: String,
     driver: JoinHandle<anyhow::Result<()>>,
     service: JoinHandle<anyhow::Result<()>>,
+    page: Option<JoinHandle<()>>,
 }
 
 impl LocalCoordinator {
     /// Starts it, and says how workers on other machines are started where there are some.
     async fn start(
         directory: &Path,
+        admin: &AdminArgs,
         hosts: &HostArgs,
         program: &Path,
     ) -> Result<(LocalCoordinator, Option<Remote>), Failure> {
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let page = admin.open(any_port, false).await;
+        let page = page.map_err(|error| Failure::Input(format!("{error:#}")))?;
         // Jobs that an earlier `up` left open are not this one's.
         let left_over = driver::LeftOver::Cancel("the `up` that it belonged to was killed");
         let data_dir = directory.join("coordinator");
         let (handle, store, driver) = driver::start(&data_dir, left_over)?;
         let access =
             hosts.access(program, &data_dir).map_err(|error| Failure::Input(format!("{error:#}")))?;
-        let (url, service, remote) = serve(handle.clone(), store, access).await?;
-        Ok((LocalCoordinator { handle, url, driver, service }, remote))
+        let hub = Hub::new(handle.clone());
+        let page = page.map(|page| {
+            say(&format!("{:<11} {}", "page", page.url()));
+            page.serve(hub.clone(), PlainDoor::Owner, None)
+        });
+        let (url, service, remote) = serve(handle.clone(), store, hub, access).await?;
+        Ok((LocalCoordinator { handle, url, driver, service, page }, remote))
     }
 }
 
 async fn serve(
     handle: Handle,
     store: Arc<RendezvousStore>,
+    hub: Arc<Hub>,
     access: Option<RemoteAccess>,
 ) -> anyhow::Result<(String, JoinHandle<anyhow::Result<()>>, Option<Remote>)> {
     let Some(RemoteAccess { listen, address, secure, remote }) = access else {
         let listener = service::listen("127.0.0.1:0", false).await?;
         let url = format!("http://{}", listener.local_addr().context("the listening address")?);
-        let service = tokio::spawn(service::serve(listener, handle, store, std::future::pending()));
+        let access = Access::without_certificates(&listener);
+        let port = Port { listener, access, roots: None, hub };
+        let service = tokio::spawn(service::serve_on(port, handle, store, std::future::pending()));
         return Ok((url, service, None));
     };
     let listener = service::listen(&listen.to_string(), true).await?;
     let port = listener.local_addr().context("the listening address")?.port();
     let address = if address.contains(':') { format!("[{address}]") } else { address };
     // Calls come from its workers; nothing but this process submits.
-    let port_of = Port { listener, access: Access::Secure(secure), roots: None };
+    let port_of = Port { listener, access: Access::Secure(secure), roots: None, hub };
     let service = tokio::spawn(service::serve_on(port_of, handle, store, std::future::pending()));
     Ok((format!("https://{address}:{port}"), service, Some(remote)))
 }
@@ -382,6 +402,7 @@ impl FollowedRun<'_> {
             say(&format!("nothing to do: {}", summary.reason));
         }
         self.coordinator.service.abort();
+        self.coordinator.page.iter().for_each(JoinHandle::abort);
         let result = match summary.state {
             JobState::Ended(JobEnding::Done) => Ok(()),
             JobState::Ended(JobEnding::Cancelled) => {

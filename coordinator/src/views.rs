@@ -86,7 +86,8 @@ pub(crate) fn state_word(state: wire::JobState) -> &'static str {
     }
 }
 
-fn phase_word(phase: wire::Phase) -> &'static str {
+/// A phase in one word.
+pub(crate) fn phase_word(phase: wire::Phase) -> &'static str {
     match phase {
         wire::Phase::Unspecified => "unknown",
         wire::Phase::Idle => "idle",

@@ -4,6 +4,7 @@
 //! - [`Folder`]: a temporary folder with a small job and its text.
 //! - [`Table`]: runs, and what each must equal.
 //! - [`Site`]: a coordinator and workers, each started by the test.
+//! - [`browser`]: a Chromium that a test drives.
 //! - [`chaos`]: losses of workers, thrown at a run.
 //! - [`events`]: what a coordinator's journal says.
 //! - [`faulty`]: a network within this process that misbehaves as told.
@@ -17,6 +18,7 @@
 //! The tests themselves lie in `tests/`: tables of layouts and modes, certificates, failures, two
 //! nodes, memory, convergence, text that is generated, deployment files.
 
+pub mod browser;
 pub mod chaos;
 pub mod commands;
 mod corpus;

@@ -197,7 +197,8 @@ impl Run {
         Ok(Outcome { code: status.code(), stderr: self.said(), took: start.elapsed() })
     }
 
-    fn said(&self) -> String {
+    /// What it has said on stderr so far.
+    pub fn said(&self) -> String {
         std::fs::read_to_string(self.stderr_path()).unwrap_or_default()
     }
 

@@ -30,6 +30,8 @@ mod models;
 mod modes;
 #[path = "nodes.rs"]
 mod nodes;
+#[path = "page.rs"]
+mod page;
 #[path = "pods.rs"]
 mod pods;
 #[path = "starting.rs"]

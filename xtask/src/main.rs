@@ -15,7 +15,8 @@
 //! - [`dist`]: `dist`, an archive with both programs and libtorch;
 //! - [`parity`]: `parity`, our models beside the reference implementations.
 //!
-//! These lean on [`texts`] (the demo's English), [`pip`] (pinned downloads), [`tools`] (programs that checks need), [`repo`] (where things
+//! These lean on [`debian`] (programs that tests drive), [`texts`] (the demo's English), [`pip`] (pinned downloads),
+//! [`tools`] (programs that checks need), [`repo`] (where things
 //! lie) and [`run`] (commands whose failures explain themselves).
 
 #![allow(
@@ -26,6 +27,7 @@
 
 mod bench;
 mod chaos;
+mod debian;
 mod demo;
 mod deploy;
 mod dist;

@@ -20,6 +20,7 @@ use anyhow::{Context, Result};
 
 pub(crate) use runner::TestRunner;
 
+use crate::debian;
 use crate::deploy::{self, DeployKit};
 use crate::gpu;
 use crate::libtorch;
@@ -120,6 +121,7 @@ fn phases(repo: &Repo, args: &TestArgs, log: &mut TestLog) -> Result<()> {
         log.phase("deploy", |log| manifests(repo, log))?;
     }
     let (runner, libtorch, emulated) = log.phase("set-up", |_| {
+        debian::provide();
         let libtorch = libtorch::setup_with(repo, &args.libtorch, &[&gpu::EMULATED])?;
         let emulated = gpu::emulated(repo, &libtorch)?;
         Ok((runner(repo, args), libtorch, emulated))

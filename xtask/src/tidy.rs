@@ -97,7 +97,7 @@ fn faults(tree: &Tree) -> Vec<String> {
     all
 }
 
-/// Reads all text files below `folder`. Links and files that are not UTF-8 are left out.
+/// Reads all files below `folder`; those that are not UTF-8 are empty. Links are left out.
 fn read(root: &Path, folder: &Path, tree: &mut Tree) -> Result<()> {
     let context = || format!("could not read {}", folder.display());
     let entries =
@@ -110,10 +110,9 @@ fn read(root: &Path, folder: &Path, tree: &mut Tree) -> Result<()> {
         }
         if kind.is_dir() {
             read(root, &path, tree)?;
-        } else if kind.is_file()
-            && let Ok(text) = fs::read_to_string(&path)
-        {
-            tree.insert(from_root(root, &path), text);
+        } else if kind.is_file() {
+            // A picture has a name that links lead to, and no text.
+            tree.insert(from_root(root, &path), fs::read_to_string(&path).unwrap_or_default());
         }
     }
     Ok(())

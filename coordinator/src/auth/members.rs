@@ -16,7 +16,7 @@ use super::pods::Joiner;
 use super::record::{AuthRecord, RecordError, Sync};
 use super::register::{AccessRefusal, Change, Register};
 use super::revocations::Revocation;
-use super::tokens::Grant;
+use super::tokens::{Grant, TokenError};
 use super::{Known, Shown, now_s};
 use crate::lock::lock;
 
@@ -119,6 +119,26 @@ impl Membership {
             inner.change([used].into_iter().chain(joined).collect(), Sync::Now, now_s)?;
             Ok((identity, signed.pem))
         })
+    }
+
+    /// Somebody who looks for `life_s` seconds, by a viewer's token given as `id.secret`. There is no certificate: `own`
+    /// names what they show in place of one.
+    pub(crate) fn look(&self, spoken: &str, own: Digest, life_s: u64) -> Result<Arc<Known>, MemberError> {
+        let shown = self.with(|inner, now_s| {
+            let name = format!("page-{}", spoken.split('.').next().unwrap_or_default());
+            let (identity, used) = inner.register.redeem(spoken, &name, now_s)?;
+            if identity.role != Role::Viewer {
+                let why = format!(
+                    "this token is for a {}, and the page takes one for a viewer: `coxswain token create --role viewer`",
+                    identity.role.word()
+                );
+                return Err(AccessRefusal::Token(TokenError::Grant(why)).into());
+            }
+            inner.change(vec![used], Sync::Now, now_s)?;
+            tracing::info!("{identity} looks at the page");
+            Ok::<_, MemberError>(Shown { identity, digest: own, made_s: now_s, ends_s: now_s.saturating_add(life_s) })
+        })?;
+        Ok(self.met(shown))
     }
 
     /// A first certificate for somebody who has proved who they are by the token of a service account.

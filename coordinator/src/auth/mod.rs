@@ -31,7 +31,7 @@ pub(crate) mod user;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::UNIX_EPOCH;
 
 use coxswain_core::code::ErrorCode;
@@ -57,6 +57,14 @@ pub(crate) fn shown(text: &str) -> String {
 pub(crate) struct Peer {
     pub(crate) address: IpAddr,
     pub(crate) caller: Caller,
+    /// Who a caller without a certificate has turned out to be, by a session of the page.
+    pub(crate) turned_out: Arc<OnceLock<Arc<Known>>>,
+}
+
+impl Peer {
+    pub(crate) fn new(address: IpAddr, caller: Caller) -> Peer {
+        Peer { address, caller, turned_out: Arc::default() }
+    }
 }
 
 /// Who calls.

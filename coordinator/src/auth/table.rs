@@ -30,6 +30,7 @@ pub(crate) const TABLE: &[(&str, Rule)] = &[
     ("/coxswain.v1.Jobs/Watch", Rule::Roles(&[Admin, Submitter, Viewer])),
     ("/coxswain.v1.Jobs/Drain", Rule::Roles(&[Admin, Submitter])),
     ("/coxswain.v1.Jobs/Explain", Rule::Roles(&[Admin, Submitter, Viewer])),
+    ("/coxswain.v1.Jobs/View", Rule::Roles(&[Admin, Submitter, Viewer])),
     ("/coxswain.v1.Jobs/Events", Rule::Roles(&[Admin, Submitter, Viewer])),
     // Its proof is the token.
     ("/coxswain.v1.Access/Join", Rule::Anyone),

@@ -3,9 +3,13 @@
 mod certificates;
 mod fake;
 mod network;
+mod page;
 mod proxy;
 mod secured;
 mod security;
+#[allow(dead_code, unreachable_pub, reason = "other tests use more of it")]
+#[path = "../../../tests/src/skip.rs"]
+pub(crate) mod skip;
 mod tunnel;
 
 use std::sync::Arc;
@@ -20,6 +24,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::store::RendezvousStore;
+use crate::view::hub::Hub;
 use crate::{driver, metrics, service};
 use fake::{Faults, work};
 
@@ -35,6 +40,7 @@ layout: {pipeline: 2}
 struct Site {
     url: String,
     jobs: JobsClient<Channel>,
+    hub: Arc<Hub>,
     folder: tempfile::TempDir,
     tasks: Vec<JoinHandle<anyhow::Result<()>>>,
 }
@@ -50,9 +56,12 @@ impl Site {
         let listener = service::listen("127.0.0.1:0", false).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let store: Arc<RendezvousStore> = store;
-        let served = tokio::spawn(service::serve(listener, handle, store, std::future::pending()));
+        let hub = Hub::new(handle.clone());
+        let access = service::Access::without_certificates(&listener);
+        let port = service::Port { listener, access, roots: None, hub: hub.clone() };
+        let served = tokio::spawn(service::serve_on(port, handle, store, std::future::pending()));
         let jobs = jobs_client(connect(&url).await.unwrap());
-        Site { url, jobs, folder, tasks: vec![driver, served] }
+        Site { url, jobs, hub, folder, tasks: vec![driver, served] }
     }
 
     /// The coordinator goes away at once; its folder stays.

@@ -14,11 +14,13 @@ use super::JOB;
 use super::fake::{Faults, work};
 use super::tunnel::tunnel;
 use crate::access::Joining;
+use crate::admin::{AdminArgs, PlainDoor};
 use crate::auth::identity::Principal;
 use crate::auth::members::Membership;
 use crate::auth::pods::tests::pods;
 use crate::tls::authority::{Authority, DAY};
 use crate::tls::config::TlsFolder;
+use crate::view::hub::Hub;
 use crate::{driver, service};
 
 /// A coordinator with certificates, and the CA that makes more.
@@ -26,8 +28,10 @@ pub(super) struct Secured {
     pub(super) authority: Authority,
     pub(super) members: Arc<Membership>,
     pub(super) url: String,
+    pub(super) page_url: String,
     pub(super) folder: tempfile::TempDir,
     _tasks: [JoinHandle<anyhow::Result<()>>; 2],
+    _page: JoinHandle<()>,
 }
 
 impl Secured {
@@ -47,9 +51,15 @@ impl Secured {
         let members = secure.members().clone();
         let listener = service::listen("127.0.0.1:0", true).await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
-        let port = service::Port { listener, access: service::Access::Secure(secure), roots: None };
+        let hub = Hub::new(handle.clone());
+        let access = service::Access::Secure(secure);
+        let any_port = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
+        let page = AdminArgs::default().open(any_port, true).await.unwrap().unwrap();
+        let page_url = page.url();
+        let page = page.serve(hub.clone(), PlainDoor::Owner, access.tls());
+        let port = service::Port { listener, access, roots: None, hub };
         let served = tokio::spawn(service::serve_on(port, handle, store, std::future::pending()));
-        Secured { authority, members, url, folder, _tasks: [driver, served] }
+        Secured { authority, members, url, page_url, folder, _tasks: [driver, served], _page: page }
     }
 
     /// The transport of someone with a certificate of this CA.

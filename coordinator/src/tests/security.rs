@@ -93,6 +93,7 @@ async fn every_call_by_every_caller() {
         Jobs/Cancel             yes       yes       job       role      role      role      cert      tls       tls
         Jobs/Drain              yes       job       job       role      role      role      cert      tls       tls
         Jobs/Explain            yes       yes       job       yes       role      role      cert      tls       tls
+        Jobs/View               yes       yes       job       yes       role      role      cert      tls       tls
         Jobs/Events             yes       yes       job       yes       role      role      cert      tls       tls
         Jobs/Watch              yes       yes       job       yes       role      role      cert      tls       tls
         Access/Join             yes       yes       yes       yes       yes       yes       yes       tls       tls

@@ -82,13 +82,13 @@ async fn establish(
     let _ = stream.set_nodelay(true);
     let (peer, address) = (address, address.ip());
     let connection = match door {
-        Door::Open => Connection::plain(stream, Peer { address, caller: Caller::Trusted }, pass),
+        Door::Open => Connection::plain(stream, Peer::new(address, Caller::Trusted), pass),
         Door::Owner => {
             let Some(caller) = local_caller(peer, &stream).await else { return };
             if matches!(caller, Caller::Trusted) {
                 pass.known();
             }
-            Connection::plain(stream, Peer { address, caller }, pass)
+            Connection::plain(stream, Peer::new(address, caller), pass)
         }
         Door::Tls(config, members) => {
             let mut dismissed = pass.dismissed();
@@ -114,7 +114,7 @@ async fn establish(
             if matches!(&caller, Caller::Known(known) if !known.is_revoked()) {
                 pass.known();
             }
-            Connection::tls(stream, Peer { address, caller }, pass)
+            Connection::tls(stream, Peer::new(address, caller), pass)
         }
     };
     // An error means that the server has ended.

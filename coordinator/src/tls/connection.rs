@@ -79,7 +79,12 @@ impl Connection {
         let begin = if self.begun < PREFACE_BYTES { BEGIN.saturating_sub(since) } else { NO_END };
         let life = match &self.peer.caller {
             Caller::Trusted => NO_END,
-            Caller::Anonymous | Caller::OtherUser(_) => ANONYMOUS_LIFE.saturating_sub(since),
+            Caller::Anonymous | Caller::OtherUser(_) => match self.peer.turned_out.get() {
+                Some(known) if !known.is_revoked() => {
+                    Duration::from_secs(known.expires_s().saturating_sub(now_s()))
+                }
+                _ => ANONYMOUS_LIFE.saturating_sub(since),
+            },
             // Long enough to be told why.
             Caller::Known(known) if known.is_revoked() => ANONYMOUS_LIFE.saturating_sub(since),
             Caller::Known(known) => Duration::from_secs(known.expires_s().saturating_sub(now_s())),

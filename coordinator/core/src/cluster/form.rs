@@ -92,6 +92,7 @@ fn seats(formation: &Formation, ranks: Vec<PlannedRank>) -> Result<(Vec<RankSeat
             step: Step(0),
             heard_ms: 0,
             activity: None,
+            pace: None,
             stale: false,
         })
     });

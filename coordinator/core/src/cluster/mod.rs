@@ -19,7 +19,7 @@
 //! - `cancel`: a cancelled job saves after the current step and ends, or ends at once.
 //! - `desired`, `revision`: what is wanted of each worker, and its number.
 //! - `hang`, `pace`: who holds up a run, and who slows it down; `watch`: how people are told.
-//! - [`summary`], `explain`, [`job_event`]: what people are shown.
+//! - [`summary`], `shown`, `explain`, [`job_event`]: what people are shown.
 //!
 //! The core has no clock: `now_ms` is the shell's monotonic time. What is written down survives a
 //! restart ([`Cluster::replay`]); what workers say again by themselves is not written down.
@@ -50,6 +50,7 @@ mod replay;
 mod revision;
 mod run;
 mod saving;
+mod shown;
 pub mod summary;
 #[cfg(test)]
 mod tests;
@@ -66,6 +67,7 @@ pub use entry::{Compute, Entry, FormedRank, Submission};
 pub use event::{CancelWhen, CheckDepth, Effect, Event, Notice, PreparedJob, Weight};
 pub use member::{LEASE_MS, MAX_WORKERS, PAUSE_MS};
 pub use run::{GRACE_MS, RETURN_MS};
+pub use shown::{GenerationShown, RankShown, RankState};
 pub use summary::{JobEnding, JobState, JobSummary, Numbers, WorkerSummary, duration};
 
 pub use apart::APART_MS;
@@ -351,6 +353,7 @@ impl Cluster {
             generation: run.map_or(status.generation, |run| run.generation),
             step: status.step,
             peak_tensor_bytes: status.peak_tensor_bytes,
+            leaving: self.wants_out(&status.info.id),
         }
     }
 }

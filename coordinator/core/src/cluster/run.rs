@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use coxswain_types::JobSpec;
 use coxswain_types::activity::Activity;
 use coxswain_types::ids::{Generation, Step, WorkerId};
-use coxswain_types::status::{Fault, Phase, Publish, StepReport, WorkerInfo, WorkerStatus};
+use coxswain_types::status::{Fault, Pace, Phase, Publish, StepReport, WorkerInfo, WorkerStatus};
 
 use super::apart::Pair;
 use super::cause::Cause;
@@ -57,6 +57,8 @@ pub(super) struct RankSeat {
     pub(super) heard_ms: u64,
     /// The newest that it said of what it does, and when.
     pub(super) activity: Option<(Activity, u64)>,
+    /// How long its newest step took it.
+    pub(super) pace: Option<Pace>,
     /// Whether people have been told that it speaks of an older generation.
     pub(super) stale: bool,
 }
@@ -110,6 +112,7 @@ impl RankSeat {
             step: Step(0),
             heard_ms: 0,
             activity: None,
+            pace: None,
             stale: false,
         }
     }
@@ -291,6 +294,7 @@ impl GenerationRun {
         if let Some(activity) = &status.activity {
             seat.activity = Some((activity.clone(), now_ms));
         }
+        seat.pace = status.pace.or(seat.pace);
         if let Some(saved) = &status.saved {
             self.saving.wrote(rank, saved);
         }

@@ -160,4 +160,6 @@ pub struct WorkerSummary {
     pub step: Step,
     /// The most bytes that its tensors took at once.
     pub peak_tensor_bytes: u64,
+    /// Why it shall end once nothing needs it, if it shall.
+    pub leaving: Option<String>,
 }

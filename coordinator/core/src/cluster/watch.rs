@@ -19,7 +19,7 @@ const HANG_LOOK_MS: u64 = 250;
 const MAX_QUARTERS: f64 = 400.0;
 
 /// A rank that waited for less than this when a run was interrupted explains nothing.
-const TELLING_MS: u64 = 1000;
+pub(super) const TELLING_MS: u64 = 1000;
 
 impl GenerationRun {
     /// Takes in how long a step took a rank.

@@ -12,7 +12,7 @@
 //! - `timeline`: who waits for whom.
 //! - `cost`: how long planning takes, before it begins.
 //! - `fitting`: the largest part of a layout that fewer workers can take.
-//! - `print`, `breakdown`, `grid`, `svg`, `json`: a plan as people and programs read it.
+//! - `print`, `breakdown`, `grid`, `svg`, `json`, `shown`: a plan as people, programs and pages read it.
 //!
 //! How long a step takes is not estimated yet.
 
@@ -35,6 +35,7 @@ mod print;
 mod recompute;
 mod reduction;
 mod schedule;
+mod shown;
 mod svg;
 mod timeline;
 
@@ -54,6 +55,7 @@ pub use fitting::{Fit, fitting};
 pub use memory::{Memory, RUNTIME};
 pub use placement::threads_for;
 pub(crate) use print::{counted, mebibytes};
+pub use shown::{GridPlace, PlannedPart, PlannedSpan, PlannedStep, sketch_shown};
 pub use svg::svg;
 
 use balance::Balance;

@@ -36,7 +36,7 @@ pub use check::data::is_class_name;
 pub use error::{SpecError, SpecFault, ValueOrigin};
 #[cfg(test)]
 pub(crate) use reference::page_with;
-pub use resolved::{SpecDifference, differences, raw_model, raw_yaml, resolved_yaml};
+pub use resolved::{SpecDifference, differences, key_values, raw_model, raw_yaml, resolved_yaml};
 pub use schema::schema;
 
 use check::Purpose;

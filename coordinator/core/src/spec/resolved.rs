@@ -54,7 +54,7 @@ pub struct SpecDifference {
 
 /// The keys in which two jobs differ, in the order of their names.
 pub fn differences(was: &JobSpec, is: &JobSpec) -> Vec<SpecDifference> {
-    let (was, is) = (flat(was), flat(is));
+    let (was, is) = (key_values(was), key_values(is));
     let keys: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
     let differs = keys.into_iter().filter(|key| was.get(*key) != is.get(*key));
     differs
@@ -63,7 +63,7 @@ pub fn differences(was: &JobSpec, is: &JobSpec) -> Vec<SpecDifference> {
 }
 
 /// All values of a job by their keys.
-fn flat(job: &JobSpec) -> BTreeMap<String, Value> {
+pub fn key_values(job: &JobSpec) -> BTreeMap<String, Value> {
     let mut values = BTreeMap::new();
     // Every key of a job is a text, so this is always a tree.
     flatten(String::new(), serde_json::to_value(unchecked(job)).unwrap_or_default(), &mut values);
