@@ -73,14 +73,17 @@ pub(crate) fn logs(args: &Logs) -> Result<(), Failure> {
         let lines = tail(log, args.lines).with_context(|| format!("{}", log.path.display()))?;
         output::write(&lines.iter().map(|line| told(log, line)).collect::<String>())?;
     }
-    while args.follow {
+    if !args.follow {
+        return Ok(());
+    }
+    // Ctrl-C ends it, or a reader that has gone.
+    loop {
         thread::sleep(LOOK);
         for log in &mut logs {
             let lines = more(log).with_context(|| format!("{}", log.path.display()))?;
             output::write(&lines.iter().map(|line| told(log, line)).collect::<String>())?;
         }
     }
-    Ok(())
 }
 
 /// The worker of a rank, as the newest generation in the journal of the run's folder says.

@@ -230,7 +230,8 @@ mod tests {
     #[test]
     fn a_request_comes_from_the_page_or_from_a_program() {
         let hosts = Hosts::OfMachine([127, 0, 0, 1].into());
-        let rows: &[(Method, &[(&'static str, &str)], bool)] = &[
+        type Row<'a> = (Method, &'a [(&'static str, &'a str)], bool);
+        let rows: &[Row<'_>] = &[
             (Method::GET, &[("host", "127.0.0.1:7071")], true),
             (Method::GET, &[("host", "localhost:9000")], true),
             (Method::GET, &[("host", "[::1]:7071")], true),

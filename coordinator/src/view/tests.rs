@@ -81,7 +81,7 @@ fn event(at_ms: u64, kind: &str, generation: u64, fields: serde_json::Value) -> 
         job: Some("demo-2".to_owned()),
         generation: Some(generation),
         worker: None,
-        text: format!("{kind}"),
+        text: kind.to_owned(),
         fields: fields.as_object().cloned().unwrap(),
     }
 }

@@ -217,6 +217,7 @@ mod tests {
             step: Step(0),
             heard_ms: 0,
             activity: None,
+            pace: None,
             stale: false,
         };
         GenerationRun::new("demo-1".to_owned(), Generation(3), vec![seat], Step(10), Step(0), 0)
