@@ -9,7 +9,7 @@ use crate::failure::{BAD_INPUT, DONE, FAILED, Failure};
 use crate::preparation::child::Prepare;
 use crate::tls::certs;
 use crate::{
-    client, compare, doctor, local, models, output, preparation, serve, top, up, verify, worker_logs,
+    client, compare, doctor, local, models, output, plan, preparation, serve, top, up, verify, worker_logs,
 };
 
 const EXIT_CODES: &str = "\
@@ -171,18 +171,21 @@ Exit codes:
     /// Make or end a join token: who may get a certificate.
     #[command(after_help = EXIT_CODES)]
     Token(certs::Token),
-    /// Show who would do what, and start nothing.
+    /// Show who would do what, on which layout, and what it would take; start nothing.
     #[command(after_help = "\
 Example:
+  coxswain plan --preset llama-3-8b --workers 16 --memory 24GiB
+  coxswain plan job.yaml --workers 16 --device a100-80gb --format html > plan.html
+  coxswain plan job.yaml --cluster cluster.yaml -o plan.json
   coxswain plan job.yaml --set layout.pipeline=4 --set layout.tensor=1
   coxswain plan job.yaml --schedule 1f1b,zb-h1 --svg schedules.svg
   coxswain plan --preset t5-small --format json
 
 Exit codes:
   0  the plan is printed
-  1  the picture cannot be written
-  2  bad input, such as a layout that needs another number of workers")]
-    Plan(local::PlanArgs),
+  1  a file cannot be written
+  2  bad input, such as a layout that needs another number of workers, or none that fits")]
+    Plan(plan::PlanArgs),
     /// Print the JSON schema of job files, by which editors complete and check them.
     #[command(after_help = "\
 Example:
@@ -303,7 +306,7 @@ pub(crate) async fn run(command: Command) -> u8 {
         Command::Prepare(args) => preparation::child::main(args).map_err(Failure::from),
         Command::Certs(args) => certs::certs(args).await,
         Command::Token(args) => certs::token(args).await,
-        Command::Plan(args) => local::plan(&args),
+        Command::Plan(args) => plan::plan(&args),
         Command::Schema => local::schema(),
         Command::Completions { shell } => completions(shell),
         Command::Man { command } => man(command.as_deref()),

@@ -23,7 +23,7 @@ use crate::failure::{FAILED, Failure};
 use crate::output;
 use crate::page::next;
 use crate::progress::RunProgress;
-use crate::{events, local, views};
+use crate::{events, local, plan, views};
 
 #[derive(Debug, Args)]
 pub(crate) struct Submit {
@@ -34,6 +34,11 @@ pub(crate) struct Submit {
     /// The run's folder, which the coordinator and all workers see under the same path.
     #[arg(long, value_name = "DIR")]
     directory: PathBuf,
+    /// With `layout: auto`, for how many workers to choose it [default: as many as --cluster has].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    workers: Option<u32>,
+    #[command(flatten)]
+    machines: plan::MachineArgs,
 }
 
 #[derive(Debug, Args)]
@@ -116,7 +121,16 @@ pub(crate) struct Events {
 }
 
 pub(crate) async fn submit(args: Submit) -> Result<(), Failure> {
-    let job = local::read_job(&args.job)?;
+    let mut job = local::read_job(&args.job)?;
+    let open = plan::open(&job)?;
+    let mut reason = String::new();
+    if open.auto.is_some() && (args.workers.is_some() || args.machines.are_given()) {
+        let cluster = args.machines.cluster(args.workers, &open)?;
+        let chosen = plan::chosen(&open, &cluster, args.workers)?;
+        reason = chosen.reason();
+        say(&format!("layout: {reason}"));
+        job.sets.extend(chosen.sets());
+    }
     // Checked here first, so that a mistake is found without a coordinator.
     job.spec()?;
     let folder = std::env::current_dir().context("the current folder cannot be told")?;
@@ -127,6 +141,7 @@ pub(crate) async fn submit(args: Submit) -> Result<(), Failure> {
         directory: path_text(&args.directory)?,
         sets: job.sets,
         folder: path_text(&folder)?,
+        chosen: reason,
     };
     let reply = jobs(&args.coordinator).await?.submit(request).await;
     let reply = reply.map_err(|status| refused(&args.coordinator, status))?;

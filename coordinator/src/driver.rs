@@ -185,10 +185,10 @@ impl Driver {
 
     fn take(&mut self, request: Request) -> Result<()> {
         match request {
-            Request::Submit { spec, directory, reply } => {
+            Request::Submit { spec, directory, chosen, reply } => {
                 let job = self.cluster.next_job(&spec.name, &directory);
                 if let Ok(job) = &job {
-                    let submission = Submission { job: job.clone(), spec: *spec, directory };
+                    let submission = Submission { job: job.clone(), spec: *spec, directory, chosen };
                     self.handle(Event::Submitted(Box::new(submission)))?;
                 }
                 let _ = reply.send(job);

@@ -22,7 +22,13 @@ const MAX_SKETCHES: usize = 1;
 /// What the driver is asked to do.
 pub(crate) enum Request {
     /// Take a job.
-    Submit { spec: Box<JobSpec>, directory: String, reply: oneshot::Sender<Result<String, SubmitError>> },
+    Submit {
+        spec: Box<JobSpec>,
+        directory: String,
+        /// Why a plan chose its layout.
+        chosen: Option<String>,
+        reply: oneshot::Sender<Result<String, SubmitError>>,
+    },
     /// Number a worker's process.
     Register { reply: oneshot::Sender<u64> },
     /// A worker said this on the stream `connection`, which sends what `desired` holds.
@@ -155,9 +161,12 @@ impl Handle {
         &self,
         spec: JobSpec,
         directory: String,
+        chosen: Option<String>,
     ) -> Result<Result<String, SubmitError>, Ending> {
         match self.plannable(spec).await? {
-            Ok(spec) => self.ask(|reply| Request::Submit { spec: Box::new(spec), directory, reply }).await,
+            Ok(spec) => {
+                self.ask(|reply| Request::Submit { spec: Box::new(spec), directory, chosen, reply }).await
+            }
             Err(error) => Ok(Err(error)),
         }
     }

@@ -40,7 +40,14 @@ pub(crate) fn around(
     Ok(spec::presets::job_text(&job, preset, workers)?)
 }
 
-fn split_sets(sets: &[String]) -> Result<Vec<(String, String)>, JobRefusal> {
+/// The text of a job around a known model, whose layout is chosen.
+pub(crate) fn around_open(preset: &str, source: &str, sets: &[String]) -> Result<String, JobRefusal> {
+    let sets = split_sets(sets)?;
+    let job = JobText { source, text: "", sets: &sets, base: Path::new("/") };
+    Ok(spec::presets::open_job_text(&job, preset)?)
+}
+
+pub(crate) fn split_sets(sets: &[String]) -> Result<Vec<(String, String)>, JobRefusal> {
     sets.iter().map(|set| split_set(set)).collect()
 }
 

@@ -1,4 +1,5 @@
-//! The commands that need no coordinator: `schema`, `plan`, `generate`, `classify`; and how a job file is read.
+//! The commands that need no coordinator and compute or say one thing: `schema`, `generate`, `classify`; and how a job
+//! file is read.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,60 +8,17 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
 use anyhow::{Context, anyhow};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use coxswain_console::parent;
-use coxswain_core::plan::{Plan, sketch, svg};
+use coxswain_core::plan::sketch;
 use coxswain_core::spec;
-use coxswain_files::hf::{Form, HfError};
 use coxswain_types::job::{Layout, ModelSpec, OptimizerKind, Precision, Schedule};
 use coxswain_types::{Assignment, JobSpec};
-use serde_json::json;
 
 use crate::args::JobFile;
 use crate::failure::{FAILED, Failure};
 use crate::output;
-use crate::refusal::JobRefusal;
-use crate::{job, models, texts, workers};
-
-#[derive(Debug, Args)]
-pub(crate) struct PlanArgs {
-    /// The job file (YAML).
-    #[arg(value_name = "JOB.yaml", required_unless_present = "preset", conflicts_with = "preset")]
-    job: Option<PathBuf>,
-    /// Plan a known model instead of a job file, such as gpt2 or t5-small; docs/job.md lists them, and so
-    /// does a wrong name. The job around it has synthetic tokens, and more workers are pipeline ranks
-    /// unless the layout is set.
-    #[arg(long, value_name = "NAME")]
-    preset: Option<String>,
-    /// Replace a value of the job, such as train.steps=100 (repeatable).
-    #[arg(long = "set", value_name = "PATH=VALUE")]
-    sets: Vec<String>,
-    /// How many workers there would be [default: as many as the layout needs].
-    #[arg(long, value_name = "N")]
-    workers: Option<u32>,
-    /// Look at another schedule than the job's, with its whole grid; several, separated by commas, to
-    /// compare them.
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = SCHEDULES)]
-    schedule: Vec<String>,
-    /// Draw the schedule into this file, from left to right in time.
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
-    /// How the plan is printed.
-    #[arg(long, value_enum, default_value_t = PlanFormat::Text)]
-    format: PlanFormat,
-}
-
-/// The values of `layout.schedule`.
-const SCHEDULES: [&str; 5] = ["gpipe", "1f1b", "interleaved", "zb-h1", "custom"];
-
-/// How a plan is printed.
-#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum PlanFormat {
-    /// Tables for people.
-    Text,
-    /// For programs.
-    Json,
-}
+use crate::{job, workers};
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
@@ -140,7 +98,7 @@ pub(crate) fn read_job(args: &JobFile) -> Result<JobInput, Failure> {
 const MAX_JOB_BYTES: u64 = 1 << 20;
 
 /// The text of a file, without a byte-order mark; the error text follows the file's name.
-fn read_text(path: &Path) -> Result<String, String> {
+pub(crate) fn read_text(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let read = fs::File::open(path).and_then(|file| file.take(MAX_JOB_BYTES).read_to_end(&mut bytes));
     read.map_err(|error| format!("cannot be read: {error}"))?;
@@ -157,114 +115,6 @@ fn read_text(path: &Path) -> Result<String, String> {
 pub(crate) fn schema() -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(spec::schema()).context("the schema as JSON")?;
     output::write(&(text + "\n"))
-}
-
-pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
-    let planned = print_plan(args);
-    if args.format == PlanFormat::Json
-        && let Err(Failure::Refused(refusal)) = &planned
-    {
-        output::write(&format!("{:#}\n", refusal.to_json()))?;
-    }
-    planned
-}
-
-fn print_plan(args: &PlanArgs) -> Result<(), Failure> {
-    let job = job_to_plan(args)?;
-    let variants = if args.schedule.is_empty() {
-        vec![job]
-    } else {
-        args.schedule.iter().map(|name| scheduled(&job, name)).collect()
-    };
-    let texts = if args.preset.is_some() { None } else { texts::texts(&variants[0].spec()?)? };
-    let export = models::form(&checked(&variants[0], args)?)?;
-    let plans = variants.iter().map(|job| planned(job, args)).collect::<Result<Vec<_>, _>>()?;
-    if let Some(file) = &args.svg {
-        let picture = svg(&plans.iter().collect::<Vec<_>>());
-        fs::write(file, picture).with_context(|| format!("{} cannot be written", file.display()))?;
-    }
-    let told = texts.map_or(String::new(), |texts| format!("data: {texts}\n")) + &exported(&export);
-    let text = match args.format {
-        PlanFormat::Text if args.schedule.is_empty() => {
-            let screen = coxswain_console::width(&io::stdout());
-            let text =
-                |plan: &Plan| screen.map_or_else(|| plan.to_string(), |screen| format!("{plan:screen$}"));
-            plans.iter().map(text).collect::<String>() + &told
-        }
-        PlanFormat::Text => {
-            plans.iter().map(|plan| format!("{plan:#}")).collect::<Vec<_>>().join("\n") + &told
-        }
-        PlanFormat::Json => {
-            let objects = plans.iter().map(Plan::to_json).collect::<Result<Vec<_>, _>>();
-            let mut objects = objects.context("the plan as JSON")?;
-            for object in &mut objects {
-                if let Some(texts) = texts {
-                    object["data"] = texts.to_json();
-                }
-                object["export"] = export_json(&export);
-            }
-            // One plan is an object, several are a list.
-            let json = if objects.len() == 1 { objects.remove(0) } else { objects.into() };
-            format!("{json:#}\n")
-        }
-    };
-    output::write(&text)
-}
-
-/// The job with another schedule. What only the job's own schedule takes is left out.
-fn scheduled(job: &JobInput, schedule: &str) -> JobInput {
-    let mut sets = job.sets.clone();
-    sets.push(format!("layout.schedule={schedule}"));
-    if schedule != "custom" {
-        sets.push("layout.actions=null".to_owned());
-        if schedule != "interleaved" {
-            sets.push("layout.chunks=null".to_owned());
-        }
-    }
-    JobInput { text: job.text.clone(), source: job.source.clone(), base: job.base.clone(), sets }
-}
-
-/// The job file, or a job around the preset.
-fn job_to_plan(args: &PlanArgs) -> Result<JobInput, Failure> {
-    let sets = args.sets.clone();
-    let Some(preset) = &args.preset else {
-        let job = args.job.clone().unwrap_or_default();
-        return read_job(&JobFile { job, sets });
-    };
-    let source = format!("--preset {preset}");
-    let text = job::around(preset, args.workers, &source, &sets)?;
-    Ok(JobInput { text, source, base: PathBuf::from("/"), sets })
-}
-
-/// The line of a plan that says what `export` will write.
-fn exported(form: &Result<Form, HfError>) -> String {
-    match form {
-        Ok(form) => {
-            let caveats: String = form.caveats.iter().map(|caveat| format!("; {caveat}")).collect();
-            format!("export: {} ({}){caveats}\n", form.family, form.class)
-        }
-        Err(error) => format!("export: none; {error}\n"),
-    }
-}
-
-fn export_json(form: &Result<Form, HfError>) -> serde_json::Value {
-    match form {
-        Ok(form) => json!({"family": form.family, "class": form.class, "caveats": form.caveats}),
-        Err(error) => json!({"family": null, "why": error.to_string()}),
-    }
-}
-
-fn checked(job: &JobInput, args: &PlanArgs) -> Result<JobSpec, Failure> {
-    match args.preset {
-        Some(_) => Ok(job::look(&job.text, &job.source, &job.base, &job.sets)?),
-        None => job.spec(),
-    }
-}
-
-fn planned(job: &JobInput, args: &PlanArgs) -> Result<Plan, Failure> {
-    let spec = checked(job, args)?;
-    let workers = job::workers(&spec, args.workers)?;
-    Ok(sketch(&spec, workers).map_err(JobRefusal::from)?)
 }
 
 pub(crate) async fn generate(args: GenerateArgs) -> Result<(), Failure> {

@@ -2,7 +2,7 @@
 //! libtorch: what computes is started as `coxswain-worker`.
 //!
 //! The thin shell around `coxswain-core`, which decides everything:
-//! - [`cli`]: the commands; [`serve`], [`up`], [`client`], [`local`], [`verify`]: what each of
+//! - [`cli`]: the commands; [`serve`], [`up`], [`client`], [`plan`], [`local`], [`verify`]: what each of
 //!   them does; [`args`]: options that several have; [`failure`]: how they end.
 //! - [`top`], [`compare`], [`worker_logs`]: the cluster in a terminal, runs beside each other, workers' logs.
 //! - [`service`]: gRPC in and out; [`scoped`]: answers as their callers may read them; [`actions`]: what callers do to
@@ -50,6 +50,7 @@ mod metrics;
 mod models;
 mod output;
 mod page;
+mod plan;
 mod preparation;
 mod progress;
 mod refusal;

@@ -363,7 +363,8 @@ impl wire::jobs_server::Jobs for JobsService {
         request: Request<wire::SubmitRequest>,
     ) -> Result<Response<wire::SubmitReply>, Status> {
         let caller = Caller::of(&request);
-        let wire::SubmitRequest { manifest, origin, base, directory, sets, folder } = request.into_inner();
+        let wire::SubmitRequest { manifest, origin, base, directory, sets, folder, chosen } =
+            request.into_inner();
         let paths = [
             ("the job file's name", &origin),
             ("the job file's folder", &base),
@@ -373,6 +374,8 @@ impl wire::jobs_server::Jobs for JobsService {
         for (what, path) in paths {
             bounded(what, path, limits::MAX_PATH_BYTES)?;
         }
+        bounded("the reason of the layout", &chosen, limits::MAX_PATH_BYTES)?;
+        let chosen = Some(chosen).filter(|reason| !reason.is_empty());
         let base = self.roots.as_ref().map_or(Path::new(&base), |roots| roots.base());
         let spec = job::parse(&manifest, &origin, base, &sets);
         let spec = spec.map_err(|refusal| refusal.status(Code::InvalidArgument))?;
@@ -389,7 +392,7 @@ impl wire::jobs_server::Jobs for JobsService {
             )));
         }
         let (spec, directory) = self.below_roots(spec, directory).await?;
-        let submitted = self.handle.submit(spec, directory).await.map_err(ending)?;
+        let submitted = self.handle.submit(spec, directory, chosen).await.map_err(ending)?;
         let job = submitted.map_err(|error| submit_status(&error))?;
         Ok(Response::new(wire::SubmitReply { job }))
     }

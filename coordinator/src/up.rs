@@ -36,7 +36,7 @@ use crate::store::RendezvousStore;
 use crate::view::hub::Hub;
 use crate::worker_logs::LOGS;
 use crate::workers::{Launch, Workers};
-use crate::{curve, driver, folder, job, local, service, texts, workers};
+use crate::{curve, driver, folder, job, local, plan, service, texts, workers};
 
 /// How often the worker processes are looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -53,11 +53,22 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(crate) struct Up {
-    #[command(flatten)]
-    job: JobFile,
-    /// How many workers to start [default: as many as the layout needs; another number is refused].
+    /// The job file (YAML).
+    #[arg(value_name = "JOB.yaml", required_unless_present = "plan", conflicts_with = "plan")]
+    job: Option<PathBuf>,
+    /// Replace a value of the job, such as train.steps=100 (repeatable).
+    #[arg(long = "set", value_name = "PATH=VALUE", conflicts_with = "plan")]
+    sets: Vec<String>,
+    /// Run the job and the layout of a plan that `plan -o` wrote.
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
+    /// How many workers to start [default: as many as the layout needs; another number is refused]. With
+    /// `layout: auto` at most so many [default: one for each core].
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
+    /// With `layout: auto`, choose for the machines of this file [default: this machine].
+    #[arg(long, value_name = "FILE", conflicts_with = "plan")]
+    cluster: Option<PathBuf>,
     /// How many workers to start beside these: each takes the place of one that is lost, at once.
     #[arg(long, value_name = "N", default_value_t = 0)]
     spares: u32,
@@ -80,8 +91,8 @@ pub(crate) struct Up {
 pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     args.parent.follow().context("following the process that started this one")?;
     args.file_mode.apply();
-    let spec = local::read_job(&args.job)?.spec()?;
-    let count = job::workers(&spec, args.workers)?;
+    let (spec, chosen) = job_to_run(&args)?;
+    let count = if chosen.is_some() { spec.layout.world() } else { job::workers(&spec, args.workers)? };
     texts::texts(&spec)?;
     let program = workers::program()?;
     let shown = args.out.clone().unwrap_or_else(|| Path::new("out").join(&spec.name));
@@ -101,7 +112,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
 
     let (name, unit) = (spec.name.clone(), spec.data.unit());
     let restarts = spec.recovery.on_loss != OnLoss::Fail;
-    let submitted = coordinator.handle.submit(spec, text).await.context("the coordinator")?;
+    let submitted = coordinator.handle.submit(spec, text, chosen).await.context("the coordinator")?;
     let job = submitted.map_err(|error| anyhow!(error))?;
     let launch = Launch {
         program: &program,
@@ -128,6 +139,38 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     let outcome = run.end(summary?).await;
     leave_behind(&outcome.summary, (&name, unit), &directory, &shown);
     outcome.result
+}
+
+/// The job that is asked for, and why its layout was chosen, if it was.
+fn job_to_run(args: &Up) -> Result<(JobSpec, Option<String>), Failure> {
+    if let Some(path) = &args.plan {
+        let plan = plan::read_plan(path)?;
+        let spec = job::parse(&plan.job, &path.display().to_string(), Path::new("/"), &[])?;
+        job::workers(&spec, args.workers)?;
+        return Ok((spec, Some(plan.reason)));
+    }
+    let job = args.job.clone().unwrap_or_default();
+    let mut job = local::read_job(&JobFile { job, sets: args.sets.clone() })?;
+    let open = plan::open(&job)?;
+    if open.auto.is_none() {
+        return Ok((job.spec()?, None));
+    }
+    let cluster = match &args.cluster {
+        Some(path) => plan::read_cluster(path)?,
+        None if args.device == "cpu" => plan::this_machine(args.workers),
+        None => {
+            let device = &args.device;
+            return Err(Failure::Input(format!(
+                "--device {device}: which layout is best depends on the kind of the device; name it in a cluster file \
+                 (--cluster), or run a plan of it (--plan)"
+            )));
+        }
+    };
+    let chosen = plan::chosen(&open, &cluster, args.workers)?;
+    let reason = chosen.reason();
+    say(&format!("layout: {reason}"));
+    job.sets.extend(chosen.sets());
+    Ok((job.spec()?, Some(reason)))
 }
 
 /// The threads of each worker: the job's, or those of the checkpoint, or a share of the cores, where so many workers share

@@ -24,6 +24,7 @@ use crate::args::JobFile;
 use crate::failure::{FAILED, Failure};
 use crate::output;
 use crate::serve::stop_signal;
+pub(crate) use cases::available_memory;
 use cases::{Case, Cases};
 
 /// The folder of the reference's run; no layout's name looks like it.

@@ -54,6 +54,7 @@ fn journal(count: usize) -> String {
             job: job.clone(),
             spec,
             directory: "/nowhere/run".to_owned(),
+            chosen: None,
         })),
         Entry::Formed {
             job: job.clone(),

@@ -43,6 +43,9 @@ codes! {
     ValueRange "job.value.range" "A key never takes this value, whatever the other keys are.";
     ValueConflict "job.value.conflict" "A value does not go with those of other keys.";
     PresetUnknown "job.preset.unknown" "No preset has this name.";
+    LayoutOpen "job.layout.open" "A key of `layout` is `auto` where the layout has to be chosen already.";
+    LayoutUnfit "plan.layout.unfit" "No layout of the job fits the given workers and their memory.";
+    ClusterUnknown "plan.cluster" "The machines to plan for are not described as a cluster file is, or are not known.";
     Unwritable "job.unwritable" "A job cannot be written out. Please report it.";
     WorkersWrong "job.workers" "`--workers` is not the number of workers that the layout needs.";
     TextUnreadable "data.text.unreadable" "A text of the job cannot be read, or is not text.";

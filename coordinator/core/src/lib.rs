@@ -3,6 +3,7 @@
 //! - [`spec`]: the text of a job file becomes a checked job, or a list of refusals.
 //! - [`plan`]: a job and the workers at hand become one assignment for each rank.
 //! - [`cluster`]: events become effects while the job runs.
+//! - [`hardware`]: machines as numbers, for plans.
 //! - [`code`]: stable names of refusals.
 //! - [`columns`]: tables of text.
 //! - [`certificate`]: runs of one job in several layouts become a proof that the numbers are the same.
@@ -20,5 +21,6 @@ pub mod certificate;
 pub mod cluster;
 pub mod code;
 pub mod columns;
+pub mod hardware;
 pub mod plan;
 pub mod spec;

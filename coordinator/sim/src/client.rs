@@ -41,7 +41,7 @@ impl World {
         };
         let life = self.coordinator.life;
         self.tell(|| format!("a user submits {id}, which writes to {directory}"));
-        let submission = Submission { job: id.clone(), spec, directory };
+        let submission = Submission { job: id.clone(), spec, directory, chosen: None };
         self.handle(Event::Submitted(Box::new(submission)));
         match self.coordinator.up && self.coordinator.life == life {
             true => self.judge_accepted(&id),

@@ -122,7 +122,7 @@ layout: {pipeline: 2, data: 2}
 fn long_run(count: usize) -> Vec<Entry> {
     let job = "demo-1".to_owned();
     let spec = parse(&JobText { source: "job", text: JOB, sets: &[], base: Path::new("/") }).unwrap();
-    let submission = Submission { job: job.clone(), spec, directory: "/runs/demo".to_owned() };
+    let submission = Submission { job: job.clone(), spec, directory: "/runs/demo".to_owned(), chosen: None };
     let rank = |rank: u32| FormedRank {
         worker: WorkerId(format!("worker-{rank}")),
         incarnation: 1,

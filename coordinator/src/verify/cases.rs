@@ -132,7 +132,7 @@ fn default_reference(
 }
 
 /// Bytes that processes may still take; `None` where the system does not say.
-fn available_memory() -> Option<u64> {
+pub(crate) fn available_memory() -> Option<u64> {
     let free = fs::read_to_string(MEMINFO).ok().and_then(|text| free_bytes(&text));
     let group = fs::read_to_string(GROUP_MAX).ok().and_then(|text| text.trim().parse().ok());
     [free, group].into_iter().flatten().min()

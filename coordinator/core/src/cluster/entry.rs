@@ -20,6 +20,9 @@ pub struct Submission {
     pub spec: JobSpec,
     /// The run's folder, seen by the coordinator and all workers under this path.
     pub directory: String,
+    /// Why a plan chose the job's layout, where the job left it open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<String>,
 }
 
 /// What the journal holds. A cluster is replayed from its entries alone, so they carry all that

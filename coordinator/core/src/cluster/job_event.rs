@@ -87,7 +87,9 @@ impl From<&Entry> for JobEvent {
                 JobEvent { kind: "started", job: None, generation: None, worker: None, text, fields }
             }
             Entry::Submitted(submission) => {
-                of("submitted", &submission.job, None, format!("to run in {}", submission.directory))
+                let chosen =
+                    submission.chosen.as_ref().map_or(String::new(), |why| format!("; layout chosen: {why}"));
+                of("submitted", &submission.job, None, format!("to run in {}{chosen}", submission.directory))
                     .with("directory", submission.directory.clone())
             }
             Entry::Preparing { job, tries } => {

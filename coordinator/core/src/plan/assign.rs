@@ -8,9 +8,8 @@ use coxswain_types::axis::AxisKind;
 use coxswain_types::params::{
     Parameter, ParameterRow, Place, Slice, Split, norm_slots, parameter_table, slice_of,
 };
-use coxswain_types::status::WorkerInfo;
 use coxswain_types::tree::{TreeNode, cover, split};
-use coxswain_types::{Assignment, Rank};
+use coxswain_types::{Assignment, Rank, WorkerId};
 
 use super::PlanRequest;
 use super::balance::Balance;
@@ -42,12 +41,12 @@ struct PlanContext<'a> {
     shard_count: u32,
 }
 
-/// One assignment for each worker of `seated`, whose place in it is its rank.
-pub(super) fn assign(
+/// One assignment for each of these ranks, with its worker.
+pub(super) fn assign<'w>(
     request: &PlanRequest<'_>,
     mesh: &Mesh,
     balance: &Balance,
-    seated: &[&WorkerInfo],
+    seated: impl IntoIterator<Item = (u32, &'w WorkerId)>,
 ) -> Vec<Assignment> {
     let spec = request.spec;
     let runs = split(spec.train.global_micro_batches, spec.train.gradient_groups);
@@ -74,11 +73,11 @@ pub(super) fn assign(
         norm_slots,
         shard_count,
     };
-    (0..).zip(seated).map(|(rank, worker)| shared.assignment(rank, worker)).collect()
+    seated.into_iter().map(|(rank, worker)| shared.assignment(rank, worker)).collect()
 }
 
 impl PlanContext<'_> {
-    fn assignment(&self, rank: u32, worker: &WorkerInfo) -> Assignment {
+    fn assignment(&self, rank: u32, worker: &WorkerId) -> Assignment {
         let request = self.request;
         let (spec, layout) = (request.spec, &request.spec.layout);
         let at = self.mesh.coordinates(rank);
@@ -91,7 +90,7 @@ impl PlanContext<'_> {
         Assignment {
             job: request.job.clone(),
             generation: request.generation,
-            worker: worker.id.clone(),
+            worker: worker.clone(),
             rank: Rank(rank),
             world: self.mesh.world(),
             data_index: at.data,

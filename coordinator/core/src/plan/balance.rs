@@ -21,6 +21,8 @@ pub(super) struct Balance {
     pub(super) layers: Vec<Range<u32>>,
     /// The runs of each data rank.
     pub(super) owned_runs: Vec<Range<u32>>,
+    /// Micro-batches of each data rank.
+    micro_batches: Vec<u64>,
     /// How much each rank has to compute, in any unit.
     shares: Vec<u128>,
 }
@@ -74,16 +76,20 @@ impl Balance {
         let runs = split(spec.train.global_micro_batches, spec.train.gradient_groups);
         let sizes: Vec<u64> = runs.iter().map(|run| u64::from(run.end - run.start)).collect();
         let owned_runs = divide(&sizes, &(0..data).map(slow).collect::<Vec<_>>());
-        let micro_batches = |data: u32| -> u64 {
-            let Range { start, end } = owned_runs[data as usize];
-            sizes[start as usize..end as usize].iter().sum()
-        };
+        let of_runs = |Range { start, end }: &Range<u32>| sizes[*start as usize..*end as usize].iter().sum();
+        let micro_batches: Vec<u64> = owned_runs.iter().map(of_runs).collect();
         let share = |rank: u32| {
             let at = mesh.coordinates(rank);
-            loads[at.pipeline as usize] * u128::from(micro_batches(at.data))
+            loads[at.pipeline as usize] * u128::from(micro_batches[at.data as usize])
         };
         let shares = (0..mesh.world()).map(share).collect();
-        Balance { layers, owned_runs, shares }
+        Balance { layers, owned_runs, micro_batches, shares }
+    }
+
+    /// The first data rank of those with the most micro-batches.
+    pub(super) fn busiest_data_rank(&self) -> u32 {
+        let most = self.micro_batches.iter().max();
+        self.micro_batches.iter().position(|count| Some(count) == most).unwrap_or(0) as u32
     }
 
     /// How long the rank computes that computes the longest. Waits for others are not in it.

@@ -9,12 +9,12 @@
 //! - `recompute`: which layers are computed again in the backward pass.
 //! - `check`: an independent reader that refuses a plan which would hang or leave work out.
 //! - `memory`, `activations`, `reduction`: what a rank needs.
-//! - `timeline`: who waits for whom.
+//! - `timeline`: who waits for whom; [`time`]: how long a step takes on given machines.
+//! - `pipeline`: one pipeline of a plan, where all of it would be too much.
+//! - [`search`]: the best layout for given machines.
 //! - `cost`: how long planning takes, before it begins.
 //! - `fitting`: the largest part of a layout that fewer workers can take.
 //! - `print`, `breakdown`, `grid`, `svg`, `json`, `shown`: a plan as people, programs and pages read it.
-//!
-//! How long a step takes is not estimated yet.
 
 mod activations;
 mod assign;
@@ -30,13 +30,16 @@ mod json;
 mod memory;
 mod mesh;
 mod partition;
+mod pipeline;
 mod placement;
 mod print;
 mod recompute;
 mod reduction;
 mod schedule;
+pub mod search;
 mod shown;
 mod svg;
+pub mod time;
 mod timeline;
 
 use std::collections::BTreeMap;
@@ -47,6 +50,7 @@ use coxswain_types::status::WorkerInfo;
 use coxswain_types::{Assignment, Generation, JobSpec, WorkerId};
 
 use crate::code::ErrorCode;
+use crate::hardware::Machines;
 
 pub use balance::{KEEPS_UP, rebalance_gain, shares};
 pub use cost::Cost;
@@ -198,7 +202,8 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     let mesh = Mesh::new(&spec.layout);
     let slow = |worker: &&WorkerInfo| request.slow_percent.get(&worker.id).copied().unwrap_or(KEEPS_UP);
     let balance = Balance::new(spec, &seated.iter().map(slow).collect::<Vec<_>>());
-    let mut assignments = assign::assign(request, &mesh, &balance, &seated);
+    let ids = (0..).zip(seated.iter().map(|worker| &worker.id));
+    let mut assignments = assign::assign(request, &mesh, &balance, ids);
     recompute::choose(&mut assignments)?;
     let own = matches!(spec.layout.schedule, Schedule::Custom { .. });
     check::check(&assignments).map_err(|violation| {
@@ -212,6 +217,11 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
 }
 
 impl Plan {
+    /// What a step takes on these machines, whose devices the ranks take in order; `None` where there are too few.
+    pub fn predict(&self, cluster: &Machines) -> Option<time::Prediction> {
+        time::predict(&self.slowest_pipeline(), cluster)
+    }
+
     /// What each rank needs at its peak, in order.
     pub fn memory(&self) -> Vec<Memory> {
         self.assignments.iter().map(memory::memory).collect()

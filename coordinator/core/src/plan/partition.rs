@@ -30,24 +30,46 @@ fn costs(model: &ModelSpec, lengths: Lengths) -> Vec<u64> {
     costs
 }
 
-/// FLOPs of a token: two for each weight, and two for each number of the scores and of their product with the values.
+/// FLOPs of a token in a block of a layer, forward.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct BlockFlops {
+    /// Of products with weights.
+    pub(super) products: u64,
+    /// Of the scores and their product with the values.
+    pub(super) scores: u64,
+}
+
+/// Two FLOPs for each weight, and two for each number of the scores and of their product with the values.
 fn layer_cost(model: &ModelSpec, layer: u32, sequence: u32, source: u32) -> u64 {
+    let blocks = block_flops(model, layer, sequence, source);
+    blocks.iter().map(|block| block.products + block.scores).sum()
+}
+
+/// FLOPs of a token in the attention of a layer, with cross-attention, and in its feed-forward block.
+pub(super) fn block_flops(model: &ModelSpec, layer: u32, sequence: u32, source: u32) -> [BlockFlops; 2] {
     let [dim, ffn] = [model.dim, model.ffn].map(u64::from);
     let head = u64::from(model.head_dim);
     let (q, kv) = (u64::from(model.heads) * head, u64::from(model.kv_heads) * head);
-    let own = model.attention.flops(model, model.causal(layer), sequence) + model.activation.flops(dim, ffn);
-    // All of the encoder's output is seen, and each of its tokens makes a key and a value.
-    let made = 4 * dim * kv * u64::from(source) / u64::from(sequence.max(1));
-    let crossing = 4 * dim * q + made + 4 * u64::from(source) * q;
-    if model.crosses(layer) { own + crossing } else { own }
+    let own = model.attention.flops(model, model.causal(layer), sequence);
+    let scores = model.attention.score_flops(model, model.causal(layer), sequence);
+    let mut attention = BlockFlops { products: own - scores, scores };
+    if model.crosses(layer) {
+        // All of the encoder's output is seen, and each of its tokens makes a key and a value.
+        let made = 4 * dim * kv * u64::from(source) / u64::from(sequence.max(1));
+        attention.products += 4 * dim * q + made;
+        attention.scores += 4 * u64::from(source) * q;
+    }
+    [attention, BlockFlops { products: model.activation.flops(dim, ffn), scores: 0 }]
 }
 
-fn embedding_map(model: &ModelSpec) -> u64 {
+/// FLOPs of a token between its embedding and the stack.
+pub(super) fn embedding_map(model: &ModelSpec) -> u64 {
     let (width, dim) = (u64::from(model.embedding.dim), u64::from(model.dim));
     if width == dim { 0 } else { 2 * width * dim }
 }
 
-fn head_cost(model: &ModelSpec, sequence: u32) -> u64 {
+/// FLOPs of a token in the head.
+pub(super) fn head_cost(model: &ModelSpec, sequence: u32) -> u64 {
     let [dim, vocab, width] = [model.dim, model.vocab, model.embedding.dim].map(u64::from);
     match model.head {
         Head::Lm => 2 * dim * vocab,

@@ -14,18 +14,36 @@ use super::memory::memory;
 /// of a tensor group meet inside each layer, so they choose alike; others choose by themselves, as no
 /// choice changes a number.
 pub(super) fn choose(assignments: &mut [Assignment]) -> Result<(), PlanError> {
-    for rank in 0..assignments.len() {
-        let (mode, bytes) = match assignments[rank].spec.train.recompute {
+    choose_in(assignments, |a| a.tensor_group.iter().map(|rank| *rank as usize).collect())
+}
+
+/// The same for ranks of different tensor groups, of each of which one stands for all.
+pub(super) fn choose_alone(assignments: &mut [Assignment]) -> Result<(), PlanError> {
+    choose_in(assignments, |_| Vec::new())
+}
+
+/// `group_of` says where the ranks stand that choose with a rank; where it says none, the rank chooses alone.
+fn choose_in(
+    assignments: &mut [Assignment],
+    group_of: impl Fn(&Assignment) -> Vec<usize>,
+) -> Result<(), PlanError> {
+    for at in 0..assignments.len() {
+        let (mode, bytes) = match assignments[at].spec.train.recompute {
             RecomputePolicy::None => (Recompute::Nothing, None),
             RecomputePolicy::Full => (Recompute::Layer, None),
             RecomputePolicy::Selective(block) => (Recompute::Block(block), None),
             RecomputePolicy::Budget { bytes } => (Recompute::Layer, Some(bytes)),
         };
-        match bytes {
-            None => set(&mut assignments[rank], mode, usize::MAX),
+        let Some(bytes) = bytes else {
+            set(&mut assignments[at], mode, usize::MAX);
+            continue;
+        };
+        let group = group_of(&assignments[at]);
+        match group.first() {
             // The group's first rank chooses for all.
-            Some(bytes) if assignments[rank].tensor_index == 0 => fit(assignments, rank, bytes)?,
-            Some(_) => {}
+            Some(first) if *first != at => {}
+            Some(_) => fit(assignments, at, &group, bytes)?,
+            None => fit(assignments, at, &[at], bytes)?,
         }
     }
     Ok(())
@@ -36,17 +54,16 @@ pub(super) fn choose(assignments: &mut [Assignment]) -> Result<(), PlanError> {
 const LAST_LAYERS: usize = 2;
 
 /// Fits the tensor group of `rank` into `bytes`.
-fn fit(assignments: &mut [Assignment], rank: usize, bytes: u64) -> Result<(), PlanError> {
-    let group: Vec<usize> = assignments[rank].tensor_group.iter().map(|rank| *rank as usize).collect();
+fn fit(assignments: &mut [Assignment], rank: usize, group: &[usize], bytes: u64) -> Result<(), PlanError> {
     let layers: usize = assignments[rank].stages.iter().map(|stage| stage.recompute.len()).sum();
-    if needed(assignments, &group, 0).is_none_or(|(needed, _)| needed <= bytes) {
+    if needed(assignments, group, 0).is_none_or(|(needed, _)| needed <= bytes) {
         return Ok(());
     }
     // Another layer that is computed again takes less memory, except the last ones, where the largest is in its backward
     // pass: that keeps its output too.
-    let mut fits = |count| needed(assignments, &group, count).is_none_or(|(needed, _)| needed <= bytes);
+    let mut fits = |count| needed(assignments, group, count).is_none_or(|(needed, _)| needed <= bytes);
     let Some(most) = (layers.saturating_sub(LAST_LAYERS)..=layers).rev().find(|count| fits(*count)) else {
-        return match needed(assignments, &group, layers) {
+        return match needed(assignments, group, layers) {
             Some((needed, worker)) => Err(PlanError::Budget { worker, needed, bytes }),
             None => Ok(()),
         };
@@ -54,12 +71,12 @@ fn fit(assignments: &mut [Assignment], rank: usize, bytes: u64) -> Result<(), Pl
     let (mut little, mut enough) = (0, most);
     while little + 1 < enough {
         let count = little.midpoint(enough);
-        match needed(assignments, &group, count) {
+        match needed(assignments, group, count) {
             Some((needed, _)) if needed > bytes => little = count,
             _ => enough = count,
         }
     }
-    needed(assignments, &group, enough);
+    needed(assignments, group, enough);
     Ok(())
 }
 

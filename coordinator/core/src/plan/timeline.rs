@@ -1,8 +1,9 @@
-//! Who computes when, in units of time in which a forward of a rank's whole share takes 1, a backward
-//! 2, and each of its halves 1, while messages take none: the grid of a printed plan, its picture, its
-//! makespan. Real stages differ in weight, so this compares schedules and predicts no seconds.
-
-use std::collections::BTreeMap;
+//! Who computes when, in ticks.
+//!
+//! [`timeline`] has units of time in which a forward of a rank's whole share takes 1, a backward 2, and each of its
+//! halves 1, while messages take none: the grid of a printed plan, its picture, its makespan. Real stages differ in
+//! weight, so that compares schedules and predicts no seconds; `time` gives [`run`] nanoseconds, and messages that
+//! take some.
 
 use coxswain_types::schedule::{Action, Kind};
 
@@ -12,6 +13,8 @@ pub(super) struct Span {
     pub(super) action: Action,
     pub(super) start: u64,
     pub(super) end: u64,
+    /// Whether it began when a message came, after its rank had been idle.
+    pub(super) waited: bool,
 }
 
 /// What each pipeline rank of a data rank computes, and when.
@@ -21,6 +24,15 @@ pub(super) struct Timeline {
     pub(super) rows: Vec<Vec<Span>>,
     /// Ticks of a unit of time: a rank's share has as many stages, and a forward of each takes a tick.
     pub(super) ticks: u64,
+}
+
+/// What a message takes, in ticks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct MessageTicks {
+    /// Until its first byte is there.
+    pub(super) latency: u64,
+    /// Until its last byte is, after the first. A link carries one message after the other.
+    pub(super) wire: u64,
 }
 
 /// Ticks that an action takes; `None` for messages, which take none.
@@ -35,32 +47,82 @@ fn cost(kind: Kind) -> Option<u64> {
 /// The timeline of lists of the pipeline ranks of one data rank, in order, with `chunks` stages each.
 /// The lists have passed the plan's check; of others the timeline shows what can be done.
 pub(super) fn timeline(lists: &[&[Action]], chunks: u32) -> Timeline {
+    run(lists, chunks, |action| cost(action.kind), |_, _| MessageTicks::default())
+}
+
+/// What stages have made, and when their neighbours have it.
+struct Made {
+    first: u32,
+    count: usize,
+    /// For each direction, stage and micro-batch.
+    there: Vec<Option<u64>>,
+    /// When the link of each direction and stage is free again.
+    free: Vec<u64>,
+}
+
+impl Made {
+    fn new(lists: &[&[Action]], stages: u32) -> Made {
+        let batches = || lists.iter().flat_map(|list| list.iter()).map(|action| action.micro_batch.0);
+        let first = batches().min().unwrap_or(0);
+        let count = batches().max().map_or(0, |last| (last - first) as usize + 1);
+        let stages = stages as usize;
+        Made { first, count, there: vec![None; 2 * stages * count], free: vec![0; 2 * stages] }
+    }
+
+    fn slot(&self, backward: bool, stage: u32, micro_batch: u32) -> usize {
+        (2 * stage as usize + usize::from(backward)) * self.count + (micro_batch - self.first) as usize
+    }
+
+    fn of(&self, backward: bool, stage: u32, micro_batch: u32) -> Option<u64> {
+        self.there.get(self.slot(backward, stage, micro_batch)).copied().flatten()
+    }
+
+    fn note(&mut self, backward: bool, action: &Action, end: u64, message: MessageTicks) {
+        let link = 2 * action.stage as usize + usize::from(backward);
+        let slot = self.slot(backward, action.stage, action.micro_batch.0);
+        let (Some(free), Some(there)) = (self.free.get_mut(link), self.there.get_mut(slot)) else { return };
+        *free = end.max(*free) + message.wire;
+        *there = Some(*free + message.latency);
+    }
+}
+
+/// The same with actions that take as long as `cost` says, and messages from a stage (forward or backward) that take
+/// as long as `message` says.
+pub(super) fn run(
+    lists: &[&[Action]],
+    chunks: u32,
+    cost: impl Fn(&Action) -> Option<u64>,
+    message: impl Fn(u32, bool) -> MessageTicks,
+) -> Timeline {
     let stages = lists.len() as u32 * chunks;
     let mut rows: Vec<Vec<Span>> = vec![Vec::new(); lists.len()];
     let mut next = vec![0; lists.len()];
-    // When each stage's forward and backward of a micro-batch end: what their neighbours wait for.
-    let mut ends: BTreeMap<(bool, u32, u32), u64> = BTreeMap::new();
+    let mut made = Made::new(lists, stages);
     loop {
         let mut moved = false;
         for ((list, row), next) in lists.iter().zip(&mut rows).zip(&mut next) {
             while let Some(action) = list.get(*next) {
-                if let Some(cost) = cost(action.kind) {
-                    let forward = action.kind == Kind::Forward;
+                if action.stage >= stages {
+                    break;
+                }
+                if let Some(cost) = cost(action) {
+                    let backward = action.kind != Kind::Forward;
                     let needs = match action.kind {
                         Kind::Forward => action.stage.checked_sub(1),
                         Kind::Weight => None,
                         _ => Some(action.stage + 1).filter(|stage| *stage < stages),
                     };
-                    let ready = needs.map(|stage| ends.get(&(forward, stage, action.micro_batch.0)));
+                    let ready = needs.map(|stage| made.of(backward, stage, action.micro_batch.0));
                     let ready = match ready {
                         Some(None) => break,
-                        Some(Some(end)) => *end,
+                        Some(Some(end)) => end,
                         None => 0,
                     };
-                    let start = ready.max(row.last().map_or(0, |span| span.end));
-                    row.push(Span { action: *action, start, end: start + cost });
+                    let before = row.last().map_or(0, |span| span.end);
+                    let start = ready.max(before);
+                    row.push(Span { action: *action, start, end: start + cost, waited: ready > before });
                     if action.kind != Kind::Weight {
-                        ends.insert((forward, action.stage, action.micro_batch.0), start + cost);
+                        made.note(backward, action, start + cost, message(action.stage, backward));
                     }
                 }
                 *next += 1;
@@ -99,7 +161,7 @@ impl Timeline {
     }
 }
 
-fn busy(row: &[Span]) -> u64 {
+pub(super) fn busy(row: &[Span]) -> u64 {
     row.iter().map(|span| span.end - span.start).sum()
 }
 

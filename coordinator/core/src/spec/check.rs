@@ -16,7 +16,7 @@ use coxswain_types::job::{CheckpointSpec, RecoverySpec};
 
 use super::error::{KeyPath, Refused};
 use super::limits::{self, Limit};
-use super::raw::{RawCheckpoint, RawJob};
+use super::raw::{OrAuto, RawCheckpoint, RawJob, RawLayout};
 use crate::code::ErrorCode;
 
 /// The faults found so far.
@@ -94,7 +94,11 @@ pub(super) fn check(raw: RawJob, base: &Path, purpose: Purpose) -> Result<JobSpe
     check_name(&raw.name, &mut faults);
     let layout = raw.layout.clone().unwrap_or_default();
     let model = model::model(&raw.model, &mut faults);
-    let mut train = train::train(&raw.train, layout.data.unwrap_or(1), base, &mut faults);
+    check_limits(&layout, &mut faults);
+    let data_ranks = layout.data.and_then(OrAuto::given).unwrap_or(1);
+    // A plan that may choose the groups gives each data rank one or more.
+    let least_groups = if layout.first_auto().is_some() { data_ranks } else { 1 };
+    let mut train = train::train(&raw.train, data_ranks, least_groups, base, &mut faults);
     train.pairs = raw.data.pairs.is_some();
     model::check_training(&model, &raw.train, &train, &mut faults);
     let data = data::data(raw.data, base, &model, &train, &mut faults);
@@ -143,6 +147,23 @@ pub(super) fn name_pattern() -> String {
         NAME_BEGINS.iter().map(|range| format!("{}-{}", range.start(), range.end())).collect();
     let rest: String = NAME_GOES_ON.iter().collect();
     format!("^[{first}][{first}{rest}]{{0,{}}}$", limits::NAME_LEN - 1)
+}
+
+/// What a choice keeps to goes with one only.
+fn check_limits(layout: &RawLayout, faults: &mut Faults) {
+    if let Some(memory) = layout.memory {
+        faults.count("layout.memory", memory.0, &limits::BUDGET);
+    }
+    if let Some(most) = layout.max_tensor {
+        faults.count("layout.max_tensor", most, &limits::WORLD);
+    }
+    if layout.first_auto().is_some() {
+        return;
+    }
+    let with = "`auto` at some key of layout, which it limits";
+    faults.only_with("layout.memory", layout.memory.is_some(), with);
+    faults.only_with("layout.max_tensor", layout.max_tensor.is_some(), with);
+    faults.only_with("layout.keep_exact", layout.keep_exact.is_some(), with);
 }
 
 fn check_name(name: &str, faults: &mut Faults) {

@@ -8,15 +8,19 @@
 //! - `yaml`, `node`: text to a tree, and the tree to raw structs. YAML stays inside `yaml`.
 //! - [`presets`]: known models by name.
 //! - `check`: defaults and limits; all semantic faults are found at once.
+//! - `open`: what a job leaves to a plan.
+//! - `cluster`: the machines of a cluster file.
 //! - `resolved`: a job written out with every default.
 //!
 //! No file is opened here: whether a text exists is found out by the shell.
 
 mod check;
+mod cluster;
 mod error;
 mod forms;
 mod limits;
 mod node;
+mod open;
 pub mod presets;
 pub mod raw;
 #[cfg(test)]
@@ -33,10 +37,14 @@ use coxswain_types::JobSpec;
 use crate::code::ErrorCode;
 
 pub use check::data::is_class_name;
+pub use cluster::{cluster, unknown as unknown_device};
 pub use error::{SpecError, SpecFault, ValueOrigin};
+pub use open::{OpenJob, OpenKeys};
 #[cfg(test)]
 pub(crate) use reference::page_with;
-pub use resolved::{SpecDifference, differences, key_values, raw_model, raw_yaml, resolved_yaml};
+pub use resolved::{
+    SpecDifference, differences, key_values, layout_value, raw_model, raw_yaml, resolved_yaml,
+};
 pub use schema::schema;
 
 use check::Purpose;
@@ -82,7 +90,36 @@ pub fn look(job: &JobText<'_>) -> Result<JobSpec, SpecError> {
     read(job, Purpose::Look)
 }
 
+/// As [`look`], for a job whose layout a plan may choose.
+///
+/// # Errors
+/// As [`parse`], but for `auto`.
+pub fn open(job: &JobText<'_>) -> Result<OpenJob, SpecError> {
+    read_open(job, Purpose::Look)
+}
+
+/// Whether a job file's text has this key at its top.
+pub fn has_key(text: &str, key: &str) -> bool {
+    yaml::has(text, &KeyPath::from(key))
+}
+
+/// A number of bytes as job files write it, such as `24GiB`.
+pub fn bytes(text: &str) -> Option<u64> {
+    raw::BudgetBytes::read(text).map(|bytes| bytes.0)
+}
+
 fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
+    let open = read_open(job, purpose)?;
+    let Some(path) = open.auto else { return Ok(open.spec) };
+    let message =
+        "is `auto`, which a plan replaces for a number of workers; `coxswain plan JOB --workers N` shows \
+                   its choice, `up --workers N` and `submit --workers N` run it"
+            .to_owned();
+    let fault = Refused { path: path.into(), code: ErrorCode::LayoutOpen, message };
+    Err(SpecError::new(vec![place(job, fault)]))
+}
+
+fn read_open(job: &JobText<'_>, purpose: Purpose) -> Result<OpenJob, SpecError> {
     let refuse = |faults: Vec<Refused>| {
         let mut faults: Vec<_> = faults.into_iter().take(MAX_FAULTS).map(|fault| place(job, fault)).collect();
         // As they stand in the file, so that a person corrects them from top to bottom.
@@ -129,7 +166,10 @@ fn read(job: &JobText<'_>, purpose: Purpose) -> Result<JobSpec, SpecError> {
         refuse(vec![Refused { path: "model.preset".into(), code: ErrorCode::PresetUnknown, message }])
     })?;
     let raw: raw::RawJob = node::decode(tree).map_err(|error| refuse(vec![error.refused()]))?;
-    check::check(raw, job.base, purpose).map_err(refuse)
+    let open = open::OpenKeys::of(&raw);
+    let auto = raw.layout.as_ref().and_then(raw::RawLayout::first_auto);
+    let spec = check::check(raw, job.base, purpose).map_err(refuse)?;
+    Ok(OpenJob { spec, open, auto })
 }
 
 /// Says where `path` got its value: from the last `--set` above or at it, or from a line of the text; or from the

@@ -125,7 +125,8 @@ impl ShapeError {
 /// Names further apart than this are not a slip of the finger. Jaro-Winkler, from 0 to 1.
 const LIKENESS: f64 = 0.75;
 
-fn nearest(key: &str, known: &[&'static str]) -> Option<&'static str> {
+/// The name that a wrong one is likely to mean.
+pub(super) fn nearest(key: &str, known: &[&'static str]) -> Option<&'static str> {
     let scored = known.iter().map(|name| (strsim::jaro_winkler(key, name), *name));
     let best = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
     (best.0 >= LIKENESS).then_some(best.1)

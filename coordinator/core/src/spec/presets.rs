@@ -55,23 +55,8 @@ pub fn names() -> Vec<String> {
 /// # Errors
 /// An unknown preset, or values of the model that contradict each other.
 pub fn job_text(job: &JobText<'_>, name: &str, workers: u32) -> Result<String, SpecError> {
-    if !names().iter().any(|known| known == name) {
-        return Err(SpecFault::in_file(
-            job.source,
-            None,
-            "",
-            ErrorCode::PresetUnknown,
-            unknown(name, &names()),
-        )
-        .into());
-    }
-    let text = format!("name: {name}\nmodel: {{preset: {name}}}\n");
-    let smallest = format!("{text}data: {{synthetic: {{tokens: 64}}}}\ntrain: {{steps: 1, sequence: 4}}\n");
-    let of_model = |path: &str| path == "model" || path.starts_with("model.");
-    let sets: Vec<_> = job.sets.iter().filter(|(path, _)| of_model(path)).cloned().collect();
-    let model = look(&JobText { text: &smallest, sets: &sets, ..*job })?.model;
-    let sequence = model.positions.longest().map_or(SEQUENCE, |longest| longest.min(SEQUENCE));
-    let tokens = 1 << 20;
+    let (text, sequence) = around(job, name)?;
+    let model = smallest(job, name)?.model;
     let chosen = job.sets.iter().any(|(path, _)| path == "layout" || path.starts_with("layout."));
     // A micro-batch for each worker lets any layout of so many have work for all of them.
     let batches = workers.max(1);
@@ -84,9 +69,44 @@ pub fn job_text(job: &JobText<'_>, name: &str, workers: u32) -> Result<String, S
     };
     let runs = if runs > RUNS { format!(", gradient_groups: {runs}") } else { String::new() };
     Ok(format!(
-        "{text}data: {{synthetic: {{tokens: {tokens}}}}}\n\
-         train: {{steps: 100, sequence: {sequence}, global_micro_batches: {batches}{runs}}}\n{layout}"
+        "{text}train: {{steps: 100, sequence: {sequence}, global_micro_batches: {batches}{runs}}}\n{layout}"
     ))
+}
+
+/// The least job around a preset.
+fn smallest(job: &JobText<'_>, name: &str) -> Result<coxswain_types::JobSpec, SpecError> {
+    if !names().iter().any(|known| known == name) {
+        let message = unknown(name, &names());
+        return Err(SpecFault::in_file(job.source, None, "", ErrorCode::PresetUnknown, message).into());
+    }
+    let text = format!(
+        "name: {name}\nmodel: {{preset: {name}}}\ndata: {{synthetic: {{tokens: 64}}}}\n\
+         train: {{steps: 1, sequence: 4}}\n"
+    );
+    let of_model = |path: &str| path == "model" || path.starts_with("model.");
+    let sets: Vec<_> = job.sets.iter().filter(|(path, _)| of_model(path)).cloned().collect();
+    look(&JobText { text: &text, sets: &sets, ..*job })
+}
+
+/// What every job around a preset begins with, and the length of its samples.
+fn around(job: &JobText<'_>, name: &str) -> Result<(String, u32), SpecError> {
+    let longest = smallest(job, name)?.model.positions.longest().unwrap_or(SEQUENCE);
+    let data = format!("data: {{synthetic: {{tokens: {}}}}}", 1 << 20);
+    Ok((format!("name: {name}\nmodel: {{preset: {name}}}\n{data}\n"), longest.min(SEQUENCE)))
+}
+
+/// Samples of a step of a job whose layout is chosen, unless it is set.
+const BATCH: u32 = 256;
+
+/// The text of a job around a preset whose layout, and size of micro-batches, are chosen: synthetic tokens in bf16.
+///
+/// # Errors
+/// As [`job_text`].
+pub fn open_job_text(job: &JobText<'_>, name: &str) -> Result<String, SpecError> {
+    let (text, sequence) = around(job, name)?;
+    let said = |key: &str| job.sets.iter().any(|(path, _)| path.strip_prefix("train.") == Some(key));
+    let batch = if said("global_micro_batches") { String::new() } else { format!(", batch_size: {BATCH}") };
+    Ok(format!("{text}train: {{steps: 1000, precision: bf16, sequence: {sequence}{batch}}}\n"))
 }
 
 /// As many as the layers allow; the other workers are data ranks.

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::limits;
-use super::schema::{each_a_share, within};
+use super::schema::{each_a_share, or_auto, within};
 
 mod model;
 
@@ -15,7 +15,9 @@ pub use model::{
     RawRopeScaling, RopeScalingName,
 };
 
-pub use super::values::{OptimizerName, Paths, RateScheduleName, RecomputeSetting, ScheduleName, ZeroStage};
+pub use super::values::{
+    BudgetBytes, OptimizerName, OrAuto, Paths, RateScheduleName, RecomputeSetting, ScheduleName, ZeroStage,
+};
 
 /// A job file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -114,6 +116,12 @@ pub struct RawTrain {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = within(&limits::MICRO_BATCHES))]
     pub global_micro_batches: Option<u32>,
+    /// Samples in a step, over all data ranks together, in place of `global_micro_batches`: as many micro-batches of
+    /// `micro_batch_size` as it takes. With `layout: auto` and no `micro_batch_size`, that is chosen too. Default:
+    /// `global_micro_batches` x `micro_batch_size`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::BATCH))]
+    pub batch_size: Option<u32>,
     /// Groups of consecutive micro-batches whose gradients are accumulated before they are combined
     /// in a fixed tree; the same for every layout. Default: `global_micro_batches`, at most 8.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -244,25 +252,28 @@ pub struct RawTrain {
     pub start_from: Option<String>,
 }
 
-/// `layout`: how many ways the work is split; their product is the number of workers.
+/// `layout`: how many ways the work is split; their product is the number of workers. `auto` has a plan choose all of
+/// it for the workers at hand ([planning](planning.md)); with `auto` at some keys, those that are left out are chosen
+/// too.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
+#[schemars(transform = or_auto)]
 pub struct RawLayout {
     /// Pipeline ranks, each with some of the layers. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = within(&limits::WORLD))]
-    pub pipeline: Option<u32>,
+    pub pipeline: Option<OrAuto<u32>>,
     /// Tensor ranks, each with some of the heads of every layer. Divides `model.heads`. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = within(&limits::WORLD))]
-    pub tensor: Option<u32>,
+    pub tensor: Option<OrAuto<u32>>,
     /// Data ranks, each with some of the micro-batches. At most `train.gradient_groups`. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(transform = within(&limits::WORLD))]
-    pub data: Option<u32>,
+    pub data: Option<OrAuto<u32>>,
     /// The order of forwards and backwards on a pipeline rank. Default: `1f1b`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub schedule: Option<ScheduleName>,
+    pub schedule: Option<OrAuto<ScheduleName>>,
     /// Stages of each pipeline rank. Default: 2 for `interleaved`, 1 for `custom`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("minimum" = 1))]
@@ -274,10 +285,50 @@ pub struct RawLayout {
     pub actions: Option<String>,
     /// Whether what lies between tensor-parallel products is split over the sequence. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sequence_parallel: Option<bool>,
+    pub sequence_parallel: Option<OrAuto<bool>>,
     /// ZeRO stage: 1 shards the optimizer's state over the data ranks. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub zero: Option<ZeroStage>,
+    pub zero: Option<OrAuto<ZeroStage>>,
+    /// With `auto`: the most memory that a worker may need, as a number of bytes or a text such as `24GiB`. Default:
+    /// what the device has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<BudgetBytes>,
+    /// With `auto`: the most tensor ranks. Default: as many as the model allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = within(&limits::WORLD))]
+    pub max_tensor: Option<u32>,
+    /// With `auto`: whether `train.reduction: fast` may be chosen where the job does not say (`fast`), so that the bits
+    /// depend on the number of data ranks, or not (`canonical`). Default: the choice keeps `train.reduction`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_exact: Option<Reduction>,
+}
+
+impl RawLayout {
+    /// Everything is chosen.
+    pub fn auto() -> RawLayout {
+        RawLayout {
+            pipeline: Some(OrAuto::Auto),
+            tensor: Some(OrAuto::Auto),
+            data: Some(OrAuto::Auto),
+            ..RawLayout::default()
+        }
+    }
+
+    /// The first key that says `auto`.
+    pub fn first_auto(&self) -> Option<&'static str> {
+        if *self == RawLayout::auto() {
+            return Some("layout");
+        }
+        let keys = [
+            ("layout.pipeline", self.pipeline.is_some_and(OrAuto::is_auto)),
+            ("layout.tensor", self.tensor.is_some_and(OrAuto::is_auto)),
+            ("layout.data", self.data.is_some_and(OrAuto::is_auto)),
+            ("layout.schedule", self.schedule.is_some_and(OrAuto::is_auto)),
+            ("layout.sequence_parallel", self.sequence_parallel.is_some_and(OrAuto::is_auto)),
+            ("layout.zero", self.zero.is_some_and(OrAuto::is_auto)),
+        ];
+        keys.into_iter().find_map(|(key, auto)| auto.then_some(key))
+    }
 }
 
 /// `recovery`: what becomes of the run when a worker is lost.

@@ -174,6 +174,15 @@ fn plain_type(schema: &Map<String, Value>) -> &str {
 /// The values that a schema takes, in words; empty for any of its kind.
 fn allowed(schema: &Map<String, Value>, definitions: &Value) -> String {
     let words = SchemaWords::of(schema, definitions).0;
+    if words.len() == 1 && words[0] == "auto" && schema.contains_key("anyOf") {
+        let values = values_of(schema, definitions);
+        return if values.is_empty() { "`auto`".to_owned() } else { format!("{values}, or `auto`") };
+    }
+    values_of(schema, definitions)
+}
+
+fn values_of(schema: &Map<String, Value>, definitions: &Value) -> String {
+    let words = SchemaWords::of(schema, definitions).0;
     let mut words: Vec<_> = words.iter().map(|word| format!("`{}`", word.as_str().unwrap())).collect();
     if properties(schema, definitions).is_some() {
         words.push("`{budget: BYTES}`".to_owned());

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::error::{SpecError, SpecFault};
 use super::raw::{
-    OptimizerName, Paths, RateScheduleName, RawCheckpoint, RawData, RawJob, RawLayout, RawModel, RawRecovery,
-    RawSynthetic, RawTrain, RecomputeSetting, ScheduleName, ZeroStage,
+    OptimizerName, OrAuto, Paths, RateScheduleName, RawCheckpoint, RawData, RawJob, RawLayout, RawModel,
+    RawRecovery, RawSynthetic, RawTrain, RecomputeSetting, ScheduleName, ZeroStage,
 };
 use super::yaml;
 use crate::code::ErrorCode;
@@ -39,6 +39,12 @@ pub fn raw_yaml(job: &RawJob) -> Result<String, SpecError> {
 /// A model with every key of the job file that it has.
 pub fn raw_model(model: &ModelSpec) -> RawModel {
     model::model(model)
+}
+
+/// A job's layout as a value of `--set layout=`.
+pub fn layout_value(job: &JobSpec) -> String {
+    // Every key is a text, so this is always JSON, which YAML takes.
+    serde_json::to_string(&layout(job)).unwrap_or_default()
 }
 
 /// A key of two jobs that differs, with its value in each as JSON; `None` where it is left out.
@@ -147,6 +153,7 @@ fn train(job: &JobSpec) -> RawTrain {
         sequence: train.sequence,
         micro_batch_size: Some(train.micro_batch_size),
         global_micro_batches: Some(train.global_micro_batches),
+        batch_size: None,
         gradient_groups: canonical.then_some(train.gradient_groups),
         threads: train.threads,
         reduction: Some(train.reduction),
@@ -191,13 +198,16 @@ fn layout(job: &JobSpec) -> RawLayout {
     };
     let line = |list: &Vec<Action>| list.iter().map(Action::to_string).collect::<Vec<_>>().join(",") + "\n";
     RawLayout {
-        pipeline: Some(layout.pipeline),
-        tensor: Some(layout.tensor),
-        data: Some(layout.data),
-        schedule: Some(schedule),
+        pipeline: Some(OrAuto::Is(layout.pipeline)),
+        tensor: Some(OrAuto::Is(layout.tensor)),
+        data: Some(OrAuto::Is(layout.data)),
+        schedule: Some(OrAuto::Is(schedule)),
         chunks,
         actions: (!job.actions.is_empty()).then(|| job.actions.iter().map(line).collect()),
-        sequence_parallel: Some(layout.sequence_parallel),
-        zero: Some(ZeroStage(layout.zero.into())),
+        sequence_parallel: Some(OrAuto::Is(layout.sequence_parallel)),
+        zero: Some(OrAuto::Is(ZeroStage(layout.zero.into()))),
+        memory: None,
+        max_tensor: None,
+        keep_exact: None,
     }
 }

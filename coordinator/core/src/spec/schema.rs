@@ -167,6 +167,17 @@ pub(super) fn without_gate(schema: &mut Schema) {
     schema.insert("enum".to_owned(), words.collect());
 }
 
+/// A map, or the word `auto`.
+pub(super) fn or_auto(schema: &mut Schema) {
+    let map = schema.clone().to_value();
+    let description = map.get("description").cloned().unwrap_or_default();
+    *schema = schemars::json_schema!({
+        "title": "map or word",
+        "description": description,
+        "anyOf": [{ "type": "string", "const": "auto" }, map],
+    });
+}
+
 /// A map with a kind, or the kind alone.
 pub(super) fn or_its_kind(schema: &mut Schema) {
     let map = schema.clone().to_value();

@@ -326,7 +326,7 @@ fn single_faults_name_the_flag_that_brought_them() {
         --set layout.data=8: found 8; must be at most train.gradient_groups (4): a data rank owns whole groups (train.gradient_groups may be raised to 8)
         --set layout.tensor=8: found 8; must be at most model.ffn (4): each rank holds at least one column
         --set layout.tensor=4: found 4; must divide model.kv_heads (6) or be a multiple of it: ranks hold equally many, or share one
-        --set layout={pipeline: 4, tensor: 8, data: 1024}: needs 32768 workers (pipeline 4 x tensor 8 x data 1024); must be 4096 or less (each step closes with one exchange over all workers)
+        --set layout={pipeline: 4, tensor: 8, data: 1024}: needs 32768 workers (pipeline 4 x tensor 8 x data 1024); must be 16384 or less (each step closes with one exchange over all workers)
         --set data={}: found nothing; must have one of text, labelled, pairs and synthetic
         job.yaml:7:1: data: found text and synthetic; must have one of text, labelled, pairs and synthetic
         --set data={synthetic: {tokens: 64}, validation: 0.1}: data.validation: goes with texts only; random tokens have no validation split

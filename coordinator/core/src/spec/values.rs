@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::limits;
 
+mod auto;
 pub(super) mod model;
+
+pub use auto::OrAuto;
 
 /// An optimizer's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -126,25 +129,41 @@ impl JsonSchema for RecomputeSetting {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        // The larger units are read first, so that `B` is not found in `KiB`; people read the smallest first.
-        let mut units = UNITS;
-        units.sort_by_key(|(_, shift)| *shift);
-        let pattern = format!("^[0-9]+ *({})?$", units.map(|(unit, _)| unit).join("|"));
         let words: Vec<&str> = WORDS.iter().map(|(word, _)| *word).collect();
         let bytes = json_schema!({
             "type": "object",
-            "properties": {
-                "budget": {
-                    "anyOf": [
-                        { "type": "integer", "minimum": limits::BUDGET.least, "maximum": limits::BUDGET.most },
-                        { "type": "string", "pattern": pattern },
-                    ],
-                },
-            },
+            "properties": { "budget": bytes_schema() },
             "required": ["budget"],
             "additionalProperties": false,
         });
         json_schema!({ "title": "word or map", "anyOf": [{ "type": "string", "enum": words }, bytes] })
+    }
+}
+
+fn bytes_schema() -> Schema {
+    // The larger units are read first, so that `B` is not found in `KiB`; people read the smallest first.
+    let mut units = UNITS;
+    units.sort_by_key(|(_, shift)| *shift);
+    let pattern = format!("^[0-9]+ *({})?$", units.map(|(unit, _)| unit).join("|"));
+    json_schema!({
+        "anyOf": [
+            { "type": "integer", "minimum": limits::BUDGET.least, "maximum": limits::BUDGET.most },
+            { "type": "string", "pattern": pattern },
+        ],
+    })
+}
+
+impl JsonSchema for BudgetBytes {
+    fn schema_name() -> Cow<'static, str> {
+        "BudgetBytes".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        bytes_schema()
     }
 }
 
@@ -155,13 +174,15 @@ struct Budget {
 }
 
 /// A number of bytes, also as a text with a unit.
-#[derive(Debug, PartialEq)]
-struct BudgetBytes(u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct BudgetBytes(pub u64);
 
 const UNITS: [(&str, u32); 5] = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("B", 0)];
 
 impl BudgetBytes {
-    fn read(text: &str) -> Option<BudgetBytes> {
+    /// Reads a number with a unit.
+    pub fn read(text: &str) -> Option<BudgetBytes> {
         let (number, shift) = UNITS
             .iter()
             .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))

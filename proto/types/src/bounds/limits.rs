@@ -45,6 +45,8 @@ pub const MICRO_BATCH: Limit = up_to(65_536, "more samples belong into more micr
 /// Micro-batches of a step.
 pub const MICRO_BATCHES: Limit =
     up_to(4096, "an assignment lists every micro-batch's actions and has to fit in one message");
+/// Samples of a step.
+pub const BATCH: Limit = up_to(1 << 28, "as many as the largest micro-batches have");
 /// Tokens of a micro-batch, `sequence` times `micro_batch`.
 pub const MICRO_BATCH_TOKENS: u64 = 1 << 24;
 /// Optimizer steps.
@@ -68,7 +70,7 @@ pub const KEEP: Limit = up_to(1_000_000, "no disk holds more checkpoints");
 /// Tokens that are drawn at random.
 pub const SYNTHETIC_TOKENS: Limit = up_to(1 << 36, "no measurement of speed draws more");
 /// Layout values, and their product.
-pub const WORLD: Limit = up_to(4096, "each step closes with one exchange over all workers");
+pub const WORLD: Limit = up_to(16_384, "each step closes with one exchange over all workers");
 /// Text files. The end of each is kept for validation, and their paths travel in every assignment.
 pub const TEXT_FILES: usize = 1024;
 /// Length of a job's name: it becomes part of file names and of labels, which end at 64.

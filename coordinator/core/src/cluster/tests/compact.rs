@@ -14,7 +14,7 @@ use crate::cluster::{Cluster, Compute, Effect, Entry, Event, JobEnding, MAX_WORK
 fn submitted(n: u64) -> Entry {
     let layout = Layout::ONE;
     let (job, directory) = (format!("demo-{n}"), format!("/runs/{n}"));
-    Entry::Submitted(Box::new(Submission { job, spec: spec("demo", layout, 4), directory }))
+    Entry::Submitted(Box::new(Submission { job, spec: spec("demo", layout, 4), directory, chosen: None }))
 }
 
 fn formed(n: u64, generation: u64, from: u64) -> Entry {

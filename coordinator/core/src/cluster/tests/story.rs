@@ -234,7 +234,7 @@ fn event(cluster: &Cluster, verb: &str, words: &[&str], line: &str) -> Event {
             // Each job has a folder of its own.
             let directory = format!("/runs/{}", cluster.jobs().len());
             let job = cluster.next_job(words[0], &directory).unwrap();
-            Event::Submitted(Box::new(Submission { job, spec, directory }))
+            Event::Submitted(Box::new(Submission { job, spec, directory, chosen: None }))
         }
         "prepared" => {
             let found = prepared(number(words, "resume"), value(words, "with"));

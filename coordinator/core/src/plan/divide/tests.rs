@@ -111,3 +111,15 @@ fn the_largest_models_are_cut_at_once() {
         assert_eq!((found.len(), found.iter().sum::<usize>()), (stages, 2048));
     }
 }
+
+#[test]
+fn equal_pieces_are_divided_as_a_search_would() {
+    for pieces in 1..=12_usize {
+        for workers in 1..=pieces {
+            for slow in [100, 150] {
+                let (costs, slow) = (vec![7; pieces], vec![slow; workers]);
+                assert_eq!(divide(&costs, &slow), searched(&costs, &slow), "{pieces} {workers}");
+            }
+        }
+    }
+}

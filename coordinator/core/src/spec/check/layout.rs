@@ -4,7 +4,7 @@ use coxswain_types::job::{Layout, Lengths, ModelSpec, OptimizerKind, Reduction, 
 use coxswain_types::schedule::Action;
 
 use super::super::limits::{self, Limit};
-use super::super::raw::{RawLayout, ZeroStage};
+use super::super::raw::{OrAuto, RawLayout, ZeroStage};
 use super::Faults;
 use super::schedule;
 
@@ -15,14 +15,14 @@ pub(super) fn layout(
     train: &TrainSpec,
     faults: &mut Faults,
 ) -> (Layout, Vec<Vec<Action>>) {
-    let value = |given: Option<u32>| given.unwrap_or(1);
+    let value = |given: Option<OrAuto<u32>>| given.and_then(OrAuto::given).unwrap_or(1);
     let layout = Layout {
         pipeline: value(raw.pipeline),
         tensor: value(raw.tensor),
         data: value(raw.data),
         schedule: schedule::schedule(raw, faults),
-        sequence_parallel: raw.sequence_parallel.unwrap_or(false),
-        zero: zero(raw.zero, faults),
+        sequence_parallel: raw.sequence_parallel.and_then(OrAuto::given).unwrap_or(false),
+        zero: zero(raw.zero.and_then(OrAuto::given), faults),
     };
     let Layout { pipeline, tensor, data, .. } = layout;
     let pipeline_fits = faults.count("layout.pipeline", pipeline, &limits::WORLD);

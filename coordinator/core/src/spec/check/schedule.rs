@@ -9,7 +9,7 @@ use coxswain_types::job::{Layout, Schedule, TrainSpec};
 use coxswain_types::schedule::Action;
 
 use super::super::limits;
-use super::super::raw::{RawLayout, ScheduleName};
+use super::super::raw::{OrAuto, RawLayout, ScheduleName};
 use super::Faults;
 use crate::code::ErrorCode;
 
@@ -18,7 +18,7 @@ const ACTIONS: &str = "layout.actions";
 
 /// The schedule that the layout names.
 pub(super) fn schedule(raw: &RawLayout, faults: &mut Faults) -> Schedule {
-    let name = raw.schedule.unwrap_or(ScheduleName::OneFOneB);
+    let name = raw.schedule.and_then(OrAuto::given).unwrap_or(ScheduleName::OneFOneB);
     if name != ScheduleName::Custom {
         faults.only_with(ACTIONS, raw.actions.is_some(), "layout.schedule custom only");
     }

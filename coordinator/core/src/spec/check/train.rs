@@ -10,9 +10,15 @@ use super::Faults;
 use super::data::absolute;
 use super::optimizer::optimizer;
 
-/// `data_ranks`: of the layout, since fast reduction has one run for each.
-pub(super) fn train(raw: &RawTrain, data_ranks: u32, base: &Path, faults: &mut Faults) -> TrainSpec {
-    let micro_batches = raw.global_micro_batches.unwrap_or(1);
+/// `data_ranks`: of the layout, since fast reduction has one run for each. `least_groups`: of a job that does not say.
+pub(super) fn train(
+    raw: &RawTrain,
+    data_ranks: u32,
+    least_groups: u32,
+    base: &Path,
+    faults: &mut Faults,
+) -> TrainSpec {
+    let micro_batches = micro_batches(raw, faults);
     let reduction = raw.reduction.unwrap_or(Reduction::Canonical);
     let precision = raw.precision.unwrap_or(Precision::Fp32);
     let corruption = raw.corruption.unwrap_or(Corruption::Spans);
@@ -23,7 +29,9 @@ pub(super) fn train(raw: &RawTrain, data_ranks: u32, base: &Path, faults: &mut F
         micro_batch_size: raw.micro_batch_size.unwrap_or(1),
         global_micro_batches: micro_batches,
         gradient_groups: match reduction {
-            Reduction::Canonical => raw.gradient_groups.unwrap_or(micro_batches.min(8)),
+            Reduction::Canonical => {
+                raw.gradient_groups.unwrap_or(micro_batches.min(8).max(least_groups).min(micro_batches))
+            }
             Reduction::Fast => data_ranks,
         },
         threads: raw.threads,
@@ -64,6 +72,24 @@ pub(super) fn train(raw: &RawTrain, data_ranks: u32, base: &Path, faults: &mut F
     check_runs(&train, known, raw.gradient_groups, faults);
     check_rest(&train, faults);
     train
+}
+
+/// Micro-batches of a step: as many as are said, or as it takes for the batch.
+fn micro_batches(raw: &RawTrain, faults: &mut Faults) -> u32 {
+    let path = "train.batch_size";
+    let Some(batch) = raw.batch_size else { return raw.global_micro_batches.unwrap_or(1) };
+    let size = raw.micro_batch_size.unwrap_or(1).max(1);
+    if raw.global_micro_batches.is_some() {
+        let why = "it says the same in samples";
+        faults.misplaced(path, format!("does not go with train.global_micro_batches: {why}; leave one out"));
+    } else if faults.count(path, batch, &limits::BATCH) && !batch.is_multiple_of(size) {
+        let why = "a step has whole micro-batches";
+        faults.add(
+            path,
+            format!("found {batch}; must be a multiple of train.micro_batch_size ({size}): {why}"),
+        );
+    }
+    batch / size
 }
 
 fn start_from(path: &str, base: &Path, faults: &mut Faults) -> Option<String> {

@@ -35,11 +35,14 @@ enum Source {
 
 use Source::{Class, Own, Published};
 
-const COUNTS: [(&str, u64, Source); 37] = [
+const COUNTS: [(&str, u64, Source); 40] = [
     ("gpt2", 124_439_808, Published),
     ("gpt2-medium", 354_823_168, Published),
     ("gpt2-large", 774_030_080, Published),
     ("gpt2-xl", 1_557_611_200, Published),
+    ("gpt3-22b", 22_074_273_792, Published),
+    ("gpt3-175b", 174_615_846_912, Published),
+    ("mt-nlg-530b", 529_600_819_200, Published),
     ("llama-2-7b", 6_738_415_616, Published),
     ("llama-2-13b", 13_015_864_320, Published),
     ("llama-2-70b", 68_976_648_192, Published),

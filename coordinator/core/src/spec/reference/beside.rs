@@ -25,6 +25,7 @@ pub(super) fn beside(path: &str) -> Sets {
             ("model.classes", "2"),
         ],
         "layout.chunks" => &[("layout.schedule", "interleaved")],
+        "layout.memory" | "layout.max_tensor" | "layout.keep_exact" => &[("layout.pipeline", "auto")],
         "layout.actions" => &[("layout.schedule", "custom")],
         "model.classes" => &[("model.architecture", "encoder"), ("model.head", "pooled")],
         "model.head_activation" => &[("model.architecture", "encoder"), ("model.vocab", "600")],

@@ -3,7 +3,7 @@
 use super::Sets;
 
 /// What keys must be to each other, and the values that break it in the minimal job.
-pub(super) const RULES: [(&str, Sets); 94] = [
+pub(super) const RULES: [(&str, Sets); 100] = [
     ("`model.heads` divides `model.dim`, unless `model.head_dim` is set.", &[("model.heads", "7")]),
     ("`model.dim / model.heads` is even with `rope`.", &[("model.heads", "128")]),
     ("`model.head_dim` is even with `rope`.", &[("model.head_dim", "15")]),
@@ -206,6 +206,18 @@ pub(super) const RULES: [(&str, Sets); 94] = [
         "`train.sequence` x `train.micro_batch_size` is at most 16777216 tokens.",
         &[("train.sequence", "1048576"), ("train.micro_batch_size", "17")],
     ),
+    (
+        "`train.batch_size` is left out with `train.global_micro_batches`.",
+        &[("train.batch_size", "8"), ("train.global_micro_batches", "4")],
+    ),
+    (
+        "`train.batch_size` is a multiple of `train.micro_batch_size`.",
+        &[("train.batch_size", "8"), ("train.micro_batch_size", "3")],
+    ),
+    ("A layout is chosen before a job is formed.", &[("layout", "auto")]),
+    ("`layout.memory` goes with `auto` only.", &[("layout.memory", "24GiB")]),
+    ("`layout.max_tensor` goes with `auto` only.", &[("layout.max_tensor", "2")]),
+    ("`layout.keep_exact` goes with `auto` only.", &[("layout.keep_exact", "fast")]),
     ("`train.gradient_groups` is at most `train.global_micro_batches`.", &[("train.gradient_groups", "2")]),
     (
         "`train.gradient_groups` is left out with `train.reduction: fast`.",
@@ -312,11 +324,11 @@ pub(super) const RULES: [(&str, Sets); 94] = [
         &[("train.global_micro_batches", "16"), ("layout.data", "9")],
     ),
     (
-        "The product of the layout is at most 4096 workers.",
+        "The product of the layout is at most 16384 workers.",
         &[
             ("train.global_micro_batches", "4096"),
             ("train.gradient_groups", "4096"),
-            ("layout.tensor", "2"),
+            ("layout.tensor", "8"),
             ("layout.data", "2049"),
         ],
     ),

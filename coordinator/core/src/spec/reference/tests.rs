@@ -54,7 +54,7 @@ fn a_stated_default_is_what_a_job_gets() {
     // Defaults that are said in words: some values of other keys, and what follows from them.
     let custom: Sets = &[("layout.schedule", "custom"), ("layout.actions", "0F0,0B0")];
     let corrupts: Sets = &[("model.architecture", "encoder-decoder"), ("model.vocab", "600")];
-    let in_words: [(&str, Sets, &str); 56] = [
+    let in_words: [(&str, Sets, &str); 60] = [
         ("train.mask_rate", corrupts, "0.15"),
         ("train.corruption", corrupts, "spans"),
         ("train.corruption", &[], "null"),
@@ -114,6 +114,10 @@ fn a_stated_default_is_what_a_job_gets() {
         ("data.text", &[("data", "{synthetic: {tokens: 999}}")], "null"),
         ("data.synthetic", &[], "null"),
         ("data.classes", &[], "null"),
+        ("train.batch_size", &[("train.batch_size", "8")], "null"),
+        ("layout.memory", &[], "null"),
+        ("layout.max_tensor", &[], "null"),
+        ("layout.keep_exact", &[], "null"),
         ("data.validation", &[("data", "{synthetic: {tokens: 999}}")], "null"),
     ];
     for (path, sets, expected) in in_words {
@@ -153,7 +157,7 @@ fn is_refused(path: &str, value: &str) -> bool {
 }
 
 /// Values within the schema's borders that other keys of the minimal job forbid.
-const FORBIDDEN: [&str; 10] = [
+const FORBIDDEN: [&str; 16] = [
     "model.head_dim=1",
     "model.vocab=1",
     "model.relative_max_distance=1",
@@ -164,6 +168,12 @@ const FORBIDDEN: [&str; 10] = [
     "model.attention.rope_dim=1",
     "data.synthetic.tokens=1",
     "layout.chunks=1",
+    "layout.pipeline=auto",
+    "layout.tensor=auto",
+    "layout.data=auto",
+    "layout.schedule=auto",
+    "layout.sequence_parallel=auto",
+    "layout.zero=auto",
 ];
 
 #[test]

@@ -101,7 +101,13 @@ impl Attention {
             | Attention::Linear { .. }
             | Attention::Compressed { .. } => 2 * dim * kv,
         };
-        2 * (2 * dim * q + keys_and_values) + 4 * q * self.keys_seen(head, causal, sequence)
+        2 * (2 * dim * q + keys_and_values) + self.score_flops(model, causal, sequence)
+    }
+
+    /// Of these, FLOPs of the scores of a token and of their product with the values.
+    pub fn score_flops(self, model: &ModelSpec, causal: bool, sequence: u32) -> u64 {
+        let [head, heads] = [model.head_dim, model.heads].map(u64::from);
+        4 * heads * head * self.keys_seen(head, causal, sequence)
     }
 
     /// Keys that a token sees, in the mean: linear in the length where their number is bounded.
