@@ -136,7 +136,8 @@ impl FaultyStore {
                 (Err(device()), None)
             }
             Some(StoreFault::AnswerLost) => {
-                (whole(&mut memory).and(Err(io::ErrorKind::TimedOut.into())), None)
+                drop(whole(&mut memory));
+                (Err(io::ErrorKind::TimedOut.into()), None)
             }
             Some(StoreFault::Overtaken(after)) => (whole(&mut memory), Some(after)),
         };
