@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn each_fault_of_a_job_has_its_code_and_place() {
-        let found = refused(&["layout.data=9999"]).to_json();
+        let found = refused(&["layout.data=99999"]).to_json();
         let found: Vec<_> = found["errors"].as_array().unwrap().iter().collect();
         let row =
             |error: &Value| [&error["code"], &error["key"], &error["line"], &error["set"]].map(Value::clone);
@@ -127,7 +127,7 @@ mod tests {
             [
                 [json!("job.value.conflict"), json!("model.heads"), json!(2), Value::Null],
                 [json!("job.value.range"), json!("train.steps"), json!(4), Value::Null],
-                [json!("job.value.range"), json!("layout.data"), Value::Null, json!("layout.data=9999")],
+                [json!("job.value.range"), json!("layout.data"), Value::Null, json!("layout.data=99999")],
             ]
         );
     }

@@ -322,6 +322,7 @@ mod tests {
         fs::write(folder.path().join("binary"), [0xff, 0xfe]).unwrap();
         let mut found = Tree::new();
         read(folder.path(), folder.path(), &mut found).unwrap();
-        assert_eq!(found.keys().collect::<Vec<_>>(), [".ci/run", "a/b.md"]);
+        assert_eq!(found.keys().collect::<Vec<_>>(), [".ci/run", "a/b.md", "binary"]);
+        assert_eq!(found["binary"], "");
     }
 }

@@ -133,7 +133,8 @@ async fn the_page_shows_a_run_and_a_worker_that_is_lost_within_two_seconds() {
     assert!(detail.planned.unwrap().rows.len() == 2);
     let series: Value =
         serde_json::from_str(&get(page, &format!("/api/series?job={job}")).await.body).unwrap();
-    assert!(series["step"].as_array().unwrap().len() >= 39, "{series}");
+    // The last steps before the loss may not have been reported by both.
+    assert!(series["step"].as_array().unwrap().len() as u64 >= steps.max(1), "{series}");
     let runs: Value = serde_json::from_str(&get(page, &format!("/api/runs?job={job}")).await.body).unwrap();
     assert_eq!(runs[0]["run"], "run");
     assert!(get(page, &format!("/api/job?job={job}")).await.body.contains("steps: 100000"));
