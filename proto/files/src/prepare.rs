@@ -329,6 +329,8 @@ fn make(
     // Of what was read: a text may have changed since it was looked at.
     let mut read = texts.digests();
     let inputs = Inputs::of(spec, start, |_| Ok(read.next().unwrap_or_default().to_owned()))?;
+    // Whether the folder can be written to is known before minutes are spent on texts.
+    drop(run.create(PREPARED).map_err(write_error(run, PREPARED))?);
     // What this run will not have must not lie about from an earlier one.
     let [train_list, validation_list] = [TRAIN, VALIDATION].map(list_of);
     for stale in [PREPARED, TOKENIZER, TRAIN, &train_list, VALIDATION, &validation_list, VALIDATION_TEXT] {
