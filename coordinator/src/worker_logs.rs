@@ -129,10 +129,19 @@ fn found(folder: &Path, wanted: Option<&str>) -> Result<Vec<WorkerLog>, Failure>
 /// # Errors
 /// The log cannot be read.
 pub(crate) fn last_lines(directory: &Path, worker: &str, most: usize) -> io::Result<Option<Vec<String>>> {
-    match found(&directory.join(LOGS), Some(worker)) {
-        Ok(mut logs) => tail(&mut logs[0], most).map(Some),
-        Err(_) => Ok(None),
+    let folder = directory.join(LOGS);
+    let Ok(mut logs) = found(&folder, Some(worker)) else { return Ok(None) };
+    let Some(log) = logs.first_mut() else { return Ok(None) };
+    // Others may write to a run's folder, and these lines are shown to whoever may look: a link could lead anywhere.
+    for path in [&folder, &log.path] {
+        if std::fs::symlink_metadata(path)?.is_symlink() {
+            return Err(io::Error::other(format!(
+                "{} is a link, which the page does not follow",
+                path.display()
+            )));
+        }
     }
+    tail(log, most).map(Some)
 }
 
 /// The last lines of a log, which is read up to its end.

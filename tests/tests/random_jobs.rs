@@ -37,7 +37,21 @@ const SHRUNK_MAX: usize = 5;
 
 /// Keys that are not drawn: what names a job or a model, the number of steps, and weights from elsewhere, of which
 /// `finetune` has tests.
-const FIXED: [&str; 4] = ["name", "model.preset", "train.steps", "train.start_from"];
+const FIXED: [&str; 9] = [
+    "name",
+    "model.preset",
+    "train.steps",
+    "train.start_from",
+    // These leave choices to the planner, which ends before a job is what is drawn here.
+    "train.batch_size",
+    "layout",
+    "layout.memory",
+    "layout.max_tensor",
+    "layout.keep_exact",
+];
+
+/// The word of a key whose value the planner chooses.
+const AUTO: &str = "auto";
 
 /// Jobs that passed the checks and ended a worker, as [`Job::to_text`] writes them.
 const MENDED: [&str; 3] = [
@@ -129,7 +143,7 @@ fn keys() -> Vec<(&'static str, Vec<&'static str>)> {
         let key = key.strip_prefix('`')?.strip_suffix('`')?;
         let chosen = ["word", "word or map", "true or false", "true, false or list"].contains(&kind);
         let quoted = allowed.split('`').skip(1).step_by(2);
-        let words = quoted.filter(|word| chosen && !word.starts_with('{')).collect();
+        let words = quoted.filter(|word| chosen && !word.starts_with('{') && *word != AUTO).collect();
         (kind != "map" && key != "model.attention" && !FIXED.contains(&key)).then_some((key, words))
     };
     page.lines().filter_map(key).collect()

@@ -80,6 +80,8 @@ impl AdminArgs {
             return Ok(None);
         }
         let address = match asked {
+            // Calls need certificates, and a page of this machine would let its user in without one.
+            None if has_certificates => return Ok(None),
             None => default,
             Some(asked) => resolved(asked).await?,
         };
@@ -160,8 +162,12 @@ async fn serve(listener: TcpListener, door: Door, routes: Router) {
     }
 }
 
+/// How far the admin port is from that of calls where none is named. Workers of the same machine often have the ports in
+/// between.
+const BESIDE: u16 = 10;
+
 /// The admin port where none is named: of this machine, beside the port of `listen`.
 pub(crate) fn beside(listen: SocketAddr) -> SocketAddr {
-    let port = if listen.port() == 0 { 0 } else { listen.port().checked_add(1).unwrap_or(0) };
+    let port = if listen.port() == 0 { 0 } else { listen.port().checked_add(BESIDE).unwrap_or(0) };
     SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port)
 }

@@ -211,6 +211,8 @@ async fn a_port_that_cannot_be_had_stops_nothing_and_one_that_others_reach_needs
     let open = |listen: String| async move { options(&listen).open(any_port(), false).await };
     assert!(open(in_use).await.unwrap().is_none());
     assert!(open("off".to_owned()).await.unwrap().is_none());
+    // With certificates no page lets this machine's users in unasked.
+    assert!(Options::parse_from(["serve"]).admin.open(any_port(), true).await.unwrap().is_none());
     assert!(open(free).await.unwrap().is_some());
     let error = open("0.0.0.0:0".to_owned()).await.err().unwrap().to_string();
     assert!(error.contains("--tls-dir") && error.contains("ssh -L"), "{error}");
