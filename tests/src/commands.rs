@@ -36,7 +36,9 @@ fn files(root: &Path) -> Vec<PathBuf> {
 
 /// Every command of `program` that the documents and deployment files of the repository show.
 pub fn shown_commands(root: &Path, program: &str) -> Vec<ShownCommand> {
-    let texts = files(root).into_iter().filter_map(|path| Some((fs::read_to_string(&path).ok()?, path)));
+    // A dashboard has the program's name for a tag.
+    let files = files(root).into_iter().filter(|path| path.extension().is_none_or(|ending| ending != "json"));
+    let texts = files.filter_map(|path| Some((fs::read_to_string(&path).ok()?, path)));
     texts
         .flat_map(|(text, path)| {
             let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();

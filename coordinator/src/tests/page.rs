@@ -30,7 +30,7 @@ struct Options {
     admin: AdminArgs,
 }
 
-fn options(listen: &str) -> AdminArgs {
+pub(super) fn options(listen: &str) -> AdminArgs {
     Options::parse_from(["serve", "--admin-listen", listen]).admin
 }
 

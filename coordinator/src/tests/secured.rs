@@ -14,7 +14,7 @@ use super::JOB;
 use super::fake::{Faults, work};
 use super::tunnel::tunnel;
 use crate::access::Joining;
-use crate::admin::{AdminArgs, PlainDoor};
+use crate::admin::PlainDoor;
 use crate::auth::identity::Principal;
 use crate::auth::members::Membership;
 use crate::auth::pods::tests::pods;
@@ -54,7 +54,7 @@ impl Secured {
         let hub = Hub::new(handle.clone());
         let access = service::Access::Secure(secure);
         let any_port = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
-        let page = AdminArgs::default().open(any_port, true).await.unwrap().unwrap();
+        let page = super::page::options("0.0.0.0:0").open(any_port, true).await.unwrap().unwrap();
         let page_url = page.url();
         let page = page.serve(hub.clone(), PlainDoor::Owner, access.tls());
         let port = service::Port { listener, access, roots: None, hub };
