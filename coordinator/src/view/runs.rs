@@ -48,7 +48,7 @@ pub(crate) struct RunRow {
 /// The folders of runs below `folder`, itself among them, in the order of their names.
 ///
 /// # Errors
-/// `folder` itself cannot be read; what cannot be read below it is passed over.
+/// `folder` itself cannot be read. Unreadable files and folders below it are skipped.
 pub(crate) fn folders(folder: &Path) -> io::Result<Vec<PathBuf>> {
     fs::read_dir(folder)?;
     let (mut found, mut open, mut looked) = (Vec::new(), vec![(folder.to_owned(), 0)], 0);
@@ -94,7 +94,7 @@ fn measured(run: &Path) -> RunRow {
     let mut maker = SeriesMaker::new(super::series::MAX_POINTS);
     let (mut last, mut recent, mut best) = (0, Vec::new(), None::<f64>);
     let mut validation = None;
-    // What cannot be read leaves the run with the steps until there.
+    // After a read error the run keeps the steps read so far.
     let _ = metrics::each_report(&run.into(), |report| {
         if report.step <= last {
             return;
@@ -133,7 +133,7 @@ fn measured(run: &Path) -> RunRow {
 /// Of how many last steps the loss is a mean: one step's is noise.
 const RECENT: usize = 10;
 
-/// The keys of a run's job with their values, such as `train.steps`; none where there is no job file that can be read.
+/// The keys of a run's job with their values, such as `train.steps`; empty if its job file is missing or unreadable.
 fn job_keys(run: &Path) -> BTreeMap<String, String> {
     let text =
         regular::read(&run.join(JOB), MAX_JOB_BYTES).ok().and_then(|bytes| String::from_utf8(bytes).ok());

@@ -351,7 +351,7 @@ impl StoreFolder {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             done => return done,
         }
-        // What cannot be read is not the same.
+        // An object that cannot be read counts as different.
         match self.read(name, bytes.len() as u64) {
             Ok(found) if found == bytes => Ok(()),
             _ => self.put(name, bytes),

@@ -300,7 +300,7 @@ impl Attention {
         Some(("model.attention.global", fault))
     }
 
-    /// What whoever imports a model is told of it.
+    /// The caveat that an import prints about this form, if any.
     pub fn import_note(self) -> Option<&'static str> {
         let longformer = matches!(self, Attention::Longformer { .. });
         longformer.then_some("the first token alone is global: it sees all tokens and all see it")
