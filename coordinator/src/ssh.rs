@@ -38,7 +38,7 @@ pub(crate) struct HostArgs {
     /// They have to see the run's folder under the same path.
     #[arg(long, value_name = "HOST,...", value_delimiter = ',')]
     hosts: Vec<RemoteHost>,
-    /// The name or address by which these machines reach this one [default: the address from which the first is reached].
+    /// The name or address by which these machines reach this one [default: the address from which they are reached].
     #[arg(long, value_name = "NAME|IP", requires = "hosts")]
     address: Option<String>,
     /// The port on which these machines reach this one [default: the system chooses].
@@ -94,6 +94,30 @@ pub(crate) struct RemoteAccess {
 }
 
 impl HostArgs {
+    /// Whether workers run on other machines.
+    pub(crate) fn are_given(&self) -> bool {
+        !self.hosts.is_empty()
+    }
+
+    /// The address of this machine from which the others are reached: this one may be among them, under a name that only
+    /// it knows.
+    fn own_address(&self) -> Result<IpAddr> {
+        let mut own = None;
+        for host in &self.hosts {
+            let address = towards(host.name()).with_context(|| {
+                format!(
+                    "--hosts: from which address {} is reached cannot be told; name it by --address",
+                    host.0
+                )
+            })?;
+            if !address.is_loopback() {
+                return Ok(address);
+            }
+            own.get_or_insert(address);
+        }
+        own.context("--hosts names no machine")
+    }
+
     /// How many of the workers share a machine, at most.
     pub(crate) fn share(&self, count: u32) -> u32 {
         if self.hosts.is_empty() { count } else { block(count, self.hosts.len() as u32) }
@@ -102,19 +126,14 @@ impl HostArgs {
     /// `None` where workers run on this machine.
     ///
     /// # Errors
-    /// The first host cannot be found, or the certificates cannot be made.
+    /// A host cannot be found, or the certificates cannot be made.
     pub(crate) fn access(&self, program: &Path, data_dir: &Path) -> Result<Option<RemoteAccess>> {
-        let Some(first) = self.hosts.first() else { return Ok(None) };
+        if !self.are_given() {
+            return Ok(None);
+        }
         let address = match &self.address {
             Some(address) => address.clone(),
-            None => towards(first.name())
-                .with_context(|| {
-                    format!(
-                        "--hosts: from which address {} is reached cannot be told; name it by --address",
-                        first.0
-                    )
-                })?
-                .to_string(),
+            None => self.own_address()?.to_string(),
         };
         let authority = Authority::new("coxswain up", LIFE)?;
         let key = KeyPair::generate().context("a key for the coordinator")?;

@@ -34,6 +34,7 @@ use crate::service::{Access, Port};
 use crate::ssh::{HostArgs, Remote, RemoteAccess};
 use crate::store::RendezvousStore;
 use crate::view::hub::Hub;
+use crate::view::runs::{JOB, job_of};
 use crate::worker_logs::LOGS;
 use crate::workers::{Launch, Workers};
 use crate::{curve, driver, folder, job, local, plan, service, texts, workers};
@@ -95,7 +96,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     let count = if chosen.is_some() { spec.layout.world() } else { job::workers(&spec, args.workers)? };
     texts::texts(&spec)?;
     let program = workers::program()?;
-    let shown = args.out.clone().unwrap_or_else(|| Path::new("out").join(&spec.name));
+    let shown = folder_of(&args, &spec.name);
     let directory = std::path::absolute(&shown).context("the current folder cannot be told")?;
     let text = directory.to_str().map(str::to_owned);
     let text = text.ok_or_else(|| Failure::Input(format!("--out {}: no UTF-8 text", shown.display())))?;
@@ -106,7 +107,7 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     written.train.threads =
         Some(threads(&spec, &directory, args.hosts.share(count)).map_err(Failure::Input)?);
     let resolved = resolved_yaml(&written).context("the job as YAML")?;
-    let path = directory.join("job.yaml");
+    let path = directory.join(JOB);
     write_atomic(&path, resolved.as_bytes())
         .with_context(|| format!("{} cannot be written", path.display()))?;
 
@@ -141,6 +142,11 @@ pub(crate) async fn up(args: Up) -> Result<(), Failure> {
     outcome.result
 }
 
+/// The run's folder, as it was named.
+fn folder_of(args: &Up, job: &str) -> PathBuf {
+    args.out.clone().unwrap_or_else(|| Path::new("out").join(job))
+}
+
 /// The job that is asked for, and why its layout was chosen, if it was.
 fn job_to_run(args: &Up) -> Result<(JobSpec, Option<String>), Failure> {
     if let Some(path) = &args.plan {
@@ -151,12 +157,26 @@ fn job_to_run(args: &Up) -> Result<(JobSpec, Option<String>), Failure> {
     }
     let job = args.job.clone().unwrap_or_default();
     let mut job = local::read_job(&JobFile { job, sets: args.sets.clone() })?;
-    let open = plan::open(&job)?;
+    let mut open = plan::open(&job)?;
     if open.auto.is_none() {
         return Ok((job.spec()?, None));
     }
+    // A run that goes on keeps its numbers: only the rest is chosen anew.
+    if let Some(was) = job_of(&folder_of(args, &open.spec.name)) {
+        let kept = open.open.kept(&was.train);
+        job.sets.extend(kept.into_iter().map(|(key, value)| format!("{key}={value}")));
+        open = plan::open(&job)?;
+        open.open = open.open.of_run(&was.train);
+    }
     let cluster = match &args.cluster {
         Some(path) => plan::read_cluster(path)?,
+        None if args.hosts.are_given() => {
+            return Err(Failure::Input(
+                "--hosts with `layout: auto`: which layout is best depends on these machines; describe them in a \
+                 cluster file (--cluster), or run a plan (--plan)"
+                    .to_owned(),
+            ));
+        }
         None if args.device == "cpu" => plan::this_machine(args.workers),
         None => {
             let device = &args.device;

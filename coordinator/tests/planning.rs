@@ -89,7 +89,7 @@ fn a_known_model_is_planned_for_a_memory() {
 fn what_cannot_be_planned_is_told() {
     let folder = folder();
     fs::write(folder.path().join("bad.yaml"), "hosts: [{device: a100}]").unwrap();
-    let rows: [(&[&str], &str); 9] = [
+    let rows: [(&[&str], &str); 10] = [
         (&["plan", "job.yaml", "--device", "h100"], "unknown device `h100`; did you mean `h100-80gb`?"),
         (&["plan", "job.yaml", "--cluster", "bad.yaml"], "bad.yaml:1:10: hosts[0].device: unknown device"),
         (&["plan", "job.yaml", "--cluster", "none.yaml"], "the cluster file none.yaml cannot be read"),
@@ -98,6 +98,7 @@ fn what_cannot_be_planned_is_told() {
         (&["plan", "job.yaml", "--device", "cpu", "--memory", "much"], "must be a whole number of bytes"),
         (&["plan", "diff", "job.yaml", "job.yaml"], "is not a plan that `coxswain plan -o` wrote"),
         (&["up", "--plan", "job.yaml"], "is not a plan that `coxswain plan -o` wrote"),
+        (&["up", "job.yaml", "--hosts", "a,b"], "describe them in a cluster file"),
         (&["submit", "job.yaml", "--directory", "/nowhere"], "layout: is `auto`, which a plan replaces"),
     ];
     for (arguments, expected) in rows {

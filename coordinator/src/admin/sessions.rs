@@ -49,14 +49,18 @@ impl Sessions {
         filled.map_err(|_| "the system gives no random bytes".to_owned())?;
         let cookie = Digest::of(&bytes).to_string();
         let own = Digest::of(cookie.as_bytes());
-        let mut open = lock(&self.open);
         let now_s = now_s();
-        open.retain(|_, known| is_good(known, now_s));
-        if open.len() >= MAX_SESSIONS {
+        let is_full = {
+            let mut open = lock(&self.open);
+            open.retain(|_, known| is_good(known, now_s));
+            open.len() >= MAX_SESSIONS
+        };
+        if is_full {
             return Err(format!("{MAX_SESSIONS} people look at the page already"));
         }
+        // This writes to the disk, which requests of others do not wait for.
         let known = self.members.look(&spoken.join("."), own, LIFE_S).map_err(|error| error.to_string())?;
-        open.insert(own.to_string(), known);
+        lock(&self.open).insert(own.to_string(), known);
         Ok(format!("{COOKIE}={cookie}; Path=/; Max-Age={LIFE_S}; HttpOnly; Secure; SameSite=Strict"))
     }
 

@@ -29,7 +29,7 @@ pub(crate) fn chosen(job: &OpenJob, cluster: &Machines, workers: Option<u32>) ->
 impl Chosen {
     /// The choice in one line, for a journal.
     pub(crate) fn reason(&self) -> String {
-        self.choice.reason(&self.cluster)
+        self.choice.reason(&self.cluster, &self.open)
     }
 
     /// The values that make the choice, as `--set` takes them.

@@ -43,6 +43,11 @@ impl Losses {
     }
 }
 
+/// Whether [`disruptions`] are made of events of this kind.
+pub(crate) fn counts(kind: &str) -> bool {
+    matches!(kind, "interrupted" | "regrouped" | "begun")
+}
+
 /// The interruptions among the events of one job.
 pub(crate) fn disruptions(events: &[EventLine]) -> Vec<Disruption> {
     let mut all: Vec<Disruption> = Vec::new();

@@ -10,9 +10,10 @@ use coxswain_core::cluster::GenerationShown;
 use coxswain_core::plan::{PlannedPart, PlannedStep, sketch_shown};
 use coxswain_types::job::Layout;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Mutex as TurnMutex, Semaphore};
+use tokio::sync::{Mutex as TurnMutex, Semaphore, watch};
 use tokio::task::spawn_blocking;
 
+use super::history;
 use super::saves::{SavedCheckpoint, checkpoints};
 use super::series::{MAX_POINTS, Series, read};
 use super::{ClusterView, DetailInput, JobDetail, ViewInput, detail, most_worth, view};
@@ -75,7 +76,8 @@ pub(crate) struct Hub {
     listing: TurnMutex<Dated<Arc<Listing>>>,
     generations: TurnMutex<GenerationMemory>,
     /// The newest events, once they were asked for.
-    events: TurnMutex<Option<EventMemory>>,
+    /// With whether the journal has been read.
+    events: TurnMutex<Option<(EventMemory, watch::Receiver<bool>)>>,
     jobs: Mutex<BTreeMap<String, JobMemory>>,
     reads: Arc<Semaphore>,
     plans: Arc<Semaphore>,
@@ -178,40 +180,10 @@ impl Hub {
 
     /// The newest events of all jobs, from the oldest to the newest, as they go on.
     pub(crate) async fn events(&self) -> EventMemory {
-        let mut known = self.events.lock().await;
-        if let Some(events) = &*known {
-            return events.clone();
-        }
-        // Subscribed before the journal is read, so that nothing between the two is missed.
-        let mut news = self.handle.job_events();
-        let folder = self.handle.folder().to_owned();
-        let past = spawn_blocking(move || events::past(&folder, "")).await;
-        let mut lines = VecDeque::new();
-        match past.map_err(anyhow::Error::from).and_then(|past| past) {
-            Ok(past) => past.into_iter().for_each(|line| remember(&mut lines, line)),
-            Err(error) => tracing::warn!("what happened before cannot be shown: {error:#}"),
-        }
-        let lines = Arc::new(Mutex::new(lines));
-        let (kept, weak) = (lines.clone(), Arc::downgrade(&lines));
-        *known = Some(kept);
-        tokio::spawn(async move {
-            loop {
-                let heard = news.recv().await;
-                let Some(lines) = weak.upgrade() else { return };
-                match heard {
-                    Ok(line) => {
-                        let mut lines = lock(&lines);
-                        // What was read may have been heard of as well.
-                        let told = lines.back().is_some_and(|last| line.at_ms <= last.at_ms);
-                        if !(told && lines.contains(&slim(line.clone()))) {
-                            remember(&mut lines, line);
-                        }
-                    }
-                    Err(RecvError::Lagged(_)) => {}
-                    Err(RecvError::Closed) => return,
-                }
-            }
-        });
+        let (lines, mut read) =
+            self.events.lock().await.get_or_insert_with(|| follow_events(&self.handle)).clone();
+        // Reading goes on where a caller's deadline ends this wait.
+        let _ = read.wait_for(|read| *read).await;
         lines
     }
 
@@ -299,10 +271,51 @@ fn memory_of<'a>(jobs: &'a mut BTreeMap<String, JobMemory>, job: &str) -> &'a mu
     memory
 }
 
+/// Reads the journal's events once, and those that follow for as long as somebody holds them.
+fn follow_events(handle: &Handle) -> (EventMemory, watch::Receiver<bool>) {
+    // Subscribed before the journal is read, so that nothing between the two is missed.
+    let mut news = handle.job_events();
+    let folder = handle.folder().to_owned();
+    let lines: EventMemory = Arc::default();
+    let weak = Arc::downgrade(&lines);
+    let (told, read) = watch::channel(false);
+    tokio::spawn(async move {
+        let past = spawn_blocking(move || events::past(&folder, "")).await;
+        match past.map_err(anyhow::Error::from).and_then(|past| past) {
+            Ok(past) => {
+                let Some(lines) = weak.upgrade() else { return };
+                let mut lines = lock(&lines);
+                past.into_iter().for_each(|line| remember(&mut lines, line));
+            }
+            Err(error) => tracing::warn!("what happened before cannot be shown: {error:#}"),
+        }
+        told.send_replace(true);
+        loop {
+            let heard = news.recv().await;
+            let Some(lines) = weak.upgrade() else { return };
+            match heard {
+                Ok(line) => {
+                    let mut lines = lock(&lines);
+                    // What was read may have been heard of as well.
+                    let told = lines.back().is_some_and(|last| line.at_ms <= last.at_ms);
+                    if !(told && lines.contains(&slim(line.clone()))) {
+                        remember(&mut lines, line);
+                    }
+                }
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    });
+    (lines, read)
+}
+
+/// Adds a line, in place of the oldest that no count of a job is made of: those counts only grow.
 fn remember(lines: &mut VecDeque<EventLine>, line: EventLine) {
     lines.push_back(slim(line));
     if lines.len() > MAX_EVENTS {
-        lines.pop_front();
+        let spare = lines.iter().position(|line| !history::counts(&line.kind));
+        lines.remove(spare.unwrap_or(0));
     }
 }
 
@@ -310,4 +323,27 @@ fn remember(lines: &mut VecDeque<EventLine>, line: EventLine) {
 fn slim(mut line: EventLine) -> EventLine {
     line.fields.remove("ranks");
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_counts_is_remembered_longest() {
+        let line = |at_ms: u64, kind: &str| EventLine {
+            at_ms,
+            kind: kind.to_owned(),
+            job: None,
+            generation: None,
+            worker: None,
+            text: String::new(),
+            fields: serde_json::Map::new(),
+        };
+        let mut lines = VecDeque::new();
+        remember(&mut lines, line(0, "interrupted"));
+        (1..=MAX_EVENTS as u64 + 5).for_each(|at_ms| remember(&mut lines, line(at_ms, "committed")));
+        assert_eq!(lines.len(), MAX_EVENTS);
+        assert_eq!([lines[0].at_ms, lines[1].at_ms], [0, 7]);
+    }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use coxswain_core::spec::key_values;
 use coxswain_files::regular;
+use coxswain_types::JobSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -25,7 +26,7 @@ pub(crate) const MAX_RUNS: usize = 500;
 const MAX_JOB_BYTES: u64 = 1 << 20;
 
 /// The file with every value of a run's job.
-const JOB: &str = "job.yaml";
+pub(crate) const JOB: &str = "job.yaml";
 
 /// A run and how it went.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,16 +134,19 @@ fn measured(run: &Path) -> RunRow {
 /// Of how many last steps the loss is a mean: one step's is noise.
 const RECENT: usize = 10;
 
+/// The job of a run, by the file that `up` leaves in its folder; `None` if that is missing or unreadable.
+pub(crate) fn job_of(run: &Path) -> Option<JobSpec> {
+    let bytes = regular::read(&run.join(JOB), MAX_JOB_BYTES).ok()?;
+    job::parse(&String::from_utf8(bytes).ok()?, JOB, run, &[]).ok()
+}
+
 /// The keys of a run's job with their values, such as `train.steps`; empty if its job file is missing or unreadable.
 fn job_keys(run: &Path) -> BTreeMap<String, String> {
-    let text =
-        regular::read(&run.join(JOB), MAX_JOB_BYTES).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let spec = text.and_then(|text| job::parse(&text, JOB, run, &[]).ok());
     let text = |value: Value| match value {
         Value::String(text) => text,
         other => other.to_string(),
     };
-    let values = spec.map(|spec| key_values(&spec)).unwrap_or_default();
+    let values = job_of(run).map(|spec| key_values(&spec)).unwrap_or_default();
     values.into_iter().map(|(key, value)| (key, text(value))).collect()
 }
 

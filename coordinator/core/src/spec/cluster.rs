@@ -51,6 +51,9 @@ const ON_HOST: Limit = Limit { least: 1, most: 1024, reason: "no host has more" 
 /// Faults with their places below the top of the file.
 struct ClusterFaults(Vec<Refused>);
 
+/// The least rate and share. Times that follow from smaller ones are longer than a plan can count.
+const LEAST: f64 = 1e-6;
+
 impl ClusterFaults {
     fn add(&mut self, path: KeyPath, code: ErrorCode, message: String) {
         self.0.push(Refused { path, code, message });
@@ -65,8 +68,8 @@ impl ClusterFaults {
     /// A number above 0 and up to `most`.
     fn number(&mut self, path: KeyPath, found: Option<f64>, most: f64, unit: &str) {
         let Some(found) = found else { return };
-        if !(found > 0.0 && found <= most) {
-            let message = format!("found {found:?}; must be above 0 and at most {most}{unit}");
+        if !(LEAST..=most).contains(&found) {
+            let message = format!("found {found:?}; must be from {LEAST} to {most}{unit}");
             self.add(path, ErrorCode::ValueRange, message);
         }
     }
@@ -233,9 +236,9 @@ between: {gigabytes_per_s: .inf, latency_us: -1}
         expect![[r#"
             c.yaml:2:4: hosts[0].count: found 0; must be 1 or more
             c.yaml:3:4: hosts[1].device: unknown device `a100`; did you mean `a100-80gb`? (known: a100-40gb, a100-80gb, h100-80gb, h200, a10-24gb, rtx-4090-24gb, l40s-48gb, cpu)
-            c.yaml:5:3: hosts[2].bf16_tflops: found -1.0; must be above 0 and at most 1000000 TFLOP/s
-            c.yaml:6:12: hosts[2].inside.gigabytes_per_s: found 0.0; must be above 0 and at most 1000000 GB/s
-            c.yaml:7:11: between.gigabytes_per_s: found inf; must be above 0 and at most 1000000 GB/s
+            c.yaml:5:3: hosts[2].bf16_tflops: found -1.0; must be from 0.000001 to 1000000 TFLOP/s
+            c.yaml:6:12: hosts[2].inside.gigabytes_per_s: found 0.0; must be from 0.000001 to 1000000 GB/s
+            c.yaml:7:11: between.gigabytes_per_s: found inf; must be from 0.000001 to 1000000 GB/s
             c.yaml:7:34: between.latency_us: found -1.0; must be 0 to 10000000 microseconds"#]].assert_eq(&told(faults));
         expect!["c.yaml:1:10: hosts[0].gpus: is not a known key (known here: count, devices, device, memory, fp32_tflops, bf16_tflops, fp16_tflops, product_share, attention_share, memory_gigabytes_per_s, inside, price_per_hour)"].assert_eq(&told("hosts: [{gpus: 8, device: h200}]"));
         expect!["c.yaml:1:1: hosts: is an empty list; name one host or more"].assert_eq(&told("hosts: []"));

@@ -1,7 +1,7 @@
 //! What a job leaves to a plan: keys that say `auto`, and with them keys that are left out.
 
 use coxswain_types::JobSpec;
-use coxswain_types::job::Reduction;
+use coxswain_types::job::{Reduction, TrainSpec};
 
 use super::raw::{OrAuto, RawJob};
 
@@ -64,6 +64,26 @@ impl OpenKeys {
         memory: None,
         max_tensor: None,
     };
+
+    /// The values that a run which began with `was` keeps, of the open keys that are part of its numbers.
+    pub fn kept(&self, was: &TrainSpec) -> Vec<(&'static str, String)> {
+        let fast = was.reduction == Reduction::Fast;
+        let reduction = if fast { "fast" } else { "canonical" };
+        let shards = was.tensor_shards.unwrap_or_default();
+        let rows = [
+            (self.micro_batch_size, "train.micro_batch_size", was.micro_batch_size.to_string()),
+            (self.reduction, "train.reduction", reduction.to_owned()),
+            (self.gradient_groups && !fast, "train.gradient_groups", was.gradient_groups.to_string()),
+            (self.tensor_shards && shards > 0, "train.tensor_shards", shards.to_string()),
+        ];
+        rows.into_iter().filter(|(open, ..)| *open).map(|(_, key, value)| (key, value)).collect()
+    }
+
+    /// What is open for such a run: without logical shards its numbers are those of one tensor rank.
+    pub fn of_run(self, was: &TrainSpec) -> OpenKeys {
+        let one = self.tensor_shards && was.tensor_shards.is_none();
+        OpenKeys { max_tensor: if one { Some(1) } else { self.max_tensor }, ..self }
+    }
 
     pub(super) fn of(job: &RawJob) -> OpenKeys {
         let Some(layout) = job.layout.as_ref().filter(|layout| layout.first_auto().is_some()) else {

@@ -130,7 +130,7 @@ impl Choice {
     }
 
     /// What was chosen that the numbers depend on.
-    fn numbers(&self, open: &OpenKeys) -> Option<String> {
+    pub(super) fn numbers(&self, open: &OpenKeys) -> Option<String> {
         let settings = &self.best.settings;
         let mut keys = Vec::new();
         if open.micro_batch_size {

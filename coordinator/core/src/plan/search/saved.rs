@@ -141,20 +141,21 @@ impl Choice {
             workers: self.spec.layout.world(),
             cluster: cluster.words(),
             layout: self.best.settings.words(),
-            reason: self.reason(cluster),
+            reason: self.reason(cluster, open),
             facts: self.facts(cluster, open),
         })
     }
 
     /// Why it was chosen, in a line for a journal.
-    pub fn reason(&self, cluster: &Machines) -> String {
+    pub fn reason(&self, cluster: &Machines, open: &OpenKeys) -> String {
         let best = &self.best;
         let next = self
             .others
             .first()
             .map_or(String::new(), |other| format!("; next: {}, {}", other.settings.words(), other.reason));
+        let numbers = self.numbers(open).map_or(String::new(), |numbers| format!("; {numbers}"));
         format!(
-            "{} for {}: a step of {} expected, {} on the fullest worker{next}",
+            "{} for {}: a step of {} expected, {} on the fullest worker{numbers}{next}",
             best.settings.words(),
             cluster.words(),
             super::reason::seconds(best.prediction.step),

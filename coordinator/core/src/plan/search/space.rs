@@ -51,6 +51,10 @@ pub(super) fn shapes(question: &LayoutQuestion<'_>) -> Vec<LayoutShape> {
             }
         }
     }
+    let most = coxswain_types::bounds::limits::WORLD.most;
+    shapes.retain(|shape| {
+        [shape.pipeline, shape.tensor, shape.data].map(u64::from).into_iter().product::<u64>() <= most
+    });
     let custom = matches!(spec.layout.schedule, Schedule::Custom { .. }) && !open.schedule;
     if custom {
         shapes.retain(|shape| [shape.pipeline, shape.data] == [spec.layout.pipeline, spec.layout.data]);
@@ -99,13 +103,15 @@ fn splits(spec: &JobSpec, tensor: u32, shards: u32) -> bool {
 /// Whether the sequence is split. It never is where one tensor rank has all of it.
 fn sequence_parallel(question: &LayoutQuestion<'_>, tensor: u32) -> Vec<bool> {
     let LayoutQuestion { spec, open, .. } = *question;
-    if !open.sequence_parallel {
-        return vec![spec.layout.sequence_parallel];
-    }
     let shards = spec.train.shards(tensor);
     let lengths = Lengths::of(&spec.model, &spec.train);
     let pooled = matches!(spec.model.head, Head::Pooled { .. });
     let fits = spec.train.sequence.is_multiple_of(shards) && lengths.target.is_multiple_of(shards);
+    if !open.sequence_parallel {
+        // The job's door refuses tensor ranks among which the sequence cannot be split.
+        let split = spec.layout.sequence_parallel;
+        return if !split || fits { vec![split] } else { Vec::new() };
+    }
     if tensor > 1 && fits && !pooled { vec![false, true] } else { vec![false] }
 }
 

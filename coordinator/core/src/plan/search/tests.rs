@@ -3,7 +3,7 @@ mod published;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use coxswain_types::job::{Block, RecomputePolicy};
+use coxswain_types::job::{Block, RecomputePolicy, Reduction, TrainSpec};
 use expect_test::expect;
 
 use super::*;
@@ -185,4 +185,39 @@ fn what_does_not_fit_says_what_would() {
     ));
     expect!["no layout of this job takes 3 workers or fewer: layout.pipeline is 4, layout.tensor is 1, the model has 4 layers and 8 heads, a step 4 micro-batches"].assert_eq(&told(&[("layout", "{data: auto, pipeline: 4, tensor: 1}")], "a100-80gb", 3));
     expect!["no layout fits into 1.0 MiB; the nearest is pipeline 2 x tensor 4 x data 1, 1F1B, sequence parallel, recompute all layers: 34.6 MiB short on pipeline rank 0"].assert_eq(&told(&[("layout", "{data: auto, memory: 1MiB}")], "a100-80gb", 8));
+}
+
+#[test]
+fn a_run_that_goes_on_keeps_its_numbers() {
+    for (sets, first, later) in [
+        (&[][..], 8, 3),
+        (&[("layout", "{pipeline: auto, keep_exact: fast}")], 4, 2),
+        (&[("layout", "{data: auto, max_tensor: 1}")], 4, 2),
+    ] {
+        let job = read(JOB, sets);
+        let was = ask(&job, &machines("a100-80gb", first)).unwrap().spec.train;
+        let kept = job.open.kept(&was);
+        let mut all = sets.to_vec();
+        all.extend(kept.iter().map(|(key, value)| (*key, value.as_str())));
+        let mut again = read(JOB, &all);
+        again.open = again.open.of_run(&was);
+        let is = ask(&again, &machines("cpu", later)).unwrap().spec.train;
+        let numbers = |train: &TrainSpec| {
+            // With the fast reduction there is one group for each data rank.
+            let groups = (train.reduction == Reduction::Canonical).then_some(train.gradient_groups);
+            (train.micro_batch_size, train.global_micro_batches, train.reduction, groups, train.tensor_shards)
+        };
+        assert_eq!(numbers(&is), numbers(&was), "{kept:?}");
+    }
+}
+
+#[test]
+fn a_sequence_that_is_split_divides_among_the_ranks_that_are_tried() {
+    let job = read(JOB, &[("train.sequence", "100"), ("layout", "{sequence_parallel: true, tensor: auto}")]);
+    let cluster = machines("a100-80gb", 8);
+    let question = LayoutQuestion { spec: &job.spec, open: job.open, cluster: &cluster, workers: 8 };
+    let mut tensor: Vec<_> = all(&question).iter().map(|shape| shape.tensor).collect();
+    tensor.sort();
+    tensor.dedup();
+    assert_eq!(tensor, [1, 2, 4]);
 }

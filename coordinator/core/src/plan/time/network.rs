@@ -26,9 +26,11 @@ impl<'a> LayoutNetwork<'a> {
         let link = |at: Coordinates| cluster.link(0, far(at));
         let last = |ways: u32| ways.saturating_sub(1);
         // The tensor group of every stage and data rank counts: one that lies across two hosts holds up the others.
-        let tensor = (0..layout.pipeline)
-            .map(|pipeline| {
-                let at = |tensor| mesh.rank(Coordinates { data: 0, pipeline, tensor });
+        let groups = (0..layout.data).flat_map(|data| (0..layout.pipeline).map(move |stage| (data, stage)));
+        let tensor = groups
+            .take(if layout.tensor > 1 { usize::MAX } else { 1 })
+            .map(|(data, pipeline)| {
+                let at = |tensor| mesh.rank(Coordinates { data, pipeline, tensor });
                 cluster.link(at(0), at(last(layout.tensor)))
             })
             .min_by(|a, b| a.bandwidth.total_cmp(&b.bandwidth))

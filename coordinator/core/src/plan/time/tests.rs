@@ -133,3 +133,19 @@ fn more_of_what_is_scarce_makes_a_step_faster() {
         assert_eq!(split > plain, layout != [1, 1, 1], "{layout:?} on one host each");
     }
 }
+
+#[test]
+fn a_tensor_group_of_any_data_rank_may_lie_across_hosts() {
+    // Three ranks each: of eight devices the third group takes the last two, and one of the next host.
+    let crosses = |data: u32| {
+        let plan = large(|spec| {
+            (spec.layout.tensor, spec.layout.data) = (3, data);
+            (spec.model.heads, spec.model.kv_heads, spec.model.dim) = (12, 12, 1536);
+            spec.model.embedding.dim = 1536;
+            spec.model.ffn = 6144;
+        });
+        let spec = &plan.assignments[0].spec;
+        network::LayoutNetwork::new(spec, &cluster("a100-80gb", 3 * data)).tensor_crosses()
+    };
+    assert_eq!([2, 3].map(crosses), [false, true]);
+}
