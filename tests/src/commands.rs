@@ -1,8 +1,11 @@
 //! The command lines that documents and deployment files show, so that each program can hold them to its own options.
-//! Tests of other crates take this file in by its path: it needs the standard library alone.
+//! Tests of other crates take this file in by its path: it needs the standard library and clap.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use clap::error::ErrorKind;
 
 /// A command line of a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +48,22 @@ pub fn shown_commands(root: &Path, program: &str) -> Vec<ShownCommand> {
             commands_of(&name, &text, program)
         })
         .collect()
+}
+
+/// The shown commands of `program` that its options refuse, each with where it stands and why. At least `least` are found.
+pub fn refused_commands<P: Parser>(root: &Path, program: &str, least: usize) -> Vec<String> {
+    let commands = shown_commands(root, program);
+    assert!(commands.len() >= least, "{} commands were found", commands.len());
+    let mut refused = Vec::new();
+    for command in commands {
+        let Err(error) = P::try_parse_from(&command.words) else { continue };
+        // A sentence may leave values out, and name them by words such as N.
+        let wrong = [ErrorKind::UnknownArgument, ErrorKind::InvalidSubcommand, ErrorKind::ArgumentConflict];
+        if !command.shortened || wrong.contains(&error.kind()) {
+            refused.push(format!("{}: {}\n{error}", command.place, command.words.join(" ")));
+        }
+    }
+    refused
 }
 
 /// The commands of `program` in one file.

@@ -14,7 +14,7 @@ use coxswain_engine::parallel::{GradientSum, MicroLoss, Mode, Runner, seats};
 use coxswain_types::Assignment;
 use coxswain_types::job::Lengths;
 use coxswain_types::params::ParameterRow;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::JOB;
 
@@ -53,6 +53,25 @@ pub fn step(
     fetch: &dyn Fn(u32) -> Result<MicroBatchData, EngineError>,
 ) -> Result<Stepped> {
     step_from(a, store, fetch, &initial)
+}
+
+/// Tokens that no other micro-batch of the step has, each of which is its own target.
+pub fn own_tokens(a: &Assignment, micro_batch: u32) -> MicroBatchData {
+    let train = &a.spec.train;
+    let tokens = i64::from(train.micro_batch_size * train.sequence);
+    let factor = i64::from(micro_batch) * 2 + 3;
+    let targets_n = Tensor::arange(tokens, (Kind::Int64, Device::Cpu)) * factor;
+    let targets_n = targets_n.remainder(i64::from(a.spec.model.vocab));
+    MicroBatchData {
+        source_bs: None,
+        ids_bt: targets_n.view([i64::from(train.micro_batch_size), -1]),
+        targets_n,
+        tokens: tokens as u64,
+        weights_n: None,
+        weight: tokens as f64,
+        documents: None,
+        padded: None,
+    }
 }
 
 /// The initial values of a row.

@@ -6,11 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
 use coxswain_comm::Links;
-use coxswain_engine::data::MicroBatchData;
 use coxswain_tests::faulty::{Faults, Hub};
-use coxswain_tests::threads::{Stepped, assignments_of, initial, on_threads, step_over};
+use coxswain_tests::threads::{Stepped, assignments_of, initial, on_threads, own_tokens, step_over};
 use coxswain_types::Assignment;
-use tch::{Device, Kind, Tensor};
 
 /// Longer than any step here takes, on any machine: a wait that ends by it was not ended by what happened.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -46,27 +44,7 @@ fn bits(stepped: &Stepped) -> Result<StepBits> {
 /// A step, and the small exchange that closes it.
 fn step(a: &Assignment, links: &Links) -> Result<StepBits> {
     tch::set_num_threads(1);
-    let train = &a.spec.train;
-    let tokens = i64::from(train.micro_batch_size * train.sequence);
-    let stepped = step_over(
-        a,
-        links,
-        &|micro_batch| {
-            let factor = i64::from(micro_batch) * 2 + 3;
-            let targets_n = (Tensor::arange(tokens, (Kind::Int64, Device::Cpu)) * factor).remainder(48);
-            Ok(MicroBatchData {
-                source_bs: None,
-                ids_bt: targets_n.view([i64::from(train.micro_batch_size), -1]),
-                targets_n,
-                tokens: tokens as u64,
-                weights_n: None,
-                weight: tokens as f64,
-                documents: None,
-                padded: None,
-            })
-        },
-        &initial,
-    )?;
+    let stepped = step_over(a, links, &|micro_batch| Ok(own_tokens(a, micro_batch)), &initial)?;
     let bits = bits(&stepped)?;
     links.close_sum(&[1.0])?;
     Ok(bits)

@@ -7,11 +7,10 @@ use anyhow::{Result, ensure};
 use coxswain_comm::{Links, MemoryStore};
 use coxswain_core::certificate::{RunRecord, differences};
 use coxswain_engine::EngineError;
-use coxswain_engine::data::MicroBatchData;
 use coxswain_engine::model::Parameters;
 use coxswain_engine::parallel::GradientSum;
 use coxswain_native::ops::{embed_grad, sum_squares};
-use coxswain_tests::threads::{assignments, on_threads, step};
+use coxswain_tests::threads::{assignments, on_threads, own_tokens, step};
 use coxswain_types::Assignment;
 use coxswain_types::params::{EMBEDDING, Place};
 use tch::{Device, Kind, Tensor};
@@ -20,24 +19,7 @@ use tch::{Device, Kind, Tensor};
 type Gradients = (BTreeMap<String, f64>, BTreeMap<String, String>);
 
 fn rank(a: &Assignment, store: MemoryStore) -> Result<Gradients> {
-    let train = &a.spec.train;
-    let tokens = i64::from(train.micro_batch_size * train.sequence);
-    let stepped = step(a, store, &|micro_batch| {
-        // Every micro-batch has tokens of its own.
-        let factor = i64::from(micro_batch) * 2 + 3;
-        let targets_n = (Tensor::arange(tokens, (Kind::Int64, Device::Cpu)) * factor).remainder(300);
-        let ids_bt = targets_n.view([i64::from(train.micro_batch_size), -1]);
-        Ok(MicroBatchData {
-            source_bs: None,
-            ids_bt,
-            targets_n,
-            tokens: tokens as u64,
-            weights_n: None,
-            weight: tokens as f64,
-            documents: None,
-            padded: None,
-        })
-    })?;
+    let stepped = step(a, store, &|micro_batch| Ok(own_tokens(a, micro_batch)))?;
     let (mut norms, mut digests) = (BTreeMap::new(), BTreeMap::new());
     for (at, bucket) in stepped.parameters.buckets().iter().enumerate() {
         for param in &bucket.params {
