@@ -186,13 +186,31 @@ impl AtomicFile {
 
     fn take_free_name(&self) -> io::Result<()> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
+        use rustix::io::Errno;
         match renameat_with(CWD, &self.temporary, CWD, &self.path, RenameFlags::NOREPLACE) {
             // File systems such as NFS do not know the flag.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                fs::hard_link(&self.temporary, &self.path)?;
-                fs::remove_file(&self.temporary)
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                match fs::hard_link(&self.temporary, &self.path) {
+                    // Some have no links either, such as those over object stores.
+                    Err(error)
+                        if [io::ErrorKind::PermissionDenied, io::ErrorKind::Unsupported]
+                            .contains(&error.kind()) =>
+                    {
+                        self.take_name_that_looks_free()
+                    }
+                    done => done.and_then(|()| fs::remove_file(&self.temporary)),
+                }
             }
             done => Ok(done?),
+        }
+    }
+
+    /// Looks first. That is enough where one process alone publishes, as in a run's folder by its lock.
+    fn take_name_that_looks_free(&self) -> io::Result<()> {
+        match fs::symlink_metadata(&self.path) {
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(&self.temporary, &self.path),
+            Err(error) => Err(error),
         }
     }
 }
@@ -260,6 +278,23 @@ mod tests {
         write_atomic(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(names(dir.path()), ["a"]);
+    }
+
+    #[test]
+    fn a_name_is_taken_once_without_links_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let ways: [fn(&AtomicFile) -> io::Result<()>; 2] =
+            [AtomicFile::take_free_name, AtomicFile::take_name_that_looks_free];
+        for take in ways {
+            let mut file = AtomicFile::create(&path).unwrap();
+            file.write_all(b"one").unwrap();
+            take(&file).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"one");
+            let again = take(&AtomicFile::create(&path).unwrap()).unwrap_err();
+            assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+            fs::remove_file(&path).unwrap();
+        }
     }
 
     #[test]
