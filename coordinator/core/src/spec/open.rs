@@ -41,7 +41,7 @@ pub struct OpenKeys {
     pub tensor_shards: bool,
     /// `train.reduction`; changes the numbers.
     pub reduction: bool,
-    /// The most bytes of a worker.
+    /// The most bytes of a worker's tensors.
     pub memory: Option<u64>,
     /// The most tensor ranks.
     pub max_tensor: Option<u32>,

@@ -82,6 +82,13 @@ impl GgufArchitecture {
             Some(factors) => llama3(factors, theta, head_dim)?,
         };
         let has = |tensor: &str| tensors.contains_key(tensor);
+        let qk_norm = has("blk.0.attn_q_norm.weight");
+        if qk_norm && paired {
+            // Nothing says whether the weights of such norms lie in pairs too.
+            return Err(format!(
+                "a model of the kind `{name}` has no norms of query heads (blk.0.attn_q_norm.weight)"
+            ));
+        }
         let layers = need("block_count", &limits::LAYERS)?;
         let ffn = need("feed_forward_length", &limits::FFN)?;
         let plain = ModelSpec::llama(layers, dim, heads, kv_heads, ffn, vocab);
@@ -92,7 +99,7 @@ impl GgufArchitecture {
             positions: Positions::Rope { theta, scaling },
             norm: NormSpec {
                 eps: eps.ok_or_else(|| format!("{} is missing", key("attention.layer_norm_rms_epsilon")))?,
-                qk_norm: has("blk.0.attn_q_norm.weight"),
+                qk_norm,
                 ..plain.norm
             },
             biases: Biases {

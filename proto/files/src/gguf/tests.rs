@@ -363,6 +363,9 @@ fn biases_are_read_and_rotated_back() {
             *value = Key::Text("qwen3".to_owned());
         }
     }
+    // Of a kind whose rows lie in pairs nothing says how these lie.
+    let paired = biased.with_vector("blk.0.attn_q_norm.weight", &number(1, 8)).refused();
+    assert!(paired.contains("no norms of query heads"), "{paired}");
     let queries = qwen3.with_vector("blk.0.attn_q_norm.weight", &number(1, 8));
     let refused = queries.refused();
     assert!(refused.contains("blk.0.attn_k_norm.weight"), "{refused}");
